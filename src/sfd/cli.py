@@ -1,0 +1,55 @@
+"""The command ``sfd``. Heavy imports happen inside the commands, so that ``sfd --help`` is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfd.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Semantic-First Diffusion: params, verification, tracking. The pipeline itself is run by `dvc repro`.")
+
+ParamsFile = Annotated[Path, typer.Option("--file", help="The params file to read.")]
+
+
+@app.command()
+def params(
+    file: ParamsFile = Path("params.yaml"),
+    describe: Annotated[bool, typer.Option("--describe", help="Print the table of all options instead.")] = False,
+) -> None:
+    """Check params.yaml and print the resolved configuration."""
+    from sfd.params import describe_params, dump_params, load_params
+
+    typer.echo(describe_params() if describe else dump_params(load_params(file)).rstrip())
+
+
+@app.command()
+def verify(
+    stems: Annotated[list[Path], typer.Argument(help="Vectors: STEM.json and STEM.safetensors, named without the ending.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Recompute recorded numbers of the published implementation; exit 1 if any differs."""
+    from sfd import verify as verification
+
+    results = {str(stem): verification.verify(stem) for stem in stems}
+    typer.echo(verification.as_json(results) if as_json else verification.report(results))
+    if not all(check.ok for checks in results.values() for check in checks.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def sync() -> None:
+    """Deliver to MLflow what the stages recorded while its server was away."""
+    from sfd.tracking import journal_folder, sync, tracking_uri
+
+    typer.echo(f"{sync(journal_folder())} records delivered to {tracking_uri()}")
+
+
+def main() -> None:
+    """Entry point: a mistake of the user ends in one line and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,43 @@
+"""Guidance: ``guided = weak + scale * (strong - weak)``, apart for texture and semantics."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfd.diffusion.loss import per_part
+
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``velocity(x, t_tex, t_sem)``: composite ``(B, C, H, W)`` and times ``(B,)`` to the velocity ``(B, C, H, W)``."""
+
+
+@dataclass(frozen=True)
+class GuidanceScales:
+    """Scales (1: unguided) and interval starts; a part is unguided while its own t is below its start."""
+
+    texture: float = 1.0
+    semantic: float = 1.0
+    start_texture: float = 0.0
+    start_semantic: float = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether any part is guided at all."""
+        return self.texture != 1.0 or self.semantic != 1.0
+
+
+def guided_velocity(strong: Velocity, weak: Velocity, scales: GuidanceScales, semantic_channels: int) -> Velocity:
+    """Classifier-free guidance if ``weak`` is the null class, AutoGuidance (arXiv 2406.02507) if it is a weaker model."""
+
+    def velocity(x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
+        scale_tex = torch.where(t_tex >= scales.start_texture, scales.texture, 1.0)
+        scale_sem = torch.where(t_sem >= scales.start_semantic, scales.semantic, 1.0)
+        strong_velocity = strong(x, t_tex, t_sem)
+        if bool(((scale_tex == 1.0) & (scale_sem == 1.0)).all()):
+            return strong_velocity
+        weak_velocity = weak(x, t_tex, t_sem)
+        scale = per_part(scale_tex, scale_sem, x.shape[1], semantic_channels)
+        return weak_velocity + scale * (strong_velocity - weak_velocity)
+
+    return velocity if scales.active else strong

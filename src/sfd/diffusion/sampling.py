@@ -1,0 +1,86 @@
+"""Samplers: integrate the velocity along a schedule from noise (u = 0) to data (u = 1)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sfd.diffusion.guidance import Velocity
+from sfd.diffusion.loss import per_part
+from sfd.diffusion.schedule import Schedule, shift_progress
+
+Method = Literal["euler", "heun", "dopri5"]
+Rule = Literal["exact", "published"]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to integrate.
+
+    ``rule="exact"`` advances each part by exactly ``t_part(u_next) - t_part(u)``. ``"published"`` is the publication's rule:
+    a part moves for the whole step if it moves at the step's left end, so it overshoots where a step straddles a border.
+    ``num_steps`` is the number of steps of euler and heun; dopri5 chooses its own within ``atol`` and ``rtol``.
+    """
+
+    method: Method = "euler"
+    num_steps: int = 50
+    rule: Rule = "exact"
+    timestep_shift: float = 0.0
+    atol: float = 1e-6
+    rtol: float = 1e-3
+
+    def progress(self, schedule: Schedule) -> Tensor:
+        """The ``num_steps + 1`` values of u that bound the steps, float64."""
+        if self.rule == "published":
+            # All in float32 on the axis [0, duration], as published, so that ties at a border fall the same way.
+            duration = schedule.duration
+            shifted = shift_progress(torch.linspace(0.0, duration, self.num_steps + 1) / duration, self.timestep_shift)
+            return (shifted * duration).double() / duration
+        return shift_progress(torch.linspace(0.0, 1.0, self.num_steps + 1, dtype=torch.float64), self.timestep_shift)
+
+    @torch.no_grad()
+    def __call__(self, velocity: Velocity, noise: Tensor, schedule: Schedule, semantic_channels: int) -> Tensor:
+        """Carries ``noise`` ``(B, C, H, W)`` to data of the same shape."""
+        if self.method == "dopri5":
+            return self._adaptive(velocity, noise, schedule, semantic_channels)
+        u = self.progress(schedule)
+        t_tex, t_sem = schedule.times(u)
+        if self.rule == "exact":
+            step_tex, step_sem = t_tex.diff(), t_sem.diff()
+        else:
+            speed_tex, speed_sem = schedule.speeds(u[:-1])
+            step_tex, step_sem = speed_tex * u.diff(), speed_sem * u.diff()
+        x = noise
+        for n in range(self.num_steps):
+            step = self._per_image(step_tex[n], step_sem[n], x)
+            dx = per_part(*step, x.shape[1], semantic_channels)
+            v = velocity(x, *self._per_image(t_tex[n], t_sem[n], x))
+            if self.method == "heun":
+                v_end = velocity(x + dx * v, *self._per_image(t_tex[n + 1], t_sem[n + 1], x))
+                v = 0.5 * (v + v_end)
+            x = x + dx * v
+        return x
+
+    @staticmethod
+    def _per_image(tex: Tensor, sem: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return tex.to(x).expand(x.shape[0]), sem.to(x).expand(x.shape[0])
+
+    def _adaptive(self, velocity: Velocity, noise: Tensor, schedule: Schedule, semantic_channels: int) -> Tensor:
+        """dopri5 of torchdiffeq. The exact rule integrates each phase by itself, so that no step meets a jump of a speed."""
+        from torchdiffeq import odeint
+
+        inner = schedule.borders if self.rule == "exact" else ()
+        bounds = [0.0, *inner, 1.0]
+        x = noise
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+            margin = 1e-6 * (end - start) if self.rule == "exact" else 0.0
+
+            def drift(u: Tensor, x: Tensor, low: float = start + margin, high: float = end - margin) -> Tensor:
+                u = u.double()
+                speed = per_part(*self._per_image(*schedule.speeds(u.clamp(low, high)), x), x.shape[1], semantic_channels)
+                return speed * velocity(x, *self._per_image(*schedule.times(u), x))
+
+            span = torch.tensor([start, end], dtype=torch.float64, device=noise.device)
+            x = odeint(drift, x, span, method="dopri5", atol=self.atol, rtol=self.rtol)[-1]
+        return x

@@ -1,0 +1,1 @@
+"""Frozen networks: vision encoder, texture VAE, judge."""

@@ -1,0 +1,1 @@
+"""Network architectures. Imports torch and nothing else."""

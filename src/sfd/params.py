@@ -1,0 +1,366 @@
+"""Every option of the platform, declared once: name, type, limits, unit and meaning.
+
+``params.yaml`` is read into :class:`Params`; the CLI, the DVC stages and MLflow's logged parameters all read it from here.
+Defaults are the paper's values (arXiv 2512.04926) where it has one; a field without a default must be written out.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from sfd.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(ge=1.0, le=20.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and a key that is not declared is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataParams(Section):
+    """Images in (stage ``prepare``)."""
+
+    source: Literal["digits", "folder"] = Field(description="`digits`: built in; `folder`: class subfolders under `data.root`")
+    root: str = Field("images", min_length=1, description="folder of class subfolders; read only when `source` is `folder`")
+    image_size: int = Field(256, ge=8, le=1024, description="side of the square images, pixels")
+    mirror: bool = Field(True, description="whether a left-right mirrored image is still a valid image of its class")
+    holdout_fraction: float = Field(
+        0.2, gt=0.0, lt=1.0, description="share of every class that is kept from training and used as evaluation reference"
+    )
+    max_rejected_fraction: Fraction = Field(0.01, description="stop when a larger share of the files is refused")
+    max_pixels: Positive = Field(100_000_000, description="refuse larger images (decompression bombs), pixels")
+    duplicates: Literal["error", "drop"] = Field(
+        "error", description="same content in both splits: `error` stops, `drop` keeps the first file and lists the others as refused"
+    )
+
+
+class TrainingParams(Section):
+    """One training of one network."""
+
+    num_steps: Positive = Field(description="optimizer steps")
+    batch_size: Positive = Field(256, description="images per optimizer step, over all processes")
+    learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="peak learning rate of AdamW")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the warm-up; `cosine` ends at zero")
+    beta2: float = Field(0.999, gt=0.0, lt=1.0, description="second-moment decay of AdamW (the first is 0.9)")
+    weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay of AdamW")
+    ema_decay: float = Field(0.9999, ge=0.0, lt=1.0, description="decay of the averaged weights per step; 0: no averaging")
+    max_grad_norm: float | None = Field(None, gt=0.0, description="clip the gradient norm; null: no clipping")
+    accumulation_steps: Positive = Field(1, description="micro-batches per optimizer step")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 on GPU, fp32 on CPU")
+    compile: bool = Field(False, description="torch.compile the network (needs a C++ compiler on CPU)")
+    checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
+    log_every: Positive = Field(50, description="steps between logged averages of the losses")
+    num_workers: int = Field(0, ge=0, description="processes that read batches ahead; 0: the training process reads")
+
+
+class EncoderParams(Section):
+    """The frozen vision encoder whose patch features carry meaning."""
+
+    source: Literal["pretrained", "file", "train"] = Field(description="timm weights by name, timm weights in a file, or train a small ViT on class labels")
+    name: str = Field("vit_base_patch14_reg4_dinov2.lvd142m", description="timm model (`pretrained` and `file`)")
+    file: str | None = Field(None, description="weights file for `file` (.safetensors, or .pth without pickled objects)")
+    input_size: int = Field(224, ge=8, le=1024, description="side of the encoder's input, pixels; images are resized bicubically")
+    patch_size: Positive = Field(14, description="side of one patch, pixels (`train`; else checked against the model)")
+    width: Positive = Field(768, description="channels of the ViT (`train`)")
+    depth: Positive = Field(12, description="blocks of the ViT (`train`)")
+    num_heads: Positive = Field(12, description="attention heads of the ViT (`train`)")
+    training: TrainingParams | None = Field(None, description="needed by `train`")
+
+
+class TextureVaeParams(Section):
+    """The frozen autoencoder that makes texture latents and decodes them to pixels."""
+
+    source: Literal["pretrained", "file", "train"] = Field(description="diffusers AutoencoderKL by name, from a folder, or train a small one")
+    name: str | None = Field(None, description="hub name (`pretrained`)")
+    file: str | None = Field(None, description="folder in diffusers layout (config.json, *.safetensors) for `file`")
+    channels: tuple[Positive, ...] = Field((128, 128, 256, 256, 512), description="width of each resolution, halved from one to the next (`train`)")
+    layers_per_block: Positive = Field(2, description="residual layers per resolution (`train`)")
+    latent_channels: Positive = Field(32, description="channels of the texture latent (`train`)")
+    kl_weight: float = Field(1e-6, ge=0.0, description="weight of the KL term (`train`)")
+    training: TrainingParams | None = Field(None, description="needed by `train`")
+
+
+class JudgeParams(Section):
+    """The network whose features score samples. Never the encoder."""
+
+    source: Literal["pretrained", "file", "train"] = Field(description="Inception-v3 through torch-fidelity, its weights in a file, or train a small ResNet on class labels")
+    name: str = Field(description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`")
+    file: str | None = Field(None, description="weights file of Inception-v3 for `file` (torch-fidelity's .pth)")
+    channels: tuple[Positive, ...] = Field((16, 32, 64, 64), min_length=4, max_length=4, description="width of each ResNet stage (`train`); the last is the number of features")
+    training: TrainingParams | None = Field(None, description="needed by `train`")
+
+
+class FeaturesParams(Section):
+    """Patch features for the training of the semantic VAE."""
+
+    max_images: Positive = Field(10_000, description="training images whose features are stored (a cap; ImageNet whole would be 0.5 TB)")
+    shard_size: Positive = Field(1000, description="images per file")
+    batch_size: Positive = Field(100, description="images per encoder call")
+
+
+class SemanticVaeParams(Section):
+    """The semantic VAE: tokens in, tokens out."""
+
+    latent_channels: Positive = Field(16, description="channels of the semantic latent (C_sem)")
+    width: Positive = Field(768, description="width of the transformer")
+    depth: Positive = Field(4, description="blocks of the encoder, and of the decoder")
+    num_heads: Positive = Field(12, description="attention heads")
+    kl_weight: float = Field(1e-7, ge=0.0, description="weight of the KL term")
+    training: TrainingParams
+
+
+class LatentsParams(Section):
+    """Composite latents: the training set of diffusion."""
+
+    shard_size: Positive = Field(10_000, description="images per file")
+    batch_size: Positive = Field(50, description="images per encoder call")
+    statistics_images: Positive = Field(10_000, description="images that channel means and standard deviations are taken from")
+
+
+class ScheduleParams(Section):
+    """How the two parts move from noise to data."""
+
+    kind: Literal["offset", "sync"] = Field("offset", description="`offset`: semantics lead by tau; `sync`: ordinary diffusion with one time")
+    tau: float = Field(0.3, ge=0.0, le=1.0, description="temporal offset by which semantics lead (unused by `sync`)")
+
+
+ModelSize = Literal["tiny", "S", "B", "L", "XL", "1p0B", "1p6B"]
+
+
+class ModelParams(Section):
+    """The backbone, a LightningDiT."""
+
+    size: ModelSize = Field(description="width x depth x heads: tiny 128x6x4, S 384x12x6, B 768x12x12, L 1024x24x16, XL 1152x28x16, 1p0B 1536x24x24, 1p6B 1792x28x28")
+    patch_size: Literal[1, 2] = Field(1, description="side of one token, latent positions")
+    use_rmsnorm: bool = Field(True, description="RMSNorm; else LayerNorm without parameters")
+    use_qknorm: bool = Field(True, description="normalise queries and keys")
+    use_swiglu: bool = Field(True, description="SwiGLU; else GELU")
+    use_rope: bool = Field(True, description="2D rotary embedding on queries and keys")
+    use_shift: bool = Field(True, description="adaLN with shift")
+    class_dropout: Fraction = Field(0.1, description="share of images trained with the null class")
+
+
+class LossParams(Section):
+    """The three independent terms of the loss; a weight of 0 turns a term off."""
+
+    velocity_weight: float = Field(1.0, ge=0.0, description="weight of the squared velocity error")
+    semantic_weight: float = Field(2.0, ge=0.0, description="weight of semantic channels within the squared velocity error")
+    cosine_weight: float = Field(1.0, ge=0.0, description="weight of 1 - cosine(prediction, target)")
+    repa_weight: float = Field(1.0, ge=0.0, description="weight of the alignment with the encoder's features")
+    repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")
+    repa_width: Positive = Field(2048, description="hidden width of the alignment's projector")
+    time_mean: float = Field(0.0, ge=-5.0, le=5.0, description="mean of the logit-normal progress")
+    time_std: float = Field(1.0, gt=0.0, le=5.0, description="standard deviation of the logit-normal progress")
+
+
+class DiffusionParams(Section):
+    """Training of the diffusion model."""
+
+    model: ModelParams
+    loss: LossParams
+    training: TrainingParams
+    grid_every: Positive = Field(10_000, description="steps between sample grids")
+    grid_images: Positive = Field(32, description="images in a sample grid")
+
+
+class GuidanceParams(Section):
+    """``guided = weak + scale * (strong - weak)``, apart for texture and semantics."""
+
+    kind: Literal["none", "cfg", "autoguidance"] = Field("none", description="weak velocity: the null class (`cfg`) or a weaker model (`autoguidance`)")
+    weak_model: str | None = Field(None, description="folder of the weaker model (config.json, model.safetensors) for `autoguidance`")
+    scale_texture: Scale = Field(1.0, description="scale on texture channels; 1: unguided")
+    scale_semantic: Scale = Field(1.0, description="scale on semantic channels; 1: unguided")
+    start_texture: Fraction = Field(0.0, description="texture is unguided while its own t is below this")
+    start_semantic: Fraction = Field(0.0, description="semantics are unguided while their own t is below this")
+
+
+class SampleParams(Section):
+    """Generation from the trained model."""
+
+    num_images: Positive = Field(50_000, description="images, classes balanced")
+    batch_size: Positive = Field(250, description="images per sampler call")
+    sampler: Literal["euler", "heun", "dopri5"] = Field("dopri5", description="solver; dopri5 is adaptive (atol 1e-6, rtol 1e-3)")
+    num_steps: Positive = Field(50, description="steps of euler and heun (dopri5 chooses its own)")
+    rule: Literal["exact", "published"] = Field("exact", description="`exact` increments of each part, or the publication's left-end rule")
+    timestep_shift: float = Field(0.0, ge=0.0, le=10.0, description="s maps progress v to s*v / (1 + (s-1)*v); 0: off")
+    guidance: GuidanceParams
+
+
+class EvaluateParams(Section):
+    """Scores of the samples against held-out images."""
+
+    batch_size: Positive = Field(100, description="images per judge call")
+    neighbours: Positive = Field(3, description="k of precision and recall (k-th nearest neighbour)")
+    kid_subsets: Positive = Field(100, description="subsets that KID averages over")
+    kid_subset_size: Positive = Field(1000, description="images per subset (at most the number of images)")
+
+
+class RegisterParams(Section):
+    """The MLflow model registry."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/:]+$", description="registered model")
+    alias: str = Field("candidate", pattern=r"^[a-zA-Z][\w-]*$", description="alias that the new version gets")
+
+
+class TrackingParams(Section):
+    """MLflow. ``MLFLOW_TRACKING_URI`` overrides the store."""
+
+    experiment: str = Field("sfd", min_length=1, description="MLflow experiment of all stages")
+    required: bool = Field(False, description="a stage ends non-zero when its records could not be delivered")
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    seed: int = Field(0, ge=0, description="every random draw derives from it")
+    data: DataParams
+    encoder: EncoderParams
+    texture_vae: TextureVaeParams
+    judge: JudgeParams
+    features: FeaturesParams
+    semantic_vae: SemanticVaeParams
+    latents: LatentsParams
+    schedule: ScheduleParams
+    diffusion: DiffusionParams
+    sample: SampleParams
+    evaluate: EvaluateParams
+    register_: RegisterParams = Field(alias="register", description="")
+    tracking: TrackingParams
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> "Params":
+        for name in ("encoder", "texture_vae", "judge"):
+            _check_frozen_network(name, getattr(self, name))
+        if self.encoder.input_size % self.encoder.patch_size:
+            raise ValueError(f"encoder.input_size {self.encoder.input_size} must be a multiple of encoder.patch_size {self.encoder.patch_size}")
+        if self.texture_vae.source == "train":
+            factor = 2 ** (len(self.texture_vae.channels) - 1)
+            grid = self.data.image_size / factor
+            if grid != self.encoder.input_size / self.encoder.patch_size:
+                raise ValueError(
+                    f"texture and semantic latents must share one grid: data.image_size {self.data.image_size} / {factor} = {grid:g}, but "
+                    f"encoder.input_size / encoder.patch_size = {self.encoder.input_size // self.encoder.patch_size}; change one of them"
+                )
+        guidance = self.sample.guidance
+        if (guidance.kind == "autoguidance") != (guidance.weak_model is not None):
+            raise ValueError("sample.guidance.weak_model is needed by kind `autoguidance`, and by no other kind")
+        if self.judge.source == "pretrained" and self.judge.name != "inception":
+            raise ValueError(f"judge.name is {self.judge.name!r}, but the pretrained judge is Inception-v3: call it `inception`")
+        if self.judge.source == "train" and self.judge.name == "inception":
+            raise ValueError("judge.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name")
+        return self
+
+
+def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams | JudgeParams) -> None:
+    if section.source == "file" and section.file is None:
+        raise ValueError(f"{name}.source is `file`, so {name}.file must name the weights")
+    if section.source == "train" and section.training is None:
+        raise ValueError(f"{name}.source is `train`, so {name}.training must be given")
+    if section.source == "pretrained" and section.name is None:
+        raise ValueError(f"{name}.source is `pretrained`, so {name}.name must be given")
+
+
+def load_params(path: Path) -> Params:
+    """Reads and checks a params file.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown or missing, or a value breaks its rule.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run in the project's folder, or copy a file from presets/ there") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return parse_params(raw, str(path))
+
+
+def parse_params(raw: object, origin: str = "params") -> Params:
+    """Checks an already parsed mapping; ``origin`` is named in errors. Raises :class:`UserError` as :func:`load_params` does."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{origin} must be a mapping of sections, but is {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("; ".join(f"{origin}: {_describe(dict(item))}" for item in error.errors()[:5])) from None
+
+
+def _describe(item: dict[str, Any]) -> str:
+    """One line for one pydantic error: the key, the value, the rule, the nearest valid key."""
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _keys_beside(location)
+        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+        return f"unknown key `{key}` (value {item['input']!r}); nearest valid key: `{'.'.join([*location[:-1], *nearest])}`"
+    if item["type"] == "missing":
+        return f"key `{key}` is missing and has no default"
+    if not key:
+        return str(item["msg"]).removeprefix("Value error, ")
+    return f"`{key}` is {item['input']!r}, but: {item['msg']}"
+
+
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    """The section class that a field holds, also within ``Section | None``; None for a plain value."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    section: type[Section] = Params
+    for part in location[:-1]:
+        fields = {field.alias or name: field for name, field in section.model_fields.items()}
+        section = _section_of(fields[part]) or section
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def describe_params() -> str:
+    """The table of all options as Markdown: key, type and limits, default, meaning."""
+    rows = ["| option | type | default | meaning |", "|---|---|---|---|"]
+    _describe_section(Params, "", rows)
+    return "\n".join(rows)
+
+
+def _describe_section(section: type[Section], prefix: str, rows: list[str]) -> None:
+    for name, field in section.model_fields.items():
+        key = prefix + (field.alias or name)
+        inner = _section_of(field)
+        if inner is not None:
+            _describe_section(inner, key + ".", rows)
+            continue
+        default = "required" if field.is_required() else f"`{_as_yaml(field.get_default())}`"
+        rows.append(f"| `{key}` | {_type_text(field)} | {default} | {field.description} |")
+
+
+def _as_yaml(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_as_yaml(item) for item in value) + "]"
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+
+
+def _type_text(field: FieldInfo) -> str:
+    options = get_args(field.annotation)
+    if options and all(isinstance(option, str | int) for option in options):
+        return " or ".join(f"`{option}`" for option in options)
+    base = getattr(field.annotation, "__name__", str(field.annotation))
+    if options:
+        base = "list of int" if base.startswith("tuple") else str(field.annotation).replace("None", "null").replace(" | ", " or ")
+    limits = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{sign} {getattr(rule, attr):g}" for rule in field.metadata for attr, sign in limits.items() if hasattr(rule, attr)]
+    return ", ".join([base, *bounds])
+
+
+def dump_params(params: Params) -> str:
+    """The resolved configuration as YAML, in the order of declaration."""
+    return yaml.safe_dump(params.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)

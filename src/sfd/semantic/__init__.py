@@ -1,0 +1,1 @@
+"""The semantic VAE: encoder features to compact semantic latents."""

@@ -1,0 +1,91 @@
+"""Semantic VAE (arXiv 2512.04926): a Gaussian a token over frozen encoder features. Parameter names as published."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, mse_loss
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class SemVaeConfig:
+    """Widths of one SemVAE: ``input_dim`` encoder features in, ``latent_dim`` channels a token between."""
+
+    input_dim: int
+    hidden_dim: int
+    heads: int
+    blocks: int
+    latent_dim: int
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian a token: ``mean`` and ``logvar`` ``(B, N, latent_dim)``."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """``mean + std * noise`` for standard normal ``noise`` of the same shape."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+    def kl(self) -> Tensor:
+        """KL to the standard normal, summed over tokens and channels, per image ``(B,)``."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).sum(dim=(1, 2))
+
+
+class SemVaeBlock(nn.Module):
+    """Pre-norm transformer block; no position embedding, since the encoder's features carry position."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, N, width)`` -> ``(B, N, width)``."""
+        normed = self.norm1(x)
+        x = x + self.attn(normed, normed, normed, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class SemVae(nn.Module):
+    """Tokens ``(B, N, input_dim)`` in, tokens out."""
+
+    def __init__(self, config: SemVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _half(config, config.input_dim, 2 * config.latent_dim)
+        self.decoder = _half(config, config.latent_dim, config.input_dim)
+
+    def encode(self, features: Tensor) -> Posterior:
+        """Features ``(B, N, input_dim)`` to a posterior; the log-variance is clamped to [-30, 20]."""
+        mean, logvar = self.encoder(features).chunk(2, dim=-1)
+        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent ``(B, N, latent_dim)`` to features ``(B, N, input_dim)``."""
+        return self.decoder(latent)
+
+    def losses(self, features: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The three terms, batch means: ``mse``, ``cosine`` (1 - cosine per token along channels) and ``kl`` per image."""
+        posterior = self.encode(features)
+        reconstruction = self.decode(posterior.sample(noise))
+        return {
+            "mse": mse_loss(reconstruction, features),
+            "cosine": (1.0 - cosine_similarity(reconstruction, features, dim=-1)).mean(),
+            "kl": posterior.kl().mean(),
+        }
+
+    def forward(self, features: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """:meth:`losses`, so that wrappers which hook ``forward`` (data parallel, compile) see the training step."""
+        return self.losses(features, noise)
+
+
+def _half(config: SemVaeConfig, in_dim: int, out_dim: int) -> nn.Sequential:
+    blocks = [SemVaeBlock(config.hidden_dim, config.heads) for _ in range(config.blocks)]
+    return nn.Sequential(nn.Linear(in_dim, config.hidden_dim), *blocks, nn.LayerNorm(config.hidden_dim), nn.Linear(config.hidden_dim, out_dim))

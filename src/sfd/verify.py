@@ -1,0 +1,211 @@
+"""Recomputes recorded numbers (``STEM.json`` + ``STEM.safetensors``) with this implementation."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sfd.diffusion.guidance import GuidanceScales, guided_velocity
+from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
+from sfd.diffusion.sampling import Sampler
+from sfd.diffusion.schedule import OffsetSchedule
+from sfd.encoders.ldm import autoencoder_from_ldm
+from sfd.errors import UserError
+from sfd.models.lightningdit import LightningDiT
+from sfd.models.published import config_from_published
+from sfd.semantic.semvae import SemVae, SemVaeConfig
+
+SINGLE, TRAJECTORY, ADAPTIVE = 1e-5, 1e-4, 5e-2
+"""Tolerances in float32: one evaluation, a fixed-step trajectory, dopri5 (adaptive over a discontinuous right-hand side)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Largest absolute error of one quantity, and the tolerance that it has to keep."""
+
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """False for NaN as well."""
+        return self.error <= self.tolerance
+
+
+Vector = dict[str, Tensor]
+Results = dict[str, Check]
+
+
+def verify(stem: Path) -> Results:
+    """Recomputes every quantity of one vector.
+
+    Raises:
+        UserError: a file is missing or unreadable, the kind is not known, or the weights do not fit the configuration.
+    """
+    config, tensors = _read(stem)
+    kinds: dict[str, Callable[[dict[str, Any], Vector], Results]] = {
+        "model": _verify_lightningdit,
+        "hidden_dim": _verify_semvae,
+        "channel_multipliers": _verify_texture_vae,
+    }
+    for key, check in kinds.items():
+        if key in config:
+            try:
+                with torch.no_grad():
+                    return check(config, tensors)
+            except (KeyError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"{stem}: the configuration and the tensors do not fit each other: {reason}") from error
+    raise UserError(f"{stem}.json is no vector that is known here: it needs one of the keys {', '.join(kinds)}")
+
+
+def _read(stem: Path) -> tuple[dict[str, Any], Vector]:
+    files = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".safetensors")
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} does not exist; a vector is named by its stem, without the ending, and has both files")
+    try:
+        config = json.loads(files[0].read_text(encoding="utf-8"))
+        tensors = load_file(files[1])
+    except Exception as error:
+        raise UserError(f"{stem}: cannot be read ({' '.join(str(error).split())}); copy the two files again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{files[0]} must hold a JSON object, but holds {type(config).__name__}")
+    return config, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _part(tensors: Vector, prefix: str) -> Vector:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _compare(actual: dict[str, Tensor], tensors: Vector, tolerance: float = SINGLE) -> Results:
+    """Largest absolute errors. KL is a sum over thousands of terms, so its tolerance grows with its size."""
+    results = {}
+    for name, value in actual.items():
+        expected = tensors[name]
+        if value.shape != expected.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)} here, but {tuple(expected.shape)} in the file")
+        scale = max(1.0, float(expected.abs().max())) if name == "kl" else 1.0
+        results[name] = Check(float((value - expected).abs().max()), tolerance * scale)
+    return results
+
+
+def _build(published: dict[str, Any], state: Vector) -> tuple[LightningDiT, Results]:
+    """A model with the recorded weights, and how far its own fixed tables are from the recorded ones."""
+    model = LightningDiT(config_from_published(published))
+    fixed = {name: value.detach().clone() for name, value in model.state_dict().items() if "feat_rope" in name or name == "pos_embed"}
+    model.load_state_dict(state, strict=True)
+    return model.eval(), _compare(fixed, state)
+
+
+def _verify_lightningdit(config: dict[str, Any], tensors: Vector) -> Results:
+    published = config["model"]
+    model, results = _build(published, _part(tensors, "state."))
+    schedule = OffsetSchedule(float(published.get("semfirst_delta_t", 0.0)))
+    if "t" in tensors:
+        results |= _verify_training(model, schedule, tensors)
+    weak = model
+    if "guide_model" in config:
+        weak, tables = _build(config["guide_model"], _part(tensors, "guide."))
+        results |= {f"guide.{name}": check for name, check in tables.items()}
+    for name, run in config.get("runs", {}).items():
+        results |= _verify_run(model, weak, name, run, tensors)
+    return results
+
+
+def _verify_training(model: LightningDiT, schedule: OffsetSchedule, tensors: Vector) -> Results:
+    """Schedule, interpolation, forward pass and loss terms. Recorded ``t`` is progress where there is an offset."""
+    semantic_channels = model.config.semantic_channels
+    t_tex, t_sem = schedule.times(tensors["t"])
+    xt = interpolate(tensors["x0"], tensors["x1"], t_tex, t_sem, semantic_channels)
+    projects = "repa_projection" in tensors or "loss_repa" in tensors
+    output = model(xt, t_tex, t_sem, tensors["y"], with_projection=projects)
+    target = tensors["x1"] - tensors["x0"]
+    weight = 2.0 if semantic_channels else 1.0
+    actual = {
+        "t_tex": t_tex,
+        "t_sem": t_sem,
+        "xt": xt,
+        "velocity": output.velocity,
+        "loss_velocity_mse": velocity_loss(output.velocity, target, semantic_channels, weight),
+        "loss_cosine": cosine_loss(output.velocity, target),
+    }
+    if output.projection is not None:
+        actual["repa_projection"] = output.projection
+        if "features" in tensors:
+            actual["loss_repa"] = repa_loss(output.projection, tensors["features"].flatten(2).transpose(1, 2))
+    return _compare({name: value for name, value in actual.items() if name in tensors}, tensors)
+
+
+def _verify_run(model: LightningDiT, weak: LightningDiT, name: str, run: dict[str, Any], tensors: Vector) -> Results:
+    """One recorded trajectory, by the published rule."""
+    y = tensors["sample_y"]
+    weak_y = torch.full_like(y, model.config.null_class) if "cfg_scale" in run else y
+    weak_model = model if "cfg_scale" in run else weak
+    scales = _scales(run)
+    semantic_channels = model.config.semantic_channels
+    velocity = guided_velocity(partial(_velocity, model, y), partial(_velocity, weak_model, weak_y), scales, semantic_channels)
+    method = run["method"]
+    sampler = Sampler(method, int(run["time_points"]) - 1, "published", float(run.get("timestep_shift", 0.0)))
+    sample = sampler(velocity, tensors["noise"], OffsetSchedule(float(run.get("delta_t", 0.0))), semantic_channels)
+    return _compare({name: sample}, tensors, ADAPTIVE if method == "dopri5" else TRAJECTORY)
+
+
+def _velocity(model: LightningDiT, y: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
+    velocity: Tensor = model(x, t_tex, t_sem, y).velocity
+    return velocity
+
+
+
+def _scales(run: dict[str, Any]) -> GuidanceScales:
+    """``interval_mode`` says which parts have an interval; the others are guided from the start."""
+    start, mode = float(run.get("interval_start", 0.0)), run.get("interval_mode", "both")
+    return GuidanceScales(
+        texture=float(run.get("cfg_scale", run.get("scale_tex", 1.0))),
+        semantic=float(run.get("cfg_scale", run.get("scale_sem", 1.0))),
+        start_texture=start if mode in ("both", "tex") else 0.0,
+        start_semantic=start if mode in ("both", "sem") else 0.0,
+    )
+
+
+def _verify_semvae(config: dict[str, Any], tensors: Vector) -> Results:
+    names = ("input_dim", "hidden_dim", "heads", "blocks", "latent_dim")
+    model = SemVae(SemVaeConfig(**{name: int(config[name]) for name in names}))
+    model.load_state_dict(_part(tensors, "state."), strict=True)
+    posterior = model.eval().encode(tensors["features"])
+    actual = {"mean": posterior.mean, "logvar": posterior.logvar, "kl": posterior.kl(), "reconstruction_of_mean": model.decode(posterior.mean)}
+    return _compare({name: value for name, value in actual.items() if name in tensors}, tensors)
+
+
+def _verify_texture_vae(_config: dict[str, Any], tensors: Vector) -> Results:
+    """In float64 and decoding the recorded mean: forty convolutions in a row turn float32's rounding into 3e-5 by themselves."""
+    model = autoencoder_from_ldm(_part(tensors, "state.")).double()
+    posterior = model.encode(tensors["images"].double()).latent_dist
+    actual = {"mean": posterior.mean, "logvar": posterior.logvar}
+    if "reconstruction_of_mean" in tensors:
+        actual["reconstruction_of_mean"] = model.decode(tensors["mean"].double()).sample
+    return _compare({name: value for name, value in actual.items() if name in tensors}, tensors)
+
+
+def report(results: dict[str, Results]) -> str:
+    """A table: vector, quantity, largest absolute error, tolerance, pass or fail."""
+    lines = [f"{'vector':<24} {'quantity':<32} {'error':>9} {'tolerance':>9}"]
+    for stem, checks in results.items():
+        for quantity, check in checks.items():
+            lines.append(f"{Path(stem).name:<24} {quantity:<32} {check.error:9.1e} {check.tolerance:9.1e} {'pass' if check.ok else 'FAIL'}")
+    return "\n".join(lines)
+
+
+def as_json(results: dict[str, Results]) -> str:
+    """``{stem: {quantity: {"error": e, "tolerance": t, "ok": bool}}}``."""
+    plain = {
+        stem: {quantity: {"error": check.error, "tolerance": check.tolerance, "ok": check.ok} for quantity, check in checks.items()}
+        for stem, checks in results.items()
+    }
+    return json.dumps(plain, indent=2)
