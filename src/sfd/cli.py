@@ -41,9 +41,9 @@ def verify(
 @app.command()
 def sync() -> None:
     """Deliver to MLflow what the stages recorded while its server was away."""
-    from sfd.tracking import journal_folder, sync, tracking_uri
+    from sfd import tracking
 
-    typer.echo(f"{sync(journal_folder())} records delivered to {tracking_uri()}")
+    typer.echo(f"{tracking.sync()} records delivered to {tracking.tracking_uri()}")
 
 
 def main() -> None:

@@ -124,6 +124,7 @@ class LatentsParams(Section):
     shard_size: Positive = Field(10_000, description="images per file")
     batch_size: Positive = Field(50, description="images per encoder call")
     statistics_images: Positive = Field(10_000, description="images that channel means and standard deviations are taken from")
+    store_features: bool = Field(True, description="keep the encoder's features beside the latents, as REPA needs them (ImageNet: 0.5 TB a mirroring)")
 
 
 class ScheduleParams(Section):
@@ -250,6 +251,8 @@ class Params(Section):
                     f"texture and semantic latents must share one grid: data.image_size {self.data.image_size} / {factor} = {grid:g}, but "
                     f"encoder.input_size / encoder.patch_size = {self.encoder.input_size // self.encoder.patch_size}; change one of them"
                 )
+        if self.diffusion.loss.repa_weight > 0.0 and not self.latents.store_features:
+            raise ValueError("diffusion.loss.repa_weight is above 0, so latents.store_features must be true (or set the weight to 0)")
         guidance = self.sample.guidance
         if (guidance.kind == "autoguidance") != (guidance.weak_model is not None):
             raise ValueError("sample.guidance.weak_model is needed by kind `autoguidance`, and by no other kind")

@@ -1,10 +1,13 @@
 """Semantic VAE (arXiv 2512.04926): a Gaussian a token over frozen encoder features. Parameter names as published."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
+
+from sfd.network_files import load_weights, read_config, save_network
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -89,3 +92,15 @@ class SemVae(nn.Module):
 def _half(config: SemVaeConfig, in_dim: int, out_dim: int) -> nn.Sequential:
     blocks = [SemVaeBlock(config.hidden_dim, config.heads) for _ in range(config.blocks)]
     return nn.Sequential(nn.Linear(in_dim, config.hidden_dim), *blocks, nn.LayerNorm(config.hidden_dim), nn.Linear(config.hidden_dim, out_dim))
+
+
+def save_semvae(folder: Path, network: SemVae) -> None:
+    """Writes ``config.json`` and ``model.safetensors``."""
+    save_network(folder, network, asdict(network.config))
+
+
+def load_semvae(folder: Path) -> SemVae:
+    """Inverse of :func:`save_semvae`, in evaluation mode. Raises :class:`UserError` if files are missing or do not fit."""
+    network = SemVae(SemVaeConfig(**read_config(folder)))
+    load_weights(folder, network)
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,247 @@
+"""Image files in, square RGB pixels out: strict decoding, the ADM centre crop, batches by manifest row."""
+
+import errno
+import hashlib
+import io
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from sfd.errors import UserError
+
+ALLOWED_FORMATS = "PNG, JPEG, WebP, BMP"
+# Beyond this ratio of the sides, the ends are cut off before the centre crop resizes, which bounds its memory.
+MAX_ASPECT = 100
+
+_pillow_limit = threading.Lock()
+
+
+class ImageRefused(Exception):
+    """A file that is not used. The message is a short reason, `kind: detail` or just `kind`, without the path."""
+
+
+def open_rgb(path: Path, max_pixels: int) -> Image.Image:
+    """Decodes the file at ``path``; see :func:`decode_rgb`.
+
+    Raises:
+        ImageRefused: the file cannot be read, or :func:`decode_rgb` refuses it.
+    """
+    with open_regular(path) as file:
+        return decode_rgb(file, max_pixels)
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Opens a regular file for reading.
+
+    Raises:
+        ImageRefused: it is anything else (a pipe, a broken or looping link), is missing or cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageRefused("not a regular file")
+        return path.open("rb")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ImageRefused("symbolic link loop") from None
+        if error.errno == errno.ENOENT and path.is_symlink():
+            raise ImageRefused("broken symbolic link") from None
+        raise ImageRefused(f"unreadable: {error.strerror}") from None
+
+
+def decode_rgb(file: BinaryIO, max_pixels: int) -> Image.Image:
+    """Decodes one image completely and converts it to 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Transparency is composited on white, 16 bits are scaled to 8, and of an animation the first frame is taken.
+
+    Args:
+        file: seekable binary stream; it is read from the start and stays open.
+        max_pixels: limit on width * height, checked from the header before anything is decoded.
+
+    Raises:
+        ImageRefused: empty, truncated, damaged, too large, not an image, or not of format PNG, JPEG, WebP or BMP.
+    """
+    image = _open_header(file, max_pixels)
+    if image.width * image.height > max_pixels:
+        raise ImageRefused(f"too many pixels: {image.width} x {image.height}, at most {max_pixels}")
+    try:
+        image.load()
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            _check_png_end(file)
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every type on damaged data
+        raise ImageRefused(_damage(error)) from error
+
+
+def _open_header(file: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
+    file.seek(0)
+    prefix = file.read(16)
+    if not prefix:
+        raise ImageRefused("empty file")
+    reader = _reader_of(prefix)
+    if reader is WebPImagePlugin.WebPImageFile and file.seek(0, os.SEEK_END) < 8 + int.from_bytes(
+        prefix[4:8], "little"
+    ):
+        raise ImageRefused("truncated")
+    file.seek(0)
+    try:
+        # Not Image.open: it refuses and warns by Pillow's own limit, which is global and not max_pixels.
+        with _pillow_limit_at(max_pixels):
+            return reader(file)
+    except Image.DecompressionBombError:
+        raise ImageRefused(f"too many pixels: at most {max_pixels}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # as in decode_rgb
+        raise ImageRefused(_damage(error)) from error
+
+
+def _reader_of(prefix: bytes) -> type[ImageFile.ImageFile]:
+    """The Pillow class for the first 16 bytes of a file; the file's name plays no part."""
+    if prefix.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImagePlugin.PngImageFile
+    if prefix.startswith(b"\xff\xd8\xff"):
+        return JpegImagePlugin.JpegImageFile
+    if prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    if prefix.startswith(b"BM"):
+        return BmpImagePlugin.BmpImageFile
+    Image.init()
+    for name, (_, accept) in sorted(Image.OPEN.items()):
+        if len(prefix) == 16 and accept is not None and accept(prefix):
+            raise ImageRefused(f"format not allowed: {name}, only {ALLOWED_FORMATS}")
+    raise ImageRefused("not an image")
+
+
+@contextmanager
+def _pillow_limit_at(max_pixels: int) -> Iterator[None]:
+    """Sets Pillow's global pixel limit, which the WebP reader asks, for the length of one header."""
+    with _pillow_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_png_end(file: BinaryIO) -> None:
+    """Pillow accepts a PNG that ends after its last pixel; a whole one has an IEND chunk."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"IEND" and len(file.read(4)) == 4:
+            return
+        file.seek(length + 4, os.SEEK_CUR)
+    raise ImageRefused("truncated")
+
+
+def _damage(error: Exception) -> str:
+    if isinstance(error, ImageRefused):
+        return str(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "truncated" in text.lower() or "requires a buffer of at least" in text:  # the latter: struct, in a header
+        return "truncated"
+    return f"damaged: {text[:100]}"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _grey_16_bits_to_rgb(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_16_bits_to_rgb(image: Image.Image) -> Image.Image:
+    """Scales modes I;16 and I, both with values 0..65535; Pillow's own conversion would clip at 255."""
+    values = np.asarray(image).clip(0, 65535).astype(np.uint32)
+    grey = ((values + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The centre crop of ADM (github.com/openai/guided-diffusion, ``center_crop_arr``).
+
+    Halve with a box filter while the short side is at least twice ``size``, resize bicubically so that it is ``size``,
+    cut out the middle. An image longer than 100 times its short side loses its ends first: ADM would run out of memory.
+
+    Args:
+        image: RGB, any size.
+        size: side of the result, pixels.
+    """
+    short = min(image.size)
+    if max(image.size) > MAX_ASPECT * short:
+        image = _middle(image, min(image.width, MAX_ASPECT * short), min(image.height, MAX_ASPECT * short))
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    return _middle(image, size, size)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return Image.fromarray(np.asarray(image)[top : top + height, left : left + width])
+
+
+def to_tensor_uint8(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Stacks RGB images of one size: uint8 ``(B, 3, H, W)``, values 0..255."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
+
+
+class ManifestImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The images of a manifest as centre crops, read in whole batches.
+
+    With a ``DataLoader``, pass ``collate_fn=lambda batch: batch`` (or any identity): a batch arrives already stacked.
+
+    Args:
+        manifest: rows as :func:`sfd.data.manifest.read_manifest` returns them, or a part of them, in any order.
+        root: folder that the manifest's paths are relative to.
+        size: side of the crops, pixels.
+        max_pixels: as in :func:`decode_rgb`.
+    """
+
+    def __init__(self, manifest: pd.DataFrame, root: Path, size: int, max_pixels: int) -> None:
+        self.root = root
+        self.size = size
+        self.max_pixels = max_pixels
+        self.paths: list[str] = manifest["path"].tolist()
+        self.sha256: list[str] = manifest["sha256"].tolist()
+        self.class_indices = torch.tensor(manifest["class_index"].tolist(), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images uint8 ``(B, 3, size, size)`` and class indices int64 ``(B,)`` of these rows.
+
+        Raises:
+            UserError: a file is not the one any more that ``prepare`` saw.
+        """
+        return to_tensor_uint8([self._crop(index) for index in indices]), self.class_indices[indices]
+
+    def _crop(self, index: int) -> Image.Image:
+        path = self.root / self.paths[index]
+        try:
+            with open_regular(path) as file:
+                data = file.read()
+            if hashlib.sha256(data).hexdigest() != self.sha256[index]:
+                raise ImageRefused("its content is another one")
+            return center_crop(decode_rgb(io.BytesIO(data), self.max_pixels), self.size)
+        except ImageRefused as reason:
+            raise UserError(f"{path} has changed since stage `prepare` ({reason}); rerun `dvc repro`") from None

@@ -1,0 +1,111 @@
+"""Composite latents ``[texture ; semantic]``: written in shards, with statistics; read normalised."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfd.data.shards import Shard, ShardReader, shard_bounds, write_shards
+from sfd.params import LatentsParams
+
+STATISTICS = "statistics.safetensors"
+Encode = Callable[[Tensor, list[int]], tuple[Tensor, Tensor]]
+"""Images uint8 ``(B, 3, S, S)`` and one draw number an image -> composite latent ``(B, C, H, W)`` and features ``(B, N, D)``."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of every channel of the composite, ``(C,)``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def normalise(self, latent: Tensor) -> Tensor:
+        """``(B, C, H, W)`` raw -> mean 0, standard deviation 1 a channel."""
+        return (latent - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def restore(self, latent: Tensor) -> Tensor:
+        """Inverse of :meth:`normalise`."""
+        return latent * self.std[:, None, None] + self.mean[:, None, None]
+
+    def save(self, file: Path) -> None:
+        """Writes safetensors."""
+        save_file({"mean": self.mean, "std": self.std}, file)
+
+    @classmethod
+    def load(cls, file: Path) -> "Statistics":
+        """Inverse of :meth:`save`."""
+        tensors = load_file(file)
+        return cls(tensors["mean"], tensors["std"])
+
+
+def mirrorings(images: Tensor, mirror: bool) -> list[Tensor]:
+    """The images ``(B, C, H, W)``, and mirrored left to right where that is allowed."""
+    return [images, images.flip(-1)] if mirror else [images]
+
+
+def write_latents(
+    folder: Path, fetch: Callable[[list[int]], tuple[Tensor, Tensor]], num_images: int, encode: Encode, params: LatentsParams, mirror: bool, rank: int, world_size: int
+) -> list[tuple[int, int]]:
+    """Latents of all images in fp16 ``(n, mirrorings, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
+
+    ``fetch`` gives images and classes by index. Every draw is numbered by (image, mirroring).
+    """
+    bounds = shard_bounds(num_images, params.shard_size)
+
+    def make(start: int, end: int) -> Shard:
+        latents, features, labels = [], [], []
+        for first in range(start, end, params.batch_size):
+            indices = list(range(first, min(first + params.batch_size, end)))
+            images, classes = fetch(indices)
+            views = enumerate(mirrorings(images, mirror))
+            encoded = [encode(view, [index * 2 + n for index in indices]) for n, view in views]
+            latents.append(torch.stack([latent.half().cpu() for latent, _ in encoded], dim=1))
+            features.append(torch.stack([feature.half().cpu() for _, feature in encoded], dim=1))
+            labels.append(classes)
+        shard = {"latents": torch.cat(latents), "labels": torch.cat(labels)}
+        return shard | ({"features": torch.cat(features)} if params.store_features else {})
+
+    write_shards(folder, bounds, make, rank, world_size)
+    return bounds
+
+
+def channel_statistics(reader: ShardReader, max_images: int) -> Statistics:
+    """Statistics of the first ``max_images`` images, all mirrorings, summed in float64."""
+    total, squares, count = torch.zeros(1), torch.zeros(1), 0
+    for image in range(min(max_images, len(reader))):
+        latent = reader.rows("latents", [image])[0].double()
+        total, squares = total + latent.sum(dim=(0, 2, 3)), squares + latent.square().sum(dim=(0, 2, 3))
+        count += latent.shape[0] * latent.shape[2] * latent.shape[3]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    return Statistics(mean.float(), std.float())
+
+
+class LatentDataset:
+    """Normalised composite latents for training, each mirroring a sample of its own."""
+
+    def __init__(self, folder: Path, with_features: bool) -> None:
+        """Raises :class:`UserError` naming a shard that is missing or damaged."""
+        self.reader = ShardReader(folder)
+        self.statistics = Statistics.load(folder / STATISTICS)
+        self.labels = self.reader.whole("labels")
+        self.with_features = with_features
+        self.num_mirrorings: int = self.reader.index["mirrorings"]
+
+    def __len__(self) -> int:
+        return len(self.reader) * self.num_mirrorings
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        """Latents ``(B, C, H, W)`` float32, classes ``(B,)``, and features ``(B, N, D)`` float32 if they are wanted."""
+        images = [index // self.num_mirrorings for index in indices]
+        latents = self.statistics.normalise(self._pick("latents", images, indices))
+        batch = (latents, self.labels[images])
+        return (*batch, self._pick("features", images, indices)) if self.with_features else batch
+
+    def _pick(self, name: str, images: list[int], indices: list[int]) -> Tensor:
+        rows = self.reader.rows(name, images)
+        return torch.stack([row[index % self.num_mirrorings] for row, index in zip(rows, indices, strict=True)]).float()

@@ -1,0 +1,112 @@
+"""Sharded safetensors: written one rank a shard, each in one rename, resumed, checked by sha256."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sfd.errors import UserError
+
+Shard = dict[str, Tensor]
+
+
+def shard_bounds(num_images: int, shard_size: int) -> list[tuple[int, int]]:
+    """First and past-the-last image of every shard."""
+    return [(start, min(start + shard_size, num_images)) for start in range(0, num_images, shard_size)]
+
+
+def write_shards(folder: Path, bounds: list[tuple[int, int]], make: Callable[[int, int], Shard], rank: int, world_size: int) -> None:
+    """Makes the shards that are not there yet, or whose checksum is wrong; shard k belongs to rank ``k % world_size``.
+
+    A shard depends on its bounds alone, so any number of processes writes the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(rank, len(bounds), world_size):
+        file = folder / shard_name(number)
+        if _is_complete(file):
+            continue
+        temporary = file.with_suffix(".tmp")
+        save_file(make(*bounds[number]), temporary)
+        digest = file_digest(temporary)
+        temporary.replace(file)
+        _checksum_file(file).write_text(digest)
+
+
+def write_index(folder: Path, bounds: list[tuple[int, int]], facts: dict[str, Any]) -> None:
+    """Closes a set of shards: ``index.json`` with every file, its images and its sha256, beside ``facts``."""
+    shards = []
+    for number, (start, end) in enumerate(bounds):
+        file = folder / shard_name(number)
+        shards.append({"file": file.name, "num_images": end - start, "sha256": _checksum_file(file).read_text()})
+        _checksum_file(file).unlink()
+    index = facts | {"num_images": bounds[-1][1], "shards": shards}
+    (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def _checksum_file(file: Path) -> Path:
+    return file.with_suffix(".sha256")
+
+
+def _is_complete(file: Path) -> bool:
+    checksum = _checksum_file(file)
+    return file.is_file() and checksum.is_file() and checksum.read_text() == file_digest(file)
+
+
+def file_digest(file: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class ShardReader:
+    """Reads rows of a closed set of shards, memory-mapped: nothing is loaded but the rows asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises :class:`UserError` if the index is missing, or naming the shard that is missing or damaged."""
+        index_file = folder / "index.json"
+        if not index_file.is_file():
+            raise UserError(f"{index_file} is missing, so these shards are not complete; rerun the stage that writes {folder}")
+        self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
+        self.folder = folder
+        ends = torch.tensor([shard["num_images"] for shard in self.index["shards"]]).cumsum(0)
+        self._ends = ends.tolist()
+        for shard in self.index["shards"]:
+            file = folder / shard["file"]
+            if not file.is_file() or file_digest(file) != shard["sha256"]:
+                raise UserError(f"{file} is missing or damaged (its sha256 is not the one in index.json); rerun the stage that writes {folder}")
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self.index["num_images"])
+
+    def rows(self, name: str, images: list[int]) -> list[Tensor]:
+        """One row a requested image of tensor ``name``."""
+        found = []
+        for image in images:
+            number = int(torch.searchsorted(torch.tensor(self._ends), image, right=True))
+            start = self._ends[number - 1] if number else 0
+            found.append(self._slice(number, name)[image - start])
+        return found
+
+    def whole(self, name: str) -> Tensor:
+        """All rows of a small tensor, such as the labels."""
+        return torch.cat([self._file(number).get_tensor(name) for number in range(len(self._ends))])
+
+    def _file(self, number: int) -> Any:
+        if number not in self._open:
+            self._open[number] = safe_open(self.folder / shard_name(number), framework="pt")
+        return self._open[number]
+
+    def _slice(self, number: int, name: str) -> Any:
+        return self._file(number).get_slice(name)

@@ -1,0 +1,96 @@
+"""Whether samples are copies of training images: distances to the nearest one, in the features of a judge.
+
+Held-out images come from the same source and were never trained on, so the distances from them to their nearest
+training images show how near an honest sample can be by chance.
+
+Limits:
+    The threshold is a low quantile of the held-out distances, which N held-out images resolve no finer than 1/N: with
+    100 of them, the 1 % quantile is about the single smallest distance, and an honest model can be far from 1 %.
+    Copies that differ only in what the judge ignores count as copies; copies that it sees as different (mirrored, say,
+    when the reference has no mirrored training images) do not.
+    Near duplicates between training and held-out images lower the threshold and hide copies; exact ones are refused
+    when they reach the quantile.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sfd.errors import UserError
+
+# Rows and columns of one block of distances: 4,096 squared in float64 takes 134 MB.
+CHUNK = 4_096
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """The outcome of :func:`memorisation`.
+
+    ``threshold`` is a distance in judge features; the fractions are the shares of samples, and of held-out images,
+    below it. ``table`` has one row for every sample, nearest first: ``sample_index``, ``train_index`` (its nearest
+    training image) and ``distance``.
+    """
+
+    threshold: float
+    memorised_fraction: float
+    heldout_fraction: float
+    table: pd.DataFrame
+
+
+def nearest(queries: Tensor, reference: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """The nearest reference row of every query: Euclidean distance (N,) float64 and row index (N,) int64.
+
+    Queries are (N, D), the reference is (M, D), neither empty. Memory is bounded by blocks of ``chunk`` by ``chunk``
+    distances. Among equal reference rows, which one is named is not defined.
+    """
+    found = [_nearest_to_block(block, reference, chunk) for block in torch.split(queries, chunk)]
+    distances, indices = zip(*found, strict=True)
+    return torch.cat(distances), torch.cat(indices)
+
+
+def _nearest_to_block(queries: Tensor, reference: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    # float64, because cdist subtracts large squares: in float32 a copy would seem 1e-3 of its norm away from itself.
+    queries = queries.double()
+    smallest = queries.new_full((len(queries),), torch.inf)
+    index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    for start in range(0, len(reference), chunk):
+        distance, offset = torch.cdist(queries, reference[start : start + chunk].double()).min(dim=1)
+        closer = distance < smallest
+        smallest = torch.where(closer, distance, smallest)
+        index = torch.where(closer, offset + start, index)
+    # Taken again by plain subtraction, so that a copy is at exactly 0 and chunks cannot matter.
+    return (queries - reference[index].double()).norm(dim=1), index
+
+
+def memorisation(samples: Tensor, train: Tensor, heldout: Tensor, quantile: float = 0.01) -> Memorisation:
+    """Counts samples that are nearer to a training image than the nearest ``quantile`` of held-out images are.
+
+    All three are judge features, (N, D), (M, D) and (L, D). ``train`` should hold all images that the model was trained
+    on, mirrored ones too. An honest model gives a fraction of about ``quantile``.
+
+    Raises:
+        UserError: there are no images in a set, or the threshold is 0, at which copies cannot be told from originals.
+    """
+    counts = {"samples": len(samples), "training images": len(train), "held-out images": len(heldout)}
+    if not all(counts.values()):
+        found = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise UserError(f"the memorisation check needs images in every set, but has {found}; fill the empty one")
+    distance, index = nearest(samples, train)
+    heldout_distance, _ = nearest(heldout, train)
+    threshold = float(heldout_distance.quantile(quantile))
+    if threshold == 0.0:
+        raise UserError(
+            f"held-out images must differ from training images, but a share of {quantile:g} or more is at distance 0 "
+            f"in the judge's features; set data.duplicates to `drop`, or train a judge that tells these images apart"
+        )
+    table = pd.DataFrame(
+        {"sample_index": range(len(samples)), "train_index": index.cpu().numpy(), "distance": distance.cpu().numpy()}
+    ).sort_values("distance", kind="stable", ignore_index=True)
+    return Memorisation(
+        threshold=threshold,
+        memorised_fraction=float((distance < threshold).double().mean()),
+        heldout_fraction=float((heldout_distance < threshold).double().mean()),
+        table=table,
+    )

@@ -1,0 +1,235 @@
+"""Pictures of a run: sample grids, curves, the schedule, pairs, features. Equal input gives equal bytes.
+
+Images are put together with Pillow and enlarged by repeating pixels only, so that what is seen is what was generated;
+curves are drawn with matplotlib's Agg canvas, without pyplot and its global state.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GAP = 2
+MARGIN = 12
+PAPER = "#ffffff"
+GAP_COLOUR = "#dee2e6"
+INK = "#212529"
+FAINT = "#868e96"
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+TEXTURE_COLOUR, SEMANTIC_COLOUR = PALETTE[:2]
+PHASE_COLOURS = {"semantics alone": "#fbe3d4", "both": "#f1f3f5", "texture alone": "#d6e8f4"}
+
+# Small images are enlarged until their side is at least this many pixels.
+CELL_SIDE = 72
+FONT_SIZE = 13
+DOTS_PER_INCH = 150
+
+
+def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
+    """Images (N, 3, H, W) uint8 row by row, each pixel ``scale`` pixels wide, with thin gaps between and around.
+
+    The width is ``columns * (W * scale + GAP) + GAP``; the last row may be left unfinished.
+    """
+    height, width = (side * scale for side in images.shape[2:])
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), GAP_COLOUR)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        grid.paste(_enlarged(image, width, height), (column * (width + GAP) + GAP, row * (height + GAP) + GAP))
+    return grid
+
+
+def labelled_grid(images: Tensor, labels: Sequence[str], per_row: int) -> Image.Image:
+    """One class a row, its name at the left; rows in order of first appearance, each with its first ``per_row`` images.
+
+    Images are (N, 3, H, W) uint8, with one label each. Small images are enlarged by a whole factor.
+    """
+    members: dict[str, list[Tensor]] = {}
+    for image, label in zip(images, labels, strict=True):
+        members.setdefault(label, []).append(image)
+    scale = _scale(images)
+    strips = [image_grid(torch.stack(row[:per_row]), per_row, scale) for row in members.values()]
+
+    font = _font()
+    text_width = max(math.ceil(font.getlength(label)) for label in members)
+    left, height = text_width + 2 * MARGIN, strips[0].height - GAP
+    picture = Image.new("RGB", (left + strips[0].width, len(strips) * height + GAP), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for row, (label, strip) in enumerate(zip(members, strips, strict=True)):
+        picture.paste(strip, (left, row * height))
+        draw.text((left - MARGIN, row * height + strip.height / 2), label, fill=INK, font=font, anchor="rm")
+    return picture
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Writes the picture; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, format="PNG")
+
+
+def plot_curves(
+    curves: dict[str, list[tuple[int, float]]], path: Path, xlabel: str, ylabel: str, log_y: bool = False
+) -> None:
+    """Named curves of (x, y) points in one picture, with a legend if there are several."""
+    figure, axes = _axes(xlabel, ylabel)
+    for number, (name, points) in enumerate(curves.items()):
+        # A few points are measurements of their own and are marked; many are a line.
+        marker = "o" if len(points) <= 20 else None
+        x, y = zip(*points, strict=True) if points else ((), ())
+        colour, dashes = PALETTE[number % len(PALETTE)], ("-", "--", ":")[number // len(PALETTE) % 3]
+        axes.plot(x, y, label=name, color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4)
+    if log_y:
+        axes.set_yscale("log")
+    _plain_numbers(axes, log_y)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    _save_figure(figure, path)
+
+
+def plot_schedule(times: Callable[[Tensor], tuple[Tensor, Tensor]], path: Path) -> None:
+    """The time of texture and of semantics over progress; ``times`` maps u (N,) to (t_tex, t_sem), each from 0 to 1.
+
+    Three phases are shaded: semantics alone (texture still waits at 0), both, and texture alone (semantics are done).
+    """
+    u = torch.linspace(0.0, 1.0, 1001)
+    t_tex, t_sem = times(u)
+    start, end = float(u[t_tex <= 1e-6].amax()), float(u[t_sem >= 1.0 - 1e-6].amin())
+
+    figure, axes = _axes("progress u", "time t of each part (0: noise, 1: data)")
+    borders = (0.0, min(start, end), max(start, end), 1.0)
+    for (name, colour), left, right in zip(PHASE_COLOURS.items(), borders[:-1], borders[1:], strict=True):
+        if right - left > 0.02:
+            axes.axvspan(left, right, color=colour, linewidth=0)
+            is_wide = right - left > 0.2
+            height, rotation = (1.06, 0) if is_wide else (0.5, 90)
+            axes.text(
+                (left + right) / 2, height, name, rotation=rotation, ha="center", va="center", fontsize=9, color=INK
+            )
+    axes.plot(u, t_sem, color=SEMANTIC_COLOUR, linewidth=2.2, label="semantic latent, t_sem")
+    axes.plot(u, t_tex, color=TEXTURE_COLOUR, linewidth=2.2, label="texture latent, t_tex", linestyle=(0, (5, 2)))
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.12))
+    axes.legend(loc="lower right", fontsize=9, labelcolor=INK, facecolor=PAPER, edgecolor="none", framealpha=0.85)
+    _save_figure(figure, path)
+
+
+def pairs(left: Tensor, right: Tensor, captions: Sequence[str], path: Path, titles: tuple[str, str] = ("", "")) -> None:
+    """Two columns of images (N, 3, H, W) uint8 beside each other, a caption at the right of each row, titles on top.
+
+    For originals and reconstructions, or samples and their nearest training images with the distance as caption.
+    """
+    rows = list(zip(left, right, strict=True))
+    save_png(_table(rows, captions, titles, _cell(left)), path)
+
+
+def plot_pca_features(features: Tensor, reconstruction: Tensor, images: Tensor, path: Path) -> None:
+    """Each image beside its patch features and their reconstruction, as colours; the caption is their mean cosine.
+
+    Both feature grids are (N, h, w, D), with D and N*h*w at least 3; images are (N, 3, H, W) uint8. Red, green and blue
+    are the first three principal components of the original features, from their 1 % to their 99 % quantile.
+    """
+    from sklearn.decomposition import PCA
+
+    count, grid_height, grid_width, channels = features.shape
+    flat = features.reshape(-1, channels).double().cpu().numpy()
+    pca = PCA(n_components=3, svd_solver="full").fit(flat)
+    original = torch.from_numpy(pca.transform(flat))
+    rebuilt = torch.from_numpy(pca.transform(reconstruction.reshape(-1, channels).double().cpu().numpy()))
+    low, high = (original.quantile(q, dim=0) for q in (0.01, 0.99))
+
+    def colours(components: Tensor) -> Tensor:
+        unit = ((components - low) / (high - low).clamp_min(1e-12)).clamp(0.0, 1.0)
+        return (unit * 255).round().to(torch.uint8).reshape(count, grid_height, grid_width, 3).permute(0, 3, 1, 2)
+
+    cosines = torch.cosine_similarity(features, reconstruction, dim=-1).mean(dim=(1, 2))
+    captions = [f"cosine {float(cosine):.3f}" for cosine in cosines]
+    rows = list(zip(images, colours(original), colours(rebuilt), strict=True))
+    save_png(_table(rows, captions, ("image", "features", "reconstruction"), _cell(images)), path)
+
+
+def _table(
+    rows: Sequence[Sequence[Tensor]], captions: Sequence[str], titles: Sequence[str], cell: tuple[int, int]
+) -> Image.Image:
+    """Rows of images, all drawn in cells of one (width, height), under titles and left of captions."""
+    font = _font()
+    width, height = cell
+    top = MARGIN + (FONT_SIZE + MARGIN if any(titles) else 0)
+    lefts = [MARGIN]
+    for title in titles:
+        lefts.append(lefts[-1] + max(width, math.ceil(font.getlength(title))) + MARGIN)
+    caption_width = max(math.ceil(font.getlength(caption)) for caption in captions)
+    size = (lefts[-1] + caption_width + MARGIN, top + len(rows) * (height + MARGIN))
+    picture = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(picture)
+    for left, title in zip(lefts[:-1], titles, strict=True):
+        draw.text((left, MARGIN), title, fill=FAINT, font=font, anchor="lt")
+    for row, (images, caption) in enumerate(zip(rows, captions, strict=True)):
+        y = top + row * (height + MARGIN)
+        for left, image in zip(lefts[:-1], images, strict=True):
+            picture.paste(_enlarged(image, width, height), (left, y))
+        draw.text((lefts[-1], y + height / 2), caption, fill=INK, font=font, anchor="lm")
+    return picture
+
+
+def _enlarged(image: Tensor, width: int, height: int) -> Image.Image:
+    """An image (3, H, W) uint8 at the given size, by repeating pixels."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    return picture.resize((width, height), Image.Resampling.NEAREST)
+
+
+def _scale(images: Tensor) -> int:
+    return max(1, math.ceil(CELL_SIDE / min(images.shape[2:])))
+
+
+def _cell(images: Tensor) -> tuple[int, int]:
+    """Width and height of one image in a picture, pixels."""
+    scale = _scale(images)
+    return images.shape[3] * scale, images.shape[2] * scale
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """The font that comes with matplotlib, so that pictures are the same on every machine."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
+
+
+def _axes(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor=PAPER)
+    axes = figure.subplots()
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(which="both", colors=FAINT, labelcolor=INK, labelsize=9)
+    axes.grid(axis="y", color=GAP_COLOUR, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _plain_numbers(axes: "Axes", log_y: bool) -> None:
+    """Writes 20,000 and 0.05 where matplotlib would write 2e4 and 5 x 10^-2."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    if log_y:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _save_figure(figure: "Figure", path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the name and version of the software, the bytes depend on the picture alone.
+    figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})

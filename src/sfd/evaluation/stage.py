@@ -1,0 +1,108 @@
+"""Stage ``evaluate``: puts samples, held-out images and their floors before the judge."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sfd.data.images import ManifestImages
+from sfd.data.latents import mirrorings
+from sfd.data.manifest import HELDOUT, TRAIN
+from sfd.data.prepared import Prepared
+from sfd.encoders.judge import Judge
+from sfd.encoders.texture_vae import TextureVae
+from sfd.evaluation.fidelity import Features, Sets, extract, score
+from sfd.evaluation.memorisation import Memorisation, memorisation
+from sfd.evaluation.pictures import pairs
+from sfd.evaluation.samples import read_images, read_table
+from sfd.params import EvaluateParams
+from sfd.seeding import generator
+
+NUM_CLOSEST = 12
+"""Rows in the picture of samples and their nearest training images."""
+
+
+def evaluate(
+    params: EvaluateParams, data: Prepared, judge: Judge, vae: TextureVae, samples: Path, seed: int, out: Path
+) -> tuple[dict[str, float], list[Path]]:
+    """Writes ``metrics.json``, ``nearest.csv`` and ``nearest.png``; returns the metrics and the files.
+
+    All sets have the same count: that of the smaller of samples and held-out images (and training images).
+    """
+    table, heldout, train = read_table(samples), data.images(HELDOUT), data.images(TRAIN)
+    count = min(len(table), len(heldout), len(train))
+    sampled = _Batches(params.batch_size, judge)
+    heldout_rows, train_rows = choose(len(heldout), count, seed, "heldout"), choose(len(train), count, seed, "train")
+    everything = _judge_training_images(judge, train, params.batch_size, data.params.mirror)
+    sample_features = extract(judge, sampled.of_files(samples, table["file"].tolist()))
+    heldout_features = extract(judge, sampled.of_images(heldout, list(range(len(heldout)))))
+    sets = Sets(
+        samples=_take(sample_features, list(range(count))),
+        heldout=_take(heldout_features, heldout_rows),
+        train=_take(everything, train_rows),
+        reconstruction=extract(judge, _reconstructions(sampled.of_images(train, train_rows), vae, seed)),
+        sample_labels=torch.tensor(table["class_index"].tolist()[:count]),
+        heldout_labels=heldout.class_indices[heldout_rows],
+    )
+    memorised = memorisation(sample_features.features, everything.features, heldout_features.features)
+    metrics = score(judge, sets, memorised, params, seed)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    memorised.table.to_csv(out / "nearest.csv", index=False)
+    _picture_nearest(memorised, table, samples, train, out / "nearest.png")
+    return metrics, [out / "metrics.json", out / "nearest.csv", out / "nearest.png"]
+
+
+def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:
+    """A random choice of ``count`` images, in order."""
+    chosen = torch.randperm(num_images, generator=generator(seed, f"evaluate/{purpose}"))[:count]
+    return sorted(chosen.tolist())
+
+
+def _take(features: Features, rows: list[int]) -> Features:
+    return Features(features.features[rows], None if features.logits is None else features.logits[rows])
+
+
+class _Batches:
+    """Images in batches, on the judge's device."""
+
+    def __init__(self, size: int, judge: Judge) -> None:
+        self.size = size
+        self.device = next(judge.parameters()).device
+
+    def of_files(self, folder: Path, files: list[str]) -> Iterator[Tensor]:
+        for start in range(0, len(files), self.size):
+            yield read_images(folder, files[start : start + self.size]).to(self.device)
+
+    def of_images(self, images: ManifestImages, rows: list[int]) -> Iterator[Tensor]:
+        for start in range(0, len(rows), self.size):
+            yield images.__getitems__(rows[start : start + self.size])[0].to(self.device)
+
+
+def _judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
+    """All training images, and behind them all mirrored ones, if the model was trained on those too."""
+    batches = _Batches(batch_size, judge)
+    views = [extract(judge, (mirrorings(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train)))))) for n in range(1 + mirror)]
+    logits = [view.logits for view in views if view.logits is not None]
+    return Features(torch.cat([view.features for view in views]), torch.cat(logits) if logits else None)
+
+
+def _reconstructions(batches: Iterator[Tensor], vae: TextureVae, seed: int) -> Iterator[Tensor]:
+    """What the texture VAE makes of images, by a sample of the posterior, as in the training set of diffusion."""
+    for number, images in enumerate(batches):
+        random = generator(seed, "evaluate/reconstruction", number)
+        noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
+        yield vae.decode(vae.encode(images, noise.to(images.device)))
+
+
+def _picture_nearest(memorised: Memorisation, table: pd.DataFrame, samples: Path, train: ManifestImages, file: Path) -> None:
+    """The samples that are closest to a training image, beside that image."""
+    closest = memorised.table.head(NUM_CLOSEST)
+    rows = [int(row) for row in closest["train_index"]]
+    originals = train.__getitems__([row % len(train) for row in rows])[0]
+    shown = [image.flip(-1) if row >= len(train) else image for image, row in zip(originals, rows, strict=True)]
+    left = read_images(samples, [table["file"].iloc[int(row)] for row in closest["sample_index"]])
+    captions = [f"distance {distance:.3f}" for distance in closest["distance"]]
+    pairs(left, torch.stack(shown), captions, file, titles=("sample", "nearest training image"))

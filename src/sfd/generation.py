@@ -1,0 +1,123 @@
+"""From classes and seeds to images: the trained model, its schedule, its latents' statistics and the decoder as one thing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+
+import torch
+from torch import Tensor
+
+from sfd.data.latents import STATISTICS, Statistics
+from sfd.diffusion.guidance import GuidanceScales, guided_velocity
+from sfd.diffusion.sampling import Sampler
+from sfd.diffusion.schedule import OffsetSchedule, Schedule
+from sfd.network_files import load_weights, read_config, save_network
+from sfd.encoders.texture_vae import TextureVae, load_texture_vae
+from sfd.errors import UserError
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.params import GuidanceParams, SampleParams, ScheduleParams
+from sfd.seeding import derive_seed
+
+
+def build_schedule(params: ScheduleParams) -> Schedule:
+    """The schedule that the parameters describe."""
+    return OffsetSchedule(params.tau if params.kind == "offset" else 0.0)
+
+
+@dataclass(frozen=True)
+class DiffusionModel:
+    """A trained backbone with what it takes to use it. ``classes``: names, by class index."""
+
+    network: LightningDiT
+    schedule_params: ScheduleParams
+    statistics: Statistics
+    classes: list[str]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule that it was trained with."""
+        return build_schedule(self.schedule_params)
+
+    def save(self, folder: Path) -> None:
+        """Writes ``model.safetensors``, ``config.json`` and the statistics."""
+        config = {"model": self.network.config.to_dict(), "schedule": self.schedule_params.model_dump(), "classes": self.classes}
+        save_network(folder, self.network, config)
+        self.statistics.save(folder / STATISTICS)
+
+    @classmethod
+    def load(cls, folder: Path) -> "DiffusionModel":
+        """Inverse of :meth:`save`, in evaluation mode. Raises :class:`UserError` if files are missing or do not fit."""
+        config = read_config(folder)
+        network = LightningDiT(LightningDiTConfig.from_dict(config["model"]))
+        load_weights(folder, network)
+        schedule = ScheduleParams.model_validate(config["schedule"])
+        return cls(network.eval().requires_grad_(False), schedule, Statistics.load(folder / STATISTICS), list(config["classes"]))
+
+
+def build_sampler(params: SampleParams) -> Sampler:
+    """The sampler that the parameters describe."""
+    return Sampler(params.sampler, params.num_steps, params.rule, params.timestep_shift)
+
+
+def build_scales(params: GuidanceParams) -> GuidanceScales:
+    """The guidance scales that the parameters describe; all 1 for kind ``none``."""
+    if params.kind == "none":
+        return GuidanceScales()
+    return GuidanceScales(params.scale_texture, params.scale_semantic, params.start_texture, params.start_semantic)
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The seed of image ``index`` of a stage that is seeded by ``seed``."""
+    return derive_seed(seed, "sample/image", index)
+
+
+class ImageGenerator:
+    """Draws images. Image i depends on its class and its seed, not on the others in its batch (up to rounding; dopri5: its tolerance)."""
+
+    def __init__(self, model: DiffusionModel, decoder: TextureVae, weak: LightningDiT | None = None, device: torch.device | None = None) -> None:
+        """``weak`` is AutoGuidance's model; without it, guidance is by the null class."""
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.decoder = model, decoder.to(self.device)
+        self.network = model.network.to(self.device)
+        self.weak = weak.to(self.device) if weak is not None else None
+        self.statistics = Statistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
+
+    @classmethod
+    def load(cls, model_folder: Path, decoder_folder: Path, weak_folder: Path | None = None) -> "ImageGenerator":
+        """Reads what the stages ``diffusion`` and ``texture_vae`` left."""
+        weak = DiffusionModel.load(weak_folder).network if weak_folder is not None else None
+        return cls(DiffusionModel.load(model_folder), load_texture_vae(decoder_folder), weak)
+
+    @torch.no_grad()
+    def __call__(self, classes: Sequence[int], seeds: Sequence[int], sampler: Sampler, scales: GuidanceScales) -> Tensor:
+        """Images uint8 ``(B, 3, S, S)`` on the CPU, one a class index and seed.
+
+        Raises:
+            UserError: a class index is out of range (``num_classes`` itself asks for no class).
+        """
+        config = self.network.config
+        for index in classes:
+            if not 0 <= index <= config.num_classes:
+                raise UserError(f"class index {index} is not in 0..{config.num_classes - 1} ({config.num_classes}: no class)")
+        shape = (config.in_channels, config.input_size, config.input_size)
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(self.device)
+        y = torch.tensor(list(classes), device=self.device)
+        weak_y = torch.full_like(y, config.null_class) if self.weak is None else y
+        velocity = guided_velocity(
+            partial(self._velocity, self.network, y), partial(self._velocity, self.weak or self.network, weak_y), scales, config.semantic_channels
+        )
+        latent = sampler(velocity, noise, self.model.schedule, config.semantic_channels)
+        texture = self.statistics.restore(latent)[:, : config.in_channels - config.semantic_channels]
+        return self.decoder.decode(texture).cpu()
+
+    @staticmethod
+    def _velocity(network: LightningDiT, y: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
+        velocity: Tensor = network(x, t_tex, t_sem, y).velocity
+        return velocity.float()
+
+    def batches(self, classes: Sequence[int], seeds: Sequence[int], batch_size: int, sampler: Sampler, scales: GuidanceScales) -> Iterator[Tensor]:
+        """:meth:`__call__` in batches of at most ``batch_size`` images."""
+        for first in range(0, len(classes), batch_size):
+            yield self(classes[first : first + batch_size], seeds[first : first + batch_size], sampler, scales)

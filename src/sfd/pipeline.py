@@ -1,0 +1,265 @@
+"""What every stage shares: its inputs' fingerprint, its lock, its resumable work folder, its MLflow run, and publishing its result.
+
+A stage works in ``.sfd/work/STAGE``, which DVC does not know, and moves the finished folder to ``results/STAGE`` in one rename. So a
+result is whole or absent, whenever the stage is killed; and the next run continues in the work folder, if its fingerprint is the same.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from sfd.errors import UserError
+from sfd.params import Params, load_params
+from sfd.tracking import Run, start_run
+
+if TYPE_CHECKING:
+    import torch
+
+RESULTS = Path("results")
+WORK = Path(".sfd/work")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage's result depends on: dotted params keys, and the stages whose results it reads."""
+
+    params: tuple[str, ...]
+    upstream: tuple[str, ...] = ()
+
+
+STAGES: dict[str, Inputs] = {
+    "prepare": Inputs(("seed", "data")),
+    "encoder": Inputs(("seed", "data.image_size", "encoder"), ("prepare",)),
+    "texture_vae": Inputs(("seed", "data.image_size", "texture_vae"), ("prepare",)),
+    "judge": Inputs(("seed", "data.image_size", "judge"), ("prepare",)),
+    "features": Inputs(("seed", "data.image_size", "data.mirror", "features"), ("prepare", "encoder")),
+    "semantic_vae": Inputs(("seed", "semantic_vae"), ("features",)),
+    "latents": Inputs(("seed", "data.image_size", "data.mirror", "latents"), ("prepare", "encoder", "texture_vae", "semantic_vae")),
+    "diffusion": Inputs(("seed", "schedule", "diffusion"), ("latents", "texture_vae")),
+    "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae")),
+    "evaluate": Inputs(("seed", "data.image_size", "evaluate"), ("prepare", "texture_vae", "judge", "sample")),
+    "register": Inputs(("register",), ("prepare", "texture_vae", "diffusion", "sample", "evaluate")),
+}
+"""The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal."""
+
+
+def rank() -> int:
+    """This process's number under torchrun; 0 when alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Processes under torchrun; 1 when alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def inference_device() -> "torch.device":
+    """The device of this process: its GPU, or the CPU."""
+    import torch
+
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def barrier() -> None:
+    """Waits for all processes; nothing when alone."""
+    if world_size() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+@dataclass
+class Stage:
+    """One running stage. ``work`` survives a kill, ``out`` inside it becomes ``results/NAME`` at the end."""
+
+    name: str
+    params: Params
+    fingerprint: str
+    run: Run | None
+    work: Path
+    content: list[str] = field(default_factory=list)
+
+    @property
+    def out(self) -> Path:
+        """Where the result is built."""
+        return self.work / "out"
+
+    @staticmethod
+    def upstream(name: str) -> Path:
+        """The finished result of another stage."""
+        return RESULTS / name
+
+    def log(self, metrics: dict[str, float], step: int = 0) -> None:
+        """Metrics to the tracking journal (rank 0 only); never waits for a server."""
+        if self.run is not None:
+            self.run.log_metrics(metrics, step)
+
+    def log_input(self, name: str, digest: str, source: Path, context: str, profile: dict[str, object]) -> None:
+        """A data set that the stage reads, as an MLflow dataset (rank 0 only)."""
+        if self.run is not None:
+            self.run.log_input(name, digest, str(source), context, profile)
+
+    def log_artifacts(self, *paths: Path) -> None:
+        """Files or folders as MLflow artifacts (rank 0 only)."""
+        for path in paths:
+            if self.run is not None:
+                self.run.log_artifact(path)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[Stage]:
+    """Everything around a stage's own work. A mistake of the user ends in one line on stderr and exit status 2.
+
+    SIGTERM raises ``SystemExit`` in the stage; training saves a checkpoint first.
+    """
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    try:
+        params = load_params(Path("params.yaml"))
+        fingerprint = stage_fingerprint(name, params)
+        work = WORK / name
+        with _lock(work) if rank() == 0 else nullcontext():
+            if rank() == 0:
+                _open_work(work, fingerprint)
+            barrier()
+            with _tracked(name, params, fingerprint) as run:
+                current = Stage(name, params, fingerprint, run, work)
+                yield current
+                barrier()
+                if rank() == 0:
+                    _publish(current)
+    except UserError as error:
+        print(f"error: {name}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _exit_on_sigterm(_signal: int, _frame: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def stage_fingerprint(name: str, params: Params) -> str:
+    """sha256 over the stage's parameters, the weights files that they name, and the fingerprints of what it reads.
+
+    Raises:
+        UserError: an upstream result is missing.
+    """
+    tree = params.model_dump(mode="json", by_alias=True)
+    chosen = {key: _select(tree, key) for key in STAGES[name].params}
+    facts = {
+        "stage": name,
+        "params": chosen,
+        "upstream": {upstream: published_fingerprint(upstream) for upstream in STAGES[name].upstream},
+        "files": {str(path): digest_path(path) for path in _named_files(chosen)},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _select(tree: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _named_files(node: object) -> Iterator[Path]:
+    """Paths of weights in parameters: the values of ``file`` and ``weak_model``."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("file", "weak_model") and value is not None:
+                yield Path(value)
+            else:
+                yield from _named_files(value)
+
+
+def digest_path(path: Path) -> str:
+    """sha256 of a file, or of a folder's files in order of name. Raises :class:`UserError` if it does not exist."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist, but params.yaml names it; correct the path or put the file there")
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def published_fingerprint(name: str) -> str:
+    """The fingerprint that a finished stage left beside its result. Raises :class:`UserError` when there is none."""
+    file = RESULTS / name / "fingerprint.json"
+    if not file.is_file():
+        raise UserError(f"the result of stage `{name}` is missing ({file}); run `dvc repro {name}` first")
+    fingerprint: str = json.loads(file.read_text())["fingerprint"]
+    return fingerprint
+
+
+@contextmanager
+def _lock(work: Path) -> Iterator[None]:
+    """One process a stage: a second one stops and names the owner."""
+    work.mkdir(parents=True, exist_ok=True)
+    owner = work / "owner"
+    lock = FileLock(work.parent / f"{work.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        known = owner.read_text().strip() if owner.is_file() else "unknown"
+        raise UserError(f"another process works on this stage (pid {known}, folder {work}); wait for it or end it, then run again") from None
+    try:
+        owner.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        lock.release()
+
+
+def _open_work(work: Path, fingerprint: str) -> None:
+    """Continues in the work folder if it was made from the same parameters and inputs, else empties it and says so."""
+    mark = work / "fingerprint"
+    previous = mark.read_text() if mark.is_file() else None
+    if previous is not None and previous != fingerprint:
+        print(f"{work.name}: parameters or inputs changed since the interrupted run, so it starts from the beginning", file=sys.stderr)
+    if previous != fingerprint:
+        for path in work.iterdir():
+            if path.name != "owner":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (work / "out").mkdir(exist_ok=True)
+    mark.write_text(fingerprint)
+
+
+@contextmanager
+def _tracked(name: str, params: Params, fingerprint: str) -> Iterator[Run | None]:
+    if rank() != 0:
+        yield None
+        return
+    parents = {upstream: published_fingerprint(upstream) for upstream in STAGES[name].upstream}
+    with start_run(Path(), name, fingerprint, params.tracking, parents) as run:
+        tree = params.model_dump(mode="json", by_alias=True)
+        run.log_params(flatten({key: _select(tree, key) for key in STAGES[name].params}))
+        yield run
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested mappings to dotted keys."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _publish(current: Stage) -> None:
+    """Moves the finished folder to ``results`` in one rename and forgets the work."""
+    content = hashlib.sha256("/".join([current.fingerprint, *current.content]).encode()).hexdigest()
+    (current.out / "fingerprint.json").write_text(json.dumps({"stage": current.name, "fingerprint": content}, indent=2) + "\n")
+    target = RESULTS / current.name
+    target.parent.mkdir(exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    current.out.replace(target)
+    shutil.rmtree(current.work)

@@ -1,0 +1,50 @@
+"""Patch features: the training set of the semantic VAE."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfd.data.images import ManifestImages
+from sfd.data.latents import mirrorings
+from sfd.data.shards import Shard, ShardReader, shard_bounds, write_shards
+from sfd.encoders.vision import VisionEncoder
+from sfd.params import FeaturesParams
+from sfd.seeding import generator
+
+
+def feature_order(num_images: int, params: FeaturesParams, seed: int) -> list[int]:
+    """The images whose features are stored: a random choice of at most ``max_images``, in order."""
+    chosen = torch.randperm(num_images, generator=generator(seed, "features/choice"))[: params.max_images]
+    return sorted(chosen.tolist())
+
+
+def write_features(folder: Path, images: ManifestImages, encoder: VisionEncoder, chosen: list[int], params: FeaturesParams, mirror: bool, rank: int, world_size: int) -> list[tuple[int, int]]:
+    """Features of the chosen images as fp16 ``(n, mirrorings, N, D)``; returns the shards' bounds."""
+    bounds = shard_bounds(len(chosen), params.shard_size)
+
+    def make(start: int, end: int) -> Shard:
+        parts = []
+        for first in range(start, end, params.batch_size):
+            pixels, _ = images.__getitems__(chosen[first : min(first + params.batch_size, end)])
+            parts.append(torch.stack([encoder(view.to(encoder.mean.device)).half().cpu() for view in mirrorings(pixels, mirror)], dim=1))
+        return {"features": torch.cat(parts)}
+
+    write_shards(folder, bounds, make, rank, world_size)
+    return bounds
+
+
+class FeatureDataset:
+    """Stored features, each mirroring a sample of its own."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader = reader
+        self.num_mirrorings: int = reader.index["mirrorings"]
+
+    def __len__(self) -> int:
+        return len(self.reader) * self.num_mirrorings
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor]:
+        """Features ``(B, N, D)`` float32."""
+        rows = self.reader.rows("features", [index // self.num_mirrorings for index in indices])
+        return (torch.stack([row[index % self.num_mirrorings] for row, index in zip(rows, indices, strict=True)]).float(),)

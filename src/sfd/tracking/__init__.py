@@ -1,0 +1,10 @@
+"""Every stage is an MLflow run, and the run survives MLflow's absence.
+
+What a stage logs goes to a journal on local disk first (:mod:`sfd.tracking.journal`), and from there to MLflow in
+batches, by a background thread (:mod:`sfd.tracking.delivery`). A killed stage that is started again continues its run.
+"""
+
+from sfd.tracking.delivery import client, sync, tracking_uri
+from sfd.tracking.run import Run, start_run
+
+__all__ = ["Run", "client", "start_run", "sync", "tracking_uri"]

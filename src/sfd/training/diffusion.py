@@ -1,0 +1,78 @@
+"""Training of the diffusion model: the schedule's two times, the three terms of the loss."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
+from sfd.diffusion.schedule import Schedule, sample_progress
+from sfd.models.lightningdit import SIZES, LightningDiT, LightningDiTConfig
+from sfd.params import LossParams, ModelParams, ScheduleParams
+from sfd.seeding import generator
+from sfd.training.loop import BatchedDataset, Tensors
+
+
+def model_config(
+    model: ModelParams, loss: LossParams, schedule: ScheduleParams, *, grid: int, texture_channels: int, semantic_channels: int, num_classes: int, feature_dim: int
+) -> LightningDiTConfig:
+    """The backbone for a data set: a size by name, the parts that are on, and the latents' shape."""
+    width, depth, heads = SIZES[model.size]
+    return LightningDiTConfig(
+        input_size=grid,
+        in_channels=texture_channels + semantic_channels,
+        hidden_size=width,
+        depth=depth,
+        num_heads=heads,
+        num_classes=num_classes,
+        patch_size=model.patch_size,
+        semantic_channels=semantic_channels,
+        two_times=schedule.kind != "sync",
+        use_qknorm=model.use_qknorm,
+        use_swiglu=model.use_swiglu,
+        use_rope=model.use_rope,
+        use_rmsnorm=model.use_rmsnorm,
+        use_shift=model.use_shift,
+        repa_depth=loss.repa_depth if loss.repa_weight > 0.0 else 0,
+        repa_width=loss.repa_width,
+        feature_dim=feature_dim,
+    )
+
+
+class DiffusionTask:
+    """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged."""
+
+    purpose = "diffusion"
+
+    def __init__(self, network: LightningDiT, dataset: BatchedDataset, loss: LossParams, schedule: Schedule, class_dropout: float, seed: int) -> None:
+        self.network, self.dataset, self.config = network, dataset, network.config
+        self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
+        weights = {"velocity": loss.velocity_weight, "cosine": loss.cosine_weight, "repa": loss.repa_weight}
+        self.weights: Mapping[str, float] = {term: weight for term, weight in weights.items() if weight > 0.0}
+
+    def noise(self, step: int, batch_size: int, device: torch.device) -> Tensors:
+        """Noise ``(B, C, H, W)``, progress ``(B,)`` and uniform draws ``(B,)`` for class dropout."""
+        config = self.config
+        random = generator(self.seed, "diffusion/step", step, device)
+        x0 = torch.randn(batch_size, config.in_channels, config.input_size, config.input_size, generator=random, device=device)
+        u = sample_progress(batch_size, self.loss.time_mean, self.loss.time_std, random)
+        return x0, u, torch.rand(batch_size, generator=random, device=device)
+
+    def losses(self, network: nn.Module, data: Tensors, noise: Tensors) -> dict[str, Tensor]:
+        """``data``: latents ``(B, C, H, W)``, classes ``(B,)``, and features ``(B, N, D)`` with REPA. Terms are batch means."""
+        x1, labels = data[:2]
+        x0, u, drop = noise
+        semantic_channels = self.config.semantic_channels
+        labels = torch.where(drop < self.class_dropout, self.config.null_class, labels)
+        t_tex, t_sem = self.schedule.times(u)
+        xt = interpolate(x0, x1, t_tex, t_sem, semantic_channels)
+        output = network(xt, t_tex, t_sem, labels, with_projection="repa" in self.weights)
+        velocity, target = output.velocity.float(), x1 - x0
+        terms = {}
+        if "velocity" in self.weights:
+            terms["velocity"] = velocity_loss(velocity, target, semantic_channels, self.loss.semantic_weight).mean()
+        if "cosine" in self.weights:
+            terms["cosine"] = cosine_loss(velocity, target).mean()
+        if "repa" in self.weights:
+            terms["repa"] = repa_loss(output.projection.float(), data[2]).mean()
+        return terms

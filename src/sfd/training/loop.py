@@ -1,0 +1,274 @@
+"""The training loop: accelerate, EMA, exact resume, losses logged as they are."""
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from sfd.errors import UserError
+from sfd.params import TrainingParams
+from sfd.training.order import StepBatches
+
+Tensors = tuple[Tensor, ...]
+LogMetrics = Callable[[dict[str, float], int], None]
+Preview = Callable[[nn.Module, int], None]
+
+
+class BatchedDataset(Protocol):
+    """A dataset that fetches a whole batch at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int]) -> Tensors: ...
+
+
+class Task(Protocol):
+    """What the loop must know of one network that it trains."""
+
+    @property
+    def purpose(self) -> str:
+        """Names the task's random draws."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, initialised."""
+
+    @property
+    def dataset(self) -> BatchedDataset:
+        """Its training samples."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The loss is the sum of ``weights[term] * losses[term]`` over these terms."""
+
+    def noise(self, step: int, batch_size: int, device: torch.device) -> Tensors:
+        """All random draws of a step for the whole batch (first dimension), seeded by the step."""
+
+    def losses(self, network: nn.Module, data: Tensors, noise: Tensors) -> dict[str, Tensor]:
+        """The terms of the loss as means over the images given."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds beside weights: where training is, and its loss curve so far."""
+
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """``network`` holds the averaged weights, in evaluation mode, on the CPU. ``curve``: a row per logged interval."""
+
+    network: nn.Module
+    curve: list[dict[str, float]]
+
+    def copy_to(self, network: nn.Module) -> None:
+        """Puts the averaged weights into ``network``, in evaluation mode on the CPU."""
+        network.load_state_dict(self.network.state_dict())
+        network.eval().cpu()
+
+
+def train(
+    task: Task, params: TrainingParams, seed: int, work: Path, fingerprint: str, log: LogMetrics, preview: Preview | None = None, preview_every: int = 0
+) -> Trained:
+    """Trains ``task.network`` in place and returns its averaged weights.
+
+    Killed at any moment and called again with the same ``work`` folder, it ends with the same bytes (same device, same number of processes).
+    ``preview`` is called with the averaged network every ``preview_every`` steps and at the end.
+
+    Raises:
+        UserError: the batch cannot be shared evenly, or the loss became NaN or infinite.
+        SystemExit: SIGTERM came; a checkpoint was saved.
+    """
+    trainer = _Trainer(task, params, seed, work, fingerprint, log)
+    trainer.restore()
+    trainer.run(preview, preview_every)
+    return Trained(trainer.averaged.module.eval().cpu(), trainer.progress.curve)
+
+
+class _Trainer:
+    def __init__(self, task: Task, params: TrainingParams, seed: int, work: Path, fingerprint: str, log: LogMetrics) -> None:
+        use_gpu = torch.cuda.is_available()
+        bf16 = params.precision == "bf16" or (params.precision == "auto" and use_gpu)
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not use_gpu)
+        self.task, self.params, self.seed, self.log = task, params, seed, log
+        self.checkpoint = work / "checkpoint.pt"
+        self.fingerprint = fingerprint
+        self.progress = Progress()
+        device = self.accelerator.device
+        self.raw = task.network.to(device).train()
+        self.averaged = AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
+        trainable = [p for p in self.raw.parameters() if p.requires_grad]
+        self.optimizer: Any = torch.optim.AdamW(
+            trainable, lr=params.learning_rate, betas=(0.9, params.beta2), weight_decay=params.weight_decay, fused=device.type in ("cuda", "cpu")
+        )
+        network = torch.compile(self.raw) if params.compile else self.raw
+        self.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
+        self.terms = [*task.weights, "total"]
+        self.sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
+        self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
+        self.rows = self._rows()
+        self.stop_requested = False
+
+    def _rows(self) -> slice:
+        """The rows of every batch that are this process's."""
+        batch_size, processes = self.params.batch_size, self.accelerator.num_processes
+        shares = processes * self.params.accumulation_steps
+        if batch_size % shares:
+            raise UserError(
+                f"batch_size {batch_size} must be a multiple of processes x accumulation_steps = {processes} x {self.params.accumulation_steps}; change one of them"
+            )
+        share = batch_size // processes
+        return slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then constant or cosine to zero."""
+        params = self.params
+        rate = params.learning_rate * min(1.0, (step + 1) / max(1, params.warmup_steps))
+        if params.decay == "cosine" and step >= params.warmup_steps:
+            done = (step - params.warmup_steps) / max(1, params.num_steps - params.warmup_steps)
+            rate *= 0.5 * (1.0 + math.cos(math.pi * done))
+        return rate
+
+    def run(self, preview: Preview | None, preview_every: int) -> None:
+        """All remaining steps."""
+        params, first = self.params, self.progress.step
+        order = StepBatches(self.seed, self.task.purpose, len(self.task.dataset), params.batch_size, first, params.num_steps, self.rows)
+        loader: DataLoader[Any] = DataLoader(self.task.dataset, batch_sampler=order, num_workers=params.num_workers, collate_fn=_as_fetched)  # type: ignore[arg-type]
+        quiet = not (self.accelerator.is_main_process and sys.stderr.isatty())
+        size = params.batch_size
+        since, since_step = time.perf_counter(), first
+        previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
+        with tqdm(total=params.num_steps * size, initial=first * size, unit="image", unit_scale=True, disable=quiet, desc=self.task.purpose) as bar:
+            for data in loader:
+                self._step(data)
+                self.progress.step += 1
+                step = self.progress.step
+                last = step == params.num_steps
+                bar.update(size)
+                if step % params.log_every == 0 or last:
+                    row = self._log_interval()
+                    now = time.perf_counter()
+                    self.log(row | {"images": step * size, "images_per_second": (step - since_step) * size / (now - since)}, step)
+                    since, since_step = now, step
+                    bar.set_postfix(loss=f"{row['total']:.4f}")
+                if preview is not None and self.accelerator.is_main_process and (step % preview_every == 0 or last):
+                    preview(self.averaged.module, step)
+                stop = self._must_stop()
+                if step % params.checkpoint_every == 0 or last or stop:
+                    self.save()
+                if stop:
+                    sys.exit(128 + signal.SIGTERM)
+        signal.signal(signal.SIGTERM, previous_handler)
+
+    def _request_stop(self, _signal: int, _frame: object) -> None:
+        self.stop_requested = True
+
+    def _must_stop(self) -> bool:
+        """Whether SIGTERM came. Several processes agree on it when losses are logged, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_requested
+        if self.progress.step % self.params.log_every:
+            return False
+        flag = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+
+    def _step(self, data: Tensors) -> None:
+        params, device = self.params, self.accelerator.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.progress.step)
+        data = tuple(value.to(device, non_blocking=True) for value in data)
+        noise = tuple(value[self.rows] for value in self.task.noise(self.progress.step, params.batch_size, device))
+        parts = params.accumulation_steps
+        totals = torch.zeros_like(self.sums)
+        for n, (micro_data, micro_noise) in enumerate(zip(_split(data, parts), _split(noise, parts), strict=True)):
+            with self.accelerator.no_sync(self.network) if n + 1 < parts else nullcontext():
+                with self.accelerator.autocast():
+                    losses = self.task.losses(self.network, micro_data, micro_noise)
+                total = torch.stack([weight * losses[term] for term, weight in self.task.weights.items()]).sum()
+                self.accelerator.backward(total / parts)
+            totals += torch.stack([*(losses[term].detach() for term in self.task.weights), total.detach()]).double() / parts
+        if params.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), params.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.averaged.update_parameters(self.raw)
+        self.sums += totals
+        # The first step that is not finite is remembered on the device, so that no step waits for it.
+        bad_now = torch.cat([totals.new_tensor([self.progress.step + 1.0]), totals])
+        self.bad = torch.where((self.bad[0] == 0) & ~totals.isfinite().all(), bad_now, self.bad)
+
+    def _log_interval(self) -> dict[str, float]:
+        """Averages of all terms since the last call, over all processes."""
+        self._check_finite()
+        steps = self.progress.step % self.params.log_every or self.params.log_every
+        means = self.accelerator.reduce(self.sums, reduction="mean") / steps
+        self.sums.zero_()
+        row = dict(zip(self.terms, means.tolist(), strict=True))
+        self.progress.curve.append({"step": self.progress.step, **row})
+        return row
+
+    def _check_finite(self) -> None:
+        step, *terms = self.bad.tolist()
+        if step:
+            values = ", ".join(f"{name} {value:g}" for name, value in zip(self.terms, terms, strict=True))
+            kept = f"the last good checkpoint is kept in {self.checkpoint}" if self.checkpoint.is_file() else "there was no checkpoint yet"
+            raise UserError(f"{self.task.purpose}: the loss is not finite at step {int(step)} ({values}); {kept}; lower the learning rate or set max_grad_norm")
+
+    def save(self) -> None:
+        """Writes the checkpoint in one rename; never one that holds NaN."""
+        self._check_finite()
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "fingerprint": self.fingerprint,
+            "step": self.progress.step,
+            "curve": self.progress.curve,
+            "sums": self.sums,
+            "network": self.raw.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        temporary = self.checkpoint.with_suffix(".tmp")
+        with temporary.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self.checkpoint)
+
+    def restore(self) -> None:
+        """Continues from the checkpoint, if there is one that was made from the same parameters and inputs."""
+        if not self.checkpoint.is_file():
+            return
+        state = torch.load(self.checkpoint, map_location=self.accelerator.device, weights_only=True)
+        if state["fingerprint"] != self.fingerprint:
+            print(f"{self.task.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning", file=sys.stderr)
+            return
+        self.raw.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sums = state["sums"]
+        self.progress = Progress(state["step"], state["curve"])
+
+
+def _as_fetched(batch: Tensors) -> Tensors:
+    return batch
+
+
+def _split(tensors: Tensors, parts: int) -> list[Tensors]:
+    """Equal micro-batches along the first dimension."""
+    return list(zip(*(value.chunk(parts) for value in tensors), strict=True))

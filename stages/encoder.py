@@ -1,0 +1,10 @@
+"""The frozen vision encoder: pretrained, from a file, or trained here."""
+
+from sfd.data.prepared import Prepared
+from sfd.encoders.vision import save_encoder
+from sfd.pipeline import stage
+from sfd.training.frozen import make_encoder
+
+with stage("encoder") as s:
+    data = Prepared.load(s.params.data, s.upstream("prepare"))
+    save_encoder(s.out / "model", make_encoder(s.params.encoder, data, s))

@@ -1,0 +1,21 @@
+"""Patch features of training images, in shards. Runs under torchrun on any number of processes."""
+
+from sfd.data.manifest import TRAIN
+from sfd.data.prepared import Prepared
+from sfd.data.shards import write_index
+from sfd.encoders.vision import load_encoder
+from sfd.pipeline import barrier, inference_device, rank, stage, world_size
+from sfd.semantic.features import feature_order, write_features
+
+with stage("features") as s:
+    data, mirror = Prepared.load(s.params.data, s.upstream("prepare")), s.params.data.mirror
+    encoder = load_encoder(s.upstream("encoder") / "model").to(inference_device())
+    images = data.images(TRAIN)
+    chosen = feature_order(len(images), s.params.features, s.params.seed)
+    bounds = write_features(s.out / "shards", images, encoder, chosen, s.params.features, mirror, rank(), world_size())
+    barrier()
+    if rank() == 0:
+        facts = {"mirrorings": 1 + mirror, "tokens": encoder.grid**2, "feature_dim": encoder.feature_dim}
+        write_index(s.out / "shards", bounds, facts)
+        s.log({"num_images": len(chosen), **facts})
+        s.log_input("train", data.summary.digest, s.upstream("prepare"), "features", {"num_images": len(chosen)})

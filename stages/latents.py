@@ -1,0 +1,35 @@
+"""Composite latents of the training images, in shards, with statistics. Runs under torchrun on any number of processes."""
+
+from sfd.data.encoding import CompositeEncoder
+from sfd.data.latents import STATISTICS, channel_statistics, write_latents
+from sfd.data.manifest import TRAIN
+from sfd.data.prepared import Prepared
+from sfd.data.shards import ShardReader, write_index
+from sfd.encoders.texture_vae import load_texture_vae
+from sfd.encoders.vision import load_encoder
+from sfd.pipeline import barrier, inference_device, rank, stage, world_size
+from sfd.semantic.semvae import load_semvae
+
+with stage("latents") as s:
+    data, mirror, device = Prepared.load(s.params.data, s.upstream("prepare")), s.params.data.mirror, inference_device()
+    vae = load_texture_vae(s.upstream("texture_vae") / "model").to(device)
+    encoder = load_encoder(s.upstream("encoder") / "model").to(device)
+    semvae = load_semvae(s.upstream("semantic_vae") / "model").to(device)
+    encode = CompositeEncoder(vae, encoder, semvae, s.params.seed, device)
+    grid = encode.check_grid(s.params.data.image_size)
+    images, folder = data.images(TRAIN), s.out / "shards"
+    bounds = write_latents(folder, images.__getitems__, len(images), encode, s.params.latents, mirror, rank(), world_size())
+    barrier()
+    if rank() == 0:
+        facts = {
+            "mirrorings": 1 + mirror,
+            "grid": grid,
+            "texture_channels": vae.latent_channels,
+            "semantic_channels": semvae.config.latent_dim,
+            "feature_dim": encoder.feature_dim,
+            "classes": data.summary.classes,
+        }
+        write_index(folder, bounds, facts)
+        channel_statistics(ShardReader(folder), s.params.latents.statistics_images).save(folder / STATISTICS)
+        s.log({"num_images": len(images), "mirrorings": facts["mirrorings"]})
+        s.log_input("train", data.summary.digest, s.upstream("prepare"), "latents", {"num_images": len(images)})

@@ -1,0 +1,16 @@
+"""Images from the trained model: PNG files and a table of class, seed and file."""
+
+from pathlib import Path
+
+from sfd.evaluation.samples import finish_samples, write_samples
+from sfd.generation import ImageGenerator
+from sfd.pipeline import barrier, rank, stage, world_size
+
+with stage("sample") as s:
+    weak = s.params.sample.guidance.weak_model
+    images = ImageGenerator.load(s.upstream("diffusion") / "model", s.upstream("texture_vae") / "model", Path(weak) if weak else None)
+    table = write_samples(s.out, images, s.params.sample, s.params.seed, rank(), world_size())
+    barrier()
+    if rank() == 0:
+        s.log_artifacts(finish_samples(s.out, table), s.out / "samples.csv")
+        s.log({"num_images": len(table)})

@@ -1,0 +1,7 @@
+"""The semantic VAE, trained on patch features."""
+
+from sfd.pipeline import stage
+from sfd.training.semantic_vae import make_semantic_vae
+
+with stage("semantic_vae") as s:
+    make_semantic_vae(s.params.semantic_vae, s.upstream("features") / "shards", s)

@@ -1,0 +1,251 @@
+"""Metrics against closed forms, against torch-fidelity's front door, and against their own names."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from sfd.errors import UserError
+from sfd.evaluation.fidelity import Features, Sets, compare, extract, score
+from sfd.evaluation.memorisation import memorisation
+from sfd.params import EvaluateParams
+from sfd.seeding import derive_seed
+
+PARAMS = EvaluateParams(kid_subsets=20, kid_subset_size=50)
+
+
+class SmallJudge(nn.Module):
+    """A fixed random network on 8x8 images."""
+
+    def __init__(self, name: str = "small", classes: int | None = 10) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.name, self.digest, self.classes, self.num_features = name, "0" * 64, classes, 16
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 16))
+        self.head = nn.Linear(16, classes) if classes else None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features = self.body(images.float() / 64)
+        return features, self.head(features) if self.head else None
+
+
+def digits(start: int, count: int) -> Tensor:
+    pixels = torch.from_numpy(load_digits().images[start : start + count] * 255 / 16).to(torch.uint8)
+    return pixels[:, None].repeat(1, 3, 1, 1)
+
+
+def gaussian(count: int, mean: float = 0.0, scale: float = 1.0, seed: int = 0) -> Features:
+    noise = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
+    return Features(mean + scale * noise, None)
+
+
+def digit_sets(judge: SmallJudge, count: int = 60) -> Sets:
+    parts = [extract(judge, digits(start, count).split(25)) for start in range(0, 4 * count, count)]
+    labels = torch.from_numpy(load_digits().target).long()
+    return Sets(*parts, sample_labels=labels[:count], heldout_labels=labels[count : 2 * count])
+
+
+def score_digits(judge: SmallJudge, sets: Sets) -> dict[str, float]:
+    checked = memorisation(sets.samples.features, sets.train.features, sets.heldout.features)
+    return score(judge, sets, checked, PARAMS, seed=0)
+
+
+def test_a_set_compared_with_itself_is_at_distance_zero_with_full_precision_and_recall() -> None:
+    images = gaussian(200)
+    metrics = compare(images, images, PARAMS, seed=0)
+    assert metrics["fd"] == pytest.approx(0.0, abs=1e-4)
+    assert abs(metrics["kid"]) < 0.1
+    assert (metrics["precision"], metrics["recall"]) == (1.0, 1.0)
+
+
+def test_the_frechet_distance_of_gaussians_is_the_closed_form() -> None:
+    """For N(m, s^2 I) and N(0, I) in D dimensions: D * m^2 + D * (s - 1)^2."""
+    metrics = compare(gaussian(4_000, mean=0.5, scale=2.0, seed=1), gaussian(4_000), PARAMS, seed=0)
+    assert metrics["fd"] == pytest.approx(8 * 0.25 + 8 * 1.0, rel=0.03)
+
+
+def test_sets_far_apart_have_neither_precision_nor_recall_and_a_large_kid() -> None:
+    metrics = compare(gaussian(200, mean=20.0, seed=1), gaussian(200), PARAMS, seed=0)
+    assert (metrics["precision"], metrics["recall"]) == (0.0, 0.0)
+    assert metrics["kid"] > 100
+
+
+def test_samples_that_cover_one_mode_of_two_are_precise_but_lack_recall() -> None:
+    one, other = gaussian(100), gaussian(100, mean=20.0, seed=1)
+    both = Features(torch.cat([one.features, other.features]), None)
+    metrics = compare(Features(gaussian(200, seed=2).features, None), both, PARAMS, seed=0)
+    assert metrics["precision"] > 0.8
+    assert metrics["recall"] < 0.6
+
+
+@pytest.mark.parametrize("metric", ["isc", "fid", "kid", "prc"])
+def test_every_metric_is_what_torch_fidelity_gives_for_the_same_judge(metric: str) -> None:
+    import torch_fidelity
+
+    judge = SmallJudge()
+
+    class Extractor(torch_fidelity.FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], **_: object) -> None:
+            super().__init__(name, features_list)
+            self.judge = judge
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            found = dict(zip(("features", "logits"), self.judge(images), strict=True))
+            return tuple(found[name] for name in self.features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return "features", "logits"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+    torch_fidelity.register_feature_extractor(f"judge-for-{metric}", Extractor)
+    samples, reference = digits(0, 300), digits(300, 300)
+    expected = torch_fidelity.calculate_metrics(
+        input1=_Images(samples),
+        input2=_Images(reference),
+        feature_extractor=f"judge-for-{metric}",
+        **{metric: True},
+        cuda=False,
+        cache=False,
+        verbose=False,
+        save_cpu_ram=True,
+        kid_subsets=PARAMS.kid_subsets,
+        kid_subset_size=PARAMS.kid_subset_size,
+        prc_neighborhood=PARAMS.neighbours,
+        rng_seed=derive_seed(7, {"kid": "evaluate/kid", "isc": "evaluate/inception_score"}.get(metric, "")) % 2**32,
+    )
+    ours = compare(extract(judge, samples.split(64)), extract(judge, reference.split(64)), PARAMS, seed=7)
+    keys = {
+        "isc": {"is": "inception_score_mean"},
+        "fid": {"fd": "frechet_inception_distance"},
+        "kid": {"kid": "kernel_inception_distance_mean", "kid_std": "kernel_inception_distance_std"},
+        "prc": {"precision": "precision", "recall": "recall"},
+    }[metric]
+    assert {key: ours[key] for key in keys} == pytest.approx(
+        {key: expected[theirs] for key, theirs in keys.items()}, rel=1e-4, abs=1e-6
+    )
+
+
+class _Images(torch.utils.data.Dataset[Tensor]):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_another_kid() -> None:
+    samples, reference = gaussian(100, seed=1), gaussian(100)
+    first = compare(samples, reference, PARAMS, seed=0)
+    assert compare(samples, reference, PARAMS, seed=0) == first
+    other = compare(samples, reference, PARAMS, seed=1)
+    assert other["kid"] != first["kid"]
+    assert other["fd"] == first["fd"]
+
+
+def test_a_kid_subset_is_never_larger_than_the_set() -> None:
+    metrics = compare(gaussian(20, seed=1), gaussian(20), EvaluateParams(kid_subset_size=1000), seed=0)
+    assert metrics["kid_std"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_as_many_images_as_neighbours_are_refused_and_one_more_is_accepted() -> None:
+    with pytest.raises(UserError, match=r"at least 4 images.*there are 3; .*lower evaluate.neighbours"):
+        compare(gaussian(3), gaussian(3, seed=1), PARAMS, seed=0)
+    assert compare(gaussian(4), gaussian(4, seed=1), PARAMS, seed=0)["fd"] > 0
+
+
+def test_one_image_is_refused_whatever_the_neighbours() -> None:
+    with pytest.raises(UserError, match="at least 2 images"):
+        compare(gaussian(1), gaussian(1, seed=1), EvaluateParams(neighbours=1), seed=0)
+
+
+def test_extraction_keeps_the_order_of_images_over_batches() -> None:
+    judge, images = SmallJudge(), digits(0, 50)
+    whole, parts = extract(judge, [images]), extract(judge, images.split(7))
+    assert len(parts) == 50
+    torch.testing.assert_close(parts.features, whole.features)
+    torch.testing.assert_close(parts.logits, whole.logits)
+    assert extract(SmallJudge(classes=None), [images]).logits is None
+
+
+def test_extraction_refuses_no_images_and_features_that_are_not_finite() -> None:
+    judge = SmallJudge()
+    with pytest.raises(UserError, match="at least one image"):
+        extract(judge, [])
+    nn.init.constant_(judge.body[-1].bias, torch.nan)
+    with pytest.raises(UserError, match="must be finite"):
+        extract(judge, [digits(0, 2)])
+
+
+def test_the_keys_of_a_classifying_judge() -> None:
+    judge = SmallJudge()
+    metrics = score_digits(judge, digit_sets(judge))
+    floors = {
+        f"{name}_{floor}" for name in ("fd", "kid", "precision", "recall") for floor in ("heldout", "reconstruction")
+    }
+    own = {"fd_small", "kid", "kid_std", "precision", "recall", "is_small", "num_images", "memorised_fraction"}
+    assert set(metrics) == own | floors | {"class_accuracy", "class_accuracy_heldout"}
+    assert metrics["num_images"] == 60
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_fid_and_inception_score_are_names_for_inception_only() -> None:
+    judge = SmallJudge("inception")
+    judge.classes = None
+    metrics = score_digits(judge, digit_sets(judge))
+    assert {"fid", "inception_score", "fd_heldout"} <= set(metrics)
+    assert not {"fd_inception", "is_inception", "class_accuracy"} & set(metrics)
+    assert not {"fid", "inception_score"} & set(score_digits(SmallJudge(), digit_sets(SmallJudge())))
+
+
+@pytest.mark.parametrize("classes", [None, 1])
+def test_a_judge_that_cannot_tell_classes_apart_gives_neither_accuracy_nor_inception_score(classes: int | None) -> None:
+    judge = SmallJudge(classes=classes)
+    metrics = score_digits(judge, digit_sets(judge))
+    assert not {"class_accuracy", "class_accuracy_heldout", "is_small"} & set(metrics)
+
+
+def test_class_accuracy_counts_the_samples_that_are_what_was_asked_for() -> None:
+    judge = SmallJudge()
+    sets = digit_sets(judge)
+    asked = sets.samples.logits.argmax(dim=1)
+    asked[:15] = (asked[:15] + 1) % 10
+    assert score_digits(judge, replace(sets, sample_labels=asked))["class_accuracy"] == pytest.approx(45 / 60)
+
+
+def test_labels_beyond_the_classes_of_the_judge_are_refused() -> None:
+    judge = SmallJudge()
+    sets = digit_sets(judge)
+    with pytest.raises(UserError, match="below the judge's number of classes, 10, but reach 10"):
+        score_digits(judge, replace(sets, sample_labels=sets.sample_labels + 1))
+
+
+def test_floors_put_training_images_and_reconstructions_in_the_place_of_samples() -> None:
+    judge = SmallJudge()
+    sets = digit_sets(judge)
+    metrics = score_digits(judge, replace(sets, reconstruction=sets.heldout))
+    assert metrics["fd_reconstruction"] == pytest.approx(0.0, abs=1e-3)
+    assert metrics["fd_heldout"] == compare(sets.train, sets.heldout, PARAMS, seed=0)["fd"]
+    assert metrics["fd_small"] == compare(sets.samples, sets.heldout, PARAMS, seed=0)["fd"]
+
+
+@pytest.mark.parametrize("name", ["samples", "heldout", "train", "reconstruction"])
+def test_sets_of_different_counts_are_refused(name: str) -> None:
+    judge = SmallJudge()
+    sets = digit_sets(judge)
+    with pytest.raises(UserError, match=f"same number of images.*{name} 59.*take 59 of each"):
+        score_digits(judge, replace(sets, **{name: extract(judge, [digits(0, 59)])}))
+
+
+def test_a_judge_named_like_a_floor_is_refused() -> None:
+    judge = SmallJudge("heldout")
+    with pytest.raises(UserError, match="`fd_heldout` names a floor"):
+        score_digits(judge, digit_sets(judge))
