@@ -12,5 +12,7 @@ with stage("evaluate") as s:
     vae = load_texture_vae(s.upstream("texture_vae") / "model").to(inference_device())
     metrics, files = evaluate(s.params.evaluate, data, judge, vae, s.upstream("sample"), s.params.seed, s.out)
     s.log(metrics)
-    s.log_input("heldout", data.summary.digest, s.upstream("prepare"), "reference", {"num_images": metrics["num_images"]})
+    s.log_input(
+        "heldout", data.summary.digest, s.upstream("prepare"), "reference", {"num_images": metrics["num_images"]}
+    )
     s.log_artifacts(*files)

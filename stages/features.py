@@ -16,6 +16,6 @@ with stage("features") as s:
     barrier()
     if rank() == 0:
         facts = {"mirrorings": 1 + mirror, "tokens": encoder.grid**2, "feature_dim": encoder.feature_dim}
-        write_index(s.out / "shards", bounds, facts)
+        write_index(s.out / "shards", bounds, facts | {"images": chosen})
         s.log({"num_images": len(chosen), **facts})
         s.log_input("train", data.summary.digest, s.upstream("prepare"), "features", {"num_images": len(chosen)})

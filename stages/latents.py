@@ -18,7 +18,9 @@ with stage("latents") as s:
     encode = CompositeEncoder(vae, encoder, semvae, s.params.seed, device)
     grid = encode.check_grid(s.params.data.image_size)
     images, folder = data.images(TRAIN), s.out / "shards"
-    bounds = write_latents(folder, images.__getitems__, len(images), encode, s.params.latents, mirror, rank(), world_size())
+    bounds = write_latents(
+        folder, images.__getitems__, len(images), encode, s.params.latents, mirror, rank(), world_size()
+    )
     barrier()
     if rank() == 0:
         facts = {

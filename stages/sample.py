@@ -8,7 +8,9 @@ from sfd.pipeline import barrier, rank, stage, world_size
 
 with stage("sample") as s:
     weak = s.params.sample.guidance.weak_model
-    images = ImageGenerator.load(s.upstream("diffusion") / "model", s.upstream("texture_vae") / "model", Path(weak) if weak else None)
+    images = ImageGenerator.load(
+        s.upstream("diffusion") / "model", s.upstream("texture_vae") / "model", Path(weak) if weak else None
+    )
     table = write_samples(s.out, images, s.params.sample, s.params.seed, rank(), world_size())
     barrier()
     if rank() == 0:

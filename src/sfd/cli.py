@@ -8,7 +8,12 @@ import typer
 
 from sfd.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Semantic-First Diffusion: params, verification, tracking. The pipeline itself is run by `dvc repro`.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Semantic-First Diffusion: params, verification, tracking. The pipeline itself is run by `dvc repro`.",
+)
 
 ParamsFile = Annotated[Path, typer.Option("--file", help="The params file to read.")]
 
@@ -26,7 +31,9 @@ def params(
 
 @app.command()
 def verify(
-    stems: Annotated[list[Path], typer.Argument(help="Vectors: STEM.json and STEM.safetensors, named without the ending.")],
+    stems: Annotated[
+        list[Path], typer.Argument(help="Vectors: STEM.json and STEM.safetensors, named without the ending.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Recompute recorded numbers of the published implementation; exit 1 if any differs."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-
 import torch
 from torch import Tensor
 
@@ -13,10 +12,10 @@ from sfd.data.latents import STATISTICS, Statistics
 from sfd.diffusion.guidance import GuidanceScales, guided_velocity
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule, Schedule
-from sfd.network_files import load_weights, read_config, save_network
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.network_files import load_weights, read_config, save_network
 from sfd.params import GuidanceParams, SampleParams, ScheduleParams
 from sfd.seeding import derive_seed
 
@@ -42,7 +41,11 @@ class DiffusionModel:
 
     def save(self, folder: Path) -> None:
         """Writes ``model.safetensors``, ``config.json`` and the statistics."""
-        config = {"model": self.network.config.to_dict(), "schedule": self.schedule_params.model_dump(), "classes": self.classes}
+        config = {
+            "model": self.network.config.to_dict(),
+            "schedule": self.schedule_params.model_dump(),
+            "classes": self.classes,
+        }
         save_network(folder, self.network, config)
         self.statistics.save(folder / STATISTICS)
 
@@ -53,7 +56,12 @@ class DiffusionModel:
         network = LightningDiT(LightningDiTConfig.from_dict(config["model"]))
         load_weights(folder, network)
         schedule = ScheduleParams.model_validate(config["schedule"])
-        return cls(network.eval().requires_grad_(False), schedule, Statistics.load(folder / STATISTICS), list(config["classes"]))
+        return cls(
+            network.eval().requires_grad_(False),
+            schedule,
+            Statistics.load(folder / STATISTICS),
+            list(config["classes"]),
+        )
 
 
 def build_sampler(params: SampleParams) -> Sampler:
@@ -76,7 +84,13 @@ def image_seed(seed: int, index: int) -> int:
 class ImageGenerator:
     """Draws images. Image i depends on its class and its seed, not on the others in its batch (up to rounding; dopri5: its tolerance)."""
 
-    def __init__(self, model: DiffusionModel, decoder: TextureVae, weak: LightningDiT | None = None, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        model: DiffusionModel,
+        decoder: TextureVae,
+        weak: LightningDiT | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         """``weak`` is AutoGuidance's model; without it, guidance is by the null class."""
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.decoder = model, decoder.to(self.device)
@@ -91,7 +105,9 @@ class ImageGenerator:
         return cls(DiffusionModel.load(model_folder), load_texture_vae(decoder_folder), weak)
 
     @torch.no_grad()
-    def __call__(self, classes: Sequence[int], seeds: Sequence[int], sampler: Sampler, scales: GuidanceScales) -> Tensor:
+    def __call__(
+        self, classes: Sequence[int], seeds: Sequence[int], sampler: Sampler, scales: GuidanceScales
+    ) -> Tensor:
         """Images uint8 ``(B, 3, S, S)`` on the CPU, one a class index and seed.
 
         Raises:
@@ -100,13 +116,20 @@ class ImageGenerator:
         config = self.network.config
         for index in classes:
             if not 0 <= index <= config.num_classes:
-                raise UserError(f"class index {index} is not in 0..{config.num_classes - 1} ({config.num_classes}: no class)")
+                raise UserError(
+                    f"class index {index} is not in 0..{config.num_classes - 1} ({config.num_classes}: no class)"
+                )
         shape = (config.in_channels, config.input_size, config.input_size)
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(self.device)
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
+            self.device
+        )
         y = torch.tensor(list(classes), device=self.device)
         weak_y = torch.full_like(y, config.null_class) if self.weak is None else y
         velocity = guided_velocity(
-            partial(self._velocity, self.network, y), partial(self._velocity, self.weak or self.network, weak_y), scales, config.semantic_channels
+            partial(self._velocity, self.network, y),
+            partial(self._velocity, self.weak or self.network, weak_y),
+            scales,
+            config.semantic_channels,
         )
         latent = sampler(velocity, noise, self.model.schedule, config.semantic_channels)
         texture = self.statistics.restore(latent)[:, : config.in_channels - config.semantic_channels]
@@ -117,7 +140,9 @@ class ImageGenerator:
         velocity: Tensor = network(x, t_tex, t_sem, y).velocity
         return velocity.float()
 
-    def batches(self, classes: Sequence[int], seeds: Sequence[int], batch_size: int, sampler: Sampler, scales: GuidanceScales) -> Iterator[Tensor]:
+    def batches(
+        self, classes: Sequence[int], seeds: Sequence[int], batch_size: int, sampler: Sampler, scales: GuidanceScales
+    ) -> Iterator[Tensor]:
         """:meth:`__call__` in batches of at most ``batch_size`` images."""
         for first in range(0, len(classes), batch_size):
             yield self(classes[first : first + batch_size], seeds[first : first + batch_size], sampler, scales)

@@ -24,7 +24,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The saved configuration. Raises :class:`UserError` if the folder holds no network."""
     for file in (folder / "config.json", folder / WEIGHTS):
         if not file.is_file():
-            raise UserError(f"{folder} holds no network: {file.name} is missing; rerun the stage that makes it, or correct the path")
+            raise UserError(
+                f"{folder} holds no network: {file.name} is missing; rerun the stage that makes it, or correct the path"
+            )
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config
 

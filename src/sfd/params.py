@@ -28,17 +28,25 @@ class Section(BaseModel):
 class DataParams(Section):
     """Images in (stage ``prepare``)."""
 
-    source: Literal["digits", "folder"] = Field(description="`digits`: built in; `folder`: class subfolders under `data.root`")
-    root: str = Field("images", min_length=1, description="folder of class subfolders; read only when `source` is `folder`")
+    source: Literal["digits", "folder"] = Field(
+        description="`digits`: built in; `folder`: class subfolders under `data.root`"
+    )
+    root: str = Field(
+        "images", min_length=1, description="folder of class subfolders; read only when `source` is `folder`"
+    )
     image_size: int = Field(256, ge=8, le=1024, description="side of the square images, pixels")
     mirror: bool = Field(True, description="whether a left-right mirrored image is still a valid image of its class")
     holdout_fraction: float = Field(
-        0.2, gt=0.0, lt=1.0, description="share of every class that is kept from training and used as evaluation reference"
+        0.2,
+        gt=0.0,
+        lt=1.0,
+        description="share of every class that is kept from training and used as evaluation reference",
     )
     max_rejected_fraction: Fraction = Field(0.01, description="stop when a larger share of the files is refused")
     max_pixels: Positive = Field(100_000_000, description="refuse larger images (decompression bombs), pixels")
     duplicates: Literal["error", "drop"] = Field(
-        "error", description="same content in both splits: `error` stops, `drop` keeps the first file and lists the others as refused"
+        "error",
+        description="same content in both splits: `error` stops, `drop` keeps the first file and lists the others as refused",
     )
 
 
@@ -49,10 +57,14 @@ class TrainingParams(Section):
     batch_size: Positive = Field(256, description="images per optimizer step, over all processes")
     learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="peak learning rate of AdamW")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    decay: Literal["constant", "cosine"] = Field("constant", description="learning rate after the warm-up; `cosine` ends at zero")
+    decay: Literal["constant", "cosine"] = Field(
+        "constant", description="learning rate after the warm-up; `cosine` ends at zero"
+    )
     beta2: float = Field(0.999, gt=0.0, lt=1.0, description="second-moment decay of AdamW (the first is 0.9)")
     weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay of AdamW")
-    ema_decay: float = Field(0.9999, ge=0.0, lt=1.0, description="decay of the averaged weights per step; 0: no averaging")
+    ema_decay: float = Field(
+        0.9999, ge=0.0, lt=1.0, description="decay of the averaged weights per step; 0: no averaging"
+    )
     max_grad_norm: float | None = Field(None, gt=0.0, description="clip the gradient norm; null: no clipping")
     accumulation_steps: Positive = Field(1, description="micro-batches per optimizer step")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 on GPU, fp32 on CPU")
@@ -65,10 +77,16 @@ class TrainingParams(Section):
 class EncoderParams(Section):
     """The frozen vision encoder whose patch features carry meaning."""
 
-    source: Literal["pretrained", "file", "train"] = Field(description="timm weights by name, timm weights in a file, or train a small ViT on class labels")
+    source: Literal["pretrained", "file", "train"] = Field(
+        description="timm weights by name, timm weights in a file, or train a small ViT on class labels"
+    )
     name: str = Field("vit_base_patch14_reg4_dinov2.lvd142m", description="timm model (`pretrained` and `file`)")
-    file: str | None = Field(None, description="weights file for `file` (.safetensors, or .pth without pickled objects)")
-    input_size: int = Field(224, ge=8, le=1024, description="side of the encoder's input, pixels; images are resized bicubically")
+    file: str | None = Field(
+        None, description="weights file for `file` (.safetensors, or .pth without pickled objects)"
+    )
+    input_size: int = Field(
+        224, ge=8, le=1024, description="side of the encoder's input, pixels; images are resized bicubically"
+    )
     patch_size: Positive = Field(14, description="side of one patch, pixels (`train`; else checked against the model)")
     width: Positive = Field(768, description="channels of the ViT (`train`)")
     depth: Positive = Field(12, description="blocks of the ViT (`train`)")
@@ -79,10 +97,14 @@ class EncoderParams(Section):
 class TextureVaeParams(Section):
     """The frozen autoencoder that makes texture latents and decodes them to pixels."""
 
-    source: Literal["pretrained", "file", "train"] = Field(description="diffusers AutoencoderKL by name, from a folder, or train a small one")
+    source: Literal["pretrained", "file", "train"] = Field(
+        description="diffusers AutoencoderKL by name, from a folder, or train a small one"
+    )
     name: str | None = Field(None, description="hub name (`pretrained`)")
     file: str | None = Field(None, description="folder in diffusers layout (config.json, *.safetensors) for `file`")
-    channels: tuple[Positive, ...] = Field((128, 128, 256, 256, 512), description="width of each resolution, halved from one to the next (`train`)")
+    channels: tuple[Positive, ...] = Field(
+        (128, 128, 256, 256, 512), description="width of each resolution, halved from one to the next (`train`)"
+    )
     layers_per_block: Positive = Field(2, description="residual layers per resolution (`train`)")
     latent_channels: Positive = Field(32, description="channels of the texture latent (`train`)")
     kl_weight: float = Field(1e-6, ge=0.0, description="weight of the KL term (`train`)")
@@ -92,17 +114,26 @@ class TextureVaeParams(Section):
 class JudgeParams(Section):
     """The network whose features score samples. Never the encoder."""
 
-    source: Literal["pretrained", "file", "train"] = Field(description="Inception-v3 through torch-fidelity, its weights in a file, or train a small ResNet on class labels")
+    source: Literal["pretrained", "file", "train"] = Field(
+        description="Inception-v3 through torch-fidelity, its weights in a file, or train a small ResNet on class labels"
+    )
     name: str = Field(description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`")
     file: str | None = Field(None, description="weights file of Inception-v3 for `file` (torch-fidelity's .pth)")
-    channels: tuple[Positive, ...] = Field((16, 32, 64, 64), min_length=4, max_length=4, description="width of each ResNet stage (`train`); the last is the number of features")
+    channels: tuple[Positive, ...] = Field(
+        (16, 32, 64, 64),
+        min_length=4,
+        max_length=4,
+        description="width of each ResNet stage (`train`); the last is the number of features",
+    )
     training: TrainingParams | None = Field(None, description="needed by `train`")
 
 
 class FeaturesParams(Section):
     """Patch features for the training of the semantic VAE."""
 
-    max_images: Positive = Field(10_000, description="training images whose features are stored (a cap; ImageNet whole would be 0.5 TB)")
+    max_images: Positive = Field(
+        10_000, description="training images whose features are stored (a cap; ImageNet whole would be 0.5 TB)"
+    )
     shard_size: Positive = Field(1000, description="images per file")
     batch_size: Positive = Field(100, description="images per encoder call")
 
@@ -123,14 +154,21 @@ class LatentsParams(Section):
 
     shard_size: Positive = Field(10_000, description="images per file")
     batch_size: Positive = Field(50, description="images per encoder call")
-    statistics_images: Positive = Field(10_000, description="images that channel means and standard deviations are taken from")
-    store_features: bool = Field(True, description="keep the encoder's features beside the latents, as REPA needs them (ImageNet: 0.5 TB a mirroring)")
+    statistics_images: Positive = Field(
+        10_000, description="images that channel means and standard deviations are taken from"
+    )
+    store_features: bool = Field(
+        True,
+        description="keep the encoder's features beside the latents, as REPA needs them (ImageNet: 0.5 TB a mirroring)",
+    )
 
 
 class ScheduleParams(Section):
     """How the two parts move from noise to data."""
 
-    kind: Literal["offset", "sync"] = Field("offset", description="`offset`: semantics lead by tau; `sync`: ordinary diffusion with one time")
+    kind: Literal["offset", "sync"] = Field(
+        "offset", description="`offset`: semantics lead by tau; `sync`: ordinary diffusion with one time"
+    )
     tau: float = Field(0.3, ge=0.0, le=1.0, description="temporal offset by which semantics lead (unused by `sync`)")
 
 
@@ -140,7 +178,9 @@ ModelSize = Literal["tiny", "S", "B", "L", "XL", "1p0B", "1p6B"]
 class ModelParams(Section):
     """The backbone, a LightningDiT."""
 
-    size: ModelSize = Field(description="width x depth x heads: tiny 128x6x4, S 384x12x6, B 768x12x12, L 1024x24x16, XL 1152x28x16, 1p0B 1536x24x24, 1p6B 1792x28x28")
+    size: ModelSize = Field(
+        description="width x depth x heads: tiny 128x6x4, S 384x12x6, B 768x12x12, L 1024x24x16, XL 1152x28x16, 1p0B 1536x24x24, 1p6B 1792x28x28"
+    )
     patch_size: Literal[1, 2] = Field(1, description="side of one token, latent positions")
     use_rmsnorm: bool = Field(True, description="RMSNorm; else LayerNorm without parameters")
     use_qknorm: bool = Field(True, description="normalise queries and keys")
@@ -154,7 +194,9 @@ class LossParams(Section):
     """The three independent terms of the loss; a weight of 0 turns a term off."""
 
     velocity_weight: float = Field(1.0, ge=0.0, description="weight of the squared velocity error")
-    semantic_weight: float = Field(2.0, ge=0.0, description="weight of semantic channels within the squared velocity error")
+    semantic_weight: float = Field(
+        2.0, ge=0.0, description="weight of semantic channels within the squared velocity error"
+    )
     cosine_weight: float = Field(1.0, ge=0.0, description="weight of 1 - cosine(prediction, target)")
     repa_weight: float = Field(1.0, ge=0.0, description="weight of the alignment with the encoder's features")
     repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")
@@ -176,8 +218,12 @@ class DiffusionParams(Section):
 class GuidanceParams(Section):
     """``guided = weak + scale * (strong - weak)``, apart for texture and semantics."""
 
-    kind: Literal["none", "cfg", "autoguidance"] = Field("none", description="weak velocity: the null class (`cfg`) or a weaker model (`autoguidance`)")
-    weak_model: str | None = Field(None, description="folder of the weaker model (config.json, model.safetensors) for `autoguidance`")
+    kind: Literal["none", "cfg", "autoguidance"] = Field(
+        "none", description="weak velocity: the null class (`cfg`) or a weaker model (`autoguidance`)"
+    )
+    weak_model: str | None = Field(
+        None, description="folder of the weaker model (config.json, model.safetensors) for `autoguidance`"
+    )
     scale_texture: Scale = Field(1.0, description="scale on texture channels; 1: unguided")
     scale_semantic: Scale = Field(1.0, description="scale on semantic channels; 1: unguided")
     start_texture: Fraction = Field(0.0, description="texture is unguided while its own t is below this")
@@ -189,9 +235,13 @@ class SampleParams(Section):
 
     num_images: Positive = Field(50_000, description="images, classes balanced")
     batch_size: Positive = Field(250, description="images per sampler call")
-    sampler: Literal["euler", "heun", "dopri5"] = Field("dopri5", description="solver; dopri5 is adaptive (atol 1e-6, rtol 1e-3)")
+    sampler: Literal["euler", "heun", "dopri5"] = Field(
+        "dopri5", description="solver; dopri5 is adaptive (atol 1e-6, rtol 1e-3)"
+    )
     num_steps: Positive = Field(50, description="steps of euler and heun (dopri5 chooses its own)")
-    rule: Literal["exact", "published"] = Field("exact", description="`exact` increments of each part, or the publication's left-end rule")
+    rule: Literal["exact", "published"] = Field(
+        "exact", description="`exact` increments of each part, or the publication's left-end rule"
+    )
     timestep_shift: float = Field(0.0, ge=0.0, le=10.0, description="s maps progress v to s*v / (1 + (s-1)*v); 0: off")
     guidance: GuidanceParams
 
@@ -242,7 +292,9 @@ class Params(Section):
         for name in ("encoder", "texture_vae", "judge"):
             _check_frozen_network(name, getattr(self, name))
         if self.encoder.input_size % self.encoder.patch_size:
-            raise ValueError(f"encoder.input_size {self.encoder.input_size} must be a multiple of encoder.patch_size {self.encoder.patch_size}")
+            raise ValueError(
+                f"encoder.input_size {self.encoder.input_size} must be a multiple of encoder.patch_size {self.encoder.patch_size}"
+            )
         if self.texture_vae.source == "train":
             factor = 2 ** (len(self.texture_vae.channels) - 1)
             grid = self.data.image_size / factor
@@ -252,14 +304,20 @@ class Params(Section):
                     f"encoder.input_size / encoder.patch_size = {self.encoder.input_size // self.encoder.patch_size}; change one of them"
                 )
         if self.diffusion.loss.repa_weight > 0.0 and not self.latents.store_features:
-            raise ValueError("diffusion.loss.repa_weight is above 0, so latents.store_features must be true (or set the weight to 0)")
+            raise ValueError(
+                "diffusion.loss.repa_weight is above 0, so latents.store_features must be true (or set the weight to 0)"
+            )
         guidance = self.sample.guidance
         if (guidance.kind == "autoguidance") != (guidance.weak_model is not None):
             raise ValueError("sample.guidance.weak_model is needed by kind `autoguidance`, and by no other kind")
         if self.judge.source == "pretrained" and self.judge.name != "inception":
-            raise ValueError(f"judge.name is {self.judge.name!r}, but the pretrained judge is Inception-v3: call it `inception`")
+            raise ValueError(
+                f"judge.name is {self.judge.name!r}, but the pretrained judge is Inception-v3: call it `inception`"
+            )
         if self.judge.source == "train" and self.judge.name == "inception":
-            raise ValueError("judge.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name")
+            raise ValueError(
+                "judge.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name"
+            )
         return self
 
 
@@ -281,7 +339,9 @@ def load_params(path: Path) -> Params:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run in the project's folder, or copy a file from presets/ there") from None
+        raise UserError(
+            f"{path} does not exist; run in the project's folder, or copy a file from presets/ there"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     return parse_params(raw, str(path))
@@ -349,7 +409,11 @@ def _describe_section(section: type[Section], prefix: str, rows: list[str]) -> N
 def _as_yaml(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_as_yaml(item) for item in value) + "]"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
 
 
 def _type_text(field: FieldInfo) -> str:
@@ -358,9 +422,18 @@ def _type_text(field: FieldInfo) -> str:
         return " or ".join(f"`{option}`" for option in options)
     base = getattr(field.annotation, "__name__", str(field.annotation))
     if options:
-        base = "list of int" if base.startswith("tuple") else str(field.annotation).replace("None", "null").replace(" | ", " or ")
+        base = (
+            "list of int"
+            if base.startswith("tuple")
+            else str(field.annotation).replace("None", "null").replace(" | ", " or ")
+        )
     limits = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    bounds = [f"{sign} {getattr(rule, attr):g}" for rule in field.metadata for attr, sign in limits.items() if hasattr(rule, attr)]
+    bounds = [
+        f"{sign} {getattr(rule, attr):g}"
+        for rule in field.metadata
+        for attr, sign in limits.items()
+        if hasattr(rule, attr)
+    ]
     return ", ".join([base, *bounds])
 
 

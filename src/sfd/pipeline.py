@@ -39,16 +39,20 @@ class Inputs:
 
 STAGES: dict[str, Inputs] = {
     "prepare": Inputs(("seed", "data")),
-    "encoder": Inputs(("seed", "data.image_size", "encoder"), ("prepare",)),
+    "encoder": Inputs(("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",)),
     "texture_vae": Inputs(("seed", "data.image_size", "texture_vae"), ("prepare",)),
-    "judge": Inputs(("seed", "data.image_size", "judge"), ("prepare",)),
+    "judge": Inputs(("seed", "data.image_size", "data.mirror", "judge"), ("prepare",)),
     "features": Inputs(("seed", "data.image_size", "data.mirror", "features"), ("prepare", "encoder")),
-    "semantic_vae": Inputs(("seed", "semantic_vae"), ("features",)),
-    "latents": Inputs(("seed", "data.image_size", "data.mirror", "latents"), ("prepare", "encoder", "texture_vae", "semantic_vae")),
+    "semantic_vae": Inputs(("seed", "data.image_size", "semantic_vae"), ("prepare", "features")),
+    "latents": Inputs(
+        ("seed", "data.image_size", "data.mirror", "latents"), ("prepare", "encoder", "texture_vae", "semantic_vae")
+    ),
     "diffusion": Inputs(("seed", "schedule", "diffusion"), ("latents", "texture_vae")),
     "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae")),
-    "evaluate": Inputs(("seed", "data.image_size", "evaluate"), ("prepare", "texture_vae", "judge", "sample")),
-    "register": Inputs(("register",), ("prepare", "texture_vae", "diffusion", "sample", "evaluate")),
+    "evaluate": Inputs(
+        ("seed", "data.image_size", "data.mirror", "evaluate"), ("prepare", "texture_vae", "judge", "sample")
+    ),
+    "register": Inputs(("sample", "register"), ("texture_vae", "diffusion", "sample", "evaluate")),
 }
 """The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal."""
 
@@ -67,7 +71,11 @@ def inference_device() -> "torch.device":
     """The device of this process: its GPU, or the CPU."""
     import torch
 
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def barrier() -> None:
@@ -108,6 +116,15 @@ class Stage:
         """A data set that the stage reads, as an MLflow dataset (rank 0 only)."""
         if self.run is not None:
             self.run.log_input(name, digest, str(source), context, profile)
+
+    def require_run_id(self) -> str:
+        """The MLflow run's id, waiting for the store. Raises :class:`UserError` if the store cannot be reached."""
+        found = self.run.wait_for_run_id() if self.run is not None else None
+        if found is None:
+            raise UserError(
+                "this stage needs the MLflow store, which could not be reached; run it again when the store answers"
+            )
+        return found
 
     def log_artifacts(self, *paths: Path) -> None:
         """Files or folders as MLflow artifacts (rank 0 only)."""
@@ -185,7 +202,7 @@ def digest_path(path: Path) -> str:
         raise UserError(f"{path} does not exist, but params.yaml names it; correct the path or put the file there")
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+        if file.is_file() and file.suffix != ".pyc":
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -211,7 +228,9 @@ def _lock(work: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         known = owner.read_text().strip() if owner.is_file() else "unknown"
-        raise UserError(f"another process works on this stage (pid {known}, folder {work}); wait for it or end it, then run again") from None
+        raise UserError(
+            f"another process works on this stage (pid {known}, folder {work}); wait for it or end it, then run again"
+        ) from None
     try:
         owner.write_text(f"{os.getpid()}\n")
         yield
@@ -220,11 +239,16 @@ def _lock(work: Path) -> Iterator[None]:
 
 
 def _open_work(work: Path, fingerprint: str) -> None:
-    """Continues in the work folder if it was made from the same parameters and inputs, else empties it and says so."""
+    """Continues in the work folder if it was made from the same parameters, inputs and code, else empties it and says so."""
+    code = digest_path(Path(__file__).parent)
+    fingerprint = hashlib.sha256(f"{fingerprint}/{code}".encode()).hexdigest()
     mark = work / "fingerprint"
     previous = mark.read_text() if mark.is_file() else None
     if previous is not None and previous != fingerprint:
-        print(f"{work.name}: parameters or inputs changed since the interrupted run, so it starts from the beginning", file=sys.stderr)
+        print(
+            f"{work.name}: parameters, inputs or code changed since the interrupted run, so it starts from the beginning",
+            file=sys.stderr,
+        )
     if previous != fingerprint:
         for path in work.iterdir():
             if path.name != "owner":
@@ -256,7 +280,9 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
 def _publish(current: Stage) -> None:
     """Moves the finished folder to ``results`` in one rename and forgets the work."""
     content = hashlib.sha256("/".join([current.fingerprint, *current.content]).encode()).hexdigest()
-    (current.out / "fingerprint.json").write_text(json.dumps({"stage": current.name, "fingerprint": content}, indent=2) + "\n")
+    (current.out / "fingerprint.json").write_text(
+        json.dumps({"stage": current.name, "fingerprint": content}, indent=2) + "\n"
+    )
     target = RESULTS / current.name
     target.parent.mkdir(exist_ok=True)
     if target.exists():

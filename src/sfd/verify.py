@@ -69,7 +69,9 @@ def _read(stem: Path) -> tuple[dict[str, Any], Vector]:
     files = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".safetensors")
     for file in files:
         if not file.is_file():
-            raise UserError(f"{file} does not exist; a vector is named by its stem, without the ending, and has both files")
+            raise UserError(
+                f"{file} does not exist; a vector is named by its stem, without the ending, and has both files"
+            )
     try:
         config = json.loads(files[0].read_text(encoding="utf-8"))
         tensors = load_file(files[1])
@@ -99,7 +101,11 @@ def _compare(actual: dict[str, Tensor], tensors: Vector, tolerance: float = SING
 def _build(published: dict[str, Any], state: Vector) -> tuple[LightningDiT, Results]:
     """A model with the recorded weights, and how far its own fixed tables are from the recorded ones."""
     model = LightningDiT(config_from_published(published))
-    fixed = {name: value.detach().clone() for name, value in model.state_dict().items() if "feat_rope" in name or name == "pos_embed"}
+    fixed = {
+        name: value.detach().clone()
+        for name, value in model.state_dict().items()
+        if "feat_rope" in name or name == "pos_embed"
+    }
     model.load_state_dict(state, strict=True)
     return model.eval(), _compare(fixed, state)
 
@@ -150,7 +156,9 @@ def _verify_run(model: LightningDiT, weak: LightningDiT, name: str, run: dict[st
     weak_model = model if "cfg_scale" in run else weak
     scales = _scales(run)
     semantic_channels = model.config.semantic_channels
-    velocity = guided_velocity(partial(_velocity, model, y), partial(_velocity, weak_model, weak_y), scales, semantic_channels)
+    velocity = guided_velocity(
+        partial(_velocity, model, y), partial(_velocity, weak_model, weak_y), scales, semantic_channels
+    )
     method = run["method"]
     sampler = Sampler(method, int(run["time_points"]) - 1, "published", float(run.get("timestep_shift", 0.0)))
     sample = sampler(velocity, tensors["noise"], OffsetSchedule(float(run.get("delta_t", 0.0))), semantic_channels)
@@ -160,7 +168,6 @@ def _verify_run(model: LightningDiT, weak: LightningDiT, name: str, run: dict[st
 def _velocity(model: LightningDiT, y: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
     velocity: Tensor = model(x, t_tex, t_sem, y).velocity
     return velocity
-
 
 
 def _scales(run: dict[str, Any]) -> GuidanceScales:
@@ -179,7 +186,12 @@ def _verify_semvae(config: dict[str, Any], tensors: Vector) -> Results:
     model = SemVae(SemVaeConfig(**{name: int(config[name]) for name in names}))
     model.load_state_dict(_part(tensors, "state."), strict=True)
     posterior = model.eval().encode(tensors["features"])
-    actual = {"mean": posterior.mean, "logvar": posterior.logvar, "kl": posterior.kl(), "reconstruction_of_mean": model.decode(posterior.mean)}
+    actual = {
+        "mean": posterior.mean,
+        "logvar": posterior.logvar,
+        "kl": posterior.kl(),
+        "reconstruction_of_mean": model.decode(posterior.mean),
+    }
     return _compare({name: value for name, value in actual.items() if name in tensors}, tensors)
 
 
@@ -198,14 +210,19 @@ def report(results: dict[str, Results]) -> str:
     lines = [f"{'vector':<24} {'quantity':<32} {'error':>9} {'tolerance':>9}"]
     for stem, checks in results.items():
         for quantity, check in checks.items():
-            lines.append(f"{Path(stem).name:<24} {quantity:<32} {check.error:9.1e} {check.tolerance:9.1e} {'pass' if check.ok else 'FAIL'}")
+            lines.append(
+                f"{Path(stem).name:<24} {quantity:<32} {check.error:9.1e} {check.tolerance:9.1e} {'pass' if check.ok else 'FAIL'}"
+            )
     return "\n".join(lines)
 
 
 def as_json(results: dict[str, Results]) -> str:
     """``{stem: {quantity: {"error": e, "tolerance": t, "ok": bool}}}``."""
     plain = {
-        stem: {quantity: {"error": check.error, "tolerance": check.tolerance, "ok": check.ok} for quantity, check in checks.items()}
+        stem: {
+            quantity: {"error": check.error, "tolerance": check.tolerance, "ok": check.ok}
+            for quantity, check in checks.items()
+        }
         for stem, checks in results.items()
     }
     return json.dumps(plain, indent=2)

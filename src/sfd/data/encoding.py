@@ -36,9 +36,13 @@ class CompositeEncoder:
     def __call__(self, images: Tensor, draws: list[int]) -> tuple[Tensor, Tensor]:
         """Images uint8 ``(B, 3, S, S)`` and the number of each one's posterior draw -> latent ``(B, C, H, W)``, features ``(B, N, D)``."""
         shape = self.texture_vae.latent_shape(1, images.shape[-1])[1:]
-        noise = torch.stack([torch.randn(shape, generator=generator(self.seed, "latents/posterior", draw)) for draw in draws])
+        noise = torch.stack(
+            [torch.randn(shape, generator=generator(self.seed, "latents/posterior", draw)) for draw in draws]
+        )
         images = images.to(self.device)
         texture = self.texture_vae.encode(images, noise.to(self.device))
         features = self.encoder(images)
-        semantic = self.semvae.encode(features).mean.transpose(1, 2).unflatten(2, (self.encoder.grid, self.encoder.grid))
+        semantic = (
+            self.semvae.encode(features).mean.transpose(1, 2).unflatten(2, (self.encoder.grid, self.encoder.grid))
+        )
         return torch.cat([texture, semantic], dim=1), features

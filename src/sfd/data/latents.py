@@ -48,7 +48,14 @@ def mirrorings(images: Tensor, mirror: bool) -> list[Tensor]:
 
 
 def write_latents(
-    folder: Path, fetch: Callable[[list[int]], tuple[Tensor, Tensor]], num_images: int, encode: Encode, params: LatentsParams, mirror: bool, rank: int, world_size: int
+    folder: Path,
+    fetch: Callable[[list[int]], tuple[Tensor, Tensor]],
+    num_images: int,
+    encode: Encode,
+    params: LatentsParams,
+    mirror: bool,
+    rank: int,
+    world_size: int,
 ) -> list[tuple[int, int]]:
     """Latents of all images in fp16 ``(n, mirrorings, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
 

@@ -36,4 +36,6 @@ class Prepared:
     def images(self, split: str) -> ManifestImages:
         """The images of ``train`` or ``heldout``, in the manifest's order."""
         rows = self.manifest[self.manifest["split"] == split]
-        return ManifestImages(rows, image_root(self.params, self.folder), self.params.image_size, self.params.max_pixels)
+        return ManifestImages(
+            rows, image_root(self.params, self.folder), self.params.image_size, self.params.max_pixels
+        )

@@ -21,7 +21,9 @@ def shard_bounds(num_images: int, shard_size: int) -> list[tuple[int, int]]:
     return [(start, min(start + shard_size, num_images)) for start in range(0, num_images, shard_size)]
 
 
-def write_shards(folder: Path, bounds: list[tuple[int, int]], make: Callable[[int, int], Shard], rank: int, world_size: int) -> None:
+def write_shards(
+    folder: Path, bounds: list[tuple[int, int]], make: Callable[[int, int], Shard], rank: int, world_size: int
+) -> None:
     """Makes the shards that are not there yet, or whose checksum is wrong; shard k belongs to rank ``k % world_size``.
 
     A shard depends on its bounds alone, so any number of processes writes the same bytes.
@@ -76,7 +78,9 @@ class ShardReader:
         """Raises :class:`UserError` if the index is missing, or naming the shard that is missing or damaged."""
         index_file = folder / "index.json"
         if not index_file.is_file():
-            raise UserError(f"{index_file} is missing, so these shards are not complete; rerun the stage that writes {folder}")
+            raise UserError(
+                f"{index_file} is missing, so these shards are not complete; rerun the stage that writes {folder}"
+            )
         self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
         self.folder = folder
         ends = torch.tensor([shard["num_images"] for shard in self.index["shards"]]).cumsum(0)
@@ -84,7 +88,9 @@ class ShardReader:
         for shard in self.index["shards"]:
             file = folder / shard["file"]
             if not file.is_file() or file_digest(file) != shard["sha256"]:
-                raise UserError(f"{file} is missing or damaged (its sha256 is not the one in index.json); rerun the stage that writes {folder}")
+                raise UserError(
+                    f"{file} is missing or damaged (its sha256 is not the one in index.json); rerun the stage that writes {folder}"
+                )
         self._open: dict[int, Any] = {}
 
     def __len__(self) -> int:

@@ -78,7 +78,9 @@ class Sampler:
 
             def drift(u: Tensor, x: Tensor, low: float = start + margin, high: float = end - margin) -> Tensor:
                 u = u.double()
-                speed = per_part(*self._per_image(*schedule.speeds(u.clamp(low, high)), x), x.shape[1], semantic_channels)
+                speed = per_part(
+                    *self._per_image(*schedule.speeds(u.clamp(low, high)), x), x.shape[1], semantic_channels
+                )
                 return speed * velocity(x, *self._per_image(*schedule.times(u), x))
 
             span = torch.tensor([start, end], dtype=torch.float64, device=noise.device)

@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sfd.network_files import load_weights, read_config, save_network, weights_digest
 from sfd.errors import UserError
+from sfd.network_files import load_weights, read_config, save_network, weights_digest
 from sfd.params import JudgeParams
 from sfd.seeding import seeded_initialisation
 
@@ -22,7 +22,9 @@ INCEPTION_FEATURES = 2048
 class TrainedJudge(nn.Module):
     """A small ResNet. ``classes`` is None when it was trained without class labels (a single class)."""
 
-    def __init__(self, name: str, digest: str, channels: tuple[int, ...], num_outputs: int, classes: int | None) -> None:
+    def __init__(
+        self, name: str, digest: str, channels: tuple[int, ...], num_outputs: int, classes: int | None
+    ) -> None:
         super().__init__()
         self.name, self.digest, self.classes, self.num_features = name, digest, classes, channels[-1]
         self.resnet = timm.create_model(TRAINED_BASE, num_classes=num_outputs, **trained_arguments(channels))
@@ -47,7 +49,9 @@ class InceptionJudge(nn.Module):
             import hashlib
 
             self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        self.inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights))
+        self.inception = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -61,19 +65,33 @@ Judge = TrainedJudge | InceptionJudge
 
 def trained_arguments(channels: tuple[int, ...]) -> dict[str, Any]:
     """timm arguments of the small ResNet: one block a stage, no initial pooling (the images are small)."""
-    return {"layers": [1, 1, 1, 1], "channels": list(channels), "stem_width": channels[0], "stem_type": "deep", "replace_stem_pool": True}
+    return {
+        "layers": [1, 1, 1, 1],
+        "channels": list(channels),
+        "stem_width": channels[0],
+        "stem_type": "deep",
+        "replace_stem_pool": True,
+    }
 
 
 def build_trainable(params: JudgeParams, num_outputs: int, seed: int) -> nn.Module:
     """The small ResNet, initialised."""
     with seeded_initialisation(seed, "judge/initialisation"):
-        model: nn.Module = timm.create_model(TRAINED_BASE, num_classes=num_outputs, **trained_arguments(params.channels))
+        model: nn.Module = timm.create_model(
+            TRAINED_BASE, num_classes=num_outputs, **trained_arguments(params.channels)
+        )
     return model
 
 
 def save_trained(folder: Path, params: JudgeParams, resnet: nn.Module, num_outputs: int, classes: int | None) -> None:
     """Writes a trained judge."""
-    config = {"kind": "trained", "name": params.name, "channels": list(params.channels), "num_outputs": num_outputs, "classes": classes}
+    config = {
+        "kind": "trained",
+        "name": params.name,
+        "channels": list(params.channels),
+        "num_outputs": num_outputs,
+        "classes": classes,
+    }
     save_network(folder, resnet, config)
 
 
@@ -89,7 +107,9 @@ def save_inception(folder: Path, params: JudgeParams) -> None:
     target = folder / "inception.pth"
     try:
         if params.file is not None:
-            torch.load(params.file, weights_only=True, map_location="cpu")  # torch-fidelity itself would unpickle anything
+            torch.load(
+                params.file, weights_only=True, map_location="cpu"
+            )  # torch-fidelity itself would unpickle anything
             shutil.copyfile(params.file, target)
         else:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(target), progress=False)
@@ -97,8 +117,14 @@ def save_inception(folder: Path, params: JudgeParams) -> None:
     except Exception as error:
         target.unlink(missing_ok=True)
         reason = " ".join(str(error).split())[:300]
-        remedy = "give torch-fidelity's weights-inception-2015-12-05-6726825d.pth" if params.file else "download it elsewhere and set judge.source: file and judge.file: PATH"
-        raise UserError(f"the weights of Inception-v3 ({params.file or URL_INCEPTION_V3}) could not be loaded: {reason}; {remedy}") from error
+        remedy = (
+            "give torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+            if params.file
+            else "download it elsewhere and set judge.source: file and judge.file: PATH"
+        )
+        raise UserError(
+            f"the weights of Inception-v3 ({params.file or URL_INCEPTION_V3}) could not be loaded: {reason}; {remedy}"
+        ) from error
 
 
 def load_judge(folder: Path) -> Judge:
@@ -107,6 +133,8 @@ def load_judge(folder: Path) -> Judge:
     if inception.is_file():
         return InceptionJudge(inception).eval()
     config = read_config(folder)
-    judge = TrainedJudge(config["name"], weights_digest(folder), tuple(config["channels"]), config["num_outputs"], config["classes"])
+    judge = TrainedJudge(
+        config["name"], weights_digest(folder), tuple(config["channels"]), config["num_outputs"], config["classes"]
+    )
     load_weights(folder, judge.resnet)
     return judge.eval().requires_grad_(False)

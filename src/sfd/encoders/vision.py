@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from sfd.network_files import load_weights, read_config, save_network
 from sfd.errors import UserError
+from sfd.network_files import load_weights, read_config, save_network
 from sfd.params import EncoderParams
 from sfd.seeding import seeded_initialisation
 
@@ -19,6 +19,9 @@ TRAINED_BASE = "vit_tiny_patch16_224"
 
 class VisionEncoder(nn.Module):
     """Images to patch features after the final norm. ``config``: timm name and arguments, input size, mean and std."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: dict[str, Any], vit: nn.Module) -> None:
         super().__init__()
@@ -47,7 +50,11 @@ class VisionEncoder(nn.Module):
 
 def resize(pixels: Tensor, size: int) -> Tensor:
     """Bicubic, as published; ``(B, 3, S, S)`` -> ``(B, 3, size, size)``."""
-    return pixels if pixels.shape[-1] == size else interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False)
+    return (
+        pixels
+        if pixels.shape[-1] == size
+        else interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False)
+    )
 
 
 class TrainableEncoder(nn.Module):
@@ -103,8 +110,15 @@ def load_pretrained(params: EncoderParams) -> VisionEncoder:
     if patch != params.patch_size:
         raise UserError(f"encoder.patch_size is {params.patch_size}, but {params.name} has {patch}; write {patch}")
     if not hasattr(vit, "num_prefix_tokens"):
-        raise UserError(f"encoder.name {params.name} is not a vision transformer with patch tokens; choose a timm `vit_*` model")
-    config = {"name": params.name, "arguments": arguments, "mean": list(vit.pretrained_cfg["mean"]), "std": list(vit.pretrained_cfg["std"])}
+        raise UserError(
+            f"encoder.name {params.name} is not a vision transformer with patch tokens; choose a timm `vit_*` model"
+        )
+    config = {
+        "name": params.name,
+        "arguments": arguments,
+        "mean": list(vit.pretrained_cfg["mean"]),
+        "std": list(vit.pretrained_cfg["std"]),
+    }
     return VisionEncoder(config | {"input_size": params.input_size, "patch_size": patch}, vit).eval()
 
 
@@ -129,5 +143,3 @@ def load_encoder(folder: Path) -> VisionEncoder:
     vit = timm.create_model(config["name"], pretrained=False, **({"num_classes": 0} | config["arguments"]))
     load_weights(folder, vit)
     return VisionEncoder(config, vit).eval().requires_grad_(False)
-
-

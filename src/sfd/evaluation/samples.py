@@ -31,7 +31,9 @@ def plan(num_images: int, classes: list[str], seed: int) -> pd.DataFrame:
     )
 
 
-def write_samples(out: Path, images: ImageGenerator, params: SampleParams, seed: int, rank: int, world_size: int) -> pd.DataFrame:
+def write_samples(
+    out: Path, images: ImageGenerator, params: SampleParams, seed: int, rank: int, world_size: int
+) -> pd.DataFrame:
     """Writes ``images/*.png`` and ``samples.csv``; returns the table. Batches are shared among processes; finished ones are kept."""
     table = plan(params.num_images, images.model.classes, seed)
     folder = out / "images"
@@ -55,7 +57,12 @@ def finish_samples(out: Path, table: pd.DataFrame) -> Path:
     for mark in out.glob(".batch-*"):
         mark.unlink()
     table.to_csv(out / TABLE, index=False)
-    shown = table[table["class_index"] < GRID_CLASSES].groupby("class_index").head(GRID_PER_CLASS).sort_values("class_index", kind="stable")
+    shown = (
+        table[table["class_index"] < GRID_CLASSES]
+        .groupby("class_index")
+        .head(GRID_PER_CLASS)
+        .sort_values("class_index", kind="stable")
+    )
     per_class = int(shown.groupby("class_index").size().min())
     shown = shown.groupby("class_index").head(per_class)
     grid = labelled_grid(read_images(out, shown["file"].tolist()), shown["class"].tolist(), per_class)

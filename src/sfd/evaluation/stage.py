@@ -84,7 +84,10 @@ class _Batches:
 def _judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
     """All training images, and behind them all mirrored ones, if the model was trained on those too."""
     batches = _Batches(batch_size, judge)
-    views = [extract(judge, (mirrorings(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train)))))) for n in range(1 + mirror)]
+    views = [
+        extract(judge, (mirrorings(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train))))))
+        for n in range(1 + mirror)
+    ]
     logits = [view.logits for view in views if view.logits is not None]
     return Features(torch.cat([view.features for view in views]), torch.cat(logits) if logits else None)
 
@@ -97,7 +100,9 @@ def _reconstructions(batches: Iterator[Tensor], vae: TextureVae, seed: int) -> I
         yield vae.decode(vae.encode(images, noise.to(images.device)))
 
 
-def _picture_nearest(memorised: Memorisation, table: pd.DataFrame, samples: Path, train: ManifestImages, file: Path) -> None:
+def _picture_nearest(
+    memorised: Memorisation, table: pd.DataFrame, samples: Path, train: ManifestImages, file: Path
+) -> None:
     """The samples that are closest to a training image, beside that image."""
     closest = memorised.table.head(NUM_CLOSEST)
     rows = [int(row) for row in closest["train_index"]]

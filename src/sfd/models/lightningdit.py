@@ -142,8 +142,9 @@ class LightningDiT(nn.Module):
         nn.init.zeros_(projection.bias)  # type: ignore[arg-type]  # the patch embedding has a bias
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02, generator=generator)
         for embedder in (module for module in self.modules() if isinstance(module, TimestepEmbedder)):
-            nn.init.normal_(embedder.mlp[0].weight, std=0.02, generator=generator)
-            nn.init.normal_(embedder.mlp[2].weight, std=0.02, generator=generator)
+            for layer in embedder.mlp:
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=0.02, generator=generator)
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)

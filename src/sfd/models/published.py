@@ -4,9 +4,30 @@ from typing import Any
 
 from sfd.models.lightningdit import LightningDiTConfig
 
-_COPIED = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes", "use_qknorm", "use_swiglu", "use_rope", "use_rmsnorm")
+_COPIED = (
+    "input_size",
+    "patch_size",
+    "in_channels",
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "num_classes",
+    "use_qknorm",
+    "use_swiglu",
+    "use_rope",
+    "use_rmsnorm",
+)
 _REQUIRED = _COPIED[:1] + _COPIED[2:7]
-_INTERPRETED = ("wo_shift", "use_repa", "repa_depth", "repa_projector_dim", "repa_dino_version", "semantic_chans", "semfirst_delta_t", "class_dropout_prob")
+_INTERPRETED = (
+    "wo_shift",
+    "use_repa",
+    "repa_depth",
+    "repa_projector_dim",
+    "repa_dino_version",
+    "semantic_chans",
+    "semfirst_delta_t",
+    "class_dropout_prob",
+)
 
 
 def config_from_published(published: dict[str, Any]) -> LightningDiTConfig:

@@ -19,7 +19,16 @@ def feature_order(num_images: int, params: FeaturesParams, seed: int) -> list[in
     return sorted(chosen.tolist())
 
 
-def write_features(folder: Path, images: ManifestImages, encoder: VisionEncoder, chosen: list[int], params: FeaturesParams, mirror: bool, rank: int, world_size: int) -> list[tuple[int, int]]:
+def write_features(
+    folder: Path,
+    images: ManifestImages,
+    encoder: VisionEncoder,
+    chosen: list[int],
+    params: FeaturesParams,
+    mirror: bool,
+    rank: int,
+    world_size: int,
+) -> list[tuple[int, int]]:
     """Features of the chosen images as fp16 ``(n, mirrorings, N, D)``; returns the shards' bounds."""
     bounds = shard_bounds(len(chosen), params.shard_size)
 
@@ -27,7 +36,11 @@ def write_features(folder: Path, images: ManifestImages, encoder: VisionEncoder,
         parts = []
         for first in range(start, end, params.batch_size):
             pixels, _ = images.__getitems__(chosen[first : min(first + params.batch_size, end)])
-            parts.append(torch.stack([encoder(view.to(encoder.mean.device)).half().cpu() for view in mirrorings(pixels, mirror)], dim=1))
+            parts.append(
+                torch.stack(
+                    [encoder(view.to(encoder.mean.device)).half().cpu() for view in mirrorings(pixels, mirror)], dim=1
+                )
+            )
         return {"features": torch.cat(parts)}
 
     write_shards(folder, bounds, make, rank, world_size)
@@ -47,4 +60,6 @@ class FeatureDataset:
     def __getitems__(self, indices: list[int]) -> tuple[Tensor]:
         """Features ``(B, N, D)`` float32."""
         rows = self.reader.rows("features", [index // self.num_mirrorings for index in indices])
-        return (torch.stack([row[index % self.num_mirrorings] for row, index in zip(rows, indices, strict=True)]).float(),)
+        return (
+            torch.stack([row[index % self.num_mirrorings] for row, index in zip(rows, indices, strict=True)]).float(),
+        )

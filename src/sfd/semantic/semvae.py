@@ -91,7 +91,12 @@ class SemVae(nn.Module):
 
 def _half(config: SemVaeConfig, in_dim: int, out_dim: int) -> nn.Sequential:
     blocks = [SemVaeBlock(config.hidden_dim, config.heads) for _ in range(config.blocks)]
-    return nn.Sequential(nn.Linear(in_dim, config.hidden_dim), *blocks, nn.LayerNorm(config.hidden_dim), nn.Linear(config.hidden_dim, out_dim))
+    return nn.Sequential(
+        nn.Linear(in_dim, config.hidden_dim),
+        *blocks,
+        nn.LayerNorm(config.hidden_dim),
+        nn.Linear(config.hidden_dim, out_dim),
+    )
 
 
 def save_semvae(folder: Path, network: SemVae) -> None:

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -89,6 +90,13 @@ class Run:
         The content of this moment is what is delivered, however late. Raises :class:`FileNotFoundError`.
         """
         self._writer.add_artifact(path, artifact_path)
+
+    def wait_for_run_id(self, timeout_s: float = 60.0) -> str | None:
+        """:meth:`run_id`, waiting until MLflow knows the run; None if it does not within ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while (found := self.run_id()) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
 
     def run_id(self) -> str | None:
         """The id of the MLflow run; None as long as MLflow does not know the run."""

@@ -23,7 +23,9 @@ def num_outputs(num_classes: int) -> int:
 class ClassifierTask:
     """Cross-entropy on class labels under small rotations, scalings and shifts (and mirroring, where that keeps the class)."""
 
-    def __init__(self, purpose: str, network: nn.Module, dataset: BatchedDataset, num_classes: int, mirror: bool, seed: int) -> None:
+    def __init__(
+        self, purpose: str, network: nn.Module, dataset: BatchedDataset, num_classes: int, mirror: bool, seed: int
+    ) -> None:
         self.purpose, self.network, self.dataset = purpose, network, dataset
         self.num_classes, self.mirror, self.seed = num_classes, mirror, seed
         self.weights: Mapping[str, float] = {"cross_entropy": 1.0}
@@ -40,7 +42,9 @@ class ClassifierTask:
         pixels = augment(images.float() / 127.5 - 1.0, draws, self.mirror)
         if self.num_classes == 1:
             labels = (draws[:, 5] * QUARTER_TURNS).long().clamp(max=QUARTER_TURNS - 1)
-            pixels = torch.stack([torch.rot90(image, int(turns), (1, 2)) for image, turns in zip(pixels, labels, strict=True)])
+            pixels = torch.stack(
+                [torch.rot90(image, int(turns), (1, 2)) for image, turns in zip(pixels, labels, strict=True)]
+            )
         return {"cross_entropy": cross_entropy(network(pixels), labels)}
 
 

@@ -14,7 +14,15 @@ from sfd.training.loop import BatchedDataset, Tensors
 
 
 def model_config(
-    model: ModelParams, loss: LossParams, schedule: ScheduleParams, *, grid: int, texture_channels: int, semantic_channels: int, num_classes: int, feature_dim: int
+    model: ModelParams,
+    loss: LossParams,
+    schedule: ScheduleParams,
+    *,
+    grid: int,
+    texture_channels: int,
+    semantic_channels: int,
+    num_classes: int,
+    feature_dim: int,
 ) -> LightningDiTConfig:
     """The backbone for a data set: a size by name, the parts that are on, and the latents' shape."""
     width, depth, heads = SIZES[model.size]
@@ -44,7 +52,15 @@ class DiffusionTask:
 
     purpose = "diffusion"
 
-    def __init__(self, network: LightningDiT, dataset: BatchedDataset, loss: LossParams, schedule: Schedule, class_dropout: float, seed: int) -> None:
+    def __init__(
+        self,
+        network: LightningDiT,
+        dataset: BatchedDataset,
+        loss: LossParams,
+        schedule: Schedule,
+        class_dropout: float,
+        seed: int,
+    ) -> None:
         self.network, self.dataset, self.config = network, dataset, network.config
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
         weights = {"velocity": loss.velocity_weight, "cosine": loss.cosine_weight, "repa": loss.repa_weight}
@@ -54,7 +70,9 @@ class DiffusionTask:
         """Noise ``(B, C, H, W)``, progress ``(B,)`` and uniform draws ``(B,)`` for class dropout."""
         config = self.config
         random = generator(self.seed, "diffusion/step", step, device)
-        x0 = torch.randn(batch_size, config.in_channels, config.input_size, config.input_size, generator=random, device=device)
+        x0 = torch.randn(
+            batch_size, config.in_channels, config.input_size, config.input_size, generator=random, device=device
+        )
         u = sample_progress(batch_size, self.loss.time_mean, self.loss.time_std, random)
         return x0, u, torch.rand(batch_size, generator=random, device=device)
 

@@ -1,6 +1,5 @@
 """Stage ``diffusion``: network and data set from the parameters, training with sample grids, and what it leaves."""
 
-
 from torch import nn
 
 from sfd.data.latents import LatentDataset
@@ -39,12 +38,20 @@ def make_diffusion(stage: Stage) -> None:
     task = DiffusionTask(network, dataset, params.loss, schedule, params.model.class_dropout, stage.params.seed)
     model = DiffusionModel(network, schedule_params, dataset.statistics, facts["classes"])
     grids = SampleGrids(model, stage, params.grid_images)
-    trained = train(task, params.training, stage.params.seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every)
+    trained = train(
+        task, params.training, stage.params.seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every
+    )
     trained.copy_to(network)
     model.save(stage.out / "model")
     plot_schedule(schedule.times, stage.out / "schedule.png")
     stage.log({"parameters": float(sum(p.numel() for p in network.parameters()))})
-    stage.log_input("latents", facts["shards"][0]["sha256"], stage.upstream("latents"), "training", {"num_images": len(dataset.reader)})
+    stage.log_input(
+        "latents",
+        facts["shards"][0]["sha256"],
+        stage.upstream("latents"),
+        "training",
+        {"num_images": len(dataset.reader)},
+    )
     stage.log_artifacts(*write_curve(stage.out, trained.curve), stage.out / "schedule.png")
 
 
@@ -66,7 +73,9 @@ class SampleGrids:
         model = DiffusionModel(network, self.model.schedule_params, self.model.statistics, self.model.classes)
         was_training = network.training
         network.eval()
-        images = ImageGenerator(model, self.decoder, device=inference_device())(self.classes, self.seeds, GRID_SAMPLER, GuidanceScales())
+        images = ImageGenerator(model, self.decoder, device=inference_device())(
+            self.classes, self.seeds, GRID_SAMPLER, GuidanceScales()
+        )
         network.train(was_training)
         file = self.stage.out / "grids" / f"step-{step:07d}.png"
         file.parent.mkdir(exist_ok=True)

@@ -38,7 +38,9 @@ def make_encoder(params: EncoderParams, data: Prepared, stage: Stage) -> vision.
     if params.source != "train":
         return vision.load_pretrained(params)
     network = vision.TrainableEncoder(params, num_outputs(data.num_classes), stage.params.seed)
-    task = ClassifierTask("encoder", network, data.images(TRAIN), data.num_classes, data.params.mirror, stage.params.seed)
+    task = ClassifierTask(
+        "encoder", network, data.images(TRAIN), data.num_classes, data.params.mirror, stage.params.seed
+    )
     train_stage(task, params.training, stage).copy_to(network)
     return vision.freeze(params, network)
 
@@ -86,7 +88,9 @@ def make_texture_vae(params: TextureVaeParams, data: Prepared, stage: Stage) -> 
 def _picture_reconstructions(vae: texture_vaes.TextureVae, heldout: ManifestImages, stage: Stage) -> None:
     chosen = torch.linspace(0, len(heldout) - 1, min(NUM_PICTURES, len(heldout))).long().tolist()
     images, _ = heldout.__getitems__(chosen)
-    noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=generator(stage.params.seed, "texture_vae/picture"))
+    noise = torch.randn(
+        vae.latent_shape(len(images), images.shape[-1]), generator=generator(stage.params.seed, "texture_vae/picture")
+    )
     pixels = texture_vaes.to_pixels(images)
     decoded = vae.decode(vae.encode(images, noise))
     errors = (pixels - texture_vaes.to_pixels(decoded)).square().mean(dim=(1, 2, 3))

@@ -83,7 +83,14 @@ class Trained:
 
 
 def train(
-    task: Task, params: TrainingParams, seed: int, work: Path, fingerprint: str, log: LogMetrics, preview: Preview | None = None, preview_every: int = 0
+    task: Task,
+    params: TrainingParams,
+    seed: int,
+    work: Path,
+    fingerprint: str,
+    log: LogMetrics,
+    preview: Preview | None = None,
+    preview_every: int = 0,
 ) -> Trained:
     """Trains ``task.network`` in place and returns its averaged weights.
 
@@ -101,7 +108,9 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, task: Task, params: TrainingParams, seed: int, work: Path, fingerprint: str, log: LogMetrics) -> None:
+    def __init__(
+        self, task: Task, params: TrainingParams, seed: int, work: Path, fingerprint: str, log: LogMetrics
+    ) -> None:
         use_gpu = torch.cuda.is_available()
         bf16 = params.precision == "bf16" or (params.precision == "auto" and use_gpu)
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not use_gpu)
@@ -114,7 +123,11 @@ class _Trainer:
         self.averaged = AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
         trainable = [p for p in self.raw.parameters() if p.requires_grad]
         self.optimizer: Any = torch.optim.AdamW(
-            trainable, lr=params.learning_rate, betas=(0.9, params.beta2), weight_decay=params.weight_decay, fused=device.type in ("cuda", "cpu")
+            trainable,
+            lr=params.learning_rate,
+            betas=(0.9, params.beta2),
+            weight_decay=params.weight_decay,
+            fused=device.type in ("cuda", "cpu"),
         )
         network = torch.compile(self.raw) if params.compile else self.raw
         self.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
@@ -147,13 +160,24 @@ class _Trainer:
     def run(self, preview: Preview | None, preview_every: int) -> None:
         """All remaining steps."""
         params, first = self.params, self.progress.step
-        order = StepBatches(self.seed, self.task.purpose, len(self.task.dataset), params.batch_size, first, params.num_steps, self.rows)
-        loader: DataLoader[Any] = DataLoader(self.task.dataset, batch_sampler=order, num_workers=params.num_workers, collate_fn=_as_fetched)  # type: ignore[arg-type]
+        order = StepBatches(
+            self.seed, self.task.purpose, len(self.task.dataset), params.batch_size, first, params.num_steps, self.rows
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.task.dataset, batch_sampler=order, num_workers=params.num_workers, collate_fn=_as_fetched
+        )  # type: ignore[arg-type]
         quiet = not (self.accelerator.is_main_process and sys.stderr.isatty())
         size = params.batch_size
         since, since_step = time.perf_counter(), first
         previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
-        with tqdm(total=params.num_steps * size, initial=first * size, unit="image", unit_scale=True, disable=quiet, desc=self.task.purpose) as bar:
+        with tqdm(
+            total=params.num_steps * size,
+            initial=first * size,
+            unit="image",
+            unit_scale=True,
+            disable=quiet,
+            desc=self.task.purpose,
+        ) as bar:
             for data in loader:
                 self._step(data)
                 self.progress.step += 1
@@ -163,7 +187,10 @@ class _Trainer:
                 if step % params.log_every == 0 or last:
                     row = self._log_interval()
                     now = time.perf_counter()
-                    self.log(row | {"images": step * size, "images_per_second": (step - since_step) * size / (now - since)}, step)
+                    self.log(
+                        row | {"images": step * size, "images_per_second": (step - since_step) * size / (now - since)},
+                        step,
+                    )
                     since, since_step = now, step
                     bar.set_postfix(loss=f"{row['total']:.4f}")
                 if preview is not None and self.accelerator.is_main_process and (step % preview_every == 0 or last):
@@ -201,7 +228,9 @@ class _Trainer:
                     losses = self.task.losses(self.network, micro_data, micro_noise)
                 total = torch.stack([weight * losses[term] for term, weight in self.task.weights.items()]).sum()
                 self.accelerator.backward(total / parts)
-            totals += torch.stack([*(losses[term].detach() for term in self.task.weights), total.detach()]).double() / parts
+            totals += (
+                torch.stack([*(losses[term].detach() for term in self.task.weights), total.detach()]).double() / parts
+            )
         if params.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.network.parameters(), params.max_grad_norm)
         self.optimizer.step()
@@ -226,8 +255,14 @@ class _Trainer:
         step, *terms = self.bad.tolist()
         if step:
             values = ", ".join(f"{name} {value:g}" for name, value in zip(self.terms, terms, strict=True))
-            kept = f"the last good checkpoint is kept in {self.checkpoint}" if self.checkpoint.is_file() else "there was no checkpoint yet"
-            raise UserError(f"{self.task.purpose}: the loss is not finite at step {int(step)} ({values}); {kept}; lower the learning rate or set max_grad_norm")
+            kept = (
+                f"the last good checkpoint is kept in {self.checkpoint}"
+                if self.checkpoint.is_file()
+                else "there was no checkpoint yet"
+            )
+            raise UserError(
+                f"{self.task.purpose}: the loss is not finite at step {int(step)} ({values}); {kept}; lower the learning rate or set max_grad_norm"
+            )
 
     def save(self) -> None:
         """Writes the checkpoint in one rename; never one that holds NaN."""
@@ -256,7 +291,10 @@ class _Trainer:
             return
         state = torch.load(self.checkpoint, map_location=self.accelerator.device, weights_only=True)
         if state["fingerprint"] != self.fingerprint:
-            print(f"{self.task.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning", file=sys.stderr)
+            print(
+                f"{self.task.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning",
+                file=sys.stderr,
+            )
             return
         self.raw.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])

@@ -16,7 +16,9 @@ class StepBatches(Sampler[list[int]]):
     Process ``rank`` takes its share of the rows of every batch, so the batch is the same on any number of processes.
     """
 
-    def __init__(self, seed: int, purpose: str, num_samples: int, batch_size: int, start_step: int, num_steps: int, rows: slice) -> None:
+    def __init__(
+        self, seed: int, purpose: str, num_samples: int, batch_size: int, start_step: int, num_steps: int, rows: slice
+    ) -> None:
         self.seed, self.purpose, self.num_samples = seed, purpose, num_samples
         self.batch_size, self.start_step, self.num_steps, self.rows = batch_size, start_step, num_steps, rows
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)

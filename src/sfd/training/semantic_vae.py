@@ -1,5 +1,6 @@
 """Training of the semantic VAE."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
 
+from sfd.data.manifest import TRAIN
+from sfd.data.prepared import Prepared
 from sfd.data.shards import ShardReader
+from sfd.evaluation.pictures import plot_pca_features
 from sfd.params import SemanticVaeParams
 from sfd.pipeline import Stage
 from sfd.seeding import generator, seeded_initialisation
 from sfd.semantic.features import FeatureDataset
 from sfd.semantic.semvae import SemVae, SemVaeConfig, save_semvae
-from sfd.training.frozen import train_stage
+from sfd.training.frozen import NUM_PICTURES, train_stage
 from sfd.training.loop import BatchedDataset, Tensors
 
 QUALITY_IMAGES = 1000
@@ -25,7 +29,9 @@ class SemVaeTask:
 
     purpose = "semantic_vae"
 
-    def __init__(self, params: SemanticVaeParams, network: nn.Module, dataset: BatchedDataset, num_tokens: int, seed: int) -> None:
+    def __init__(
+        self, params: SemanticVaeParams, network: nn.Module, dataset: BatchedDataset, num_tokens: int, seed: int
+    ) -> None:
         self.network, self.dataset, self.seed = network, dataset, seed
         self.latent_shape = (num_tokens, params.latent_channels)
         self.weights: Mapping[str, float] = {"mse": 1.0, "cosine": 1.0, "kl": params.kl_weight}
@@ -41,10 +47,12 @@ class SemVaeTask:
         return terms
 
 
-def make_semantic_vae(params: SemanticVaeParams, shards: Path, stage: Stage) -> None:
+def make_semantic_vae(params: SemanticVaeParams, shards: Path, data: Prepared, stage: Stage) -> None:
     """Trains SemVAE on stored features, writes it, and logs how well it reconstructs them."""
     reader = ShardReader(shards)
-    config = SemVaeConfig(reader.index["feature_dim"], params.width, params.num_heads, params.depth, params.latent_channels)
+    config = SemVaeConfig(
+        reader.index["feature_dim"], params.width, params.num_heads, params.depth, params.latent_channels
+    )
     with seeded_initialisation(stage.params.seed, "semantic_vae/initialisation"):
         network = SemVae(config)
     dataset = FeatureDataset(reader)
@@ -62,3 +70,16 @@ def make_semantic_vae(params: SemanticVaeParams, shards: Path, stage: Stage) -> 
         "kl_per_image": float(posterior.kl().mean()),
     }
     stage.log(quality)
+    _picture(features, reconstruction, reader, data, stage)
+
+
+def _picture(features: Tensor, reconstruction: Tensor, reader: ShardReader, data: Prepared, stage: Stage) -> None:
+    """Principal components of features and of their reconstruction, for the first stored images."""
+    side = math.isqrt(reader.index["tokens"])
+    rows = [n * reader.index["mirrorings"] for n in range(min(NUM_PICTURES, len(reader)))]
+    images = data.images(TRAIN).__getitems__(reader.index["images"][: len(rows)])[0]
+    file = stage.out / "features.png"
+    plot_pca_features(
+        features[rows].unflatten(1, (side, side)), reconstruction[rows].unflatten(1, (side, side)), images, file
+    )
+    stage.log_artifacts(file)

@@ -17,7 +17,14 @@ class TextureVaeTask:
 
     purpose = "texture_vae"
 
-    def __init__(self, params: TextureVaeParams, network: TrainableAutoencoder, dataset: BatchedDataset, image_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        params: TextureVaeParams,
+        network: TrainableAutoencoder,
+        dataset: BatchedDataset,
+        image_size: int,
+        seed: int,
+    ) -> None:
         self.network, self.dataset, self.seed = network, dataset, seed
         grid = image_size // 2 ** (len(params.channels) - 1)
         self.latent_shape = (params.latent_channels, grid, grid)
