@@ -1,19 +1,18 @@
 """Runs, journals and delivery, against real sqlite stores, MLflow servers and killed processes."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support import Server, wait_until
 
 from sfd.errors import UserError
 from sfd.params import TrackingParams
@@ -35,44 +34,6 @@ with start_run(Path(sys.argv[1]), "diffusion", "f" * 64, TrackingParams(), {}) a
         run.log_metrics({"loss": 1.0 / (step + 1), "seconds": time.time()}, step)
         time.sleep(pause_s)
 """
-
-
-class Server:
-    """An MLflow server on its own port that can be killed and started again."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.home = home
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.home / 'server.db'}"]
-        command += ["--artifacts-destination", str(self.home / "artifacts")]
-        log = (self.home / "server.log").open("ab")
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        wait_until(self.answers, 60)
-
-    def answers(self) -> bool:
-        try:
-            urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-        except OSError:
-            return False
-        return True
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        assert self.process is not None
-        self.process.wait()
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        os.killpg(self.process.pid, number)
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +61,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_template: Pat
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(store_template.read_bytes())
     return tmp_path
-
-
-def wait_until(condition: Callable[[], bool], limit_s: float) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, f"not true within {limit_s} s"
-        time.sleep(0.05)
 
 
 def runs_of(folder: Path) -> list:

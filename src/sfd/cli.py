@@ -53,6 +53,14 @@ def sync() -> None:
     typer.echo(f"{tracking.sync()} records delivered to {tracking.tracking_uri()}")
 
 
+@app.command()
+def show() -> None:
+    """Say where the results of the last `dvc repro` are, with their main numbers."""
+    from sfd.summary import summarise
+
+    typer.echo(summarise(Path("results")))
+
+
 def main() -> None:
     """Entry point: a mistake of the user ends in one line and exit status 2."""
     try:

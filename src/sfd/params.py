@@ -179,7 +179,7 @@ class ModelParams(Section):
     """The backbone, a LightningDiT."""
 
     size: ModelSize = Field(
-        description="width x depth x heads: tiny 128x6x4, S 384x12x6, B 768x12x12, L 1024x24x16, XL 1152x28x16, 1p0B 1536x24x24, 1p6B 1792x28x28"
+        description="width x depth x heads: tiny 128x4x4, S 384x12x6, B 768x12x12, L 1024x24x16, XL 1152x28x16, 1p0B 1536x24x24, 1p6B 1792x28x28"
     )
     patch_size: Literal[1, 2] = Field(1, description="side of one token, latent positions")
     use_rmsnorm: bool = Field(True, description="RMSNorm; else LayerNorm without parameters")

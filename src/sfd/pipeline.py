@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results")
 WORK = Path(".sfd/work")
+ORPHANS_WAIT_S = 10.0
+"""Data loader workers of a killed stage hold its lock for some seconds more."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,11 @@ def inference_device() -> "torch.device":
 def barrier() -> None:
     """Waits for all processes; nothing when alone."""
     if world_size() > 1:
+        import torch
         from accelerate import PartialState
 
-        PartialState().wait_for_everyone()
+        # Left to itself, accelerate forms no group of processes where there is no GPU, and says nothing.
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
 @dataclass
@@ -224,8 +228,9 @@ def _lock(work: Path) -> Iterator[None]:
     work.mkdir(parents=True, exist_ok=True)
     owner = work / "owner"
     lock = FileLock(work.parent / f"{work.name}.lock")
+    known = owner.read_text().strip() if owner.is_file() else ""
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=ORPHANS_WAIT_S if known and not _is_alive(int(known)) else 0)
     except Timeout:
         known = owner.read_text().strip() if owner.is_file() else "unknown"
         raise UserError(
@@ -236,6 +241,16 @@ def _lock(work: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        pass
+    return True
 
 
 def _open_work(work: Path, fingerprint: str) -> None:
@@ -249,7 +264,9 @@ def _open_work(work: Path, fingerprint: str) -> None:
             f"{work.name}: parameters, inputs or code changed since the interrupted run, so it starts from the beginning",
             file=sys.stderr,
         )
-    if previous != fingerprint:
+    # A result that was published but not recorded by DVC left its work without `out`: nothing of it may be continued.
+    if previous != fingerprint or not (work / "out").is_dir():
+        mark.unlink(missing_ok=True)  # first, so that a kill in between leaves no half-emptied folder that looks whole
         for path in work.iterdir():
             if path.name != "owner":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -278,14 +295,20 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 def _publish(current: Stage) -> None:
-    """Moves the finished folder to ``results`` in one rename and forgets the work."""
-    content = hashlib.sha256("/".join([current.fingerprint, *current.content]).encode()).hexdigest()
+    """Moves the finished folder to ``results`` in one rename and forgets the work. An old result goes whole, too."""
+    published = current.fingerprint
+    if current.content:
+        published = hashlib.sha256("/".join([current.fingerprint, *current.content]).encode()).hexdigest()
+        if current.run is not None:
+            current.run.log_tags({"sfd.fingerprint": published})  # under which later stages name their parent
     (current.out / "fingerprint.json").write_text(
-        json.dumps({"stage": current.name, "fingerprint": content}, indent=2) + "\n"
+        json.dumps({"stage": current.name, "fingerprint": published}, indent=2) + "\n"
     )
     target = RESULTS / current.name
     target.parent.mkdir(exist_ok=True)
     if target.exists():
-        shutil.rmtree(target)
+        replaced = current.work / "replaced"
+        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed between the two renames
+        target.replace(replaced)
     current.out.replace(target)
     shutil.rmtree(current.work)

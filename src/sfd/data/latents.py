@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfd.data.shards import Shard, ShardReader, shard_bounds, write_shards
+from sfd.errors import UserError
 from sfd.params import LatentsParams
 
 STATISTICS = "statistics.safetensors"
@@ -60,6 +61,7 @@ def write_latents(
     """Latents of all images in fp16 ``(n, mirrorings, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
 
     ``fetch`` gives images and classes by index. Every draw is numbered by (image, mirroring).
+    Raises :class:`UserError` naming the images if a latent is NaN, or infinite in fp16.
     """
     bounds = shard_bounds(num_images, params.shard_size)
 
@@ -71,22 +73,32 @@ def write_latents(
             views = enumerate(mirrorings(images, mirror))
             encoded = [encode(view, [index * 2 + n for index in indices]) for n, view in views]
             latents.append(torch.stack([latent.half().cpu() for latent, _ in encoded], dim=1))
-            features.append(torch.stack([feature.half().cpu() for _, feature in encoded], dim=1))
+            if not latents[-1].isfinite().all():
+                raise UserError(
+                    f"a latent of training images {indices[0]} to {indices[-1]} is not finite in fp16; "
+                    "check the texture VAE, the encoder and the SemVAE"
+                )
+            if params.store_features:
+                features.append(torch.stack([feature.half().cpu() for _, feature in encoded], dim=1))
             labels.append(classes)
         shard = {"latents": torch.cat(latents), "labels": torch.cat(labels)}
-        return shard | ({"features": torch.cat(features)} if params.store_features else {})
+        return shard | ({"features": torch.cat(features)} if features else {})
 
     write_shards(folder, bounds, make, rank, world_size)
     return bounds
 
 
 def channel_statistics(reader: ShardReader, max_images: int) -> Statistics:
-    """Statistics of the first ``max_images`` images, all mirrorings, summed in float64."""
+    """Statistics of at most ``max_images`` images, all mirrorings, summed in float64.
+
+    The images are evenly spaced, because images are stored class by class: the first ones would be of a few classes only.
+    """
+    num_images = min(max_images, len(reader))
     total, squares, count = torch.zeros(1), torch.zeros(1), 0
-    for image in range(min(max_images, len(reader))):
-        latent = reader.rows("latents", [image])[0].double()
+    for n in range(num_images):
+        latent = reader.rows("latents", [n * len(reader) // num_images])[0].double()
         total, squares = total + latent.sum(dim=(0, 2, 3)), squares + latent.square().sum(dim=(0, 2, 3))
-        count += latent.shape[0] * latent.shape[2] * latent.shape[3]
+        count += latent.numel() // latent.shape[1]
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
     return Statistics(mean.float(), std.float())
@@ -114,5 +126,5 @@ class LatentDataset:
         return (*batch, self._pick("features", images, indices)) if self.with_features else batch
 
     def _pick(self, name: str, images: list[int], indices: list[int]) -> Tensor:
-        rows = self.reader.rows(name, images)
-        return torch.stack([row[index % self.num_mirrorings] for row, index in zip(rows, indices, strict=True)]).float()
+        views = [index % self.num_mirrorings for index in indices]
+        return torch.stack(self.reader.rows(name, images, views)).float()

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,14 @@ def write_shards(
 
 
 def write_index(folder: Path, bounds: list[tuple[int, int]], facts: dict[str, Any]) -> None:
-    """Closes a set of shards: ``index.json`` with every file, its images and its sha256, beside ``facts``."""
+    """Closes a set of shards: ``index.json`` with every file, its images and its sha256, beside ``facts``.
+
+    The checksum files stay, so that a stage that is killed after this point does not make its shards anew.
+    """
     shards = []
     for number, (start, end) in enumerate(bounds):
         file = folder / shard_name(number)
         shards.append({"file": file.name, "num_images": end - start, "sha256": _checksum_file(file).read_text()})
-        _checksum_file(file).unlink()
     index = facts | {"num_images": bounds[-1][1], "shards": shards}
     (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -83,8 +87,7 @@ class ShardReader:
             )
         self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
         self.folder = folder
-        ends = torch.tensor([shard["num_images"] for shard in self.index["shards"]]).cumsum(0)
-        self._ends = ends.tolist()
+        self._ends = list(accumulate(shard["num_images"] for shard in self.index["shards"]))
         for shard in self.index["shards"]:
             file = folder / shard["file"]
             if not file.is_file() or file_digest(file) != shard["sha256"]:
@@ -96,13 +99,18 @@ class ShardReader:
     def __len__(self) -> int:
         return int(self.index["num_images"])
 
-    def rows(self, name: str, images: list[int]) -> list[Tensor]:
-        """One row a requested image of tensor ``name``."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files stay behind where a data loader's worker gets a pickled copy."""
+        return self.__dict__ | {"_open": {}}
+
+    def rows(self, name: str, images: list[int], views: list[int] | None = None) -> list[Tensor]:
+        """One row a requested image of tensor ``name``; with ``views``, only that entry of the row's first dimension."""
         found = []
-        for image in images:
-            number = int(torch.searchsorted(torch.tensor(self._ends), image, right=True))
-            start = self._ends[number - 1] if number else 0
-            found.append(self._slice(number, name)[image - start])
+        for n, image in enumerate(images):
+            number = bisect_right(self._ends, image)
+            row = image - (self._ends[number - 1] if number else 0)
+            tensor = self._file(number).get_slice(name)
+            found.append(tensor[row] if views is None else tensor[row, views[n]])
         return found
 
     def whole(self, name: str) -> Tensor:
@@ -113,6 +121,3 @@ class ShardReader:
         if number not in self._open:
             self._open[number] = safe_open(self.folder / shard_name(number), framework="pt")
         return self._open[number]
-
-    def _slice(self, number: int, name: str) -> Any:
-        return self._file(number).get_slice(name)

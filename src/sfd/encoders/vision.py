@@ -5,6 +5,8 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import load_checkpoint
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -100,12 +102,14 @@ def load_pretrained(params: EncoderParams) -> VisionEncoder:
     Raises:
         UserError: the name is unknown, the hub cannot be reached, the file does not fit, or the patch size differs.
     """
-    arguments: dict[str, Any] = {"img_size": params.input_size, "num_classes": 0}
-    overlay = {"file": params.file} if params.source == "file" else None
+    arguments: dict[str, Any] = {"img_size": params.input_size}
     try:
-        vit = timm.create_model(params.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+        vit = timm.create_model(params.name, pretrained=params.source == "pretrained", **arguments)
+        if params.file is not None:
+            load_checkpoint(vit, params.file, strict=True, filter_fn=checkpoint_filter_fn)
     except Exception as error:
         raise UserError(_loading_advice("encoder", params.name, params.file, error)) from error
+    vit.reset_classifier(0)
     patch = vit.patch_embed.patch_size[0]
     if patch != params.patch_size:
         raise UserError(f"encoder.patch_size is {params.patch_size}, but {params.name} has {patch}; write {patch}")

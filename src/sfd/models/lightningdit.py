@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 SIZES: dict[str, tuple[int, int, int]] = {
-    "tiny": (128, 6, 4),
+    "tiny": (128, 4, 4),
     "S": (384, 12, 6),
     "B": (768, 12, 12),
     "L": (1024, 24, 16),

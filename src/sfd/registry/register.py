@@ -1,13 +1,14 @@
 """Stage ``register``: a self-contained model version with an alias."""
 
 import json
-import sys
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfd.errors import UserError
 from sfd.params import RegisterParams, SampleParams
+from sfd.tracking import client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -43,8 +44,7 @@ def register(
         UserError: the model needs files that a registered version cannot carry (AutoGuidance's weak model), or the store refuses.
     """
     import mlflow
-
-    from sfd.tracking import client, tracking_uri
+    import pandas as pd
 
     if sample.guidance.weak_model is not None:
         raise UserError(
@@ -52,6 +52,8 @@ def register(
         )
     settings = out / "sample.json"
     settings.write_text(sample.model_dump_json())
+    label = json.loads((folders["diffusion"] / "config.json").read_text())["classes"][0]
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(tracking_uri())
     try:
         with mlflow.start_run(run_id=run_id):
@@ -62,6 +64,7 @@ def register(
                 code_paths=[str(Path(__file__).parents[1])],
                 pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS],
                 signature=_signature(),
+                input_example=pd.DataFrame({"label": [label], "seed": [0]}),
                 registered_model_name=params.name,
             )
     except mlflow.MlflowException as error:
@@ -80,10 +83,6 @@ def register(
         "tracking_uri": tracking_uri(),
     }
     (out / "version.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(
-        f"registered models:/{params.name}@{params.alias} (version {created.version}) at {tracking_uri()}",
-        file=sys.stderr,
-    )
     return created
 
 

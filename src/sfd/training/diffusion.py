@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
 from sfd.diffusion.schedule import Schedule, sample_progress
+from sfd.errors import UserError
 from sfd.models.lightningdit import SIZES, LightningDiT, LightningDiTConfig
 from sfd.params import LossParams, ModelParams, ScheduleParams
 from sfd.seeding import generator
@@ -24,8 +25,25 @@ def model_config(
     num_classes: int,
     feature_dim: int,
 ) -> LightningDiTConfig:
-    """The backbone for a data set: a size by name, the parts that are on, and the latents' shape."""
+    """The backbone for a data set: a size by name, the parts that are on, and the latents' shape.
+
+    Raises:
+        UserError: the patches do not tile the latents, or REPA does not fit the backbone.
+    """
     width, depth, heads = SIZES[model.size]
+    if grid % model.patch_size:
+        raise UserError(
+            f"diffusion.model.patch_size {model.patch_size} must divide the latents' side {grid}; set it to 1"
+        )
+    if loss.repa_weight > 0.0 and model.patch_size != 1:
+        raise UserError(
+            f"REPA aligns every token with one patch feature, so diffusion.model.patch_size must be 1, not {model.patch_size}, "
+            "or diffusion.loss.repa_weight 0"
+        )
+    if loss.repa_weight > 0.0 and loss.repa_depth > depth:
+        raise UserError(
+            f"diffusion.loss.repa_depth {loss.repa_depth} must be at most the {depth} blocks of size {model.size}; lower it"
+        )
     return LightningDiTConfig(
         input_size=grid,
         in_channels=texture_channels + semantic_channels,
@@ -48,7 +66,10 @@ def model_config(
 
 
 class DiffusionTask:
-    """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged."""
+    """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged.
+
+    Raises :class:`UserError` if all weights are 0.
+    """
 
     purpose = "diffusion"
 
@@ -65,6 +86,10 @@ class DiffusionTask:
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
         weights = {"velocity": loss.velocity_weight, "cosine": loss.cosine_weight, "repa": loss.repa_weight}
         self.weights: Mapping[str, float] = {term: weight for term, weight in weights.items() if weight > 0.0}
+        if not self.weights:
+            raise UserError(
+                "diffusion.loss: velocity_weight, cosine_weight and repa_weight are all 0, so nothing would be learnt; raise one of them"
+            )
 
     def noise(self, step: int, batch_size: int, device: torch.device) -> Tensors:
         """Noise ``(B, C, H, W)``, progress ``(B,)`` and uniform draws ``(B,)`` for class dropout."""

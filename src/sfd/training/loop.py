@@ -115,6 +115,7 @@ class _Trainer:
         bf16 = params.precision == "bf16" or (params.precision == "auto" and use_gpu)
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not use_gpu)
         self.task, self.params, self.seed, self.log = task, params, seed, log
+        self.rows = self._rows()
         self.checkpoint = work / "checkpoint.pt"
         self.fingerprint = fingerprint
         self.progress = Progress()
@@ -134,7 +135,6 @@ class _Trainer:
         self.terms = [*task.weights, "total"]
         self.sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
         self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
-        self.rows = self._rows()
         self.stop_requested = False
 
     def _rows(self) -> slice:
@@ -143,7 +143,8 @@ class _Trainer:
         shares = processes * self.params.accumulation_steps
         if batch_size % shares:
             raise UserError(
-                f"batch_size {batch_size} must be a multiple of processes x accumulation_steps = {processes} x {self.params.accumulation_steps}; change one of them"
+                f"batch_size {batch_size} must be a multiple of processes x accumulation_steps = "
+                f"{processes} x {self.params.accumulation_steps}; change one of them"
             )
         share = batch_size // processes
         return slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
@@ -158,18 +159,29 @@ class _Trainer:
         return rate
 
     def run(self, preview: Preview | None, preview_every: int) -> None:
-        """All remaining steps."""
+        """All remaining steps. SIGTERM ends the process between two steps, with a checkpoint."""
+        previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
+        try:
+            self._run_steps(preview, preview_every)
+        finally:
+            signal.signal(signal.SIGTERM, previous_handler)
+        if self.stop_requested:
+            sys.exit(128 + signal.SIGTERM)
+
+    def _run_steps(self, preview: Preview | None, preview_every: int) -> None:
         params, first = self.params, self.progress.step
         order = StepBatches(
             self.seed, self.task.purpose, len(self.task.dataset), params.batch_size, first, params.num_steps, self.rows
         )
         loader: DataLoader[Any] = DataLoader(
-            self.task.dataset, batch_sampler=order, num_workers=params.num_workers, collate_fn=_as_fetched
-        )  # type: ignore[arg-type]
+            self.task.dataset,  # type: ignore[arg-type]  # DataLoader needs no more than BatchedDataset has
+            batch_sampler=order,
+            num_workers=params.num_workers,
+            collate_fn=_as_fetched,  # type: ignore[arg-type]  # what is fetched is a batch already
+        )
         quiet = not (self.accelerator.is_main_process and sys.stderr.isatty())
         size = params.batch_size
         since, since_step = time.perf_counter(), first
-        previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
         with tqdm(
             total=params.num_steps * size,
             initial=first * size,
@@ -200,7 +212,6 @@ class _Trainer:
                     self.save()
                 if stop:
                     sys.exit(128 + signal.SIGTERM)
-        signal.signal(signal.SIGTERM, previous_handler)
 
     def _request_stop(self, _signal: int, _frame: object) -> None:
         self.stop_requested = True
@@ -252,21 +263,32 @@ class _Trainer:
         return row
 
     def _check_finite(self) -> None:
-        step, *terms = self.bad.tolist()
-        if step:
+        """Raises :class:`UserError` on all processes if the loss of one of them was NaN or infinite."""
+        found = [row for row in self.accelerator.gather(self.bad[None]).tolist() if row[0]]
+        if found:
+            step, *terms = min(found, key=lambda row: row[0])
             values = ", ".join(f"{name} {value:g}" for name, value in zip(self.terms, terms, strict=True))
-            kept = (
-                f"the last good checkpoint is kept in {self.checkpoint}"
-                if self.checkpoint.is_file()
-                else "there was no checkpoint yet"
-            )
-            raise UserError(
-                f"{self.task.purpose}: the loss is not finite at step {int(step)} ({values}); {kept}; lower the learning rate or set max_grad_norm"
-            )
+            raise self._diverged(f"the loss is not finite at step {int(step)} ({values})")
+
+    def _check_weights(self) -> None:
+        """A finite loss can have a gradient that is not finite. Raises :class:`UserError` if it reached the weights."""
+        if not torch.stack([p.isfinite().all() for p in self.raw.parameters()]).all():
+            raise self._diverged(f"the weights are not finite after step {self.progress.step}")
+
+    def _diverged(self, what: str) -> UserError:
+        kept = (
+            f"the last good checkpoint is kept in {self.checkpoint}"
+            if self.checkpoint.is_file()
+            else "there was no checkpoint yet"
+        )
+        return UserError(f"{self.task.purpose}: {what}; {kept}; lower the learning rate or set max_grad_norm")
 
     def save(self) -> None:
-        """Writes the checkpoint in one rename; never one that holds NaN."""
+        """Writes the checkpoint in one rename; never one that holds NaN. All processes must call it."""
         self._check_finite()
+        self._check_weights()
+        # The checkpoint has one row of sums: from here on all processes go on with the same, as they will after a restart.
+        self.sums = self.accelerator.reduce(self.sums, reduction="mean")
         if not self.accelerator.is_main_process:
             return
         state = {
@@ -289,17 +311,18 @@ class _Trainer:
         """Continues from the checkpoint, if there is one that was made from the same parameters and inputs."""
         if not self.checkpoint.is_file():
             return
-        state = torch.load(self.checkpoint, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if state["fingerprint"] != self.fingerprint:
-            print(
-                f"{self.task.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning",
-                file=sys.stderr,
-            )
+            if self.accelerator.is_main_process:
+                print(
+                    f"{self.task.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning",
+                    file=sys.stderr,
+                )
             return
         self.raw.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.sums = state["sums"]
+        self.sums = state["sums"].to(self.sums.device)
         self.progress = Progress(state["step"], state["curve"])
 
 

@@ -1,0 +1,164 @@
+"""Sharded tensors on disk."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfd.data.shards import Shard, ShardReader, shard_bounds, write_index, write_shards
+from sfd.errors import UserError
+
+BOUNDS = shard_bounds(23, 5)
+FACTS = {"mirrorings": 2}
+READ_SOME_ROWS = """
+import re, sys
+from pathlib import Path
+from sfd.data.shards import ShardReader
+
+def private_mib():
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+reader = ShardReader(Path(sys.argv[1]))
+before = private_mib()
+rows = reader.rows("big", list(range(0, 64, 4)))
+assert all(float(row[0]) == 4 * n for n, row in enumerate(rows))
+print(private_mib() - before)
+"""
+
+
+class Maker:
+    """Makes shards whose rows say which image they are of, and counts."""
+
+    def __init__(self, fail_at: int = -1) -> None:
+        self.made: list[int] = []
+        self.fail_at = fail_at
+
+    def __call__(self, start: int, end: int) -> Shard:
+        if start == self.fail_at:
+            raise KeyboardInterrupt
+        self.made.append(start)
+        images = torch.arange(start, end)
+        views = (images[:, None, None] * 10 + torch.arange(2)[:, None]).expand(-1, -1, 3).float()
+        return {"values": views.contiguous(), "labels": images % 4}
+
+
+def write(folder: Path, ranks: int = 1, order: list[int] | None = None) -> Path:
+    for rank in order or range(ranks):
+        write_shards(folder, BOUNDS, Maker(), rank, ranks)
+    write_index(folder, BOUNDS, FACTS)
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def damage(file: Path) -> None:
+    """Changes one bit near the end."""
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+
+
+def test_bounds_cover_every_image_once_and_the_last_shard_is_shorter() -> None:
+    assert BOUNDS == [(0, 5), (5, 10), (10, 15), (15, 20), (20, 23)]
+    assert shard_bounds(10, 5) == [(0, 5), (5, 10)]
+    assert shard_bounds(3, 5) == [(0, 3)]
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0], [2, 0, 1], [7, 6, 5, 4, 3, 2, 1, 0]])
+def test_any_number_of_processes_in_any_order_writes_the_same_bytes(tmp_path: Path, order: list[int]) -> None:
+    assert content(write(tmp_path / "one")) == content(write(tmp_path / "many", len(order), order))
+
+
+def test_a_run_that_was_ended_between_shards_makes_only_the_missing_ones(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(tmp_path / "cut", BOUNDS, Maker(fail_at=10), 0, 1)
+    resumed = Maker()
+    write_shards(tmp_path / "cut", BOUNDS, resumed, 0, 1)
+    assert resumed.made == [10, 15, 20]
+    write_index(tmp_path / "cut", BOUNDS, FACTS)
+    assert content(tmp_path / "cut") == content(write(tmp_path / "whole"))
+
+
+def test_damaged_unconfirmed_and_half_written_shards_are_made_anew_and_no_others(tmp_path: Path) -> None:
+    whole, mended = write(tmp_path / "whole"), write(tmp_path / "mended")
+    damage(mended / "shard-00001.safetensors")
+    (mended / "shard-00003.sha256").unlink()  # killed between the shard and its checksum
+    (mended / "shard-00004.safetensors").rename(mended / "shard-00004.tmp")  # killed before the rename
+    maker = Maker()
+    write_shards(mended, BOUNDS, maker, 0, 1)
+    assert maker.made == [5, 15, 20]
+    write_index(mended, BOUNDS, FACTS)
+    assert content(mended) == content(whole)
+
+
+def test_a_run_that_was_ended_after_the_index_makes_nothing_anew(tmp_path: Path) -> None:
+    maker = Maker()
+    write_shards(write(tmp_path), BOUNDS, maker, 0, 1)
+    assert maker.made == []
+
+
+def test_rows_come_in_the_order_asked_for_across_shards(tmp_path: Path) -> None:
+    reader = ShardReader(write(tmp_path))
+    images = [22, 0, 4, 5, 9, 10, 0, 19, 20]
+    rows = reader.rows("values", images)
+    assert [row.tolist() for row in rows] == [[[image * 10.0] * 3, [image * 10.0 + 1] * 3] for image in images]
+    assert len(reader) == 23
+    assert reader.index["mirrorings"] == 2
+
+
+def test_a_single_view_of_each_row_can_be_asked_for(tmp_path: Path) -> None:
+    rows = ShardReader(write(tmp_path)).rows("values", [7, 21, 7], [1, 0, 0])
+    assert [row.tolist() for row in rows] == [[71.0] * 3, [210.0] * 3, [70.0] * 3]
+
+
+def test_a_row_beyond_the_last_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="shard-00005"):
+        ShardReader(write(tmp_path)).rows("values", [23])
+
+
+def test_a_small_tensor_is_read_whole(tmp_path: Path) -> None:
+    assert torch.equal(ShardReader(write(tmp_path)).whole("labels"), torch.arange(23) % 4)
+
+
+def test_a_reader_with_open_files_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    reader = ShardReader(write(tmp_path))
+    reader.whole("labels")
+    copy = pickle.loads(pickle.dumps(reader))
+    assert torch.equal(copy.rows("values", [11])[0], reader.rows("values", [11])[0])
+
+
+def test_a_damaged_shard_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    ShardReader(write(tmp_path))
+    damage(tmp_path / "shard-00002.safetensors")
+    with pytest.raises(UserError, match=r"shard-00002\.safetensors is missing or damaged .*; rerun the stage"):
+        ShardReader(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    (write(tmp_path) / "shard-00004.safetensors").unlink()
+    with pytest.raises(UserError, match=r"shard-00004\.safetensors is missing or damaged"):
+        ShardReader(tmp_path)
+
+
+def test_shards_without_an_index_are_not_complete(tmp_path: Path) -> None:
+    write_shards(tmp_path, BOUNDS, Maker(), 0, 1)
+    with pytest.raises(UserError, match=r"index\.json is missing, so these shards are not complete; rerun"):
+        ShardReader(tmp_path)
+    write_index(tmp_path, BOUNDS, FACTS)
+    assert len(ShardReader(tmp_path)) == 23
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_reading_some_rows_of_a_large_shard_does_not_load_it(tmp_path: Path) -> None:
+    bounds = shard_bounds(64, 64)
+    rows = torch.arange(64, dtype=torch.float32)[:, None].expand(-1, 2**18)
+    write_shards(tmp_path, bounds, lambda start, end: {"big": rows[start:end].contiguous()}, 0, 1)
+    write_index(tmp_path, bounds, {})
+    done = subprocess.run([sys.executable, "-c", READ_SOME_ROWS, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 32.0, "16 rows of 1 MiB out of a shard of 64 MiB"

@@ -1,0 +1,140 @@
+"""Real servers and folders that several tests need."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class Server:
+    """An MLflow server on its own port that can be killed and started again."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.home = home
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.home / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.home / "artifacts")]
+        log = (self.home / "server.log").open("ab")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+        environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        wait_until(self.answers, 60)
+
+    def answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, f"not true within {limit_s} s"
+        time.sleep(0.05)
+
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def small_params() -> dict[str, Any]:
+    """The shipped params with trainings of a few steps."""
+    tree: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    short = {"num_steps": 4, "batch_size": 8, "warmup_steps": 0, "checkpoint_every": 2, "log_every": 2}
+    for name in ("encoder", "texture_vae", "judge", "semantic_vae", "diffusion"):
+        tree[name]["training"] |= short
+    tree["data"]["image_size"] = tree["encoder"]["input_size"] = 16
+    tree["encoder"] |= {"patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
+    tree["texture_vae"] |= {"channels": [8, 8, 8], "latent_channels": 4}
+    tree["judge"]["channels"] = [8, 8, 8, 8]
+    tree["features"] |= {"shard_size": 20, "batch_size": 16}
+    tree["latents"] |= {"shard_size": 20, "batch_size": 16}
+    tree["semantic_vae"] |= {"width": 16, "depth": 1, "num_heads": 2, "latent_channels": 2}
+    tree["diffusion"]["loss"]["repa_width"] = 16
+    tree["diffusion"] |= {"grid_every": 2, "grid_images": 4}
+    tree["sample"] |= {"num_images": 12, "batch_size": 5, "num_steps": 3}
+    tree["evaluate"] |= {"batch_size": 8, "kid_subsets": 4, "kid_subset_size": 8}
+    return tree
+
+
+class Project:
+    """A copy of the repository in which stages run as users run them."""
+
+    def __init__(self, folder: Path, params: dict[str, Any]) -> None:
+        self.folder = folder
+        for name in ("src", "stages", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml"):
+            source, target = REPOSITORY / name, folder / name
+            if source.is_dir():
+                shutil.copytree(
+                    source, target, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.egg-info")
+                )
+            else:
+                shutil.copy(source, target)
+        self.write_params(params)
+        for command in (
+            ["init", "-q"],
+            ["add", "-A"],
+            ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start"],
+        ):
+            subprocess.run(["git", *command], cwd=folder, check=True)
+
+    def write_params(self, params: dict[str, Any]) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def environment(self) -> dict[str, str]:
+        """This interpreter first on PATH, the project's own source, and no tracking server."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+        return kept | {"PATH": path, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1"}
+
+    def start(self, *command: str, **environment: str) -> "subprocess.Popen[str]":
+        """A process in the project, its output merged."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment() | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *command: str, **environment: str) -> tuple[int, str]:
+        """Exit status and output."""
+        process = self.start(*command, **environment)
+        output, _ = process.communicate()
+        return process.returncode, output
+
+    def repro(self, *arguments: str) -> str:
+        """``dvc repro``, which must succeed."""
+        status, output = self.run("dvc", "repro", *arguments)
+        assert status == 0, output
+        return output
+
+    def result(self, name: str) -> Path:
+        return self.folder / "results" / name

@@ -1,0 +1,280 @@
+"""The whole graph through real DVC on a folder of images, at a size of seconds."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from support import Project, Server, small_params, wait_until
+
+ALL_STAGES = [
+    "scan",
+    "prepare",
+    "encoder",
+    "texture_vae",
+    "judge",
+    "features",
+    "semantic_vae",
+    "latents",
+    "diffusion",
+    "sample",
+]
+ALL_STAGES += ["evaluate", "register"]
+
+
+def draw_images(folder: Path, num_images: int, seed: int, vertical: bool) -> None:
+    """Stripes of random place and colour: upright in one class, lying in the other."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for number in range(num_images):
+        pixels = np.zeros((20, 24, 3), dtype=np.uint8)
+        start = int(random.integers(2, 14))
+        colour = random.integers(100, 255, 3)
+        if vertical:
+            pixels[:, start : start + 5] = colour
+        else:
+            pixels[start : start + 5] = colour
+        Image.fromarray(pixels).save(folder / f"bild {number}.png")
+
+
+def add_bad_files(root: Path) -> set[str]:
+    """One of each kind that must be refused; returns their paths within the root."""
+    good = (root / "quer" / "bild 0.png").read_bytes()
+    (root / "quer" / "truncated.png").write_bytes(good[: len(good) // 2])
+    (root / "quer" / "empty.png").touch()
+    (root / "quer" / "text.png").write_text("no image")
+    (root / "hoch ü" / "loop.png").symlink_to("loop.png")
+    bomb = bytearray(good)
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    (root / "hoch ü" / "bomb.png").write_bytes(bytes(bomb))
+    (root / "loose.png").write_bytes(good[:-1])
+    return {"quer/truncated.png", "quer/empty.png", "quer/text.png", "hoch ü/loop.png", "hoch ü/bomb.png", "loose.png"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project with two classes of 40 own-made images and six bad files, run to the end."""
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.1, "mirror": True}
+    folder = tmp_path_factory.mktemp("project")
+    made = Project(folder, params)
+    draw_images(folder / "own images" / "quer", 40, 1, vertical=False)
+    draw_images(folder / "own images" / "hoch ü", 40, 2, vertical=True)
+    made.refused = add_bad_files(folder / "own images")  # type: ignore[attr-defined]
+    made.repro()
+    yield made
+
+
+def test_the_whole_graph_runs_on_a_folder_and_every_stage_leaves_its_result(project: Project) -> None:
+    assert sorted(path.name for path in project.result("").iterdir()) == sorted(ALL_STAGES)
+    assert len(list((project.result("sample") / "images").glob("*.png"))) == 12
+
+
+def test_the_refused_list_names_exactly_the_bad_files_with_their_reasons(project: Project) -> None:
+    refused = pd.read_csv(project.result("prepare") / "rejected.csv")
+    assert set(refused["path"]) == project.refused  # type: ignore[attr-defined]
+    assert refused["reason"].str.len().min() > 3
+
+
+def test_too_many_refused_files_stop_the_stage_with_one_line(project: Project) -> None:
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.01, "mirror": True}
+    original = (project.folder / "params.yaml").read_text()
+    project.write_params(params)
+    status, output = project.run(sys.executable, "stages/prepare.py")
+    (project.folder / "params.yaml").write_text(original)
+    assert status == 2
+    assert "max_rejected_fraction" in output and "Traceback" not in output
+    assert project.result("prepare").is_dir(), "the earlier result stays"
+
+
+def test_metrics_have_their_floors_and_the_right_count(project: Project) -> None:
+    metrics = json.loads((project.result("evaluate") / "metrics.json").read_text())
+    expected = {"fd_digits_judge", "fd_reconstruction", "fd_heldout", "class_accuracy", "precision", "recall"}
+    assert expected | {"memorised_fraction", "num_images"} <= set(metrics)
+    assert "fid" not in metrics, "FID is kept for Inception"
+    assert metrics["num_images"] == 12
+
+
+def test_samples_are_balanced_and_their_table_is_complete(project: Project) -> None:
+    table = pd.read_csv(project.result("sample") / "samples.csv")
+    assert table["class"].value_counts().to_dict() == {"hoch ü": 6, "quer": 6}
+    assert table["seed"].is_unique
+    assert all((project.result("sample") / "images" / file).is_file() for file in table["file"])
+
+
+def test_nothing_changed_means_nothing_runs(project: Project) -> None:
+    output = project.repro()
+    assert [line for line in output.splitlines() if line.startswith("Running")] == ["Running stage 'scan':"]
+
+
+def test_a_changed_sampling_option_reruns_only_what_depends_on_it(project: Project) -> None:
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.1, "mirror": True}
+    params["sample"]["num_steps"] = 5
+    project.write_params(params)
+    status = json.loads(project.run("dvc", "status", "--json")[1])
+    assert {stage for stage, changes in status.items() if "params" in json.dumps(changes)} == {"sample", "register"}
+
+
+def test_image_i_is_the_same_for_any_batch_size(project: Project) -> None:
+    script = """
+from sfd.generation import ImageGenerator, build_sampler, build_scales
+from sfd.params import load_params
+from pathlib import Path
+import pandas as pd, torch
+params = load_params(Path("params.yaml")).sample.model_copy(update={"num_steps": 3})
+images = ImageGenerator.load(Path("results/diffusion/model"), Path("results/texture_vae/model"))
+table = pd.read_csv("results/sample/samples.csv")
+made = [torch.cat(list(images.batches(table.class_index.tolist(), table.seed.tolist(), size, build_sampler(params),
+        build_scales(params.guidance)))).int() for size in (1, 5, 12)]
+print((made[0] - made[1]).abs().max().item(), (made[0] - made[2]).abs().max().item(), made[0].float().std() > 1)
+"""
+    status, output = project.run(sys.executable, "-c", script)
+    assert status == 0, output
+    first, second, varied = output.split()[-3:]
+    assert int(first) <= 1 and int(second) <= 1 and varied == "tensor(True)", "one grey level is the rounding allowed"
+
+
+def runs_of(uri: str) -> dict[str, "object"]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("sfd")
+    assert experiment is not None
+    return {run.data.tags["sfd.stage"]: run for run in reversed(client.search_runs([experiment.experiment_id]))}
+
+
+def test_every_stage_is_a_finished_run_that_names_its_parents(project: Project) -> None:
+    runs = runs_of(f"sqlite:///{project.folder}/mlruns/mlflow.db")
+    assert set(ALL_STAGES) - {"scan"} <= set(runs)
+    diffusion = runs["diffusion"]
+    assert diffusion.info.status == "FINISHED"  # type: ignore[attr-defined]
+    tags, params = diffusion.data.tags, diffusion.data.params  # type: ignore[attr-defined]
+    assert tags["sfd.parent.latents"] == runs["latents"].info.run_id  # type: ignore[attr-defined]
+    assert params["schedule.tau"] == "0.3" and params["diffusion.training.num_steps"] == "4"
+    assert {"velocity", "cosine", "repa", "total", "images"} <= set(diffusion.data.metrics)  # type: ignore[attr-defined]
+    assert diffusion.inputs.dataset_inputs  # type: ignore[attr-defined]
+
+
+def test_the_registered_model_answers_by_itself_and_refuses_an_unknown_class(project: Project) -> None:
+    script = """
+import os, sys, hashlib
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/sfd-digits@candidate")
+table = pd.read_csv(sys.argv[2])
+rows = table[["class", "seed"]].rename(columns={"class": "label"}).head(3)
+out = model.predict(rows, params={"num_steps": 3})
+open("answer.png", "wb").write(out["png"][0])
+try:
+    model.predict(pd.DataFrame({"label": ["nope"], "seed": [1]}))
+except mlflow.MlflowException as error:
+    print("refused:", error)
+"""
+    elsewhere = project.folder / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    environment = {key: value for key, value in project.environment().items() if key != "PYTHONPATH"}
+    answer = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            script,
+            f"sqlite:///{project.folder}/mlruns/mlflow.db",
+            str(project.result("sample") / "samples.csv"),
+        ],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "refused:" in answer.stdout and "nope" in answer.stdout and "quer" in answer.stdout
+    shown = np.asarray(Image.open(io.BytesIO((elsewhere / "answer.png").read_bytes()))).astype(int)
+    sampled = np.asarray(Image.open(project.result("sample") / "images" / "000000.png")).astype(int)
+    assert np.abs(shown - sampled).max() <= 1, "the seeds of the table give the images of the table"
+
+
+def test_show_says_where_everything_is(project: Project) -> None:
+    status, output = project.run("sfd", "show")
+    assert status == 0, output
+    assert "results/sample/grid.png" in output and "metrics.json" in output and "models:/sfd-digits@candidate" in output
+
+
+def test_features_and_latents_have_the_same_bytes_on_two_processes(project: Project) -> None:
+    def digests() -> dict[str, str]:
+        folders = (project.result("features") / "shards", project.result("latents") / "shards")
+        return {
+            str(file): json.dumps(list(file.read_bytes())[:0]) + str(hash(file.read_bytes()))
+            for folder in folders
+            for file in sorted(folder.iterdir())
+        }
+
+    before = digests()
+    for name in ("features", "latents"):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        status, output = project.run(*launcher, f"stages/{name}.py")
+        assert status == 0, output
+    assert digests() == before
+
+
+def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(project: Project, tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.start()
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.1, "mirror": True}
+    params["diffusion"]["training"] |= {"num_steps": 400, "log_every": 1, "checkpoint_every": 100}
+    project.write_params(params)
+    training = project.start(sys.executable, "stages/diffusion.py", MLFLOW_TRACKING_URI=server.uri)
+    journals = project.folder / ".sfd" / "journal"
+
+    def logged() -> int:
+        return sum(file.read_text().count('"metrics"') for file in journals.glob("*diffusion*.jsonl"))
+
+    before = logged()
+    wait_until(lambda: logged() > before + 50, 60)
+    server.kill()
+    output, _ = training.communicate()
+    assert training.returncode == 0, output
+    assert output.count("is away") == 1, output
+    server.start()
+    assert project.run("sfd", "sync", MLFLOW_TRACKING_URI=server.uri)[0] == 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=server.uri)
+    run = runs_of(server.uri)["diffusion"]
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "total")]  # type: ignore[attr-defined]
+    server.kill()
+    assert sorted(steps) == list(range(1, 401))
+
+
+def test_a_stage_killed_by_dvc_users_continues_and_ends_with_the_same_weights(project: Project) -> None:
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.1, "mirror": True}
+    params["diffusion"]["training"] |= {"num_steps": 300, "log_every": 10, "checkpoint_every": 20}
+    project.write_params(params)
+    weights = project.result("diffusion") / "model" / "model.safetensors"
+    status, output = project.run(sys.executable, "stages/diffusion.py")
+    assert status == 0, output
+    uninterrupted = weights.read_bytes()
+    checkpoint = project.folder / ".sfd" / "work" / "diffusion" / "checkpoint.pt"
+    killed = 0
+    for _ in range(3):
+        training = project.start(sys.executable, "stages/diffusion.py")
+        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        wait_until(lambda seen=seen: checkpoint.exists() and checkpoint.stat().st_mtime_ns > seen, 60)  # type: ignore[misc]
+        os.kill(training.pid, signal.SIGKILL)
+        training.communicate()
+        killed += 1
+    weights.unlink()
+    status, output = project.run(sys.executable, "stages/diffusion.py")
+    assert status == 0, output
+    assert killed == 3 and weights.read_bytes() == uninterrupted

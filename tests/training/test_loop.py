@@ -1,0 +1,546 @@
+"""The training loop: real processes are killed, resumed and run side by side. As a script, this file is what they run."""
+
+import json
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sfd.diffusion.schedule import OffsetSchedule
+from sfd.errors import UserError
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.params import LossParams, TrainingParams
+from sfd.seeding import generator
+from sfd.training.diffusion import DiffusionTask
+from sfd.training.loop import Trained, train
+
+SHORT = {"batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.9, "precision": "fp32", "log_every": 5}
+LONG = SHORT | {"num_steps": 120, "checkpoint_every": 3, "warmup_steps": 10, "decay": "cosine"}
+
+
+class RandomLatents:
+    """Random latents, classes and features."""
+
+    def __init__(self, num_samples: int) -> None:
+        random = generator(0, "test/latents")
+        latents = torch.randn(num_samples, 6, 4, 4, generator=random)
+        features = torch.randn(num_samples, 16, 8, generator=random)
+        self.tensors = latents, torch.arange(num_samples) % 3, features
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        return tuple(tensor[indices] for tensor in self.tensors)
+
+
+def diffusion_task(seed: int) -> DiffusionTask:
+    """A backbone 32 wide on 37 random latents, so that batches of 8 span epochs."""
+    parts = {"semantic_channels": 2, "two_times": True, "repa_depth": 1, "repa_width": 16, "feature_dim": 8}
+    config = LightningDiTConfig(4, 6, hidden_size=32, depth=2, num_heads=2, num_classes=3, **parts)
+    network = LightningDiT(config).initialise(generator(seed, "test/initialisation"))
+    return DiffusionTask(network, RandomLatents(37), LossParams(), OffsetSchedule(0.3), 0.1, seed)
+
+
+class Numbers:
+    """One number a sample: 0, 1, 2, ..."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor]:
+        return (torch.tensor(indices, dtype=torch.float32)[:, None],)
+
+
+class LineTask:
+    """A network of one layer with two terms of the loss; row 7 of the batch of ``bad_step`` draws ``bad_draw``."""
+
+    purpose = "line"
+
+    def __init__(self, bad_step: int | None = None, bad_draw: float = math.nan, seed: int = 0) -> None:
+        self.network, self.dataset = nn.Linear(1, 3), Numbers(37)
+        with torch.no_grad():
+            self.network.weight.fill_(0.5)
+            self.network.bias.zero_()
+        self.weights = {"square": 1.0, "size": 0.25}
+        self.bad_step, self.bad_draw, self.seed = bad_step, bad_draw, seed
+        self.seen: list[dict[str, float]] = []
+
+    def noise(self, step: int, batch_size: int, device: torch.device) -> tuple[Tensor]:
+        draws = torch.randn(batch_size, 3, generator=generator(self.seed, "line/step", step, device), device=device)
+        if step + 1 == self.bad_step:
+            draws[7] = self.bad_draw
+        return (draws,)
+
+    def losses(self, network: nn.Module, data: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        output = network(data[0] / 37.0)
+        terms = {"square": (output - noise[0]).square().mean(), "size": output.abs().mean()}
+        self.seen.append({name: value.item() for name, value in terms.items()})
+        return terms
+
+
+class SlopeTask(LineTask):
+    """The loss falls by 1 per unit of each weight, so that AdamW moves each weight by exactly the learning rate."""
+
+    def losses(self, network: nn.Module, data: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        total = torch.stack([parameter.sum() for parameter in network.parameters()]).sum()
+        return {"square": total, "size": 0.0 * network(data[0]).sum() + 0.0 * noise[0].sum()}
+
+
+class SteepTask(LineTask):
+    """At ``bad_step`` the loss is finite and its gradient is not."""
+
+    def losses(self, network: nn.Module, data: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        if bool((noise[0] == self.bad_draw).any()):
+            zero = (0.0 * network(data[0])).mean()
+            return {"square": zero.sqrt(), "size": zero}
+        return super().losses(network, data, noise)
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a training from outside, where a test needs no real kill."""
+
+
+def short(num_steps: int, **changes: Any) -> TrainingParams:
+    return TrainingParams(**SHORT | {"num_steps": num_steps, "checkpoint_every": 1000} | changes)
+
+
+def run(task: Any, params: TrainingParams, work: Path, fingerprint: str = "a", stop_at: int = 0) -> Trained:
+    """Trains in this process; ``stop_at`` interrupts when that step is logged."""
+    work.mkdir(parents=True, exist_ok=True)
+
+    def log(_row: dict[str, float], step: int) -> None:
+        if step == stop_at:
+            raise Interrupted
+
+    return train(task, params, task.seed, work, fingerprint, log)
+
+
+def weights_of(trained: Trained) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trained.network.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- what the processes run ---
+
+
+def train_to_files(work: Path) -> None:
+    """A training on disk: its steps as it goes on, at the end its weights and curve."""
+    settings = json.loads((work / "settings.json").read_text())
+    task = diffusion_task(settings["seed"])
+    with (work / "steps.txt").open("a", buffering=1) as steps:
+        trained = train(
+            task,
+            TrainingParams(**settings["params"]),
+            settings["seed"],
+            work,
+            settings["fingerprint"],
+            lambda _row, step: print(step, file=steps),
+        )
+    save_file(trained.network.state_dict(), work / "averaged.safetensors")
+    save_file(task.network.state_dict(), work / "raw.safetensors")
+    (work / "curve.json").write_text(json.dumps(trained.curve))
+
+
+def train_side_by_side(folder: Path) -> None:
+    """Under torchrun: a training, the same one interrupted between two logged steps, and one that diverges in one process."""
+    process = os.environ["RANK"]
+    params = short(22, checkpoint_every=4)
+    trained = run(diffusion_task(0), params, folder / "whole")
+    work = folder / "interrupted"
+    try:
+        run(diffusion_task(0), params, work, stop_at=10)
+    except Interrupted:
+        resumed = run(diffusion_task(0), params, work)
+    (folder / f"curves-{process}.json").write_text(json.dumps([trained.curve, resumed.curve]))
+    if process == "0":
+        save_file(trained.network.state_dict(), folder / "whole.safetensors")
+        save_file(resumed.network.state_dict(), folder / "resumed.safetensors")
+    try:
+        run(LineTask(bad_step=8), params, folder / "diverging")
+    except UserError as error:
+        (folder / f"error-{process}.txt").write_text(str(error))
+
+
+# --- helpers of the tests ---
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def environment() -> dict[str, str]:
+    source = str(Path(__file__).parents[2] / "src")
+    return os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(work: Path) -> "subprocess.Popen[str]":
+    work.mkdir(exist_ok=True)
+    (work / "settings.json").write_text(json.dumps({"seed": 0, "fingerprint": "a", "params": LONG}))
+    command = [sys.executable, __file__, "train", str(work)]
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(work: Path, process: "subprocess.Popen[str]", step: int) -> None:
+    """Waits until the training has logged this step, or ended."""
+    end, steps = time.monotonic() + 60, work / "steps.txt"
+    while process.poll() is None and not (steps.exists() and step <= int((steps.read_text().split() or ["0"])[-1])):
+        assert time.monotonic() < end, f"step {step} was never logged"
+        time.sleep(0.002)
+
+
+def results(work: Path) -> list[bytes]:
+    return [(work / name).read_bytes() for name in ("averaged.safetensors", "raw.safetensors", "curve.json")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    work = tmp_path_factory.mktemp("uninterrupted")
+    process = start(work)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 0
+    return results(work)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two_processes")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    command += ["--master_port", str(port), __file__, "side_by_side", str(folder)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+# --- resuming ---
+
+
+def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_one(
+    uninterrupted: list[bytes], tmp_path: Path
+) -> None:
+    moments = random.Random(1)
+    for step in (10, 45, 80):
+        process = start(tmp_path)
+        wait_for_step(tmp_path, process, step)
+        time.sleep(moments.uniform(0.0, 0.2))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    last = start(tmp_path)
+    assert last.communicate()[1] == ""
+    assert results(tmp_path) == uninterrupted
+    steps = [int(line) for line in (tmp_path / "steps.txt").read_text().split()]
+    assert steps.count(5) == 1, "it started over instead of continuing"
+
+
+def test_sigterm_saves_a_checkpoint_exits_143_and_the_next_run_ends_with_the_same_bytes(
+    uninterrupted: list[bytes], tmp_path: Path
+) -> None:
+    process = start(tmp_path)
+    wait_for_step(tmp_path, process, 50)
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 143
+    stopped_at = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert 50 <= stopped_at < 120
+    start(tmp_path).communicate()
+    assert results(tmp_path) == uninterrupted
+    logged_again = [int(line) for line in (tmp_path / "steps.txt").read_text().split() if int(line) > stopped_at]
+    assert logged_again[0] - stopped_at <= LONG["log_every"]
+
+
+def test_sigterm_is_handled_as_before_once_training_is_over(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    run(LineTask(), short(2), tmp_path / "good")
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(UserError):
+        run(LineTask(bad_step=1), short(2), tmp_path / "bad")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_while_the_last_checkpoint_is_written_is_not_lost(tmp_path: Path) -> None:
+    task = LineTask()
+    task.network.register_state_dict_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ending:
+        run(task, short(3), tmp_path)
+    assert ending.value.code == 143
+    again = LineTask()
+    assert same(weights_of(run(again, short(3), tmp_path)), weights_of(run(LineTask(), short(3), tmp_path / "whole")))
+    assert again.seen == []
+
+
+def test_resuming_takes_the_newest_state_and_the_optimizers(tmp_path: Path) -> None:
+    params = short(20, checkpoint_every=4)
+    whole = weights_of(run(LineTask(), params, tmp_path / "whole"))
+    for name in ("kept", "lost"):
+        with pytest.raises(Interrupted):
+            run(LineTask(), params, tmp_path / name, stop_at=15)
+    checkpoint = tmp_path / "lost" / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["step"] == 12
+    for moments in state["optimizer"]["state"].values():
+        moments["exp_avg"].zero_()
+    torch.save(state, checkpoint)
+    assert same(whole, weights_of(run(LineTask(), params, tmp_path / "kept")))
+    assert not same(whole, weights_of(run(LineTask(), params, tmp_path / "lost")))
+
+
+def test_a_checkpoint_of_other_inputs_is_refused_and_training_starts_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = short(10, checkpoint_every=2)
+    clean = weights_of(run(LineTask(), params, tmp_path / "clean", "b"))
+    with pytest.raises(Interrupted):
+        run(LineTask(seed=1), params, tmp_path / "work", "a", stop_at=5)
+    assert same(clean, weights_of(run(LineTask(), params, tmp_path / "work", "b")))
+    assert "starts from the beginning" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_the_same_inputs_is_continued_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = short(10, checkpoint_every=2)
+    with pytest.raises(Interrupted):
+        run(LineTask(), params, tmp_path, stop_at=5)
+    task = LineTask()
+    run(task, params, tmp_path)
+    assert len(task.seen) == 6
+    assert capsys.readouterr().err == ""
+
+
+def test_a_half_written_checkpoint_of_a_killed_run_does_no_harm(tmp_path: Path) -> None:
+    params = short(10, checkpoint_every=2)
+    whole = weights_of(run(LineTask(), params, tmp_path / "whole"))
+    for stop_at in (0, 5):
+        work = tmp_path / f"work{stop_at}"
+        if stop_at:
+            with pytest.raises(Interrupted):
+                run(LineTask(), params, work, stop_at=stop_at)
+        work.mkdir(exist_ok=True)
+        (work / "checkpoint.tmp").write_bytes(b"PK half of a checkpoint")
+        assert same(whole, weights_of(run(LineTask(), params, work)))
+        assert not (work / "checkpoint.tmp").exists()
+
+
+def test_a_finished_training_that_is_called_again_trains_nothing_and_gives_the_same(tmp_path: Path) -> None:
+    first = run(LineTask(), short(6), tmp_path)
+    task = LineTask()
+    again = run(task, short(6), tmp_path)
+    assert task.seen == []
+    assert same(weights_of(first), weights_of(again))
+    assert first.curve == again.curve
+
+
+# --- losses that are not finite ---
+
+
+@pytest.mark.parametrize(("draw", "word"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "inf")])
+def test_a_loss_that_is_not_finite_stops_and_names_the_step_and_the_terms(
+    tmp_path: Path, draw: float, word: str
+) -> None:
+    with pytest.raises(UserError) as stopped:
+        run(LineTask(bad_step=8, bad_draw=draw), short(20, checkpoint_every=3), tmp_path)
+    message = str(stopped.value)
+    assert "line: the loss is not finite at step 8 (" in message
+    assert f"square {word}" in message and "size 0." in message and f"total {word}" in message
+    assert str(tmp_path / "checkpoint.pt") in message
+    assert "\n" not in message
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 6
+    assert all(value.isfinite().all() for part in ("network", "averaged") for value in state[part].values())
+
+
+def test_a_loss_that_is_not_finite_before_the_first_checkpoint_says_that_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there was no checkpoint yet"):
+        run(LineTask(bad_step=2), short(20), tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_never_reaches_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="weights are not finite after step 9"):
+        run(SteepTask(bad_step=9, bad_draw=1e9), short(20, checkpoint_every=3, log_every=20), tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 6
+    assert all(value.isfinite().all() for value in state["network"].values())
+
+
+# --- batches, averages, rates ---
+
+
+def test_a_batch_that_micro_batches_cannot_share_evenly_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"batch_size 8 must be a multiple of .* = 1 x 3; change one"):
+        run(LineTask(), short(2, accumulation_steps=3), tmp_path)
+    run(LineTask(), short(2, accumulation_steps=4), tmp_path)
+
+
+def test_four_micro_batches_give_the_weights_of_one_batch_up_to_rounding(tmp_path: Path) -> None:
+    one = run(diffusion_task(0), short(12), tmp_path / "one")
+    four = run(diffusion_task(0), short(12, accumulation_steps=4), tmp_path / "four")
+    torch.testing.assert_close(weights_of(one), weights_of(four), rtol=1e-3, atol=2e-5)
+    for row, other in zip(one.curve, four.curve, strict=True):
+        assert other == pytest.approx(row, rel=1e-4)
+
+
+def test_averaged_weights_follow_the_closed_form(tmp_path: Path) -> None:
+    task, raw = LineTask(), []
+
+    def log(_row: dict[str, float], _step: int) -> None:
+        raw.append(task.network.weight.detach().cpu().clone())
+
+    averaged = train(task, short(12, log_every=1, ema_decay=0.7), 0, tmp_path, "a", log).network.weight
+    expected = 0.7**11 * raw[0] + sum(0.3 * 0.7 ** (11 - n) * raw[n] for n in range(1, 12))
+    torch.testing.assert_close(averaged.detach(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(averaged, raw[-1], atol=1e-5)
+
+
+def test_without_averaging_the_weights_are_the_raw_ones(tmp_path: Path) -> None:
+    task = LineTask()
+    trained = run(task, short(12, ema_decay=0.0), tmp_path)
+    assert torch.equal(trained.network.weight, task.network.weight.cpu())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [1.0] * 8),
+        ({"warmup_steps": 4}, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ({"decay": "cosine"}, [0.5 + 0.5 * math.cos(math.pi * n / 8) for n in range(8)]),
+        (
+            {"decay": "cosine", "warmup_steps": 4},
+            [0.25, 0.5, 0.75, 1.0, 1.0, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5, 0.5 - 0.5 * math.cos(math.pi / 4)],
+        ),
+    ],
+)
+def test_every_step_moves_the_weights_by_its_learning_rate(
+    tmp_path: Path, changes: dict[str, Any], expected: list[float]
+) -> None:
+    task = SlopeTask()
+    weights = [0.0]
+
+    def log(_row: dict[str, float], _step: int) -> None:
+        weights.append(task.network.bias[0].item())
+
+    train(task, short(8, log_every=1, learning_rate=0.01, **changes), 0, tmp_path, "a", log)
+    moved = [(before - after) / 0.01 for before, after in zip(weights[:-1], weights[1:], strict=True)]
+    assert moved == pytest.approx(expected, abs=1e-4)
+
+
+# --- what is logged ---
+
+
+def test_every_logged_term_and_the_total_are_averages_of_their_interval(tmp_path: Path) -> None:
+    task, logged = LineTask(), {}
+    params = short(12, accumulation_steps=2)
+    curve = train(task, params, 0, tmp_path, "a", lambda row, step: logged.update({step: row})).curve
+    assert list(logged) == [5, 10, 12] == [row["step"] for row in curve]
+    for (first, step), row in zip(((0, 5), (5, 10), (10, 12)), curve, strict=True):
+        micro_batches = task.seen[2 * first : 2 * step]
+        means = {name: sum(terms[name] for terms in micro_batches) / len(micro_batches) for name in task.weights}
+        assert row["square"] == pytest.approx(means["square"], rel=1e-6)
+        assert row["size"] == pytest.approx(means["size"], rel=1e-6)
+        assert row["total"] == pytest.approx(means["square"] + 0.25 * means["size"], rel=1e-6)
+        assert logged[step]["images"] == step * 8
+        assert {name: logged[step][name] for name in ("square", "size", "total")} == {
+            name: row[name] for name in ("square", "size", "total")
+        }
+
+
+def test_an_interval_that_a_restart_cuts_in_two_is_logged_as_if_it_were_whole(tmp_path: Path) -> None:
+    params = short(15, checkpoint_every=4)
+    whole = run(LineTask(), params, tmp_path / "whole").curve
+    with pytest.raises(Interrupted):
+        run(LineTask(), params, tmp_path / "cut", stop_at=10)
+    assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["step"] == 8
+    assert run(LineTask(), params, tmp_path / "cut").curve == whole
+
+
+def test_previews_see_the_averaged_network_at_their_steps_and_at_the_end(tmp_path: Path) -> None:
+    seen: dict[int, Tensor] = {}
+
+    def preview(network: nn.Module, step: int) -> None:
+        seen[step] = network.weight.detach().cpu().clone()  # type: ignore[union-attr, operator]
+
+    trained = train(LineTask(), short(10), 0, tmp_path, "a", lambda _row, _step: None, preview, 4)
+    assert list(seen) == [4, 8, 10]
+    assert torch.equal(seen[10], trained.network.weight)
+    assert not torch.equal(seen[8], seen[10])
+
+
+# --- randomness and processes ---
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_network(tmp_path: Path) -> None:
+    first, again, other = (
+        weights_of(run(LineTask(seed=seed), short(10), tmp_path / name))
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_the_seed_also_decides_the_order_of_samples(tmp_path: Path) -> None:
+    first, other = (
+        weights_of(train(LineTask(seed=0), short(10), seed, tmp_path, str(seed), lambda _row, _step: None))
+        for seed in (0, 1)
+    )
+    assert not same(first, other)
+
+
+def test_two_reading_processes_give_the_weights_of_none(tmp_path: Path) -> None:
+    alone = run(diffusion_task(0), short(12), tmp_path / "alone")
+    read_ahead = run(diffusion_task(0), short(12, num_workers=2), tmp_path / "read_ahead")
+    assert same(weights_of(alone), weights_of(read_ahead))
+
+
+def test_two_training_processes_train_the_network_of_one(two_processes: Path, tmp_path: Path) -> None:
+    alone = run(diffusion_task(0), short(22, checkpoint_every=4), tmp_path)
+    together = load_file(two_processes / "whole.safetensors")
+    torch.testing.assert_close(together, weights_of(alone), rtol=1e-3, atol=5e-5)
+    curves = [json.loads((two_processes / f"curves-{process}.json").read_text())[0] for process in (0, 1)]
+    assert curves[0] == curves[1]
+    for row, other in zip(alone.curve, curves[0], strict=True):
+        assert other == pytest.approx(row, rel=1e-3)
+
+
+def test_two_training_processes_resume_with_the_same_bytes_and_curve(two_processes: Path) -> None:
+    assert (two_processes / "resumed.safetensors").read_bytes() == (two_processes / "whole.safetensors").read_bytes()
+    whole, resumed = json.loads((two_processes / "curves-0.json").read_text())
+    assert resumed == whole
+
+
+def test_all_processes_stop_when_one_diverges_and_no_checkpoint_holds_nan(two_processes: Path) -> None:
+    errors = [(two_processes / f"error-{process}.txt").read_text() for process in (0, 1)]
+    assert errors[0] == errors[1]
+    assert "not finite at step 8 (square nan" in errors[0]
+    state = torch.load(two_processes / "diverging" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4
+    assert all(value.isfinite().all() for value in state["network"].values())
+
+
+if __name__ == "__main__":
+    {"train": train_to_files, "side_by_side": train_side_by_side}[sys.argv[1]](Path(sys.argv[2]))
