@@ -5,6 +5,9 @@ Defaults are the paper's values (arXiv 2512.04926) where it has one; a field wit
 """
 
 import difflib
+import re
+import textwrap
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from sfd.errors import UserError
+from sfd.models.sizes import SIZES
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -20,9 +24,9 @@ Scale = Annotated[float, Field(ge=1.0, le=20.0)]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and a key that is not declared is refused."""
+    """Base of all sections: frozen; a key that is not declared, a value of another type and NaN are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class DataParams(Section):
@@ -103,7 +107,10 @@ class TextureVaeParams(Section):
     name: str | None = Field(None, description="hub name (`pretrained`)")
     file: str | None = Field(None, description="folder in diffusers layout (config.json, *.safetensors) for `file`")
     channels: tuple[Positive, ...] = Field(
-        (128, 128, 256, 256, 512), description="width of each resolution, halved from one to the next (`train`)"
+        (128, 128, 256, 256, 512),
+        strict=False,  # YAML has lists, not tuples; the numbers inside stay strict
+        min_length=1,
+        description="width of each resolution, halved from one to the next (`train`)",
     )
     layers_per_block: Positive = Field(2, description="residual layers per resolution (`train`)")
     latent_channels: Positive = Field(32, description="channels of the texture latent (`train`)")
@@ -117,10 +124,13 @@ class JudgeParams(Section):
     source: Literal["pretrained", "file", "train"] = Field(
         description="Inception-v3 through torch-fidelity, its weights in a file, or train a small ResNet on class labels"
     )
-    name: str = Field(description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`")
+    name: str = Field(
+        pattern=r"^\w[\w.-]*$", description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`"
+    )
     file: str | None = Field(None, description="weights file of Inception-v3 for `file` (torch-fidelity's .pth)")
     channels: tuple[Positive, ...] = Field(
         (16, 32, 64, 64),
+        strict=False,
         min_length=4,
         max_length=4,
         description="width of each ResNet stage (`train`); the last is the number of features",
@@ -179,9 +189,10 @@ class ModelParams(Section):
     """The backbone, a LightningDiT."""
 
     size: ModelSize = Field(
-        description="width x depth x heads: tiny 128x4x4, S 384x12x6, B 768x12x12, L 1024x24x16, XL 1152x28x16, 1p0B 1536x24x24, 1p6B 1792x28x28"
+        description="width x depth x heads: "
+        + ", ".join(f"{name} {width}x{depth}x{heads}" for name, (width, depth, heads) in SIZES.items())
     )
-    patch_size: Literal[1, 2] = Field(1, description="side of one token, latent positions")
+    patch_size: int = Field(1, ge=1, le=2, description="side of one token, latent positions")
     use_rmsnorm: bool = Field(True, description="RMSNorm; else LayerNorm without parameters")
     use_qknorm: bool = Field(True, description="normalise queries and keys")
     use_swiglu: bool = Field(True, description="SwiGLU; else GELU")
@@ -291,57 +302,146 @@ class Params(Section):
     def _check_across_sections(self) -> "Params":
         for name in ("encoder", "texture_vae", "judge"):
             _check_frozen_network(name, getattr(self, name))
-        if self.encoder.input_size % self.encoder.patch_size:
-            raise ValueError(
-                f"encoder.input_size {self.encoder.input_size} must be a multiple of encoder.patch_size {self.encoder.patch_size}"
-            )
-        if self.texture_vae.source == "train":
-            factor = 2 ** (len(self.texture_vae.channels) - 1)
-            grid = self.data.image_size / factor
-            if grid != self.encoder.input_size / self.encoder.patch_size:
-                raise ValueError(
-                    f"texture and semantic latents must share one grid: data.image_size {self.data.image_size} / {factor} = {grid:g}, but "
-                    f"encoder.input_size / encoder.patch_size = {self.encoder.input_size // self.encoder.patch_size}; change one of them"
-                )
-        if self.diffusion.loss.repa_weight > 0.0 and not self.latents.store_features:
-            raise ValueError(
-                "diffusion.loss.repa_weight is above 0, so latents.store_features must be true (or set the weight to 0)"
-            )
-        guidance = self.sample.guidance
-        if (guidance.kind == "autoguidance") != (guidance.weak_model is not None):
-            raise ValueError("sample.guidance.weak_model is needed by kind `autoguidance`, and by no other kind")
-        if self.judge.source == "pretrained" and self.judge.name != "inception":
-            raise ValueError(
-                f"judge.name is {self.judge.name!r}, but the pretrained judge is Inception-v3: call it `inception`"
-            )
-        if self.judge.source == "train" and self.judge.name == "inception":
-            raise ValueError(
-                "judge.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name"
-            )
+        _check_judge_name(self.judge)
+        _check_grid(self)
+        _check_heads("semantic_vae", self.semantic_vae)
+        if self.encoder.source == "train":
+            _check_heads("encoder", self.encoder)
+        _check_loss(self.diffusion.loss)
+        _check_repa(self)
+        _check_guidance(self.sample.guidance, self.diffusion.model)
         return self
+
+
+FLOORS = ("heldout", "reconstruction")
+"""Metrics `fd_heldout` and `fd_reconstruction` are floors, so no judge may have these names."""
 
 
 def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams | JudgeParams) -> None:
     if section.source == "file" and section.file is None:
         raise ValueError(f"{name}.source is `file`, so {name}.file must name the weights")
+    if section.source != "file" and section.file is not None:
+        raise ValueError(
+            f"{name}.file is {section.file!r}, but {name}.source is `{section.source}`, which reads no file: "
+            f"set {name}.source to `file`, or {name}.file to null"
+        )
     if section.source == "train" and section.training is None:
         raise ValueError(f"{name}.source is `train`, so {name}.training must be given")
     if section.source == "pretrained" and section.name is None:
         raise ValueError(f"{name}.source is `pretrained`, so {name}.name must be given")
 
 
+def _check_judge_name(judge: JudgeParams) -> None:
+    if judge.source != "train" and judge.name != "inception":
+        raise ValueError(
+            f"judge.name is {judge.name!r}, but the judge of source `{judge.source}` is Inception-v3: call it `inception`"
+        )
+    if judge.source == "train" and judge.name == "inception":
+        raise ValueError(
+            "judge.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name"
+        )
+    if judge.name in FLOORS:
+        raise ValueError(
+            f"judge.name {judge.name!r} is taken: metric `fd_{judge.name}` is a floor; choose another name"
+        )
+
+
+def _check_grid(params: Params) -> None:
+    """Semantic and texture latents lie on one grid, and the backbone's tokens divide it."""
+    encoder, texture_vae, patch = params.encoder, params.texture_vae, params.diffusion.model.patch_size
+    if encoder.input_size % encoder.patch_size:
+        raise ValueError(
+            f"encoder.input_size {encoder.input_size} must be a multiple of encoder.patch_size {encoder.patch_size}"
+        )
+    grid = encoder.input_size // encoder.patch_size
+    if texture_vae.source == "train":
+        factor = 2 ** (len(texture_vae.channels) - 1)
+        if params.data.image_size / factor != grid:
+            raise ValueError(
+                f"texture and semantic latents must share one grid: data.image_size {params.data.image_size} / {factor} = "
+                f"{params.data.image_size / factor:g}, but encoder.input_size / encoder.patch_size = {grid}; change one of them"
+            )
+    if grid % patch:
+        raise ValueError(
+            f"the latents' grid {grid} (encoder.input_size / encoder.patch_size) must be a multiple of diffusion.model.patch_size {patch}"
+        )
+
+
+def _check_heads(name: str, section: EncoderParams | SemanticVaeParams) -> None:
+    if section.width % section.num_heads:
+        raise ValueError(f"{name}.width {section.width} must be a multiple of {name}.num_heads {section.num_heads}")
+
+
+def _check_loss(loss: LossParams) -> None:
+    if loss.velocity_weight == loss.cosine_weight == loss.repa_weight == 0.0:
+        raise ValueError(
+            "diffusion.loss: velocity_weight, cosine_weight and repa_weight are all 0, so nothing would be learned; set one above 0"
+        )
+
+
+def _check_repa(params: Params) -> None:
+    """REPA compares the backbone's tokens with the encoder's patches, one by one."""
+    model, loss = params.diffusion.model, params.diffusion.loss
+    if loss.repa_weight == 0.0:
+        return
+    if not params.latents.store_features:
+        raise ValueError(
+            "diffusion.loss.repa_weight is above 0, so latents.store_features must be true (or set the weight to 0)"
+        )
+    if loss.repa_depth > SIZES[model.size][1]:
+        raise ValueError(
+            f"diffusion.loss.repa_depth is {loss.repa_depth}, but a model of size {model.size} has {SIZES[model.size][1]} blocks: lower it"
+        )
+    if model.patch_size != 1:
+        raise ValueError(
+            f"diffusion.loss.repa_weight is above 0, so every token needs a feature of its own: set diffusion.model.patch_size "
+            f"{model.patch_size} to 1 (or the weight to 0)"
+        )
+
+
+def _check_guidance(guidance: GuidanceParams, model: ModelParams) -> None:
+    if (guidance.kind == "autoguidance") != (guidance.weak_model is not None):
+        raise ValueError("sample.guidance.weak_model is needed by kind `autoguidance`, and by no other kind")
+    if guidance.kind == "cfg" and model.class_dropout == 0.0:
+        raise ValueError(
+            "sample.guidance.kind is `cfg`, so diffusion.model.class_dropout must be above 0: the null class is not trained otherwise"
+        )
+    if guidance.kind == "none" and guidance != GuidanceParams.model_validate({}):
+        raise ValueError(
+            "sample.guidance.kind is `none`, so its scales must be 1 and its starts 0: nothing reads them; choose a kind, or reset them"
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as DVC reads it: `1e-4` is a number, and a key may stand only once in its mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.MarkedYAMLError(problem=f"key `{key.value}` stands twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def load_params(path: Path) -> Params:
     """Reads and checks a params file.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown or missing, or a value breaks its rule.
+        UserError: the file cannot be read or is not YAML, a key is unknown or missing, or a value breaks its rule.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; run in the project's folder, or copy a file from presets/ there"
         ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give the path of a params file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     return parse_params(raw, str(path))
@@ -354,7 +454,13 @@ def parse_params(raw: object, origin: str = "params") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError("; ".join(f"{origin}: {_describe(dict(item))}" for item in error.errors()[:5])) from None
+        mistakes = [f"{origin}: {_describe(dict(item))}" for item in error.errors()]
+        more = [f"and {len(mistakes) - SHOWN_MISTAKES} more"] if len(mistakes) > SHOWN_MISTAKES else []
+        raise UserError("; ".join(mistakes[:SHOWN_MISTAKES] + more)) from None
+
+
+SHOWN_MISTAKES = 5
+"""A file with more mistakes than this is hardly a params file."""
 
 
 def _describe(item: dict[str, Any]) -> str:
@@ -364,12 +470,16 @@ def _describe(item: dict[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         known = _keys_beside(location)
         nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
-        return f"unknown key `{key}` (value {item['input']!r}); nearest valid key: `{'.'.join([*location[:-1], *nearest])}`"
+        return f"unknown key `{key}` (value {_short(item['input'])}); nearest valid key: `{'.'.join([*location[:-1], *nearest])}`"
     if item["type"] == "missing":
         return f"key `{key}` is missing and has no default"
     if not key:
         return str(item["msg"]).removeprefix("Value error, ")
-    return f"`{key}` is {item['input']!r}, but: {item['msg']}"
+    return f"`{key}` is {_short(item['input'])}, but: {item['msg']}"
+
+
+def _short(value: object) -> str:
+    return textwrap.shorten(repr(value), width=80, placeholder="...")
 
 
 def _section_of(field: FieldInfo) -> type[Section] | None:
@@ -389,16 +499,30 @@ def _keys_beside(location: list[str]) -> list[str]:
 
 
 def describe_params() -> str:
-    """The table of all options as Markdown: key, type and limits, default, meaning."""
-    rows = ["| option | type | default | meaning |", "|---|---|---|---|"]
+    """The table of all options as Markdown: key, type and limits, default, meaning. Trainings are described once."""
+    networks = [name for name, field in Params.model_fields.items() if _is_trained(field)]
+    rows = [
+        f"`NETWORK` is one of {', '.join(networks)}; a network that is not trained here has `training: null`.",
+        "",
+        "| option | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     _describe_section(Params, "", rows)
+    _describe_section(TrainingParams, "NETWORK.training.", rows)
     return "\n".join(rows)
+
+
+def _is_trained(field: FieldInfo) -> bool:
+    section = _section_of(field)
+    return section is not None and "training" in section.model_fields
 
 
 def _describe_section(section: type[Section], prefix: str, rows: list[str]) -> None:
     for name, field in section.model_fields.items():
         key = prefix + (field.alias or name)
         inner = _section_of(field)
+        if inner is TrainingParams:
+            continue
         if inner is not None:
             _describe_section(inner, key + ".", rows)
             continue

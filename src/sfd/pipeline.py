@@ -7,6 +7,7 @@ result is whole or absent, whenever the stage is killed; and the next run contin
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -157,6 +158,8 @@ def stage(name: str) -> Iterator[Stage]:
                 yield current
                 barrier()
                 if rank() == 0:
+                    # Linux counts in KiB.
+                    current.log({"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
                     _publish(current)
     except UserError as error:
         print(f"error: {name}: {error}", file=sys.stderr)

@@ -14,13 +14,21 @@ def summarise(results: Path) -> str:
     Raises:
         UserError: the graph has not been run to its end.
     """
-    grid, metrics_file, version_file = results / "sample/grid.png", results / "evaluate/metrics.json", results / "register/version.json"
+    grid, metrics_file, version_file = (
+        results / "sample/grid.png",
+        results / "evaluate/metrics.json",
+        results / "register/version.json",
+    )
     for file in (grid, metrics_file, version_file):
         if not file.is_file():
             raise UserError(f"{file} is missing, so the graph has not been run to its end; run `dvc repro`")
     metrics: dict[str, float] = json.loads(metrics_file.read_text(encoding="utf-8"))
     version: dict[str, str] = json.loads(version_file.read_text(encoding="utf-8"))
-    distance = next(key for key in metrics if key == "fid" or (key.startswith("fd_") and key not in ("fd_heldout", "fd_reconstruction")))
+    distance = next(
+        key
+        for key in metrics
+        if key == "fid" or (key.startswith("fd_") and key not in ("fd_heldout", "fd_reconstruction"))
+    )
     floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in ("reconstruction", "heldout"))
     numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
     return "\n".join(

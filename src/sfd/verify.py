@@ -1,8 +1,9 @@
 """Recomputes recorded numbers (``STEM.json`` + ``STEM.safetensors``) with this implementation."""
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,35 +35,51 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """False for NaN as well."""
-        return self.error <= self.tolerance
+        """False for NaN and infinity as well."""
+        return math.isfinite(self.error) and self.error <= self.tolerance
 
 
 Vector = dict[str, Tensor]
 Results = dict[str, Check]
 
 
+@dataclass(frozen=True)
+class Kind:
+    """One kind of vector. Beside ``inputs`` and weights, every tensor of its file is a quantity to recompute."""
+
+    check: Callable[[dict[str, Any], Vector], Results]
+    inputs: tuple[str, ...]
+    weights: tuple[str, ...] = ("state.",)
+
+
 def verify(stem: Path) -> Results:
     """Recomputes every quantity of one vector.
 
     Raises:
-        UserError: a file is missing or unreadable, the kind is not known, or the weights do not fit the configuration.
+        UserError: a file is missing or unreadable, the kind is not known, the weights do not fit the configuration, or
+            something in the files was not recomputed.
     """
     config, tensors = _read(stem)
-    kinds: dict[str, Callable[[dict[str, Any], Vector], Results]] = {
-        "model": _verify_lightningdit,
-        "hidden_dim": _verify_semvae,
-        "channel_multipliers": _verify_texture_vae,
-    }
-    for key, check in kinds.items():
-        if key in config:
-            try:
-                with torch.no_grad():
-                    return check(config, tensors)
-            except (KeyError, ValueError, RuntimeError) as error:
-                reason = " ".join(str(error).split())
-                raise UserError(f"{stem}: the configuration and the tensors do not fit each other: {reason}") from error
-    raise UserError(f"{stem}.json is no vector that is known here: it needs one of the keys {', '.join(kinds)}")
+    kind = next((kind for key, kind in _kinds().items() if key in config), None)
+    if kind is None:
+        raise UserError(f"{stem}.json is no vector that is known here: it needs one of the keys {', '.join(_kinds())}")
+    try:
+        with torch.no_grad():
+            results = kind.check(config, tensors)
+    # Whatever is wrong in the two files (types, sizes, indices) surfaces as one of these in torch.
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        raise UserError(f"{stem}: the configuration and the tensors do not fit each other: {reason}") from error
+    quantities = {name for name in tensors if name not in kind.inputs and not name.startswith(kind.weights)}
+    skipped = sorted(quantities - set(results))
+    if skipped:
+        raise UserError(
+            f"{stem}: not recomputed, since they are unknown here or the configuration has no such part: {', '.join(skipped)}; "
+            f"remove these tensors, or correct the configuration"
+        )
+    if not quantities:
+        raise UserError(f"{stem}: no tensor to recompute; a vector needs at least one beside its inputs and weights")
+    return results
 
 
 def _read(stem: Path) -> tuple[dict[str, Any], Vector]:
@@ -82,6 +99,12 @@ def _read(stem: Path) -> tuple[dict[str, Any], Vector]:
     return config, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
+def _tensor(tensors: Vector, name: str) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"tensor `{name}` is missing")
+    return tensors[name]
+
+
 def _part(tensors: Vector, prefix: str) -> Vector:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
@@ -90,7 +113,7 @@ def _compare(actual: dict[str, Tensor], tensors: Vector, tolerance: float = SING
     """Largest absolute errors. KL is a sum over thousands of terms, so its tolerance grows with its size."""
     results = {}
     for name, value in actual.items():
-        expected = tensors[name]
+        expected = _tensor(tensors, name)
         if value.shape != expected.shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)} here, but {tuple(expected.shape)} in the file")
         scale = max(1.0, float(expected.abs().max())) if name == "kl" else 1.0
@@ -99,8 +122,16 @@ def _compare(actual: dict[str, Tensor], tensors: Vector, tolerance: float = SING
 
 
 def _build(published: dict[str, Any], state: Vector) -> tuple[LightningDiT, Results]:
-    """A model with the recorded weights, and how far its own fixed tables are from the recorded ones."""
-    model = LightningDiT(config_from_published(published))
+    """A model with the recorded weights, and how far its own fixed tables are from the recorded ones.
+
+    The weights also say how wide features are and whether there is a null class.
+    """
+    config = config_from_published(published)
+    if "repa_projector.4.weight" in state:
+        config = replace(config, feature_dim=state["repa_projector.4.weight"].shape[0])
+    if "y_embedder.embedding_table.weight" in state:
+        config = replace(config, use_null_class=len(state["y_embedder.embedding_table.weight"]) > config.num_classes)
+    model = LightningDiT(config)
     fixed = {
         name: value.detach().clone()
         for name, value in model.state_dict().items()
@@ -116,7 +147,7 @@ def _verify_lightningdit(config: dict[str, Any], tensors: Vector) -> Results:
     schedule = OffsetSchedule(float(published.get("semfirst_delta_t", 0.0)))
     if "t" in tensors:
         results |= _verify_training(model, schedule, tensors)
-    weak = model
+    weak = None
     if "guide_model" in config:
         weak, tables = _build(config["guide_model"], _part(tensors, "guide."))
         results |= {f"guide.{name}": check for name, check in tables.items()}
@@ -128,11 +159,12 @@ def _verify_lightningdit(config: dict[str, Any], tensors: Vector) -> Results:
 def _verify_training(model: LightningDiT, schedule: OffsetSchedule, tensors: Vector) -> Results:
     """Schedule, interpolation, forward pass and loss terms. Recorded ``t`` is progress where there is an offset."""
     semantic_channels = model.config.semantic_channels
-    t_tex, t_sem = schedule.times(tensors["t"])
-    xt = interpolate(tensors["x0"], tensors["x1"], t_tex, t_sem, semantic_channels)
-    projects = "repa_projection" in tensors or "loss_repa" in tensors
-    output = model(xt, t_tex, t_sem, tensors["y"], with_projection=projects)
-    target = tensors["x1"] - tensors["x0"]
+    t, x0, x1, y = (_tensor(tensors, name) for name in ("t", "x0", "x1", "y"))
+    t_tex, t_sem = schedule.times(t)
+    xt = interpolate(x0, x1, t_tex, t_sem, semantic_channels)
+    projects = model.config.repa_depth > 0 and ("repa_projection" in tensors or "loss_repa" in tensors)
+    output = model(xt, t_tex, t_sem, y, with_projection=projects)
+    target = x1 - x0
     weight = 2.0 if semantic_channels else 1.0
     actual = {
         "t_tex": t_tex,
@@ -144,24 +176,37 @@ def _verify_training(model: LightningDiT, schedule: OffsetSchedule, tensors: Vec
     }
     if output.projection is not None:
         actual["repa_projection"] = output.projection
-        if "features" in tensors:
-            actual["loss_repa"] = repa_loss(output.projection, tensors["features"].flatten(2).transpose(1, 2))
+    if output.projection is not None and "loss_repa" in tensors:
+        features = _tensor(tensors, "features").flatten(2).transpose(1, 2)
+        actual["loss_repa"] = repa_loss(output.projection, features)
     return _compare({name: value for name, value in actual.items() if name in tensors}, tensors)
 
 
-def _verify_run(model: LightningDiT, weak: LightningDiT, name: str, run: dict[str, Any], tensors: Vector) -> Results:
-    """One recorded trajectory, by the published rule."""
-    y = tensors["sample_y"]
-    weak_y = torch.full_like(y, model.config.null_class) if "cfg_scale" in run else y
-    weak_model = model if "cfg_scale" in run else weak
-    scales = _scales(run)
-    semantic_channels = model.config.semantic_channels
+def _verify_run(
+    model: LightningDiT, guide: LightningDiT | None, name: str, run: dict[str, Any], tensors: Vector
+) -> Results:
+    """One recorded trajectory, by the published rule; ``guide`` is AutoGuidance's weak model."""
+    unknown = sorted(set(run) - set(RUN_KEYS))
+    if unknown:
+        raise ValueError(
+            f"run {name} has keys that are not known here: {', '.join(unknown)}; known: {', '.join(RUN_KEYS)}"
+        )
+    y = _tensor(tensors, "sample_y")
+    scales, semantic_channels = _scales(run), model.config.semantic_channels
+    weak, weak_y = guide, y
+    if "cfg_scale" in run:
+        weak, weak_y = model, torch.full_like(y, model.config.null_class)
+    if weak is None and scales.active:
+        raise ValueError(
+            f"run {name} is guided by a weak model, so the key guide_model and its weights guide.* are needed"
+        )
     velocity = guided_velocity(
-        partial(_velocity, model, y), partial(_velocity, weak_model, weak_y), scales, semantic_channels
+        partial(_velocity, model, y), partial(_velocity, weak or model, weak_y), scales, semantic_channels
     )
     method = run["method"]
     sampler = Sampler(method, int(run["time_points"]) - 1, "published", float(run.get("timestep_shift", 0.0)))
-    sample = sampler(velocity, tensors["noise"], OffsetSchedule(float(run.get("delta_t", 0.0))), semantic_channels)
+    schedule = OffsetSchedule(float(run.get("delta_t", 0.0)))
+    sample = sampler(velocity, _tensor(tensors, "noise"), schedule, semantic_channels)
     return _compare({name: sample}, tensors, ADAPTIVE if method == "dopri5" else TRAJECTORY)
 
 
@@ -173,6 +218,8 @@ def _velocity(model: LightningDiT, y: Tensor, x: Tensor, t_tex: Tensor, t_sem: T
 def _scales(run: dict[str, Any]) -> GuidanceScales:
     """``interval_mode`` says which parts have an interval; the others are guided from the start."""
     start, mode = float(run.get("interval_start", 0.0)), run.get("interval_mode", "both")
+    if mode not in ("both", "tex", "sem"):
+        raise ValueError(f"interval_mode is {mode!r}, but must be both, tex or sem")
     return GuidanceScales(
         texture=float(run.get("cfg_scale", run.get("scale_tex", 1.0))),
         semantic=float(run.get("cfg_scale", run.get("scale_sem", 1.0))),
@@ -185,7 +232,7 @@ def _verify_semvae(config: dict[str, Any], tensors: Vector) -> Results:
     names = ("input_dim", "hidden_dim", "heads", "blocks", "latent_dim")
     model = SemVae(SemVaeConfig(**{name: int(config[name]) for name in names}))
     model.load_state_dict(_part(tensors, "state."), strict=True)
-    posterior = model.eval().encode(tensors["features"])
+    posterior = model.eval().encode(_tensor(tensors, "features"))
     actual = {
         "mean": posterior.mean,
         "logvar": posterior.logvar,
@@ -198,11 +245,34 @@ def _verify_semvae(config: dict[str, Any], tensors: Vector) -> Results:
 def _verify_texture_vae(_config: dict[str, Any], tensors: Vector) -> Results:
     """In float64 and decoding the recorded mean: forty convolutions in a row turn float32's rounding into 3e-5 by themselves."""
     model = autoencoder_from_ldm(_part(tensors, "state.")).double()
-    posterior = model.encode(tensors["images"].double()).latent_dist
+    posterior = model.encode(_tensor(tensors, "images").double()).latent_dist
     actual = {"mean": posterior.mean, "logvar": posterior.logvar}
     if "reconstruction_of_mean" in tensors:
-        actual["reconstruction_of_mean"] = model.decode(tensors["mean"].double()).sample
+        actual["reconstruction_of_mean"] = model.decode(_tensor(tensors, "mean").double()).sample
     return _compare({name: value for name, value in actual.items() if name in tensors}, tensors)
+
+
+RUN_KEYS = (
+    "method",
+    "time_points",
+    "timestep_shift",
+    "delta_t",
+    "cfg_scale",
+    "interval_start",
+    "interval_mode",
+    "scale_sem",
+    "scale_tex",
+)
+
+
+def _kinds() -> dict[str, Kind]:
+    """Kinds of vectors, by a key that only their configuration has."""
+    inputs = ("x0", "x1", "t", "y", "features", "noise", "sample_y")
+    return {
+        "model": Kind(_verify_lightningdit, inputs, ("state.", "guide.")),
+        "hidden_dim": Kind(_verify_semvae, ("features",)),
+        "channel_multipliers": Kind(_verify_texture_vae, ("images",)),
+    }
 
 
 def report(results: dict[str, Results]) -> str:
@@ -217,12 +287,16 @@ def report(results: dict[str, Results]) -> str:
 
 
 def as_json(results: dict[str, Results]) -> str:
-    """``{stem: {quantity: {"error": e, "tolerance": t, "ok": bool}}}``."""
+    """``{stem: {quantity: {"error": e, "tolerance": t, "ok": bool}}}``; an error that is not finite is null."""
     plain = {
         stem: {
-            quantity: {"error": check.error, "tolerance": check.tolerance, "ok": check.ok}
+            quantity: {
+                "error": check.error if math.isfinite(check.error) else None,
+                "tolerance": check.tolerance,
+                "ok": check.ok,
+            }
             for quantity, check in checks.items()
         }
         for stem, checks in results.items()
     }
-    return json.dumps(plain, indent=2)
+    return json.dumps(plain, indent=2, allow_nan=False)

@@ -30,7 +30,9 @@ def write_listing(params: DataParams, file: Path) -> None:
 
 def _folder_facts(root: Path) -> dict[str, object]:
     if not root.is_dir():
-        raise UserError(f"data.root {root} is not a folder; write the path of a folder that holds one subfolder a class")
+        raise UserError(
+            f"data.root {root} is not a folder; write the path of a folder that holds one subfolder a class"
+        )
     lines = sorted(_lines(root))
     digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     return {"source": "folder", "root": str(root), "num_files": len(lines), "sha256": digest}

@@ -31,8 +31,8 @@ def guided_velocity(strong: Velocity, weak: Velocity, scales: GuidanceScales, se
     """Classifier-free guidance if ``weak`` is the null class, AutoGuidance (arXiv 2406.02507) if it is a weaker model."""
 
     def velocity(x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
-        scale_tex = torch.where(t_tex >= scales.start_texture, scales.texture, 1.0)
-        scale_sem = torch.where(t_sem >= scales.start_semantic, scales.semantic, 1.0)
+        scale_tex = torch.where(t_tex >= scales.start_texture, torch.full_like(t_tex, scales.texture), 1.0)
+        scale_sem = torch.where(t_sem >= scales.start_semantic, torch.full_like(t_sem, scales.semantic), 1.0)
         strong_velocity = strong(x, t_tex, t_sem)
         if bool(((scale_tex == 1.0) & (scale_sem == 1.0)).all()):
             return strong_velocity

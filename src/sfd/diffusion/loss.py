@@ -28,9 +28,13 @@ def velocity_loss(prediction: Tensor, target: Tensor, semantic_channels: int, se
     return ((prediction - target).square() * weight[:, None, None]).mean(dim=(1, 2, 3))
 
 
-def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """``1 - cosine`` along channels (all together), mean over positions, per image ``(B,)``."""
-    return (1.0 - cosine_similarity(prediction, target, dim=1)).mean(dim=(1, 2))
+def cosine_loss(prediction: Tensor, target: Tensor, shortest: float = 1e-8) -> Tensor:
+    """``1 - cosine`` along channels (all together), mean over positions, per image ``(B,)``.
+
+    A vector shorter than ``shortest`` counts as that long. Training raises it from torch's default, see
+    :data:`sfd.training.diffusion.SHORTEST_VELOCITY`.
+    """
+    return (1.0 - cosine_similarity(prediction, target, dim=1, eps=shortest)).mean(dim=(1, 2))
 
 
 def repa_loss(projection: Tensor, features: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Samplers: integrate the velocity along a schedule from noise (u = 0) to data (u = 1)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +29,15 @@ class Sampler:
     timestep_shift: float = 0.0
     atol: float = 1e-6
     rtol: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` for a method or rule that does not exist, or without a step."""
+        if self.method not in get_args(Method) or self.rule not in get_args(Rule):
+            raise ValueError(
+                f"sampler {self.method!r} with rule {self.rule!r}: choose from {get_args(Method)} and {get_args(Rule)}"
+            )
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps}, but a sampler needs at least 1 step")
 
     def progress(self, schedule: Schedule) -> Tensor:
         """The ``num_steps + 1`` values of u that bound the steps, float64."""
@@ -84,5 +93,7 @@ class Sampler:
                 return speed * velocity(x, *self._per_image(*schedule.times(u), x))
 
             span = torch.tensor([start, end], dtype=torch.float64, device=noise.device)
-            x = odeint(drift, x, span, method="dopri5", atol=self.atol, rtol=self.rtol)[-1]
+            # torchdiffeq would step past the end and interpolate back, over the border: fifty times the error.
+            options = {"step_t": span[1:]} if self.rule == "exact" else None
+            x = odeint(drift, x, span, method="dopri5", atol=self.atol, rtol=self.rtol, options=options)[-1]
         return x

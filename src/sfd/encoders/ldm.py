@@ -28,7 +28,8 @@ def autoencoder_from_ldm(state: dict[str, Tensor]) -> "AutoencoderKL":
 
 def ldm_config(state: dict[str, Tensor]) -> dict[str, Any]:
     """The ``AutoencoderKL`` arguments that fit LDM weights, attention per resolution as found in them."""
-    num_levels = 1 + max(int(match[1]) for key in state if (match := re.match(r"encoder\.down\.(\d+)\.", key)))
+    found = [int(match[1]) for key in state if (match := re.match(r"encoder\.down\.(\d+)\.", key))]
+    num_levels = 1 + max(found, default=-1)
     channels = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(num_levels)]
     down = [_block_type("Down", "encoder", f"encoder.down.{i}.attn.", state) for i in range(num_levels)]
     up = [_block_type("Up", "decoder", f"decoder.up.{i}.attn.", state) for i in reversed(range(num_levels))]

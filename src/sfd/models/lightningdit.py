@@ -11,16 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-SIZES: dict[str, tuple[int, int, int]] = {
-    "tiny": (128, 4, 4),
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-    "XL": (1152, 28, 16),
-    "1p0B": (1536, 24, 24),
-    "1p6B": (1792, 28, 28),
-}
-"""Published sizes (and a tiny one) as width x depth x heads."""
+from sfd.models.sizes import SIZES as SIZES
 
 FREQUENCY_SIZE = 256
 """Width of the sinusoidal embedding of a time."""

@@ -28,6 +28,10 @@ _INTERPRETED = (
     "semfirst_delta_t",
     "class_dropout_prob",
 )
+_FIXED = {"mlp_ratio": 4.0, "learn_sigma": False}
+"""Keys that have one value in all published models."""
+_UNUSED = ("use_checkpoint",)
+"""Keys that change how the published code runs, not what it computes."""
 
 
 def config_from_published(published: dict[str, Any]) -> LightningDiTConfig:
@@ -37,7 +41,12 @@ def config_from_published(published: dict[str, Any]) -> LightningDiTConfig:
         ValueError: a key is missing, or is not one whose meaning is known here.
     """
     missing = [key for key in _REQUIRED if key not in published]
-    unknown = sorted(set(published) - set(_COPIED) - set(_INTERPRETED))
+    unknown = sorted(set(published) - set(_COPIED) - set(_INTERPRETED) - set(_FIXED) - set(_UNUSED))
+    for key, value in _FIXED.items():
+        if published.get(key, value) != value:
+            raise ValueError(
+                f"published model configuration: {key} is {published[key]!r}, but only {value!r} is supported"
+            )
     if missing or unknown:
         raise ValueError(f"published model configuration: missing keys {missing}, unknown keys {unknown}")
     copied: dict[str, Any] = {key: False for key in _COPIED if key.startswith("use_")}

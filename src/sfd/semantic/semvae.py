@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
 
+from sfd.errors import UserError
 from sfd.network_files import load_weights, read_config, save_network
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -106,6 +107,11 @@ def save_semvae(folder: Path, network: SemVae) -> None:
 
 def load_semvae(folder: Path) -> SemVae:
     """Inverse of :func:`save_semvae`, in evaluation mode. Raises :class:`UserError` if files are missing or do not fit."""
-    network = SemVae(SemVaeConfig(**read_config(folder)))
+    try:
+        network = SemVae(SemVaeConfig(**read_config(folder)))
+    except (TypeError, AssertionError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} does not describe a SemVAE: {error}; rerun the stage that makes it"
+        ) from error
     load_weights(folder, network)
     return network.eval().requires_grad_(False)

@@ -13,6 +13,13 @@ from sfd.params import LossParams, ModelParams, ScheduleParams
 from sfd.seeding import generator
 from sfd.training.loop import BatchedDataset, Tensors
 
+SHORTEST_VELOCITY = 0.1
+"""Floor of a predicted velocity's length in the cosine term; usual lengths are 3 to 10.
+
+The slope of a cosine is 1 / length. A fresh model predicts exactly zero, and with torch's floor of 1e-8 its first gradient is 1e7
+times the usual one: Adam's second moment remembers that and keeps the output layer nearly still for thousands of steps.
+"""
+
 
 def model_config(
     model: ModelParams,
@@ -115,7 +122,7 @@ class DiffusionTask:
         if "velocity" in self.weights:
             terms["velocity"] = velocity_loss(velocity, target, semantic_channels, self.loss.semantic_weight).mean()
         if "cosine" in self.weights:
-            terms["cosine"] = cosine_loss(velocity, target).mean()
+            terms["cosine"] = cosine_loss(velocity, target, SHORTEST_VELOCITY).mean()
         if "repa" in self.weights:
             terms["repa"] = repa_loss(output.projection.float(), data[2]).mean()
         return terms

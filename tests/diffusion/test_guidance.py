@@ -1,0 +1,85 @@
+"""Guidance by parts, with scales and intervals of their own."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfd.diffusion.guidance import GuidanceScales, Velocity, guided_velocity
+
+X = torch.zeros(2, 3, 2, 2)
+STRONG, WEAK = 3.0, 1.0
+
+
+class Constant:
+    """A velocity that counts its calls."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.calls = value, 0
+
+    def __call__(self, x: Tensor, _t_tex: Tensor, _t_sem: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.full_like(x, self.value)
+
+
+def values(velocity: Velocity, t_tex: float = 0.5, t_sem: float = 0.5) -> list[float]:
+    """What the first image's channels get: texture, texture, semantic."""
+    return velocity(X, torch.full((2,), t_tex), torch.full((2,), t_sem))[0, :, 0, 0].tolist()
+
+
+def test_scale_one_is_the_strong_model_itself_and_never_calls_the_weak_one() -> None:
+    strong, weak = Constant(STRONG), Constant(WEAK)
+    velocity = guided_velocity(strong, weak, GuidanceScales(), semantic_channels=1)
+    assert values(velocity) == [STRONG] * 3
+    assert (strong.calls, weak.calls) == (1, 0)
+
+
+def test_guidance_leads_away_from_the_weak_model_by_its_scale() -> None:
+    velocity = guided_velocity(Constant(STRONG), Constant(WEAK), GuidanceScales(1.5, 1.5), semantic_channels=1)
+    assert values(velocity) == pytest.approx([WEAK + 1.5 * (STRONG - WEAK)] * 3)
+
+
+def test_texture_and_semantics_have_scales_of_their_own() -> None:
+    velocity = guided_velocity(Constant(STRONG), Constant(WEAK), GuidanceScales(2.0, 1.0), semantic_channels=1)
+    assert values(velocity) == pytest.approx([5.0, 5.0, 3.0])
+    velocity = guided_velocity(Constant(STRONG), Constant(WEAK), GuidanceScales(1.0, 2.0), semantic_channels=1)
+    assert values(velocity) == pytest.approx([3.0, 3.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("t_tex", "t_sem", "expected"),
+    [
+        (0.1, 0.3, [3.0, 3.0, 3.0]),
+        (0.1, 0.4, [3.0, 3.0, 5.0]),
+        (0.2, 0.3, [4.0, 4.0, 3.0]),
+        (0.9, 1.0, [4.0, 4.0, 5.0]),
+    ],
+)
+def test_a_part_is_unguided_while_its_own_time_is_below_its_start(
+    t_tex: float, t_sem: float, expected: list[float]
+) -> None:
+    scales = GuidanceScales(texture=1.5, semantic=2.0, start_texture=0.2, start_semantic=0.4)
+    velocity = guided_velocity(Constant(STRONG), Constant(WEAK), scales, semantic_channels=1)
+    assert values(velocity, t_tex, t_sem) == pytest.approx(expected)
+
+
+def test_before_both_intervals_the_weak_model_is_not_called() -> None:
+    weak = Constant(WEAK)
+    scales = GuidanceScales(1.5, 2.0, start_texture=0.2, start_semantic=0.4)
+    velocity = guided_velocity(Constant(STRONG), weak, scales, semantic_channels=1)
+    values(velocity, t_tex=0.1, t_sem=0.3)
+    assert weak.calls == 0
+    values(velocity, t_tex=0.1, t_sem=0.4)
+    assert weak.calls == 1
+
+
+def test_images_at_different_times_are_guided_apart() -> None:
+    scales = GuidanceScales(2.0, 2.0, start_texture=0.5, start_semantic=0.5)
+    velocity = guided_velocity(Constant(STRONG), Constant(WEAK), scales, semantic_channels=1)
+    t = torch.tensor([0.4, 0.6])
+    assert velocity(X, t, t)[:, 0, 0, 0].tolist() == pytest.approx([3.0, 5.0])
+
+
+def test_in_float64_a_scale_keeps_all_its_digits() -> None:
+    velocity = guided_velocity(Constant(STRONG), Constant(WEAK), GuidanceScales(1.6, 1.6), semantic_channels=1)
+    t = torch.full((2,), 0.5, dtype=torch.float64)
+    assert float(velocity(X.double(), t, t)[0, 0, 0, 0]) == pytest.approx(WEAK + 1.6 * 2, abs=1e-14)

@@ -1,0 +1,135 @@
+"""Samplers on velocities whose answer is known."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfd.diffusion.sampling import Method, Rule, Sampler
+from sfd.diffusion.schedule import OffsetSchedule
+
+X0, X1 = torch.randn(2, 3, 5, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind()
+SEMANTIC = 2
+TAUS = (0.0, 0.25, 0.3, 1.0)
+
+
+class Straight:
+    """``x1 - x0``, whatever the times; remembers the times it was asked for."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self.value = (X1 - X0).to(dtype)
+        self.times: list[tuple[float, float]] = []
+
+    def __call__(self, _x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
+        self.times.append((float(t_tex[0]), float(t_sem[0])))
+        return self.value
+
+
+def curved(x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
+    """Smooth, and texture depends on semantics, as it does in a trained model."""
+    tex, sem = x[:, :-SEMANTIC], x[:, -SEMANTIC:]
+    t_tex, t_sem = t_tex[:, None, None, None], t_sem[:, None, None, None]
+    v_tex = torch.cos(3 * t_tex) * tex + sem.mean(dim=1, keepdim=True) * (1 + t_sem)
+    return torch.cat([v_tex, torch.sin(2 * t_sem) - sem * (0.5 + t_tex)], dim=1)
+
+
+def sample(velocity, tau: float, method: Method, steps: int = 10, rule: Rule = "exact", shift: float = 0.0) -> Tensor:
+    return Sampler(method, steps, rule, shift)(velocity, X0, OffsetSchedule(tau), SEMANTIC)
+
+
+@functools.cache
+def answer(tau: float) -> Tensor:
+    return sample(curved, tau, "heun", 1000)
+
+
+def error(method: Method, steps: int, tau: float) -> float:
+    return float((sample(curved, tau, method, steps) - answer(tau)).abs().max())
+
+
+@pytest.mark.parametrize(("method", "steps", "tau"), [*itertools.product(("euler", "heun"), (1, 2, 24), TAUS)])
+def test_with_the_exact_rule_a_straight_path_ends_exactly_on_the_data(method: Method, steps: int, tau: float) -> None:
+    assert torch.allclose(sample(Straight(), tau, method, steps), X1, rtol=0, atol=1e-13)
+    assert torch.allclose(sample(Straight(), tau, method, steps, shift=0.3), X1, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("tau", TAUS)
+def test_dopri5_carries_a_straight_path_exactly_to_the_data(tau: float) -> None:
+    assert torch.allclose(sample(Straight(), tau, "dopri5"), X1, rtol=0, atol=1e-10)
+
+
+def test_the_published_rule_overshoots_where_a_step_straddles_a_border() -> None:
+    excess = (sample(Straight(), 0.3, "euler", 24, "published") - X0) / (X1 - X0) - 1
+    step = 1.3 / 24
+    for part in (excess[:, :-SEMANTIC], excess[:, -SEMANTIC:]):
+        assert torch.allclose(part, part.mean())
+        assert 0.1 * step < abs(float(part.mean())) < step
+
+
+@pytest.mark.parametrize(("tau", "steps"), [(0.0, 7), (0.25, 7)])
+def test_the_published_rule_lands_where_no_border_lies_and_misses_otherwise(tau: float, steps: int) -> None:
+    lands = torch.allclose(sample(Straight(), tau, "euler", steps, "published"), X1, rtol=0, atol=1e-6)
+    assert lands == (tau == 0.0)
+
+
+def test_euler_takes_one_evaluation_a_step_and_heun_two_along_the_schedule() -> None:
+    euler, heun = Straight(), Straight()
+    sample(euler, 0.25, "euler", 5)
+    sample(heun, 0.25, "heun", 5)
+    assert euler.times == [pytest.approx(times) for times in [(0, 0), (0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]]
+    assert heun.times[::2] == euler.times
+    assert heun.times[1:-1:2] == euler.times[1:]
+    assert heun.times[-1] == pytest.approx((1, 1))
+
+
+def test_a_single_euler_step_is_the_velocity_at_the_noise() -> None:
+    zeros = torch.zeros(3, dtype=torch.float64)
+    assert torch.allclose(sample(curved, 0.3, "euler", 1), X0 + curved(X0, zeros, zeros), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.25])
+def test_euler_is_first_order_and_heun_second_order(tau: float) -> None:
+    assert error("euler", 40, tau) / error("euler", 80, tau) == pytest.approx(2, rel=0.1)
+    assert error("heun", 40, tau) / error("heun", 80, tau) == pytest.approx(4, rel=0.1)
+
+
+def test_heun_stays_second_order_when_steps_straddle_borders() -> None:
+    scaled = [error("heun", steps, 0.3) * steps**2 for steps in (13, 26, 53, 107)]
+    assert max(scaled) < 3 * scaled[0]
+
+
+@pytest.mark.parametrize("tau", TAUS)
+def test_dopri5_agrees_with_a_thousand_steps_of_heun_as_closely_as_its_tolerance_asks(tau: float) -> None:
+    tight = Sampler("dopri5", atol=1e-9, rtol=1e-9)(curved, X0, OffsetSchedule(tau), SEMANTIC)
+    assert torch.allclose(tight, answer(tau), rtol=0, atol=2e-5)
+    assert torch.allclose(sample(curved, tau, "dopri5"), answer(tau), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "dopri5"])
+def test_samples_have_the_noises_type_and_float32_follows_float64(method: Method) -> None:
+    single = Sampler(method, 10)(curved, X0.float(), OffsetSchedule(0.3), SEMANTIC)
+    assert single.dtype == torch.float32
+    double = sample(curved, 0.3, method)
+    assert double.dtype == torch.float64
+    assert torch.allclose(single.double(), double, rtol=0, atol=1e-3 if method == "dopri5" else 1e-5)
+
+
+def test_the_noise_is_left_as_it_was() -> None:
+    noise = X0.clone()
+    Sampler("heun", 3)(curved, noise, OffsetSchedule(0.3), SEMANTIC)
+    assert torch.equal(noise, X0)
+
+
+def test_without_semantic_channels_everything_moves_as_texture() -> None:
+    result = Sampler("euler", 6)(Straight(), X0, OffsetSchedule(0.0), semantic_channels=0)
+    assert torch.allclose(result, X1, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(("ddim", 10, "exact"), "ddim"), (("euler", 10, "nearly"), "nearly"), (("euler", 0, "exact"), "num_steps is 0")],
+)
+def test_a_method_rule_or_number_of_steps_that_does_not_exist_is_refused(arguments: tuple, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Sampler(*arguments)

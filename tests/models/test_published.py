@@ -1,0 +1,77 @@
+"""The published implementation's configuration keys."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfd.models.lightningdit import LightningDiTConfig
+from sfd.models.published import config_from_published
+
+PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/conformance/sfd_tiny.json").read_text())[
+    "model"
+]
+REQUIRED = ("input_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes")
+
+
+def read(**changes: Any) -> LightningDiTConfig:
+    return config_from_published(PUBLISHED | changes)
+
+
+def test_a_published_configuration_is_read_whole() -> None:
+    assert config_from_published(PUBLISHED) == LightningDiTConfig(
+        input_size=8,
+        in_channels=12,
+        hidden_size=64,
+        depth=3,
+        num_heads=4,
+        num_classes=10,
+        semantic_channels=4,
+        two_times=True,
+        repa_depth=2,
+        repa_width=32,
+        feature_dim=768,
+    )
+
+
+def test_old_keys_are_interpreted() -> None:
+    assert not read(wo_shift=True).use_shift and read(wo_shift=False).use_shift and read().use_shift
+    assert not read(class_dropout_prob=0.0).use_null_class and read(class_dropout_prob=0.1).use_null_class
+    assert read(use_repa=False).repa_depth == 0 and read(use_repa=True).repa_depth == 2
+    assert read(semantic_chans=6).semantic_channels == 6
+
+
+def test_two_times_come_with_the_offset_and_not_with_semantic_channels() -> None:
+    assert read(semfirst_delta_t=0.3).two_times
+    without = read(semfirst_delta_t=0.0)
+    assert not without.two_times and without.semantic_channels == 4
+
+
+@pytest.mark.parametrize("key", ["use_qknorm", "use_swiglu", "use_rope", "use_rmsnorm"])
+def test_a_part_that_is_not_mentioned_is_off(key: str) -> None:
+    assert getattr(read(), key) is True
+    assert getattr(config_from_published({k: v for k, v in PUBLISHED.items() if k != key}), key) is False
+
+
+def test_six_keys_are_enough() -> None:
+    config = config_from_published({key: PUBLISHED[key] for key in REQUIRED})
+    assert (config.patch_size, config.semantic_channels, config.repa_depth) == (1, 0, 0)
+    assert config.use_shift and config.use_null_class and not config.two_times
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_a_missing_key_is_refused_by_its_name(key: str) -> None:
+    with pytest.raises(ValueError, match=f"missing keys .*{key}"):
+        config_from_published({k: v for k, v in PUBLISHED.items() if k != key})
+
+
+def test_a_key_of_unknown_meaning_is_refused_by_its_name() -> None:
+    with pytest.raises(ValueError, match="unknown keys .*use_moe"):
+        read(use_moe=True)
+
+
+def test_keys_with_their_only_published_value_are_accepted_and_other_values_refused() -> None:
+    assert read(mlp_ratio=4.0, learn_sigma=False, use_checkpoint=True) == read()
+    with pytest.raises(ValueError, match="learn_sigma is True"):
+        read(learn_sigma=True)

@@ -1,0 +1,77 @@
+"""The command line: its surface, its speed, its errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from sfd import cli
+from sfd.errors import UserError
+
+SFD = Path(sys.executable).with_name("sfd")
+SURFACE = {
+    "params": ["--describe", "--file"],
+    "show": [],
+    "sync": [],
+    "verify": ["--json", "stems"],
+}
+"""Commands with their flags, and `stems`, the arguments of `verify`."""
+
+
+def test_commands_and_flags_are_exactly_these_so_that_growth_is_a_decision() -> None:
+    group = typer.main.get_command(cli.app)
+    surface = {
+        name: sorted(flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts))
+        for name, command in group.commands.items()
+    }
+    assert surface == SURFACE
+
+
+def test_help_lists_every_command_with_its_meaning() -> None:
+    run = subprocess.run([SFD, "--help"], capture_output=True, text=True)
+    assert run.returncode == 0
+    for line in (
+        "Check params.yaml and print the resolved configuration.",
+        "Recompute recorded numbers",
+        "Deliver to MLflow what the stages recorded",
+        "Say where the results",
+        *SURFACE,
+    ):
+        assert line in run.stdout
+
+
+def test_without_a_command_the_help_is_shown_and_an_unknown_one_is_refused() -> None:
+    bare = subprocess.run([SFD], capture_output=True, text=True)
+    assert "verify" in bare.stdout + bare.stderr
+    unknown = subprocess.run([SFD, "verfy"], capture_output=True, text=True)
+    assert unknown.returncode == 2 and "verfy" in unknown.stderr and "Traceback" not in unknown.stderr
+
+
+@pytest.mark.parametrize("statement", ["import sfd.cli", "import sfd.params"])
+def test_the_command_line_and_the_parameters_import_nothing_heavy(statement: str) -> None:
+    code = f"{statement}, sys; print(*sorted({{'torch', 'mlflow', 'diffusers', 'timm', 'dvc', 'optuna'}} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+def test_a_users_mistake_ends_in_one_line_and_exit_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sfd", "params", "--file", str(tmp_path / "params.yaml")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_fault_of_ours_is_not_dressed_up_as_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+    assert not issubclass(ZeroDivisionError, UserError)
