@@ -59,7 +59,9 @@ def make_semantic_vae(params: SemanticVaeParams, shards: Path, data: Prepared, s
     task = SemVaeTask(params, network, dataset, reader.index["tokens"], stage.params.seed)
     train_stage(task, params.training, stage).copy_to(network)
     save_semvae(stage.out / "model", network)
-    features = dataset.__getitems__(list(range(min(QUALITY_IMAGES, len(dataset)))))[0]
+    # Evenly spaced, since images are stored class by class.
+    measured = torch.linspace(0, len(dataset) - 1, min(QUALITY_IMAGES, len(dataset))).long().tolist()
+    features = dataset.__getitems__(measured)[0]
     with torch.no_grad():
         posterior = network.encode(features)
         reconstruction = network.decode(posterior.mean)
@@ -70,16 +72,17 @@ def make_semantic_vae(params: SemanticVaeParams, shards: Path, data: Prepared, s
         "kl_per_image": float(posterior.kl().mean()),
     }
     stage.log(quality)
-    _picture(features, reconstruction, reader, data, stage)
+    shown = torch.linspace(0, len(reader) - 1, min(NUM_PICTURES, len(reader))).long().tolist()
+    _picture(network, dataset, shown, data, stage)
 
 
-def _picture(features: Tensor, reconstruction: Tensor, reader: ShardReader, data: Prepared, stage: Stage) -> None:
-    """Principal components of features and of their reconstruction, for the first stored images."""
-    side = math.isqrt(reader.index["tokens"])
-    rows = [n * reader.index["mirrorings"] for n in range(min(NUM_PICTURES, len(reader)))]
-    images = data.images(TRAIN).__getitems__(reader.index["images"][: len(rows)])[0]
+def _picture(network: SemVae, dataset: FeatureDataset, shown: list[int], data: Prepared, stage: Stage) -> None:
+    """Principal components of features and of their reconstruction, for some stored images, not mirrored."""
+    side = math.isqrt(dataset.reader.index["tokens"])
+    features = dataset.__getitems__([number * dataset.num_mirrorings for number in shown])[0]
+    with torch.no_grad():
+        reconstruction = network.decode(network.encode(features).mean)
+    images = data.images(TRAIN).__getitems__([dataset.reader.index["images"][number] for number in shown])[0]
     file = stage.out / "features.png"
-    plot_pca_features(
-        features[rows].unflatten(1, (side, side)), reconstruction[rows].unflatten(1, (side, side)), images, file
-    )
+    plot_pca_features(features.unflatten(1, (side, side)), reconstruction.unflatten(1, (side, side)), images, file)
     stage.log_artifacts(file)
