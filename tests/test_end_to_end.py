@@ -1,5 +1,6 @@
 """The whole graph through real DVC on a folder of images, at a size of seconds."""
 
+import hashlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,16 +61,22 @@ def add_bad_files(root: Path) -> set[str]:
     return {"quer/truncated.png", "quer/empty.png", "quer/text.png", "hoch ü/loop.png", "hoch ü/bomb.png", "loose.png"}
 
 
+def folder_params() -> dict[str, Any]:
+    """Short trainings on the project's own folder of images."""
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.1, "mirror": True}
+    return params
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A project with two classes of 40 own-made images and six bad files, run to the end."""
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.1, "mirror": True}
+    params = folder_params()
     folder = tmp_path_factory.mktemp("project")
     made = Project(folder, params)
     draw_images(folder / "own images" / "quer", 40, 1, vertical=False)
     draw_images(folder / "own images" / "hoch ü", 40, 2, vertical=True)
-    made.refused = add_bad_files(folder / "own images")  # type: ignore[attr-defined]
+    made.refused = add_bad_files(folder / "own images")
     made.repro()
     yield made
 
@@ -80,13 +88,13 @@ def test_the_whole_graph_runs_on_a_folder_and_every_stage_leaves_its_result(proj
 
 def test_the_refused_list_names_exactly_the_bad_files_with_their_reasons(project: Project) -> None:
     refused = pd.read_csv(project.result("prepare") / "rejected.csv")
-    assert set(refused["path"]) == project.refused  # type: ignore[attr-defined]
+    assert set(refused["path"]) == project.refused
     assert refused["reason"].str.len().min() > 3
 
 
 def test_too_many_refused_files_stop_the_stage_with_one_line(project: Project) -> None:
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.01, "mirror": True}
+    params = folder_params()
+    params["data"]["max_rejected_fraction"] = 0.01
     original = (project.folder / "params.yaml").read_text()
     project.write_params(params)
     status, output = project.run(sys.executable, "stages/prepare.py")
@@ -117,8 +125,7 @@ def test_nothing_changed_means_nothing_runs(project: Project) -> None:
 
 
 def test_a_changed_sampling_option_reruns_only_what_depends_on_it(project: Project) -> None:
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.1, "mirror": True}
+    params = folder_params()
     params["sample"]["num_steps"] = 5
     project.write_params(params)
     status = json.loads(project.run("dvc", "status", "--json")[1])
@@ -144,7 +151,7 @@ print((made[0] - made[1]).abs().max().item(), (made[0] - made[2]).abs().max().it
     assert int(first) <= 1 and int(second) <= 1 and varied == "tensor(True)", "one grey level is the rounding allowed"
 
 
-def runs_of(uri: str) -> dict[str, "object"]:
+def runs_of(uri: str) -> dict[str, Any]:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -157,12 +164,12 @@ def test_every_stage_is_a_finished_run_that_names_its_parents(project: Project) 
     runs = runs_of(f"sqlite:///{project.folder}/mlruns/mlflow.db")
     assert set(ALL_STAGES) - {"scan"} <= set(runs)
     diffusion = runs["diffusion"]
-    assert diffusion.info.status == "FINISHED"  # type: ignore[attr-defined]
-    tags, params = diffusion.data.tags, diffusion.data.params  # type: ignore[attr-defined]
-    assert tags["sfd.parent.latents"] == runs["latents"].info.run_id  # type: ignore[attr-defined]
+    assert diffusion.info.status == "FINISHED"
+    tags, params = diffusion.data.tags, diffusion.data.params
+    assert tags["sfd.parent.latents"] == runs["latents"].info.run_id
     assert params["schedule.tau"] == "0.3" and params["diffusion.training.num_steps"] == "4"
-    assert {"velocity", "cosine", "repa", "total", "images"} <= set(diffusion.data.metrics)  # type: ignore[attr-defined]
-    assert diffusion.inputs.dataset_inputs  # type: ignore[attr-defined]
+    assert {"velocity", "cosine", "repa", "total", "images"} <= set(diffusion.data.metrics)
+    assert diffusion.inputs.dataset_inputs
 
 
 def test_the_registered_model_answers_by_itself_and_refuses_an_unknown_class(project: Project) -> None:
@@ -212,11 +219,8 @@ def test_show_says_where_everything_is(project: Project) -> None:
 def test_features_and_latents_have_the_same_bytes_on_two_processes(project: Project) -> None:
     def digests() -> dict[str, str]:
         folders = (project.result("features") / "shards", project.result("latents") / "shards")
-        return {
-            str(file): json.dumps(list(file.read_bytes())[:0]) + str(hash(file.read_bytes()))
-            for folder in folders
-            for file in sorted(folder.iterdir())
-        }
+        files = [file for folder in folders for file in sorted(folder.iterdir())]
+        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
     before = digests()
     for name in ("features", "latents"):
@@ -229,8 +233,7 @@ def test_features_and_latents_have_the_same_bytes_on_two_processes(project: Proj
 def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(project: Project, tmp_path: Path) -> None:
     server = Server(tmp_path)
     server.start()
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.1, "mirror": True}
+    params = folder_params()
     params["diffusion"]["training"] |= {"num_steps": 400, "log_every": 1, "checkpoint_every": 100}
     project.write_params(params)
     training = project.start(sys.executable, "stages/diffusion.py", MLFLOW_TRACKING_URI=server.uri)
@@ -251,14 +254,13 @@ def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(projec
 
     client = MlflowClient(tracking_uri=server.uri)
     run = runs_of(server.uri)["diffusion"]
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "total")]  # type: ignore[attr-defined]
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "total")]
     server.kill()
     assert sorted(steps) == list(range(1, 401))
 
 
 def test_a_stage_killed_by_dvc_users_continues_and_ends_with_the_same_weights(project: Project) -> None:
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "own images", "max_rejected_fraction": 0.1, "mirror": True}
+    params = folder_params()
     params["diffusion"]["training"] |= {"num_steps": 300, "log_every": 10, "checkpoint_every": 20}
     project.write_params(params)
     weights = project.result("diffusion") / "model" / "model.safetensors"
@@ -270,7 +272,7 @@ def test_a_stage_killed_by_dvc_users_continues_and_ends_with_the_same_weights(pr
     for _ in range(3):
         training = project.start(sys.executable, "stages/diffusion.py")
         seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        wait_until(lambda seen=seen: checkpoint.exists() and checkpoint.stat().st_mtime_ns > seen, 60)  # type: ignore[misc]
+        wait_until(lambda seen=seen: checkpoint.exists() and checkpoint.stat().st_mtime_ns > seen, 60)
         os.kill(training.pid, signal.SIGKILL)
         training.communicate()
         killed += 1

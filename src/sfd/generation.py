@@ -53,9 +53,15 @@ class DiffusionModel:
     def load(cls, folder: Path) -> "DiffusionModel":
         """Inverse of :meth:`save`, in evaluation mode. Raises :class:`UserError` if files are missing or do not fit."""
         config = read_config(folder)
-        network = LightningDiT(LightningDiTConfig.from_dict(config["model"]))
+        try:
+            network = LightningDiT(LightningDiTConfig.from_dict(config["model"]))
+            schedule = ScheduleParams.model_validate(config["schedule"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{folder / 'config.json'} does not describe a diffusion model ({' '.join(str(error).split())}); "
+                "rerun stage `diffusion`, or correct the path"
+            ) from error
         load_weights(folder, network)
-        schedule = ScheduleParams.model_validate(config["schedule"])
         return cls(
             network.eval().requires_grad_(False),
             schedule,

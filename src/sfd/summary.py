@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from sfd.errors import UserError
+from sfd.params import FLOORS
 
 SHOWN = ("class_accuracy", "precision", "recall", "memorised_fraction", "num_images")
 
@@ -24,12 +25,9 @@ def summarise(results: Path) -> str:
             raise UserError(f"{file} is missing, so the graph has not been run to its end; run `dvc repro`")
     metrics: dict[str, float] = json.loads(metrics_file.read_text(encoding="utf-8"))
     version: dict[str, str] = json.loads(version_file.read_text(encoding="utf-8"))
-    distance = next(
-        key
-        for key in metrics
-        if key == "fid" or (key.startswith("fd_") and key not in ("fd_heldout", "fd_reconstruction"))
-    )
-    floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in ("reconstruction", "heldout"))
+    distances = [key for key in metrics if key == "fid" or key.startswith("fd_")]
+    distance = next(key for key in distances if key.removeprefix("fd_") not in FLOORS)
+    floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in reversed(FLOORS))
     numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
     return "\n".join(
         [

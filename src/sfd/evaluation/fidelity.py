@@ -16,11 +16,10 @@ from torch import Tensor
 
 from sfd.errors import UserError
 from sfd.evaluation.memorisation import Memorisation
-from sfd.params import EvaluateParams
+from sfd.params import FLOORS, EvaluateParams
 from sfd.seeding import derive_seed
 
 INCEPTION = "inception"
-RESERVED_NAMES = ("heldout", "reconstruction")
 FLOOR_METRICS = ("fd", "kid", "precision", "recall")
 
 # Splits that the inception score averages over, as in its publication (arXiv 1606.03498).
@@ -172,7 +171,7 @@ def score(judge: Judge, sets: Sets, memorised: Memorisation, params: EvaluatePar
         UserError: counts differ or are too small, the judge bears a reserved name, or labels exceed its classes.
     """
     _check_counts(sets)
-    if judge.name in RESERVED_NAMES:
+    if judge.name in FLOORS:
         raise UserError(f"judge.name must not be {judge.name!r}: `fd_{judge.name}` names a floor; choose another name")
     names = {"fd": f"fd_{judge.name}", "is": f"is_{judge.name}"}
     if judge.name == INCEPTION:
