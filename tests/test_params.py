@@ -322,7 +322,7 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
         ),
         ({"sample.guidance.kind": "autoguidance"}, ["weak_model is needed"]),
         ({"sample.guidance.weak_model": "models/b"}, ["weak_model is needed", "no other kind"]),
-        ({"sample.guidance.scale_texture": 1.5}, ["kind is `none`", "scales must be 1"]),
+        ({"sample.guidance.kind": "none"}, ["kind is `none`", "scales must be 1"]),
         (CFG | {"diffusion.model.class_dropout": 0}, ["class_dropout must be above 0"]),
     ],
 )
