@@ -280,3 +280,17 @@ def test_a_stage_killed_by_dvc_users_continues_and_ends_with_the_same_weights(pr
     status, output = project.run(sys.executable, "stages/diffusion.py")
     assert status == 0, output
     assert killed == 3 and weights.read_bytes() == uninterrupted
+
+
+def test_a_single_class_gives_an_unconditional_model_without_judge_accuracy(tmp_path: Path) -> None:
+    params = folder_params()
+    params["sample"]["guidance"] |= {"kind": "none", "scale_texture": 1.0, "scale_semantic": 1.0}
+    alone = Project(tmp_path, params)
+    draw_images(tmp_path / "own images" / "only", 32, 3, vertical=True)
+    in_one_process = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
+    status, output = alone.run(sys.executable, "-c", in_one_process, *ALL_STAGES)
+    assert status == 0, output
+    metrics = json.loads((alone.result("evaluate") / "metrics.json").read_text())
+    assert "class_accuracy" not in metrics and "is_digits_judge" not in metrics
+    assert metrics["num_images"] == 8 and metrics["fd_digits_judge"] > 0
+    assert alone.run("sfd", "show")[0] == 0
