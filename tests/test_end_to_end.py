@@ -124,6 +124,19 @@ def test_nothing_changed_means_nothing_runs(project: Project) -> None:
     assert [line for line in output.splitlines() if line.startswith("Running")] == ["Running stage 'scan':"]
 
 
+def test_an_option_of_prepare_that_changes_no_image_reruns_prepare_alone(project: Project) -> None:
+    params = folder_params()
+    params["data"]["max_rejected_fraction"] = 0.2
+    project.write_params(params)
+    output = project.repro()
+    project.write_params(folder_params())
+    assert [line for line in output.splitlines() if line.startswith("Running")] == [
+        "Running stage 'scan':",
+        "Running stage 'prepare':",
+    ]
+    project.repro("prepare")
+
+
 def test_a_changed_sampling_option_reruns_only_what_depends_on_it(project: Project) -> None:
     params = folder_params()
     params["sample"]["num_steps"] = 5

@@ -93,7 +93,10 @@ def barrier() -> None:
 
 @dataclass
 class Stage:
-    """One running stage. ``work`` survives a kill, ``out`` inside it becomes ``results/NAME`` at the end."""
+    """One running stage. ``work`` survives a kill, ``out`` inside it becomes ``results/NAME`` at the end.
+
+    ``content``: digests that say all that later stages can see of the result; empty if only parameters and inputs say it.
+    """
 
     name: str
     params: Params
@@ -301,7 +304,8 @@ def _publish(current: Stage) -> None:
     """Moves the finished folder to ``results`` in one rename and forgets the work. An old result goes whole, too."""
     published = current.fingerprint
     if current.content:
-        published = hashlib.sha256("/".join([current.fingerprint, *current.content]).encode()).hexdigest()
+        # Content alone: an option that did not change the result must not make later stages run again.
+        published = hashlib.sha256("/".join([current.name, *current.content]).encode()).hexdigest()
         if current.run is not None:
             current.run.log_tags({"sfd.fingerprint": published})  # under which later stages name their parent
     (current.out / "fingerprint.json").write_text(
