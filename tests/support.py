@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 
 
 class Server:
@@ -80,7 +82,23 @@ def small_params() -> dict[str, Any]:
     tree["diffusion"] |= {"grid_every": 2, "grid_images": 4}
     tree["sample"] |= {"num_images": 12, "batch_size": 5, "num_steps": 3}
     tree["evaluate"] |= {"batch_size": 8, "kid_subsets": 4, "kid_subset_size": 8}
+    tree["tune"] |= {"trials": 4, "num_images": 12, "repeats": 2, "confirm_repeats": 2, "heartbeat_seconds": 1}
     return tree
+
+
+def draw_images(folder: Path, num_images: int, seed: int, vertical: bool) -> None:
+    """Stripes of random place and colour: upright in one class, lying in the other."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for number in range(num_images):
+        pixels = np.zeros((20, 24, 3), dtype=np.uint8)
+        start = int(random.integers(2, 14))
+        colour = random.integers(100, 255, 3)
+        if vertical:
+            pixels[:, start : start + 5] = colour
+        else:
+            pixels[start : start + 5] = colour
+        Image.fromarray(pixels).save(folder / f"bild {number}.png")
 
 
 class Project:
@@ -88,7 +106,7 @@ class Project:
 
     def __init__(self, folder: Path, params: dict[str, Any]) -> None:
         self.folder = folder
-        for name in ("src", "stages", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml"):
+        for name in ("src", "stages", "tune", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml"):
             source, target = REPOSITORY / name, folder / name
             if source.is_dir():
                 shutil.copytree(

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from support import Project, Server, small_params, wait_until
+from support import Project, Server, draw_images, small_params, wait_until
 
 ALL_STAGES = [
     "scan",
@@ -30,21 +30,6 @@ ALL_STAGES = [
     "sample",
 ]
 ALL_STAGES += ["evaluate", "register"]
-
-
-def draw_images(folder: Path, num_images: int, seed: int, vertical: bool) -> None:
-    """Stripes of random place and colour: upright in one class, lying in the other."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(seed)
-    for number in range(num_images):
-        pixels = np.zeros((20, 24, 3), dtype=np.uint8)
-        start = int(random.integers(2, 14))
-        colour = random.integers(100, 255, 3)
-        if vertical:
-            pixels[:, start : start + 5] = colour
-        else:
-            pixels[start : start + 5] = colour
-        Image.fromarray(pixels).save(folder / f"bild {number}.png")
 
 
 def add_bad_files(root: Path) -> set[str]:
@@ -147,15 +132,15 @@ def test_a_changed_sampling_option_reruns_only_what_depends_on_it(project: Proje
 
 def test_image_i_is_the_same_for_any_batch_size(project: Project) -> None:
     script = """
-from sfd.generation import ImageGenerator, build_sampler, build_scales
+from sfd.generation import ImageGenerator
 from sfd.params import load_params
 from pathlib import Path
 import pandas as pd, torch
 params = load_params(Path("params.yaml")).sample.model_copy(update={"num_steps": 3})
 images = ImageGenerator.load(Path("results/diffusion/model"), Path("results/texture_vae/model"))
 table = pd.read_csv("results/sample/samples.csv")
-made = [torch.cat(list(images.batches(table.class_index.tolist(), table.seed.tolist(), size, build_sampler(params),
-        build_scales(params.guidance)))).int() for size in (1, 5, 12)]
+made = [torch.cat(list(images.sample(table.class_index.tolist(), table.seed.tolist(), params.model_copy(
+        update={"batch_size": size})))).int() for size in (1, 5, 12)]
 print((made[0] - made[1]).abs().max().item(), (made[0] - made[2]).abs().max().item(), made[0].float().std() > 1)
 """
     status, output = project.run(sys.executable, "-c", script)

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from sfd.errors import UserError
-from sfd.params import Params, load_params
+from sfd.params import Params, load_params, parse_params
 from sfd.pipeline import STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
+from sfd.tuning.space import upstream
 
 REPOSITORY = Path(__file__).parents[1]
 NOBODY = "http://127.0.0.1:9"
@@ -345,7 +346,7 @@ def test_every_stage_fingerprint_depends_on_each_of_its_parameters_and_no_other(
     before = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
     change("schedule.tau", 0.55)
     after = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
-    assert {name for name in STAGES if before[name] != after[name]} == {"diffusion"}
+    assert {name for name in STAGES if before[name] != after[name]} == {"diffusion", "tune"}
     change("seed", 9)
     seeded = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
     assert {name for name in STAGES if seeded[name] != after[name]} == {
@@ -359,14 +360,30 @@ def test_every_stage_fingerprint_depends_on_each_of_its_parameters_and_no_other(
 def test_the_graph_here_and_in_dvc_yaml_are_the_same() -> None:
     in_dvc = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     watchers = {name for name, entry in in_dvc.items() if entry.get("always_changed")}  # look, and make nothing
-    assert set(in_dvc) - watchers == set(STAGES)
+    assert set(in_dvc) - watchers == set(STAGES) - {"tune"}
     for name, inputs in STAGES.items():
+        if name == "tune":  # in a file of its own, below
+            continue
         read = {dep.removeprefix("results/") for dep in in_dvc[name]["deps"] if dep.startswith("results/")}
         assert (name, read - watchers) == (name, set(inputs.upstream))
         assert (name, set(in_dvc[name]["params"])) == (name, set(inputs.params))
         assert in_dvc[name]["outs"] == [f"results/{name}"]
         assert in_dvc[name]["cmd"] == f"python stages/{name}.py"
         assert (REPOSITORY / "stages" / f"{name}.py").is_file()
+
+
+def test_the_study_is_a_stage_of_its_own_file_that_reads_all_that_any_study_reads() -> None:
+    in_dvc = yaml.safe_load((REPOSITORY / "tune" / "dvc.yaml").read_text())["stages"]
+    assert set(in_dvc) == {"tune"}
+    entry = in_dvc["tune"]
+    assert (entry["cmd"], entry["wdir"], entry["outs"]) == ("sfd tune", "..", ["results/tune"])
+    assert set(entry["params"]) == set(STAGES["tune"].params)
+    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    kinds = []
+    for kind, space in (("sampling", "sample.num_steps"), ("training", "diffusion.loss.time_mean")):
+        tree["tune"] |= {"kind": kind, "space": {space: {"low": 1, "high": 2}}}
+        kinds.append(set(upstream(parse_params(tree))))
+    assert {f"results/{name}" for name in set.union(*kinds)} < set(entry["deps"])
 
 
 def test_every_stage_reads_only_results_that_come_before_it() -> None:

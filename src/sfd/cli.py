@@ -53,6 +53,44 @@ def sync() -> None:
     typer.echo(f"{tracking.sync()} records delivered to {tracking.tracking_uri()}")
 
 
+tuning = typer.Typer(help="Search for better parameters: the Optuna study that params.yaml describes.")
+app.add_typer(tuning, name="tune")
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name, `tune.study`.")]
+
+
+@tuning.callback(invoke_without_command=True)
+def tune(
+    context: typer.Context,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Join the study that another process, here or elsewhere, has started.")
+    ] = False,
+) -> None:
+    """Run the study of params.yaml, or continue it; the report goes to results/tune."""
+    from sfd.tuning import study
+
+    if context.invoked_subcommand is None:
+        study.work() if worker else study.tune()
+
+
+@tuning.command()
+def report(name: StudyName) -> None:
+    """Print the table of a study, and write its page with pictures to results/reports/STUDY."""
+    from sfd.tuning.study import report_study
+
+    typer.echo(report_study(name))
+
+
+@tuning.command()
+def apply(
+    name: StudyName,
+    trial: Annotated[int | None, typer.Option(help="The trial's number; without it, the best one.")] = None,
+) -> None:
+    """Write the values of a study's best trial into params.yaml and show what changed."""
+    from sfd.tuning.study import apply_study
+
+    typer.echo(apply_study(name, trial))
+
+
 @app.command()
 def show() -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""

@@ -11,18 +11,43 @@ from torch import Tensor
 from sfd.data.latents import STATISTICS, Statistics
 from sfd.diffusion.guidance import GuidanceScales, guided_velocity
 from sfd.diffusion.sampling import Sampler
-from sfd.diffusion.schedule import OffsetSchedule, Schedule
+from sfd.diffusion.schedule import CurveSchedule, OffsetRange, OffsetSchedule, PowerSchedule, Schedule
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.network_files import load_weights, read_config, save_network
-from sfd.params import GuidanceParams, SampleParams, ScheduleParams
+from sfd.params import GuidanceParams, SampleParams, ScheduleParams, TauRange
 from sfd.seeding import derive_seed
 
 
 def build_schedule(params: ScheduleParams) -> Schedule:
-    """The schedule that the parameters describe."""
-    return OffsetSchedule(params.tau if params.kind == "offset" else 0.0)
+    """The schedule that the parameters describe. Raises :class:`UserError` for a range of offsets, which is none to sample with."""
+    if params.kind == "power":
+        return PowerSchedule(params.gamma)
+    if params.kind == "curve":
+        return CurveSchedule(params.knots)
+    if params.kind == "sync":
+        return OffsetSchedule(0.0)
+    if isinstance(params.tau, TauRange):
+        raise UserError(
+            f"the model is trained for offsets from {params.tau.low:g} to {params.tau.high:g}, so choose one to sample with: "
+            "set sample.schedule to {kind: offset, tau: 0.3}, for instance"
+        )
+    return OffsetSchedule(params.tau)
+
+
+def build_training_schedule(params: ScheduleParams) -> Schedule | OffsetRange:
+    """:func:`build_schedule`, or the range of offsets that images draw from."""
+    if params.kind == "offset" and isinstance(params.tau, TauRange):
+        return OffsetRange(params.tau.low, params.tau.high)
+    return build_schedule(params)
+
+
+def middle_schedule(params: ScheduleParams) -> Schedule:
+    """:func:`build_schedule`, with the middle one of a range of offsets: for quick looks."""
+    if params.kind == "offset" and isinstance(params.tau, TauRange):
+        return OffsetSchedule((params.tau.low + params.tau.high) / 2.0)
+    return build_schedule(params)
 
 
 @dataclass(frozen=True)
@@ -36,7 +61,7 @@ class DiffusionModel:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule that it was trained with."""
+        """The schedule that it was trained with. Raises :class:`UserError` if that was a range of offsets."""
         return build_schedule(self.schedule_params)
 
     def save(self, folder: Path) -> None:
@@ -112,12 +137,18 @@ class ImageGenerator:
 
     @torch.no_grad()
     def __call__(
-        self, classes: Sequence[int], seeds: Sequence[int], sampler: Sampler, scales: GuidanceScales
+        self,
+        classes: Sequence[int],
+        seeds: Sequence[int],
+        sampler: Sampler,
+        scales: GuidanceScales,
+        schedule: Schedule | None = None,
     ) -> Tensor:
-        """Images uint8 ``(B, 3, S, S)`` on the CPU, one a class index and seed.
+        """Images uint8 ``(B, 3, S, S)`` on the CPU, one a class index and seed, along ``schedule`` or that of the training.
 
         Raises:
-            UserError: a class index is out of range (``num_classes`` itself asks for no class).
+            UserError: a class index is out of range (``num_classes`` itself asks for no class), or the model was trained with a
+                range of offsets and ``schedule`` does not choose one.
         """
         config = self.network.config
         for index in classes:
@@ -137,7 +168,7 @@ class ImageGenerator:
             scales,
             config.semantic_channels,
         )
-        latent = sampler(velocity, noise, self.model.schedule, config.semantic_channels)
+        latent = sampler(velocity, noise, schedule or self.model.schedule, config.semantic_channels)
         texture = self.statistics.restore(latent)[:, : config.in_channels - config.semantic_channels]
         return self.decoder.decode(texture).cpu()
 
@@ -146,9 +177,10 @@ class ImageGenerator:
         velocity: Tensor = network(x, t_tex, t_sem, y).velocity
         return velocity.float()
 
-    def batches(
-        self, classes: Sequence[int], seeds: Sequence[int], batch_size: int, sampler: Sampler, scales: GuidanceScales
-    ) -> Iterator[Tensor]:
-        """:meth:`__call__` in batches of at most ``batch_size`` images."""
-        for first in range(0, len(classes), batch_size):
-            yield self(classes[first : first + batch_size], seeds[first : first + batch_size], sampler, scales)
+    def sample(self, classes: Sequence[int], seeds: Sequence[int], params: SampleParams) -> Iterator[Tensor]:
+        """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images."""
+        sampler, scales = build_sampler(params), build_scales(params.guidance)
+        schedule = build_schedule(params.schedule) if params.schedule is not None else None
+        for first in range(0, len(classes), params.batch_size):
+            rows = slice(first, first + params.batch_size)
+            yield self(classes[rows], seeds[rows], sampler, scales, schedule)

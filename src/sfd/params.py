@@ -9,10 +9,10 @@ import re
 import textwrap
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from sfd.errors import UserError
@@ -173,13 +173,55 @@ class LatentsParams(Section):
     )
 
 
+class TauRange(Section):
+    """An offset drawn anew for every training image, uniform between two limits."""
+
+    low: Fraction
+    high: Fraction
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "TauRange":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        return self
+
+
+Tau = Annotated[
+    Annotated[Fraction, Tag("number")] | Annotated[TauRange, Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, dict | TauRange) else "number"),
+]
+TAU_TAGS = ("number", "range")
+"""What pydantic adds to the place of an error in a value of type Tau."""
+
+
 class ScheduleParams(Section):
     """How the two parts move from noise to data."""
 
-    kind: Literal["offset", "sync"] = Field(
-        "offset", description="`offset`: semantics lead by tau; `sync`: ordinary diffusion with one time"
+    kind: Literal["offset", "sync", "power", "curve"] = Field(
+        "offset",
+        description="`offset`: semantics lead by tau; `sync`: ordinary diffusion with one time; "
+        "`power`: t_tex = t_sem ** gamma; `curve`: t_tex is a convex, piecewise linear function of t_sem",
     )
-    tau: float = Field(0.3, ge=0.0, le=1.0, description="temporal offset by which semantics lead (unused by `sync`)")
+    tau: Tau = Field(
+        0.3,
+        description="temporal offset by which semantics lead (`offset`); {low, high}: one model for all offsets between, "
+        "`sample.schedule` then says which one to sample with",
+    )
+    gamma: float = Field(2.0, ge=1.0, le=10.0, description="exponent (`power`); 1: ordinary diffusion")
+    knots: tuple[Annotated[float, Field(ge=0.0, le=1e6)], ...] = Field(
+        (0.0, 0.75, 0.0, 0.0, 0.25),
+        strict=False,
+        min_length=2,
+        max_length=33,
+        description="shares of the texture's way that begin when t_sem reaches 0, 1/K, ..., 1, each then spread evenly over the "
+        "rest of t_sem (`curve`); K + 1 numbers, of which only the ratios count",
+    )
+
+    @model_validator(mode="after")
+    def _check_knots(self) -> "ScheduleParams":
+        if sum(self.knots) == 0.0:
+            raise ValueError("knots are all 0, so texture would never move; set one above 0")
+        return self
 
 
 ModelSize = Literal["tiny", "S", "B", "L", "XL", "1p0B", "1p6B"]
@@ -212,8 +254,13 @@ class LossParams(Section):
     repa_weight: float = Field(1.0, ge=0.0, description="weight of the alignment with the encoder's features")
     repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")
     repa_width: Positive = Field(2048, description="hidden width of the alignment's projector")
-    time_mean: float = Field(0.0, ge=-5.0, le=5.0, description="mean of the logit-normal progress")
-    time_std: float = Field(1.0, gt=0.0, le=5.0, description="standard deviation of the logit-normal progress")
+    time_of: Literal["progress", "parts"] = Field(
+        "progress",
+        description="what the logit-normal draw is: `progress` u of both parts (the paper), or the time of each part, whatever the "
+        "schedule (`parts`, arXiv 2606.19662), so that schedules can be compared",
+    )
+    time_mean: float = Field(0.0, ge=-5.0, le=5.0, description="mean of the logit-normal draw")
+    time_std: float = Field(1.0, gt=0.0, le=5.0, description="standard deviation of the logit-normal draw")
 
 
 class DiffusionParams(Section):
@@ -254,6 +301,9 @@ class SampleParams(Section):
         "exact", description="`exact` increments of each part, or the publication's left-end rule"
     )
     timestep_shift: float = Field(0.0, ge=0.0, le=10.0, description="s maps progress v to s*v / (1 + (s-1)*v); 0: off")
+    schedule: ScheduleParams | None = Field(
+        None, description="schedule to sample with; null: the one of training. Other ones need a `schedule.tau` range"
+    )
     guidance: GuidanceParams
 
 
@@ -280,6 +330,89 @@ class TrackingParams(Section):
     required: bool = Field(False, description="a stage ends non-zero when its records could not be delivered")
 
 
+Number = int | float
+
+
+class SpaceParams(Section):
+    """The values that a study may give to one key: an interval or a list."""
+
+    low: Number | None = Field(None, description="least value")
+    high: Number | None = Field(None, description="greatest value")
+    step: Number | None = Field(None, gt=0, description="values are `low` plus multiples of this")
+    log: bool = Field(False, description="uniform in the logarithm")
+    choices: tuple[bool | int | float | str, ...] | None = Field(
+        None, strict=False, min_length=1, description="the values themselves, instead of an interval"
+    )
+
+    @model_validator(mode="after")
+    def _check_form(self) -> "SpaceParams":
+        interval = self.low is not None and self.high is not None
+        if interval == (self.choices is not None) or (self.low is None) != (self.high is None):
+            raise ValueError("give either low and high, or choices")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.log and (self.step is not None or not self.low or self.low <= 0):
+            raise ValueError("log needs low above 0, and no step")
+        if self.choices is not None and (self.step is not None or self.log):
+            raise ValueError("choices take neither step nor log")
+        return self
+
+
+Objective = Literal["fd", "fid", "kid", "class_accuracy", "seconds_per_image"]
+
+
+class TuneParams(Section):
+    """An Optuna study (``sfd tune``)."""
+
+    study: str = Field(pattern=r"^\w[\w.-]*$", description="name of the study in the storage")
+    kind: Literal["sampling", "training"] = Field(
+        description="`sampling`: the trained model stays, only `sample` moves; `training`: every trial trains from the same latents"
+    )
+    objectives: tuple[Objective, ...] = Field(
+        ("fd",),
+        strict=False,
+        min_length=1,
+        description="what to improve, one or several of fd, fid (Inception only), kid, class_accuracy, seconds_per_image; "
+        "the direction follows from the name",
+    )
+    trials: Positive = Field(20, description="trials of the study, over all workers and restarts")
+    minutes: float = Field(60.0, gt=0.0, description="a worker starts no trial later than this after its own start")
+    sampler: Literal["tpe", "random"] = Field("tpe", description="how Optuna proposes values")
+    pruner: Literal["none", "wilcoxon", "hyperband"] = Field(
+        "none",
+        description="ends poor trials early: `wilcoxon` compares repeats pairwise with the best trial's (it needs 4 repeats or more), "
+        "`hyperband` compares after equal budgets (repeats, or `report_every` steps of training)",
+    )
+    num_images: int = Field(
+        500, ge=10, description="images a repeat; a Frechet distance falls with it, so it is the same in all trials"
+    )
+    repeats: Positive = Field(3, description="sampling seeds that a trial's objective averages over")
+    confirm_repeats: int = Field(
+        5,
+        ge=2,
+        description="fresh seeds (`training`: fresh trainings too) with which the best trial and the baselines are scored again",
+    )
+    report_every: Positive = Field(1000, description="steps of training between intermediate scores (`training`)")
+    refine_steps: int = Field(
+        0,
+        ge=0,
+        description="steps for which a trial first trains the shared model at its own schedule (`sampling`); 0: none",
+    )
+    storage: str = Field(
+        "sqlite:///mlruns/optuna.db",
+        pattern=r"^(sqlite:///|postgresql://|journal://).+$",
+        description="`sqlite:///FILE`, `journal://FILE` on a shared disk, or `postgresql://USER:PASSWORD@HOST/DATABASE`",
+    )
+    heartbeat_seconds: Positive = Field(
+        15,
+        description="a worker shows that often that it lives; after four silent ones its trial is given to another, once",
+    )
+    space: dict[str, SpaceParams] = Field(
+        min_length=1,
+        description="dotted key to `{low, high}` (with `step` or `log`) or `{choices}`; a number picks from a list: `schedule.knots.0`",
+    )
+
+
 class Params(Section):
     """The whole of ``params.yaml``."""
 
@@ -296,6 +429,7 @@ class Params(Section):
     sample: SampleParams
     evaluate: EvaluateParams
     register_: RegisterParams = Field(alias="register", description="")
+    tune: TuneParams
     tracking: TrackingParams
 
     @model_validator(mode="after")
@@ -310,6 +444,7 @@ class Params(Section):
         _check_loss(self.diffusion.loss)
         _check_repa(self)
         _check_guidance(self.sample.guidance, self.diffusion.model)
+        _check_sampling_schedule(self.schedule, self.sample.schedule)
         return self
 
 
@@ -412,6 +547,32 @@ def _check_guidance(guidance: GuidanceParams, model: ModelParams) -> None:
         )
 
 
+def _check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | None) -> None:
+    """A model can be sampled along times that its training has shown it."""
+    if sampled is None:
+        if trained.kind == "offset" and isinstance(trained.tau, TauRange):
+            raise ValueError(
+                f"schedule.tau is a range, so sample.schedule must say which offset to sample with, e.g. "
+                f"{{kind: offset, tau: {(trained.tau.low + trained.tau.high) / 2:g}}}"
+            )
+        return
+    if isinstance(sampled.tau, TauRange):
+        raise ValueError("sample.schedule.tau must be one number: an image is sampled with one offset")
+    if trained.kind != "offset" or not isinstance(trained.tau, TauRange):
+        if sampled != trained:
+            raise ValueError(
+                "sample.schedule differs from schedule, but the model is trained with that one alone: set sample.schedule to null, "
+                "or train one model for many offsets with schedule.kind `offset` and schedule.tau {low: 0.0, high: 1.0}"
+            )
+        return
+    low, high = {"offset": (sampled.tau,) * 2, "sync": (0.0, 0.0)}.get(sampled.kind, (0.0, 1.0))
+    if low < trained.tau.low or high > trained.tau.high:
+        raise ValueError(
+            f"sample.schedule of kind `{sampled.kind}` needs offsets from {low:g} to {high:g}, but schedule.tau covers "
+            f"{trained.tau.low:g} to {trained.tau.high:g}: widen the range, or change sample.schedule"
+        )
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as DVC reads it: `1e-4` is a number, and a key may stand only once in its mapping."""
 
@@ -465,7 +626,7 @@ SHOWN_MISTAKES = 5
 
 def _describe(item: dict[str, Any]) -> str:
     """One line for one pydantic error: the key, the value, the rule, the nearest valid key."""
-    location = [str(part) for part in item["loc"]]
+    location = [str(part) for part in item["loc"] if part not in TAU_TAGS]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
         known = _keys_beside(location)
@@ -483,7 +644,7 @@ def _short(value: object) -> str:
 
 
 def _section_of(field: FieldInfo) -> type[Section] | None:
-    """The section class that a field holds, also within ``Section | None``; None for a plain value."""
+    """The section class that a field holds, also within ``Section | None`` or a mapping; None for a plain value."""
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind
@@ -494,7 +655,8 @@ def _keys_beside(location: list[str]) -> list[str]:
     section: type[Section] = Params
     for part in location[:-1]:
         fields = {field.alias or name: field for name, field in section.model_fields.items()}
-        section = _section_of(fields[part]) or section
+        if part in fields:  # else the free key of a mapping, `tune.space.KEY`
+            section = _section_of(fields[part]) or section
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
@@ -507,8 +669,8 @@ def describe_params() -> str:
         "| option | type | default | meaning |",
         "|---|---|---|---|",
     ]
-    _describe_section(Params, "", rows)
-    _describe_section(TrainingParams, "NETWORK.training.", rows)
+    _describe_section(Params, "", rows, described={TauRange: "", TrainingParams: ""})
+    _describe_section(TrainingParams, "NETWORK.training.", rows, described={})
     return "\n".join(rows)
 
 
@@ -517,17 +679,23 @@ def _is_trained(field: FieldInfo) -> bool:
     return section is not None and "training" in section.model_fields
 
 
-def _describe_section(section: type[Section], prefix: str, rows: list[str]) -> None:
+def _describe_section(
+    section: type[Section], prefix: str, rows: list[str], described: dict[type[Section], str]
+) -> None:
+    """Appends a row a key; a section that stands in a second place is described in its first (``described``: class to place)."""
     for name, field in section.model_fields.items():
         key = prefix + (field.alias or name)
         inner = _section_of(field)
         if inner is TrainingParams:
             continue
-        if inner is not None:
-            _describe_section(inner, key + ".", rows)
+        if inner is not None and inner not in described:
+            described[inner] = key
+            is_mapping = get_origin(field.annotation) is dict
+            _describe_section(inner, key + (".KEY." if is_mapping else "."), rows, described)
             continue
+        kind = f"the keys of `{described[inner]}`, or null" if inner and described[inner] else _type_text(field)
         default = "required" if field.is_required() else f"`{_as_yaml(field.get_default())}`"
-        rows.append(f"| `{key}` | {_type_text(field)} | {default} | {field.description} |")
+        rows.append(f"| `{key}` | {kind} | {default} | {field.description} |")
 
 
 def _as_yaml(value: object) -> str:
@@ -541,16 +709,6 @@ def _as_yaml(value: object) -> str:
 
 
 def _type_text(field: FieldInfo) -> str:
-    options = get_args(field.annotation)
-    if options and all(isinstance(option, str | int) for option in options):
-        return " or ".join(f"`{option}`" for option in options)
-    base = getattr(field.annotation, "__name__", str(field.annotation))
-    if options:
-        base = (
-            "list of int"
-            if base.startswith("tuple")
-            else str(field.annotation).replace("None", "null").replace(" | ", " or ")
-        )
     limits = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
         f"{sign} {getattr(rule, attr):g}"
@@ -558,7 +716,20 @@ def _type_text(field: FieldInfo) -> str:
         for attr, sign in limits.items()
         if hasattr(rule, attr)
     ]
-    return ", ".join([base, *bounds])
+    return ", ".join([_kind_text(field.annotation), *bounds])
+
+
+def _kind_text(kind: Any) -> str:
+    """A type in the words of YAML: `a` or `b`, float or null, list of int."""
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{option}`" for option in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return _type_text(FieldInfo.from_annotation(kind))
+    if get_origin(kind) is tuple:
+        return f"list of {_kind_text(get_args(kind)[0]).split(',')[0]}"
+    if get_args(kind):
+        return " or ".join(_kind_text(option) for option in get_args(kind))
+    return {type(None): "null", TauRange: "{low, high}"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def dump_params(params: Params) -> str:

@@ -56,8 +56,9 @@ STAGES: dict[str, Inputs] = {
         ("seed", "data.image_size", "data.mirror", "evaluate"), ("prepare", "texture_vae", "judge", "sample")
     ),
     "register": Inputs(("sample", "register"), ("texture_vae", "diffusion", "sample", "evaluate")),
+    "tune": Inputs(("seed", "data.image_size", "data.mirror", "schedule", "diffusion", "sample", "evaluate", "tune")),
 }
-"""The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal."""
+"""The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal. What `tune` reads depends on the kind of its study."""
 
 
 def rank() -> int:
@@ -142,21 +143,23 @@ class Stage:
 
 
 @contextmanager
-def stage(name: str) -> Iterator[Stage]:
+def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]:
     """Everything around a stage's own work. A mistake of the user ends in one line on stderr and exit status 2.
 
+    ``upstream`` replaces what :data:`STAGES` says that the stage reads.
     SIGTERM raises ``SystemExit`` in the stage; training saves a checkpoint first.
     """
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         params = load_params(Path("params.yaml"))
-        fingerprint = stage_fingerprint(name, params)
+        upstream = STAGES[name].upstream if upstream is None else upstream
+        fingerprint = stage_fingerprint(name, params, upstream)
         work = WORK / name
         with _lock(work) if rank() == 0 else nullcontext():
             if rank() == 0:
                 _open_work(work, fingerprint)
             barrier()
-            with _tracked(name, params, fingerprint) as run:
+            with _tracked(name, params, fingerprint, upstream) as run:
                 current = Stage(name, params, fingerprint, run, work)
                 yield current
                 barrier()
@@ -173,24 +176,27 @@ def _exit_on_sigterm(_signal: int, _frame: object) -> None:
     sys.exit(128 + signal.SIGTERM)
 
 
-def stage_fingerprint(name: str, params: Params) -> str:
+def stage_fingerprint(name: str, params: Params, upstream: tuple[str, ...] | None = None) -> str:
     """sha256 over the stage's parameters, the weights files that they name, and the fingerprints of what it reads.
 
     Raises:
         UserError: an upstream result is missing.
     """
     tree = params.model_dump(mode="json", by_alias=True)
-    chosen = {key: _select(tree, key) for key in STAGES[name].params}
+    chosen = {key: select(tree, key) for key in STAGES[name].params}
     facts = {
         "stage": name,
         "params": chosen,
-        "upstream": {upstream: published_fingerprint(upstream) for upstream in STAGES[name].upstream},
+        "upstream": {
+            read: published_fingerprint(read) for read in (STAGES[name].upstream if upstream is None else upstream)
+        },
         "files": {str(path): digest_path(path) for path in _named_files(chosen)},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _select(tree: dict[str, Any], key: str) -> Any:
+def select(tree: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key in nested mappings."""
     for part in key.split("."):
         tree = tree[part]
     return tree
@@ -281,14 +287,14 @@ def _open_work(work: Path, fingerprint: str) -> None:
 
 
 @contextmanager
-def _tracked(name: str, params: Params, fingerprint: str) -> Iterator[Run | None]:
+def _tracked(name: str, params: Params, fingerprint: str, upstream: tuple[str, ...]) -> Iterator[Run | None]:
     if rank() != 0:
         yield None
         return
-    parents = {upstream: published_fingerprint(upstream) for upstream in STAGES[name].upstream}
+    parents = {read: published_fingerprint(read) for read in upstream}
     with start_run(Path(), name, fingerprint, params.tracking, parents) as run:
         tree = params.model_dump(mode="json", by_alias=True)
-        run.log_params(flatten({key: _select(tree, key) for key in STAGES[name].params}))
+        run.log_params(flatten({key: select(tree, key) for key in STAGES[name].params}))
         yield run
 
 

@@ -82,6 +82,15 @@ def test_every_term_is_one_value_an_image_that_no_other_image_moves() -> None:
     assert torch.equal(repa_loss(tokens, target.flatten(2))[1:], repa_loss(other.flatten(2), target.flatten(2))[1:])
 
 
+def test_weights_of_an_images_parts_multiply_its_velocity_term() -> None:
+    prediction, target = torch.randn(2, 2, 6, 4, 4, generator=torch.Generator().manual_seed(1)).unbind()
+    texture, semantic = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 3.0])
+    weighted = velocity_loss(prediction, target, 2, 2.0, (texture, semantic))
+    squares = (prediction - target).square()
+    assert float(weighted[0]) == pytest.approx(float(velocity_loss(prediction, target, 2, 2.0)[0]))
+    assert float(weighted[1]) == pytest.approx(float((6.0 * squares[1, 4:]).sum() / squares[1].numel()))
+
+
 def test_each_part_is_interpolated_at_its_own_time() -> None:
     x0, x1 = torch.zeros(2, 3, 1, 1), torch.ones(2, 3, 1, 1)
     xt = interpolate(x0, x1, torch.tensor([0.0, 0.2]), torch.tensor([0.3, 1.0]), semantic_channels=1)
@@ -124,7 +133,8 @@ def task_losses(
     loss = LossParams.model_validate(weights)
     task = DiffusionTask(network, OneBatch(), loss, OffsetSchedule(0.3), dropout, seed=0)
     features = recorded["features"].flatten(2).transpose(1, 2)
-    noise = (recorded["x0"], recorded["t"], torch.full((4,), 0.5))
+    times, ones = OffsetSchedule(0.3).times(recorded["t"]), torch.ones(4)
+    noise = (recorded["x0"], *times, ones, ones, torch.full((4,), 0.5))
     return task.losses(network, (recorded["x1"], recorded["y"], features), noise)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sfd.diffusion.schedule import OffsetSchedule, sample_progress, shift_progress
+from sfd.diffusion.schedule import OffsetSchedule, sample_logit_normal, shift_progress
 
 TAUS = (0.0, 0.1, 0.3, 0.7, 1.0)
 FINE = torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64)
@@ -97,10 +97,10 @@ def test_the_timestep_shift_follows_its_formula_and_zero_and_one_change_nothing(
 
 
 def test_training_progress_is_logit_normal_and_repeats_with_its_generator() -> None:
-    first, again = (sample_progress(20_000, 0.5, 2.0, torch.Generator().manual_seed(7)) for _ in range(2))
+    first, again = (sample_logit_normal(20_000, 0.5, 2.0, torch.Generator().manual_seed(7)) for _ in range(2))
     logits = torch.logit(first.double())
     assert torch.equal(first, again)
     assert first.shape == (20_000,)
     assert float(logits.mean()) == pytest.approx(0.5, abs=0.05)
     assert float(logits.std()) == pytest.approx(2.0, abs=0.05)
-    assert not torch.equal(first, sample_progress(20_000, 0.5, 2.0, torch.Generator().manual_seed(8)))
+    assert not torch.equal(first, sample_logit_normal(20_000, 0.5, 2.0, torch.Generator().manual_seed(8)))

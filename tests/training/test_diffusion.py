@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd.diffusion.loss import cosine_loss, velocity_loss
-from sfd.diffusion.schedule import OffsetSchedule
+from sfd.diffusion.schedule import OffsetRange, OffsetSchedule
 from sfd.errors import UserError
 from sfd.models.lightningdit import SIZES, LightningDiT, LightningDiTConfig, Output
 from sfd.params import LossParams, ModelParams, ScheduleParams
@@ -38,9 +38,11 @@ class Recorder(nn.Module):
         return Output(self.velocity, self.projection if with_projection else None)
 
 
-def make(seed: int = 0, class_dropout: float = 0.1, tau: float = 0.3, **loss: float) -> DiffusionTask:
+def make(seed: int = 0, class_dropout: float = 0.1, tau: float = 0.3, **loss: Any) -> DiffusionTask:
     config = LightningDiTConfig(4, 6, 32, 2, 2, NUM_CLASSES, semantic_channels=2, two_times=True, feature_dim=8)
-    return DiffusionTask(LightningDiT(config), NoData(), LossParams(**loss), OffsetSchedule(tau), class_dropout, seed)
+    return DiffusionTask(
+        LightningDiT(config), NoData(), LossParams.model_validate(loss), OffsetSchedule(tau), class_dropout, seed
+    )
 
 
 def batch(size: int = 16) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
@@ -53,7 +55,7 @@ def batch(size: int = 16) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 def config_for(size: str = "tiny", patch_size: int = 1, grid: int = 4, **loss: float) -> LightningDiTConfig:
     return model_config(
         ModelParams(size=size, patch_size=patch_size),  # type: ignore[arg-type]
-        LossParams(**loss),
+        LossParams.model_validate(loss),
         ScheduleParams(),
         grid=grid,
         texture_channels=8,
@@ -99,12 +101,12 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     first, again = make().noise(3, 8, CPU), make().noise(3, 8, CPU)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     for other in (make().noise(4, 8, CPU), make(seed=1).noise(3, 8, CPU)):
-        assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    assert [tuple(value.shape) for value in first] == [(8, 6, 4, 4), (8,), (8,)]
+        assert not any(torch.equal(first[n], other[n]) for n in (0, 1, 2, 5))
+    assert [tuple(value.shape) for value in first] == [(8, 6, 4, 4), *[(8,)] * 5]
 
 
 def test_progress_is_logit_normal_with_the_given_mean_and_deviation() -> None:
-    logits = torch.logit(make(time_mean=0.5, time_std=2.0).noise(0, 20_000, CPU)[1])
+    logits = torch.logit(make(tau=0.0, time_mean=0.5, time_std=2.0).noise(0, 20_000, CPU)[1])
     assert float(logits.mean()) == pytest.approx(0.5, abs=0.05)
     assert float(logits.std()) == pytest.approx(2.0, rel=0.02)
 
@@ -152,14 +154,31 @@ def test_the_right_velocity_and_projection_have_no_loss() -> None:
 def test_the_network_sees_each_part_at_its_own_time() -> None:
     task = make(tau=0.3)
     data, velocity = batch()
-    x0, u, drop = task.noise(0, 16, CPU)
+    noise = task.noise(0, 16, CPU)
+    x0, u = noise[0], make(tau=0.0).noise(0, 16, CPU)[1]
     network = Recorder(velocity, data[2])
-    task.losses(network, data, (x0, u, drop))
+    task.losses(network, data, noise)
     x, t_tex, t_sem, _, _ = network.asked[0]
     torch.testing.assert_close(t_sem, (1.3 * u).clamp(max=1.0))
     torch.testing.assert_close(t_tex, (1.3 * u - 0.3).clamp(min=0.0))
     t = torch.cat([t_tex[:, None].expand(-1, 4), t_sem[:, None].expand(-1, 2)], dim=1)[:, :, None, None]
     torch.testing.assert_close(x, t * data[0] + (1 - t) * x0)
+
+
+def test_with_a_range_every_image_has_an_offset_of_its_own() -> None:
+    task = make()
+    task.schedule = OffsetRange(0.0, 1.0)
+    _, t_tex, t_sem, *_ = task.noise(0, 4000, CPU)
+    both = (t_tex > 0.0) & (t_sem < 1.0)
+    leads = (t_sem - t_tex)[both]
+    assert float(leads.min()) < 0.05 and float(leads.max()) > 0.8
+
+
+def test_times_of_parts_come_with_weights_and_times_of_progress_without() -> None:
+    parts, progress = make(time_of="parts").noise(0, 64, CPU), make().noise(0, 64, CPU)
+    assert bool((progress[3] == 1.0).all()) and bool((progress[4] == 1.0).all())
+    assert float(parts[3].std()) > 0.1
+    torch.testing.assert_close(parts[3] + parts[4], torch.full((64,), 2.0))
 
 
 @pytest.mark.parametrize(("dropout", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])

@@ -21,11 +21,20 @@ def interpolate(x0: Tensor, x1: Tensor, t_tex: Tensor, t_sem: Tensor, semantic_c
     return t * x1 + (1.0 - t) * x0
 
 
-def velocity_loss(prediction: Tensor, target: Tensor, semantic_channels: int, semantic_weight: float) -> Tensor:
-    """Squared velocity error per image ``(B,)``: mean over channels and positions, semantic channels weighted."""
-    weight = torch.ones(target.shape[1], device=target.device)
-    weight[target.shape[1] - semantic_channels :] = semantic_weight
-    return ((prediction - target).square() * weight[:, None, None]).mean(dim=(1, 2, 3))
+def velocity_loss(
+    prediction: Tensor,
+    target: Tensor,
+    semantic_channels: int,
+    semantic_weight: float,
+    part_weights: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Squared velocity error per image ``(B,)``: mean over channels and positions, semantic channels weighted.
+
+    ``part_weights`` are further weights of texture and semantics for each image, each ``(B,)``.
+    """
+    texture, semantic = part_weights or (prediction.new_ones(len(prediction)),) * 2
+    weight = per_part(texture, semantic_weight * semantic, target.shape[1], semantic_channels)
+    return ((prediction - target).square() * weight).mean(dim=(1, 2, 3))
 
 
 def cosine_loss(prediction: Tensor, target: Tensor, shortest: float = 1e-8) -> Tensor:

@@ -1,10 +1,16 @@
 """Schedules: how texture and semantics move from noise (t = 0) to data (t = 1) as progress u goes from 0 to 1."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+Part = Literal["texture", "semantic"]
 
 
 class Schedule(Protocol):
@@ -16,7 +22,7 @@ class Schedule(Protocol):
 
     @property
     def borders(self) -> tuple[float, ...]:
-        """Values of u strictly inside (0, 1) at which a speed jumps, in increasing order."""
+        """Values of u strictly inside (0, 1) at which a speed jumps or bends, in increasing order."""
 
     def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times ``(t_tex, t_sem)`` at progress ``u``; any shape, shapes are kept."""
@@ -24,23 +30,29 @@ class Schedule(Protocol):
     def speeds(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives ``(d t_tex / d u, d t_sem / d u)`` at ``u``; 0 for a part that waits or is done."""
 
+    def progress_at(self, t: Tensor, part: Part) -> Tensor:
+        """The progress u at which a part's time is ``t``, strictly between 0 and 1; any shape."""
+
 
 @dataclass(frozen=True)
 class OffsetSchedule:
     """Semantics lead texture by ``tau`` (arXiv 2512.04926); ``tau = 0`` is ordinary, synchronous diffusion.
 
     With ``t = u * (1 + tau)``: ``t_sem = min(1, t)`` and ``t_tex = max(0, t - tau)``.
+
+    ``tau`` may be a tensor ``(B,)`` with an offset for each image of a training batch: all methods work element by element.
+    Borders and duration are of use with a number only.
     """
 
-    tau: float
+    tau: float | Tensor
 
     @property
     def duration(self) -> float:
-        return 1.0 + self.tau
+        return 1.0 + self.tau  # type: ignore[return-value]  # a tensor if tau is one
 
     @property
     def borders(self) -> tuple[float, ...]:
-        candidates = (self.tau / self.duration, 1.0 / self.duration)
+        candidates = (float(self.tau) / self.duration, 1.0 / self.duration)
         return tuple(sorted({u for u in candidates if 0.0 < u < 1.0}))
 
     def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,8 +62,138 @@ class OffsetSchedule:
     def speeds(self, u: Tensor) -> tuple[Tensor, Tensor]:
         # Compared in float32, as in the publication, so that a step that starts exactly on a border moves the same parts.
         t = (u * self.duration).float()
-        speed = torch.full_like(u, self.duration)
+        speed = torch.ones_like(u) * self.duration
         return speed * (t >= self.tau), speed * (t <= 1.0)
+
+    def progress_at(self, t: Tensor, part: Part) -> Tensor:
+        return (t + self.tau if part == "texture" else t) / self.duration
+
+
+@dataclass(frozen=True)
+class PowerSchedule:
+    """``t_tex = t_sem ** gamma`` with ``gamma >= 1``.
+
+    Progress is the length of the curve, each piece as long as the way of its faster part, as it is for an offset. The semantics
+    are faster until the curve's slope is 1, texture from there on; both speeds are continuous.
+    """
+
+    gamma: float
+
+    @property
+    def turn(self) -> float:
+        """The ``t_sem`` at which both parts are equally fast."""
+        return 1.0 if self.gamma == 1.0 else float(self.gamma ** (-1.0 / (self.gamma - 1.0)))
+
+    @property
+    def duration(self) -> float:
+        return 1.0 + self.turn - float(self.turn**self.gamma)
+
+    @property
+    def borders(self) -> tuple[float, ...]:
+        return () if self.gamma == 1.0 else (self.turn / self.duration,)
+
+    def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        way = u * self.duration
+        t_sem = way.clamp(0.0, self.turn)
+        t_tex = (way - self.turn + self.turn**self.gamma).clamp(self.turn**self.gamma, 1.0)
+        early = way < self.turn
+        return torch.where(early, t_sem**self.gamma, t_tex), torch.where(early, t_sem, t_tex ** (1.0 / self.gamma))
+
+    def speeds(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        slope = self.gamma * self.times(u)[1] ** (self.gamma - 1.0)
+        early = u * self.duration < self.turn
+        speed = torch.ones_like(u) * self.duration
+        return torch.where(early, speed * slope, speed), torch.where(early, speed, speed / slope)
+
+    def progress_at(self, t: Tensor, part: Part) -> Tensor:
+        t_sem = t ** (1.0 / self.gamma) if part == "texture" else t
+        late = t_sem**self.gamma + self.turn - self.turn**self.gamma
+        return torch.where(t_sem < self.turn, t_sem, late) / self.duration
+
+
+@dataclass(frozen=True)
+class CurveSchedule:
+    """``t_tex = g(t_sem)`` with ``g`` convex, increasing and piecewise linear (the family of arXiv 2606.19662).
+
+    ``knots`` are K + 1 numbers >= 0, of which only the ratios count: the shares of texture's way that begin when ``t_sem`` reaches
+    0, 1/K, ..., 1, each spread evenly over the rest of ``t_sem``. The last share is texture's way after the semantics are done. Every
+    such list gives a curve of the family, and every curve with these knots has one list: (1, 0, ...) is ordinary diffusion.
+
+    Progress is the length of the curve, each piece as long as the way of its faster part, as it is for an offset.
+    """
+
+    knots: tuple[float, ...]
+
+    @cached_property
+    def _vertices(self) -> Tensor:
+        """Length so far, t_tex and t_sem at the ends of all pieces, ``(3, pieces + 1)`` float64."""
+        last, total = len(self.knots) - 1, sum(self.knots)
+        shares = [knot / total for knot in self.knots]
+        rows, length = [(0.0, 0.0, 0.0)], 0.0
+        for k in range(1, last + 1):
+            t_tex = sum(shares[j] * (k - j) / (last - j) for j in range(k))
+            length += max(t_tex - rows[-1][1], 1.0 / last)
+            rows.append((length, t_tex, k / last))
+        if shares[last] > 0.0:
+            rows.append((length + 1.0 - rows[-1][1], 1.0, 1.0))
+        return torch.tensor(rows, dtype=torch.float64).T.contiguous()
+
+    @property
+    def duration(self) -> float:
+        return float(self._vertices[0, -1])
+
+    @property
+    def borders(self) -> tuple[float, ...]:
+        lengths = self._vertices[0]
+        slopes = (self._vertices[1:].diff() / lengths.diff()).T.tolist()
+        bends = [n + 1 for n, (a, b) in enumerate(pairwise(slopes)) if not _close(a, b)]
+        return tuple((lengths[bends] / self.duration).tolist())
+
+    def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        length, t_tex, t_sem = self._vertices.to(u.device).unbind()
+        way = u.double() * self.duration
+        return _interpolate(way, length, t_tex).to(u.dtype), _interpolate(way, length, t_sem).to(u.dtype)
+
+    def speeds(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        vertices = self._vertices.to(u.device)
+        piece = _piece(u.double() * self.duration, vertices[0])
+        texture, semantic = vertices[1:].diff() / vertices[0].diff() * self.duration
+        return texture[piece].to(u.dtype), semantic[piece].to(u.dtype)
+
+    def progress_at(self, t: Tensor, part: Part) -> Tensor:
+        length, t_tex, t_sem = self._vertices.to(t.device).unbind()
+        way = _interpolate(t.double(), t_tex if part == "texture" else t_sem, length)
+        return (way / self.duration).to(t.dtype)
+
+
+def _close(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-9) for x, y in zip(a, b, strict=True))
+
+
+def _piece(x: Tensor, bounds: Tensor) -> Tensor:
+    """Which of the pieces between ``bounds`` each ``x`` lies in: the right one at a bound, the last one at the end."""
+    return (torch.searchsorted(bounds, x.contiguous(), right=True) - 1).clamp(0, len(bounds) - 2)
+
+
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """The piecewise linear function through ``(xs, ys)``, ``xs`` not decreasing, at ``x`` between its ends."""
+    piece = _piece(x, xs)
+    start, width = xs[piece], xs[piece + 1] - xs[piece]
+    share = torch.where(width > 0.0, (x - start) / width.clamp(min=1e-300), 1.0).clamp(0.0, 1.0)
+    return ys[piece] + share * (ys[piece + 1] - ys[piece])
+
+
+@dataclass(frozen=True)
+class OffsetRange:
+    """A training schedule for all offsets from ``low`` to ``high``: each image of a batch draws its own."""
+
+    low: float
+    high: float
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> OffsetSchedule:
+        """Uniform offsets ``(B,)`` on the generator's device, as one schedule."""
+        unit = torch.rand(batch_size, generator=generator, device=generator.device)
+        return OffsetSchedule(self.low + (self.high - self.low) * unit)
 
 
 def shift_progress(u: Tensor, shift: float) -> Tensor:
@@ -59,6 +201,41 @@ def shift_progress(u: Tensor, shift: float) -> Tensor:
     return u if shift == 0.0 else shift * u / (1.0 + (shift - 1.0) * u)
 
 
-def sample_progress(batch_size: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
-    """Logit-normal progress for training, ``u = sigmoid(Normal(mean, std))``, shape ``(B,)`` on the generator's device."""
+def sample_logit_normal(batch_size: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """``sigmoid(Normal(mean, std))``, shape ``(B,)`` on the generator's device."""
     return torch.sigmoid(torch.randn(batch_size, generator=generator, device=generator.device) * std + mean)
+
+
+def sample_progress_of_parts(
+    schedule: Schedule, batch_size: int, mean: float, std: float, generator: torch.Generator
+) -> Tensor:
+    """Progress ``(B,)`` at which the time of one part, either with probability 1/2, is logit-normal.
+
+    Together with :func:`part_weights`, each part is trained on its own logit-normal times, whatever the schedule.
+    """
+    t = sample_logit_normal(batch_size, mean, std, generator)
+    by_texture = torch.rand(batch_size, generator=generator, device=generator.device) < 0.5
+    return torch.where(by_texture, schedule.progress_at(t, "texture"), schedule.progress_at(t, "semantic"))
+
+
+def part_weights(schedule: Schedule, u: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
+    """Weights ``(texture, semantic)``, each ``(B,)``, that make up for where :func:`sample_progress_of_parts` draws.
+
+    The density of u is the mean of the two parts' densities; a part's weight is its own density over that mean (the balance
+    heuristic of multiple importance sampling). So weights are at most 2, their mean over the parts is 1, both are 1 in ordinary
+    diffusion, and a part that waits or is done has weight 0. The objective corrected for the schedule is that of arXiv 2606.19662;
+    the estimator is ours.
+    """
+    densities = [
+        _logit_normal_density(t, mean, std) * speed
+        for t, speed in zip(schedule.times(u), schedule.speeds(u), strict=True)
+    ]
+    total = (densities[0] + densities[1]).clamp(min=1e-30)
+    return 2.0 * densities[0] / total, 2.0 * densities[1] / total
+
+
+def _logit_normal_density(t: Tensor, mean: float, std: float) -> Tensor:
+    """Up to a constant factor; 0 at the ends."""
+    inside = t.clamp(1e-7, 1.0 - 1e-7)
+    density = torch.exp(-0.5 * ((torch.logit(inside) - mean) / std) ** 2) / (inside * (1.0 - inside))
+    return density * ((t > 0.0) & (t < 1.0))

@@ -183,8 +183,8 @@ def score(judge: Judge, sets: Sets, memorised: Memorisation, params: EvaluatePar
         found = compare(images, sets.heldout, params, seed)
         metrics |= {f"{key}_{floor}": found[key] for key in FLOOR_METRICS}
     if judge.classes is not None and judge.classes > 1:
-        metrics["class_accuracy"] = _class_accuracy(sets.samples, sets.sample_labels, judge)
-        metrics["class_accuracy_heldout"] = _class_accuracy(sets.heldout, sets.heldout_labels, judge)
+        metrics["class_accuracy"] = class_accuracy(sets.samples, sets.sample_labels, judge)
+        metrics["class_accuracy_heldout"] = class_accuracy(sets.heldout, sets.heldout_labels, judge)
     return metrics | {"num_images": float(len(sets.samples)), "memorised_fraction": memorised.memorised_fraction}
 
 
@@ -207,7 +207,12 @@ def _inception_score(logits: Tensor, seed: int) -> float:
     return float(found["inception_score_mean"])
 
 
-def _class_accuracy(images: Features, labels: Tensor, judge: Judge) -> float:
+def class_accuracy(images: Features, labels: Tensor, judge: Judge) -> float:
+    """Share of images that the judge assigns to their labels ``(N,)``.
+
+    Raises:
+        UserError: a label is not among the judge's classes.
+    """
     if images.logits is None or images.logits.shape[1] != judge.classes:
         shape = None if images.logits is None else tuple(images.logits.shape)
         raise ValueError(f"judge {judge.name!r} announces {judge.classes} classes, but its logits are {shape}")

@@ -81,7 +81,7 @@ def plot_curves(
     curves: dict[str, list[tuple[int, float]]], path: Path, xlabel: str, ylabel: str, log_y: bool = False
 ) -> None:
     """Named curves of (x, y) points in one picture, with a legend if there are several."""
-    figure, axes = _axes(xlabel, ylabel)
+    figure, axes = plain_axes(xlabel, ylabel)
     for number, (name, points) in enumerate(curves.items()):
         # A few points are measurements of their own and are marked; many are a line.
         marker = "o" if len(points) <= 20 else None
@@ -93,7 +93,7 @@ def plot_curves(
     _plain_numbers(axes, log_y)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def plot_schedule(times: Callable[[Tensor], tuple[Tensor, Tensor]], path: Path) -> None:
@@ -105,7 +105,7 @@ def plot_schedule(times: Callable[[Tensor], tuple[Tensor, Tensor]], path: Path) 
     t_tex, t_sem = times(u)
     start, end = float(u[t_tex <= 1e-6].amax()), float(u[t_sem >= 1.0 - 1e-6].amin())
 
-    figure, axes = _axes("progress u", "time t of each part (0: noise, 1: data)")
+    figure, axes = plain_axes("progress u", "time t of each part (0: noise, 1: data)")
     borders = (0.0, min(start, end), max(start, end), 1.0)
     for (name, colour), left, right in zip(PHASE_COLOURS.items(), borders[:-1], borders[1:], strict=True):
         if right - left > 0.02:
@@ -119,7 +119,7 @@ def plot_schedule(times: Callable[[Tensor], tuple[Tensor, Tensor]], path: Path) 
     axes.plot(u, t_tex, color=TEXTURE_COLOUR, linewidth=2.2, label="texture latent, t_tex", linestyle=(0, (5, 2)))
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.12))
     axes.legend(loc="lower right", fontsize=9, labelcolor=INK, facecolor=PAPER, edgecolor="none", framealpha=0.85)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def pairs(left: Tensor, right: Tensor, captions: Sequence[str], path: Path, titles: tuple[str, str] = ("", "")) -> None:
@@ -203,7 +203,8 @@ def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
 
 
-def _axes(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
+def plain_axes(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
+    """An empty figure in the style of all others."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor=PAPER)
@@ -229,7 +230,8 @@ def _plain_numbers(axes: "Axes", log_y: bool) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _save_figure(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Writes the figure as PNG; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the name and version of the software, the bytes depend on the picture alone.
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from sfd.data.images import to_tensor_uint8
 from sfd.errors import UserError
 from sfd.evaluation.pictures import labelled_grid, save_png
-from sfd.generation import ImageGenerator, build_sampler, build_scales, image_seed
+from sfd.generation import ImageGenerator, image_seed
 from sfd.params import SampleParams
 
 TABLE = "samples.csv"
@@ -38,14 +38,13 @@ def write_samples(
     table = plan(params.num_images, images.model.classes, seed)
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    sampler, scales = build_sampler(params), build_scales(params.guidance)
     starts = range(rank * params.batch_size, params.num_images, world_size * params.batch_size)
     for start in tqdm(starts, unit="batch", disable=None):
         rows = table.iloc[start : start + params.batch_size]
         done = out / f".batch-{start:06d}"
         if done.exists():
             continue
-        pixels = images(rows["class_index"].tolist(), rows["seed"].tolist(), sampler, scales)
+        (pixels,) = images.sample(rows["class_index"].tolist(), rows["seed"].tolist(), params)
         for file, image in zip(rows["file"], pixels, strict=True):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / file)
         done.touch()

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from sfd.generation import ImageGenerator, build_sampler, build_scales
+from sfd.generation import ImageGenerator
 from sfd.params import SampleParams
 
 
@@ -38,9 +38,7 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
             sample = self._settings(params or {})
         except ValueError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
-        batches = self.images.batches(
-            classes, seeds, sample.batch_size, build_sampler(sample), build_scales(sample.guidance)
-        )
+        batches = self.images.sample(classes, seeds, sample)
         return pd.DataFrame({"png": [_png(image) for batch in batches for image in batch]})
 
     def _class_index(self, label: str) -> int:

@@ -31,10 +31,13 @@ class Run:
 
     Attributes:
         fingerprint: hash of the stage's parameters and inputs; names the run for its downstream stages.
+        final_status: MLflow's status with which the run ends, however its block ends; None: FINISHED, FAILED after an error,
+            and to be continued after an interruption.
     """
 
     def __init__(self, fingerprint: str, writer: JournalWriter, deliverer: Deliverer) -> None:
         self.fingerprint = fingerprint
+        self.final_status: str | None = None
         self._writer = writer
         self._deliverer = deliverer
 
@@ -131,13 +134,15 @@ def start_run(
         try:
             yield run
         except Exception:
-            writer.finish("FAILED")
+            writer.finish(run.final_status or "FAILED")
             _close(deliverer, stage)
             raise
         except BaseException:  # interrupted: the journal stays open, and the next start continues the run
+            if run.final_status is not None:
+                writer.finish(run.final_status)
             _close(deliverer, stage)
             raise
-        writer.finish("FINISHED")
+        writer.finish(run.final_status or "FINISHED")
         missing = _close(deliverer, stage)
     if missing and params.required:
         raise UserError(

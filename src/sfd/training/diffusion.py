@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
-from sfd.diffusion.schedule import Schedule, sample_progress
+from sfd.diffusion.schedule import (
+    OffsetRange,
+    Schedule,
+    part_weights,
+    sample_logit_normal,
+    sample_progress_of_parts,
+)
 from sfd.errors import UserError
 from sfd.models.lightningdit import SIZES, LightningDiT, LightningDiTConfig
 from sfd.params import LossParams, ModelParams, ScheduleParams
@@ -85,7 +91,7 @@ class DiffusionTask:
         network: LightningDiT,
         dataset: BatchedDataset,
         loss: LossParams,
-        schedule: Schedule,
+        schedule: Schedule | OffsetRange,
         class_dropout: float,
         seed: int,
     ) -> None:
@@ -99,28 +105,36 @@ class DiffusionTask:
             )
 
     def noise(self, step: int, batch_size: int, device: torch.device) -> Tensors:
-        """Noise ``(B, C, H, W)``, progress ``(B,)`` and uniform draws ``(B,)`` for class dropout."""
-        config = self.config
+        """Noise ``(B, C, H, W)``, times of texture and semantics, weights of both, and uniform draws for class dropout, each ``(B,)``."""
+        config, loss = self.config, self.loss
         random = generator(self.seed, "diffusion/step", step, device)
         x0 = torch.randn(
             batch_size, config.in_channels, config.input_size, config.input_size, generator=random, device=device
         )
-        u = sample_progress(batch_size, self.loss.time_mean, self.loss.time_std, random)
-        return x0, u, torch.rand(batch_size, generator=random, device=device)
+        schedule = self.schedule.draw(batch_size, random) if isinstance(self.schedule, OffsetRange) else self.schedule
+        if loss.time_of == "parts":
+            u = sample_progress_of_parts(schedule, batch_size, loss.time_mean, loss.time_std, random)
+            weights = part_weights(schedule, u, loss.time_mean, loss.time_std)
+        else:
+            u = sample_logit_normal(batch_size, loss.time_mean, loss.time_std, random)
+            weights = (torch.ones_like(u), torch.ones_like(u))
+        return x0, *schedule.times(u), *weights, torch.rand(batch_size, generator=random, device=device)
 
     def losses(self, network: nn.Module, data: Tensors, noise: Tensors) -> dict[str, Tensor]:
         """``data``: latents ``(B, C, H, W)``, classes ``(B,)``, and features ``(B, N, D)`` with REPA. Terms are batch means."""
         x1, labels = data[:2]
-        x0, u, drop = noise
+        x0, t_tex, t_sem, texture_weight, semantic_weight, drop = noise
         semantic_channels = self.config.semantic_channels
         labels = torch.where(drop < self.class_dropout, self.config.null_class, labels)
-        t_tex, t_sem = self.schedule.times(u)
         xt = interpolate(x0, x1, t_tex, t_sem, semantic_channels)
         output = network(xt, t_tex, t_sem, labels, with_projection="repa" in self.weights)
         velocity, target = output.velocity.float(), x1 - x0
         terms = {}
         if "velocity" in self.weights:
-            terms["velocity"] = velocity_loss(velocity, target, semantic_channels, self.loss.semantic_weight).mean()
+            weights = (texture_weight, semantic_weight)
+            terms["velocity"] = velocity_loss(
+                velocity, target, semantic_channels, self.loss.semantic_weight, weights
+            ).mean()
         if "cosine" in self.weights:
             terms["cosine"] = cosine_loss(velocity, target, SHORTEST_VELOCITY).mean()
         if "repa" in self.weights:

@@ -1,5 +1,7 @@
 """Stage ``diffusion``: network and data set from the parameters, training with sample grids, and what it leaves."""
 
+from pathlib import Path
+
 from torch import nn
 
 from sfd.data.latents import LatentDataset
@@ -7,8 +9,9 @@ from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.sampling import Sampler
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.pictures import labelled_grid, plot_schedule, save_png
-from sfd.generation import DiffusionModel, ImageGenerator, build_schedule, image_seed
+from sfd.generation import DiffusionModel, ImageGenerator, build_training_schedule, image_seed, middle_schedule
 from sfd.models.lightningdit import LightningDiT
+from sfd.params import Params
 from sfd.pipeline import Stage, inference_device
 from sfd.seeding import generator
 from sfd.training.curves import write_curve
@@ -19,31 +22,46 @@ GRID_SAMPLER = Sampler("euler", num_steps=50)
 """Sample grids during training are quick looks, not results."""
 
 
-def make_diffusion(stage: Stage) -> None:
-    """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``."""
-    params, schedule_params = stage.params.diffusion, stage.params.schedule
-    dataset = LatentDataset(stage.upstream("latents") / "shards", with_features=params.loss.repa_weight > 0.0)
-    facts, schedule = dataset.reader.index, build_schedule(schedule_params)
+def build_network(params: Params, dataset: LatentDataset, seed: int) -> LightningDiT:
+    """The backbone for a data set, freshly initialised. Raises :class:`UserError` if parameters and latents do not fit."""
+    facts, diffusion = dataset.reader.index, params.diffusion
     config = model_config(
-        params.model,
-        params.loss,
-        schedule_params,
+        diffusion.model,
+        diffusion.loss,
+        params.schedule,
         grid=facts["grid"],
         texture_channels=facts["texture_channels"],
         semantic_channels=facts["semantic_channels"],
         num_classes=len(facts["classes"]),
         feature_dim=facts["feature_dim"],
     )
-    network = LightningDiT(config).initialise(generator(stage.params.seed, "diffusion/initialisation"))
-    task = DiffusionTask(network, dataset, params.loss, schedule, params.model.class_dropout, stage.params.seed)
-    model = DiffusionModel(network, schedule_params, dataset.statistics, facts["classes"])
+    return LightningDiT(config).initialise(generator(seed, "diffusion/initialisation"))
+
+
+def open_latents(params: Params, folder: Path) -> LatentDataset:
+    """The latents that stage ``latents`` left, with features if REPA wants them."""
+    return LatentDataset(folder / "shards", with_features=params.diffusion.loss.repa_weight > 0.0)
+
+
+def build_task(params: Params, network: LightningDiT, dataset: LatentDataset, seed: int) -> DiffusionTask:
+    """What the training loop must know."""
+    schedule, diffusion = build_training_schedule(params.schedule), params.diffusion
+    return DiffusionTask(network, dataset, diffusion.loss, schedule, diffusion.model.class_dropout, seed)
+
+
+def make_diffusion(stage: Stage) -> None:
+    """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``."""
+    params, seed = stage.params.diffusion, stage.params.seed
+    dataset = open_latents(stage.params, stage.upstream("latents"))
+    facts = dataset.reader.index
+    network = build_network(stage.params, dataset, seed)
+    task = build_task(stage.params, network, dataset, seed)
+    model = DiffusionModel(network, stage.params.schedule, dataset.statistics, facts["classes"])
     grids = SampleGrids(model, stage, params.grid_images)
-    trained = train(
-        task, params.training, stage.params.seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every
-    )
+    trained = train(task, params.training, seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every)
     trained.copy_to(network)
     model.save(stage.out / "model")
-    plot_schedule(schedule.times, stage.out / "schedule.png")
+    plot_schedule(middle_schedule(stage.params.schedule).times, stage.out / "schedule.png")
     stage.log({"parameters": float(sum(p.numel() for p in network.parameters()))})
     stage.log_input(
         "latents",
@@ -74,7 +92,7 @@ class SampleGrids:
         was_training = network.training
         network.eval()
         images = ImageGenerator(model, self.decoder, device=inference_device())(
-            self.classes, self.seeds, GRID_SAMPLER, GuidanceScales()
+            self.classes, self.seeds, GRID_SAMPLER, GuidanceScales(), middle_schedule(self.model.schedule_params)
         )
         network.train(was_training)
         file = self.stage.out / "grids" / f"step-{step:07d}.png"

@@ -1,0 +1,1 @@
+"""Studies: an Optuna search over keys of ``params.yaml``, by any number of workers."""

@@ -1,0 +1,107 @@
+"""Values written into a params file; its comments, order and the format of its other values stay."""
+
+import difflib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfd.errors import UserError
+from sfd.params import load_params
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
+
+FLOAT = "tag:yaml.org,2002:float"
+
+
+def apply_values(file: Path, values: Mapping[str, object]) -> str:
+    """Writes values under dotted keys (a number picks from a list) into a params file; returns the change as a unified diff.
+
+    Below a section that is ``null``, such as ``sample.schedule``, keys make a mapping. The file is replaced at once, with the
+    permissions it has, or not at all. The diff is empty if every value stands there already.
+
+    Raises:
+        UserError: the file is not a valid params file, lacks a key, would not be valid with the new values, or cannot be written.
+    """
+    load_params(file)
+    old = file.read_text(encoding="utf-8")
+    yaml = _round_trip(old)
+    tree = yaml.load(old)
+    for key, value in values.items():
+        _set(tree, key, value, file)
+    stream = io.StringIO()
+    yaml.dump(tree, stream)
+    new = stream.getvalue()
+    if not _replace(file.resolve(), new):
+        return ""
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), str(file), str(file), lineterm="")
+    return "\n".join(lines) + "\n"
+
+
+def _round_trip(text: str) -> "YAML":
+    """ruamel's round trip, set to the indentation of the text; it would write null as nothing and fold long lines."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.util import load_yaml_guess_indent
+
+    _, sequence, offset = load_yaml_guess_indent(text)
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 1_000_000
+    yaml.indent(mapping=2, sequence=sequence or 2, offset=offset or 0)
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    yaml.representer.add_representer(
+        float, lambda representer, value: representer.represent_scalar(FLOAT, _plain(value))
+    )
+    return yaml
+
+
+def _plain(value: float) -> str:
+    """3.0e-07 rather than 3e-07, which YAML 1.1 reads as text."""
+    text = repr(value)
+    return text if "." in text else text.replace("e", ".0e")
+
+
+def _set(tree: Any, key: str, value: object, file: Path) -> None:
+    from ruamel.yaml.comments import CommentedMap
+
+    *way, last = key.split(".")
+    node = tree
+    for name in way:
+        if isinstance(node, CommentedMap) and name in node and node[name] is None:
+            node[name] = CommentedMap()
+            node[name].fa.set_flow_style()  # on the line of the null, so that a comment there stays where it was
+        if not isinstance(node, CommentedMap) or name not in node:
+            raise UserError(f"{file} has no key `{key}`; write it out there, then apply again")
+        node = node[name]
+    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, CommentedMap) and (last in node or node.fa.flow_style()):
+        node[last] = value
+    else:
+        raise UserError(f"{file} has no key `{key}`; write it out there, then apply again")
+
+
+def _replace(file: Path, text: str) -> bool:
+    """Puts the text in the file's place if it is a valid params file; whether any parameter changed."""
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+            fresh = Path(folder) / file.name
+            fresh.write_text(text, encoding="utf-8")
+            try:
+                params = load_params(fresh)
+            except UserError as error:
+                raise UserError(f"{str(error).replace(str(fresh), str(file))}; the file is left as it was") from None
+            if params == load_params(file):
+                return False
+            shutil.copymode(file, fresh)
+            os.replace(fresh, file)
+            return True
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written: {error.strerror}; make its folder writable, or change the file by hand"
+        ) from None

@@ -1,0 +1,439 @@
+"""Pictures of a study. Equal studies give equal bytes.
+
+History, importance, slice, contour and Pareto front are Optuna's, in the style of the other pictures; the curves are drawn here,
+because they show what Optuna does not know of: standard errors and the confirmation.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from sfd.evaluation.pictures import FAINT, GAP_COLOUR, INK, PALETTE, PAPER, plain_axes, save_figure
+from sfd.tuning.statistics import estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+SLICE_KEYS, CONTOUR_KEYS = 4, 3
+"""More keys than these in one picture would not be readable; the most important ones are shown."""
+
+BASELINE = "params.yaml"
+MARKERS = "sD^vP*X"
+TRIALS = "trials ± standard error"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``is_wide``: several axes stand beside each other in it."""
+
+    path: Path
+    caption: str
+    is_wide: bool = False
+
+
+class _LeftOut(Exception):
+    """A picture cannot be drawn from this study; the message says why."""
+
+
+def draw_study(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
+    """Draws every picture that the study has the trials for as PNG into the folder, which is made if need be.
+
+    Returns:
+        The pictures with captions, and a line for each picture left out that says why.
+    """
+    objectives: list[str] = study.user_attrs["objectives"]
+    pictures: list[Picture] = []
+    left_out: list[str] = []
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        return [], ["There are no pictures yet: no trial is complete."]
+    for index, objective in enumerate(objectives):
+        view = _View(study, index, objective)
+        suffix = f"_{objective}" if len(objectives) > 1 else ""
+        pictures += [_draw_curve(view, key, folder / f"curve_{key}{suffix}.png") for key in view.numeric_keys()]
+        for name, draw in (
+            ("history", _draw_history),
+            ("importance", _draw_importance),
+            ("slice", _draw_slice),
+            ("contour", _draw_contour),
+        ):
+            try:
+                pictures.append(draw(view, folder / f"{name}{suffix}.png"))
+            except _LeftOut as error:
+                left_out.append(f"{name.capitalize()} is left out: {error}.")
+    if len(objectives) > 1:
+        pictures = _draw_fronts(study, objectives, folder) + pictures
+    return pictures, list(dict.fromkeys(left_out))
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Each dotted key's shortest ending that no other of the keys shares; a number keeps its list's name."""
+    keys = list(keys)
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = [".".join(parts[-length:]) for length in range(1, len(parts) + 1) if not parts[-length].isdecimal()]
+        unique = (end for end in endings if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+        # The whole of a key can be another's ending.
+        names[key] = next(unique, key)
+    return names
+
+
+def with_direction(objective: str, direction: StudyDirection) -> str:
+    return f"{objective} ({'lower' if direction == StudyDirection.MINIMIZE else 'higher'} is better)"
+
+
+class _View:
+    """One objective of a study, and the keys that its complete trials have."""
+
+    def __init__(self, study: Study, index: int, objective: str) -> None:
+        self.study, self.index, self.objective = study, index, objective
+        self.trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        self.distributions = {key: kind for trial in self.trials for key, kind in trial.distributions.items()}
+        self.names = short_names(self.distributions)
+        self.label = with_direction(objective, study.directions[index])
+
+    def value(self, trial: FrozenTrial) -> float:
+        return float(trial.values[self.index])
+
+    @property
+    def target(self) -> Callable[[FrozenTrial], float] | None:
+        """What Optuna's pictures show; None for a study of one objective, of which Optuna then knows the direction."""
+        return self.value if len(self.study.directions) > 1 else None
+
+    def cost(self, trial: FrozenTrial) -> float:
+        """Lower is better, as importance assumes of every value that it is given."""
+        return self.value(trial) * (1 if self.study.directions[self.index] == StudyDirection.MINIMIZE else -1)
+
+    def numeric_keys(self) -> list[str]:
+        return [
+            key
+            for key, kind in self.distributions.items()
+            if not isinstance(kind, CategoricalDistribution) or _is_numeric(kind)
+        ]
+
+    def is_log(self, key: str) -> bool:
+        kind = self.distributions[key]
+        return isinstance(kind, FloatDistribution | IntDistribution) and kind.log
+
+    def varying_keys(self) -> list[str]:
+        """Keys with two values or more, the most important first if importance can be told."""
+        keys = [key for key in self.distributions if len({trial.params.get(key) for trial in self.trials}) > 1]
+        if len(keys) < 2 or len({self.value(trial) for trial in self.trials}) < 2:
+            return keys
+        from optuna.importance import get_param_importances
+
+        with _optuna_drawing():
+            return list(get_param_importances(self.study, params=keys, target=self.cost))
+
+
+def _is_numeric(kind: CategoricalDistribution) -> bool:
+    return all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in kind.choices)
+
+
+def _draw_curve(view: _View, key: str, path: Path) -> Picture:
+    """The objective against one key: a point a complete trial, and the confirmation."""
+    figure, axes = plain_axes(key, view.label)
+    points = [
+        (float(trial.params[key]), estimate(trial.user_attrs["values"][view.objective]))
+        for trial in view.trials
+        if key in trial.params
+    ]
+    axes.errorbar(
+        [x for x, _ in points],
+        [found.mean for _, found in points],
+        yerr=[found.error or 0.0 for _, found in points],
+        fmt="o",
+        color=PALETTE[0],
+        markersize=4.5,
+        elinewidth=1,
+        label=TRIALS,
+    )
+    confirmation: dict[str, Any] = view.study.user_attrs.get("confirmation", {})
+    _mark_confirmation(
+        axes, {name: (item["params"].get(key), item["values"][view.objective]) for name, item in confirmation.items()}
+    )
+    if view.is_log(key):
+        axes.set_xscale("log")
+    _few_ticks(axes.xaxis, view.is_log(key))
+    _few_ticks(axes.yaxis)
+    # matplotlib lists lines before points, whatever was drawn first.
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda place: [TRIALS, *confirmation].index(labels[place]))
+    _legend(figure, [handles[place] for place in order], [labels[place] for place in order])
+    save_figure(figure, path)
+    title = "The tau curve" if key.split(".")[-1] == "tau" else f"{view.objective} against {key}"
+    more = (
+        " Marked: the confirmation, with 95 % intervals; its seeds and reference images are its own."
+        if confirmation
+        else ""
+    )
+    return Picture(path, f"{title}: mean of each complete trial's repeats ± standard error.{more}")
+
+
+def _mark_confirmation(axes: "Axes", candidates: dict[str, tuple[float | None, Sequence[float]]]) -> None:
+    """Each candidate (value of the key, if it has one; objective of each repeat) as a hollow mark; params.yaml also as a line."""
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import ScaledTranslation
+
+    assert isinstance(axes.figure, Figure)
+    taken: list[float] = []
+    for number, (name, (x, values)) in enumerate(candidates.items()):
+        found, colour = estimate(values), INK if name == BASELINE else PALETTE[1:][number % (len(PALETTE) - 1)]
+        if name == BASELINE:
+            axes.axhline(found.mean, color=colour, linewidth=1.2, linestyle=(0, (5, 3)), label=name)
+        if x is None:
+            continue
+        low, high = found.interval or (found.mean, found.mean)
+        # Candidates with the same value stand beside each other; matplotlib does not see the limits of what is shifted.
+        beside = ScaledTranslation(taken.count(x) * 8 / 72, 0, axes.figure.dpi_scale_trans)
+        taken.append(x)
+        axes.update_datalim([(x, low), (x, high)])
+        axes.errorbar(
+            x,
+            found.mean,
+            yerr=[[found.mean - low], [high - found.mean]],
+            fmt=MARKERS[number % len(MARKERS)],
+            color=colour,
+            markersize=8,
+            markerfacecolor="none",
+            markeredgewidth=1.6,
+            capsize=4,
+            label=None if name == BASELINE else name,
+            transform=axes.transData + beside,
+            zorder=3,
+        )
+    axes.autoscale_view()
+
+
+def _draw_history(view: _View, path: Path) -> Picture:
+    from optuna.visualization.matplotlib import plot_optimization_history
+
+    with _optuna_drawing():
+        axes = plot_optimization_history(view.study, target=view.target, target_name=view.objective)
+        figure = _figure_of(axes)
+        figure.set_layout_engine("constrained")
+        axes.legend_.remove()  # type: ignore[union-attr]
+        _restyle(axes)
+        axes.set(xlabel="trial", ylabel=view.label)
+        axes.collections[0].set_color(PALETTE[0])
+        # The best stays what it is until a trial is better; beyond the last complete trial there is nothing to show.
+        for line in axes.lines:
+            line.set(color=PALETTE[1], alpha=1.0, drawstyle="steps-post")
+        axes.set_xlim(-0.5, view.trials[-1].number + 0.5)
+        _few_ticks(axes.xaxis, whole=True)
+        _few_ticks(axes.yaxis)
+        handles, _ = axes.get_legend_handles_labels()
+        _legend(figure, handles, ["trial", "best so far"][: len(handles)])
+        save_figure(figure, path)
+    return Picture(path, f"{view.objective} of the complete trials, in their order.")
+
+
+def _draw_importance(view: _View, path: Path) -> Picture:
+    from optuna.visualization.matplotlib import plot_param_importances
+
+    keys = view.varying_keys()
+    if len(keys) < 2:
+        raise _LeftOut("importance compares two keys or more, each with two values or more")
+    if len({view.value(trial) for trial in view.trials}) < 2:
+        raise _LeftOut(f"all complete trials have the same {view.objective}")
+    with _optuna_drawing():
+        axes = plot_param_importances(view.study, params=keys, target=view.cost, target_name=view.objective)
+        axes.legend_.remove()  # type: ignore[union-attr]
+        _restyle(axes, grid="x")
+        axes.set(xlabel=f"share of the variation of {view.objective} among good trials", ylabel="")
+        axes.set_yticks(axes.get_yticks(), [view.names[text.get_text()] for text in axes.get_yticklabels()])
+        for text in axes.texts:
+            text.set(text=f" {text.get_text()}", color=INK, fontsize=9)
+        for bar in axes.patches:
+            bar.set_facecolor(PALETTE[0])
+        axes.set_xlim(0, 1.12 * max(axes.get_xlim()[1] / 1.12, max(bar.get_width() for bar in axes.patches)))  # type: ignore[attr-defined]
+        _few_ticks(axes.xaxis)
+        save_figure(_figure_of(axes), path)
+    return Picture(path, f"Importance of each key for {view.objective} (PED-ANOVA); with few trials a rough guess.")
+
+
+def _draw_slice(view: _View, path: Path) -> Picture:
+    from optuna.visualization.matplotlib import plot_slice
+
+    keys = view.varying_keys()[:SLICE_KEYS]
+    if not keys:
+        raise _LeftOut("no key has two values or more")
+    with _optuna_drawing():
+        drawn: Any = plot_slice(view.study, params=keys, target=view.target, target_name=view.label)
+        all_axes = np.atleast_1d(drawn)
+        for axes in all_axes:
+            key = axes.get_xlabel()
+            _restyle(axes)
+            axes.set_xlabel(view.names[key])
+            if isinstance(view.distributions[key], CategoricalDistribution):
+                left, right = axes.get_xlim()
+                axes.set_xlim(left - 0.3, right + 0.3)
+            else:
+                _few_ticks(axes.xaxis, view.is_log(key), most=3)
+            _few_ticks(axes.yaxis)
+        figure = _figure_of(all_axes[0])
+        _restyle_colorbar(figure.axes[-1], "trial", whole=True)
+        save_figure(figure, path)
+    return Picture(
+        path,
+        f"{view.objective} of the complete trials against {_listed(view, keys)}; later trials are darker.",
+        len(keys) > 2,
+    )
+
+
+def _draw_contour(view: _View, path: Path) -> Picture:
+    from optuna.visualization.matplotlib import plot_contour
+
+    keys = view.varying_keys()[:CONTOUR_KEYS]
+    if len(keys) < 2:
+        raise _LeftOut("a contour needs two keys, each with two values or more")
+    with _optuna_drawing(side=4.8 if len(keys) == 2 else 2.7 * len(keys)):
+        drawn: Any = plot_contour(view.study, params=keys, target=view.target, target_name=view.objective)
+        all_axes = np.atleast_2d(drawn)
+        for axes in all_axes.ravel():
+            _restyle(axes, grid=None)
+            for axis in (axes.xaxis, axes.yaxis):
+                key = axis.get_label_text()
+                axis.set_label_text(view.names.get(key, ""))
+                if key and not isinstance(view.distributions[key], CategoricalDistribution):
+                    _few_ticks(axis, view.is_log(key), most=4)
+            axes.label_outer()
+        figure = _figure_of(all_axes.flat[0])
+        if len(figure.axes) > all_axes.size:
+            _restyle_colorbar(figure.axes[-1], view.label)
+        save_figure(figure, path)
+    return Picture(
+        path,
+        f"{view.objective} over pairs of {_listed(view, keys)}: interpolated between the complete trials (dots).",
+        len(keys) > 2,
+    )
+
+
+def _draw_fronts(study: Study, objectives: list[str], folder: Path) -> list[Picture]:
+    """The Pareto front, seen along each pair of objectives."""
+    pairs = list(itertools.combinations(range(len(objectives)), 2))
+    return [
+        _draw_front(study, objectives, pair, folder / f"front_{'_'.join(objectives[n] for n in pair)}.png")
+        for pair in pairs
+    ]
+
+
+def _draw_front(study: Study, objectives: list[str], pair: tuple[int, int], path: Path) -> Picture:
+    from optuna.visualization.matplotlib import plot_pareto_front
+
+    first, second = pair
+    labels = [with_direction(objectives[number], study.directions[number]) for number in pair]
+    with _optuna_drawing():
+        axes = plot_pareto_front(
+            study, target_names=labels, targets=lambda trial: (trial.values[first], trial.values[second])
+        )
+        figure = _figure_of(axes)
+        axes.legend_.remove()  # type: ignore[union-attr]
+        _restyle(axes)
+        _few_ticks(axes.xaxis)
+        _few_ticks(axes.yaxis)
+        handles, _ = axes.get_legend_handles_labels()
+        for points, colour in zip(axes.collections, [PALETTE[0], PALETTE[1]][-len(handles) :], strict=True):
+            points.set_color(colour)
+        for trial in study.best_trials:
+            place = trial.values[first], trial.values[second]
+            axes.annotate(str(trial.number), place, xytext=(5, 4), textcoords="offset points", fontsize=9, color=INK)
+        _legend(figure, handles, ["other trials", "Pareto front"][-len(handles) :])
+        save_figure(figure, path)
+    return Picture(
+        path, "Pareto front: no other trial is better in all objectives at once. The numbers are those of trials."
+    )
+
+
+def _listed(view: _View, keys: list[str]) -> str:
+    shown = ", ".join(view.names[key] for key in keys)
+    more = len(view.distributions) - len(keys)
+    return f"{shown} ({more} less important or constant left out)" if more else shown
+
+
+@contextmanager
+def _optuna_drawing(side: float | None = None) -> Iterator[None]:
+    """Optuna draws with pyplot and sets its style for the whole process: both are undone, and its warning of young functions is silent."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("agg")  # no window, even where there is a screen
+    before = set(pyplot.get_fignums())
+    size = (6.4, 4.0) if side is None else (side * 4 / 3, side)
+    try:
+        with (
+            matplotlib.rc_context({"figure.constrained_layout.use": True, "figure.figsize": size}),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.filterwarnings(
+                "ignore", "PedAnovaImportanceEvaluator computes the importances .* low `target`", UserWarning
+            )
+            yield
+    finally:
+        for number in set(pyplot.get_fignums()) - before:
+            pyplot.close(number)
+
+
+def _figure_of(axes: "Axes") -> "Figure":
+    from matplotlib.figure import Figure
+
+    assert isinstance(axes.figure, Figure)
+    axes.figure.suptitle("")
+    return axes.figure
+
+
+def _restyle(axes: "Axes", grid: str | None = "y") -> None:
+    axes.set_title("")
+    axes.set_title("", loc="left")
+    axes.set_facecolor(PAPER)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(which="both", colors=FAINT, labelcolor=INK, labelsize=9)
+    axes.xaxis.label.set(color=INK, size=10)
+    axes.yaxis.label.set(color=INK, size=10)
+    axes.grid(False, which="both")
+    if grid is not None:
+        axes.grid(axis=grid, color=GAP_COLOUR, linewidth=0.8)  # type: ignore[arg-type]
+
+
+def _restyle_colorbar(axes: "Axes", label: str, whole: bool = False) -> None:
+    axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
+    axes.set_ylabel(label, color=INK, size=10)
+    axes.grid(False)
+    _few_ticks(axes.yaxis, whole=whole)
+
+
+def _legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Below the axes, where it hides nothing."""
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _few_ticks(axis: "Axis", log: bool = False, whole: bool = False, most: int = 5) -> None:
+    """At most ``most`` steps between the numbers on an axis, written as 0.05 rather than 5 x 10^-2."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+    if log:
+        low, high = axis.get_view_interval()
+        # Over less than two decades, powers of ten alone would be a single number or none.
+        decades = math.log10(high / low)
+        subs = (1.0, 2.0, 5.0) if decades < 1 else (1.0, 3.0) if decades < 2 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_minor_locator(NullLocator())
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(most, integer=whole, min_n_ticks=1))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))

@@ -1,0 +1,519 @@
+"""Storage and work queue of a study, whatever its trials do.
+
+The budget of a study is a queue of *slots*: one WAITING trial each, which workers take one by one. So any number of workers
+neither overshoots nor loses a trial, and a slot's proposal depends on the seed, the slot and the history, not on the worker.
+
+A trial's user attributes: ``slot``; ``attempt``, 1, or 2 after its worker was lost; ``after``, the number of the trial that it
+repeats; ``worker``, "host:pid"; ``heartbeat``, a counter; ``seconds``; ``reason``, why it was pruned or failed (without meaning in
+a COMPLETE trial). Trials without a slot, say from a dashboard, are not touched.
+
+Optuna is imported inside the functions, so that :func:`check_storage` can speak before it.
+"""
+
+import itertools
+import json
+import math
+import os
+import re
+import socket
+import sqlite3
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sfd.errors import UserError
+from sfd.params import TuneParams
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial, Trial, TrialState
+
+Values = Sequence[float]
+"""One finite number for each of the study's objectives."""
+
+Direction = Literal["minimize", "maximize"]
+
+INTERRUPTED = "interrupted"
+LOST = "its worker was killed or lost"
+WITHDRAWN = "withdrawn: "
+
+STARTUP_TRIALS = 10  # random ones, before TPE has enough of them to divide into good and poor
+SILENT_BEATS = 4
+POLL_S = 1.0
+CONNECT_S = 2.5
+OPENING_TRIES = 5
+
+_SQLITE, _JOURNAL, _POSTGRES = "sqlite:///", "journal://", "postgresql://"
+_TEXT = r"(?:[^:@/?#%\[\]\s]|%[0-9A-Fa-f]{2})"
+_SERVER = re.compile(
+    rf"postgresql://(?:{_TEXT}+(?::{_TEXT}*)?@)?(?:{_TEXT}*|\[[0-9A-Fa-f:.]+\])(?::\d+)?/{_TEXT}+(?:\?\S*)?"
+)
+
+
+def hide_password(url: str) -> str:
+    """``url`` as it may be printed: without the password and what follows a ``?``."""
+    return re.sub(r"(://[^:@/]*):.*@", r"\1:***@", url).partition("?")[0]
+
+
+def check_storage(url: str) -> None:
+    """Stops within 3 s when ``tune.storage`` cannot be used, before Optuna is imported.
+
+    Relative folders are created; absolute ones must exist, for a missing one is a slip or a disk that is not mounted.
+
+    Raises:
+        UserError: the folder is missing or read-only, the file is something else, the server does not answer or refuses, its
+            driver is missing. Passwords are never part of the message.
+    """
+    if url.startswith(_POSTGRES):
+        _check_server(url)
+    else:
+        path = _path(url)
+        try:
+            if not path.is_absolute():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise UserError(
+                f"tune.storage `{url}` cannot be used: folder {path.parent}: {error.strerror}; "
+                "make it a folder that you may write to, or name another one"
+            ) from None
+        _check_sqlite(url, path) if url.startswith(_SQLITE) else _check_journal(url, path)
+
+
+def _path(url: str) -> Path:
+    return Path(url.removeprefix(_SQLITE).removeprefix(_JOURNAL))
+
+
+def _check_sqlite(url: str, path: Path) -> None:
+    if ":memory:" in url or "?" in url:
+        raise UserError(
+            f"tune.storage `{url}` must name a file that other processes can open, e.g. sqlite:///mlruns/optuna.db"
+        )
+    try:
+        with closing(sqlite3.connect(path, timeout=1)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        if error.sqlite_errorname == "SQLITE_BUSY":  # another worker writes, so it can be used
+            return
+        raise UserError(f"tune.storage `{url}` cannot be used: {error}; mend it or name another file") from None
+    if tables and not tables & {"studies", "version_info"}:  # e.g. MLflow's: both keep a table `alembic_version`
+        raise UserError(f"tune.storage `{url}` cannot be used: it is another program's database; name another file")
+
+
+def _check_journal(url: str, path: Path) -> None:
+    try:
+        with path.open("ab+") as file:
+            file.seek(0)
+            first = file.readline(65536)
+    except OSError as error:
+        raise UserError(
+            f"tune.storage `{url}` cannot be used: {error.strerror}; mend it or name another file"
+        ) from None
+    try:
+        known = not first or "op_code" in json.loads(first)
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise UserError(f"tune.storage `{url}` cannot be used: the file is not an Optuna journal; name another file")
+
+
+def _check_server(url: str) -> None:
+    if not _SERVER.fullmatch(url):
+        raise UserError(
+            "tune.storage must have the form postgresql://USER:PASSWORD@HOST:PORT/DATABASE with special characters written as "
+            "%XX (`@` is %40); the given one, not shown for its password, has not"
+        )
+    try:
+        import psycopg2
+    except ImportError:
+        raise UserError(
+            f"tune.storage `{hide_password(url)}` needs the PostgreSQL driver: pip install -e '.[postgres]'"
+        ) from None
+
+    problems: list[str] = []
+
+    def connect() -> None:
+        try:
+            psycopg2.connect(url, connect_timeout=2).close()
+        except psycopg2.Error as error:
+            problems.append(_one_line(error))
+
+    # In a thread, because libpq's limit leaves out name resolution and holds for each address of a host.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_S)
+    if thread.is_alive() or problems:
+        problem = problems[0] if problems else f"no answer within {CONNECT_S} s"
+        raise UserError(
+            f"tune.storage `{hide_password(url)}` cannot be used: {problem}; start the server or correct the address"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def open_storage(url: str) -> "BaseStorage":
+    """Opens ``tune.storage`` and creates its tables where missing. Raises :class:`UserError` if it cannot."""
+    check_storage(url)
+    import optuna
+    import sqlalchemy
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url.startswith(_JOURNAL):
+        from optuna.storages.journal import JournalFileBackend
+
+        # Absolute, for the lock is a symbolic link to the path: a relative one dangles, and is never recognised as stale.
+        return optuna.storages.JournalStorage(JournalFileBackend(str(_path(url).absolute())))
+    tries = OPENING_TRIES
+    while True:
+        try:
+            return _open_database(url)
+        except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+            # Another worker creates the tables at the same time; the next look finds them.
+            tries -= 1
+            if not tries:
+                problem = _one_line(error)
+                raise UserError(
+                    f"tune.storage `{hide_password(url)}` cannot be used: {problem}; name another one"
+                ) from None
+            time.sleep(0.5)
+        except RuntimeError as error:
+            raise UserError(
+                f"tune.storage `{hide_password(url)}` holds tables of another Optuna version or program: {_one_line(error)}; "
+                "name another one"
+            ) from None
+
+
+def _open_database(url: str) -> "BaseStorage":
+    import optuna
+    import sqlalchemy
+
+    if url.startswith(_POSTGRES):
+        # The driver by name: SQLAlchemy 2.1 changed its default. Pings, because trials outlast idle connections.
+        return optuna.storages.get_storage(
+            optuna.storages.RDBStorage(url.replace("://", "+psycopg2://", 1), engine_kwargs={"pool_pre_ping": True})
+        )
+    database = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60, "isolation_level": None}})
+    # Optuna reads a trial's state with FOR UPDATE, then writes it. SQLite knows no such clause, and by default takes its lock
+    # only at the write, so that two workers could take the same trial. Thus every transaction starts with the lock
+    # (docs.sqlalchemy.org, "Enabling Non-Legacy SQLite Transactional Modes").
+    sqlalchemy.event.listen(database.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return optuna.storages.get_storage(database)
+
+
+class Queue:
+    """The trials of one study, seen by one worker. Use :meth:`create` or :meth:`join`; ``study`` is Optuna's.
+
+    Optuna's own heartbeat is not used: it does not exist for journal storages, works within ``Study.optimize`` alone, and
+    compares clocks of different machines. Here a worker counts up, and an observer gives a running trial up when it has not
+    seen its counter change for four ``tune.heartbeat_seconds`` on the observer's own clock.
+    """
+
+    def __init__(self, study: "Study", storage: "BaseStorage", tune: TuneParams, seed: int, max_resource: int) -> None:
+        self.study, self.storage, self.tune, self.seed = study, storage, tune, seed
+        self._study_id = storage.get_study_id_from_name(study.study_name)
+        self._pruner = _build_pruner(tune, max_resource)
+        self._seen: dict[int, tuple[int, float]] = {}  # running trial: its counter, and when that was first seen
+
+    @classmethod
+    def create(cls, tune: TuneParams, seed: int, directions: Sequence[Direction], max_resource: int) -> "Queue":
+        """The study, new or as it is.
+
+        Args:
+            seed: seed of the proposals.
+            directions: ``minimize`` or ``maximize`` for each objective.
+            max_resource: the number of values that a trial reports at most, for the pruner `hyperband`.
+
+        Raises:
+            UserError: the storage cannot be used.
+        """
+        import optuna
+
+        storage = open_storage(tune.storage)
+        study = optuna.create_study(storage=storage, study_name=tune.study, directions=directions, load_if_exists=True)
+        return cls(study, storage, tune, seed, max_resource)
+
+    @classmethod
+    def join(cls, tune: TuneParams, seed: int, max_resource: int) -> "Queue":
+        """The study that another process created; arguments as for :meth:`create`.
+
+        Raises:
+            UserError: the storage cannot be used, or has no such study.
+        """
+        import optuna
+
+        storage = open_storage(tune.storage)
+        try:
+            study = optuna.load_study(storage=storage, study_name=tune.study)
+        except KeyError:
+            raise UserError(
+                f"there is no study `{tune.study}` in {hide_password(tune.storage)}: start it with `sfd tune`"
+            ) from None
+        return cls(study, storage, tune, seed, max_resource)
+
+    def trials(self) -> list["FrozenTrial"]:
+        """The queue's trials by number, not to be changed."""
+        return [t for t in self.storage.get_all_trials(self._study_id, deepcopy=False) if "slot" in t.user_attrs]
+
+    def counts(self) -> dict[str, int]:
+        """Number of trials by state (``COMPLETE``, ``PRUNED``, ``FAIL``, ``RUNNING``, ``WAITING``), and ``WITHDRAWN`` ones."""
+        return dict(Counter("WITHDRAWN" if _withdrawn(trial) else trial.state.name for trial in self.trials()))
+
+    def fill(self, trials: int) -> None:
+        """Makes the queue hold slots 0 to ``trials`` - 1, and nothing beyond that waits.
+
+        A slot whose worker was interrupted waits again, with the same params. One that failed by itself counts as done.
+        """
+        from optuna.trial import TrialState
+
+        slots = _by_slot(self.trials())
+        for trial in itertools.chain(*slots.values()):
+            if trial.state == TrialState.WAITING and trial.user_attrs["slot"] >= trials and self._take(trial):
+                self._finish(trial.number, TrialState.FAIL, reason=f"{WITHDRAWN}tune.trials is {trials} now")
+        for slot in range(trials):
+            if slot not in slots:
+                self.study.enqueue_trial({}, user_attrs={"slot": slot, "attempt": 1, "after": None})
+            elif _last_reason(slots[slot]) == INTERRUPTED:
+                self._repeat(slots[slot][-1], slots[slot][-1].user_attrs["attempt"])
+
+    def reap(self) -> list[int]:
+        """Fails running trials whose worker is silent, and enqueues each of them again, once. Returns their numbers.
+
+        It takes two calls, four heartbeats apart, to find a silent one.
+        """
+        return self._reap(self.trials())
+
+    def _reap(self, trials: list["FrozenTrial"]) -> list[int]:
+        from optuna.trial import TrialState
+
+        now, dead = time.monotonic(), []
+        for trial in trials:
+            if trial.state != TrialState.RUNNING:
+                continue
+            count = trial.user_attrs.get("heartbeat", 0)
+            seen, since = self._seen.get(trial.number, (None, now))
+            if seen != count:
+                self._seen[trial.number] = (count, now)
+            elif now - since > SILENT_BEATS * self.tune.heartbeat_seconds:
+                if self._finish(trial.number, TrialState.FAIL, reason=LOST):
+                    dead.append(trial)
+        # And those of an observer that was killed before it could enqueue the second attempt.
+        ended = [slot[-1] for slot in _by_slot(trials).values() if _last_reason(slot) == LOST]
+        for trial in dead + ended:
+            if trial.user_attrs["attempt"] == 1:
+                self._repeat(trial, 2)
+        return [trial.number for trial in dead]
+
+    def pop(self) -> "Trial | None":
+        """Takes the waiting trial of the lowest slot, which is RUNNING then; None if there is none.
+
+        No storage keeps two observers from enqueuing the same second attempt, or two starters the same slot; the one with the
+        higher number is withdrawn here.
+        """
+        import optuna
+        from optuna.trial import TrialState
+
+        trials = self.trials()
+        self._reap(trials)
+        waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+        for trial in sorted(waiting, key=lambda trial: trial.user_attrs["slot"]):
+            if not self._take(trial):
+                continue
+            twins = (
+                t.number for t in trials if t.number < trial.number and _work(t) == _work(trial) and not _withdrawn(t)
+            )
+            first = next(twins, None)
+            if first is not None:
+                self._finish(trial.number, TrialState.FAIL, reason=f"{WITHDRAWN}the same work as trial {first}")
+                continue
+            # A study of its own, with a sampler of its own, also forgets what Optuna has cached for the previous trial.
+            study = optuna.load_study(
+                storage=self.storage,
+                study_name=self.tune.study,
+                sampler=self._build_sampler(trial.user_attrs["slot"]),
+                pruner=self._pruner,
+            )
+            return optuna.trial.Trial(study, self._id(trial.number))
+        return None
+
+    def execute(self, trial: "Trial", objective: "Callable[[Trial], Values]") -> None:
+        """Runs ``objective`` on a trial from :meth:`pop` and stores how it ends. Errors: see :func:`run`."""
+        from optuna import TrialPruned
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        started = time.monotonic()
+
+        def end(state: "TrialState", reason: str | None, values: Values | None = None) -> None:
+            attributes: dict[str, float | str] = {"seconds": round(time.monotonic() - started, 3)}
+            self._finish(trial.number, state, values, **attributes, **({} if reason is None else {"reason": reason}))
+
+        try:
+            with self.beating(trial):
+                values = [float(value) for value in objective(trial)]
+            if all(map(math.isfinite, values)):
+                end(TrialState.COMPLETE, None, values)
+            else:
+                end(TrialState.FAIL, f"its objectives are not finite: {values}")
+        except UpdateFinishedTrialError:
+            pass  # this worker was silent for too long, and its trial was given to another
+        except TrialPruned as error:
+            end(TrialState.PRUNED, _one_line(error) or "pruned")
+        except UserError as error:
+            end(TrialState.FAIL, _one_line(error))
+        except (KeyboardInterrupt, SystemExit):
+            end(TrialState.FAIL, INTERRUPTED)
+            raise
+        except Exception as error:
+            end(TrialState.FAIL, f"{type(error).__name__}: {_one_line(error)}")
+            if type(error).__name__ != "OutOfMemoryError":  # torch's: these params need too much, others may not
+                raise
+
+    @contextmanager
+    def beating(self, trial: "Trial") -> Iterator[None]:
+        """Counts up the trial's ``heartbeat`` while the block runs."""
+        from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+
+        trial_id, stop = self._id(trial.number), threading.Event()
+
+        def beat() -> None:
+            for count in itertools.count(1):
+                try:
+                    self.storage.set_trial_user_attr(trial_id, "heartbeat", count)
+                except UpdateFinishedTrialError:
+                    return  # given to another; the main thread learns it at its next write
+                except (StorageInternalError, OSError):
+                    pass  # a server that restarts: the next beat tries again, and a failing result is loud
+                if stop.wait(self.tune.heartbeat_seconds):
+                    return
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _repeat(self, trial: "FrozenTrial", attempt: int) -> None:
+        # What it was told to use, too: it may have ended before it used it.
+        params = trial.system_attrs.get("fixed_params", {}) | trial.params
+        attributes = {"slot": trial.user_attrs["slot"], "attempt": attempt, "after": trial.number}
+        self.study.enqueue_trial(params, user_attrs=attributes)
+
+    def _take(self, trial: "FrozenTrial") -> bool:
+        """Whether the waiting trial became this worker's."""
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        trial_id = self._id(trial.number)
+        try:
+            if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                return False
+        except UpdateFinishedTrialError:
+            return False
+        self.storage.set_trial_user_attr(trial_id, "worker", f"{socket.gethostname()}:{os.getpid()}")
+        return True
+
+    def _finish(
+        self, number: int, state: "TrialState", values: Values | None = None, **attributes: float | str
+    ) -> bool:
+        """Whether the running trial was still unfinished. Attributes go first: a finished trial takes none."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        trial_id = self._id(number)
+        try:
+            for key, value in attributes.items():
+                self.storage.set_trial_user_attr(trial_id, key, value)
+            self.storage.set_trial_state_values(trial_id, state, values)
+        except UpdateFinishedTrialError:
+            return False
+        return True
+
+    def _id(self, number: int) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _build_sampler(self, slot: int) -> "BaseSampler":
+        from optuna.samplers import RandomSampler, TPESampler
+
+        from sfd.seeding import derive_seed
+
+        seed = derive_seed(self.seed, "tune/suggest", slot) % 2**32
+        if self.tune.sampler == "random":
+            return RandomSampler(seed=seed)
+        return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True)
+
+
+def _withdrawn(trial: "FrozenTrial") -> bool:
+    return trial.state.name == "FAIL" and str(trial.user_attrs.get("reason", "")).startswith(WITHDRAWN)
+
+
+def _by_slot(trials: list["FrozenTrial"]) -> dict[int, list["FrozenTrial"]]:
+    """The trials of each slot by number, without withdrawn ones."""
+    slots = defaultdict(list)
+    for trial in trials:
+        if not _withdrawn(trial):
+            slots[trial.user_attrs["slot"]].append(trial)
+    return slots
+
+
+def _work(trial: "FrozenTrial") -> tuple[int, int | None]:
+    """What two trials share if one of them is superfluous."""
+    return trial.user_attrs["slot"], trial.user_attrs["after"]
+
+
+def _last_reason(trials: list["FrozenTrial"]) -> str | None:
+    """Why the last trial of a slot failed; None if any trial of the slot may still end well, or has."""
+    if any(trial.state.name != "FAIL" for trial in trials):
+        return None
+    return str(trials[-1].user_attrs.get("reason"))
+
+
+def _build_pruner(tune: TuneParams, max_resource: int) -> "BasePruner":
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.pruners import HyperbandPruner, NopPruner, WilcoxonPruner
+
+    if tune.pruner == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=max_resource)
+    if tune.pruner == "wilcoxon":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return WilcoxonPruner(p_threshold=0.1)
+    return NopPruner()
+
+
+def run(queue: Queue, objective: "Callable[[Trial], Values]", deadline: float) -> None:
+    """Works on the queue until nothing is left of it or the deadline has passed.
+
+    When nothing waits but others still work, it waits with them, since a trial of theirs may be lost.
+
+    Args:
+        objective: proposes params with ``trial.suggest_...``, returns one value an objective, or raises: ``optuna.TrialPruned`` and
+            :class:`UserError` (stored as FAIL) end the trial, as torch's ``OutOfMemoryError`` does. When the trial was given to
+            another worker, because this one was silent, the next write to it (``report``, ``set_user_attr``) raises
+            ``optuna.exceptions.UpdateFinishedTrialError``, which must not be caught; nothing is stored then.
+        deadline: value of ``time.monotonic()`` after which no trial is started. A running one is not cut short.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: the trial is stored as interrupted first; :meth:`Queue.fill` enqueues it again.
+        Exception: any other that ``objective`` raises, a fault of the program; the trial is stored as FAIL first.
+    """
+    while time.monotonic() < deadline:
+        trial = queue.pop()
+        if trial is not None:
+            queue.execute(trial, objective)
+        elif queue.counts().keys() & {"WAITING", "RUNNING"}:
+            time.sleep(POLL_S)
+        else:
+            return

@@ -1,0 +1,37 @@
+"""MLflow runs of a study, put in order at its end."""
+
+from pathlib import Path
+
+from sfd.params import TrackingParams
+from sfd.tracking import client
+from sfd.tracking.delivery import Store, StoreAway, warn
+from sfd.tuning.queue import Queue
+
+
+def settle_runs(queue: Queue, tracking: TrackingParams, parent: str | None) -> None:
+    """Ends the runs of killed workers as FAILED, and puts all runs of the study below its newest parent.
+
+    A server that is away is warned of: the study itself is whole without it.
+    """
+    from mlflow import MlflowException
+
+    store = Store(Path())
+    states = {str(trial.number): trial.state for trial in queue.trials()}
+    try:
+        store.probe()
+        mlflow = client()
+        experiment = mlflow.get_experiment_by_name(tracking.experiment)
+        query = f"tags.`sfd.study` = '{queue.study.user_attrs['id']}'"
+        for run in mlflow.search_runs([experiment.experiment_id], query, max_results=50_000):
+            number = run.data.tags.get("sfd.trial")
+            if number is None:
+                continue  # a parent
+            if parent is not None and run.data.tags.get("mlflow.parentRunId") != parent:
+                mlflow.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+            if run.info.status == "RUNNING" and states[number].is_finished():
+                mlflow.set_tag(run.info.run_id, "sfd.trial_state", states[number].name)
+                mlflow.set_terminated(run.info.run_id, "FAILED")
+    except (StoreAway, MlflowException) as error:
+        warn(
+            f"the runs of killed workers stay open in MLflow at {store.name} ({store.describe(error)}); run `sfd tune` again"
+        )

@@ -1,0 +1,193 @@
+"""The command ``sfd tune``: the main process of a study, and the workers that join it."""
+
+import hashlib
+import json
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sfd.errors import UserError
+from sfd.params import Params, load_params
+from sfd.pipeline import RESULTS, STAGES, Stage, published_fingerprint, select, stage
+from sfd.tuning.queue import Queue, check_storage, run
+from sfd.tuning.space import WITHOUT_EFFECT, check_space, check_study, check_upstream, current_value, upstream
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from sfd.tuning.workbench import Workbench
+
+PARAMS = Path("params.yaml")
+MAXIMISED = ("class_accuracy",)
+PARENT_WAIT_S = 10.0
+BUDGET = ("trials", "minutes", "storage", "heartbeat_seconds", "confirm_repeats")
+"""Keys of `tune` that may change while a study goes on."""
+
+
+def tune() -> None:
+    """Runs the study of params.yaml to its end, or continues it, and leaves its report in ``results/tune``.
+
+    Raises:
+        UserError: before anything runs: a key or a range is wrong, an upstream result is missing or out of date, the storage
+            cannot be used. Later: no trial was completed.
+    """
+    params = check(PARAMS)
+    with stage("tune", upstream(params)) as current:
+        _run_study(current)
+
+
+def work() -> None:
+    """Joins the study of params.yaml until its trials are done. Raises :class:`UserError` as :func:`tune` does, or if there is none."""
+    params = check(PARAMS)
+    queue = Queue.join(params.tune, params.seed, reports(params))
+    _check_signature(queue, params)
+    _work(queue, params, queue.study.user_attrs.get("mlflow_run_id"))
+    print(describe_counts(queue, params))
+
+
+def report_study(name: str) -> str:
+    """The table of a study in the storage of params.yaml; its page is written beside. Raises :class:`UserError` if there is none."""
+    from sfd.tuning.report import table, write_report
+
+    study = _load_study(name)
+    folder = RESULTS / "reports" / name
+    write_report(study, folder)
+    return f"{table(study)}\n\npage: {folder / 'report.html'}"
+
+
+def apply_study(name: str, trial: int | None) -> str:
+    """Writes the values of the best trial, or of one by its number, into params.yaml; returns the difference, and what the confirmation says.
+
+    Raises:
+        UserError: there is no such study or completed trial, or the values do not fit params.yaml, which then stays as it is.
+    """
+    from sfd.tuning.apply import apply_values
+    from sfd.tuning.report import choose, verdicts
+
+    study = _load_study(name)
+    chosen = choose(study, trial)
+    difference = apply_values(PARAMS, chosen.params) or f"{PARAMS} has the values of trial {chosen.number} already\n"
+    return "\n".join([difference, *verdicts(study)])
+
+
+def _load_study(name: str) -> "Study":
+    params = load_params(PARAMS)
+    tune = params.tune.model_copy(update={"study": name})
+    return Queue.join(tune, params.seed, reports(params)).study
+
+
+def check(file: Path) -> Params:
+    """All checks that need no heavy import; returns the parameters."""
+    params = load_params(file)
+    check_study(params)
+    check_space(params)
+    check_upstream(params)
+    check_storage(params.tune.storage)
+    return params
+
+
+def reports(params: Params) -> int:
+    """How many values a trial reports to the pruner at most."""
+    if params.tune.kind == "sampling":
+        return params.tune.repeats
+    return max(1, (params.diffusion.training.num_steps - 1) // params.tune.report_every)
+
+
+def signature(params: Params) -> str:
+    """sha256 of everything that trials of one study share, so that unlike trials never meet in one study."""
+    tree = params.model_dump(mode="json", by_alias=True)
+    for key in (*params.tune.space, *WITHOUT_EFFECT, *(f"tune.{name}" for name in BUDGET)):
+        *way, last = key.split(".")
+        node: Any = tree
+        for name in way:
+            node = (node[int(name)] if isinstance(node, list) else node[name]) or {}
+        if isinstance(node, dict):
+            node.pop(last, None)
+        else:
+            node[int(last)] = None
+    facts = {
+        "params": {key: select(tree, key) for key in STAGES["tune"].params},
+        "upstream": {name: published_fingerprint(name) for name in upstream(params)},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_signature(queue: Queue, params: Params) -> None:
+    if queue.study.user_attrs.get("signature") != signature(params):
+        raise UserError(
+            f"study `{params.tune.study}` was made with other parameters or upstream results than there are now, and unlike trials "
+            "cannot be compared: set tune.study to a new name, or restore what was changed"
+        )
+
+
+def _run_study(current: Stage) -> None:
+    from sfd.tuning.confirmation import confirm
+    from sfd.tuning.report import table, write_report
+    from sfd.tuning.runs import settle_runs
+    from sfd.tuning.trials import work_folder
+
+    params = current.params
+    queue = _open_study(params)
+    study_id = queue.study.user_attrs["id"]
+    assert current.run is not None  # a study's main process is one process
+    current.run.log_tags({"mlflow.runName": f"tune {params.tune.study}", "sfd.study": study_id})
+    parent = current.run.wait_for_run_id(PARENT_WAIT_S)
+    queue.study.set_user_attr("mlflow_run_id", parent)
+    queue.fill(params.tune.trials)
+    bench = _work(queue, params, parent)
+    if not any(trial.state.name == "COMPLETE" for trial in queue.trials()):
+        reasons = [trial.user_attrs["reason"] for trial in queue.trials() if "reason" in trial.user_attrs]
+        raise UserError(f"no trial of study `{params.tune.study}` was completed: {'; '.join(reasons[:3])}")
+    confirm(queue.study, params, bench, work_folder(study_id))
+    files = write_report(queue.study, current.out)
+    settle_runs(queue, params.tracking, parent)
+    best = queue.study.best_trials[0]
+    current.log({f"best/{name}": value for name, value in zip(params.tune.objectives, best.values, strict=True)})
+    current.log_artifacts(*files)
+    shutil.rmtree(work_folder(study_id))  # of killed workers, too
+    print(table(queue.study))
+    print(describe_counts(queue, params))
+
+
+def _open_study(params: Params) -> Queue:
+    """The study, new or continued. Raises :class:`UserError` if it is another one of the same name."""
+    tune, names = params.tune, list(params.tune.objectives)
+    directions: list[Literal["maximize", "minimize"]] = [
+        "maximize" if name in MAXIMISED else "minimize" for name in names
+    ]
+    queue = Queue.create(tune, params.seed, directions, reports(params))
+    study = queue.study
+    if "signature" not in study.user_attrs:
+        study.set_user_attr("id", uuid.uuid4().hex)
+        study.set_user_attr("signature", signature(params))
+    _check_signature(queue, params)
+    study.set_user_attr("objectives", names)
+    study.set_user_attr("directions", directions)
+    study.set_user_attr("baseline", {key: current_value(params, key) for key in tune.space})
+    study.set_user_attr("num_images", tune.num_images)
+    study.set_user_attr("repeats", tune.repeats)
+    return queue
+
+
+def _work(queue: Queue, params: Params, parent: str | None) -> "Workbench":
+    """Takes trials until the queue is empty or the time is over; returns the workbench."""
+    from sfd.tuning.trials import Trials
+    from sfd.tuning.workbench import STUDY, Workbench
+
+    deadline = time.monotonic() + 60.0 * params.tune.minutes
+    bench = Workbench(params)
+    queue.study.set_user_attr("num_reference", len(bench.references[STUDY]))
+    try:
+        run(queue, Trials(params, bench, queue.study.user_attrs["id"], parent), deadline)
+    except (KeyboardInterrupt, SystemExit):
+        print(f"{describe_counts(queue, params)}; the same command continues")
+        raise
+    return bench
+
+
+def describe_counts(queue: Queue, params: Params) -> str:
+    """How many trials are in which state."""
+    counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(queue.counts().items()))
+    return f"study {params.tune.study}: {counts}"

@@ -1,0 +1,157 @@
+"""One trial, seen from Optuna and MLflow: propose values, try them on the workbench, report, log a child run."""
+
+import hashlib
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from sfd.evaluation.pictures import labelled_grid, save_png
+from sfd.generation import DiffusionModel
+from sfd.params import Params
+from sfd.tracking import Run, start_run
+from sfd.tuning.space import distributions, with_values
+from sfd.tuning.workbench import STUDY, Repeat, Workbench
+
+if TYPE_CHECKING:
+    from optuna import Trial
+    from optuna.distributions import BaseDistribution
+
+GRID_PER_CLASS = 10
+
+
+class Trials:
+    """The objective of a study. Each trial is an MLflow run of its own, below ``parent`` if that is known."""
+
+    def __init__(self, params: Params, bench: Workbench, study_id: str, parent: str | None) -> None:
+        """``study_id`` names the study in MLflow's tags."""
+        self.params, self.bench, self.study_id, self.parent = params, bench, study_id, parent
+        self.space = distributions(params)
+
+    def __call__(self, trial: "Trial") -> list[float]:
+        """The mean of every objective over ``tune.repeats``.
+
+        Raises:
+            optuna.TrialPruned: the study's pruner ended it.
+            UserError: the values do not fit together, or the training diverged.
+        """
+        values = propose(trial, self.space)
+        prefix = f"trial-{trial.number:04d}-"
+        with (
+            self._tracked(trial, values) as run,
+            TemporaryDirectory(prefix=prefix, dir=work_folder(self.study_id)) as own,
+        ):
+            folder = Path(own)
+            candidate = with_values(self.params, values)
+            model = self._model(trial, candidate, folder, run)
+            found: list[Repeat] = []
+            for repeat in range(self.params.tune.repeats):
+                found.append(self.bench.score(model, candidate, STUDY, repeat))
+                run.log_metrics(found[-1].metrics, repeat)
+                self._note(trial, run, found)
+                if repeat == 0:
+                    log_grid(run, found[0], folder)
+                if self.params.tune.kind == "sampling":
+                    self._report(trial, found[-1], repeat, f"repeat {repeat + 1} of {self.params.tune.repeats}")
+            means = {name: statistics.fmean(values) for name, values in self._values(found).items()}
+            run.log_metrics({f"objective/{name}": value for name, value in means.items()})
+        return list(means.values())
+
+    def _model(self, trial: "Trial", candidate: Params, folder: Path, run: Run) -> DiffusionModel:
+        if self.params.tune.kind == "sampling":
+            return self.bench.candidate_model(candidate, self.params.seed, folder)
+
+        def look(model: DiffusionModel, step: int) -> None:
+            scored = self.bench.score(model, candidate, STUDY, 0)
+            run.log_metrics({f"intermediate/{name}": value for name, value in scored.metrics.items()}, step)
+            self._report(trial, scored, step // self.params.tune.report_every, f"{step} steps")
+
+        return self.bench.train(candidate, self.params.seed, folder, look)
+
+    def _report(self, trial: "Trial", scored: Repeat, step: int, when: str) -> None:
+        """Tells the pruner; Optuna has none for several objectives."""
+        from optuna import TrialPruned
+
+        names = self.params.tune.objectives
+        if len(names) == 1:
+            trial.report(scored.metrics[names[0]], step)
+            if trial.should_prune():
+                raise TrialPruned(f"pruned after {when}")
+
+    def _values(self, found: list[Repeat]) -> dict[str, list[float]]:
+        return {name: [repeat.metrics[name] for repeat in found] for name in self.params.tune.objectives}
+
+    def _note(self, trial: "Trial", run: Run, found: list[Repeat]) -> None:
+        """Keeps in the study what is known so far."""
+        trial.set_user_attr("values", self._values(found))
+        means = {name: statistics.fmean(repeat.metrics[name] for repeat in found) for name in found[0].metrics}
+        trial.set_user_attr("metrics", means)
+        link(trial, run)
+
+    @contextmanager
+    def _tracked(self, trial: "Trial", values: Mapping[str, object]) -> Iterator[Run]:
+        """The trial's MLflow run, whose status is that of the trial: pruned and interrupted ones are KILLED."""
+        from optuna import TrialPruned
+
+        name = f"trial-{trial.number:04d}"
+        fingerprint = hashlib.sha256(f"{self.study_id}/{trial.number}".encode()).hexdigest()
+        try:
+            with start_run(Path(), name, fingerprint, self.params.tracking, {}) as run:
+                below = {} if self.parent is None else {"mlflow.parentRunId": self.parent}
+                run.log_tags({"sfd.study": self.study_id, "sfd.trial": trial.number, **below})
+                run.log_params(values)
+                state = "FAIL"
+                try:
+                    yield run
+                    state = "COMPLETE"
+                except TrialPruned:
+                    state, run.final_status = "PRUNED", "KILLED"
+                    raise
+                except (KeyboardInterrupt, SystemExit):
+                    run.final_status = "KILLED"
+                    raise
+                finally:
+                    run.log_tags({"sfd.trial_state": state})
+        finally:
+            link(trial, run)
+
+
+def work_folder(study_id: str) -> Path:
+    """Where the trials of a study have their passing folders on this machine."""
+    folder = Path(".sfd/tune") / study_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def propose(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> dict[str, Any]:
+    """Optuna's value for every key."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    values: dict[str, Any] = {}
+    for key, allowed in space.items():
+        if isinstance(allowed, CategoricalDistribution):
+            values[key] = trial.suggest_categorical(key, allowed.choices)
+        elif isinstance(allowed, IntDistribution):
+            values[key] = trial.suggest_int(key, allowed.low, allowed.high, step=allowed.step, log=allowed.log)
+        else:
+            assert isinstance(allowed, FloatDistribution)
+            values[key] = trial.suggest_float(key, allowed.low, allowed.high, step=allowed.step, log=allowed.log)
+    return values
+
+
+def link(trial: "Trial", run: Run) -> None:
+    """Notes the MLflow run in the trial, as soon as MLflow knows it."""
+    run_id = run.run_id()
+    if run_id is not None and trial.user_attrs.get("mlflow_run_id") != run_id:
+        trial.set_user_attr("mlflow_run_id", run_id)
+
+
+def log_grid(run: Run, scored: Repeat, folder: Path) -> None:
+    """The first samples, a class a row, as an artifact."""
+    order = sorted(range(len(scored.classes)), key=lambda n: scored.classes[n])
+    labels = [scored.classes[n] for n in order]
+    per_row = max(1, min(GRID_PER_CLASS, min(labels.count(label) for label in labels)))
+    save_png(labelled_grid(scored.images[order], labels, per_row), folder / "grid.png")
+    run.log_artifact(folder / "grid.png")

@@ -1,0 +1,135 @@
+"""What one trial does: train if need be, sample, score. Knows nothing of Optuna and MLflow.
+
+Every candidate is scored on the same noise (common random numbers), so that differences between candidates are not those of seeds.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfd.data.manifest import HELDOUT
+from sfd.data.prepared import Prepared
+from sfd.encoders.judge import load_judge
+from sfd.encoders.texture_vae import load_texture_vae
+from sfd.evaluation.fidelity import Features, class_accuracy, compare, extract
+from sfd.generation import DiffusionModel, ImageGenerator, image_seed
+from sfd.models.lightningdit import LightningDiT
+from sfd.params import Params
+from sfd.pipeline import RESULTS, inference_device
+from sfd.seeding import derive_seed, generator
+from sfd.training.diffusion_stage import build_network, build_task, open_latents
+from sfd.training.loop import train
+
+GRID_IMAGES = 100
+STUDY, CONFIRMATION = "study", "confirmation"
+"""Purposes of the two halves of the held-out images, and of the seeds that go with them."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One set of samples, scored. ``images``: the first ones, uint8 ``(n, 3, S, S)``, and their classes."""
+
+    metrics: dict[str, float]
+    images: Tensor
+    classes: list[str]
+
+
+class Workbench:
+    """Loads once what trials share: judge, decoder, the reference's features, the trained model.
+
+    The held-out images are cut in two: one half is the reference of all trials, the other is kept for the confirmation.
+    """
+
+    def __init__(self, params: Params) -> None:
+        """Raises :class:`UserError` if an upstream result is missing or damaged."""
+        self.params, self.device = params, inference_device()
+        self.judge = load_judge(RESULTS / "judge" / "model").to(self.device)
+        self.decoder = load_texture_vae(RESULTS / "texture_vae" / "model").to(self.device)
+        self.trained = DiffusionModel.load(RESULTS / "diffusion" / "model") if params.tune.kind == "sampling" else None
+        heldout = Prepared.load(params.data, RESULTS / "prepare").images(HELDOUT)
+        order = torch.randperm(len(heldout), generator=generator(params.seed, "tune/reference")).tolist()
+        middle, size = (len(order) + 1) // 2, params.evaluate.batch_size
+        self.references: dict[str, Features] = {}
+        for purpose, rows in ((STUDY, sorted(order[:middle])), (CONFIRMATION, sorted(order[middle:]))):
+            batches = (heldout.__getitems__(rows[n : n + size])[0].to(self.device) for n in range(0, len(rows), size))
+            self.references[purpose] = extract(self.judge, batches)
+
+    def score(self, model: DiffusionModel, params: Params, purpose: str, repeat: int) -> Repeat:
+        """Samples ``tune.num_images`` images, classes balanced, and scores them against the purpose's half of the reference.
+
+        Metrics: ``fd`` (``fid`` if the judge is Inception), ``kid``, ``precision``, ``recall``, ``class_accuracy`` if the judge knows
+        the classes, and ``seconds_per_image`` of sampling.
+        """
+        number, classes = params.tune.num_images, model.classes
+        indices = [i % len(classes) for i in range(number)]
+        seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
+        images = ImageGenerator(model, self.decoder, device=self.device)
+        started = time.perf_counter()
+        pixels = torch.cat(list(images.sample(indices, [image_seed(seed, i) for i in range(number)], params.sample)))
+        seconds = (time.perf_counter() - started) / number
+        features = extract(self.judge, self._batches(pixels))
+        metrics = compare(features, self.references[purpose], params.evaluate, seed)
+        if self.judge.name == "inception":
+            metrics["fid"] = metrics.pop("fd")
+        if self.judge.classes is not None and self.judge.classes > 1:
+            metrics["class_accuracy"] = class_accuracy(features, torch.tensor(indices), self.judge)
+        metrics["seconds_per_image"] = seconds
+        return Repeat(metrics, pixels[:GRID_IMAGES], [classes[index] for index in indices[:GRID_IMAGES]])
+
+    def _batches(self, pixels: Tensor) -> Iterator[Tensor]:
+        for batch in pixels.split(self.params.evaluate.batch_size):
+            yield batch.to(self.device)
+
+    def train(
+        self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
+    ) -> DiffusionModel:
+        """A model trained from nothing on the latents; ``look`` gets it every ``tune.report_every`` steps before the last."""
+        dataset = open_latents(params, RESULTS / "latents")
+        network = build_network(params, dataset, seed)
+        model = DiffusionModel(network, params.schedule, dataset.statistics, dataset.reader.index["classes"])
+        last = params.diffusion.training.num_steps
+
+        def preview(averaged: torch.nn.Module, step: int) -> None:
+            assert isinstance(averaged, LightningDiT)
+            if look is not None and step < last:
+                look(DiffusionModel(averaged.eval(), model.schedule_params, model.statistics, model.classes), step)
+                averaged.train()
+
+        trained = train(
+            build_task(params, network, dataset, seed),
+            params.diffusion.training,
+            seed,
+            folder,
+            "tune",
+            _log_nothing,
+            preview,
+            params.tune.report_every,
+        )
+        trained.copy_to(network)
+        return model
+
+    def candidate_model(self, params: Params, seed: int, folder: Path) -> DiffusionModel:
+        """The model of a candidate of kind `sampling`: the trained one, refined at the candidate's schedule if that is wanted."""
+        assert self.trained is not None
+        return self.refine(self.trained, params, seed, folder) if params.tune.refine_steps else self.trained
+
+    def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:
+        """A model trained for a range of offsets, trained on for ``tune.refine_steps`` steps at the schedule that it is sampled with."""
+        assert params.sample.schedule is not None
+        params = params.model_copy(update={"schedule": params.sample.schedule})
+        dataset = open_latents(params, RESULTS / "latents")
+        network = LightningDiT(shared.network.config)
+        network.load_state_dict(shared.network.state_dict())
+        steps = params.tune.refine_steps
+        training = params.diffusion.training.model_copy(update={"num_steps": steps, "checkpoint_every": steps})
+        task = build_task(params, network, dataset, seed)
+        train(task, training, seed, folder, "tune", _log_nothing).copy_to(network)
+        return DiffusionModel(network, params.schedule, shared.statistics, shared.classes)
+
+
+def _log_nothing(metrics: dict[str, float], step: int) -> None:
+    """A trial's losses are not kept: its scores are."""

@@ -1,0 +1,108 @@
+"""The search space: what may be searched, and with which values."""
+
+from typing import Any
+
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from support import REPOSITORY
+
+from sfd.errors import UserError
+from sfd.params import Params, parse_params
+from sfd.tuning.space import check_space, current_value, distributions, with_values
+
+
+def params(space: dict[str, Any], kind: str = "sampling", **sections: dict[str, Any]) -> Params:
+    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    for name, values in sections.items():
+        tree[name] |= values
+    tree["tune"] |= {"kind": kind, "space": space}
+    return parse_params(tree)
+
+
+SHARED = {"schedule": {"tau": {"low": 0.0, "high": 1.0}}, "sample": {"schedule": {"tau": 0.5}}}
+TUNABLE = {
+    "schedule.tau": {"low": 0.0, "high": 1.0},
+    "schedule.kind": {"choices": ["offset", "power", "curve"]},
+    "schedule.gamma": {"low": 1.0, "high": 4.0},
+    "schedule.knots.1": {"low": 0.0, "high": 2.0},
+    "diffusion.loss.time_mean": {"low": -1.0, "high": 1.0},
+    "diffusion.loss.time_std": {"low": 0.5, "high": 2.0, "step": 0.1},
+    "diffusion.loss.semantic_weight": {"low": 0.5, "high": 4.0, "log": True},
+    "diffusion.loss.repa_weight": {"choices": [0.0, 0.5, 1.0]},
+    "diffusion.training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "sample.timestep_shift": {"low": 0.3, "high": 3.0},
+    "sample.guidance.scale_texture": {"low": 1.0, "high": 3.0},
+    "sample.guidance.start_semantic": {"low": 0.0, "high": 0.9},
+    "sample.sampler": {"choices": ["euler", "heun"]},
+    "sample.num_steps": {"low": 5, "high": 50, "step": 5},
+}
+
+
+def test_everything_that_the_paper_or_its_users_tune_can_be_searched() -> None:
+    check_space(params(TUNABLE, "training"))
+    check_space(params({key: space for key, space in TUNABLE.items() if key.startswith("sample.")}))
+    check_space(params({"sample.schedule.tau": {"low": 0.0, "high": 1.0}}, **SHARED))
+    check_space(params({"sample.schedule.kind": {"choices": ["offset", "power", "curve"]}}, **SHARED))
+
+
+@pytest.mark.parametrize(
+    ("key", "space", "message"),
+    [
+        (
+            "sample.guidance.scale_txture",
+            {"low": 1.0, "high": 2.0},
+            "nearest valid key: `sample.guidance.scale_texture`",
+        ),
+        ("sample.guidance.scale_texture.x", {"low": 1.0, "high": 2.0}, "scale_texture"),
+        ("smple.num_steps", {"low": 1, "high": 2}, "nearest valid key: `sample`"),
+        ("sample.guidance.scale_texture", {"low": 1.0, "high": 30.0}, "less than or equal to 20"),
+        ("sample.guidance.scale_texture", {"low": 0.5, "high": 3.0}, "greater than or equal to 1"),
+        ("sample.num_steps", {"low": 5.5, "high": 10.5}, "valid integer"),
+        ("sample.sampler", {"choices": ["heun", "rk4"]}, "'euler', 'heun' or 'dopri5'"),
+        ("sample.num_images", {"low": 10, "high": 20}, "changes no trial's images"),
+        ("schedule.tau", {"low": 0.0, "high": 1.0}, "cannot be searched by a study of kind `sampling`"),
+        ("encoder.width", {"low": 10, "high": 20}, "cannot be searched by a study of kind `sampling`"),
+        ("sample.schedule.tau", {"low": 0.0, "high": 1.0}, "trained with that one alone"),
+    ],
+)
+def test_a_key_or_value_that_no_trial_could_have_is_refused_with_its_reason(
+    key: str, space: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        check_space(params({key: space}))
+    assert key in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_index_into_a_list_ends_with_the_list() -> None:
+    check_space(params({"schedule.knots.4": {"low": 0.0, "high": 1.0}}, "training"))
+    with pytest.raises(UserError, match="0 to 4"):
+        check_space(params({"schedule.knots.5": {"low": 0.0, "high": 1.0}}, "training"))
+
+
+def test_a_value_that_needs_another_searched_value_beside_it_is_allowed_and_alone_it_is_not() -> None:
+    patch = {"diffusion.model.patch_size": {"choices": [1, 2]}}
+    with pytest.raises(UserError, match="repa_weight"):
+        check_space(params(patch, "training"))
+    check_space(params(patch | {"diffusion.loss.repa_weight": {"choices": [0.0, 1.0]}}, "training"))
+
+
+def test_an_interval_holds_whole_numbers_only_if_its_key_does() -> None:
+    made = distributions(params(TUNABLE | {"sample.guidance.scale_texture": {"low": 1, "high": 3}}, "training"))
+    assert list(made) == sorted(TUNABLE)
+    assert isinstance(made["sample.num_steps"], IntDistribution) and made["sample.num_steps"].step == 5
+    assert isinstance(made["sample.guidance.scale_texture"], FloatDistribution)
+    assert isinstance(made["sample.sampler"], CategoricalDistribution)
+    assert made["diffusion.training.learning_rate"].log
+
+
+def test_values_replace_keys_in_sections_lists_and_sections_that_are_null() -> None:
+    base = params({"sample.num_steps": {"low": 5, "high": 10}}, **SHARED)
+    made = with_values(base, {"sample.num_steps": 7, "schedule.knots.2": 0.5, "sample.schedule.tau": 0.1})
+    assert (made.sample.num_steps, made.schedule.knots[2]) == (7, 0.5)
+    assert made.sample.schedule is not None and made.sample.schedule.tau == 0.1
+    plain = params({"sample.num_steps": {"low": 5, "high": 10}})
+    filled = with_values(plain, {"sample.schedule.kind": "offset", "sample.schedule.tau": 0.3})
+    assert filled.sample.schedule is not None and filled.sample.schedule.tau == 0.3
+    assert current_value(plain, "sample.schedule.tau") is None
+    assert current_value(plain, "schedule.knots.1") == 0.75

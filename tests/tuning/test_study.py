@@ -1,0 +1,293 @@
+"""`sfd tune` as users run it: on a trained project, with real DVC, MLflow, Optuna and processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from postgres import postgres_server
+from support import Project, draw_images, small_params, wait_until
+
+from sfd.tuning.study import tune
+
+STAGES = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic_vae", "latents", "diffusion"]
+IN_ONE_PROCESS = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
+
+
+def shared_params() -> dict[str, Any]:
+    """A model for all offsets, and a small study of the offset and of guidance."""
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "images"}
+    params["schedule"]["tau"] = {"low": 0.0, "high": 1.0}
+    params["sample"]["schedule"] = {"kind": "offset", "tau": 0.5}
+    params["tune"]["space"] = {
+        "sample.schedule.tau": {"low": 0.0, "high": 1.0},
+        "sample.guidance.scale_texture": {"low": 1.0, "high": 3.0},
+    }
+    return params
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose model is trained, and where nothing was tuned yet."""
+    project = Project(tmp_path_factory.mktemp("trained"), shared_params())
+    draw_images(project.folder / "images" / "lying", 40, 1, vertical=False)
+    draw_images(project.folder / "images" / "upright", 40, 2, vertical=True)
+    status, output = project.run(sys.executable, "-c", IN_ONE_PROCESS, *STAGES)
+    assert status == 0, output
+    return project
+
+
+@pytest.fixture
+def project(trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A copy of it, as the current folder of a process with a tracking store of its own."""
+    shutil.copytree(trained.folder, tmp_path / "project", symlinks=True)
+    copy = object.__new__(Project)
+    copy.folder = tmp_path / "project"
+    monkeypatch.chdir(copy.folder)
+    # Absolute, for MLflow keeps one connection a process for each address.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy.folder}/mlruns/mlflow.db")
+    yield copy
+
+
+def change(project: Project, **sections: dict[str, Any]) -> None:
+    params = shared_params()
+    for name, values in sections.items():
+        params[name] |= values
+    project.write_params(params)
+
+
+def load(project: Project, name: str = "guidance") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{project.folder}/mlruns/optuna.db")
+
+
+def runs_of(project: Project) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{project.folder}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("sfd")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], "tags.`sfd.study` != ''"))
+
+
+def test_a_study_ends_in_a_report_in_runs_that_name_their_trials_and_in_values_that_dvc_takes_up(
+    project: Project,
+) -> None:
+    tune()
+    study = load(project)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    runs = {run.info.run_id: run for run in runs_of(project)}
+    parent = runs[study.user_attrs["mlflow_run_id"]]
+    assert parent.info.run_name == "tune guidance" and parent.info.status == "FINISHED"
+    for trial in study.trials:
+        run = runs[trial.user_attrs["mlflow_run_id"]]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["sfd.trial"] == str(trial.number) and run.data.tags["sfd.trial_state"] == "COMPLETE"
+        assert float(run.data.params["sample.schedule.tau"]) == trial.params["sample.schedule.tau"]
+        assert run.data.metrics["objective/fd"] == pytest.approx(trial.values[0])
+        assert len(trial.user_attrs["values"]["fd"]) == 2
+    assert len(runs) == 5
+    names = set(study.user_attrs["confirmation"])
+    assert {"params.yaml", "tau = 0.3", "tau = 0"} < names and len(names) == 4
+    assert all(len(scores["values"]["fd"]) == 2 for scores in study.user_attrs["confirmation"].values())
+    report = project.result("tune") / "report.html"
+    assert "tau = 0.3" in report.read_text() and (project.result("tune") / "best.yaml").is_file()
+
+    status, output = project.run("sfd", "tune", "apply", "guidance")
+    assert status == 0, output
+    changed = [line for line in output.splitlines() if line.startswith(("+ ", "- "))]
+    assert len(changed) == 4 and "scale_texture" in output and "tau" in output
+    status, output = project.run("sfd", "params")
+    assert status == 0 and str(study.best_params["sample.schedule.tau"]) in output
+    assert project.run("sfd", "tune", "apply", "guidance", "--trial", "99")[0] == 2
+    assert project.run("sfd", "tune", "report", "nosuch")[0] == 2
+
+
+def test_the_same_command_continues_a_study_and_one_of_other_parameters_is_refused(project: Project) -> None:
+    change(project, tune={"trials": 1})
+    tune()
+    first = load(project).trials[0]
+    change(project, tune={"trials": 3})
+    tune()
+    trials = load(project).trials
+    assert len(trials) == 3 and trials[0].params == first.params
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs_of(project) if "sfd.trial" in run.data.tags}
+    assert parents == {load(project).user_attrs["mlflow_run_id"]}, "all trials are below the newest parent"
+    change(project, tune={"trials": 3, "num_images": 14})
+    with pytest.raises(SystemExit):
+        tune()
+    assert len(load(project).trials) == 3
+
+
+def test_refined_candidates_differ_from_plain_ones_and_repeat_to_the_last_digit(project: Project) -> None:
+    found = {}
+    for name, steps in (("plain", 0), ("refined", 3), ("again", 3)):
+        change(project, tune={"study": name, "trials": 1, "refine_steps": steps})
+        tune()
+        found[name] = load(project, name).trials[0].user_attrs["values"]["fd"]
+    assert found["refined"] == found["again"] != found["plain"]
+    assert not list((project.folder / ".sfd" / "tune").iterdir()), "passing work is removed"
+
+
+def test_trials_that_train_reuse_the_latents_and_poor_ones_are_pruned(project: Project) -> None:
+    space = {"schedule.tau": {"low": 0.0, "high": 1.0}, "schedule.kind": {"choices": ["offset", "curve", "power"]}}
+    change(
+        project,
+        tune={"kind": "training", "trials": 5, "pruner": "hyperband", "report_every": 1, "space": space},
+        schedule={"tau": 0.3},
+        sample={"schedule": None},
+    )
+    shutil.rmtree(project.result("diffusion"))
+    tune()
+    study = load(project)
+    states = [trial.state.name for trial in study.trials]
+    assert len(states) == 5 and set(states) <= {"COMPLETE", "PRUNED"} and "COMPLETE" in states
+    for trial in study.trials:
+        assert trial.intermediate_values
+        run = next(run for run in runs_of(project) if run.data.tags.get("sfd.trial") == str(trial.number))
+        assert run.info.status == ("FINISHED" if trial.state.name == "COMPLETE" else "KILLED")
+        assert "intermediate/fd" in run.data.metrics
+    confirmed = study.user_attrs["confirmation"]
+    assert confirmed["params.yaml"]["values"] == confirmed["tau = 0.3"]["values"], "the same parameters, measured once"
+
+
+def test_several_objectives_have_a_front_and_no_best(project: Project) -> None:
+    change(project, tune={"objectives": ["fd", "seconds_per_image"]})
+    tune()
+    study = load(project)
+    assert all(len(trial.values) == 2 for trial in study.trials)
+    status, output = project.run("sfd", "tune", "apply", "guidance")
+    assert status == 2 and "--trial" in output and "Traceback" not in output
+    number = study.best_trials[0].number
+    assert project.run("sfd", "tune", "apply", "guidance", "--trial", str(number))[0] == 0
+
+
+def test_values_that_do_not_fit_together_fail_their_trial_and_not_the_study(project: Project) -> None:
+    space = {
+        "sample.guidance.kind": {"choices": ["none", "cfg"]},
+        "sample.guidance.scale_texture": {"low": 1.0, "high": 2.0},
+    }
+    change(project, tune={"space": space, "trials": 6, "sampler": "random"})
+    tune()
+    states = {trial.state.name: trial.user_attrs.get("reason", "") for trial in load(project).trials}
+    assert set(states) == {"COMPLETE", "FAIL"} and "sample.guidance.kind is `none`" in states["FAIL"]
+    runs = [run for run in runs_of(project) if run.data.tags.get("sfd.trial_state") == "FAIL"]
+    assert runs and all(run.info.status == "FAILED" for run in runs)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a misspelt key": ({"space": {"sample.num_step": {"low": 1, "high": 9}}}, "nearest valid key: `sample.num_steps`"),
+    "a range outside the limits": (
+        {"space": {"sample.guidance.scale_texture": {"low": 1.0, "high": 99.0}}},
+        "less than or equal to 20",
+    ),
+    "an unreachable server": ({"storage": "postgresql://u:secret@127.0.0.1:9/x"}, "127.0.0.1:9"),
+    "a folder that cannot be": ({"storage": "sqlite:////proc/none/optuna.db"}, "/proc/none"),
+}
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, "a missing upstream output", "an upstream output of other parameters"])
+def test_a_mistake_stops_the_command_in_under_three_seconds_with_one_line(project: Project, wrong: str) -> None:
+    changes, message = WRONG.get(wrong, ({}, "dvc repro judge"))
+    change(project, tune=changes)
+    if wrong == "a missing upstream output":
+        shutil.rmtree(project.result("judge"))
+    if wrong == "an upstream output of other parameters":
+        change(project, judge={"channels": [8, 8, 8, 16]})
+    started = time.monotonic()
+    status, output = project.run("sfd", "tune")
+    assert time.monotonic() - started < 3.0
+    assert status == 2 and output.startswith("error: ") and output.count("\n") == 1, output
+    assert message in output and "secret" not in output
+
+
+def test_a_worker_needs_a_study(project: Project) -> None:
+    status, output = project.run("sfd", "tune", "--worker")
+    assert status == 2 and "start it with `sfd tune`" in output and output.count("\n") == 1
+
+
+def kill_a_worker_in_mid_trial(project: Project, storage: str, url: str) -> None:
+    """Main process and one worker; the worker is killed while it runs a trial."""
+    change(project, tune={"trials": 8, "storage": storage, "repeats": 3}, sample={"num_steps": 60})
+    main = project.start("sfd", "tune", MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
+
+    def study() -> optuna.Study | None:
+        try:
+            return optuna.load_study(study_name="guidance", storage=url)
+        except Exception:  # not there yet, and each storage says so in its own way
+            return None
+
+    wait_until(lambda: (found := study()) is not None and len(found.trials) == 8, 60)
+    worker = project.start("sfd", "tune", "--worker", MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
+
+    def busy() -> bool:
+        trials = study().trials  # type: ignore[union-attr]
+        mine = [trial for trial in trials if str(trial.user_attrs.get("worker", "")).endswith(f":{worker.pid}")]
+        return any(trial.state.name == "RUNNING" and "heartbeat" in trial.user_attrs for trial in mine)
+
+    wait_until(busy, 60)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.communicate()
+    output, _ = main.communicate()
+    assert main.returncode == 0, output
+    trials = study().trials  # type: ignore[union-attr]
+    lost = [trial for trial in trials if "killed or lost" in trial.user_attrs.get("reason", "")]
+    assert len(lost) == 1 and lost[0].state.name == "FAIL"
+    assert lost[0].user_attrs["worker"].endswith(f":{worker.pid}")
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    assert sorted(trial.user_attrs["slot"] for trial in complete) == list(range(8)), "none is missing, none done twice"
+    retry = next(trial for trial in complete if trial.user_attrs["slot"] == lost[0].user_attrs["slot"])
+    assert retry.params == lost[0].params and retry.user_attrs["attempt"] == 2
+    statuses = {run.data.tags.get("sfd.trial"): run.info.status for run in runs_of(project)}
+    assert statuses.get(str(lost[0].number), "FAILED") == "FAILED"
+    assert "RUNNING" not in statuses.values()
+
+
+def test_a_killed_workers_trial_is_done_by_another_once(project: Project) -> None:
+    storage = "sqlite:///mlruns/optuna.db"
+    kill_a_worker_in_mid_trial(project, storage, f"sqlite:///{project.folder}/mlruns/optuna.db")
+
+
+def test_a_killed_workers_trial_is_done_by_another_once_on_postgresql(project: Project) -> None:
+    with postgres_server() as url:
+        kill_a_worker_in_mid_trial(project, url, url.replace("://", "+psycopg2://", 1))
+
+
+def test_the_dvc_stage_runs_the_study_and_the_default_graph_leaves_it_alone(project: Project) -> None:
+    listed = json.loads(subprocess.check_output(["dvc", "status", "--json"], env=project.environment()) or "{}")
+    assert "tune" not in "".join(listed)
+    output = project.repro("--single-item", "tune/dvc.yaml:tune")
+    assert "sfd tune" in output and (project.result("tune") / "report.html").is_file()
+    again = project.repro("--single-item", "tune/dvc.yaml:tune")
+    assert "Running" not in again
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(project: Project) -> None:
+    change(project, tune={"trials": 4}, sample={"num_steps": 60})
+    main = project.start("sfd", "tune", MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
+
+    def one_is_done() -> bool:
+        try:
+            return any(trial.state.name == "COMPLETE" for trial in load(project).trials)
+        except KeyError:
+            return False
+
+    wait_until(one_is_done, 60)
+    main.send_signal(signal.SIGINT)
+    output, _ = main.communicate()
+    assert main.returncode != 0 and "the same command continues" in output and "Traceback" not in output, output
+    done = [trial.number for trial in load(project).trials if trial.state.name == "COMPLETE"]
+    status, output = project.run("sfd", "tune", MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
+    assert status == 0, output
+    complete = [trial for trial in load(project).trials if trial.state.name == "COMPLETE"]
+    assert done and set(done) <= {trial.number for trial in complete}
+    assert sorted(trial.user_attrs["slot"] for trial in complete) == [0, 1, 2, 3]
+    assert "KILLED" in {run.info.status for run in runs_of(project)} or len(done) == 4
