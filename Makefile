@@ -18,8 +18,9 @@ repro: install
 	dvc repro
 	@sfd show
 
+# A worker a core; each test file stays in one, and torch in one thread, because workers that share cores would wait for each other.
 test: install
-	pytest
+	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
 
 lint: install
 	ruff check .

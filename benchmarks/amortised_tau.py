@@ -97,5 +97,101 @@ def row(
     return {"method": method, "tau": tau, "seed": seed, **cost, **means}
 
 
+@app.command()
+def report(docs: Path = Path("docs")) -> None:
+    """Writes the table and the picture of what was measured."""
+    import pandas as pd
+
+    found = pd.DataFrame([row for file in sorted(WORK.glob("*.json")) for row in json.loads(file.read_text())])
+    missing = len(METHODS) * len(TAUS) * len(SEEDS) - len(found)
+    if missing:
+        raise SystemExit(f"{missing} measurements are missing; run `python benchmarks/amortised_tau.py measure` first")
+    lines = ["| tau | " + " | ".join(f"{text}: fd | class accuracy" for text in METHODS.values()) + " |"]
+    lines.append("|" + "---|" * (1 + 2 * len(METHODS)))
+    for tau in TAUS:
+        cells = [spread(found, method, tau, metric) for method in METHODS for metric in ("fd", "class_accuracy")]
+        lines.append(f"| {tau:g} | " + " | ".join(cells) + " |")
+    lines += ["", "| | " + " | ".join(METHODS.values()) + " |", "|" + "---|" * (1 + len(METHODS))]
+    for metric in ("fd", "class_accuracy"):
+        name = f"rank correlation of {metric} with one training a tau"
+        lines.append(
+            f"| {name}, means over seeds | " + " | ".join(correlation(found, m, metric) for m in METHODS) + " |"
+        )
+        lines.append(f"| {name}, each seed | " + " | ".join(correlations(found, m, metric) for m in METHODS) + " |")
+    lines.append("| lowest mean fd at tau | " + " | ".join(f"{best(found, method):g}" for method in METHODS) + " |")
+    lines.append(
+        "| training steps for all taus, a seed | " + " | ".join(str(cost(found, m, "steps")) for m in METHODS) + " |"
+    )
+    lines.append(
+        "| seconds of training for all taus, a seed | "
+        + " | ".join(str(cost(found, m, "seconds")) for m in METHODS)
+        + " |"
+    )
+    (docs / "amortised-tau-table.md").write_text("\n".join(lines) + "\n")
+    draw(found, docs / "amortised-tau.png")
+    print("\n".join(lines))
+
+
+def spread(found: Any, method: str, tau: float, metric: str) -> str:
+    """Mean and standard error over the seeds."""
+    values = found[(found.method == method) & (found.tau == tau)][metric]
+    return f"{values.mean():.3f} ± {values.sem():.3f}"
+
+
+def correlation(found: Any, method: str, metric: str) -> str:
+    """Spearman's, of the seeds' mean over the taus with that of one training a tau."""
+    table = found.pivot_table(index="tau", columns="method", values=metric)
+    return f"{table[method].corr(table['point'], method='spearman'):.2f}"
+
+
+def correlations(found: Any, method: str, metric: str) -> str:
+    """Each seed's ranking against that of the mean of one training a tau over all seeds."""
+    truth = found[found.method == "point"].groupby("tau")[metric].mean()
+    chosen = found[found.method == method].pivot_table(index="tau", columns="seed", values=metric)
+    return ", ".join(f"{chosen[seed].corr(truth, method='spearman'):.2f}" for seed in SEEDS)
+
+
+def best(found: Any, method: str) -> float:
+    """The tau of the lowest mean distance."""
+    return float(found[found.method == method].groupby("tau").fd.mean().idxmin())
+
+
+def cost(found: Any, method: str, unit: str) -> int:
+    """What scoring all taus takes with one seed; refining needs the shared training first."""
+    shared = found[found.method == "shared"].groupby("seed")[unit].first().mean()
+    own = found[found.method == method].groupby("seed")[unit].sum().mean()
+    return round({"point": own, "shared": shared, "refined": shared + own}[method])
+
+
+def draw(found: Any, file: Path) -> None:
+    """Distance and class accuracy over tau, with standard errors over the seeds."""
+    from matplotlib.figure import Figure
+
+    from sfd.evaluation.pictures import FAINT, GAP_COLOUR, INK, PALETTE, save_figure
+
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    labels = {"fd": "Frechet distance on the judge's features", "class_accuracy": "class accuracy"}
+    for axes, (metric, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        for number, (method, text) in enumerate(METHODS.items()):
+            rows = found[found.method == method].groupby("tau")[metric]
+            # Beside each other, so that error bars of different methods do not hide one another.
+            axes.errorbar(
+                [tau + 0.008 * (number - 1) for tau in TAUS],
+                rows.mean(),
+                yerr=rows.sem(),
+                label=text,
+                color=PALETTE[number],
+                marker="o",
+                capsize=3,
+            )
+        axes.set_xlabel("tau", color=INK)
+        axes.set_ylabel(label, color=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=FAINT, labelcolor=INK)
+        axes.grid(axis="y", color=GAP_COLOUR)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    save_figure(figure, file)
+
+
 if __name__ == "__main__":
     app()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sfd.errors import UserError
 from sfd.params import Params, load_params
 from sfd.pipeline import RESULTS, STAGES, Stage, published_fingerprint, select, stage
-from sfd.tuning.queue import Queue, check_storage, run
+from sfd.tuning.queue import Queue, check_storage, hide_password, run
 from sfd.tuning.space import WITHOUT_EFFECT, check_space, check_study, check_upstream, current_value, upstream
 
 if TYPE_CHECKING:
@@ -129,10 +129,13 @@ def _run_study(current: Stage) -> None:
     from sfd.tuning.trials import work_folder
 
     params = current.params
-    queue = _open_study(params)
+    queue = open_study(params)
     study_id = queue.study.user_attrs["id"]
     assert current.run is not None  # a study's main process is one process
-    current.run.log_tags({"mlflow.runName": f"tune {params.tune.study}", "sfd.study": study_id})
+    names = {"sfd.study": study_id, "sfd.study_name": params.tune.study}
+    current.run.log_tags(
+        {"mlflow.runName": f"tune {params.tune.study}", **names, "sfd.storage": hide_password(params.tune.storage)}
+    )
     parent = current.run.wait_for_run_id(PARENT_WAIT_S)
     queue.study.set_user_attr("mlflow_run_id", parent)
     queue.fill(params.tune.trials)
@@ -151,7 +154,7 @@ def _run_study(current: Stage) -> None:
     print(describe_counts(queue, params))
 
 
-def _open_study(params: Params) -> Queue:
+def open_study(params: Params) -> Queue:
     """The study, new or continued. Raises :class:`UserError` if it is another one of the same name."""
     tune, names = params.tune, list(params.tune.objectives)
     directions: list[Literal["maximize", "minimize"]] = [

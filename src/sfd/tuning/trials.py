@@ -114,6 +114,7 @@ class Trials:
                     raise
                 finally:
                     run.log_tags({"sfd.trial_state": state})
+                    print(f"trial {trial.number}: {state.lower()}, {describe(trial, values)}", flush=True)
         finally:
             link(trial, run)
 
@@ -139,6 +140,13 @@ def propose(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> dict[str
             assert isinstance(allowed, FloatDistribution)
             values[key] = trial.suggest_float(key, allowed.low, allowed.high, step=allowed.step, log=allowed.log)
     return values
+
+
+def describe(trial: "Trial", values: Mapping[str, Any]) -> str:
+    """What a trial has found so far with which values, for the terminal."""
+    scores = [f"{name} {trial.user_attrs['metrics'][name]:.4g}" for name in trial.user_attrs.get("values", {})]
+    tried = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
+    return ", ".join([*scores, *tried])
 
 
 def link(trial: "Trial", run: Run) -> None:

@@ -1,0 +1,66 @@
+"""What a study costs beyond sampling and scoring: the same work in a bare loop and by the tuner, in one run.
+
+python benchmarks/tuner_overhead.py      # needs `make repro`; leaves params.yaml and the project's studies alone
+"""
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import typer
+import yaml
+
+TRIALS, ROUNDS = 5, 3
+
+
+def main() -> None:
+    """Prints the seconds a trial, bare and by the tuner, and their ratio, for several rounds in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path.cwd()
+        tree = yaml.safe_load((project / "params.yaml").read_text())
+        for name in ("results", "images"):
+            if (project / name).exists():
+                (Path(folder) / name).symlink_to(project / name)
+        shutil.copytree(project / "src", Path(folder) / "src")
+        os.chdir(folder)
+        rows = [measure(tree, number) for number in range(ROUNDS)]
+    bare, tuned = (statistics.median(row[n] for row in rows) for n in (0, 1))
+    print(f"| {TRIALS} trials of {tree['tune']['repeats']} x {tree['tune']['num_images']} images | seconds a trial |")
+    print("|---|---|")
+    print(f"| bare sampling and scoring | {bare:.2f} |")
+    print(f"| by the tuner | {tuned:.2f} |")
+    print(f"| ratio (median of {ROUNDS} rounds) | {statistics.median(t / b for b, t in rows):.3f} |")
+
+
+def measure(tree: dict[str, dict[str, object]], number: int) -> tuple[float, float]:
+    """Seconds a trial: the trials' own work in a loop, and a study's trials from the first one's start to the last one's end."""
+    from sfd.params import load_params
+    from sfd.tuning.queue import Queue, run
+    from sfd.tuning.study import open_study
+    from sfd.tuning.trials import Trials
+    from sfd.tuning.workbench import STUDY, Workbench
+
+    tree["tune"] |= {"study": f"round-{number}", "trials": TRIALS, "pruner": "none"}
+    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    params = load_params(Path("params.yaml"))
+    bench = Workbench(params)
+    assert bench.trained is not None
+    bench.score(bench.trained, params, STUDY, 0)  # warm
+    started = time.perf_counter()
+    for _ in range(TRIALS):
+        for repeat in range(params.tune.repeats):
+            bench.score(bench.trained, params, STUDY, repeat)
+    bare = time.perf_counter() - started
+    queue: Queue = open_study(params)
+    queue.fill(TRIALS)
+    objective = Trials(params, bench, queue.study.user_attrs["id"], None)
+    started = time.perf_counter()
+    run(queue, objective, deadline=time.monotonic() + 3600.0)
+    return bare / TRIALS, (time.perf_counter() - started) / TRIALS
+
+
+if __name__ == "__main__":
+    typer.run(main)
