@@ -12,11 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from sfd.data.images import ImageRefused, ManifestImages, center_crop, open_rgb, to_tensor_uint8
+from sfd.data.images import ImageRefused, ManifestImages, center_crop, decode_rgb, open_regular, to_tensor_uint8
 from sfd.data.sources import scan_folder
 from sfd.errors import UserError
 
 MAX_PIXELS = 1_000_000
+
+
+def open_rgb(path: Path, max_pixels: int) -> Image.Image:
+    with open_regular(path) as file:
+        return decode_rgb(file, max_pixels)
 
 
 def pixels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:

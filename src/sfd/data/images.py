@@ -29,16 +29,6 @@ class ImageRefused(Exception):
     """A file that is not used. The message is a short reason, `kind: detail` or just `kind`, without the path."""
 
 
-def open_rgb(path: Path, max_pixels: int) -> Image.Image:
-    """Decodes the file at ``path``; see :func:`decode_rgb`.
-
-    Raises:
-        ImageRefused: the file cannot be read, or :func:`decode_rgb` refuses it.
-    """
-    with open_regular(path) as file:
-        return decode_rgb(file, max_pixels)
-
-
 def open_regular(path: Path) -> io.BufferedReader:
     """Opens a regular file for reading.
 

@@ -1,7 +1,7 @@
 """Stage ``evaluate``: puts samples, held-out images and their floors before the judge."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +34,7 @@ def evaluate(
     """
     table, heldout, train = read_table(samples), data.images(HELDOUT), data.images(TRAIN)
     count = min(len(table), len(heldout), len(train))
-    sampled = _Batches(params.batch_size, judge)
+    sampled = Batches(params.batch_size, judge)
     heldout_rows, train_rows = choose(len(heldout), count, seed, "heldout"), choose(len(train), count, seed, "train")
     everything = _judge_training_images(judge, train, params.batch_size, data.params.mirror)
     sample_features = extract(judge, sampled.of_files(samples, table["file"].tolist()))
@@ -65,7 +65,7 @@ def _take(features: Features, rows: list[int]) -> Features:
     return Features(features.features[rows], None if features.logits is None else features.logits[rows])
 
 
-class _Batches:
+class Batches:
     """Images in batches, on the judge's device."""
 
     def __init__(self, size: int, judge: Judge) -> None:
@@ -73,17 +73,19 @@ class _Batches:
         self.device = next(judge.parameters()).device
 
     def of_files(self, folder: Path, files: list[str]) -> Iterator[Tensor]:
+        """Sampled images by file name, uint8 ``(B, 3, S, S)``."""
         for start in range(0, len(files), self.size):
             yield read_images(folder, files[start : start + self.size]).to(self.device)
 
-    def of_images(self, images: ManifestImages, rows: list[int]) -> Iterator[Tensor]:
+    def of_images(self, images: ManifestImages, rows: Sequence[int]) -> Iterator[Tensor]:
+        """Rows of the manifest, uint8 ``(B, 3, S, S)``."""
         for start in range(0, len(rows), self.size):
-            yield images.__getitems__(rows[start : start + self.size])[0].to(self.device)
+            yield images.__getitems__(list(rows[start : start + self.size]))[0].to(self.device)
 
 
 def _judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
     """All training images, and behind them all mirrored ones, if the model was trained on those too."""
-    batches = _Batches(batch_size, judge)
+    batches = Batches(batch_size, judge)
     views = [
         extract(judge, (mirrorings(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train))))))
         for n in range(1 + mirror)

@@ -11,7 +11,9 @@ from sfd.encoders import judge as judges
 from sfd.encoders import texture_vae as texture_vaes
 from sfd.encoders import vision
 from sfd.errors import UserError
+from sfd.evaluation.fidelity import class_accuracy, extract
 from sfd.evaluation.pictures import pairs
+from sfd.evaluation.stage import Batches
 from sfd.params import EncoderParams, JudgeParams, TextureVaeParams, TrainingParams
 from sfd.pipeline import Stage
 from sfd.seeding import generator
@@ -22,6 +24,8 @@ from sfd.training.texture_vae import TextureVaeTask
 
 NUM_PICTURES = 8
 """Images in the picture of reconstructions."""
+
+JUDGE_BATCH = 200
 
 
 def train_stage(task: Task, params: TrainingParams | None, stage: Stage) -> Trained:
@@ -64,12 +68,8 @@ def make_judge(params: JudgeParams, data: Prepared, stage: Stage) -> None:
 def heldout_accuracy(folder: Path, data: Prepared) -> float:
     """Share of held-out images whose class the judge names."""
     judge, heldout = judges.load_judge(folder), data.images(HELDOUT)
-    correct = 0
-    for batch in torch.arange(len(heldout)).split(200):
-        images, labels = heldout.__getitems__(batch.tolist())
-        logits = judge(images)[1]
-        correct += int((logits.argmax(dim=1) == labels).sum()) if logits is not None else 0
-    return correct / len(heldout)
+    seen = extract(judge, Batches(JUDGE_BATCH, judge).of_images(heldout, range(len(heldout))))
+    return class_accuracy(seen, heldout.class_indices, judge)
 
 
 def make_texture_vae(params: TextureVaeParams, data: Prepared, stage: Stage) -> texture_vaes.TextureVae:

@@ -4,7 +4,7 @@ Every candidate is scored on the same noise (common random numbers), so that dif
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from sfd.data.prepared import Prepared
 from sfd.encoders.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.fidelity import Features, class_accuracy, compare, extract
+from sfd.evaluation.stage import Batches
 from sfd.generation import DiffusionModel, ImageGenerator, image_seed
 from sfd.models.lightningdit import LightningDiT
 from sfd.params import Params
@@ -52,11 +53,12 @@ class Workbench:
         self.trained = DiffusionModel.load(RESULTS / "diffusion" / "model") if params.tune.kind == "sampling" else None
         heldout = Prepared.load(params.data, RESULTS / "prepare").images(HELDOUT)
         order = torch.randperm(len(heldout), generator=generator(params.seed, "tune/reference")).tolist()
-        middle, size = (len(order) + 1) // 2, params.evaluate.batch_size
-        self.references: dict[str, Features] = {}
-        for purpose, rows in ((STUDY, sorted(order[:middle])), (CONFIRMATION, sorted(order[middle:]))):
-            batches = (heldout.__getitems__(rows[n : n + size])[0].to(self.device) for n in range(0, len(rows), size))
-            self.references[purpose] = extract(self.judge, batches)
+        middle = (len(order) + 1) // 2
+        halves = {STUDY: sorted(order[:middle]), CONFIRMATION: sorted(order[middle:])}
+        batches = Batches(params.evaluate.batch_size, self.judge)
+        self.references: dict[str, Features] = {
+            purpose: extract(self.judge, batches.of_images(heldout, rows)) for purpose, rows in halves.items()
+        }
 
     def score(self, model: DiffusionModel, params: Params, purpose: str, repeat: int) -> Repeat:
         """Samples ``tune.num_images`` images, classes balanced, and scores them against the purpose's half of the reference.
@@ -71,7 +73,8 @@ class Workbench:
         started = time.perf_counter()
         pixels = torch.cat(list(images.sample(indices, [image_seed(seed, i) for i in range(number)], params.sample)))
         seconds = (time.perf_counter() - started) / number
-        features = extract(self.judge, self._batches(pixels))
+        batches = (batch.to(self.device) for batch in pixels.split(params.evaluate.batch_size))
+        features = extract(self.judge, batches)
         metrics = compare(features, self.references[purpose], params.evaluate, seed)
         if self.judge.name == "inception":
             metrics["fid"] = metrics.pop("fd")
@@ -79,10 +82,6 @@ class Workbench:
             metrics["class_accuracy"] = class_accuracy(features, torch.tensor(indices), self.judge)
         metrics["seconds_per_image"] = seconds
         return Repeat(metrics, pixels[:GRID_IMAGES], [classes[index] for index in indices[:GRID_IMAGES]])
-
-    def _batches(self, pixels: Tensor) -> Iterator[Tensor]:
-        for batch in pixels.split(self.params.evaluate.batch_size):
-            yield batch.to(self.device)
 
     def train(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
