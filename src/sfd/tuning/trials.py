@@ -110,7 +110,7 @@ class Trials:
                     state, run.final_status = "PRUNED", "KILLED"
                     raise
                 except (KeyboardInterrupt, SystemExit):
-                    run.final_status = "KILLED"
+                    state, run.final_status = "INTERRUPTED", "KILLED"
                     raise
                 finally:
                     run.log_tags({"sfd.trial_state": state})
