@@ -379,7 +379,7 @@ class TuneParams(Section):
     minutes: float = Field(60.0, gt=0.0, description="a worker starts no trial later than this after its own start")
     sampler: Literal["tpe", "random"] = Field("tpe", description="how Optuna proposes values")
     pruner: Literal["none", "wilcoxon", "hyperband"] = Field(
-        "none",
+        "hyperband",
         description="ends poor trials early: `wilcoxon` compares repeats pairwise with the best trial's (it needs 4 repeats or more), "
         "`hyperband` compares after equal budgets (repeats, or `report_every` steps of training)",
     )

@@ -26,6 +26,7 @@ def shared_params() -> dict[str, Any]:
     params["data"] |= {"source": "folder", "root": "images"}
     params["schedule"]["tau"] = {"low": 0.0, "high": 1.0}
     params["sample"]["schedule"] = {"kind": "offset", "tau": 0.5}
+    params["tune"]["pruner"] = "none"
     params["tune"]["space"] = {
         "sample.schedule.tau": {"low": 0.0, "high": 1.0},
         "sample.guidance.scale_texture": {"low": 1.0, "high": 3.0},
@@ -155,6 +156,21 @@ def test_trials_that_train_reuse_the_latents_and_poor_ones_are_pruned(project: P
         assert "intermediate/fd" in run.data.metrics
     confirmed = study.user_attrs["confirmation"]
     assert confirmed["params.yaml"]["values"] == confirmed["tau = 0.3"]["values"], "the same parameters, measured once"
+
+
+def test_a_poor_trial_is_pruned_after_its_first_repeat_and_is_killed_in_mlflow(project: Project) -> None:
+    change(project, tune={"trials": 6, "pruner": "hyperband", "sampler": "random"})
+    tune()
+    trials = load(project).trials
+    pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
+    assert pruned and len(pruned) < 6
+    assert all(
+        len(trial.user_attrs["values"]["fd"]) == 1 and "repeat 1 of 2" in trial.user_attrs["reason"] for trial in pruned
+    )
+    runs = {run.data.tags.get("sfd.trial"): run for run in runs_of(project)}
+    for trial in pruned:
+        run = runs[str(trial.number)]
+        assert (run.info.status, run.data.tags["sfd.trial_state"]) == ("KILLED", "PRUNED")
 
 
 def test_several_objectives_have_a_front_and_no_best(project: Project) -> None:

@@ -54,7 +54,7 @@ class Trials:
                 if repeat == 0:
                     log_grid(run, found[0], folder)
                 if self.params.tune.kind == "sampling":
-                    self._report(trial, found[-1], repeat, f"repeat {repeat + 1} of {self.params.tune.repeats}")
+                    self._report(trial, found[-1], repeat + 1, f"repeat {repeat + 1} of {self.params.tune.repeats}")
             means = {name: statistics.fmean(values) for name, values in self._values(found).items()}
             run.log_metrics({f"objective/{name}": value for name, value in means.items()})
         return list(means.values())
@@ -71,7 +71,7 @@ class Trials:
         return self.bench.train(candidate, self.params.seed, folder, look)
 
     def _report(self, trial: "Trial", scored: Repeat, step: int, when: str) -> None:
-        """Tells the pruner; Optuna has none for several objectives."""
+        """Tells the pruner, whose steps count from 1; Optuna has none for several objectives."""
         from optuna import TrialPruned
 
         names = self.params.tune.objectives
