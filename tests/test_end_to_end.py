@@ -126,7 +126,7 @@ def test_a_changed_sampling_option_reruns_only_what_depends_on_it(project: Proje
     params = folder_params()
     params["sample"]["num_steps"] = 5
     project.write_params(params)
-    status = json.loads(project.run("dvc", "status", "--json")[1])
+    status = json.loads(project.run("dvc", "status", "--json", "dvc.yaml")[1])
     assert {stage for stage, changes in status.items() if "params" in json.dumps(changes)} == {"sample", "register"}
 
 
@@ -233,6 +233,7 @@ def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(projec
     server.start()
     params = folder_params()
     params["diffusion"]["training"] |= {"num_steps": 400, "log_every": 1, "checkpoint_every": 100}
+    params["diffusion"]["grid_every"] = 400
     project.write_params(params)
     training = project.start(sys.executable, "stages/diffusion.py", MLFLOW_TRACKING_URI=server.uri)
     journals = project.folder / ".sfd" / "journal"
@@ -260,6 +261,7 @@ def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(projec
 def test_a_stage_killed_by_dvc_users_continues_and_ends_with_the_same_weights(project: Project) -> None:
     params = folder_params()
     params["diffusion"]["training"] |= {"num_steps": 300, "log_every": 10, "checkpoint_every": 20}
+    params["diffusion"]["grid_every"] = 300
     project.write_params(params)
     weights = project.result("diffusion") / "model" / "model.safetensors"
     status, output = project.run(sys.executable, "stages/diffusion.py")
