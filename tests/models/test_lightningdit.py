@@ -202,7 +202,9 @@ def test_the_forward_pass_is_what_the_facts_say(changes: dict[str, Any]) -> None
         velocity = model(*inputs).velocity
         expected = expected_velocity(dict(model.state_dict()), config, *inputs)
     assert float(velocity.std()) > 0.1
-    assert torch.allclose(velocity, expected, rtol=1e-5, atol=1e-4)  # values to 10; rounding differs with threads
+    assert torch.allclose(
+        velocity, expected, rtol=1e-5, atol=1e-3
+    )  # values reach 16, and one thread rounds otherwise than two
 
 
 def test_the_fixed_embedding_has_columns_first_and_then_rows() -> None:
