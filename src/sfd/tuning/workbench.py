@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfd.data.latents import LatentDataset
 from sfd.data.manifest import HELDOUT
 from sfd.data.prepared import Prepared
 from sfd.encoders.judge import load_judge
@@ -48,6 +49,7 @@ class Workbench:
     def __init__(self, params: Params) -> None:
         """Raises :class:`UserError` if an upstream result is missing or damaged."""
         self.params, self.device = params, inference_device()
+        self._opened: dict[bool, LatentDataset] = {}
         self.judge = load_judge(RESULTS / "judge" / "model").to(self.device)
         self.decoder = load_texture_vae(RESULTS / "texture_vae" / "model").to(self.device)
         self.trained = DiffusionModel.load(RESULTS / "diffusion" / "model") if params.tune.kind == "sampling" else None
@@ -87,7 +89,7 @@ class Workbench:
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
     ) -> DiffusionModel:
         """A model trained from nothing on the latents; ``look`` gets it every ``tune.report_every`` steps before the last."""
-        dataset = open_latents(params, RESULTS / "latents")
+        dataset = self._latents(params)
         network = build_network(params, dataset, seed)
         model = DiffusionModel(network, params.schedule, dataset.statistics, dataset.reader.index["classes"])
         last = params.diffusion.training.num_steps
@@ -111,6 +113,13 @@ class Workbench:
         trained.copy_to(network)
         return model
 
+    def _latents(self, params: Params) -> LatentDataset:
+        """The latents, with features or without; opened once, because that hashes every shard."""
+        with_features = params.diffusion.loss.repa_weight > 0.0
+        if with_features not in self._opened:
+            self._opened[with_features] = open_latents(params, RESULTS / "latents")
+        return self._opened[with_features]
+
     def candidate_model(self, params: Params, seed: int, folder: Path) -> DiffusionModel:
         """The model of a candidate of kind `sampling`: the trained one, refined at the candidate's schedule if that is wanted."""
         assert self.trained is not None
@@ -120,7 +129,7 @@ class Workbench:
         """A model trained for a range of offsets, trained on for ``tune.refine_steps`` steps at the schedule that it is sampled with."""
         assert params.sample.schedule is not None
         params = params.model_copy(update={"schedule": params.sample.schedule})
-        dataset = open_latents(params, RESULTS / "latents")
+        dataset = self._latents(params)
         network = LightningDiT(shared.network.config)
         network.load_state_dict(shared.network.state_dict())
         steps = params.tune.refine_steps
