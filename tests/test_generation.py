@@ -14,7 +14,7 @@ from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder
 from sfd.errors import UserError
 from sfd.generation import DiffusionModel, ImageGenerator
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.params import ScheduleParams, TextureVaeParams
+from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 
 SAMPLER = Sampler("heun", num_steps=4)
 CLASSES, SEEDS = [0, 1, 1], [5, 6, 7]
@@ -84,3 +84,15 @@ def test_a_folder_that_holds_another_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": {"width": 3}}))
     with pytest.raises(UserError, match="does not describe a diffusion model"):
         DiffusionModel.load(tmp_path)
+
+
+def test_in_filled_batches_an_image_has_the_same_bytes_in_whatever_company(decoder: TextureVae) -> None:
+    images = ImageGenerator(model(), decoder)
+    params = SampleParams.model_validate({"batch_size": 4, "sampler": "heun", "num_steps": 4, "guidance": {}})
+
+    def drawn(classes: list[int], seeds: list[int]) -> Tensor:
+        return torch.cat(list(images.sample(classes, seeds, params, fill=True)))
+
+    alone, among = drawn([1], [7]), drawn([0, 1, 0, 0, 1, 1], [3, 4, 5, 6, 7, 8])
+    assert len(alone) == 1 and len(among) == 6, "the filling is dropped"
+    assert torch.equal(alone[0], among[4]) and not torch.equal(alone[0], among[5])

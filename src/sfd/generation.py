@@ -177,10 +177,19 @@ class ImageGenerator:
         velocity: Tensor = network(x, t_tex, t_sem, y).velocity
         return velocity.float()
 
-    def sample(self, classes: Sequence[int], seeds: Sequence[int], params: SampleParams) -> Iterator[Tensor]:
-        """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images."""
+    def sample(
+        self, classes: Sequence[int], seeds: Sequence[int], params: SampleParams, fill: bool = False
+    ) -> Iterator[Tensor]:
+        """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images.
+
+        ``fill`` draws as many images as there is room for in the last batch, and drops them: matrix products round by the shape of
+        their batch, so with a single shape an image has the same bytes in whatever company (not with dopri5, see above).
+        """
         sampler, scales = build_sampler(params), build_scales(params.guidance)
         schedule = build_schedule(params.schedule) if params.schedule is not None else None
         for first in range(0, len(classes), params.batch_size):
             rows = slice(first, first + params.batch_size)
-            yield self(classes[rows], seeds[rows], sampler, scales, schedule)
+            count = len(classes[rows])
+            spare = params.batch_size - count if fill else 0
+            batch = [*classes[rows], *[classes[0]] * spare], [*seeds[rows], *[seeds[0]] * spare]
+            yield self(*batch, sampler, scales, schedule)[:count]

@@ -1,7 +1,6 @@
 """Stage ``register``: a self-contained model version with an alias."""
 
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +52,6 @@ def register(
     settings = out / "sample.json"
     settings.write_text(sample.model_dump_json())
     label = json.loads((folders["diffusion"] / "config.json").read_text())["classes"][0]
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(tracking_uri())
     try:
         with mlflow.start_run(run_id=run_id):

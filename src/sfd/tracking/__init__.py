@@ -4,7 +4,7 @@ What a stage logs goes to a journal on local disk first (:mod:`sfd.tracking.jour
 batches, by a background thread (:mod:`sfd.tracking.delivery`). A killed stage that is started again continues its run.
 """
 
-from sfd.tracking.delivery import client, sync, tracking_uri
+from sfd.tracking.delivery import client, registry_uri, sync, tracking_uri
 from sfd.tracking.run import Run, start_run
 
-__all__ = ["Run", "client", "start_run", "sync", "tracking_uri"]
+__all__ = ["Run", "client", "registry_uri", "start_run", "sync", "tracking_uri"]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 METRICS_PER_BATCH = 1000  # MLflow's limits
 VALUES_PER_BATCH = 100
@@ -50,6 +51,11 @@ def tracking_uri(folder: Path = Path()) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlruns' / 'mlflow.db').as_posix()}"
 
 
+def registry_uri(folder: Path = Path()) -> str:
+    """The MLflow model registry: ``MLFLOW_REGISTRY_URI``, else that of the tracking store."""
+    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri(folder)
+
+
 def client(folder: Path = Path()) -> "MlflowClient":
     """A client of the tracking store and of its model registry; creates the embedded store when there is none."""
     from mlflow import MlflowClient
@@ -57,7 +63,7 @@ def client(folder: Path = Path()) -> "MlflowClient":
     uri = tracking_uri(folder)
     if uri.startswith("sqlite:"):
         (folder / "mlruns").mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=registry_uri(folder))
 
 
 def check_reachable(folder: Path) -> None:

@@ -1,0 +1,76 @@
+"""A version of the model registry, ready to draw images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from sfd.errors import UserError
+from sfd.generation import ImageGenerator
+from sfd.params import SampleParams
+from sfd.tracking import client, registry_uri, tracking_uri
+from sfd.tracking.delivery import Store, StoreAway
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """``sample``: the settings that the version was registered, and scored, with."""
+
+    name: str
+    version: str
+    images: ImageGenerator
+    sample: SampleParams
+
+
+def find_version(name: str, which: str) -> "ModelVersion":
+    """The version of a registered model by its number or an alias.
+
+    Raises:
+        UserError: the store does not answer, or has no such model, version or alias.
+    """
+    from mlflow import MlflowException
+
+    store = Store(Path())
+    try:
+        store.probe()
+        registry = client()
+        if which.isdecimal():
+            return registry.get_model_version(name, which)
+        return registry.get_model_version_by_alias(name, which)
+    except StoreAway as error:
+        raise UserError(f"MLflow at {store.name} is away ({error}); start it, or correct MLFLOW_TRACKING_URI") from None
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise UserError(f"MLflow at {store.name} refuses: {store.describe(error)}") from None
+        what = f"version {which}" if which.isdecimal() else f"alias `{which}`"
+        raise UserError(
+            f"there is no {what} of model `{name}` at {store.name}; `sfd models list` shows what there is"
+        ) from None
+
+
+def load_registered(name: str, which: str) -> RegisteredModel:
+    """Weights, schedule, statistics and decoder of a version, by its number or an alias, as they were registered.
+
+    Raises:
+        UserError: as :func:`find_version` does; or the version is not one of ours.
+    """
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model
+
+    # A `models:/` address is looked up in MLflow's process-wide stores, whatever a call says.
+    mlflow.set_tracking_uri(tracking_uri())
+    mlflow.set_registry_uri(registry_uri())
+    found = find_version(name, which)
+    with TemporaryDirectory() as temporary:
+        where = download_artifacts(f"models:/{name}/{found.version}", dst_path=temporary)
+        paths = Model.load(where).flavors["python_function"].get("artifacts", {})
+        if not {"diffusion", "texture_vae", "sample"} <= paths.keys():
+            raise UserError(f"version {found.version} of model `{name}` is not one that stage `register` made")
+        folders = {artifact: Path(where) / entry["path"] for artifact, entry in paths.items()}
+        images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"])
+        sample = SampleParams.model_validate_json(folders["sample"].read_text(encoding="utf-8"))
+    return RegisteredModel(name, str(found.version), images, sample)
