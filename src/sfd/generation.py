@@ -45,9 +45,8 @@ def build_training_schedule(params: ScheduleParams) -> Schedule | OffsetRange:
 
 def middle_schedule(params: ScheduleParams) -> Schedule:
     """:func:`build_schedule`, with the middle one of a range of offsets: for quick looks."""
-    if params.kind == "offset" and isinstance(params.tau, TauRange):
-        return OffsetSchedule((params.tau.low + params.tau.high) / 2.0)
-    return build_schedule(params)
+    trained = build_training_schedule(params)
+    return trained.middle if isinstance(trained, OffsetRange) else trained
 
 
 @dataclass(frozen=True)

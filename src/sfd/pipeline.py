@@ -196,10 +196,11 @@ def stage_fingerprint(name: str, params: Params, upstream: tuple[str, ...] | Non
 
 
 def select(tree: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested mappings."""
+    """The value of a dotted key in nested mappings and lists; None if a section on its way is null."""
+    node: Any = tree
     for part in key.split("."):
-        tree = tree[part]
-    return tree
+        node = None if node is None else node[int(part)] if isinstance(node, list) else node[part]
+    return node
 
 
 def _named_files(node: object) -> Iterator[Path]:

@@ -190,6 +190,11 @@ class OffsetRange:
     low: float
     high: float
 
+    @property
+    def middle(self) -> OffsetSchedule:
+        """The schedule of the middle offset."""
+        return OffsetSchedule((self.low + self.high) / 2.0)
+
     def draw(self, batch_size: int, generator: torch.Generator) -> OffsetSchedule:
         """Uniform offsets ``(B,)`` on the generator's device, as one schedule."""
         unit = torch.rand(batch_size, generator=generator, device=generator.device)

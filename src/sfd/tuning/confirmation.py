@@ -62,7 +62,6 @@ def candidates(study: "Study", params: Params) -> dict[str, dict[str, Any]]:
 def _score(bench: Workbench, candidate: Params, repeat: int, folder: Path) -> dict[str, float]:
     seed = derive_seed(candidate.seed, "tune/confirmation/training", repeat)
     with TemporaryDirectory(dir=folder) as fresh:
-        make = bench.train if candidate.tune.kind == "training" else bench.candidate_model
-        model = make(candidate, seed, Path(fresh))
+        model = bench.model(candidate, seed, Path(fresh))
     metrics = bench.score(model, candidate, CONFIRMATION, repeat).metrics
     return {name: metrics[name] for name in candidate.tune.objectives}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfd.errors import UserError
 from sfd.params import Params, SpaceParams, parse_params
-from sfd.pipeline import published_fingerprint, stage_fingerprint
+from sfd.pipeline import published_fingerprint, select, stage_fingerprint
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -89,10 +89,7 @@ def _fits(params: Params, values: Mapping[str, Any]) -> bool:
 
 def current_value(params: Params, key: str) -> Any:
     """What a dotted key is now; None if a section on its way is null."""
-    node: Any = params.model_dump(mode="json", by_alias=True)
-    for name in key.split("."):
-        node = None if node is None else node[int(name)] if isinstance(node, list) else node[name]
-    return node
+    return select(params.model_dump(mode="json", by_alias=True), key)
 
 
 def with_values(params: Params, values: Mapping[str, Any]) -> Params:

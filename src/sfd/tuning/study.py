@@ -6,7 +6,7 @@ import shutil
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
 from sfd.params import Params, load_params
@@ -99,14 +99,12 @@ def signature(params: Params) -> str:
     """sha256 of everything that trials of one study share, so that unlike trials never meet in one study."""
     tree = params.model_dump(mode="json", by_alias=True)
     for key in (*params.tune.space, *WITHOUT_EFFECT, *(f"tune.{name}" for name in BUDGET)):
-        *way, last = key.split(".")
-        node: Any = tree
-        for name in way:
-            node = (node[int(name)] if isinstance(node, list) else node[name]) or {}
-        if isinstance(node, dict):
-            node.pop(last, None)
-        else:
+        way, _, last = key.rpartition(".")
+        node = select(tree, way)
+        if isinstance(node, list):
             node[int(last)] = None
+        elif node is not None:
+            node.pop(last, None)
     facts = {
         "params": {key: select(tree, key) for key in STAGES["tune"].params},
         "upstream": {name: published_fingerprint(name) for name in upstream(params)},

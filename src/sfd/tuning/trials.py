@@ -60,15 +60,12 @@ class Trials:
         return list(means.values())
 
     def _model(self, trial: "Trial", candidate: Params, folder: Path, run: Run) -> DiffusionModel:
-        if self.params.tune.kind == "sampling":
-            return self.bench.candidate_model(candidate, self.params.seed, folder)
-
         def look(model: DiffusionModel, step: int) -> None:
             scored = self.bench.score(model, candidate, STUDY, 0)
             run.log_metrics({f"intermediate/{name}": value for name, value in scored.metrics.items()}, step)
             self._report(trial, scored, step // self.params.tune.report_every, f"{step} steps")
 
-        return self.bench.train(candidate, self.params.seed, folder, look)
+        return self.bench.model(candidate, self.params.seed, folder, look)
 
     def _report(self, trial: "Trial", scored: Repeat, step: int, when: str) -> None:
         """Tells the pruner, whose steps count from 1; Optuna has none for several objectives."""

@@ -85,6 +85,15 @@ class Workbench:
         metrics["seconds_per_image"] = seconds
         return Repeat(metrics, pixels[:GRID_IMAGES], [classes[index] for index in indices[:GRID_IMAGES]])
 
+    def model(
+        self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
+    ) -> DiffusionModel:
+        """A candidate's model: kind `training` trains it (see :meth:`train`), kind `sampling` takes the trained one, refined at the
+        candidate's schedule if that is wanted."""
+        if self.trained is None:
+            return self.train(params, seed, folder, look)
+        return self.refine(self.trained, params, seed, folder) if params.tune.refine_steps else self.trained
+
     def train(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
     ) -> DiffusionModel:
@@ -119,11 +128,6 @@ class Workbench:
         if with_features not in self._opened:
             self._opened[with_features] = open_latents(params, RESULTS / "latents")
         return self._opened[with_features]
-
-    def candidate_model(self, params: Params, seed: int, folder: Path) -> DiffusionModel:
-        """The model of a candidate of kind `sampling`: the trained one, refined at the candidate's schedule if that is wanted."""
-        assert self.trained is not None
-        return self.refine(self.trained, params, seed, folder) if params.tune.refine_steps else self.trained
 
     def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:
         """A model trained for a range of offsets, trained on for ``tune.refine_steps`` steps at the schedule that it is sampled with."""
