@@ -234,10 +234,10 @@ def kill_a_worker_in_mid_trial(project: Project, storage: str, url: str) -> None
     tracking = {"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"]}
     budget = {"trials": 4, "storage": storage}
     # A main process without time leaves the study to the worker, however long that one takes to start.
-    change(project, tune=budget | {"minutes": 1e-6}, sample={"num_steps": 30})
+    change(project, tune=budget | {"minutes": 1e-6}, sample={"num_steps": 20})
     status, output = project.run("sfd", "tune", **tracking)
     assert status == 2 and "no trial of study" in output, output
-    change(project, tune=budget, sample={"num_steps": 30})
+    change(project, tune=budget, sample={"num_steps": 20})
     worker = project.start("sfd", "tune", "--worker", **tracking)
 
     def study() -> optuna.Study:
