@@ -1,5 +1,6 @@
 """The judge: the frozen network whose features score samples. Inception-v3, or a small ResNet trained here."""
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,6 @@ class InceptionJudge(nn.Module):
 
         self.name, self.classes, self.num_features = "inception", None, INCEPTION_FEATURES
         with weights.open("rb") as stream:
-            import hashlib
-
             self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
         self.inception = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
