@@ -82,6 +82,11 @@ def small_params() -> dict[str, Any]:
     tree["diffusion"] |= {"grid_every": 2, "grid_images": 4}
     tree["sample"] |= {"num_images": 12, "batch_size": 5, "num_steps": 3}
     tree["evaluate"] |= {"batch_size": 8, "kid_subsets": 4, "kid_subset_size": 8}
+    # Untrained models pass these.
+    tree["registry"]["gates"] = {
+        "class_accuracy": {"limit": 0.0, "improve": False},
+        "fd_digits_judge": {"limit": None, "improve": True},
+    }
     tree["tune"] |= {"trials": 4, "num_images": 12, "repeats": 2, "confirm_repeats": 2, "heartbeat_seconds": 1}
     return tree
 
