@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
 from sfd.evaluation.metrics import ERROR_PREFIX, FLOORS, combined_error, main_distance
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 PARAMS = Path("params.yaml")
-COMMIT, DIRTY, PARENT = "mlflow.source.git.commit", "sfd.git_dirty", "sfd.parent."
+COMMIT, DIRTY = "mlflow.source.git.commit", "sfd.git_dirty"
+PARENT, FINGERPRINT = "sfd.parent.", "fingerprint:"
+"""Tags of a run that name the runs of the stages it read; by fingerprint where a run was not known yet."""
 LISTED = ("class_accuracy", "memorised_fraction")
 SHORT = 12
 """Digits of a digest or commit in a table."""
@@ -119,38 +121,40 @@ def show_version(which: str | None) -> str:
 
 
 def _walk(store: "MlflowClient", run_id: str) -> "dict[str, MlflowRun | str]":
-    """Stage to its run, upstream of a run and with it, the last stage first. A string says which run is not there.
+    """Stage to its run, upstream of a run and with it, the last stage first. A string names a run that is not in the store.
 
     A parent whose records came later than its child's is named by fingerprint, and looked for by that.
     """
     from mlflow import MlflowException
 
-    found: dict[str, MlflowRun | str] = {}
-    waiting = {"register": run_id}
+    start = store.get_run(run_id)
+    found: dict[str, MlflowRun | str] = {"register": start}
+    waiting = _parents(start)
     while waiting:
-        stage, parent = waiting.popitem()
-        if stage in found:
+        stage, parent = waiting.pop()
+        if not isinstance(found.get(stage, ""), str):
             continue
         try:
-            run = store.get_run(parent) if ":" not in parent else _find_run(store, found, stage, parent)
+            run = _find_run(store, start.info.experiment_id, stage, parent)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             run = None
         found[stage] = run or parent
-        if run is not None:
-            waiting |= {
-                key.removeprefix(PARENT): value for key, value in run.data.tags.items() if key.startswith(PARENT)
-            }
+        waiting += _parents(run) if run else []
     return {stage: found[stage] for stage in reversed(STAGES) if stage in found}
 
 
-def _find_run(
-    store: "MlflowClient", known: "Mapping[str, MlflowRun | str]", stage: str, parent: str
-) -> "MlflowRun | None":
-    child: Any = known["register"]
-    query = f"tags.`sfd.stage` = '{stage}' and tags.`sfd.fingerprint` = '{parent.removeprefix('fingerprint:')}'"
-    runs = store.search_runs([child.info.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
+def _parents(run: "MlflowRun") -> list[tuple[str, str]]:
+    """Stages that a run read, each with its run."""
+    return [(key.removeprefix(PARENT), value) for key, value in run.data.tags.items() if key.startswith(PARENT)]
+
+
+def _find_run(store: "MlflowClient", experiment: str, stage: str, parent: str) -> "MlflowRun | None":
+    if not parent.startswith(FINGERPRINT):
+        return store.get_run(parent)
+    query = f"tags.`sfd.stage` = '{stage}' and tags.`sfd.fingerprint` = '{parent.removeprefix(FINGERPRINT)}'"
+    runs = store.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
     return runs[0] if runs else None
 
 
@@ -256,7 +260,7 @@ def _rebuild(version: Record, runs: "Mapping[str, MlflowRun | str]") -> str:
         "to rebuild it:",
         f"  git checkout {run.data.tags[COMMIT]}",
         *where,
-        f"  mlflow artifacts download --run-id {version.run_id} --artifact-path params.yaml --dst-path .",
+        f"  mlflow artifacts download -r {version.run_id} -a params.yaml -d .",
         "  dvc repro register",
     ]
     if run.data.tags.get(DIRTY) == "true":

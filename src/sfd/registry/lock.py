@@ -79,6 +79,8 @@ def _create(registry: "MlflowClient", lock: str, owner: Owner) -> bool:
     try:
         registry.create_registered_model(lock, tags=owner, description="Held while `sfd models promote` runs.")
     except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it was there, and went before MLflow could describe it
+            return _create(registry, lock, owner)
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         return _read(registry, lock).get("token") == owner["token"]

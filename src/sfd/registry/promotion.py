@@ -102,17 +102,14 @@ def _pass_gates(params: Params, version: Record, champion: Record | None, force:
     against = f"champion {champion.version}" if champion else "no champion yet"
     print(f"{version} of model `{version.name}`, {against}\n")
     print(gate_table(verdicts) if verdicts else "no gates: registry.gates in params.yaml is empty", flush=True)
-    failed = [verdict.metric for verdict in verdicts if not verdict.passed]
-    compares = any(gate.improve for gate in gates.values())
-    reasons = [f"gates fail: {', '.join(dict.fromkeys(failed))}"] if failed else []
-    if difference is not None and compares:
-        reasons = [f"{difference}; evaluate both alike, or give --force REASON"]
-    elif failed:
-        reasons[0] += "; --force REASON promotes in spite of them"
-    if reasons and force is None:
-        raise Refused(reasons[0])
-    if reasons:
-        print(f"\nforced ({force}) in spite of: {reasons[0].split(';')[0]}", flush=True)
+    failed = dict.fromkeys(verdict.metric for verdict in verdicts if not verdict.passed)
+    reason, remedy = f"gates fail: {', '.join(failed)}", "--force REASON promotes in spite of them"
+    if difference is not None and any(gate.improve for gate in gates.values()):
+        reason, remedy = difference, "evaluate both alike, or give --force REASON"
+    if failed and force is None:
+        raise Refused(f"{reason}; {remedy}")
+    if failed:
+        print(f"\nforced ({force}) in spite of: {reason}", flush=True)
     return verdicts
 
 
