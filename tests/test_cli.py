@@ -13,6 +13,12 @@ from sfd.errors import UserError
 
 SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
+    "models": [],
+    "models compare": ["first", "second"],
+    "models list": [],
+    "models promote": ["--force", "--to", "version"],
+    "models rollback": [],
+    "models show": ["version"],
     "params": ["--describe", "--file"],
     "show": [],
     "sync": [],

@@ -87,6 +87,8 @@ latents.statistics_images
 latents.store_features
 register.alias
 register.name
+registry.gates.KEY.improve
+registry.gates.KEY.limit
 sample.batch_size
 sample.guidance.kind
 sample.guidance.scale_semantic
@@ -217,7 +219,8 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     ]
     assert sorted(KEYS) == KEYS
     dumped = parse_params(DIGITS).model_dump(by_alias=True)
-    dumped["tune"]["space"] = {"KEY": next(iter(dumped["tune"]["space"].values()))}
+    for section, mapping in (("tune", "space"), ("registry", "gates")):
+        dumped[section][mapping] = {"KEY": next(iter(dumped[section][mapping].values()))}
     assert sorted(leaves(dumped)) == sorted(expanded)
 
 
@@ -319,6 +322,7 @@ def test_whole_numbers_for_fractions_lists_and_nulls_are_accepted(key: str, valu
 
 
 PRETRAINED_JUDGE = {"judge.source": "pretrained", "judge.name": "inception", "judge.training": None}
+FID_GATE = {"registry.gates": {"fid": {"limit": 4.0, "improve": True}}}
 CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
 
 
@@ -353,6 +357,19 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
         ({"sample.guidance.weak_model": "models/b"}, ["weak_model is needed", "no other kind"]),
         ({"sample.guidance.kind": "none"}, ["kind is `none`", "scales must be 1"]),
         (CFG | {"diffusion.model.class_dropout": 0}, ["class_dropout must be above 0"]),
+        ({"registry.gates": {"fd_digit_judge": {"limit": 1.0}}}, ["no metric `fd_digit_judge`", "`fd_digits_judge`"]),
+        ({"registry.gates": {"fid": {"limit": 1.0}}}, ["judge `digits_judge` gives no metric `fid`"]),
+        ({"judge.name": "eye"}, ["no metric `fd_digits_judge`"]),
+        ({"registry.gates": {"kid": {"improve": True}}}, ["kid.improve", "standard error (fd_digits_judge", "limit"]),
+        ({"registry.gates": {"fd_heldout": {"improve": True}}}, ["fd_heldout.improve", "standard error"]),
+        ({"registry.gates": {"recall": {"limit": None}}}, ["a gate needs a limit, or improve: true"]),
+        (
+            {"registry.gates": {"recall": {"limits": 0.5}}},
+            ["unknown key `registry.gates.recall.limits`", "recall.limit`"],
+        ),
+        (PRETRAINED_JUDGE | {"registry.gates": {"class_accuracy": {"limit": 0.9}}}, ["no metric `class_accuracy`"]),
+        ({"register.alias": "champion"}, ["alias `champion`", "`sfd models promote`"]),
+        ({"register.alias": "previous"}, ["alias `previous`"]),
     ],
 )
 def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any], named: list[str]) -> None:
@@ -367,8 +384,10 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"data.image_size": 64, "encoder.input_size": 64},
         {"encoder.source": "file", "encoder.file": "vit.safetensors", "encoder.training": None},
         {"texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 64},
-        PRETRAINED_JUDGE,
-        PRETRAINED_JUDGE | {"judge.source": "file", "judge.file": "w.pth"},
+        PRETRAINED_JUDGE | FID_GATE,
+        PRETRAINED_JUDGE | FID_GATE | {"judge.source": "file", "judge.file": "w.pth"},
+        {"registry.gates": {}},
+        {"registry.gates": {"kid": {"limit": 0.01}, "fd_heldout": {"limit": 1}, "recall": {"improve": True}}},
         {"latents.store_features": False, "diffusion.loss.repa_weight": 0},
         {"diffusion.model.patch_size": 2, "diffusion.loss.repa_weight": 0},
         {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,7 +12,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Semantic-First Diffusion: params, verification, tracking. The pipeline itself is run by `dvc repro`.",
+    help="Semantic-First Diffusion: params, verification, tracking, registry. The pipeline itself is run by `dvc repro`.",
 )
 
 ParamsFile = Annotated[Path, typer.Option("--file", help="The params file to read.")]
@@ -89,6 +89,69 @@ def apply(
     from sfd.tuning.study import apply_study
 
     typer.echo(apply_study(name, trial))
+
+
+models = typer.Typer(
+    no_args_is_help=True, help="The versions in the model registry: compare them, and say which one is in use."
+)
+app.add_typer(models, name="models")
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number or alias.")]
+
+
+@models.command("list")
+def list_models() -> None:
+    """List the versions with their aliases and main metrics."""
+    from sfd.registry.lineage import list_versions
+
+    typer.echo(list_versions())
+
+
+@models.command("show")
+def show_model(
+    version: Annotated[
+        str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, the champion.")
+    ] = None,
+) -> None:
+    """Say where a version comes from, how good it is, and how to rebuild it."""
+    from sfd.registry.lineage import show_version
+
+    typer.echo(show_version(version))
+
+
+@models.command("compare")
+def compare_models(first: Version, second: Version) -> None:
+    """Compare the metrics and parameters of two versions."""
+    from sfd.registry.lineage import compare_versions
+
+    typer.echo(compare_versions(first, second))
+
+
+@models.command()
+def promote(
+    version: Annotated[
+        str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, `register.alias`.")
+    ] = None,
+    to: Annotated[Literal["champion"], typer.Option(help="The alias to give.")] = "champion",  # noqa: ARG001  # the only one
+    force: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Promote in spite of failing gates; the reason is kept.")
+    ] = None,
+) -> None:
+    """Make a version the champion if it passes the gates of params.yaml; exit 1 if it does not."""
+    from sfd.registry import promotion
+
+    try:
+        typer.echo(promotion.promote(version, force))
+    except promotion.Refused as reason:
+        typer.echo(f"refused: {reason}", err=True)
+        raise typer.Exit(1) from None
+
+
+@models.command()
+def rollback() -> None:
+    """Make the previous champion the champion again."""
+    from sfd.registry import promotion
+
+    typer.echo(promotion.rollback())
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic.fields import FieldInfo
 
 from sfd.errors import UserError
+from sfd.evaluation.metrics import FLOORS, INCEPTION, has_error, metric_names
 from sfd.models.sizes import SIZES
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -316,11 +317,47 @@ class EvaluateParams(Section):
     kid_subset_size: Positive = Field(1000, description="images per subset (at most the number of images)")
 
 
+CHAMPION, PREVIOUS = "champion", "previous"
+"""Aliases of the version in use, and of the one that it replaced."""
+
+
 class RegisterParams(Section):
     """The MLflow model registry."""
 
     name: str = Field(min_length=1, pattern=r"^[^/:]+$", description="registered model")
     alias: str = Field("candidate", pattern=r"^[a-zA-Z][\w-]*$", description="alias that the new version gets")
+
+    @model_validator(mode="after")
+    def _check_alias(self) -> "RegisterParams":
+        if self.alias in (CHAMPION, PREVIOUS):
+            raise ValueError(
+                f"alias `{self.alias}` is moved by `sfd models promote` and `rollback` alone: choose another one"
+            )
+        return self
+
+
+class GateParams(Section):
+    """What a version must show in one metric to become champion."""
+
+    limit: float | None = Field(None, description="the metric must be at least as good as this; null: no limit")
+    improve: bool = Field(
+        False,
+        description="the metric must be better than the champion's by more than the standard error of the difference",
+    )
+
+    @model_validator(mode="after")
+    def _check_form(self) -> "GateParams":
+        if self.limit is None and not self.improve:
+            raise ValueError("a gate needs a limit, or improve: true, or both")
+        return self
+
+
+class RegistryParams(Section):
+    """Promotion in the model registry (``sfd models``)."""
+
+    gates: dict[str, GateParams] = Field(
+        description="metric of the evaluation to `{limit, improve}`; whether lower or higher is better follows from the metric"
+    )
 
 
 class TrackingParams(Section):
@@ -429,6 +466,7 @@ class Params(Section):
     sample: SampleParams
     evaluate: EvaluateParams
     register_: RegisterParams = Field(alias="register", description="")
+    registry: RegistryParams
     tune: TuneParams
     tracking: TrackingParams
 
@@ -444,12 +482,9 @@ class Params(Section):
         _check_loss(self.diffusion.loss)
         _check_repa(self)
         _check_guidance(self.sample.guidance, self.diffusion.model)
-        _check_sampling_schedule(self.schedule, self.sample.schedule)
+        check_sampling_schedule(self.schedule, self.sample.schedule)
+        _check_gates(self.registry.gates, self.judge)
         return self
-
-
-FLOORS = ("heldout", "reconstruction")
-"""Metrics `fd_heldout` and `fd_reconstruction` are floors, so no judge may have these names."""
 
 
 def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams | JudgeParams) -> None:
@@ -547,8 +582,23 @@ def _check_guidance(guidance: GuidanceParams, model: ModelParams) -> None:
         )
 
 
-def _check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | None) -> None:
-    """A model can be sampled along times that its training has shown it."""
+def _check_gates(gates: dict[str, GateParams], judge: JudgeParams) -> None:
+    known = metric_names(judge.name, knows_classes=judge.name != INCEPTION)
+    for metric, gate in gates.items():
+        if metric not in known:
+            nearest = difflib.get_close_matches(metric, known, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"registry.gates.{metric}: judge `{judge.name}` gives no metric `{metric}`; nearest metric: `{nearest}`"
+            )
+        if gate.improve and not has_error(metric):
+            able = ", ".join(name for name in known if has_error(name))
+            raise ValueError(
+                f"registry.gates.{metric}.improve needs a metric with a standard error ({able}): give {metric} a limit instead"
+            )
+
+
+def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | None) -> None:
+    """A model can be sampled along times that its training has shown it. Raises :class:`ValueError` otherwise."""
     if sampled is None:
         if trained.kind == "offset" and isinstance(trained.tau, TauRange):
             raise ValueError(
@@ -595,8 +645,13 @@ def load_params(path: Path) -> Params:
     Raises:
         UserError: the file cannot be read or is not YAML, a key is unknown or missing, or a value breaks its rule.
     """
+    return parse_params(read_tree(path), str(path))
+
+
+def read_tree(path: Path) -> Any:
+    """The content of a params file, unchecked. Raises :class:`UserError` if it cannot be read or is not YAML."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; run in the project's folder, or copy a file from presets/ there"
@@ -605,7 +660,6 @@ def load_params(path: Path) -> Params:
         raise UserError(f"{path} cannot be read: {error.strerror}; give the path of a params file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_params(raw, str(path))
 
 
 def parse_params(raw: object, origin: str = "params") -> Params:

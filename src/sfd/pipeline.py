@@ -55,7 +55,7 @@ STAGES: dict[str, Inputs] = {
     "evaluate": Inputs(
         ("seed", "data.image_size", "data.mirror", "evaluate"), ("prepare", "texture_vae", "judge", "sample")
     ),
-    "register": Inputs(("sample", "register"), ("texture_vae", "diffusion", "sample", "evaluate")),
+    "register": Inputs(("sample", "register"), ("prepare", "texture_vae", "diffusion", "sample", "evaluate")),
     "tune": Inputs(("seed", "data.image_size", "data.mirror", "schedule", "diffusion", "sample", "evaluate", "tune")),
 }
 """The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal. What `tune` reads depends on the kind of its study."""
@@ -149,7 +149,7 @@ def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]
     ``upstream`` replaces what :data:`STAGES` says that the stage reads.
     SIGTERM raises ``SystemExit`` in the stage; training saves a checkpoint first.
     """
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    signal.signal(signal.SIGTERM, exit_on_sigterm)
     try:
         params = load_params(Path("params.yaml"))
         upstream = STAGES[name].upstream if upstream is None else upstream
@@ -172,7 +172,8 @@ def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]
         sys.exit(2)
 
 
-def _exit_on_sigterm(_signal: int, _frame: object) -> None:
+def exit_on_sigterm(_signal: int, _frame: object) -> None:
+    """A handler of SIGTERM that unwinds the stack, so that locks are released and work is kept."""
     sys.exit(128 + signal.SIGTERM)
 
 
@@ -243,7 +244,7 @@ def _lock(work: Path) -> Iterator[None]:
     lock = FileLock(work.parent / f"{work.name}.lock")
     known = owner.read_text().strip() if owner.is_file() else ""
     try:
-        lock.acquire(timeout=ORPHANS_WAIT_S if known and not _is_alive(int(known)) else 0)
+        lock.acquire(timeout=ORPHANS_WAIT_S if known and not is_alive(int(known)) else 0)
     except Timeout:
         known = owner.read_text().strip() if owner.is_file() else "unknown"
         raise UserError(
@@ -256,7 +257,8 @@ def _lock(work: Path) -> Iterator[None]:
         lock.release()
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 
 from sfd.errors import UserError
-from sfd.params import FLOORS
-
-SHOWN = ("class_accuracy", "precision", "recall", "memorised_fraction", "num_images")
+from sfd.evaluation.metrics import FLOORS, MAIN, main_distance
 
 
 def summarise(results: Path) -> str:
@@ -25,10 +23,9 @@ def summarise(results: Path) -> str:
             raise UserError(f"{file} is missing, so the graph has not been run to its end; run `dvc repro`")
     metrics: dict[str, float] = json.loads(metrics_file.read_text(encoding="utf-8"))
     version: dict[str, str] = json.loads(version_file.read_text(encoding="utf-8"))
-    distances = [key for key in metrics if key == "fid" or key.startswith("fd_")]
-    distance = next(key for key in distances if key.removeprefix("fd_") not in FLOORS)
+    distance = main_distance(metrics)
     floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in reversed(FLOORS))
-    numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
+    numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in MAIN if key in metrics)
     return "\n".join(
         [
             f"samples  {grid} ({grid.parent / 'images'}: one PNG each)",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import Features, Sets, compare, extract, score
 from sfd.evaluation.memorisation import memorisation
+from sfd.evaluation.metrics import has_error, metric_names
 from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
 
@@ -192,7 +193,11 @@ def test_the_keys_of_a_classifying_judge() -> None:
         f"{name}_{floor}" for name in ("fd", "kid", "precision", "recall") for floor in ("heldout", "reconstruction")
     }
     own = {"fd_small", "kid", "kid_std", "precision", "recall", "is_small", "num_images", "memorised_fraction"}
-    assert set(metrics) == own | floors | {"class_accuracy", "class_accuracy_heldout"}
+    accuracies = {"class_accuracy", "class_accuracy_heldout"}
+    errors = {f"se_{name}" for name in ("fd_small", "class_accuracy", "precision", "recall", "memorised_fraction")}
+    assert set(metrics) == own | floors | accuracies | errors
+    assert own | floors | accuracies == set(metric_names("small", knows_classes=True))
+    assert errors == {f"se_{name}" for name in metrics if not name.startswith("se_") and has_error(name)}
     assert metrics["num_images"] == 60
     assert all(type(value) is float for value in metrics.values())
 
@@ -201,7 +206,8 @@ def test_fid_and_inception_score_are_names_for_inception_only() -> None:
     judge = SmallJudge("inception")
     judge.classes = None
     metrics = score_digits(judge, digit_sets(judge))
-    assert {"fid", "inception_score", "fd_heldout"} <= set(metrics)
+    assert {"fid", "se_fid", "inception_score", "fd_heldout"} <= set(metrics)
+    assert set(metric_names("inception", knows_classes=False)) == {key for key in metrics if not key.startswith("se_")}
     assert not {"fd_inception", "is_inception", "class_accuracy"} & set(metrics)
     assert not {"fid", "inception_score"} & set(score_digits(SmallJudge(), digit_sets(SmallJudge())))
 
@@ -219,6 +225,14 @@ def test_class_accuracy_counts_the_samples_that_are_what_was_asked_for() -> None
     asked = sets.samples.logits.argmax(dim=1)
     asked[:15] = (asked[:15] + 1) % 10
     assert score_digits(judge, replace(sets, sample_labels=asked))["class_accuracy"] == pytest.approx(45 / 60)
+
+
+def test_a_fraction_has_the_standard_error_of_its_count_and_a_distance_that_of_fresh_samples() -> None:
+    judge = SmallJudge()
+    metrics = score_digits(judge, digit_sets(judge))
+    for name in ("class_accuracy", "precision", "recall", "memorised_fraction"):
+        assert metrics[f"se_{name}"] == pytest.approx((metrics[name] * (1 - metrics[name]) / 60) ** 0.5)
+    assert 0.0 < metrics["se_fd_small"] < metrics["fd_small"]
 
 
 def test_labels_beyond_the_classes_of_the_judge_are_refused() -> None:

@@ -77,6 +77,12 @@ def runs_of(project: Project) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], "tags.`sfd.study` != ''"))
 
 
+def registered_models(project: Project) -> list[Any]:
+    from mlflow import MlflowClient
+
+    return list(MlflowClient(registry_uri=f"sqlite:///{project.folder}/mlruns/mlflow.db").search_registered_models())
+
+
 def test_a_study_ends_in_a_report_in_runs_that_name_their_trials_and_in_values_that_dvc_takes_up(
     project: Project,
 ) -> None:
@@ -97,6 +103,7 @@ def test_a_study_ends_in_a_report_in_runs_that_name_their_trials_and_in_values_t
     names = set(study.user_attrs["confirmation"])
     assert {"params.yaml", "tau = 0.3", "tau = 0"} < names and len(names) == 4
     assert all(len(scores["values"]["fd"]) == 2 for scores in study.user_attrs["confirmation"].values())
+    assert registered_models(project) == [], "no trial ever shadows a candidate or champion"
     report = project.result("tune") / "report.html"
     assert "tau = 0.3" in report.read_text() and (project.result("tune") / "best.yaml").is_file()
 
@@ -154,6 +161,7 @@ def test_trials_that_train_reuse_the_latents_and_poor_ones_are_pruned(project: P
         run = next(run for run in runs_of(project) if run.data.tags.get("sfd.trial") == str(trial.number))
         assert run.info.status == ("FINISHED" if trial.state.name == "COMPLETE" else "KILLED")
         assert "intermediate/fd" in run.data.metrics
+    assert registered_models(project) == []
     confirmed = study.user_attrs["confirmation"]
     assert confirmed["params.yaml"]["values"] == confirmed["tau = 0.3"]["values"], "the same parameters, measured once"
 

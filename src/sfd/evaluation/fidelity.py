@@ -16,11 +16,10 @@ from torch import Tensor
 
 from sfd.errors import UserError
 from sfd.evaluation.memorisation import Memorisation
-from sfd.params import FLOORS, EvaluateParams
+from sfd.evaluation.metrics import ERROR_PREFIX, FLOOR_METRICS, FLOORS, distance_name, inception_score_name
+from sfd.evaluation.uncertainty import binomial_error, frechet_error
+from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
-
-INCEPTION = "inception"
-FLOOR_METRICS = ("fd", "kid", "precision", "recall")
 
 # Splits that the inception score averages over, as in its publication (arXiv 1606.03498).
 INCEPTION_SCORE_SPLITS = 10
@@ -166,6 +165,8 @@ def score(judge: Judge, sets: Sets, memorised: Memorisation, params: EvaluatePar
         ``class_accuracy_heldout``: the judge on real images. Both are absent unless the judge tells two or more classes
         of this dataset apart.
         ``num_images``, ``memorised_fraction``.
+        ``se_METRIC``: standard errors of the distance and of the samples' fractions. KID and the inception score have none: their
+        subsets overlap, so the spread over these does not give it.
 
     Raises:
         UserError: counts differ or are too small, the judge bears a reserved name, or labels exceed its classes.
@@ -173,9 +174,7 @@ def score(judge: Judge, sets: Sets, memorised: Memorisation, params: EvaluatePar
     _check_counts(sets)
     if judge.name in FLOORS:
         raise UserError(f"judge.name must not be {judge.name!r}: `fd_{judge.name}` names a floor; choose another name")
-    names = {"fd": f"fd_{judge.name}", "is": f"is_{judge.name}"}
-    if judge.name == INCEPTION:
-        names = {"fd": "fid", "is": "inception_score"}
+    names = {"fd": distance_name(judge.name), "is": inception_score_name(judge.name)}
 
     found = compare(sets.samples, sets.heldout, params, seed)
     metrics = {names.get(key, key): value for key, value in found.items()}
@@ -185,7 +184,19 @@ def score(judge: Judge, sets: Sets, memorised: Memorisation, params: EvaluatePar
     if judge.classes is not None and judge.classes > 1:
         metrics["class_accuracy"] = class_accuracy(sets.samples, sets.sample_labels, judge)
         metrics["class_accuracy_heldout"] = class_accuracy(sets.heldout, sets.heldout_labels, judge)
-    return metrics | {"num_images": float(len(sets.samples)), "memorised_fraction": memorised.memorised_fraction}
+    metrics |= {"num_images": float(len(sets.samples)), "memorised_fraction": memorised.memorised_fraction}
+    return metrics | _standard_errors(metrics, names["fd"], sets, memorised, seed)
+
+
+def _standard_errors(
+    metrics: dict[str, float], distance: str, sets: Sets, memorised: Memorisation, seed: int
+) -> dict[str, float]:
+    """By the names of :func:`score`. All fractions count samples but recall, which counts as many reference images."""
+    counts = dict.fromkeys(("class_accuracy", "precision", "recall"), len(sets.samples))
+    counts["memorised_fraction"] = len(memorised.table)
+    errors = {distance: frechet_error(sets.samples.features, sets.heldout.features, seed)}
+    errors |= {name: binomial_error(metrics[name], count) for name, count in counts.items() if name in metrics}
+    return {ERROR_PREFIX + name: error for name, error in errors.items()}
 
 
 def _check_counts(sets: Sets) -> None:

@@ -1,5 +1,6 @@
 """Stage ``evaluate``: puts samples, held-out images and their floors before the judge."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,8 +29,9 @@ NUM_CLOSEST = 12
 def evaluate(
     params: EvaluateParams, data: Prepared, judge: Judge, vae: TextureVae, samples: Path, seed: int, out: Path
 ) -> tuple[dict[str, float], list[Path]]:
-    """Writes ``metrics.json``, ``nearest.csv`` and ``nearest.png``; returns the metrics and the files.
+    """Writes ``metrics.json``, ``measurement.json``, ``nearest.csv`` and ``nearest.png``; returns the metrics and the files.
 
+    ``measurement.json`` says what the metrics were measured with: only metrics of equal measurements can be compared.
     All sets have the same count: that of the smaller of samples and held-out images (and training images).
     """
     table, heldout, train = read_table(samples), data.images(HELDOUT), data.images(TRAIN)
@@ -50,9 +52,25 @@ def evaluate(
     memorised = memorisation(sample_features.features, everything.features, heldout_features.features)
     metrics = score(judge, sets, memorised, params, seed)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    _write_measurement(params, judge, heldout, heldout_rows, out / "measurement.json")
     memorised.table.to_csv(out / "nearest.csv", index=False)
     _picture_nearest(memorised, table, samples, train, out / "nearest.png")
-    return metrics, [out / "metrics.json", out / "nearest.csv", out / "nearest.png"]
+    return metrics, [out / name for name in ("metrics.json", "measurement.json", "nearest.csv", "nearest.png")]
+
+
+def _write_measurement(
+    params: EvaluateParams, judge: Judge, heldout: ManifestImages, rows: Sequence[int], file: Path
+) -> None:
+    """The judge, the reference (a digest of its images' sha256 in order), how many images, and all options but the batch size."""
+    facts = {
+        "judge": judge.name,
+        "judge_digest": judge.digest,
+        "num_images": len(rows),
+        "image_size": heldout.size,
+        "reference": hashlib.sha256("\n".join(heldout.sha256[row] for row in rows).encode()).hexdigest(),
+        **params.model_dump(exclude={"batch_size"}),
+    }
+    file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:

@@ -1,18 +1,22 @@
 """A version of the model registry, ready to draw images."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
-from sfd.generation import ImageGenerator
 from sfd.params import SampleParams
 from sfd.tracking import client, registry_uri, tracking_uri
 from sfd.tracking.delivery import Store, StoreAway
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+    from sfd.generation import ImageGenerator
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,31 @@ class RegisteredModel:
 
     name: str
     version: str
-    images: ImageGenerator
+    images: "ImageGenerator"
     sample: SampleParams
+
+
+@contextmanager
+def open_registry(missing: str = "") -> Iterator["MlflowClient"]:
+    """A client of the store and its registry; whatever the store refuses to the block becomes one line.
+
+    ``missing``: what to say when the store lacks what the block asks for.
+
+    Raises:
+        UserError: the store does not answer, or refuses.
+    """
+    from mlflow import MlflowException
+
+    store = Store(Path())
+    try:
+        store.probe()
+        yield client()
+    except StoreAway as error:
+        raise UserError(f"MLflow at {store.name} is away ({error}); start it, or correct MLFLOW_TRACKING_URI") from None
+    except MlflowException as error:
+        if missing and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise UserError(f"{missing} at {store.name}; `sfd models list` shows what there is") from None
+        raise UserError(f"MLflow at {store.name} refuses: {store.describe(error)}") from None
 
 
 def find_version(name: str, which: str) -> "ModelVersion":
@@ -31,24 +58,11 @@ def find_version(name: str, which: str) -> "ModelVersion":
     Raises:
         UserError: the store does not answer, or has no such model, version or alias.
     """
-    from mlflow import MlflowException
-
-    store = Store(Path())
-    try:
-        store.probe()
-        registry = client()
+    what = f"version {which}" if which.isdecimal() else f"alias `{which}`"
+    with open_registry(f"there is no {what} of model `{name}`") as registry:
         if which.isdecimal():
             return registry.get_model_version(name, which)
         return registry.get_model_version_by_alias(name, which)
-    except StoreAway as error:
-        raise UserError(f"MLflow at {store.name} is away ({error}); start it, or correct MLFLOW_TRACKING_URI") from None
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UserError(f"MLflow at {store.name} refuses: {store.describe(error)}") from None
-        what = f"version {which}" if which.isdecimal() else f"alias `{which}`"
-        raise UserError(
-            f"there is no {what} of model `{name}` at {store.name}; `sfd models list` shows what there is"
-        ) from None
 
 
 def load_registered(name: str, which: str) -> RegisteredModel:
@@ -60,6 +74,8 @@ def load_registered(name: str, which: str) -> RegisteredModel:
     import mlflow
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
+
+    from sfd.generation import ImageGenerator
 
     # A `models:/` address is looked up in MLflow's process-wide stores, whatever a call says.
     mlflow.set_tracking_uri(tracking_uri())

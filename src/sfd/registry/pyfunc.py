@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from sfd.generation import ImageGenerator
-from sfd.params import SampleParams
+from sfd.params import SampleParams, ScheduleParams, check_sampling_schedule
+from sfd.registry.register import MODELS_OWN_TAU
 
 
 class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is not typed
@@ -27,7 +28,8 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
 
         Args:
             model_input: columns ``label`` (class name) and ``seed`` (0 or more; the seeds of ``samples.csv`` give those images).
-            params: ``num_steps``, ``scale_texture``, ``scale_semantic``; a value of 0 means the default of the model.
+            params: ``num_steps``, ``scale_texture``, ``scale_semantic``, where 0 means the default of the model, and ``tau``, the
+                offset of a model that was trained for a range of them, where -1 means the default.
 
         Raises:
             mlflow.MlflowException: an unknown class, a negative seed or an impossible parameter (HTTP 400).
@@ -55,12 +57,17 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
 
     def _settings(self, params: dict[str, Any]) -> SampleParams:
         """The model's own settings with the request's values in their place; checked by the same rules."""
-        given = {key: value for key, value in params.items() if value}
+        tau = params.get("tau", MODELS_OWN_TAU)
+        given = {key: value for key, value in params.items() if value and key != "tau"}
         tree = self.defaults.model_dump()
         tree |= {"num_steps": given.pop("num_steps", self.defaults.num_steps)}
         if given:
             kind = "cfg" if self.defaults.guidance.kind == "none" else self.defaults.guidance.kind
             tree["guidance"] |= {"kind": kind, **given}
+        if tau != MODELS_OWN_TAU:
+            trained = self.images.model.schedule_params
+            tree["schedule"] = trained.model_dump() | {"kind": "offset", "tau": tau}
+            check_sampling_schedule(trained, ScheduleParams.model_validate(tree["schedule"]))
         return SampleParams.model_validate(tree)
 
 

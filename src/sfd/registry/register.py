@@ -1,17 +1,22 @@
-"""Stage ``register``: a self-contained model version with an alias."""
+"""Stage ``register``: a self-contained model version that says how it was measured, with an alias."""
 
 import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfd.data.prepare import SUMMARY_NAME
 from sfd.errors import UserError
 from sfd.params import RegisterParams, SampleParams
+from sfd.registry.smoke import choose_labels, run_smoke
+from sfd.registry.versions import DATA, MEASURED, METRIC, SMOKE
 from sfd.tracking import client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+MODELS_OWN_TAU = -1.0
+"""Of the request's ``tau``: the schedule that the model was registered with."""
 REQUIREMENTS = (
     "mlflow",
     "torch",
@@ -31,16 +36,24 @@ REQUIREMENTS = (
 
 
 def register(
-    params: RegisterParams, sample: SampleParams, folders: dict[str, Path], metrics: Path, run_id: str, out: Path
+    params: RegisterParams,
+    sample: SampleParams,
+    folders: dict[str, Path],
+    tags: dict[str, str],
+    run_id: str,
+    out: Path,
 ) -> "ModelVersion":
-    """Logs the model to the stage's run, registers it, moves the alias, and writes ``version.json``.
+    """Logs the model to the stage's run, registers it, draws its smoke images, moves the alias, and writes ``version.json``.
+
+    The alias moves last, so that a version that has it is complete and answers by itself.
 
     Args:
         folders: artifacts by name: ``diffusion`` and ``texture_vae``.
-        metrics: ``metrics.json`` of the evaluation; its values become tags of the version.
+        tags: of the version, see :func:`describe`.
 
     Raises:
-        UserError: the model needs files that a registered version cannot carry (AutoGuidance's weak model), or the store refuses.
+        UserError: the model needs files that a registered version cannot carry (AutoGuidance's weak model), the store refuses, or
+            the registered version does not answer in a process of its own.
     """
     import mlflow
     import pandas as pd
@@ -51,7 +64,7 @@ def register(
         )
     settings = out / "sample.json"
     settings.write_text(sample.model_dump_json())
-    label = json.loads((folders["diffusion"] / "config.json").read_text())["classes"][0]
+    labels = choose_labels(json.loads((folders["diffusion"] / "config.json").read_text())["classes"])
     mlflow.set_tracking_uri(tracking_uri())
     try:
         with mlflow.start_run(run_id=run_id):
@@ -62,26 +75,32 @@ def register(
                 code_paths=[str(Path(__file__).parents[1])],
                 pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS],
                 signature=_signature(),
-                input_example=pd.DataFrame({"label": [label], "seed": [0]}),
+                input_example=pd.DataFrame({"label": [labels[0]], "seed": [0]}),
                 registered_model_name=params.name,
             )
     except mlflow.MlflowException as error:
         raise UserError(
             f"MLflow at {tracking_uri()} did not take the model: {' '.join(str(error).split())[:300]}; run `dvc repro` again when it does"
         ) from error
-    store = client()
-    created = store.get_model_version(params.name, str(info.registered_model_version))
-    for name, value in json.loads(metrics.read_text()).items():
-        store.set_model_version_tag(params.name, created.version, f"metric.{name}", str(value))
-    store.set_registered_model_alias(params.name, params.alias, created.version)
+    store, created = client(), str(info.registered_model_version)
+    for key, value in (tags | {SMOKE: run_smoke(params.name, created, labels).to_tag()}).items():
+        store.set_model_version_tag(params.name, created, key, value)
+    store.set_registered_model_alias(params.name, params.alias, created)
+    written = {"name": params.name, "version": created, "alias": params.alias, "tracking_uri": tracking_uri()}
+    (out / "version.json").write_text(json.dumps(written, indent=2) + "\n")
+    return store.get_model_version(params.name, created)
+
+
+def describe(evaluated: Path, prepared: Path) -> dict[str, str]:
+    """Tags that say how good a version is, how that was measured, and on what data; from the folders of those stages."""
+    summary = json.loads((prepared / SUMMARY_NAME).read_text())
+    summary["num_classes"] = len(summary.pop("classes"))
     facts = {
-        "name": params.name,
-        "version": str(created.version),
-        "alias": params.alias,
-        "tracking_uri": tracking_uri(),
+        METRIC: json.loads((evaluated / "metrics.json").read_text()),
+        MEASURED: json.loads((evaluated / "measurement.json").read_text()),
+        DATA: summary,
     }
-    (out / "version.json").write_text(json.dumps(facts, indent=2) + "\n")
-    return created
+    return {prefix + key: str(value) for prefix, values in facts.items() for key, value in values.items()}
 
 
 def _signature() -> Any:
@@ -94,6 +113,7 @@ def _signature() -> Any:
             ParamSpec("num_steps", DataType.long, 0),
             ParamSpec("scale_texture", DataType.double, 0.0),
             ParamSpec("scale_semantic", DataType.double, 0.0),
+            ParamSpec("tau", DataType.double, MODELS_OWN_TAU),
         ]
     )
     return ModelSignature(inputs, Schema([ColSpec(DataType.binary, "png")]), params)

@@ -129,7 +129,7 @@ def start_run(
         deliverer = Deliverer(folder, writer.journal)
         run = Run(fingerprint, writer, deliverer)
         writer.add_values("parents", dict(parents))
-        run.log_tags(_describe_origin(folder, stage) | _describe_machine())
+        run.log_tags(describe_origin(folder, stage) | _describe_machine())
         deliverer.start()
         try:
             yield run
@@ -173,7 +173,7 @@ def _cut(what: str, text: str, limit: int) -> str:
     return text[:limit]
 
 
-def _describe_origin(folder: Path, stage: str) -> dict[str, str]:
+def describe_origin(folder: Path, stage: str) -> dict[str, str]:
     """Tags that say which code and which data made the run, where git and dvc.lock know."""
     tags = {}
     commit = _git(folder, "rev-parse", "HEAD")

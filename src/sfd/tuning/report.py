@@ -14,6 +14,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sfd.errors import UserError
+from sfd.tables import as_text
 from sfd.tuning.figures import BASELINE, Picture, draw_study, short_names, with_direction
 from sfd.tuning.statistics import Comparison, Direction, Estimate, compare, estimate
 
@@ -249,13 +250,9 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def _as_text(content: Table) -> str:
-    """Columns as wide as their widest cell, numbers and text alike from the left."""
+    """The table with a column of marks before it."""
     marks = [MARK if kind == BEST else "" for kind in content.kinds]
-    rows = [["", *content.head], *([mark, *row] for mark, row in zip(marks, content.rows, strict=True))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return as_text([["", *content.head], *([mark, *row] for mark, row in zip(marks, content.rows, strict=True))])
 
 
 def _write_csv(study: Study, file: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
+from sfd.evaluation.metrics import is_higher_better
 from sfd.params import Params, load_params
 from sfd.pipeline import RESULTS, STAGES, Stage, published_fingerprint, select, stage
 from sfd.tuning.queue import Queue, check_storage, hide_password, run
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from sfd.tuning.workbench import Workbench
 
 PARAMS = Path("params.yaml")
-MAXIMISED = ("class_accuracy",)
 PARENT_WAIT_S = 10.0
 BUDGET = ("trials", "minutes", "storage", "heartbeat_seconds", "confirm_repeats")
 """Keys of `tune` that may change while a study goes on."""
@@ -156,7 +156,7 @@ def open_study(params: Params) -> Queue:
     """The study, new or continued. Raises :class:`UserError` if it is another one of the same name."""
     tune, names = params.tune, list(params.tune.objectives)
     directions: list[Literal["maximize", "minimize"]] = [
-        "maximize" if name in MAXIMISED else "minimize" for name in names
+        "maximize" if is_higher_better(name) else "minimize" for name in names
     ]
     queue = Queue.create(tune, params.seed, directions, reports(params))
     study = queue.study

@@ -1,0 +1,54 @@
+"""Standard errors of metrics, so that two models can be told apart beyond the chance of one set of samples.
+
+Only the samples are random here: models are compared on the same reference, whose own chance is common to both.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sfd.seeding import generator
+
+RESAMPLES = 20
+"""Bootstrap resamples. What B of them give is itself known to about 1 / sqrt(2 * (B - 1)) of its value, whatever the metric and the
+number of images: 16 % for 20, enough to tell noise from progress. A resample of 50,000 images with 2,048 features costs 450 GFLOP,
+so that more would cost minutes."""
+
+
+def binomial_error(fraction: float, count: int) -> float:
+    """Standard error of the fraction of ``count`` independent images that have a property."""
+    return math.sqrt(fraction * (1.0 - fraction) / count)
+
+
+def frechet_error(samples: Tensor, reference: Tensor, seed: int) -> float:
+    """Standard error of the Frechet distance of samples from a reference, features (N, D) and (M, D), by the bootstrap.
+
+    Each of :data:`RESAMPLES` resamples draws N of the N samples with replacement (Efron 1979). With R the root of the reference's
+    covariance, ``trace(sqrt(S1 S2))`` is the sum of the roots of the eigenvalues of the symmetric ``R S1 R``: several times
+    cheaper than those of ``S1 S2``, which torch-fidelity takes.
+    """
+    features = samples.double()
+    mean, covariance = _moments(reference.double(), torch.ones(len(reference), dtype=torch.float64))
+    values, vectors = torch.linalg.eigh(covariance)
+    root = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+    distances = []
+    for number in range(RESAMPLES):
+        drawn = torch.randint(
+            len(features), (len(features),), generator=generator(seed, "evaluate/bootstrap/frechet", number)
+        )
+        counts = torch.bincount(drawn, minlength=len(features)).double()
+        resampled_mean, resampled = _moments(features, counts)
+        overlap = torch.linalg.eigvalsh(root @ resampled @ root).clamp_min(0.0).sqrt().sum()
+        distances.append(
+            (resampled_mean - mean).square().sum() + resampled.trace() + covariance.trace() - 2.0 * overlap
+        )
+    return float(torch.stack(distances).std())
+
+
+def _moments(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of features (N, D), each row standing there as often as ``counts`` (N,) says."""
+    number = counts.sum()
+    mean = counts @ features / number
+    centred = (features - mean) * counts.sqrt()[:, None]
+    return mean, centred.T @ centred / (number - 1.0)

@@ -1,0 +1,90 @@
+"""Gates: what a version must show before it becomes champion."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sfd.evaluation.metrics import ERROR_PREFIX, combined_error, is_higher_better
+from sfd.params import GateParams
+from sfd.registry.versions import Record
+from sfd.tables import as_text
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One rule of one gate. ``error``: the version's standard error; with a champion to beat, that of the difference."""
+
+    metric: str
+    version: float | None
+    champion: float | None
+    error: float | None
+    rule: str
+    passed: bool
+    reason: str
+
+
+def check_gates(
+    gates: Mapping[str, GateParams], version: Record, champion: Record | None, alike: bool
+) -> list[Verdict]:
+    """A verdict a rule. ``alike``: version and champion were measured in the same way; else a rule that compares them fails."""
+    verdicts = []
+    for metric, gate in gates.items():
+        if gate.limit is not None:
+            verdicts.append(_check_limit(metric, gate.limit, version, champion if alike else None))
+        if gate.improve:
+            verdicts.append(_check_improvement(metric, version, champion, alike))
+    return verdicts
+
+
+def _check_limit(metric: str, limit: float, version: Record, champion: Record | None) -> Verdict:
+    value, is_higher = version.metrics.get(metric), is_higher_better(metric)
+    passed = value is not None and (value >= limit if is_higher else value <= limit)
+    reason = "not measured" if value is None else "passes" if passed else f"off by {abs(value - limit):.3g}"
+    return Verdict(
+        metric,
+        value,
+        champion.metrics.get(metric) if champion else None,
+        version.metrics.get(ERROR_PREFIX + metric),
+        f"{'>=' if is_higher else '<='} {limit:g}",
+        passed,
+        reason,
+    )
+
+
+def _check_improvement(metric: str, version: Record, champion: Record | None, alike: bool) -> Verdict:
+    value, error = version.metrics.get(metric), version.metrics.get(ERROR_PREFIX + metric)
+    rule = "> champion + error" if is_higher_better(metric) else "< champion - error"
+    if value is None or error is None:
+        return Verdict(metric, value, None, error, rule, False, "not measured")
+    if champion is None:
+        return Verdict(metric, value, None, error, rule, True, "passes: no champion yet")
+    theirs, their_error = champion.metrics.get(metric), champion.metrics.get(ERROR_PREFIX + metric)
+    if not alike or theirs is None or their_error is None:
+        return Verdict(metric, value, None, error, rule, False, "cannot be compared")
+    combined = combined_error(error, their_error)
+    gain = value - theirs if is_higher_better(metric) else theirs - value
+    passed = gain > combined
+    reason = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3g}" if gain else "no better"
+    return Verdict(metric, value, theirs, combined, rule, passed, f"passes: {reason}" if passed else reason)
+
+
+def gate_table(verdicts: list[Verdict]) -> str:
+    """The verdicts as text, a row a rule, within 100 columns."""
+    head = ["metric", "this version", "champion", "error", "rule", "verdict"]
+    rows = [
+        [
+            verdict.metric,
+            number(verdict.version),
+            number(verdict.champion),
+            number(verdict.error, 2),
+            verdict.rule,
+            verdict.reason if verdict.passed else f"FAILS: {verdict.reason}",
+        ]
+        for verdict in verdicts
+    ]
+    legend = "error: the standard error; in a rule that compares, that of the difference"
+    return f"{as_text([head, *rows])}\n{legend}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A value for a table; a dash if there is none."""
+    return "-" if value is None else f"{value:.{digits}g}"

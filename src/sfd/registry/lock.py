@@ -1,0 +1,131 @@
+"""One promotion at a time, from whatever machine.
+
+MLflow moves an alias without asking what it was, but it takes the name of a registered model once. So a promotion holds a registered
+model ``NAME.promotion`` while it runs: creating it is one insert under a unique name, and exactly one of two wins.
+"""
+
+import getpass
+import os
+import platform
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sfd.errors import UserError
+from sfd.pipeline import exit_on_sigterm, is_alive
+from sfd.registry.load import open_registry
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Owner = dict[str, str]
+
+
+def who() -> str:
+    """User and host, for records."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{platform.node()}"
+
+
+def now() -> str:
+    """The time for records, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@contextmanager
+def promotion_lock(name: str) -> Iterator[None]:
+    """Holds the lock of a model for the block. Ctrl-C and SIGTERM release it; that of a dead process of this machine is taken over.
+
+    Raises:
+        UserError: another promotion holds it, or the store does not answer.
+    """
+    signal.signal(signal.SIGTERM, exit_on_sigterm)
+    lock, owner = f"{name}.promotion", _describe_myself()
+    try:
+        with open_registry() as registry:
+            if not _create(registry, lock, owner):
+                _take_over(registry, lock, owner)
+        yield
+    finally:
+        with open_registry() as registry:
+            if _read(registry, lock).get("token") == owner["token"]:
+                registry.delete_registered_model(lock)
+
+
+def _describe_myself() -> Owner:
+    return {"token": uuid.uuid4().hex, "who": who(), "since": now(), "machine": _machine(), "pid": str(os.getpid())}
+
+
+def _machine() -> str:
+    """Where a process id means something: the host since its start, and its namespace (containers may share a host's name)."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    parts = [platform.node()]
+    if boot.is_file():
+        parts += [boot.read_text(encoding="ascii").strip(), os.readlink(namespace)]
+    return " ".join(parts)
+
+
+def _create(registry: "MlflowClient", lock: str, owner: Owner) -> bool:
+    """Whether the registered model could be created, by this call or by one whose answer was lost."""
+    from mlflow import MlflowException
+
+    try:
+        registry.create_registered_model(lock, tags=owner, description="Held while `sfd models promote` runs.")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it was there, and went before MLflow could describe it
+            return _create(registry, lock, owner)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _read(registry, lock).get("token") == owner["token"]
+    return True
+
+
+def _read(registry: "MlflowClient", lock: str) -> Owner:
+    """Who holds the lock; empty if nobody does."""
+    from mlflow import MlflowException
+
+    try:
+        return dict(registry.get_registered_model(lock).tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+
+
+def _take_over(registry: "MlflowClient", lock: str, owner: Owner) -> None:
+    """Removes the lock of a dead process and takes it. Raises :class:`UserError` if its owner lives, or another one was quicker.
+
+    Only the holder of a second lock, which is named after the dead owner, may remove that owner's lock; and it looks once more
+    before it does. So nobody removes a lock that was taken in the meantime.
+    """
+    other = _read(registry, lock)
+    if other and (other.get("machine") != owner["machine"] or is_alive(int(other["pid"]))):
+        raise UserError(_describe_refusal(lock, other))
+    if other:
+        removal = f"{lock}.{other['token'][:8]}"
+        if not _create(registry, removal, owner):
+            raise UserError(_describe_refusal(lock, other))
+        try:
+            if _read(registry, lock).get("token") == other["token"]:
+                registry.delete_registered_model(lock)
+        finally:
+            registry.delete_registered_model(removal)
+    if not _create(registry, lock, owner):
+        raise UserError(_describe_refusal(lock, _read(registry, lock)))
+
+
+def _describe_refusal(lock: str, other: Owner) -> str:
+    holder = (
+        f"{other.get('who', 'somebody')}, process {other.get('pid', 'unknown')}, since {other.get('since', 'just now')}"
+    )
+    return (
+        f"another promotion is going on ({holder}); wait for it. If that process is gone, delete the registered model `{lock}` "
+        "in MLflow (`make ui`, Models), then try again"
+    )

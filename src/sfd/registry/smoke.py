@@ -1,0 +1,85 @@
+"""The smoke: a version answers by itself, in a fresh process, and still with the pixels of its registration."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sfd.errors import UserError
+from sfd.tracking import registry_uri, tracking_uri
+
+NUM_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """Images of some labels, with seeds 0, 1, ...: the digest of their pixels, and what they were made on."""
+
+    labels: tuple[str, ...]
+    sha256: str
+    device: str
+
+    def to_tag(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_tag(cls, tag: str) -> "Smoke":
+        """Inverse of :meth:`to_tag`."""
+        tree = json.loads(tag)
+        return cls(tuple(tree["labels"]), tree["sha256"], tree["device"])
+
+
+def choose_labels(classes: Sequence[str]) -> tuple[str, ...]:
+    """Labels of the smoke's images: the classes in turn."""
+    return tuple(classes[number % len(classes)] for number in range(NUM_IMAGES))
+
+
+def run_smoke(name: str, version: str, labels: Sequence[str]) -> Smoke:
+    """Draws the images from the registered artifact, with its own settings and code, in a fresh process.
+
+    Raises:
+        UserError: it cannot be loaded, does not answer with an image a row, or needs code that it does not carry.
+    """
+    what = f"version {version} of model `{name}`"
+    rows = [[label, seed] for seed, label in enumerate(labels)]
+    request = json.dumps({"model": f"models:/{name}/{version}", "rows": rows})
+    process = subprocess.run(
+        # -P keeps this folder off the path of the script, which lies in it.
+        [sys.executable, "-P", str(Path(__file__).with_name("smoke_process.py"))],
+        input=request,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(), "MLFLOW_REGISTRY_URI": registry_uri()},
+    )
+    if process.returncode != 0:
+        reason = (process.stderr.strip().splitlines() or ["it left no message"])[-1][:300]
+        raise UserError(f"{what} does not answer in a process of its own: {reason}")
+    found = json.loads(process.stdout.splitlines()[-1])
+    if found["images"] != len(labels):
+        raise UserError(f"{what} answers {len(labels)} rows with {found['images']} images")
+    if Path(found["code"]).is_relative_to(Path(__file__).parents[1]):
+        raise UserError(f"{what} does not carry its code: it ran with {found['code']}, so it would not run elsewhere")
+    return Smoke(tuple(labels), found["sha256"], found["device"])
+
+
+def check_smoke(recorded: Smoke, found: Smoke) -> str:
+    """What the smoke says, in words.
+
+    Raises:
+        UserError: pixels differ on a device of the same kind.
+    """
+    if found.device != recorded.device:
+        return (
+            f"{NUM_IMAGES} images; they were registered on another kind of device, where sums are rounded in another way, "
+            f"so their pixels are not compared ({recorded.device}; here: {found.device})"
+        )
+    if found.sha256 != recorded.sha256:
+        raise UserError(
+            f"its pixels differ from those of its registration (sha256 {found.sha256[:12]}, registered {recorded.sha256[:12]}) on the "
+            f"same kind of device ({found.device}): the artifact, or a library it needs, was changed since; register it again"
+        )
+    return f"{NUM_IMAGES} images, the same pixels as at registration"

@@ -1,0 +1,98 @@
+"""What stage ``register`` left with a version of the model, read back from its tags."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sfd.params import CHAMPION, RegisterParams
+from sfd.registry.load import find_version, open_registry
+from sfd.registry.smoke import Smoke
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+METRIC, MEASURED, DATA, PROMOTION, SMOKE = "metric.", "measured.", "data.", "promotion.", "smoke"
+"""Prefixes of the tags; ``smoke`` is one tag."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A version with its tags, sorted out. ``measured``: what its metrics were measured with; empty for one of an older sfd."""
+
+    name: str
+    version: str
+    run_id: str
+    created: datetime
+    aliases: tuple[str, ...]
+    metrics: dict[str, float]
+    measured: dict[str, str]
+    data: dict[str, str]
+    smoke: Smoke | None
+    promotions: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"version {self.version}"
+
+
+def read_version(name: str, which: str) -> Record:
+    """A version by its number or an alias. Raises :class:`UserError` as :func:`find_version` does."""
+    found = find_version(name, which)
+    return _sort_out(found, read_aliases(name))
+
+
+def read_champion(name: str) -> Record | None:
+    """The version in use; None if there is none yet."""
+    version = read_aliases(name).get(CHAMPION)
+    return None if version is None else read_version(name, version)
+
+
+def read_shown(register: RegisterParams, which: str | None) -> Record:
+    """The version that was asked for, or the champion, or while there is none the one with the alias of registration."""
+    champion = read_champion(register.name) if which is None else None
+    return champion or read_version(register.name, which or register.alias)
+
+
+def read_versions(name: str) -> list[Record]:
+    """All versions, newest first. Raises :class:`UserError` if there are none."""
+    aliases = read_aliases(name)
+    with open_registry() as registry:
+        found = registry.search_model_versions(f"name = '{name}'")
+    return sorted((_sort_out(each, aliases) for each in found), key=lambda record: -int(record.version))
+
+
+def read_aliases(name: str) -> dict[str, str]:
+    """Alias to version. Raises :class:`UserError` if there is no such model."""
+    with open_registry(f"there is no model `{name}`, which stage `register` makes,") as registry:
+        return {alias: str(version) for alias, version in registry.get_registered_model(name).aliases.items()}
+
+
+def _sort_out(found: "ModelVersion", aliases: Mapping[str, str]) -> Record:
+    version = str(found.version)
+
+    def tags(prefix: str) -> dict[str, str]:
+        return {key.removeprefix(prefix): value for key, value in found.tags.items() if key.startswith(prefix)}
+
+    return Record(
+        name=found.name,
+        version=version,
+        run_id=found.run_id,
+        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+        aliases=tuple(sorted(alias for alias, holder in aliases.items() if holder == version)),
+        metrics={key: float(value) for key, value in tags(METRIC).items()},
+        measured=tags(MEASURED),
+        data=tags(DATA),
+        smoke=Smoke.from_tag(found.tags[SMOKE]) if SMOKE in found.tags else None,
+        promotions=tags(PROMOTION),
+    )
+
+
+def describe_difference(version: Record, other: Record) -> str | None:
+    """What two measurements differ in, so that their metrics cannot be compared; None if they are alike."""
+    for record in (version, other):
+        if not record.measured:
+            return f"how {record} was measured is not recorded, because an older sfd registered it"
+    keys = dict.fromkeys([*version.measured, *other.measured])
+    pairs = {key: (version.measured.get(key, "none"), other.measured.get(key, "none")) for key in keys}
+    named = [f"{key} {mine[:12]} and {theirs[:12]}" for key, (mine, theirs) in pairs.items() if mine != theirs]
+    return f"{version} and {other} were measured differently: {', '.join(named)}" if named else None

@@ -1,0 +1,11 @@
+"""Plain text tables for the terminal."""
+
+from collections.abc import Sequence
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the head first: columns as wide as their widest cell, numbers and text alike from the left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

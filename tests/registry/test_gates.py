@@ -1,0 +1,122 @@
+"""Gates on records made by hand: limits, improvements beyond the error, what is missing, what cannot be compared."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from sfd.errors import UserError
+from sfd.params import GateParams
+from sfd.registry.gates import Verdict, check_gates, gate_table
+from sfd.registry.smoke import Smoke, check_smoke
+from sfd.registry.versions import Record, describe_difference
+
+MEASURED = {"judge": "eye", "judge_digest": "a" * 64, "num_images": "450", "reference": "b" * 64}
+
+
+def record(version: str = "2", **metrics: float) -> Record:
+    time = datetime.fromtimestamp(0, UTC)
+    return Record("digits", version, "run", time, (), metrics, dict(MEASURED), {}, None, {})
+
+
+def verdict(
+    metric: str, gate: dict[str, object], version: Record, champion: Record | None = None, alike: bool = True
+) -> Verdict:
+    (found,) = check_gates({metric: GateParams.model_validate(gate)}, version, champion, alike)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("metric", "limit", "value", "passes"),
+    [
+        ("class_accuracy", 0.95, 0.95, True),
+        ("class_accuracy", 0.95, 0.9499, False),
+        ("memorised_fraction", 0.05, 0.05, True),
+        ("memorised_fraction", 0.05, 0.06, False),
+        ("fd_eye", 1.0, 0.9, True),
+        ("fd_heldout", 1.0, 1.1, False),
+        ("class_accuracy", 0.95, float("nan"), False),
+    ],
+)
+def test_a_limit_is_a_floor_or_a_ceiling_as_the_metric_has_it(
+    metric: str, limit: float, value: float, passes: bool
+) -> None:
+    assert verdict(metric, {"limit": limit}, record(**{metric: value})).passed == passes
+
+
+@pytest.mark.parametrize(
+    ("metric", "mine", "theirs", "passes"),
+    [
+        ("fd_eye", 0.50, 0.60, True),  # the error of the difference is 0.05
+        ("fd_eye", 0.56, 0.60, False),
+        ("fd_eye", 0.60, 0.60, False),
+        ("fd_eye", 0.70, 0.60, False),
+        ("class_accuracy", 0.70, 0.60, True),
+        ("class_accuracy", 0.64, 0.60, False),
+        ("class_accuracy", 0.50, 0.60, False),
+    ],
+)
+def test_an_improvement_must_be_larger_than_the_error_of_the_difference(
+    metric: str, mine: float, theirs: float, passes: bool
+) -> None:
+    version = record(**{metric: mine, f"se_{metric}": 0.03})
+    champion = record("1", **{metric: theirs, f"se_{metric}": 0.04})
+    found = verdict(metric, {"improve": True}, version, champion)
+    assert (found.passed, found.error) == (passes, pytest.approx(0.05))
+
+
+def test_equal_values_without_error_are_no_improvement() -> None:
+    version, champion = record(class_accuracy=1.0, se_class_accuracy=0.0), record("1", class_accuracy=1.0)
+    champion.metrics["se_class_accuracy"] = 0.0
+    assert not verdict("class_accuracy", {"improve": True}, version, champion).passed
+
+
+def test_without_a_champion_an_improvement_passes_and_says_so() -> None:
+    found = verdict("fd_eye", {"improve": True}, record(fd_eye=9.0, se_fd_eye=1.0))
+    assert found.passed and "no champion yet" in found.reason
+
+
+@pytest.mark.parametrize("gate", [{"limit": 0.9}, {"improve": True}])
+def test_a_metric_that_was_not_measured_fails(gate: dict[str, object]) -> None:
+    found = verdict("class_accuracy", gate, record(fd_eye=0.1))
+    assert not found.passed and found.reason == "not measured"
+
+
+def test_an_unlike_champion_is_no_measure_but_a_limit_holds_without_it() -> None:
+    version, champion = record(fd_eye=0.1, se_fd_eye=0.01), record("1", fd_eye=0.9, se_fd_eye=0.01)
+    improved = verdict("fd_eye", {"improve": True}, version, champion, alike=False)
+    assert not improved.passed and improved.champion is None and improved.reason == "cannot be compared"
+    assert verdict("fd_eye", {"limit": 0.2}, version, champion, alike=False).passed
+
+
+def test_a_gate_with_both_rules_has_a_row_for_each_within_100_columns() -> None:
+    gate = GateParams(limit=0.95, improve=True)
+    version = record(class_accuracy=0.9, se_class_accuracy=0.0123)
+    champion = record("1", class_accuracy=0.98, se_class_accuracy=0.0123)
+    rows = gate_table(check_gates({"class_accuracy": gate}, version, champion, alike=True)).splitlines()
+    assert ">= 0.95" in rows[1] and "FAILS: off by 0.05" in rows[1]
+    assert "> champion + error" in rows[2] and "FAILS: worse by 0.08" in rows[2]
+    assert max(map(len, rows)) <= 100
+
+
+@pytest.mark.parametrize("key", ["judge", "judge_digest", "num_images", "reference"])
+def test_what_two_measurements_differ_in_is_named(key: str) -> None:
+    other = replace(record("1"), measured=MEASURED | {key: "other"})
+    assert describe_difference(record(), record("1")) is None
+    said = describe_difference(record(), other)
+    assert said is not None and key in said and "other" in said and "version 2 and version 1" in said
+
+
+def test_a_version_of_an_older_sfd_cannot_be_compared() -> None:
+    said = describe_difference(record(), replace(record("1"), measured={}))
+    assert said is not None and "how version 1 was measured is not recorded" in said
+
+
+def test_the_smoke_compares_pixels_on_the_same_kind_of_device_alone() -> None:
+    recorded = Smoke(("0", "1"), "a" * 64, "CPU, AVX2")
+    assert "the same pixels" in check_smoke(recorded, recorded)
+    elsewhere = check_smoke(recorded, replace(recorded, sha256="b" * 64, device="GPU"))
+    assert "not compared (CPU, AVX2; here: GPU)" in elsewhere
+    with pytest.raises(UserError, match="pixels differ.*aaaaaaaaaaaa"):
+        check_smoke(recorded, replace(recorded, sha256="b" * 64))
+    assert Smoke.from_tag(recorded.to_tag()) == recorded

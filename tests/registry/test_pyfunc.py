@@ -1,0 +1,96 @@
+"""Requests to the registered model: its own settings, a request's values in their place, and what it refuses."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from sfd.data.latents import Statistics
+from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
+from sfd.generation import DiffusionModel
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
+from sfd.registry.pyfunc import SfdModel
+
+ROWS = pd.DataFrame({"label": ["a", "b"], "seed": [1, 2]})
+SAMPLE = {"batch_size": 4, "sampler": "heun", "num_steps": 4, "guidance": {}}
+
+
+def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any]) -> SfdModel:
+    """A model with random weights that are zero nowhere, loaded from its artifacts."""
+    config = LightningDiTConfig(4, 6, 32, 2, 2, 2, semantic_channels=2, two_times=True)
+    network, random = LightningDiT(config), torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
+    statistics = Statistics(torch.zeros(6), torch.ones(6))
+    DiffusionModel(network, ScheduleParams.model_validate(schedule), statistics, ["a", "b"]).save(folder / "diffusion")
+    fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
+    decoder = TextureVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder)
+    save_texture_vae(folder / "texture_vae", decoder)
+    (folder / "sample.json").write_text(SampleParams.model_validate(SAMPLE | sample).model_dump_json())
+    artifacts = {name: str(folder / name) for name in ("diffusion", "texture_vae")} | {
+        "sample": str(folder / "sample.json")
+    }
+    made, was_enabled = SfdModel(), torch.is_grad_enabled()
+    made.load_context(SimpleNamespace(artifacts=artifacts))
+    torch.set_grad_enabled(was_enabled)
+    return made
+
+
+@pytest.fixture(scope="module")
+def for_a_range(tmp_path_factory: pytest.TempPathFactory) -> SfdModel:
+    """Trained for offsets from 0.1 to 0.9, registered with 0.5."""
+    schedule = {"tau": {"low": 0.1, "high": 0.9}}
+    return load(tmp_path_factory.mktemp("range"), schedule, {"schedule": {"tau": 0.5}})
+
+
+@pytest.fixture(scope="module")
+def for_one(tmp_path_factory: pytest.TempPathFactory) -> SfdModel:
+    """Trained for an offset of 0.3."""
+    return load(tmp_path_factory.mktemp("one"), {"tau": 0.3}, {})
+
+
+def ask(model: SfdModel, **params: float) -> Any:
+    answer = model.predict(None, ROWS, params)
+    return np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in answer["png"]])
+
+
+def test_a_model_for_a_range_of_offsets_takes_one_by_request_and_else_its_own(for_a_range: SfdModel) -> None:
+    own = ask(for_a_range)
+    assert own.shape == (2, 8, 8, 3)
+    assert (ask(for_a_range, tau=-1.0) == own).all() and (ask(for_a_range, tau=0.5) == own).all()
+    assert (ask(for_a_range, tau=0.2) != own).any()
+
+
+def test_a_model_for_one_offset_takes_that_one_alone(for_one: SfdModel) -> None:
+    assert (ask(for_one, tau=0.3) == ask(for_one)).all()
+    with pytest.raises(mlflow.MlflowException, match="the model is trained with that one alone"):
+        ask(for_one, tau=0.4)
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"tau": 0.95}, "schedule.tau covers 0.1 to 0.9"),
+        ({"tau": 0.0}, "schedule.tau covers 0.1 to 0.9"),
+        ({"tau": 1.5}, "less than or equal to 1"),
+        ({"tau": -0.5}, "greater than or equal to 0"),
+        ({"tau": float("nan")}, "finite number"),
+        ({"num_steps": -3}, "greater than or equal to 1"),
+        ({"scale_texture": 0.5}, "greater than or equal to 1"),
+    ],
+)
+def test_an_impossible_request_is_refused_with_its_rule(
+    for_a_range: SfdModel, params: dict[str, float], reason: str
+) -> None:
+    with pytest.raises(mlflow.MlflowException, match=reason) as refused:
+        ask(for_a_range, **params)
+    assert refused.value.get_http_status_code() == 400
