@@ -46,8 +46,9 @@ def find_version(name: str, which: str) -> "ModelVersion":
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise UserError(f"MLflow at {store.name} refuses: {store.describe(error)}") from None
         what = f"version {which}" if which.isdecimal() else f"alias `{which}`"
+        remedy = "" if which.isdecimal() else ", and `sfd models promote` gives the alias to one"
         raise UserError(
-            f"there is no {what} of model `{name}` at {store.name}; `sfd models list` shows what there is"
+            f"there is no {what} of model `{name}` at {store.name}; `sfd models list` shows what there is{remedy}"
         ) from None
 
 
