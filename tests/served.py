@@ -6,15 +6,19 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support import wait_until
+from torch import Tensor
 
 from sfd.data.latents import Statistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
@@ -23,6 +27,10 @@ from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import RegisterParams, SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.load import RegisteredModel
 from sfd.registry.register import register
+from sfd.serving.address import bind, url_of
+from sfd.serving.app import Service
+from sfd.serving.options import ServerOptions
+from sfd.serving.server import Server
 
 SAMPLE = {"batch_size": 5, "sampler": "heun", "num_steps": 3, "guidance": {"kind": "cfg", "scale_texture": 1.5}}
 RANGE = {"kind": "offset", "tau": {"low": 0.0, "high": 0.5}}
@@ -55,6 +63,34 @@ def untrained(
     model = untrained_model(classes or ["lying", "upright"], schedule or {"tau": 0.3})
     settings = SampleParams.model_validate(SAMPLE | (sample or {}))
     return RegisteredModel("sfd-test", "1", ImageGenerator(model, untrained_decoder()), settings)
+
+
+class Gate:
+    """An image generator whose calls wait until the gate is open; ``calls`` are the seeds of each."""
+
+    def __init__(self, model: RegisteredModel) -> None:
+        self.real = model.images
+        self.model, self.network = model.images.model, model.images.network
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.calls: list[list[int]] = []
+        self.failure: Exception | None = None
+
+    def sample(
+        self, classes: Sequence[int], seeds: Sequence[int], params: SampleParams, fill: bool
+    ) -> Iterator[Tensor]:
+        self.calls.append(list(seeds))
+        self.entered.set()
+        assert self.open.wait(60)
+        if self.failure is not None:
+            raise self.failure
+        return self.real.sample(classes, seeds, params, fill)
+
+
+def gated(model: RegisteredModel) -> tuple[RegisteredModel, Gate]:
+    """The version behind a gate of its own."""
+    gate: Any = Gate(model)
+    return replace(model, images=gate), gate
 
 
 class ServedProject:
@@ -92,6 +128,12 @@ class ServedProject:
         """The same model as a new version; returns its number."""
         client = self.client()
         return str(client.create_model_version(name, client.get_model_version(name, version).source).version)
+
+    def break_version(self, name: str) -> str:
+        """A new version without a model in it; returns its number."""
+        empty = self.folder / "empty"
+        empty.mkdir(exist_ok=True)
+        return str(self.client().create_model_version(name, empty.as_uri()).version)
 
     def move_alias(self, name: str, version: str) -> None:
         self.client().set_registered_model_alias(name, "champion", version)
@@ -186,3 +228,43 @@ def ask(url: str, body: Any = None, method: str | None = None, **headers: str) -
             return Answer(response.status, response.headers, response.read())
     except urllib.error.HTTPError as error:
         return Answer(error.code, error.headers, error.read())
+
+
+SMALL_SERVER = ServerOptions("sfd-test", batch_size=4, max_images=4, max_queue=6, timeout_seconds=60.0)
+
+
+class Running:
+    """A service at ``url``."""
+
+    def __init__(self, service: Service, url: str) -> None:
+        self.service, self.url = service, url
+
+    def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> Answer:
+        return ask(self.url + path, body, method, **headers)
+
+    def generate(self, **body: Any) -> Answer:
+        return self.ask("/generate", {"class": "lying"} | body)
+
+    def queued(self) -> int:
+        return int(self.service.metrics.registry.get_sample_value("sfd_queue_images") or 0)
+
+
+@contextmanager
+def running(
+    model: RegisteredModel | None, options: ServerOptions = SMALL_SERVER, token: str | None = None
+) -> Iterator[Running]:
+    """A server without a registry, at a free port."""
+    service = Service(options, token)
+    service.follower.current = model
+    service.batches.start()
+    with bind("127.0.0.1", 0) as listener:
+        server = Server(service)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        wait_until(lambda: server.started, 60)
+        try:
+            yield Running(service, url_of(listener))
+        finally:
+            server.should_exit = True
+            thread.join()
+            service.batches.stop(60)

@@ -14,6 +14,17 @@ from sfd.errors import UserError
 SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
     "params": ["--describe", "--file"],
+    "serve": [
+        "--alias",
+        "--batch-size",
+        "--host",
+        "--max-images",
+        "--max-queue",
+        "--model",
+        "--poll-seconds",
+        "--port",
+        "--timeout-seconds",
+    ],
     "show": [],
     "sync": [],
     "tune": ["--worker"],
