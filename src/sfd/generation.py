@@ -38,8 +38,8 @@ def build_schedule(params: ScheduleParams) -> Schedule:
 
 def build_training_schedule(params: ScheduleParams) -> Schedule | OffsetRange:
     """:func:`build_schedule`, or the range of offsets that images draw from."""
-    if params.kind == "offset" and isinstance(params.tau, TauRange):
-        return OffsetRange(params.tau.low, params.tau.high)
+    if params.tau_range is not None:
+        return OffsetRange(params.tau_range.low, params.tau_range.high)
     return build_schedule(params)
 
 

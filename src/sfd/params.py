@@ -218,6 +218,11 @@ class ScheduleParams(Section):
         "rest of t_sem (`curve`); K + 1 numbers, of which only the ratios count",
     )
 
+    @property
+    def tau_range(self) -> TauRange | None:
+        """The offsets that one model is trained for; None: it is trained for a single schedule."""
+        return self.tau if self.kind == "offset" and isinstance(self.tau, TauRange) else None
+
     @model_validator(mode="after")
     def _check_knots(self) -> "ScheduleParams":
         if sum(self.knots) == 0.0:
@@ -598,17 +603,18 @@ def _check_gates(gates: dict[str, GateParams], judge: JudgeParams) -> None:
 
 
 def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | None) -> None:
-    """A model can be sampled along times that its training has shown it. Raises :class:`ValueError` otherwise."""
+    """A model can be sampled along times that its training has shown it. Raises ``ValueError`` otherwise."""
+    covered = trained.tau_range
     if sampled is None:
-        if trained.kind == "offset" and isinstance(trained.tau, TauRange):
+        if covered is not None:
             raise ValueError(
                 f"schedule.tau is a range, so sample.schedule must say which offset to sample with, e.g. "
-                f"{{kind: offset, tau: {(trained.tau.low + trained.tau.high) / 2:g}}}"
+                f"{{kind: offset, tau: {(covered.low + covered.high) / 2:g}}}"
             )
         return
     if isinstance(sampled.tau, TauRange):
         raise ValueError("sample.schedule.tau must be one number: an image is sampled with one offset")
-    if trained.kind != "offset" or not isinstance(trained.tau, TauRange):
+    if covered is None:
         if sampled != trained:
             raise ValueError(
                 "sample.schedule differs from schedule, but the model is trained with that one alone: set sample.schedule to null, "
@@ -616,10 +622,10 @@ def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | N
             )
         return
     low, high = {"offset": (sampled.tau,) * 2, "sync": (0.0, 0.0)}.get(sampled.kind, (0.0, 1.0))
-    if low < trained.tau.low or high > trained.tau.high:
+    if low < covered.low or high > covered.high:
         raise ValueError(
             f"sample.schedule of kind `{sampled.kind}` needs offsets from {low:g} to {high:g}, but schedule.tau covers "
-            f"{trained.tau.low:g} to {trained.tau.high:g}: widen the range, or change sample.schedule"
+            f"{covered.low:g} to {covered.high:g}: widen the range, or change sample.schedule"
         )
 
 
@@ -669,7 +675,7 @@ def parse_params(raw: object, origin: str = "params") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        mistakes = [f"{origin}: {_describe(dict(item))}" for item in error.errors()]
+        mistakes = [f"{origin}: {text}" for text in describe_mistakes(error, Params)]
         more = [f"and {len(mistakes) - SHOWN_MISTAKES} more"] if len(mistakes) > SHOWN_MISTAKES else []
         raise UserError("; ".join(mistakes[:SHOWN_MISTAKES] + more)) from None
 
@@ -678,19 +684,23 @@ SHOWN_MISTAKES = 5
 """A file with more mistakes than this is hardly a params file."""
 
 
-def _describe(item: dict[str, Any]) -> str:
-    """One line for one pydantic error: the key, the value, the rule, the nearest valid key."""
+def describe_mistakes(error: ValidationError, section: type[Section]) -> list[str]:
+    """One line for each mistake in an input of ``section``: the key, the value, the rule, the nearest valid key."""
+    return [_describe(dict(item), section) for item in error.errors()]
+
+
+def _describe(item: dict[str, Any], root: type[Section]) -> str:
     location = [str(part) for part in item["loc"] if part not in TAU_TAGS]
-    key = ".".join(location)
+    key, message = ".".join(location), str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        known = _keys_beside(location)
+        known = _keys_beside(location, root)
         nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
         return f"unknown key `{key}` (value {_short(item['input'])}); nearest valid key: `{'.'.join([*location[:-1], *nearest])}`"
     if item["type"] == "missing":
         return f"key `{key}` is missing and has no default"
     if not key:
-        return str(item["msg"]).removeprefix("Value error, ")
-    return f"`{key}` is {_short(item['input'])}, but: {item['msg']}"
+        return message
+    return f"`{key}` is {_short(item['input'])}, but: {message}"
 
 
 def _short(value: object) -> str:
@@ -705,8 +715,8 @@ def _section_of(field: FieldInfo) -> type[Section] | None:
     return None
 
 
-def _keys_beside(location: list[str]) -> list[str]:
-    section: type[Section] = Params
+def _keys_beside(location: list[str], root: type[Section]) -> list[str]:
+    section = root
     for part in location[:-1]:
         fields = {field.alias or name: field for name, field in section.model_fields.items()}
         if part in fields:  # else the free key of a mapping, `tune.space.KEY`

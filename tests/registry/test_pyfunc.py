@@ -70,9 +70,9 @@ def test_a_model_for_a_range_of_offsets_takes_one_by_request_and_else_its_own(fo
     assert (ask(for_a_range, tau=0.2) != own).any()
 
 
-def test_a_model_for_one_offset_takes_that_one_alone(for_one: SfdModel) -> None:
-    assert (ask(for_one, tau=0.3) == ask(for_one)).all()
-    with pytest.raises(mlflow.MlflowException, match="the model is trained with that one alone"):
+def test_a_model_for_one_offset_takes_none_by_request(for_one: SfdModel) -> None:
+    assert (ask(for_one, tau=-1.0) == ask(for_one)).all()
+    with pytest.raises(mlflow.MlflowException, match="tau cannot be chosen"):
         ask(for_one, tau=0.4)
 
 

@@ -96,6 +96,15 @@ def plot_curves(
     save_figure(figure, path)
 
 
+def phase_borders(u: Tensor, t_tex: Tensor, t_sem: Tensor) -> tuple[float, float, float, float]:
+    """Where the phases of ``PHASE_COLOURS`` begin and the last one ends, as progress; ``u`` (N,) goes from 0 to 1.
+
+    Semantics are alone while texture still waits at 0, and texture is alone once the semantics are done.
+    """
+    start, end = float(u[t_tex <= 1e-6].amax()), float(u[t_sem >= 1.0 - 1e-6].amin())
+    return 0.0, min(start, end), max(start, end), 1.0
+
+
 def plot_schedule(times: Callable[[Tensor], tuple[Tensor, Tensor]], path: Path) -> None:
     """The time of texture and of semantics over progress; ``times`` maps u (N,) to (t_tex, t_sem), each from 0 to 1.
 
@@ -103,10 +112,9 @@ def plot_schedule(times: Callable[[Tensor], tuple[Tensor, Tensor]], path: Path) 
     """
     u = torch.linspace(0.0, 1.0, 1001)
     t_tex, t_sem = times(u)
-    start, end = float(u[t_tex <= 1e-6].amax()), float(u[t_sem >= 1.0 - 1e-6].amin())
+    borders = phase_borders(u, t_tex, t_sem)
 
     figure, axes = plain_axes("progress u", "time t of each part (0: noise, 1: data)")
-    borders = (0.0, min(start, end), max(start, end), 1.0)
     for (name, colour), left, right in zip(PHASE_COLOURS.items(), borders[:-1], borders[1:], strict=True):
         if right - left > 0.02:
             axes.axvspan(left, right, color=colour, linewidth=0)

@@ -48,7 +48,9 @@ def open_registry(missing: str = "") -> Iterator["MlflowClient"]:
         raise UserError(f"MLflow at {store.name} is away ({error}); start it, or correct MLFLOW_TRACKING_URI") from None
     except MlflowException as error:
         if missing and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UserError(f"{missing} at {store.name}; `sfd models list` shows what there is") from None
+            raise UserError(
+                f"{missing} at {store.name}; `sfd models list` shows what there is, `sfd models promote` makes a champion"
+            ) from None
         raise UserError(f"MLflow at {store.name} refuses: {store.describe(error)}") from None
 
 

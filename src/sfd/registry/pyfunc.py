@@ -1,17 +1,15 @@
 """The registered model, from code: MLflow runs this file to get it. Self-contained: weights, schedule, statistics and decoder."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 import torch
-from PIL import Image
 
 from sfd.generation import ImageGenerator
-from sfd.params import SampleParams, ScheduleParams, check_sampling_schedule
-from sfd.registry.register import MODELS_OWN_TAU
+from sfd.params import SampleParams
+from sfd.registry.requests import MODELS_OWN_TAU, apply_request, class_index, to_png
 
 
 class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is not typed
@@ -35,46 +33,25 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
             mlflow.MlflowException: an unknown class, a negative seed or an impossible parameter (HTTP 400).
         """
         try:
-            classes = [self._class_index(label) for label in model_input["label"]]
+            classes = [class_index(self.images.model.classes, label) for label in model_input["label"]]
             seeds = [self._seed(seed) for seed in model_input["seed"]]
-            sample = self._settings(params or {})
+            sample = apply_request(self.defaults, self.images.model, self._given(params or {}))
         except ValueError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
         batches = self.images.sample(classes, seeds, sample)
-        return pd.DataFrame({"png": [_png(image) for batch in batches for image in batch]})
+        return pd.DataFrame({"png": [to_png(image) for batch in batches for image in batch]})
 
-    def _class_index(self, label: str) -> int:
-        names = self.images.model.classes
-        if label not in names:
-            raise ValueError(f"label {label!r} is no class of this model; its classes are {', '.join(names[:50])}")
-        return names.index(label)
+    @staticmethod
+    def _given(params: dict[str, Any]) -> dict[str, float]:
+        """What a request chooses: MLflow fills in the signature's defaults, which mean the model's own."""
+        own = {"tau": MODELS_OWN_TAU}
+        return {key: value for key, value in params.items() if value != own.get(key, 0)}
 
     @staticmethod
     def _seed(seed: int) -> int:
         if int(seed) < 0:
             raise ValueError(f"seed must be 0 or more, but is {seed}")
         return int(seed)
-
-    def _settings(self, params: dict[str, Any]) -> SampleParams:
-        """The model's own settings with the request's values in their place; checked by the same rules."""
-        tau = params.get("tau", MODELS_OWN_TAU)
-        given = {key: value for key, value in params.items() if value and key != "tau"}
-        tree = self.defaults.model_dump()
-        tree |= {"num_steps": given.pop("num_steps", self.defaults.num_steps)}
-        if given:
-            kind = "cfg" if self.defaults.guidance.kind == "none" else self.defaults.guidance.kind
-            tree["guidance"] |= {"kind": kind, **given}
-        if tau != MODELS_OWN_TAU:
-            trained = self.images.model.schedule_params
-            tree["schedule"] = trained.model_dump() | {"kind": "offset", "tau": tau}
-            check_sampling_schedule(trained, ScheduleParams.model_validate(tree["schedule"]))
-        return SampleParams.model_validate(tree)
-
-
-def _png(image: torch.Tensor) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, format="PNG")
-    return stream.getvalue()
 
 
 mlflow.models.set_model(SfdModel())

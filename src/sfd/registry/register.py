@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sfd.data.prepare import SUMMARY_NAME
 from sfd.errors import UserError
 from sfd.params import RegisterParams, SampleParams
+from sfd.registry.requests import MODELS_OWN_TAU
 from sfd.registry.smoke import choose_labels, run_smoke
 from sfd.registry.versions import DATA, MEASURED, METRIC, SMOKE
 from sfd.tracking import client, tracking_uri
@@ -15,8 +16,6 @@ from sfd.tracking import client, tracking_uri
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-MODELS_OWN_TAU = -1.0
-"""Of the request's ``tau``: the schedule that the model was registered with."""
 REQUIREMENTS = (
     "mlflow",
     "torch",

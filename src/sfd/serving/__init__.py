@@ -1,0 +1,1 @@
+"""A registered model over HTTP, with a page to play with it (``sfd serve``)."""

@@ -1,0 +1,90 @@
+"""The version that the server draws with: loaded at the start, and exchanged when its alias moves."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from sfd.errors import UserError
+from sfd.registry.load import RegisteredModel, find_version, load_registered
+from sfd.serving.metrics import Metrics
+from sfd.tracking.delivery import warn
+
+RETRY_FAILED_S = 300.0
+"""A version that could not be loaded is tried again after this time, for a cause that was not its own."""
+
+
+class Follower:
+    """Holds the version of an alias.
+
+    Attributes:
+        current: the version that new requests get; None until the first one is loaded.
+    """
+
+    def __init__(self, name: str, alias: str, try_out: Callable[[RegisteredModel], None], metrics: Metrics) -> None:
+        """``try_out`` draws with a version before clients do, and raises if that fails."""
+        self.current: RegisteredModel | None = None
+        self._name, self._alias = name, alias
+        self._try_out, self._metrics = try_out, metrics
+        self._stopped = threading.Event()
+        self._away = False
+        self._failed, self._retry_at = "", 0.0
+
+    def load(self, version: str) -> None:
+        """Loads a version or alias beside the current one, draws an image with it, and then exchanges them.
+
+        Raises:
+            UserError: it cannot be loaded or cannot draw; the current one stays.
+        """
+        try:
+            model = load_registered(self._name, version)
+            self._try_out(model)
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # a broken artifact raises nearly every type; the reason is shown, and serving goes on
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(f"version {version} of model `{self._name}` cannot be used ({reason})") from error
+        self.current = model
+        self._metrics.model.info({"name": model.name, "version": model.version})
+
+    def follow(self, poll_seconds: float) -> None:
+        """Looks at the alias again and again, until :meth:`stop`."""
+        while not self._stopped.wait(poll_seconds):
+            self.poll()
+
+    def stop(self) -> None:
+        """Ends :meth:`follow` after its current look."""
+        self._stopped.set()
+
+    def poll(self) -> None:
+        """Looks once at the alias, and loads its version if it is another one. Trouble is told once, and nothing else changes."""
+        try:
+            version = str(find_version(self._name, self._alias).version)
+        except Exception as error:  # MLflow is away, in one of its drivers' many ways; what is loaded needs it no more
+            if not self._away:
+                reason = " ".join(str(error).split())[:300]
+                warn(f"alias `{self._alias}` cannot be looked up, so version {self._version()} stays: {reason}")
+            self._away = True
+            return
+        self._away = False
+        waits = version == self._failed and time.monotonic() < self._retry_at
+        if version != self._version() and not waits:
+            self._exchange(version)
+
+    def _exchange(self, version: str) -> None:
+        try:
+            self.load(version)
+        except UserError as error:
+            if self._stopped.is_set():  # which cancels its trial
+                return
+            self._metrics.reloads.labels("failed").inc()
+            if version != self._failed:
+                warn(f"{error}; version {self._version()} stays")
+            self._failed, self._retry_at = version, time.monotonic() + RETRY_FAILED_S
+            return
+        self._failed = ""
+        self._metrics.reloads.labels("loaded").inc()
+
+    def _version(self) -> str:
+        return self.current.version if self.current is not None else ""

@@ -1,0 +1,36 @@
+"""How a server is run. These are options of the command ``sfd serve``, not keys of ``params.yaml``: no result depends on them."""
+
+from dataclasses import dataclass
+
+from sfd.errors import UserError
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Options of ``sfd serve``.
+
+    Attributes:
+        model: name of the registered model.
+        alias: which version of it: an alias, which is followed when it moves, or a number.
+        batch_size: images a sampler call.
+        max_images: images a request.
+        max_queue: images that may wait, over all requests.
+        timeout_seconds: a request that is not answered by then is refused.
+        poll_seconds: time between looks at the alias.
+    """
+
+    model: str
+    alias: str = "champion"
+    batch_size: int = 8
+    max_images: int = 16
+    max_queue: int = 128
+    timeout_seconds: float = 60.0
+    poll_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Raises :class:`UserError` if a request that is allowed could never be admitted."""
+        if self.max_images > self.max_queue:
+            raise UserError(
+                f"--max-images {self.max_images} is more than --max-queue {self.max_queue}, so the largest requests could never be "
+                "admitted; raise --max-queue, or lower --max-images"
+            )

@@ -1,0 +1,84 @@
+"""The process: address, threads, signals."""
+
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+
+import uvicorn
+
+from sfd.errors import UserError
+from sfd.registry.load import find_version
+from sfd.serving.address import url_of
+from sfd.serving.app import Service, build_app
+from sfd.serving.options import ServerOptions
+
+GRACE_S = 5.0
+"""What answers that are ready get to be sent, and a sampler call that nobody waits for any more to end."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which tells the service when it is asked to end."""
+
+    def __init__(self, service: Service) -> None:
+        config = uvicorn.Config(
+            build_app(service),
+            http="h11",  # the one that bounds the size of headers
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(service.options.timeout_seconds + GRACE_S),
+        )
+        super().__init__(config)
+        self.service = service
+        self.failure: UserError | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by SIGTERM and SIGINT: no new requests; uvicorn then closes the address and waits for the admitted ones."""
+        self.service.stopping = True
+        super().handle_exit(sig, frame)
+
+    def load_and_follow(self, address: str) -> None:
+        """Loads the model, says that the server is ready, and follows the alias. A first version that fails ends the server."""
+        service = self.service
+        try:
+            service.follower.load(service.options.alias)
+        except UserError as error:
+            if not service.stopping:
+                self.failure = error
+            self.should_exit = True
+            return
+        model = service.require_model()
+        print(f"{model.name} version {model.version} ({service.options.alias}) at {address}", flush=True)
+        service.follower.follow(service.options.poll_seconds)
+
+
+def serve(options: ServerOptions, token: str | None, listener: socket.socket) -> None:
+    """Serves until SIGTERM or SIGINT, and then ends the process with status 0.
+
+    Raises:
+        UserError: there is no such model, or it cannot be loaded.
+    """
+    # uvicorn raises a signal again when it is done, for the handler that stood before: this one makes the exit status 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    find_version(options.model, options.alias)
+    service = Service(options, token)
+    server = Server(service)
+    follower = threading.Thread(
+        target=server.load_and_follow, args=(url_of(listener),), name="sfd-follower", daemon=True
+    )
+    service.batches.start()
+    follower.start()
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.stopping = True
+        service.follower.stop()
+        service.batches.stop(GRACE_S)
+        follower.join(GRACE_S)
+    if server.failure is not None:
+        raise server.failure

@@ -1,0 +1,87 @@
+"""Class, settings and PNG of a request, as pyfunc and the server share them."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from served import RANGE, SAMPLE, untrained_model
+
+from sfd.params import SampleParams
+from sfd.registry.requests import apply_request, class_index, to_png
+
+REGISTERED = SampleParams.model_validate(SAMPLE)
+UNGUIDED = SampleParams.model_validate(SAMPLE | {"guidance": {}})
+FIXED = untrained_model(["a", "b"], {"tau": 0.3})
+FREE = untrained_model(["a", "b"], RANGE)
+OFFSET = SampleParams.model_validate(SAMPLE | {"schedule": {"kind": "offset", "tau": 0.2}})
+
+
+def test_a_class_is_found_by_name_and_by_index() -> None:
+    assert class_index(["a", "1"], "1") == 1 and class_index(["a", "1"], 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"), [("c", "classes are a, b$"), (2, r"not in 0\.\.1"), (-1, r"not in 0\.\.1")]
+)
+def test_a_class_that_does_not_exist_is_refused_with_the_ones_that_do(wanted: str | int, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        class_index(["a", "b"], wanted)
+
+
+def test_of_a_thousand_classes_fifty_are_named() -> None:
+    with pytest.raises(ValueError, match=r"0, 1, .*, 49 and 950 more$"):
+        class_index([str(number) for number in range(1000)], "x")
+
+
+def test_without_values_the_registered_settings_stay_and_given_ones_take_their_place() -> None:
+    assert apply_request(REGISTERED, FIXED, {}) == REGISTERED
+    changed = apply_request(REGISTERED, FIXED, {"num_steps": 7, "scale_semantic": 2.0})
+    assert changed.num_steps == 7 and changed.sampler == "heun"
+    assert (changed.guidance.scale_texture, changed.guidance.scale_semantic) == (1.5, 2.0)
+
+
+def test_guidance_of_an_unguided_version_is_classifier_free_and_a_scale_of_one_leaves_it_unguided() -> None:
+    assert apply_request(UNGUIDED, FIXED, {"scale_texture": 2.0}).guidance.kind == "cfg"
+    assert apply_request(UNGUIDED, FIXED, {"scale_texture": 1.0, "scale_semantic": 1.0}) == UNGUIDED
+
+
+def test_guidance_is_refused_without_a_null_class() -> None:
+    model = untrained_model(["a", "b"], {"tau": 0.3}, use_null_class=False)
+    with pytest.raises(ValueError, match="no null class"):
+        apply_request(UNGUIDED, model, {"scale_texture": 2.0})
+    assert apply_request(UNGUIDED, model, {"scale_texture": 1.0}) == UNGUIDED
+
+
+@pytest.mark.parametrize(
+    "given", [{"num_steps": 0}, {"num_steps": 2.5}, {"scale_texture": 0.5}, {"scale_semantic": 21.0}]
+)
+def test_values_outside_the_limits_of_params_are_refused(given: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(given))):
+        apply_request(REGISTERED, FIXED, given)
+
+
+def test_tau_is_chosen_within_the_range_of_training() -> None:
+    chosen = apply_request(OFFSET, FREE, {"tau": 0.5}).schedule
+    assert chosen is not None and (chosen.kind, chosen.tau) == ("offset", 0.5)
+    assert apply_request(OFFSET, FREE, {}) == OFFSET
+    with pytest.raises(ValueError, match=r"covers 0 to 0\.5"):
+        apply_request(OFFSET, FREE, {"tau": 0.6})
+
+
+def test_tau_is_refused_for_a_model_of_one_schedule() -> None:
+    with pytest.raises(ValueError, match="trained for one schedule alone"):
+        apply_request(REGISTERED, FIXED, {"tau": 0.3})
+
+
+def test_steps_are_refused_for_dopri5_which_chooses_its_own() -> None:
+    adaptive = SampleParams.model_validate(SAMPLE | {"sampler": "dopri5"})
+    with pytest.raises(ValueError, match="dopri5"):
+        apply_request(adaptive, FIXED, {"num_steps": 3})
+    assert apply_request(adaptive, FIXED, {}) == adaptive
+
+
+def test_a_png_holds_the_pixels() -> None:
+    image = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(to_png(image)))), image.permute(1, 2, 0).numpy())
