@@ -11,7 +11,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,6 +232,16 @@ def published_fingerprint(name: str) -> str:
         raise UserError(f"the result of stage `{name}` is missing ({file}); run `dvc repro {name}` first")
     fingerprint: str = json.loads(file.read_text())["fingerprint"]
     return fingerprint
+
+
+def check_current(names: Iterable[str], params: Params) -> None:
+    """Raises :class:`UserError` unless these stages are finished and made from these parameters."""
+    for name in names:
+        found = published_fingerprint(name)
+        if name != "prepare" and found != stage_fingerprint(name, params):  # that of prepare is of its content
+            raise UserError(
+                f"results/{name} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"
+            )
 
 
 @contextmanager

@@ -1,14 +1,13 @@
 """The registered model, from code: MLflow runs this file to get it. Self-contained: weights, schedule, statistics and decoder."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 import torch
-from PIL import Image
 
+from sfd.data.images import png_bytes
 from sfd.generation import ImageGenerator
 from sfd.params import SampleParams
 
@@ -39,7 +38,7 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
         except ValueError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
         batches = self.images.sample(classes, seeds, sample)
-        return pd.DataFrame({"png": [_png(image) for batch in batches for image in batch]})
+        return pd.DataFrame({"png": [png_bytes(image) for batch in batches for image in batch]})
 
     def _class_index(self, label: str) -> int:
         names = self.images.model.classes
@@ -62,12 +61,6 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
             kind = "cfg" if self.defaults.guidance.kind == "none" else self.defaults.guidance.kind
             tree["guidance"] |= {"kind": kind, **given}
         return SampleParams.model_validate(tree)
-
-
-def _png(image: torch.Tensor) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, format="PNG")
-    return stream.getvalue()
 
 
 mlflow.models.set_model(SfdModel())
