@@ -128,6 +128,18 @@ def generate(
 
 
 @app.command()
+def audit(
+    samples: Annotated[
+        Path, typer.Argument(help="results/sample, a folder of `sfd generate`, or any folder of images.")
+    ],
+) -> None:
+    """Look for copies of training images among samples, and attack the model by its loss; writes results/audit."""
+    from sfd.evaluation.audit import audit as run
+
+    typer.echo(run(samples))
+
+
+@app.command()
 def show() -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
     from sfd.summary import summarise

@@ -166,6 +166,10 @@ def generate(out: Path, request: Request, project: Project) -> str:
     _check_place(out, project)
     _check_command(out, command)
     work = out / HIDDEN / "work"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; choose another folder") from None
     with lock(work, str(out)):
         _check_command(out, command)
         _write(out / HIDDEN / COMMAND, json.dumps(command, indent=2, ensure_ascii=False).encode() + b"\n", work)
