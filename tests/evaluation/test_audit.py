@@ -189,6 +189,16 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
         audit(tmp_path)
 
 
+def test_a_table_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "samples.csv").write_text("path,class\n1.png,a\n")
+    with pytest.raises(UserError, match="samples.csv has no column `file`"):
+        audit(tmp_path)
+    (tmp_path / "samples.csv").unlink()
+    Path(tmp_path / "samples.parquet").write_text("nothing")
+    with pytest.raises(UserError, match="samples.parquet is not a Parquet file"):
+        audit(tmp_path)
+
+
 def test_a_file_that_a_table_names_must_be_there(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
     (tmp_path / "sample" / "images" / "000003.png").write_bytes(b"")

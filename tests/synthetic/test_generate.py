@@ -209,14 +209,18 @@ def test_a_folder_of_another_command_is_refused_and_stays(out: Path, options: li
     assert contents(out) == before
 
 
-def test_a_folder_of_another_version_is_refused_and_an_alias_of_the_same_one_is_not(out: Path) -> None:
+@pytest.mark.parametrize("fact", ["version", "weights", "judge", "data set"])
+def test_a_folder_of_another_version_is_refused_and_an_alias_of_the_same_one_is_not(fact: str, out: Path) -> None:
     generate(out.name, "--version", "1")
     command = out / ".sfd" / "command.json"
     original = command.read_text()
-    command.write_text(json.dumps(json.loads(original) | {"version": "7"}))
-    with pytest.raises(UserError, match="version '7' there and '1' now"):
+    command.write_text(json.dumps(json.loads(original) | {fact: "7"}))
+    with pytest.raises(UserError, match=f"{fact} '7' there and '.*' now"):
         generate(out.name)
     command.write_text(original)
+
+
+def test_a_version_that_does_not_exist_is_refused(out: Path) -> None:
     with pytest.raises(UserError, match="no version 9 of model `sfd-digits`"):
         generate(out.name, "--version", "9")
 

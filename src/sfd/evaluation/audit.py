@@ -140,7 +140,12 @@ def find_samples(folder: Path, params: DataParams) -> Samples:
         table = synthetic.read_table(folder)
         files, version = table["file"].tolist(), (table["model"].iloc[0], table["model_version"].iloc[0])
     elif (folder / sampled.TABLE).is_file():
-        files = [f"images/{file}" for file in sampled.read_table(folder)["file"]]
+        table = sampled.read_table(folder)
+        if "file" not in table:
+            raise UserError(
+                f"{folder / sampled.TABLE} has no column `file`, so stage `sample` did not make it; give another folder"
+            )
+        files = [f"images/{file}" for file in table["file"]]
     else:
         paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
         files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
@@ -411,8 +416,9 @@ of a sample is {near["smallest_distance"]:.4f}. `nearest.csv` has all of them, `
 **{attack["verdict"]}** {attack["model"]}
 
 An attacker who has the model guesses that images with a low loss were trained on. The loss is the squared velocity error, averaged over
-u = {", ".join(f"{u:g}" for u in PROGRESS)} with {DRAWS} noises each, the same for all images. AUC is the chance that a training image has the
-lower loss of two; 0.5: the attacker learns nothing. Interval: {attack["interval_method"]}.
+u = {", ".join(f"{u:g}" for u in PROGRESS)} with {DRAWS} noises each, the same for all images. All images are encoded anew, with
+draws of the posterior that training did not use. AUC is the chance that a training image has the lower loss of two; 0.5: the attacker
+learns nothing. Interval: {attack["interval_method"]}.
 
 ## What this does not prove
 

@@ -160,10 +160,10 @@ def generate(out: Path, request: Request, project: Project) -> str:
             f"--min-confidence needs a judge that knows the classes, but `{project.judge.name}` does not; leave the option out, "
             "or set judge.source to train"
         )
+    _check_place(out, project)
     registered = load_registered(project.params.register_.name, request.version)
     _check_model(registered, project)
     command = _command(request, registered, project)
-    _check_place(out, project)
     _check_command(out, command)
     work = out / HIDDEN / "work"
     try:
@@ -209,7 +209,18 @@ def _command(request: Request, registered: RegisteredModel, project: Project) ->
         "mirror": project.params.data.mirror,
         "data set": published_fingerprint("prepare"),
         "judge": project.judge.digest,
+        "weights": _digest(registered),
     }
+
+
+def _digest(registered: RegisteredModel) -> str:
+    """sha256 of weights and settings: in another store, the same number can be of another model."""
+    digest = hashlib.sha256(registered.sample.model_dump_json().encode())
+    for network in (registered.images.network, registered.images.decoder):
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_place(out: Path, project: Project) -> None:
@@ -342,7 +353,7 @@ def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
     writer = None
     for file in _batch_files(work):
         rows = pd.read_parquet(file)
-        kept = pa.Table.from_pandas(rows[rows.pop("kept")], preserve_index=False)
+        kept = pa.Table.from_pandas(rows[rows["kept"]].drop(columns="kept"), preserve_index=False)
         writer = writer or pq.ParquetWriter(temporary, kept.schema)
         writer.write_table(kept)
     assert writer is not None, "a complete folder has a batch"

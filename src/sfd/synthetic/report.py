@@ -176,7 +176,8 @@ def _page(outcome: Outcome) -> str:
         each = ", ".join(f"{accuracy:.4f}" for accuracy in accuracies)
         rows.append(f"| {name} | {outcome.num_images[name]} | {found.mean:.4f} | {found.error:.4f} | {each} |")
     gain = outcome.gain
-    low, high = gain.difference.interval or (float("nan"),) * 2
+    assert gain.difference.interval is not None, "there are several repeats"
+    low, high = gain.difference.interval
     return (
         "\n".join(
             [
