@@ -1,5 +1,6 @@
 """Real servers and folders that several tests need."""
 
+import copy
 import os
 import shutil
 import signal
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 
@@ -133,6 +136,13 @@ class Project:
         ):
             subprocess.run(["git", *command], cwd=folder, check=True)
 
+    def copy_to(self, folder: Path) -> "Project":
+        """Results, runs and all. Registered models are read from where they were made."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        copied = copy.copy(self)
+        copied.folder = folder
+        return copied
+
     def write_params(self, params: dict[str, Any]) -> None:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
@@ -169,3 +179,37 @@ class Project:
 
     def result(self, name: str) -> Path:
         return self.folder / "results" / name
+
+
+IN_ONE_PROCESS = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
+
+
+def finished_project(factory: pytest.TempPathFactory) -> Project:
+    """A project with two classes of 40 images, run to the end; its model version 1 has the alias `champion`.
+
+    It is made once for all processes of a test run: copy it, and change the copy.
+    """
+    from mlflow import MlflowClient
+
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished project"
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.with_suffix(".finished").is_file():
+            made = object.__new__(Project)
+            made.folder = folder
+            return made
+        params = small_params()
+        params["data"] |= {"source": "folder", "root": "images", "mirror": True}
+        folder.mkdir()
+        made = Project(folder, params)
+        draw_images(folder / "images" / "quer", 40, 1, vertical=False)
+        draw_images(folder / "images" / "hoch ü", 40, 2, vertical=True)
+        stages = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic_vae", "latents"]
+        status, output = made.run(
+            sys.executable, "-c", IN_ONE_PROCESS, *stages, "diffusion", "sample", "evaluate", "register"
+        )
+        assert status == 0, output
+        store = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+        store.set_registered_model_alias("sfd-digits", "champion", "1")
+        folder.with_suffix(".finished").touch()
+    return made

@@ -190,6 +190,54 @@ def serve(
 
 
 @app.command()
+def generate(
+    out: Annotated[
+        Path, typer.Argument(help="The folder to make: a new or empty one, or one that this command has begun.")
+    ],
+    per_class: Annotated[int, typer.Option(min=1, help="Images of every class.")] = 100,
+    version: Annotated[str, typer.Option(help="The registered model's version: its number or an alias.")] = "champion",
+    seed: Annotated[int, typer.Option(min=0, help="Every image derives from it.")] = 0,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Keep images whose class the judge gives at least this probability."),
+    ] = None,
+    drop_memorised: Annotated[
+        bool,
+        typer.Option(
+            "--drop-memorised", help="Leave out images nearer to a training image than 99 % of held-out ones."
+        ),
+    ] = False,
+    with_report: Annotated[
+        bool,
+        typer.Option("--report", help="Then train the judge's network on real, generated and all images, and compare."),
+    ] = False,
+) -> None:
+    """Write a balanced data set of generated images: class folders and samples.parquet. Interrupted, it continues."""
+    from sfd.synthetic.generate import Project, Request
+    from sfd.synthetic.generate import generate as make
+    from sfd.synthetic.report import check_report, report
+
+    project = Project.load()
+    if with_report:
+        check_report(project)
+    typer.echo(make(out, Request(per_class, version, seed, min_confidence, drop_memorised), project))
+    if with_report:
+        typer.echo(report(out, project))
+
+
+@app.command()
+def audit(
+    samples: Annotated[
+        Path, typer.Argument(help="results/sample, a folder of `sfd generate`, or any folder of images.")
+    ],
+) -> None:
+    """Look for copies of training images among samples, and attack the model by its loss; writes results/audit."""
+    from sfd.evaluation.audit import audit as run
+
+    typer.echo(run(samples))
+
+
+@app.command()
 def show() -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
     from sfd.summary import summarise

@@ -11,7 +11,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +155,7 @@ def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]
         upstream = STAGES[name].upstream if upstream is None else upstream
         fingerprint = stage_fingerprint(name, params, upstream)
         work = WORK / name
-        with _lock(work) if rank() == 0 else nullcontext():
+        with lock(work) if rank() == 0 else nullcontext():
             if rank() == 0:
                 _open_work(work, fingerprint)
             barrier()
@@ -236,25 +236,35 @@ def published_fingerprint(name: str) -> str:
     return fingerprint
 
 
+def check_current(names: Iterable[str], params: Params) -> None:
+    """Raises :class:`UserError` unless these stages are finished and made from these parameters."""
+    for name in names:
+        found = published_fingerprint(name)
+        if name != "prepare" and found != stage_fingerprint(name, params):  # that of prepare is of its content
+            raise UserError(
+                f"results/{name} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"
+            )
+
+
 @contextmanager
-def _lock(work: Path) -> Iterator[None]:
-    """One process a stage: a second one stops and names the owner."""
+def lock(work: Path, what: str = "this stage") -> Iterator[None]:
+    """One process a work folder, which is made if need be. A second one stops with a :class:`UserError` that names the owner."""
     work.mkdir(parents=True, exist_ok=True)
     owner = work / "owner"
-    lock = FileLock(work.parent / f"{work.name}.lock")
+    held = FileLock(work.parent / f"{work.name}.lock")
     known = owner.read_text().strip() if owner.is_file() else ""
     try:
-        lock.acquire(timeout=ORPHANS_WAIT_S if known and not is_alive(int(known)) else 0)
+        held.acquire(timeout=ORPHANS_WAIT_S if known and not is_alive(int(known)) else 0)
     except Timeout:
         known = owner.read_text().strip() if owner.is_file() else "unknown"
         raise UserError(
-            f"another process works on this stage (pid {known}, folder {work}); wait for it or end it, then run again"
+            f"another process works on {what} (pid {known}, folder {work}); wait for it or end it, then run again"
         ) from None
     try:
         owner.write_text(f"{os.getpid()}\n")
         yield
     finally:
-        lock.release()
+        held.release()
 
 
 def is_alive(pid: int) -> bool:
@@ -320,11 +330,16 @@ def _publish(current: Stage) -> None:
     (current.out / "fingerprint.json").write_text(
         json.dumps({"stage": current.name, "fingerprint": published}, indent=2) + "\n"
     )
-    target = RESULTS / current.name
+    replace_result(current.name, current.out)
+    shutil.rmtree(current.work)
+
+
+def replace_result(name: str, finished: Path) -> None:
+    """Moves a finished folder to ``results/NAME`` in one rename. An old result goes whole, to ``replaced`` beside the finished one."""
+    target = RESULTS / name
     target.parent.mkdir(exist_ok=True)
     if target.exists():
-        replaced = current.work / "replaced"
+        replaced = finished.with_name("replaced")
         shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed between the two renames
         target.replace(replaced)
-    current.out.replace(target)
-    shutil.rmtree(current.work)
+    finished.replace(target)

@@ -135,3 +135,21 @@ def test_a_class_without_images_is_still_reported_as_a_class(tmp_path: Path) -> 
     write_image(tmp_path / "cat" / "1.png", 0)
     (tmp_path / "dog").mkdir()
     assert scan_folder(tmp_path, MAX_PIXELS).classes == ["cat", "dog"]
+
+
+def test_what_sfd_generate_leaves_beside_its_class_folders_is_passed_over_and_the_like_elsewhere_is_refused(
+    tmp_path: Path,
+) -> None:
+    own = ("samples.parquet", "report.json", "report.md")
+    for number, name in enumerate(("cat/1.png", "dog/1.png")):
+        write_image(tmp_path / name, number)
+    (tmp_path / "cat" / "report.json").touch()
+    for name in own:
+        (tmp_path / name).touch()
+    assert set(refusals(scan_folder(tmp_path, MAX_PIXELS))) == {*own, "cat/report.json"}
+    (tmp_path / ".sfd").mkdir()
+    (tmp_path / ".sfd" / "command.json").touch()
+    (tmp_path / "loose.txt").touch()
+    scan = scan_folder(tmp_path, MAX_PIXELS)
+    assert set(refusals(scan)) == {"cat/report.json", "loose.txt"}
+    assert paths(scan) == ["cat/1.png", "dog/1.png"]

@@ -189,6 +189,19 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.asarray(image)[top : top + height, left : left + width])
 
 
+def read_crop(path: Path, size: int, max_pixels: int) -> Image.Image:
+    """A file as it enters the pipeline: :func:`decode_rgb`, then :func:`center_crop`. Raises :class:`ImageRefused`."""
+    with open_regular(path) as file:
+        return center_crop(decode_rgb(file, max_pixels), size)
+
+
+def png_bytes(image: torch.Tensor) -> bytes:
+    """An image uint8 ``(3, H, W)`` as a PNG file; equal pixels give equal bytes."""
+    stream = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, format="PNG")
+    return stream.getvalue()
+
+
 def to_tensor_uint8(images: Sequence[Image.Image]) -> torch.Tensor:
     """Stacks RGB images of one size: uint8 ``(B, 3, H, W)``, values 0..255."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()

@@ -14,10 +14,12 @@ from sfd.errors import UserError
 
 FILE_NAME = "manifest.parquet"
 TRAIN, HELDOUT = "train", "heldout"
+SHA256 = r"^[0-9a-f]{64}\Z"
 _SHOWN_FAILURES = 5
 
 
-def _is_relative(paths: pd.Series) -> pd.Series:
+def is_relative(paths: pd.Series) -> pd.Series:
+    """Which paths stay within the folder that they are relative to."""
     return paths.map(lambda path: bool(path) and not path.startswith("/") and ".." not in path.split("/"))
 
 
@@ -33,14 +35,14 @@ def _content_is_unambiguous(rows: pd.DataFrame) -> pd.Series:
 
 SCHEMA = pa.DataFrameSchema(
     {
-        "path": pa.Column(str, pa.Check(_is_relative, error="relative to the image root"), unique=True),
+        "path": pa.Column(str, pa.Check(is_relative, error="relative to the image root"), unique=True),
         "label": pa.Column(str, pa.Check.str_length(min_value=1)),
         "class_index": pa.Column("int64", pa.Check.ge(0)),
         "split": pa.Column(str, pa.Check.isin([TRAIN, HELDOUT])),
         "width": pa.Column("int64", pa.Check.ge(1)),
         "height": pa.Column("int64", pa.Check.ge(1)),
         "size_bytes": pa.Column("int64", pa.Check.ge(1)),
-        "sha256": pa.Column(str, pa.Check.str_matches(r"^[0-9a-f]{64}\Z")),
+        "sha256": pa.Column(str, pa.Check.str_matches(SHA256)),
     },
     checks=[
         pa.Check(lambda rows: len(rows) > 0, error="at least one image"),
@@ -58,13 +60,18 @@ def validate_manifest(rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         UserError: columns, types or rows break the schema; the first few failures are named.
     """
+    return validate_table(rows, SCHEMA, "the manifest", "rerun stage `prepare`")
+
+
+def validate_table(rows: pd.DataFrame, schema: pa.DataFrameSchema, what: str, remedy: str) -> pd.DataFrame:
+    """Returns ``rows`` unchanged. Raises :class:`UserError` as :func:`validate_manifest` does, about ``what`` and with its remedy."""
     try:
-        return SCHEMA.validate(rows, lazy=True)
+        return schema.validate(rows, lazy=True)
     except pa.errors.SchemaErrors as error:
         failures = list(dict.fromkeys(_describe(case) for case in error.failure_cases.to_dict("records")))
         more = f"; and {len(failures) - _SHOWN_FAILURES} more" if len(failures) > _SHOWN_FAILURES else ""
         shown = "; ".join(failures[:_SHOWN_FAILURES])
-        raise UserError(f"the manifest breaks its schema: {shown}{more}; rerun stage `prepare`") from None
+        raise UserError(f"{what} breaks its schema: {shown}{more}; {remedy}") from None
 
 
 def _describe(case: dict[Hashable, Any]) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sfd.data.manifest import FILE_NAME, HELDOUT, TRAIN, digest, split_by_content, write_manifest
 from sfd.data.sources import Found, Rejected, Scan, scan_folder, write_digits
+from sfd.data.synthetic import is_unfinished
 from sfd.errors import UserError
 from sfd.params import DataParams
 
@@ -73,6 +74,10 @@ def _check_root(root: Path, out: Path) -> None:
         raise UserError(f"data.root {root} is not a folder; {remedy}")
     if not os.access(root, os.R_OK | os.X_OK):
         raise UserError(f"data.root {root} is not readable for this user; change its permissions (chmod), or {remedy}")
+    if is_unfinished(root):
+        raise UserError(
+            f"data.root {root} is being made by `sfd generate`; give that command again until it is complete"
+        )
     if out.resolve().is_relative_to(root.resolve()):
         raise UserError(f"data.root {root} holds the results folder {out}, which is no image; {remedy}")
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sfd.data.images import ImageRefused, decode_rgb, open_regular
+from sfd.data.synthetic import OWN_NAMES, is_generated
 
 _FILES_IN_FLIGHT = 1024
 
@@ -65,6 +66,7 @@ def scan_folder(root: Path, max_pixels: int) -> Scan:
     The class of a file is the subfolder of ``root`` that it lies in, however deep; names are compared in Unicode form
     NFC, while paths stay as they are on disk. Links to files are read, links to folders outside the root followed once.
     Hidden files and folders (with a leading dot) are refused, except ``.gitkeep``, which only keeps a folder in git.
+    What `sfd generate` leaves beside its class folders is passed over.
 
     Args:
         root: an existing folder.
@@ -91,6 +93,7 @@ def _walk(root: Path) -> tuple[list[Path], set[str], list[Rejected]]:
     rejected: list[Rejected] = []
     real_root = root.resolve()
     followed: set[Path] = set()
+    own_names = OWN_NAMES if is_generated(root) else frozenset()
     pending = [root]
     while pending:
         folder = pending.pop()
@@ -100,6 +103,8 @@ def _walk(root: Path) -> tuple[list[Path], set[str], list[Rejected]]:
             rejected.append(Rejected(_relative(folder, root), f"unreadable folder: {error.strerror}"))
             continue
         for entry in entries:
+            if folder == root and entry.name in own_names:
+                continue
             reason = _link_refusal(entry, real_root, followed)
             if reason is not None:
                 rejected.append(Rejected(_relative(entry, root), reason))

@@ -23,6 +23,9 @@ from sfd.errors import UserError
 # Rows and columns of one block of distances: 4,096 squared in float64 takes 134 MB.
 CHUNK = 4_096
 
+QUANTILE = 0.01
+"""Share of held-out images that are as near to a training image as what counts as memorised."""
+
 
 @dataclass(frozen=True)
 class Memorisation:
@@ -64,14 +67,29 @@ def _nearest_to_block(queries: Tensor, reference: Tensor, chunk: int) -> tuple[T
     return (queries - reference[index].double()).norm(dim=1), index
 
 
-def memorisation(samples: Tensor, train: Tensor, heldout: Tensor, quantile: float = 0.01) -> Memorisation:
+def copy_limit(heldout_distance: Tensor, quantile: float = QUANTILE) -> float:
+    """The distance below which a sample counts as memorised: a low quantile of the distances (L,) of held-out images.
+
+    Raises:
+        UserError: it is 0, at which copies cannot be told from originals.
+    """
+    limit = float(heldout_distance.quantile(quantile))
+    if limit == 0.0:
+        raise UserError(
+            f"held-out images must differ from training images, but a share of {quantile:g} or more is at distance 0 "
+            f"in the judge's features; set data.duplicates to `drop`, or train a judge that tells these images apart"
+        )
+    return limit
+
+
+def memorisation(samples: Tensor, train: Tensor, heldout: Tensor, quantile: float = QUANTILE) -> Memorisation:
     """Counts samples that are nearer to a training image than the nearest ``quantile`` of held-out images are.
 
     All three are judge features, (N, D), (M, D) and (L, D). ``train`` should hold all images that the model was trained
     on, mirrored ones too. An honest model gives a fraction of about ``quantile``.
 
     Raises:
-        UserError: there are no images in a set, or the threshold is 0, at which copies cannot be told from originals.
+        UserError: there are no images in a set, or as :func:`copy_limit` does.
     """
     counts = {"samples": len(samples), "training images": len(train), "held-out images": len(heldout)}
     if not all(counts.values()):
@@ -79,12 +97,7 @@ def memorisation(samples: Tensor, train: Tensor, heldout: Tensor, quantile: floa
         raise UserError(f"the memorisation check needs images in every set, but has {found}; fill the empty one")
     distance, index = nearest(samples, train)
     heldout_distance, _ = nearest(heldout, train)
-    threshold = float(heldout_distance.quantile(quantile))
-    if threshold == 0.0:
-        raise UserError(
-            f"held-out images must differ from training images, but a share of {quantile:g} or more is at distance 0 "
-            f"in the judge's features; set data.duplicates to `drop`, or train a judge that tells these images apart"
-        )
+    threshold = copy_limit(heldout_distance, quantile)
     table = pd.DataFrame(
         {"sample_index": range(len(samples)), "train_index": index.cpu().numpy(), "distance": distance.cpu().numpy()}
     ).sort_values("distance", kind="stable", ignore_index=True)

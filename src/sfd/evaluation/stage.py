@@ -16,7 +16,7 @@ from sfd.data.prepared import Prepared
 from sfd.encoders.judge import Judge
 from sfd.encoders.texture_vae import TextureVae
 from sfd.evaluation.fidelity import Features, Sets, extract, score
-from sfd.evaluation.memorisation import Memorisation, memorisation
+from sfd.evaluation.memorisation import memorisation
 from sfd.evaluation.pictures import pairs
 from sfd.evaluation.samples import read_images, read_table
 from sfd.params import EvaluateParams
@@ -38,7 +38,7 @@ def evaluate(
     count = min(len(table), len(heldout), len(train))
     sampled = Batches(params.batch_size, judge)
     heldout_rows, train_rows = choose(len(heldout), count, seed, "heldout"), choose(len(train), count, seed, "train")
-    everything = _judge_training_images(judge, train, params.batch_size, data.params.mirror)
+    everything = judge_training_images(judge, train, params.batch_size, data.params.mirror)
     sample_features = extract(judge, sampled.of_files(samples, table["file"].tolist()))
     heldout_features = extract(judge, sampled.of_images(heldout, list(range(len(heldout)))))
     sets = Sets(
@@ -54,7 +54,9 @@ def evaluate(
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     _write_measurement(params, judge, heldout, heldout_rows, out / "measurement.json")
     memorised.table.to_csv(out / "nearest.csv", index=False)
-    _picture_nearest(memorised, table, samples, train, out / "nearest.png")
+    closest = memorised.table.head(NUM_CLOSEST)
+    shown = read_images(samples, table["file"].iloc[closest["sample_index"]].tolist())
+    picture_nearest(closest, shown, train, out / "nearest.png")
     return metrics, [out / name for name in ("metrics.json", "measurement.json", "nearest.csv", "nearest.png")]
 
 
@@ -101,7 +103,7 @@ class Batches:
             yield images.__getitems__(list(rows[start : start + self.size]))[0].to(self.device)
 
 
-def _judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
+def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
     """All training images, and behind them all mirrored ones, if the model was trained on those too."""
     batches = Batches(batch_size, judge)
     views = [
@@ -120,14 +122,19 @@ def _reconstructions(batches: Iterator[Tensor], vae: TextureVae, seed: int) -> I
         yield vae.decode(vae.encode(images, noise.to(images.device)))
 
 
-def _picture_nearest(
-    memorised: Memorisation, table: pd.DataFrame, samples: Path, train: ManifestImages, file: Path
-) -> None:
-    """The samples that are closest to a training image, beside that image."""
-    closest = memorised.table.head(NUM_CLOSEST)
-    rows = [int(row) for row in closest["train_index"]]
+def training_views(train: ManifestImages, rows: Sequence[int]) -> Tensor:
+    """Training images uint8 ``(B, 3, S, S)`` by their rows in :func:`judge_training_images`: behind the last one they are mirrored."""
     originals = train.__getitems__([row % len(train) for row in rows])[0]
-    shown = [image.flip(-1) if row >= len(train) else image for image, row in zip(originals, rows, strict=True)]
-    left = read_images(samples, [table["file"].iloc[int(row)] for row in closest["sample_index"]])
+    return torch.stack(
+        [image.flip(-1) if row >= len(train) else image for image, row in zip(originals, rows, strict=True)]
+    )
+
+
+def picture_nearest(closest: pd.DataFrame, samples: Tensor, train: ManifestImages, file: Path) -> None:
+    """Samples uint8 ``(n, 3, S, S)`` beside their nearest training images.
+
+    ``closest``: their rows of the table of :class:`sfd.evaluation.memorisation.Memorisation`.
+    """
+    originals = training_views(train, closest["train_index"].tolist())
     captions = [f"distance {distance:.3f}" for distance in closest["distance"]]
-    pairs(left, torch.stack(shown), captions, file, titles=("sample", "nearest training image"))
+    pairs(samples, originals, captions, file, titles=("sample", "nearest training image"))

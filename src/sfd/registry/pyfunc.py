@@ -7,9 +7,10 @@ import mlflow
 import pandas as pd
 import torch
 
+from sfd.data.images import png_bytes
 from sfd.generation import ImageGenerator
 from sfd.params import SampleParams
-from sfd.registry.requests import MODELS_OWN_TAU, apply_request, class_index, to_png
+from sfd.registry.requests import MODELS_OWN_TAU, apply_request, class_index
 
 
 class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is not typed
@@ -39,7 +40,7 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
         except ValueError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
         batches = self.images.sample(classes, seeds, sample)
-        return pd.DataFrame({"png": [to_png(image) for batch in batches for image in batch]})
+        return pd.DataFrame({"png": [png_bytes(image) for batch in batches for image in batch]})
 
     @staticmethod
     def _given(params: dict[str, Any]) -> dict[str, float]:

@@ -1,11 +1,7 @@
 """What both ways of asking a registered model, MLflow's pyfunc and `sfd serve`, make of a request."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
-
-from PIL import Image
-from torch import Tensor
 
 from sfd.params import SampleParams, check_sampling_schedule
 
@@ -60,10 +56,3 @@ def apply_request(registered: SampleParams, model: "DiffusionModel", given: Mapp
     sample = SampleParams.model_validate(tree)
     check_sampling_schedule(model.schedule_params, sample.schedule)
     return sample
-
-
-def to_png(image: Tensor) -> bytes:
-    """An image uint8 ``(3, H, W)`` as a PNG file."""
-    stream = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, format="PNG")
-    return stream.getvalue()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from sfd.data.images import png_bytes
 from sfd.params import SampleParams
 from sfd.registry.load import RegisteredModel
-from sfd.registry.requests import to_png
 from sfd.serving.metrics import Metrics
 
 COMPANY_S = 0.005
@@ -158,7 +158,7 @@ class Batches:
         try:
             classes, seeds = [job.class_index for job in jobs], [job.seed for job in jobs]
             (pixels,) = model.images.sample(classes, seeds, settings, fill=True)
-            pngs = [to_png(image) for image in pixels]
+            pngs = [png_bytes(image) for image in pixels]
         except Exception as error:  # the requests answer it; the worker has others to serve
             for job in jobs:
                 job.png.set_exception(error)

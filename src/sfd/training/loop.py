@@ -27,6 +27,10 @@ LogMetrics = Callable[[dict[str, float], int], None]
 Preview = Callable[[nn.Module, int], None]
 
 
+def log_nothing(metrics: dict[str, float], step: int) -> None:
+    """For trainings whose losses are not kept."""
+
+
 class BatchedDataset(Protocol):
     """A dataset that fetches a whole batch at once."""
 

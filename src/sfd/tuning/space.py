@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfd.errors import UserError
 from sfd.params import Params, SpaceParams, parse_params
-from sfd.pipeline import published_fingerprint, select, stage_fingerprint
+from sfd.pipeline import check_current, select
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -146,9 +146,4 @@ def upstream(params: Params) -> tuple[str, ...]:
 
 def check_upstream(params: Params) -> None:
     """Raises :class:`UserError` unless the stages that a study reads are finished and made from these parameters."""
-    for name in upstream(params):
-        found = published_fingerprint(name)
-        if name != "prepare" and found != stage_fingerprint(name, params):  # that of prepare is of its content
-            raise UserError(
-                f"results/{name} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"
-            )
+    check_current(upstream(params), params)

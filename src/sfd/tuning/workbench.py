@@ -24,7 +24,7 @@ from sfd.params import Params
 from sfd.pipeline import RESULTS, inference_device
 from sfd.seeding import derive_seed, generator
 from sfd.training.diffusion_stage import build_network, build_task, open_latents
-from sfd.training.loop import train
+from sfd.training.loop import log_nothing, train
 
 GRID_IMAGES = 100
 STUDY, CONFIRMATION = "study", "confirmation"
@@ -115,7 +115,7 @@ class Workbench:
             seed,
             folder,
             "tune",
-            _log_nothing,
+            log_nothing,
             preview,
             params.tune.report_every,
         )
@@ -139,9 +139,5 @@ class Workbench:
         steps = params.tune.refine_steps
         training = params.diffusion.training.model_copy(update={"num_steps": steps, "checkpoint_every": steps})
         task = build_task(params, network, dataset, seed)
-        train(task, training, seed, folder, "tune", _log_nothing).copy_to(network)
+        train(task, training, seed, folder, "tune", log_nothing).copy_to(network)
         return DiffusionModel(network, params.schedule, shared.statistics, shared.classes)
-
-
-def _log_nothing(metrics: dict[str, float], step: int) -> None:
-    """A trial's losses are not kept: its scores are."""

@@ -1,0 +1,434 @@
+"""The command ``sfd audit``: are samples copies of training images, and does the model betray what it was trained on?
+
+Samples of any size are centre-cropped as training images are, so that a training file among them is found whatever its size.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from sfd.data import synthetic
+from sfd.data.encoding import CompositeEncoder
+from sfd.data.images import ImageRefused, ManifestImages, decode_rgb, open_regular, read_crop, to_tensor_uint8
+from sfd.data.manifest import HELDOUT, TRAIN
+from sfd.data.prepared import Prepared
+from sfd.encoders.judge import Judge, load_judge
+from sfd.encoders.texture_vae import load_texture_vae
+from sfd.encoders.vision import load_encoder
+from sfd.errors import UserError
+from sfd.evaluation import samples as sampled
+from sfd.evaluation.fidelity import extract
+from sfd.evaluation.membership import DRAWS, PROGRESS, RESAMPLES, Separation, losses_of_images, separation
+from sfd.evaluation.memorisation import QUANTILE, Memorisation, memorisation
+from sfd.evaluation.stage import (
+    NUM_CLOSEST,
+    Batches,
+    choose,
+    judge_training_images,
+    picture_nearest,
+    training_views,
+)
+from sfd.generation import DiffusionModel
+from sfd.params import DataParams, Params, load_params
+from sfd.pipeline import RESULTS, WORK, check_current, inference_device, lock, replace_result
+from sfd.semantic.semvae import load_semvae
+
+UPSTREAM = ("prepare", "encoder", "texture_vae", "judge", "semantic_vae", "latents", "diffusion")
+MAX_ATTACKED = 500
+"""Training images, and as many held-out ones, whose losses are compared."""
+
+CONFIDENCE = 0.95
+SHOWN_REFUSED = 5
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images to be audited: paths relative to ``folder``. ``version``: model and version that made them, if a table says so.
+
+    ``refused``: files of a folder without a table that are no images, with reasons. ``num_cropped``: images of another size.
+    """
+
+    folder: Path
+    files: list[str]
+    version: tuple[str, str] | None
+    refused: dict[str, str]
+    num_cropped: int
+
+    def load(self, rows: Sequence[int], params: DataParams) -> Tensor:
+        """Centre crops uint8 ``(B, 3, S, S)``."""
+        return to_tensor_uint8(
+            [read_crop(self.folder / self.files[row], params.image_size, params.max_pixels) for row in rows]
+        )
+
+    def batches(self, size: int, params: DataParams) -> Iterator[Tensor]:
+        """All of them in order."""
+        for start in range(0, len(self.files), size):
+            yield self.load(range(start, min(start + size, len(self.files))), params)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Samples against their nearest training images.
+
+    ``identical``: rows of ``found.table`` below the limit whose pixels are those of the training image.
+    ``interval``: of the share of samples below the limit; ``expected``: share of held-out images, with its interval.
+    ``p_value``: how often honest samples would be as many below the limit, or more.
+    """
+
+    found: Memorisation
+    identical: list[bool]
+    num_samples: int
+    num_below: int
+    interval: tuple[float, float]
+    num_heldout: int
+    num_heldout_below: int
+    expected_interval: tuple[float, float]
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The outcome of membership by loss on the model in ``results/diffusion``. Losses are means over ``num_images`` images each."""
+
+    num_images: int
+    member_loss: float
+    heldout_loss: float
+    separation: Separation
+
+
+def audit(folder: Path) -> str:
+    """Writes ``results/audit`` and returns a short table with the verdicts.
+
+    Raises:
+        UserError: before anything is computed: a result is missing or out of date, or the folder holds no images.
+    """
+    params = load_params(Path("params.yaml"))
+    check_current(UPSTREAM, params)
+    samples = find_samples(folder, params.data)
+    data = Prepared.load(params.data, RESULTS / "prepare")
+    judge = load_judge(RESULTS / "judge" / "model").to(inference_device())
+    with lock(WORK / "audit", "an audit"):
+        out = WORK / "audit" / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        neighbours = find_neighbours(samples, params, data, judge)
+        _write_neighbours(neighbours, samples, data, out)
+        attack = attack_model(params, data)
+        facts = _facts(samples, neighbours, attack, _note(samples, params))
+        (out / "audit.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (out / "report.md").write_text(_page(facts), encoding="utf-8")
+        replace_result("audit", out)
+    return f"{_table(facts)}\n\nreport: {RESULTS / 'audit' / 'report.md'}"
+
+
+def find_samples(folder: Path, params: DataParams) -> Samples:
+    """The images that a table names (``samples.parquet`` of `sfd generate`, ``samples.csv`` of stage `sample`), or all below the folder.
+
+    Raises:
+        UserError: there is no folder or no image, or a file that a table names cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give one that holds images")
+    version, has_table = None, True
+    if (folder / synthetic.TABLE).is_file() or synthetic.is_generated(folder):
+        table = synthetic.read_table(folder)
+        files, version = table["file"].tolist(), (table["model"].iloc[0], table["model_version"].iloc[0])
+    elif (folder / sampled.TABLE).is_file():
+        table = sampled.read_table(folder)
+        if "file" not in table:
+            raise UserError(
+                f"{folder / sampled.TABLE} has no column `file`, so stage `sample` did not make it; give another folder"
+            )
+        files = [f"images/{file}" for file in table["file"]]
+    else:
+        paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
+        files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+        has_table = False
+    sizes, refused = _look_at(folder, files, params.max_pixels)
+    if refused and has_table:
+        file = next(iter(refused))
+        raise UserError(
+            f"{folder / file} is in the folder's table, but cannot be read ({refused[file]}); make the folder again"
+        )
+    if not sizes:
+        raise UserError(
+            f"{folder} holds no image ({len(refused)} other files); give a folder of PNG, JPEG, WebP or BMP"
+        )
+    num_cropped = sum(size != (params.image_size,) * 2 for size in sizes.values())
+    return Samples(folder, list(sizes), version, refused, num_cropped)
+
+
+def _look_at(folder: Path, files: list[str], max_pixels: int) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Sizes of the files that are images, and reasons why the others are not."""
+    sizes, refused = {}, {}
+    for file in files:
+        try:
+            with open_regular(folder / file) as stream:
+                sizes[file] = decode_rgb(stream, max_pixels).size
+        except ImageRefused as reason:
+            refused[file] = str(reason)
+    return sizes, refused
+
+
+def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Judge) -> Neighbours:
+    """The memorisation check of stage `evaluate` on these samples, with its uncertainty."""
+    from scipy.stats import betabinom
+
+    size, train, heldout = params.evaluate.batch_size, data.images(TRAIN), data.images(HELDOUT)
+    batches = Batches(size, judge)
+    originals = judge_training_images(judge, train, size, data.params.mirror)
+    reference = extract(judge, batches.of_images(heldout, range(len(heldout))))
+    seen = extract(judge, (batch.to(batches.device) for batch in samples.batches(size, data.params)))
+    found = memorisation(seen.features, originals.features, reference.features)
+    below = found.table[found.table["distance"] < found.threshold]
+    num_below, num_heldout_below = len(below), round(found.heldout_fraction * len(heldout))
+    return Neighbours(
+        found=found,
+        identical=_identical(below, samples, train, data.params, size),
+        num_samples=len(samples.files),
+        num_below=num_below,
+        interval=_binomial_interval(num_below, len(samples.files)),
+        num_heldout=len(heldout),
+        num_heldout_below=num_heldout_below,
+        expected_interval=_binomial_interval(num_heldout_below, len(heldout)),
+        # The limit lies below the next held-out distance, the (h + 1)-th of L. Where samples and held-out images come from one
+        # distribution, the share below that order statistic is Beta(h + 1, L - h), so the number of N samples is beta-binomial.
+        p_value=float(
+            betabinom.sf(num_below - 1, len(samples.files), num_heldout_below + 1, len(heldout) - num_heldout_below)
+        ),
+    )
+
+
+def _identical(
+    below: pd.DataFrame, samples: Samples, train: ManifestImages, params: DataParams, batch_size: int
+) -> list[bool]:
+    """Whether the pixels of each of these samples are those of its nearest training image."""
+    same: list[bool] = []
+    for start in range(0, len(below), batch_size):
+        rows = below.iloc[start : start + batch_size]
+        pixels = samples.load(rows["sample_index"].tolist(), params)
+        same += (pixels == training_views(train, rows["train_index"].tolist())).flatten(1).all(dim=1).tolist()
+    return same
+
+
+def _binomial_interval(count: int, total: int) -> tuple[float, float]:
+    """Clopper and Pearson's."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, out: Path) -> None:
+    """``nearest.csv``, nearest first, and ``closest.png``."""
+    train, table = data.images(TRAIN), neighbours.found.table
+    rows = pd.DataFrame(
+        {
+            "file": [samples.files[row] for row in table["sample_index"]],
+            "distance": table["distance"],
+            "nearest_file": [train.paths[row % len(train)] for row in table["train_index"]],
+            "is_mirrored": table["train_index"] >= len(train),
+            "is_below_limit": table["distance"] < neighbours.found.threshold,
+            "is_identical": neighbours.identical + [False] * (len(table) - len(neighbours.identical)),
+        }
+    )
+    rows.to_csv(out / "nearest.csv", index=False)
+    closest = table.head(NUM_CLOSEST)
+    picture_nearest(closest, samples.load(closest["sample_index"].tolist(), data.params), train, out / "closest.png")
+
+
+def attack_model(params: Params, data: Prepared) -> Attack:
+    """Membership by loss: equally many training and held-out images, chosen by the seed, against the model in ``results/diffusion``."""
+    device, seed = inference_device(), params.seed
+    model = DiffusionModel.load(RESULTS / "diffusion" / "model")
+    model.network.to(device)
+    encode = CompositeEncoder(
+        load_texture_vae(RESULTS / "texture_vae" / "model").to(device),
+        load_encoder(RESULTS / "encoder" / "model").to(device),
+        load_semvae(RESULTS / "semantic_vae" / "model").to(device),
+        seed,
+        device,
+    )
+    train, heldout = data.images(TRAIN), data.images(HELDOUT)
+    count = min(MAX_ATTACKED, len(train), len(heldout))
+    size, weight = params.evaluate.batch_size, params.diffusion.loss.semantic_weight
+    members, others = (
+        losses_of_images(model, encode, images, choose(len(images), count, seed, f"audit/{split}"), size, weight, seed)
+        for split, images in ((TRAIN, train), (HELDOUT, heldout))
+    )
+    return Attack(count, float(members.mean()), float(others.mean()), separation(members, others, seed))
+
+
+def _note(samples: Samples, params: Params) -> str:
+    """Which model was attacked, and whether it made the samples."""
+    attacked = "The attack is on the model in results/diffusion"
+    if samples.folder.resolve() == (RESULTS / "sample").resolve() and _is_current("sample", params):
+        return f"{attacked}, which made these samples."
+    if samples.version is None:
+        return f"{attacked}; nothing says whether it made these samples."
+    made_by = f"{samples.version[0]} version {samples.version[1]}"
+    if not _is_current("register", params):
+        return (
+            f"{attacked}; the samples are of {made_by}, and whether that is the same model cannot be told, because "
+            "results/register is missing or out of date."
+        )
+    facts = json.loads((RESULTS / "register" / "version.json").read_text(encoding="utf-8"))
+    if (facts["name"], facts["version"]) == samples.version:
+        return f"{attacked}, {made_by}, which made these samples."
+    return (
+        f"{attacked}, {facts['name']} version {facts['version']}; the samples are of another one, {made_by}, of which "
+        "the attack says nothing."
+    )
+
+
+def _is_current(name: str, params: Params) -> bool:
+    try:
+        check_current((name,), params)
+    except UserError:
+        return False
+    return True
+
+
+def _facts(samples: Samples, neighbours: Neighbours, attack: Attack, note: str) -> dict[str, Any]:
+    """The audit for programs."""
+    found, score = neighbours.found, attack.separation
+    return {
+        "samples": {
+            "folder": str(samples.folder),
+            "num_images": neighbours.num_samples,
+            "num_cropped": samples.num_cropped,
+            "refused": samples.refused,
+        },
+        "nearest": {
+            "limit": found.threshold,
+            "num_below": neighbours.num_below,
+            "fraction": found.memorised_fraction,
+            "interval": neighbours.interval,
+            "num_heldout": neighbours.num_heldout,
+            "heldout_fraction": found.heldout_fraction,
+            "heldout_interval": neighbours.expected_interval,
+            "interval_method": "exact (Clopper-Pearson), 95 %",
+            "p_value": neighbours.p_value,
+            "num_identical": sum(neighbours.identical),
+            "smallest_distance": float(found.table["distance"].iloc[0]),
+            "verdict": _verdict_on_neighbours(neighbours),
+        },
+        "membership": {
+            "model": note,
+            "num_images": attack.num_images,
+            "member_loss": attack.member_loss,
+            "heldout_loss": attack.heldout_loss,
+            "auc": score.auc,
+            "interval": score.interval,
+            "interval_method": f"percentile bootstrap, {RESAMPLES} resamples, 95 %",
+            "verdict": _verdict_on_attack(attack),
+        },
+    }
+
+
+def _verdict_on_neighbours(neighbours: Neighbours) -> str:
+    copies = sum(neighbours.identical)
+    chance = f"honest samples have as many or more in {100.0 * neighbours.p_value:.2g} % of all cases"
+    if neighbours.p_value < 1.0 - CONFIDENCE:
+        verdict = f"More samples lie this near to a training image than chance explains ({chance})."
+    else:
+        verdict = f"No more samples lie this near to a training image than chance explains ({chance})."
+    if copies:
+        verdict += (
+            f" {copies} of them {'is a training image' if copies == 1 else 'are training images'} to the last pixel."
+        )
+    return verdict
+
+
+def _verdict_on_attack(attack: Attack) -> str:
+    low, high = attack.separation.interval
+    if low > 0.5:
+        return "The model's loss tells training images from held-out ones better than chance: something of them is remembered."
+    if high < 0.5:
+        return "The loss is higher on training images than on held-out ones, which is no sign of memorising; look how the two were split."
+    return f"The model's loss does not tell training images from held-out ones, as far as {attack.num_images} of each can show."
+
+
+def _table(facts: dict[str, Any]) -> str:
+    """The audit for the terminal."""
+    near, attack = facts["nearest"], facts["membership"]
+    rows = [
+        ("check", "found", "95 % interval", "honest"),
+        (
+            f"nearer than the held-out {_percent(QUANTILE)} quantile",
+            _percent(near["fraction"]),
+            _percents(near["interval"]),
+            f"{_percent(near['heldout_fraction'])} {_percents(near['heldout_interval'])}",
+        ),
+        ("membership by loss, AUC", f"{attack['auc']:.3f}", _numbers(attack["interval"]), "0.5"),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", near["verdict"], attack["verdict"], attack["model"]])
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.3g} %"
+
+
+def _percents(interval: tuple[float, float]) -> str:
+    return f"[{_percent(interval[0])}, {_percent(interval[1])}]"
+
+
+def _numbers(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _page(facts: dict[str, Any]) -> str:
+    """The audit for people, as Markdown."""
+    about, near, attack = facts["samples"], facts["nearest"], facts["membership"]
+    refused = [f"`{file}` ({reason})" for file, reason in list(about["refused"].items())[:SHOWN_REFUSED]]
+    left_out = f" {len(about['refused'])} files are left out, such as {', '.join(refused)}." if refused else ""
+    return f"""# Audit of {about["folder"]}
+
+{about["num_images"]} images, {about["num_cropped"]} of them of another size and centre-cropped as training images are.{left_out}
+
+## Nearest training images
+
+| | share below the limit | 95 % interval |
+|---|---|---|
+| samples ({near["num_below"]} of {about["num_images"]}) | {_percent(near["fraction"])} | {_percents(near["interval"])} |
+| held-out images ({near["num_heldout"]} in all) | {_percent(near["heldout_fraction"])} | {_percents(near["heldout_interval"])} |
+
+**{near["verdict"]}**
+
+The limit is a distance of {near["limit"]:.4f} in the judge's features, the {_percent(QUANTILE)} quantile of the distances from held-out images to
+their nearest training image (mirrored ones too, where the model was trained on them). Intervals: {near["interval_method"]}. The smallest distance
+of a sample is {near["smallest_distance"]:.4f}. `nearest.csv` has all of them, `closest.png` the closest pairs.
+
+## Membership by loss
+
+| images of each kind | loss on training images | loss on held-out images | AUC | 95 % interval |
+|---|---|---|---|---|
+| {attack["num_images"]} | {attack["member_loss"]:.4f} | {attack["heldout_loss"]:.4f} | {attack["auc"]:.3f} | {_numbers(attack["interval"])} |
+
+**{attack["verdict"]}** {attack["model"]}
+
+An attacker who has the model guesses that images with a low loss were trained on. The loss is the squared velocity error, averaged over
+u = {", ".join(f"{u:g}" for u in PROGRESS)} with {DRAWS} noises each, the same for all images. All images are encoded anew, with
+draws of the posterior that training did not use. AUC is the chance that a training image has the lower loss of two; 0.5: the attacker
+learns nothing. Interval: {attack["interval_method"]}.
+
+## What this does not prove
+
+- Distances are those of one judge. Copies of what it does not look at, such as parts of an image, go unseen.
+- {near["num_heldout"]} held-out images resolve a quantile no finer than {_percent(1.0 / near["num_heldout"])}: the interval of their share says
+  how loose the limit is.
+- Near duplicates between training and held-out images lower the limit and hide copies. Duplicates within the training images are
+  not looked for, though they are what models learn by heart first.
+- Loss is a weak attack: those with reference models (LiRA, arXiv 2112.03570) find members that it misses. An AUC of 0.5 is no proof of
+  privacy, and an average says nothing of single images.
+- Encoder, texture VAE and semantic VAE may have been trained on the same images: what they betray counts as the model's.
+- The attack looks at the model, not at the samples: other samples of the same model give the same AUC.
+"""

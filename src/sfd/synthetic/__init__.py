@@ -1,0 +1,1 @@
+"""Data sets of generated images: made by a registered model, and weighed against real ones."""

@@ -1,0 +1,385 @@
+"""The command ``sfd generate``: a balanced folder of generated images, and the table that says where each one comes from.
+
+Candidate k of a class is drawn with a seed of its own; the first ``per_class`` candidates that the judge accepts are kept. Candidates are
+drawn in batches of one size, and what a batch holds follows from the batches before it. So a folder that is interrupted and continued has
+the bytes of one that was not, and a larger one begins with the images of a smaller one (with dopri5, whose steps depend on the whole
+batch, up to its tolerance).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, cycle, islice, repeat
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sfd.data.images import png_bytes
+from sfd.data.manifest import HELDOUT, TRAIN
+from sfd.data.prepared import Prepared
+from sfd.data.synthetic import COMMAND, HIDDEN, OWN_NAMES, TABLE, is_unfinished, validate_table_of
+from sfd.encoders.judge import Judge, load_judge
+from sfd.errors import UserError
+from sfd.evaluation.fidelity import extract
+from sfd.evaluation.memorisation import copy_limit, nearest
+from sfd.evaluation.stage import Batches, judge_training_images
+from sfd.params import Params, load_params
+from sfd.pipeline import RESULTS, check_current, inference_device, lock, published_fingerprint
+from sfd.registry.load import RegisteredModel, load_registered
+from sfd.seeding import derive_seed
+
+LEAST_SHARE, ENOUGH_TRIES = 0.1, 200
+"""A class that keeps a smaller share of at least so many candidates ends the command."""
+
+IMAGE_NAME = re.compile(r"\d{6,}\.png")
+
+
+@dataclass(frozen=True)
+class Request:
+    """``version``: a number or an alias. ``min_confidence``: of the judge in the asked class; None keeps all.
+
+    ``drop_memorised`` leaves out what lies nearer to a training image than the limit of the memorisation check.
+    """
+
+    per_class: int
+    version: str
+    seed: int
+    min_confidence: float | None
+    drop_memorised: bool
+
+
+@dataclass(frozen=True)
+class Project:
+    """What images are judged by: the judge, and the data set that it and the models learnt from."""
+
+    params: Params
+    data: Prepared
+    judge: Judge
+
+    @classmethod
+    def load(cls) -> "Project":
+        """Reads ``params.yaml`` and ``results``. Raises :class:`UserError` if a result is missing or out of date."""
+        params = load_params(Path("params.yaml"))
+        check_current(("prepare", "judge"), params)
+        judge = load_judge(RESULTS / "judge" / "model").to(inference_device())
+        return cls(params, Prepared.load(params.data, RESULTS / "prepare"), judge)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names by class index."""
+        return self.data.summary.classes
+
+
+class Critic:
+    """What the judge says of generated images: how sure it is of their class, and which training image is the nearest."""
+
+    def __init__(self, project: Project, batch_size: int) -> None:
+        self.judge, self.data, self.batches = project.judge, project.data, Batches(batch_size, project.judge)
+        train = self.data.images(TRAIN)
+        self.paths = train.paths
+        self.originals = judge_training_images(self.judge, train, batch_size, self.data.params.mirror).features
+
+    def limit(self) -> float:
+        """The distance below which an image counts as memorised. Raises :class:`UserError` as :func:`copy_limit` does."""
+        heldout = self.data.images(HELDOUT)
+        seen = extract(self.judge, self.batches.of_images(heldout, range(len(heldout))))
+        return copy_limit(nearest(seen.features, self.originals)[0])
+
+    def __call__(self, images: Tensor, classes: list[int]) -> pd.DataFrame:
+        """``confidence``, ``nearest_distance`` and ``nearest_file`` of images uint8 ``(B, 3, S, S)``."""
+        seen = extract(self.judge, [images.to(self.batches.device)])
+        distance, row = nearest(seen.features, self.originals)
+        confidence = [float("nan")] * len(classes)
+        if self.judge.classes is not None and seen.logits is not None:
+            confidence = seen.logits.double().softmax(dim=1)[torch.arange(len(classes)), classes].tolist()
+        files = [self.paths[index % len(self.paths)] for index in row.tolist()]
+        return pd.DataFrame({"confidence": confidence, "nearest_distance": distance.numpy(), "nearest_file": files})
+
+
+@dataclass
+class Progress:
+    """How many candidates of each class were drawn, and how many images kept."""
+
+    classes: list[str]
+    per_class: int
+    tried: list[int]
+    kept: list[int]
+    num_batches: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no class lacks an image."""
+        return all(kept == self.per_class for kept in self.kept)
+
+    def add(self, batch: pd.DataFrame) -> None:
+        """Counts a finished batch."""
+        for index, rows in batch.groupby("class_index"):
+            self.tried[int(str(index))] += len(rows)
+            self.kept[int(str(index))] += int(rows["kept"].sum())
+        self.num_batches += 1
+
+    def next_batch(self, size: int) -> list[tuple[int, int]]:
+        """Class and number of the next ``size`` candidates: what is lacking, class by class, and if there is room left, more of the same."""
+        lacking = {index: self.per_class - kept for index, kept in enumerate(self.kept) if kept < self.per_class}
+        wanted = chain.from_iterable(repeat(index, count) for index, count in lacking.items())
+        tried = list(self.tried)
+        batch = []
+        for index in islice(chain(wanted, cycle(lacking)), size):
+            batch.append((index, tried[index]))
+            tried[index] += 1
+        return batch
+
+    def check_shares(self) -> None:
+        """Raises :class:`UserError` if a class keeps so few candidates that going on is no use."""
+        for name, tried, kept in zip(self.classes, self.tried, self.kept, strict=True):
+            if kept < self.per_class and tried >= ENOUGH_TRIES and kept < LEAST_SHARE * tried:
+                raise UserError(
+                    f"class {name!r} keeps only {kept} of {tried} candidates ({kept / tried:.1%}, at least {LEAST_SHARE:.0%} are "
+                    "needed); what is done stays: lower --min-confidence or leave out --drop-memorised, with a new folder"
+                )
+
+
+def generate(out: Path, request: Request, project: Project) -> str:
+    """Makes the folder, or what it lacks; returns what it holds in a few lines.
+
+    Raises:
+        UserError: before anything is drawn: the model does not fit the data set, the judge cannot do what is asked, the folder holds
+            other files or images of another command. Later: a class keeps too few candidates, or files were changed meanwhile.
+    """
+    if request.min_confidence is not None and project.judge.classes is None:
+        raise UserError(
+            f"--min-confidence needs a judge that knows the classes, but `{project.judge.name}` does not; leave the option out, "
+            "or set judge.source to train"
+        )
+    _check_place(out, project)
+    registered = load_registered(project.params.register_.name, request.version)
+    _check_model(registered, project)
+    command = _command(request, registered, project)
+    _check_command(out, command)
+    work = out / HIDDEN / "work"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; choose another folder") from None
+    with lock(work, str(out)):
+        _check_command(out, command)
+        _write(out / HIDDEN / COMMAND, json.dumps(command, indent=2, ensure_ascii=False).encode() + b"\n", work)
+        if is_unfinished(out):
+            _draw(out, work, request, registered, project)
+            _finish(out, work, project.classes, request.per_class)
+        shutil.rmtree(work)
+    return _describe(out, registered, request, project.classes)
+
+
+def _check_model(registered: RegisteredModel, project: Project) -> None:
+    """Raises :class:`UserError` unless the model draws the data set's classes, at its size, into folders that stay inside."""
+    what = f"version {registered.version} of model `{registered.name}`"
+    model, decoder = registered.images.model, registered.images.decoder
+    remedy = "give a --version that was trained on it, or run `dvc repro`"
+    if model.classes != project.classes:
+        raise UserError(f"{what} knows {_some(model.classes)}, but the data set has {_some(project.classes)}; {remedy}")
+    size = model.network.config.input_size * decoder.factor
+    if size != project.params.data.image_size:
+        raise UserError(
+            f"{what} draws images of {size} pixels, but data.image_size is {project.params.data.image_size}; {remedy}"
+        )
+    for name in model.classes:
+        if name.startswith(".") or "/" in name or "\0" in name or name in OWN_NAMES:
+            raise UserError(f"class {name!r} cannot be the name of a folder of images; rename it and train again")
+
+
+def _some(classes: list[str]) -> str:
+    return f"{len(classes)} classes ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})"
+
+
+def _command(request: Request, registered: RegisteredModel, project: Project) -> dict[str, object]:
+    """Everything that the images and their table depend on."""
+    facts = asdict(request) | {"version": registered.version, "model": registered.name}
+    return facts | {
+        "classes": project.classes,
+        "mirror": project.params.data.mirror,
+        "data set": published_fingerprint("prepare"),
+        "judge": project.judge.digest,
+        "weights": _digest(registered),
+    }
+
+
+def _digest(registered: RegisteredModel) -> str:
+    """sha256 of weights and settings: in another store, the same number can be of another model."""
+    digest = hashlib.sha256(registered.sample.model_dump_json().encode())
+    for network in (registered.images.network, registered.images.decoder):
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_place(out: Path, project: Project) -> None:
+    """Raises :class:`UserError` if the folder holds anything that is not ours, or lies among the training images."""
+    if project.params.data.source == "folder" and out.resolve().is_relative_to(
+        Path(project.params.data.root).resolve()
+    ):
+        raise UserError(
+            f"{out} lies in data.root {project.params.data.root}, where its images would be taken for real ones; choose another folder"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a new folder")
+    foreign = next(_foreign(out, project.classes), None) if out.is_dir() else None
+    if foreign is not None:
+        raise UserError(
+            f"{foreign} was not made by `sfd generate`, which overwrites nothing; choose a new or empty folder"
+        )
+
+
+def _foreign(out: Path, classes: list[str]) -> Iterator[str]:
+    """Paths that no command of ours makes."""
+    is_ours = (out / HIDDEN / COMMAND).is_file()
+    for entry in os.scandir(out):
+        if entry.name == HIDDEN or (is_ours and entry.name in OWN_NAMES):
+            continue
+        if not (is_ours and entry.name in classes and entry.is_dir(follow_symlinks=False)):
+            yield entry.path
+            continue
+        yield from (file.path for file in os.scandir(entry) if not IMAGE_NAME.fullmatch(file.name))
+
+
+def _check_command(out: Path, command: dict[str, object]) -> None:
+    """Raises :class:`UserError` if the folder is one of another command."""
+    file = out / HIDDEN / COMMAND
+    if not file.is_file():
+        return
+    known = json.loads(file.read_text(encoding="utf-8"))
+    differences = [
+        f"{key} {known.get(key)!r} there and {value!r} now" for key, value in command.items() if known.get(key) != value
+    ]
+    if differences:
+        raise UserError(
+            f"{out} is made by another command ({'; '.join(differences)[:300]}); choose a new folder, or give that command again"
+        )
+
+
+def _write(file: Path, content: bytes, work: Path) -> None:
+    """Writes a file in one rename."""
+    temporary = work / "unfinished"
+    temporary.write_bytes(content)
+    temporary.replace(file)
+
+
+def _draw(out: Path, work: Path, request: Request, registered: RegisteredModel, project: Project) -> None:
+    """Draws batches until every class has its images. A batch counts once its rows are in ``work``, behind its images."""
+    progress = Progress(project.classes, request.per_class, [0] * len(project.classes), [0] * len(project.classes))
+    for file in _batch_files(work):
+        progress.add(pd.read_parquet(file))
+    progress.check_shares()
+    for name in project.classes:
+        (out / name).mkdir(exist_ok=True)
+    draw = _Draw(out, work, request, registered, Critic(project, registered.sample.batch_size))
+    total = request.per_class * len(project.classes)
+    with tqdm(total=total, initial=sum(progress.kept), unit="image", desc="generate", disable=None) as bar:
+        while not progress.is_complete:
+            rows = draw(progress)
+            progress.add(rows)
+            bar.update(int(rows["kept"].sum()))
+            progress.check_shares()
+
+
+class _Draw:
+    """Draws one batch after another, and leaves images and rows on disk."""
+
+    def __init__(self, out: Path, work: Path, request: Request, registered: RegisteredModel, critic: Critic) -> None:
+        self.out, self.work, self.request, self.registered, self.critic = out, work, request, registered, critic
+        self.limit = critic.limit() if request.drop_memorised else None
+
+    def __call__(self, progress: Progress) -> pd.DataFrame:
+        """The next batch: a row a candidate, the table's columns and ``kept``."""
+        candidates = progress.next_batch(self.registered.sample.batch_size)
+        classes, numbers = [index for index, _ in candidates], [number for _, number in candidates]
+        names = [progress.classes[index] for index in classes]
+        seeds = [derive_seed(self.request.seed, f"generate/{name}", k) for name, k in zip(names, numbers, strict=True)]
+        (images,) = self.registered.images.sample(classes, seeds, self.registered.sample, fill=True)
+        files = [png_bytes(image) for image in images]
+        facts = {
+            "file": [f"{name}/{k:06d}.png" for name, k in zip(names, numbers, strict=True)],
+            "class": names,
+            "class_index": classes,
+            "seed": seeds,
+            "model": self.registered.name,
+            "model_version": self.registered.version,
+        }
+        digests = [hashlib.sha256(file).hexdigest() for file in files]
+        rows = pd.concat([pd.DataFrame(facts), self.critic(images, classes)], axis=1).assign(sha256=digests)
+        validate_table_of(self.out, rows)
+        accepted = self._accepted(rows)
+        room = rows["class_index"].map(dict(enumerate(progress.per_class - kept for kept in progress.kept)))
+        rows["kept"] = accepted & (accepted.groupby(rows["class_index"]).cumsum() <= room)
+        for file, content, kept in zip(rows["file"], files, rows["kept"], strict=True):
+            if kept:
+                _write(self.out / file, content, self.work)
+        rows.to_parquet(self.work / "unfinished", index=False)
+        (self.work / "unfinished").replace(self.work / f"batch-{progress.num_batches:06d}.parquet")
+        return rows
+
+    def _accepted(self, rows: pd.DataFrame) -> pd.Series:
+        accepted = pd.Series(True, index=rows.index)
+        if self.request.min_confidence is not None:
+            accepted &= rows["confidence"] >= self.request.min_confidence
+        if self.limit is not None:
+            accepted &= rows["nearest_distance"] >= self.limit
+        return accepted
+
+
+def _batch_files(work: Path) -> list[Path]:
+    return sorted(work.glob("batch-*.parquet"))
+
+
+def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
+    """Writes the table, a batch at a time, if every class folder holds its number of files and no other."""
+    for name in classes:
+        count = sum(1 for _ in os.scandir(out / name))
+        if count != per_class:
+            raise UserError(
+                f"{out / name} holds {count} files instead of the {per_class} that were made; remove {out} and generate it again"
+            )
+    temporary = work / "unfinished"
+    writer = None
+    for file in _batch_files(work):
+        rows = pd.read_parquet(file)
+        kept = pa.Table.from_pandas(rows[rows["kept"]].drop(columns="kept"), preserve_index=False)
+        writer = writer or pq.ParquetWriter(temporary, kept.schema)
+        writer.write_table(kept)
+    assert writer is not None, "a complete folder has a batch"
+    writer.close()
+    temporary.replace(out / TABLE)
+
+
+def _describe(out: Path, registered: RegisteredModel, request: Request, classes: list[str]) -> str:
+    lines = [
+        f"{request.per_class * len(classes)} images, {request.per_class} in each of {len(classes)} classes, by "
+        f"{registered.name} version {registered.version}: {out}",
+    ]
+    if request.min_confidence is not None or request.drop_memorised:
+        looked_at = _looked_at(out, classes)
+        total, most = sum(looked_at.values()), max(classes, key=lambda name: looked_at[name])
+        lines.append(
+            f"kept {request.per_class * len(classes) / total:.1%} of {total} candidates; fewest of class {most!r}: "
+            f"{request.per_class / looked_at[most]:.1%}"
+        )
+    return "\n".join([*lines, f"table: {out / TABLE}; as a data set: data.source: folder, data.root: {out}"])
+
+
+def _looked_at(out: Path, classes: list[str]) -> dict[str, int]:
+    """Candidates of each class up to the last one kept: their numbers are the files' names."""
+    last = dict.fromkeys(classes, 0)
+    for batch in pq.ParquetFile(out / TABLE).iter_batches(columns=["class", "file"]):
+        for name, file in zip(batch["class"].to_pylist(), batch["file"].to_pylist(), strict=True):
+            last[name] = max(last[name], int(Path(file).stem) + 1)
+    return last

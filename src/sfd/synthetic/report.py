@@ -1,0 +1,194 @@
+"""``sfd generate OUT --report``: are generated images worth training with? The judge's network learns from real, generated and all images."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from sfd.data.images import ManifestImages
+from sfd.data.manifest import HELDOUT, TRAIN
+from sfd.data.prepare import image_root
+from sfd.data.synthetic import COMMAND, HIDDEN, REPORT, REPORT_PAGE, read_table
+from sfd.encoders.judge import build_trainable, save_trained
+from sfd.errors import UserError
+from sfd.params import JudgeParams, TrainingParams
+from sfd.pipeline import digest_path, lock, published_fingerprint
+from sfd.seeding import derive_seed
+from sfd.synthetic.generate import Project
+from sfd.training.classifier import ClassifierTask
+from sfd.training.frozen import heldout_accuracy
+from sfd.training.loop import log_nothing, train
+from sfd.tuning.statistics import Comparison, compare, estimate
+
+REAL, SYNTHETIC, BOTH = "real", "synthetic", "both"
+REPEATS = 3
+"""Trainings of each set; the k-th of all sets start from the same weights and draw the same augmentations."""
+
+VERDICTS = {
+    "better": "Training on both is better than on real images alone, beyond the noise of the training's seeds.",
+    "worse": "Training on both is worse than on real images alone, beyond the noise of the training's seeds.",
+    "not told apart": "Training on both is not told apart from training on real images alone: the difference is within the noise "
+    "of the training's seeds.",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``accuracies``: held-out accuracy of every training, by what it was trained on."""
+
+    num_images: dict[str, int]
+    num_heldout: int
+    num_steps: int
+    accuracies: dict[str, list[float]]
+
+    @property
+    def gain(self) -> Comparison:
+        """Both against real."""
+        return compare(self.accuracies[BOTH], self.accuracies[REAL], "maximize")
+
+
+def check_report(project: Project) -> None:
+    """Raises :class:`UserError` unless the judge is a network that learns the data set's classes, of which there are two or more."""
+    if project.params.judge.source != "train":
+        raise UserError(
+            f"--report trains the judge's network, but judge.source is `{project.params.judge.source}`; set it to `train`, "
+            "or leave --report out"
+        )
+    if len(project.classes) < 2:
+        raise UserError("--report compares class accuracies, but the data set has a single class; leave --report out")
+
+
+def report(out: Path, project: Project) -> str:
+    """Trains, writes ``report.json`` and ``report.md`` into the folder and returns the latter. Finished trainings are kept.
+
+    Raises:
+        UserError: the folder's table or its images are damaged.
+    """
+    sets = _image_sets(out, project)
+    fingerprint = _fingerprint(out, project)
+    file, work = out / REPORT, out / HIDDEN / "report"
+    if not (file.is_file() and json.loads(file.read_text(encoding="utf-8"))["fingerprint"] == fingerprint):
+        with lock(work, f"the report of {out}"):
+            accuracies = {
+                name: [
+                    _accuracy(rows, repeat, project, work / f"{name}-{repeat}", fingerprint)
+                    for repeat in range(REPEATS)
+                ]
+                for name, rows in sets.items()
+            }
+            heldout, steps = len(project.data.images(HELDOUT)), _training(project.params.judge).num_steps
+            outcome = Outcome({name: len(rows) for name, rows in sets.items()}, heldout, steps, accuracies)
+            (work / REPORT_PAGE).write_text(_page(outcome), encoding="utf-8")
+            (work / REPORT).write_text(json.dumps(_facts(outcome, fingerprint), indent=2) + "\n", encoding="utf-8")
+            (work / REPORT_PAGE).replace(out / REPORT_PAGE)
+            (work / REPORT).replace(file)  # last: it says that the report is complete
+            shutil.rmtree(work)
+    return (out / REPORT_PAGE).read_text(encoding="utf-8").rstrip()
+
+
+def _training(params: JudgeParams) -> TrainingParams:
+    if params.training is None:
+        raise UserError("judge.training is missing")
+    return params.training
+
+
+def _image_sets(out: Path, project: Project) -> dict[str, pd.DataFrame]:
+    """Rows of every training set with absolute paths, so that images of two folders can be one set."""
+    data, table = project.data, read_table(out)
+    real = data.manifest[data.manifest["split"] == TRAIN]
+    root = image_root(data.params, data.folder).resolve()
+    columns = ["path", "sha256", "class_index"]
+    real = real.assign(path=[str(root / path) for path in real["path"]])[columns]
+    synthetic = table.assign(path=[str(out.resolve() / file) for file in table["file"]])[columns]
+    return {REAL: real, SYNTHETIC: synthetic, BOTH: pd.concat([real, synthetic], ignore_index=True)}
+
+
+def _fingerprint(out: Path, project: Project) -> str:
+    """sha256 of all that the report depends on."""
+    facts = {
+        "images": digest_path(out / HIDDEN / COMMAND),
+        "data set": published_fingerprint("prepare"),
+        "judge": project.params.judge.model_dump(mode="json"),
+        "image_size": project.params.data.image_size,
+        "mirror": project.params.data.mirror,
+        "seed": project.params.seed,
+        "repeats": REPEATS,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _accuracy(rows: pd.DataFrame, repeat: int, project: Project, work: Path, fingerprint: str) -> float:
+    """Held-out accuracy of one training, done already or not; ``work`` is its folder."""
+    done = work.with_suffix(".json")
+    if done.is_file():
+        known = json.loads(done.read_text(encoding="utf-8"))
+        if known["fingerprint"] == fingerprint:
+            return float(known["accuracy"])
+    work.mkdir(exist_ok=True)
+    params, data, num_classes = project.params.judge, project.data, len(project.classes)
+    seed = derive_seed(project.params.seed, "report/training", repeat)
+    images = ManifestImages(rows, Path("/"), data.params.image_size, data.params.max_pixels)
+    network = build_trainable(params, num_classes, seed)
+    task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)
+    train(task, _training(params), seed, work, fingerprint, log_nothing).copy_to(network)
+    save_trained(work / "model", params, network, num_classes, num_classes)
+    accuracy = heldout_accuracy(work / "model", data)
+    temporary = work.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"fingerprint": fingerprint, "accuracy": accuracy}), encoding="utf-8")
+    temporary.replace(done)
+    shutil.rmtree(work)
+    return accuracy
+
+
+def _facts(outcome: Outcome, fingerprint: str) -> dict[str, object]:
+    """The report for programs."""
+    sets = {}
+    for name, accuracies in outcome.accuracies.items():
+        found = estimate(accuracies)
+        sets[name] = {
+            "num_images": outcome.num_images[name],
+            "accuracies": accuracies,
+            "mean": found.mean,
+            "standard_error": found.error,
+        }
+    gain = outcome.gain
+    return {
+        "num_heldout": outcome.num_heldout,
+        "num_steps": outcome.num_steps,
+        "heldout_accuracy": sets,
+        "both_minus_real": {
+            "mean": gain.difference.mean,
+            "interval_95": gain.difference.interval,
+            "verdict": gain.verdict,
+        },
+        "fingerprint": fingerprint,
+    }
+
+
+def _page(outcome: Outcome) -> str:
+    """The report for people, as Markdown."""
+    rows = ["| trained on | images | held-out accuracy | standard error | each training |", "|---|---|---|---|---|"]
+    for name, accuracies in outcome.accuracies.items():
+        found = estimate(accuracies)
+        each = ", ".join(f"{accuracy:.4f}" for accuracy in accuracies)
+        rows.append(f"| {name} | {outcome.num_images[name]} | {found.mean:.4f} | {found.error:.4f} | {each} |")
+    gain = outcome.gain
+    assert gain.difference.interval is not None, "there are several repeats"
+    low, high = gain.difference.interval
+    return (
+        "\n".join(
+            [
+                *rows,
+                "",
+                f"both - real: {gain.difference.mean:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}] (Student's t over {REPEATS} paired "
+                f"trainings). {VERDICTS[gain.verdict]}",
+                "",
+                f"Every training has {outcome.num_steps} steps. All accuracies are on the same {outcome.num_heldout} held-out images, one of "
+                f"which is {1 / outcome.num_heldout:.4f}: the interval does not say what other images would give.",
+            ]
+        )
+        + "\n"
+    )
