@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from served import ask
 from support import Project, Server, draw_images, small_params, wait_until
 
 ALL_STAGES = [
@@ -206,6 +207,24 @@ except mlflow.MlflowException as error:
     shown = np.asarray(Image.open(io.BytesIO((elsewhere / "answer.png").read_bytes()))).astype(int)
     sampled = np.asarray(Image.open(project.result("sample") / "images" / "000000.png")).astype(int)
     assert np.abs(shown - sampled).max() <= 1, "the seeds of the table give the images of the table"
+
+
+def test_a_server_gives_the_images_of_the_samples_table(project: Project) -> None:
+    server = project.start("sfd", "serve", "--alias", "candidate", "--port", "0")
+    assert server.stdout is not None
+    try:
+        url = next(line for line in server.stdout if "http://" in line).split()[-1]
+        for row in pd.read_csv(project.result("sample") / "samples.csv").head(3).to_dict("records"):
+            answer = ask(f"{url}/generate", {"class": row["class"], "seed": row["seed"]})
+            shown = np.asarray(Image.open(io.BytesIO(answer.content))).astype(int)
+            sampled = np.asarray(Image.open(project.result("sample") / "images" / row["file"])).astype(int)
+            assert np.abs(shown - sampled).max() <= 1, (
+                "one grey level is the rounding allowed between shapes of batches"
+            )
+    finally:
+        server.terminate()
+        server.communicate()
+    assert server.returncode == 0
 
 
 def test_show_says_where_everything_is(project: Project) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from sfd.errors import UserError
+from sfd.serving.options import ServerOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -159,19 +160,22 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="The registered model; else `register.name` of params.yaml.")
     ] = None,
-    alias: Annotated[str, typer.Option(help="The alias to follow, or a version's number.")] = "champion",
+    alias: Annotated[str, typer.Option(help="The alias to follow, or a version's number.")] = ServerOptions.alias,
     host: Annotated[str, typer.Option(help="The address; with another one than this, set SFD_TOKEN.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: a free one, which is printed.")] = 8000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a sampler call.")] = 8,
-    max_images: Annotated[int, typer.Option(min=1, help="Images a request.")] = 16,
-    max_queue: Annotated[int, typer.Option(min=1, help="Images that may wait.")] = 128,
-    timeout_seconds: Annotated[float, typer.Option(min=1.0, help="A request is refused after this time.")] = 60.0,
-    poll_seconds: Annotated[float, typer.Option(min=0.1, help="Time between looks at the alias.")] = 10.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a sampler call.")] = ServerOptions.batch_size,
+    max_images: Annotated[int, typer.Option(min=1, help="Images a request.")] = ServerOptions.max_images,
+    max_queue: Annotated[int, typer.Option(min=1, help="Images that may wait.")] = ServerOptions.max_queue,
+    timeout_seconds: Annotated[
+        float, typer.Option(min=1.0, help="A request is refused after this time.")
+    ] = ServerOptions.timeout_seconds,
+    poll_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Time between looks at the alias.")
+    ] = ServerOptions.poll_seconds,
 ) -> None:
     """Serve a registered model over HTTP, with a page to try it out."""
     from sfd.params import load_params
     from sfd.serving.address import bind, is_local, read_token
-    from sfd.serving.options import ServerOptions
 
     try:
         name = model or load_params(Path("params.yaml")).register_.name

@@ -136,8 +136,8 @@ def test_asked_to_end_the_server_answers_what_it_has_admitted_and_exits_with_0(p
     assert server.wait_until_ready() == f"plain version 1 (1) at {server.url}\n"
     assert server.url.startswith("http://127.0.0.1:") and server.ask("/readyz").status == 200
     with ThreadPoolExecutor(4) as clients:
-        asked = [clients.submit(generate, server, seed=n, steps=40, count=4, format="zip") for n in range(4)]
-        wait_until(lambda: server.metric("sfd_queue_images") >= 8, 60)
+        asked = [clients.submit(generate, server, seed=n, steps=40, count=2, format="zip") for n in range(4)]
+        wait_until(lambda: server.metric("sfd_queue_images") >= 4, 60)
         assert server.stop(signal.SIGTERM) == (0, "")
         assert [answer.result().status for answer in asked] == [200] * 4
 

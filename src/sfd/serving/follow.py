@@ -29,8 +29,8 @@ class Follower:
         self._away = False
         self._failed, self._retry_at = "", 0.0
 
-    def load(self, version: str) -> None:
-        """Loads a version or alias beside the current one, draws an image with it, and then exchanges them.
+    def load(self, version: str) -> RegisteredModel:
+        """Loads a version or alias beside the current one, draws an image with it, and then exchanges them; returns it.
 
         Raises:
             UserError: it cannot be loaded or cannot draw; the current one stays.
@@ -47,6 +47,7 @@ class Follower:
             raise UserError(f"version {version} of model `{self._name}` cannot be used ({reason})") from error
         self.current = model
         self._metrics.model.info({"name": model.name, "version": model.version})
+        return model
 
     def follow(self, poll_seconds: float) -> None:
         """Looks at the alias again and again, until :meth:`stop`."""

@@ -45,13 +45,12 @@ class Server(uvicorn.Server):
         """Loads the model, says that the server is ready, and follows the alias. A first version that fails ends the server."""
         service = self.service
         try:
-            service.follower.load(service.options.alias)
+            model = service.follower.load(service.options.alias)
         except UserError as error:
             if not service.stopping:
                 self.failure = error
             self.should_exit = True
             return
-        model = service.require_model()
         print(f"{model.name} version {model.version} ({service.options.alias}) at {address}", flush=True)
         service.follower.follow(service.options.poll_seconds)
 
