@@ -9,6 +9,7 @@ from sfd.evaluation.uncertainty import binomial_error, frechet_error
 from sfd.params import EvaluateParams
 
 REFERENCE_SEED = 999
+ONE_CLASS = torch.zeros(400, dtype=torch.int64)
 
 
 def gaussian(seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -22,18 +23,37 @@ def test_the_bootstrap_gives_the_spread_of_the_distance_over_fresh_samples(mean:
     sets = [gaussian(seed, mean, scale) for seed in range(40)]
     distances = [compare(Features(each, None), Features(reference, None), params, 0)["fd"] for each in sets]
     spread = float(torch.tensor(distances).std())
-    found = sum(frechet_error(each, reference, seed=0) for each in sets[:8]) / 8
+    found = sum(frechet_error(each, ONE_CLASS, reference, seed=0) for each in sets[:8]) / 8
     assert found == pytest.approx(spread, rel=0.35)
+
+
+def test_shares_of_classes_are_no_chance_since_samples_are_balanced() -> None:
+    labels = torch.arange(400) % 2
+    apart = 20.0 * labels[:, None]
+    reference, sets = gaussian(REFERENCE_SEED) + apart, [gaussian(seed, 0.3) + apart for seed in range(40)]
+    params = EvaluateParams(kid_subsets=1, kid_subset_size=2)
+    distances = [compare(Features(each, None), Features(reference, None), params, 0)["fd"] for each in sets]
+    spread = float(torch.tensor(distances).std())
+    assert frechet_error(sets[0], labels, reference, seed=0) == pytest.approx(spread, rel=0.6)
+    assert frechet_error(sets[0], ONE_CLASS, reference, seed=0) > 3 * spread
+
+
+def test_classes_of_a_single_image_are_drawn_together() -> None:
+    labels = torch.arange(400)
+    assert frechet_error(gaussian(1), labels, gaussian(2), seed=0) == frechet_error(
+        gaussian(1), torch.arange(400) % 399, gaussian(2), seed=0
+    )
+    assert frechet_error(gaussian(1), labels, gaussian(2), seed=0) > 0.0
 
 
 def test_the_same_seed_gives_the_same_error_and_another_seed_another_one() -> None:
     samples, reference = gaussian(1, 0.3), gaussian(REFERENCE_SEED)
-    assert frechet_error(samples, reference, seed=0) == frechet_error(samples, reference, seed=0)
-    assert frechet_error(samples, reference, seed=0) != frechet_error(samples, reference, seed=1)
+    assert frechet_error(samples, ONE_CLASS, reference, seed=0) == frechet_error(samples, ONE_CLASS, reference, seed=0)
+    assert frechet_error(samples, ONE_CLASS, reference, seed=0) != frechet_error(samples, ONE_CLASS, reference, seed=1)
 
 
 def test_fewer_images_than_features_still_have_an_error() -> None:
-    assert 0.0 < frechet_error(gaussian(1)[:5], gaussian(2)[:5], seed=0) < 100.0
+    assert 0.0 < frechet_error(gaussian(1)[:5], ONE_CLASS[:5], gaussian(2)[:5], seed=0) < 100.0
 
 
 def test_a_fraction_has_the_error_of_coin_tosses() -> None:

@@ -194,7 +194,7 @@ def _standard_errors(
     """By the names of :func:`score`. All fractions count samples but recall, which counts as many reference images."""
     counts = dict.fromkeys(("class_accuracy", "precision", "recall"), len(sets.samples))
     counts["memorised_fraction"] = len(memorised.table)
-    errors = {distance: frechet_error(sets.samples.features, sets.heldout.features, seed)}
+    errors = {distance: frechet_error(sets.samples.features, sets.sample_labels, sets.heldout.features, seed)}
     errors |= {name: binomial_error(metrics[name], count) for name, count in counts.items() if name in metrics}
     return {ERROR_PREFIX + name: error for name, error in errors.items()}
 

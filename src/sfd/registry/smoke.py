@@ -12,6 +12,8 @@ from sfd.errors import UserError
 from sfd.tracking import registry_uri, tracking_uri
 
 NUM_IMAGES = 8
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Sums are rounded by the number of threads; with one, machines with another number of cores agree, and busy ones are not slower."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def run_smoke(name: str, version: str, labels: Sequence[str]) -> Smoke:
         input=request,
         capture_output=True,
         text=True,
-        env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(), "MLFLOW_REGISTRY_URI": registry_uri()},
+        env=os.environ | ONE_THREAD | {"MLFLOW_TRACKING_URI": tracking_uri(), "MLFLOW_REGISTRY_URI": registry_uri()},
     )
     if process.returncode != 0:
         reason = (process.stderr.strip().splitlines() or ["it left no message"])[-1][:300]
