@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -25,6 +26,7 @@ from sfd.data.prepare import prepare
 from sfd.data.synthetic import read_table
 from sfd.errors import UserError
 from sfd.params import DataParams
+from sfd.pipeline import lock
 from sfd.registry.load import load_registered
 from sfd.seeding import derive_seed
 from sfd.synthetic import generate as generation
@@ -252,6 +254,13 @@ def test_files_that_vanish_or_appear_while_it_was_away_are_found_before_the_tabl
     (Path("meddled") / "quer" / "000000.png").unlink()
     with pytest.raises(UserError, match="quer holds 3 files instead of the 4 that were made"):
         generate("meddled")
+
+
+def test_a_second_process_at_the_same_folder_is_turned_away_with_the_pid_of_the_first(out: Path) -> None:
+    with lock(out / ".sfd" / "work"):
+        with pytest.raises(UserError, match=rf"another process works on finished \(pid {os.getpid()}"):
+            generate(out.name)
+    generate(out.name)
 
 
 def test_a_file_and_a_place_among_the_training_images_are_refused(workplace: Workplace, tmp_path: Path) -> None:
