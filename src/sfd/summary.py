@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 from sfd.errors import UserError
-from sfd.evaluation.metrics import FLOORS, MAIN, main_distance
+from sfd.evaluation.metrics import FLOORS, main_distance
+
+SHOWN = ("class_accuracy", "precision", "recall", "memorised_fraction", "num_images")
 
 
 def summarise(results: Path) -> str:
@@ -25,7 +27,7 @@ def summarise(results: Path) -> str:
     version: dict[str, str] = json.loads(version_file.read_text(encoding="utf-8"))
     distance = main_distance(metrics)
     floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in reversed(FLOORS))
-    numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in MAIN if key in metrics)
+    numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
     return "\n".join(
         [
             f"samples  {grid} ({grid.parent / 'images'}: one PNG each)",

@@ -28,6 +28,8 @@ STAGES = (
     "scan prepare encoder texture_vae judge features semantic_vae latents diffusion sample evaluate register".split()
 )
 NAME = "sfd-digits"
+GOOD = {"metric.fd_digits_judge": "0.25", "metric.se_fd_digits_judge": "0.03", "metric.class_accuracy": "0.5"}
+WORSE = {"metric.fd_digits_judge": "0.5", "metric.se_fd_digits_judge": "0.04", "metric.class_accuracy": "0.5"}
 BETTER = {"metric.fd_digits_judge": "0.001", "metric.class_accuracy": "0.75"}
 
 
@@ -139,13 +141,12 @@ def test_the_first_champion_is_promoted_by_the_command_and_leaves_an_audit_entry
 
 
 def test_a_worse_candidate_is_refused_with_a_table_that_says_why_and_nothing_changes(registry: Registry) -> None:
-    worse = registry.add(**{"metric.fd_digits_judge": "0.5"})
-    registry.set_aliases(champion="1", candidate=worse)
+    registry.set_aliases(champion=registry.add(**GOOD), candidate=registry.add(**WORSE))
     before = registry.state()
     status, output = registry.project.run("sfd", "models", "promote")
     assert status == 1, output
-    rows = [line.split("  ") for line in output.splitlines() if line.startswith("fd_digits_judge")]
-    assert "FAILS: worse by 0.487" in rows[0][-1] and "0.01271" in [cell.strip() for cell in rows[0]]
+    (row,) = (line.split() for line in output.splitlines() if line.startswith("fd_digits_judge"))
+    assert row == "fd_digits_judge 0.5 0.25 0.05 < champion - error FAILS: worse by 0.25".split()
     assert "refused: gates fail: fd_digits_judge; --force REASON" in output and "Traceback" not in output
     assert registry.state() == before
 
@@ -207,8 +208,9 @@ def test_limits_alone_need_no_likeness(registry: Registry, monkeypatch: pytest.M
     monkeypatch.setattr(promotion, "_pass_smoke", lambda *_: "not run here")
     registry.set_aliases(champion="1")
     unlike = registry.add(**{"measured.num_images": "450"})
-    promotion.promote(unlike, None)
+    promotion.promote(unlike, "not needed, so not kept")
     assert registry.aliases()["champion"] == unlike
+    assert "sfd.forced" not in registry.runs("promote")[0].data.tags
 
 
 def test_an_artifact_that_was_tampered_with_is_never_promoted_not_even_by_force(registry: Registry) -> None:
@@ -256,16 +258,18 @@ def test_a_move_that_breaks_off_leaves_the_aliases_as_they_were(
     better = registry.add(**BETTER)
     registry.set_aliases(champion="1", candidate=better)
     monkeypatch.setattr(promotion, "_pass_smoke", lambda *_: "not run here")
-    moved = MlflowClient.set_registered_model_alias
+    set_tag = MlflowClient.set_model_version_tag
 
-    def interrupted(self: MlflowClient, name: str, alias: str, version: str) -> None:
-        moved(self, name, alias, version)
-        if (alias, version) == ("champion", better):
+    def interrupted(self: MlflowClient, name: str, version: str, key: str, value: str) -> None:
+        if version == better:
             raise KeyboardInterrupt
+        set_tag(self, name, version, key, value)
 
-    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", interrupted)
+    tags = registry.first().tags
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        promotion.promote(None, None)
+        promotion.promote(None, "not needed")
+    assert registry.first().tags == tags
     assert registry.aliases() == {"champion": "1", "candidate": better} and registry.models() == [NAME]
     assert registry.runs("promote")[0].info.status == "FAILED"
 
@@ -347,12 +351,12 @@ def test_uncommitted_code_and_a_parent_that_was_delivered_later_are_told(registr
 def test_compare_shows_differences_beyond_their_error_and_the_params_that_differ(
     registry: Registry, tmp_path: Path
 ) -> None:
-    other = registry.add(other_run(registry, tmp_path), **BETTER)
-    status, output = registry.project.run("sfd", "models", "compare", "1", other, MLFLOW_TRACKING_URI=registry.uri)
+    one, other = registry.add(**GOOD), registry.add(other_run(registry, tmp_path), **WORSE)
+    status, output = registry.project.run("sfd", "models", "compare", one, other, MLFLOW_TRACKING_URI=registry.uri)
     assert status == 0, output
     rows = {line.split()[0]: line.split() for line in output.splitlines() if line}
-    assert rows["fd_digits_judge"][3:] == ["-0.0117", "0.0055", "yes"]
-    assert rows["recall"][3:] == ["+0", "0.11", "no"] and rows["kid"][3:] == ["+0", "-"]
+    assert rows["fd_digits_judge"] == ["fd_digits_judge", "0.25", "0.5", "+0.25", "0.05", "yes"]
+    assert rows["recall"][3] == "+0" and rows["recall"][-1] == "no" and rows["kid"][3:] == ["+0", "-"]
     assert rows["sample.num_steps"] == ["sample.num_steps", "3", "2"]
     assert max(map(len, output.splitlines())) <= 100
     assert "params: those of version 1 and version 1 are the same" in lineage.compare_versions("1", "candidate")

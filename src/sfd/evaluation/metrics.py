@@ -28,8 +28,6 @@ HIGHER_IS_BETTER = {
 MEASURED_WITH_ERROR = ("fd", "fid", "precision", "recall", "class_accuracy", "memorised_fraction")
 ERROR_PREFIX = "se_"
 """`se_METRIC` is the standard error of METRIC. A prefix, so that `fd_...` and `is_...` stay names of metrics."""
-MAIN = ("class_accuracy", "precision", "recall", "memorised_fraction", "num_images")
-"""What is shown first, beside the distance."""
 
 
 def distance_name(judge: str) -> str:

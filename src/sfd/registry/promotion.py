@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
 from sfd.params import CHAMPION, PREVIOUS, Params, TrackingParams, load_params
@@ -23,6 +24,9 @@ from sfd.registry.versions import (
 )
 from sfd.tracking import start_run
 from sfd.tracking.run import describe_origin
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PARAMS = Path("params.yaml")
 
@@ -70,7 +74,8 @@ def promote(which: str | None, force: str | None) -> str:
         verdicts = _pass_gates(params, version, champion, force)
         smoke = _pass_smoke(version, version.smoke)
         before = champion.version if champion else None
-        audit = Audit("promote", name, before, version.version, verdicts, smoke, force)
+        forced = None if all(verdict.passed for verdict in verdicts) else force
+        audit = Audit("promote", name, before, version.version, verdicts, smoke, forced)
         _move(audit, {PREVIOUS: before, CHAMPION: version.version}, params.tracking)
     return f"models:/{name}@{CHAMPION} is {version} now; before: {f'version {before}' if before else 'none'}"
 
@@ -133,14 +138,18 @@ def _move(audit: Audit, aliases: Mapping[str, str | None], tracking: TrackingPar
         run.log_tags(tags | forced)
         when, run_id = now(), run.wait_for_run_id()
         entry = {"who": who(), "when": when, "run_id": run_id, **asdict(audit), **describe_origin(Path(), audit.action)}
+        line = json.dumps({key: entry[key] for key in ("action", "who", "before", "after", "forced", "run_id")})
+        versions = [version for version in (audit.before, audit.after) if version is not None]
         try:
             with open_registry() as registry:
-                _set_aliases(audit.model, aliases)
-                line = json.dumps({key: entry[key] for key in ("action", "who", "before", "after", "forced", "run_id")})
-                for version in filter(None, (audit.before, audit.after)):
+                _set_aliases(registry, audit.model, aliases)
+                for version in versions:
                     registry.set_model_version_tag(audit.model, version, PROMOTION + when, line)
         except BaseException:  # an interruption, too: all or nothing
-            _set_aliases(audit.model, {alias: old.get(alias) for alias in aliases})
+            with open_registry() as registry:
+                _set_aliases(registry, audit.model, {alias: old.get(alias) for alias in aliases})
+                for version in versions:
+                    registry.delete_model_version_tag(audit.model, version, PROMOTION + when)
             raise
         file = Path(folder) / "audit.json"
         file.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
@@ -148,11 +157,10 @@ def _move(audit: Audit, aliases: Mapping[str, str | None], tracking: TrackingPar
         run.final_status = "FINISHED"
 
 
-def _set_aliases(model: str, aliases: Mapping[str, str | None]) -> None:
+def _set_aliases(registry: "MlflowClient", model: str, aliases: Mapping[str, str | None]) -> None:
     """Alias to version, or to None: no such alias."""
-    with open_registry() as registry:
-        for alias, version in aliases.items():
-            if version is None:
-                registry.delete_registered_model_alias(model, alias)
-            else:
-                registry.set_registered_model_alias(model, alias, version)
+    for alias, version in aliases.items():
+        if version is None:
+            registry.delete_registered_model_alias(model, alias)
+        else:
+            registry.set_registered_model_alias(model, alias, version)
