@@ -20,7 +20,7 @@ repro: install
 
 # A worker a core; each test file stays in one, and torch in one thread, because workers that share cores would wait for each other.
 test: install
-	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: install
 	ruff check .

@@ -24,9 +24,9 @@ from sfd.data.latents import Statistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.generation import DiffusionModel, ImageGenerator
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.params import RegisterParams, SampleParams, ScheduleParams, TextureVaeParams
+from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.load import RegisteredModel
-from sfd.registry.register import register
+from sfd.registry.register import make_version
 from sfd.serving.address import bind, url_of
 from sfd.serving.app import Service
 from sfd.serving.options import ServerOptions
@@ -107,13 +107,11 @@ class ServedProject:
         return MlflowClient(tracking_uri=self.store)
 
     def register(self, name: str, model: DiffusionModel, sample: dict[str, Any] | None = None) -> str:
-        """Registers a version as the stage does, with the alias `champion`; returns its number."""
+        """Registers a version and makes it champion; returns its number."""
         folder = self.folder / "networks" / name
         model.save(folder / "diffusion")
         save_texture_vae(folder / "texture_vae", untrained_decoder())
-        (folder / "metrics.json").write_text("{}")
         folders = {part: folder / part for part in ("diffusion", "texture_vae")}
-        params = RegisterParams(name=name, alias="champion")
         settings = SampleParams.model_validate(SAMPLE | (sample or {}))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", self.store)
@@ -122,7 +120,9 @@ class ServedProject:
             place = (self.folder / "mlruns" / "artifacts").as_uri()
             number = experiment.experiment_id if experiment else client.create_experiment("sfd", place)
             run_id = client.create_run(number).info.run_id
-            return str(register(params, settings, folders, folder / "metrics.json", run_id, folder).version)
+            version = make_version(name, settings, folders, run_id, folder)
+        self.move_alias(name, version)
+        return version
 
     def copy_version(self, name: str, version: str) -> str:
         """The same model as a new version; returns its number."""

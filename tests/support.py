@@ -96,7 +96,7 @@ def small_params() -> dict[str, Any]:
         "class_accuracy": {"limit": 0.0, "improve": False},
         "fd_digits_judge": {"limit": None, "improve": True},
     }
-    tree["tune"] |= {"trials": 4, "num_images": 12, "repeats": 2, "confirm_repeats": 2, "heartbeat_seconds": 1}
+    tree["tune"] |= {"trials": 4, "num_images": 12, "repeats": 2, "confirm_repeats": 2, "heartbeat_seconds": 2}
     return tree
 
 

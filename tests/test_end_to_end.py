@@ -20,6 +20,8 @@ from PIL import Image
 from served import ask
 from support import REPOSITORY, Project, Server, draw_images, small_params, wait_until
 
+pytestmark = pytest.mark.long
+
 ALL_STAGES = [
     "scan",
     "prepare",

@@ -1,5 +1,6 @@
 """Decoding, the centre crop and batches, on files that the tests write themselves."""
 
+import io
 import os
 import struct
 import warnings
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sfd.data import images
 from sfd.data.images import ImageRefused, ManifestImages, center_crop, decode_rgb, open_regular, to_tensor_uint8
 from sfd.data.sources import scan_folder
 from sfd.errors import UserError
@@ -256,3 +258,10 @@ def test_an_image_that_changed_or_vanished_is_named_with_the_remedy(tmp_path: Pa
         with pytest.raises(UserError, match=rf"0/{name} has changed .*rerun `dvc repro`"):
             images.__getitems__([2, index])
     assert images.__getitems__([2])[0].shape == (1, 3, 8, 8)
+
+
+def test_a_written_image_holds_its_pixels_and_equal_pixels_give_equal_bytes() -> None:
+    image = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
+    written = images.png_bytes(image)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(written))), image.permute(1, 2, 0).numpy())
+    assert images.png_bytes(image.clone()) == written != images.png_bytes(image + 1)

@@ -24,6 +24,8 @@ from sfd.errors import UserError
 from sfd.registry import lineage, promotion
 from sfd.registry.lock import promotion_lock
 
+pytestmark = pytest.mark.long
+
 STAGES = (
     "scan prepare encoder texture_vae judge features semantic_vae latents diffusion sample evaluate register".split()
 )

@@ -1,15 +1,10 @@
 """Class, settings and PNG of a request, as pyfunc and the server share them."""
 
-import io
-
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from served import RANGE, SAMPLE, untrained_model
 
 from sfd.params import SampleParams
-from sfd.registry.requests import apply_request, class_index, to_png
+from sfd.registry.requests import apply_request, class_index
 
 REGISTERED = SampleParams.model_validate(SAMPLE)
 UNGUIDED = SampleParams.model_validate(SAMPLE | {"guidance": {}})
@@ -80,8 +75,3 @@ def test_steps_are_refused_for_dopri5_which_chooses_its_own() -> None:
     with pytest.raises(ValueError, match="dopri5"):
         apply_request(adaptive, FIXED, {"num_steps": 3})
     assert apply_request(adaptive, FIXED, {}) == adaptive
-
-
-def test_a_png_holds_the_pixels() -> None:
-    image = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(to_png(image)))), image.permute(1, 2, 0).numpy())

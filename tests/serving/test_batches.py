@@ -10,8 +10,8 @@ from served import Gate, gated, untrained
 from support import wait_until
 from torch import Tensor
 
+from sfd.data.images import png_bytes
 from sfd.registry.load import RegisteredModel
-from sfd.registry.requests import to_png
 from sfd.serving.batches import Batches, QueueFull
 from sfd.serving.metrics import Metrics
 
@@ -70,7 +70,7 @@ def test_an_image_has_the_same_bytes_alone_and_in_company(batches: Batches) -> N
     assert company[2].result(60) == alone.result(60) != company[3].result(60)
     shape = MODEL.sample.model_copy(update={"batch_size": 4})
     (pixels,) = MODEL.images.sample([1], [3], shape, fill=True)
-    assert alone.result() == to_png(pixels[0])
+    assert alone.result() == png_bytes(pixels[0])
 
 
 def test_a_full_queue_refuses_a_request_whole_and_takes_one_that_fits(batches: Batches) -> None:

@@ -25,6 +25,8 @@ from sfd.serving.batches import Batches
 from sfd.serving.follow import Follower
 from sfd.serving.metrics import Metrics
 
+pytestmark = pytest.mark.long
+
 SFD = Path(sys.executable).with_name("sfd")
 MAX_GROWTH_MB = 50
 

@@ -32,6 +32,8 @@ from sfd.seeding import derive_seed
 from sfd.synthetic import generate as generation
 from sfd.synthetic.generate import ENOUGH_TRIES, Progress, Project, Request
 
+pytestmark = pytest.mark.long
+
 SFD = [sys.executable, "-c", "from sfd.cli import main; main()"]
 CLASSES = ["hoch ü", "quer"]
 PER_CLASS = 4

@@ -145,6 +145,7 @@ def test_a_refused_report_leaves_no_folder(workplace: Workplace) -> None:
         patch.setattr("sfd.synthetic.generate.check_current", lambda *_: None)
         tree = yaml.safe_load(original)
         tree["judge"] |= {"source": "pretrained", "name": "inception", "training": None}
+        tree["registry"]["gates"] = {}
         workplace.write_params(tree)
         try:
             with pytest.raises(UserError, match="judge.source is `pretrained`"):

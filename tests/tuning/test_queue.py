@@ -109,7 +109,7 @@ def start(storage: str, objective: Objective) -> BaseProcess:
 
 def finish(*processes: BaseProcess) -> list[int | None]:
     for process in processes:
-        process.join(30)
+        process.join(60)
     return [process.exitcode for process in processes]
 
 
@@ -131,7 +131,7 @@ def kill_in_trial(storage: str) -> FrozenTrial:
     """Starts a worker, kills it in the middle of a trial, and gives that trial back as it was."""
     before = {trial.number for trial in running(storage)}
     process = start(storage, stuck)
-    wait_until(lambda: len(running(storage)) > len(before), 20)
+    wait_until(lambda: len(running(storage)) > len(before), 60)
     (trial,) = (trial for trial in running(storage) if trial.number not in before)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -213,7 +213,7 @@ def test_a_second_attempt_that_is_killed_is_not_repeated(journal: str) -> None:
     prepared(journal, 1)
     kill_in_trial(journal)
     observer = hasty(journal)
-    wait_until(lambda: bool(observer.reap()), 10)
+    wait_until(lambda: bool(observer.reap()), 60)
     assert [trial.user_attrs["attempt"] for trial in trials(journal)] == [1, 2]
     kill_in_trial(journal)
     run(observer, square, FOREVER)
@@ -252,7 +252,7 @@ def test_a_repetition_that_two_observers_enqueued_is_done_once(journal: str) -> 
 def test_a_slow_worker_that_beats_is_not_given_up(database: str) -> None:
     prepared(database, 1)
     process = start(database, lambda trial: (time.sleep(5), square(trial))[1])
-    wait_until(lambda: slots(trials(database), TrialState.RUNNING) == [0], 20)
+    wait_until(lambda: slots(trials(database), TrialState.RUNNING) == [0], 60)
     run(join(database), square, FOREVER)
     assert finish(process) == [0]
     assert join(database).counts() == {"COMPLETE": 1}
@@ -269,7 +269,7 @@ def test_a_stalled_worker_stores_nothing_after_its_trial_was_given_up(database: 
         return [1.0]
 
     process = start(database, stalling)
-    wait_until(lambda: bool(running(database)), 20)
+    wait_until(lambda: bool(running(database)), 60)
     run(hasty(database), square, FOREVER)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGCONT)
@@ -285,7 +285,7 @@ def interrupted_in(slot: int) -> Objective:
 
 def interrupt_in_trial(storage: str, slot: int) -> None:
     process = start(storage, interrupted_in(slot))
-    wait_until(lambda: slots(running(storage), TrialState.RUNNING) == [slot], 20)
+    wait_until(lambda: slots(running(storage), TrialState.RUNNING) == [slot], 60)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == [1]

@@ -16,6 +16,8 @@ from support import Project, draw_images, small_params, wait_until
 
 from sfd.tuning.study import tune
 
+pytestmark = pytest.mark.long
+
 STAGES = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic_vae", "latents", "diffusion"]
 IN_ONE_PROCESS = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
 

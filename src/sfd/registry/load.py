@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
 from sfd.params import SampleParams
-from sfd.tracking import client, registry_uri, tracking_uri
+from sfd.tracking import client, tracking_uri
 from sfd.tracking.delivery import Store, StoreAway
 
 if TYPE_CHECKING:
@@ -79,9 +79,8 @@ def load_registered(name: str, which: str) -> RegisteredModel:
 
     from sfd.generation import ImageGenerator
 
-    # A `models:/` address is looked up in MLflow's process-wide stores, whatever a call says.
+    # A `models:/` address is looked up in MLflow's process-wide store, whatever a call says.
     mlflow.set_tracking_uri(tracking_uri())
-    mlflow.set_registry_uri(registry_uri())
     found = find_version(name, which)
     with TemporaryDirectory() as temporary:
         where = download_artifacts(f"models:/{name}/{found.version}", dst_path=temporary)

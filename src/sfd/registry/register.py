@@ -42,17 +42,41 @@ def register(
     run_id: str,
     out: Path,
 ) -> "ModelVersion":
-    """Logs the model to the stage's run, registers it, draws its smoke images, moves the alias, and writes ``version.json``.
+    """Makes a version, draws its smoke images, moves the alias, and writes ``version.json``.
 
     The alias moves last, so that a version that has it is complete and answers by itself.
 
     Args:
-        folders: artifacts by name: ``diffusion`` and ``texture_vae``.
+        folders, run_id, out: see :func:`make_version`.
         tags: of the version, see :func:`describe`.
 
     Raises:
-        UserError: the model needs files that a registered version cannot carry (AutoGuidance's weak model), the store refuses, or
-            the registered version does not answer in a process of its own.
+        UserError: as :func:`make_version` does; or the registered version does not answer in a process of its own.
+    """
+    created = make_version(params.name, sample, folders, run_id, out)
+    store, labels = client(), choose_labels(_classes(folders))
+    for key, value in (tags | {SMOKE: run_smoke(params.name, created, labels).to_tag()}).items():
+        store.set_model_version_tag(params.name, created, key, value)
+    store.set_registered_model_alias(params.name, params.alias, created)
+    written = {"name": params.name, "version": created, "alias": params.alias, "tracking_uri": tracking_uri()}
+    (out / "version.json").write_text(json.dumps(written, indent=2) + "\n")
+    return store.get_model_version(params.name, created)
+
+
+def _classes(folders: dict[str, Path]) -> list[str]:
+    classes: list[str] = json.loads((folders["diffusion"] / "config.json").read_text())["classes"]
+    return classes
+
+
+def make_version(name: str, sample: SampleParams, folders: dict[str, Path], run_id: str, out: Path) -> str:
+    """Logs the model to a run and registers it; returns the version's number.
+
+    Args:
+        folders: artifacts by name: ``diffusion`` and ``texture_vae``.
+        out: where the settings are written as ``sample.json``.
+
+    Raises:
+        UserError: the model needs files that a registered version cannot carry (AutoGuidance's weak model), or the store refuses.
     """
     import mlflow
     import pandas as pd
@@ -63,7 +87,6 @@ def register(
         )
     settings = out / "sample.json"
     settings.write_text(sample.model_dump_json())
-    labels = choose_labels(json.loads((folders["diffusion"] / "config.json").read_text())["classes"])
     mlflow.set_tracking_uri(tracking_uri())
     try:
         with mlflow.start_run(run_id=run_id):
@@ -74,20 +97,14 @@ def register(
                 code_paths=[str(Path(__file__).parents[1])],
                 pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS],
                 signature=_signature(),
-                input_example=pd.DataFrame({"label": [labels[0]], "seed": [0]}),
-                registered_model_name=params.name,
+                input_example=pd.DataFrame({"label": _classes(folders)[:1], "seed": [0]}),
+                registered_model_name=name,
             )
     except mlflow.MlflowException as error:
         raise UserError(
             f"MLflow at {tracking_uri()} did not take the model: {' '.join(str(error).split())[:300]}; run `dvc repro` again when it does"
         ) from error
-    store, created = client(), str(info.registered_model_version)
-    for key, value in (tags | {SMOKE: run_smoke(params.name, created, labels).to_tag()}).items():
-        store.set_model_version_tag(params.name, created, key, value)
-    store.set_registered_model_alias(params.name, params.alias, created)
-    written = {"name": params.name, "version": created, "alias": params.alias, "tracking_uri": tracking_uri()}
-    (out / "version.json").write_text(json.dumps(written, indent=2) + "\n")
-    return store.get_model_version(params.name, created)
+    return str(info.registered_model_version)
 
 
 def describe(evaluated: Path, prepared: Path) -> dict[str, str]:
