@@ -39,9 +39,8 @@ def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any]) -> SfdM
     artifacts = {name: str(folder / name) for name in ("diffusion", "texture_vae")} | {
         "sample": str(folder / "sample.json")
     }
-    made, was_enabled = SfdModel(), torch.is_grad_enabled()
+    made = SfdModel()
     made.load_context(SimpleNamespace(artifacts=artifacts))
-    torch.set_grad_enabled(was_enabled)
     return made
 
 
@@ -68,6 +67,11 @@ def test_a_model_for_a_range_of_offsets_takes_one_by_request_and_else_its_own(fo
     assert own.shape == (2, 8, 8, 3)
     assert (ask(for_a_range, tau=-1.0) == own).all() and (ask(for_a_range, tau=0.5) == own).all()
     assert (ask(for_a_range, tau=0.2) != own).any()
+
+
+def test_who_loads_and_asks_a_model_can_still_train(for_one: SfdModel) -> None:
+    ask(for_one)
+    assert torch.is_grad_enabled()
 
 
 def test_a_model_for_one_offset_takes_none_by_request(for_one: SfdModel) -> None:

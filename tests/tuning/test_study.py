@@ -254,7 +254,7 @@ def kill_a_worker_in_mid_trial(project: Project, storage: str, url: str) -> None
         return optuna.load_study(study_name="guidance", storage=url)
 
     def busy() -> bool:
-        return any(trial.state.name == "RUNNING" and "heartbeat" in trial.user_attrs for trial in study().trials)
+        return any(trial.state.name == "RUNNING" and trial.params for trial in study().trials)
 
     wait_until(busy, 90)
     os.kill(worker.pid, signal.SIGKILL)
@@ -294,16 +294,17 @@ def test_the_dvc_stage_runs_the_study_and_the_default_graph_leaves_it_alone(proj
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(project: Project) -> None:
-    change(project, tune={"trials": 4}, sample={"num_steps": 12})
+    change(project, tune={"trials": 4}, sample={"num_steps": 40})
     main = project.start("sfd", "tune", MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
 
-    def one_is_done() -> bool:
+    def one_is_done_and_another_under_way() -> bool:
         try:
-            return any(trial.state.name == "COMPLETE" for trial in load(project).trials)
+            trials = load(project).trials
         except KeyError:
             return False
+        return {"COMPLETE", "RUNNING"} <= {trial.state.name for trial in trials if trial.params}
 
-    wait_until(one_is_done, 60)
+    wait_until(one_is_done_and_another_under_way, 90)
     main.send_signal(signal.SIGINT)
     output, _ = main.communicate()
     assert main.returncode != 0 and "the same command continues" in output and "Traceback" not in output, output
@@ -313,4 +314,6 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(project: Projec
     complete = [trial for trial in load(project).trials if trial.state.name == "COMPLETE"]
     assert done and set(done) <= {trial.number for trial in complete}
     assert sorted(trial.user_attrs["slot"] for trial in complete) == [0, 1, 2, 3]
-    assert "KILLED" in {run.info.status for run in runs_of(project)} or len(done) == 4
+    (interrupted,) = (trial for trial in load(project).trials if trial.user_attrs.get("reason") == "interrupted")
+    statuses = {run.data.tags.get("sfd.trial"): run.info.status for run in runs_of(project)}
+    assert statuses[str(interrupted.number)] == "KILLED"

@@ -5,7 +5,6 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-import torch
 
 from sfd.data.images import png_bytes
 from sfd.generation import ImageGenerator
@@ -18,7 +17,6 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
 
     def load_context(self, context: Any) -> None:
         """Reads the artifacts."""
-        torch.set_grad_enabled(False)
         self.images = ImageGenerator.load(Path(context.artifacts["diffusion"]), Path(context.artifacts["texture_vae"]))
         self.defaults = SampleParams.model_validate_json(Path(context.artifacts["sample"]).read_text())
 
