@@ -293,6 +293,23 @@ def test_the_dvc_stage_runs_the_study_and_the_default_graph_leaves_it_alone(proj
     assert "Running" not in again
 
 
+def test_a_trial_that_is_interrupted_before_its_run_is_open_waits_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(project, tune={"trials": 1})
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sfd.tuning.trials.start_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tune()
+    assert [trial.user_attrs["reason"] for trial in load(project).trials] == ["interrupted"]
+    tune()
+    assert [trial.state.name for trial in load(project).trials] == ["FAIL", "COMPLETE"]
+
+
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(project: Project) -> None:
     change(project, tune={"trials": 4}, sample={"num_steps": 40})
     main = project.start("sfd", "tune", MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
@@ -302,7 +319,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(project: Projec
             trials = load(project).trials
         except KeyError:
             return False
-        return {"COMPLETE", "RUNNING"} <= {trial.state.name for trial in trials if trial.params}
+        return {"COMPLETE", "RUNNING"} <= {trial.state.name for trial in trials if "values" in trial.user_attrs}
 
     wait_until(one_is_done_and_another_under_way, 90)
     main.send_signal(signal.SIGINT)

@@ -3,7 +3,7 @@
 import hashlib
 import statistics
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -94,26 +94,24 @@ class Trials:
 
         name = f"trial-{trial.number:04d}"
         fingerprint = hashlib.sha256(f"{self.study_id}/{trial.number}".encode()).hexdigest()
-        try:
-            with start_run(Path(), name, fingerprint, self.params.tracking, {}) as run:
-                below = {} if self.parent is None else {"mlflow.parentRunId": self.parent}
-                run.log_tags({"sfd.study": self.study_id, "sfd.trial": trial.number, **below})
-                run.log_params(values)
-                state = "FAIL"
-                try:
-                    yield run
-                    state = "COMPLETE"
-                except TrialPruned:
-                    state, run.final_status = "PRUNED", "KILLED"
-                    raise
-                except (KeyboardInterrupt, SystemExit):
-                    state, run.final_status = "INTERRUPTED", "KILLED"
-                    raise
-                finally:
-                    run.log_tags({"sfd.trial_state": state})
-                    print(f"trial {trial.number}: {state.lower()}, {describe(trial, values)}", flush=True)
-        finally:
-            link(trial, run)
+        with ExitStack() as afterwards, start_run(Path(), name, fingerprint, self.params.tracking, {}) as run:
+            afterwards.callback(link, trial, run)  # once the run is closed, MLflow knows it
+            below = {} if self.parent is None else {"mlflow.parentRunId": self.parent}
+            run.log_tags({"sfd.study": self.study_id, "sfd.trial": trial.number, **below})
+            run.log_params(values)
+            state = "FAIL"
+            try:
+                yield run
+                state = "COMPLETE"
+            except TrialPruned:
+                state, run.final_status = "PRUNED", "KILLED"
+                raise
+            except (KeyboardInterrupt, SystemExit):
+                state, run.final_status = "INTERRUPTED", "KILLED"
+                raise
+            finally:
+                run.log_tags({"sfd.trial_state": state})
+                print(f"trial {trial.number}: {state.lower()}, {describe(trial, values)}", flush=True)
 
 
 def work_folder(study_id: str) -> Path:
