@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,14 @@ class Project:
             ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start"],
         ):
             subprocess.run(["git", *command], cwd=folder, check=True)
+
+    @contextmanager
+    def entered(self) -> Iterator["Project"]:
+        """This process works in the project for the block, with the project's own tracking store."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder}/mlruns/mlflow.db")
+            yield self
 
     def copy_to(self, folder: Path) -> "Project":
         """Results, runs and all. Registered models are read from where they were made."""

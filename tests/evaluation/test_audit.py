@@ -34,10 +34,7 @@ from sfd.training.loop import log_nothing, train
 @pytest.fixture(scope="module", autouse=True)
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A copy of the finished project, in which this process works."""
-    made = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("audit") / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(made.folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made.folder}/mlruns/mlflow.db")
+    with finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("audit") / "project").entered() as made:
         yield made
 
 

@@ -42,10 +42,7 @@ PER_CLASS = 4
 @pytest.fixture(scope="module", autouse=True)
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """A copy of the finished project, in which this process works."""
-    made = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("generate") / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(made.folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made.folder}/mlruns/mlflow.db")
+    with finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("generate") / "project").entered() as made:
         yield made
 
 

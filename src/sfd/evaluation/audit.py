@@ -37,6 +37,7 @@ from sfd.evaluation.stage import (
 from sfd.generation import DiffusionModel
 from sfd.params import DataParams, Params, load_params
 from sfd.pipeline import RESULTS, WORK, check_current, inference_device, lock, replace_result
+from sfd.seeding import derive_seed
 from sfd.semantic.semvae import load_semvae
 
 UPSTREAM = ("prepare", "encoder", "texture_vae", "judge", "semantic_vae", "latents", "diffusion")
@@ -249,7 +250,8 @@ def attack_model(params: Params, data: Prepared) -> Attack:
         load_texture_vae(RESULTS / "texture_vae" / "model").to(device),
         load_encoder(RESULTS / "encoder" / "model").to(device),
         load_semvae(RESULTS / "semantic_vae" / "model").to(device),
-        seed,
+        # Posterior draws that training never saw: an attacker has the image, and not the latent that the model was shown.
+        derive_seed(seed, "audit/posterior"),
         device,
     )
     train, heldout = data.images(TRAIN), data.images(HELDOUT)

@@ -69,18 +69,12 @@ def losses_of_images(
     semantic_weight: float,
     seed: int,
 ) -> Tensor:
-    """:func:`image_losses` of images of the data set, encoded as in training, but with posterior draws that training never saw.
-
-    So members and others meet the model alike: an attacker has the image, and not the latent that the model was shown.
-    """
-    random = CompositeEncoder(
-        encode.texture_vae, encode.encoder, encode.semvae, derive_seed(seed, "audit/posterior"), encode.device
-    )
+    """:func:`image_losses` of images of the data set, encoded by ``encode`` as in training."""
     losses = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         pixels, labels = images.__getitems__(part)
-        latents, _ = random(pixels, list(range(start, start + len(part))))
+        latents, _ = encode(pixels, list(range(start, start + len(part))))
         # Latents are stored, and trained on, in half precision.
         normalised = model.statistics.normalise(latents.half().float().cpu()).to(encode.device)
         losses.append(image_losses(model, normalised, labels.to(encode.device), semantic_weight, seed))
