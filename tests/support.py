@@ -142,6 +142,7 @@ class Project:
         """This process works in the project for the block, with the project's own tracking store."""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
+            # Absolute, for MLflow keeps one connection a process for each address.
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder}/mlruns/mlflow.db")
             yield self
 

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from served import ask
-from support import REPOSITORY, Project, Server, draw_images, small_params, wait_until
+from support import IN_ONE_PROCESS, REPOSITORY, Project, Server, draw_images, small_params, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -310,8 +310,7 @@ def test_a_single_class_gives_an_unconditional_model_without_judge_accuracy(tmp_
     params["sample"]["guidance"] |= {"kind": "none", "scale_texture": 1.0, "scale_semantic": 1.0}
     alone = Project(tmp_path, params)
     draw_images(tmp_path / "own images" / "only", 32, 3, vertical=True)
-    in_one_process = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
-    status, output = alone.run(sys.executable, "-c", in_one_process, *ALL_STAGES)
+    status, output = alone.run(sys.executable, "-c", IN_ONE_PROCESS, *ALL_STAGES)
     assert status == 0, output
     metrics = json.loads((alone.result("evaluate") / "metrics.json").read_text())
     assert "class_accuracy" not in metrics and "is_digits_judge" not in metrics

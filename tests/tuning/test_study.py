@@ -12,14 +12,13 @@ from typing import Any
 import optuna
 import pytest
 from postgres import postgres_server
-from support import Project, draw_images, small_params, wait_until
+from support import IN_ONE_PROCESS, Project, draw_images, small_params, wait_until
 
 from sfd.tuning.study import tune
 
 pytestmark = pytest.mark.long
 
 STAGES = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic_vae", "latents", "diffusion"]
-IN_ONE_PROCESS = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
 
 
 def shared_params() -> dict[str, Any]:
@@ -48,15 +47,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def project(trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """A copy of it, as the current folder of a process with a tracking store of its own."""
-    shutil.copytree(trained.folder, tmp_path / "project", symlinks=True)
-    copy = object.__new__(Project)
-    copy.folder = tmp_path / "project"
-    monkeypatch.chdir(copy.folder)
-    # Absolute, for MLflow keeps one connection a process for each address.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy.folder}/mlruns/mlflow.db")
-    yield copy
+def project(trained: Project, tmp_path: Path) -> Iterator[Project]:
+    """A copy of it, in which this process works."""
+    with trained.copy_to(tmp_path / "project").entered() as copy:
+        yield copy
 
 
 def change(project: Project, **sections: dict[str, Any]) -> None:
