@@ -14,7 +14,7 @@ with stage("latents") as s:
     data, mirror, device = Prepared.load(s.params.data, s.upstream("prepare")), s.params.data.mirror, inference_device()
     vae = load_texture_vae(s.upstream("texture_vae") / "model").to(device)
     encoder = load_encoder(s.upstream("encoder") / "model").to(device)
-    semvae = load_semvae(s.upstream("semantic_vae") / "model").to(device)
+    semvae = load_semvae(s.upstream("semantic") / "model").to(device)
     encode = CompositeEncoder(vae, encoder, semvae, s.params.seed, device)
     grid = encode.check_grid(s.params.data.image_size)
     images, folder = data.images(TRAIN), s.out / "shards"

@@ -79,7 +79,7 @@ def small_params() -> dict[str, Any]:
     """The shipped params with trainings of a few steps."""
     tree: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     short = {"num_steps": 4, "batch_size": 8, "warmup_steps": 0, "checkpoint_every": 2, "log_every": 2}
-    for name in ("encoder", "texture_vae", "judge", "semantic_vae", "diffusion"):
+    for name in ("encoder", "texture_vae", "judge", "semantic", "diffusion"):
         tree[name]["training"] |= short
     tree["data"]["image_size"] = tree["encoder"]["input_size"] = 16
     tree["encoder"] |= {"patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
@@ -87,7 +87,7 @@ def small_params() -> dict[str, Any]:
     tree["judge"]["channels"] = [8, 8, 8, 8]
     tree["features"] |= {"shard_size": 20, "batch_size": 16}
     tree["latents"] |= {"shard_size": 20, "batch_size": 16}
-    tree["semantic_vae"] |= {"width": 16, "depth": 1, "num_heads": 2, "latent_channels": 2}
+    tree["semantic"] |= {"width": 16, "depth": 1, "num_heads": 2, "latent_channels": 2}
     tree["diffusion"]["loss"]["repa_width"] = 16
     tree["diffusion"] |= {"grid_every": 2, "grid_images": 4}
     tree["sample"] |= {"num_images": 12, "batch_size": 5, "num_steps": 3}
@@ -214,7 +214,7 @@ def finished_project(factory: pytest.TempPathFactory) -> Project:
         made = Project(folder, params)
         draw_images(folder / "images" / "quer", 40, 1, vertical=False)
         draw_images(folder / "images" / "hoch ü", 40, 2, vertical=True)
-        stages = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic_vae", "latents"]
+        stages = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents"]
         status, output = made.run(
             sys.executable, "-c", IN_ONE_PROCESS, *stages, "diffusion", "sample", "evaluate", "register"
         )

@@ -29,7 +29,7 @@ ALL_STAGES = [
     "texture_vae",
     "judge",
     "features",
-    "semantic_vae",
+    "semantic",
     "latents",
     "diffusion",
     "sample",

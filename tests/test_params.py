@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 FILES = [ROOT / "params.yaml", *PRESETS]
 SFD = Path(sys.executable).with_name("sfd")
-NETWORKS = ["encoder", "texture_vae", "judge", "semantic_vae", "diffusion"]
+NETWORKS = ["encoder", "texture_vae", "judge", "semantic", "diffusion"]
 KEYS = """
 NETWORK.training.accumulation_steps
 NETWORK.training.batch_size
@@ -107,11 +107,11 @@ schedule.kind
 schedule.knots
 schedule.tau
 seed
-semantic_vae.depth
-semantic_vae.kl_weight
-semantic_vae.latent_channels
-semantic_vae.num_heads
-semantic_vae.width
+semantic.depth
+semantic.kl_weight
+semantic.latent_channels
+semantic.num_heads
+semantic.width
 texture_vae.channels
 texture_vae.file
 texture_vae.kl_weight
@@ -332,7 +332,7 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
         ({"data.image_size": 64}, ["share one grid", "data.image_size 64 / 8 = 8", "= 4"]),
         ({"encoder.input_size": 30}, ["encoder.input_size 30", "encoder.patch_size 8"]),
         ({"encoder.num_heads": 5}, ["encoder.width 96", "encoder.num_heads 5"]),
-        ({"semantic_vae.num_heads": 3}, ["semantic_vae.width 128", "semantic_vae.num_heads 3"]),
+        ({"semantic.num_heads": 3}, ["semantic.width 128", "semantic.num_heads 3"]),
         ({"encoder.source": "file"}, ["encoder.file must name"]),
         ({"texture_vae.source": "pretrained"}, ["texture_vae.name must be given"]),
         ({"texture_vae.file": "vae"}, ["texture_vae.file is 'vae'", "`train`", "null"]),

@@ -149,7 +149,7 @@ class FeaturesParams(Section):
     batch_size: Positive = Field(100, description="images per encoder call")
 
 
-class SemanticVaeParams(Section):
+class SemanticParams(Section):
     """The semantic VAE: tokens in, tokens out."""
 
     latent_channels: Positive = Field(16, description="channels of the semantic latent (C_sem)")
@@ -464,7 +464,7 @@ class Params(Section):
     texture_vae: TextureVaeParams
     judge: JudgeParams
     features: FeaturesParams
-    semantic_vae: SemanticVaeParams
+    semantic: SemanticParams
     latents: LatentsParams
     schedule: ScheduleParams
     diffusion: DiffusionParams
@@ -481,7 +481,7 @@ class Params(Section):
             _check_frozen_network(name, getattr(self, name))
         _check_judge_name(self.judge)
         _check_grid(self)
-        _check_heads("semantic_vae", self.semantic_vae)
+        _check_heads("semantic", self.semantic)
         if self.encoder.source == "train":
             _check_heads("encoder", self.encoder)
         _check_loss(self.diffusion.loss)
@@ -542,7 +542,7 @@ def _check_grid(params: Params) -> None:
         )
 
 
-def _check_heads(name: str, section: EncoderParams | SemanticVaeParams) -> None:
+def _check_heads(name: str, section: EncoderParams | SemanticParams) -> None:
     if section.width % section.num_heads:
         raise ValueError(f"{name}.width {section.width} must be a multiple of {name}.num_heads {section.num_heads}")
 

@@ -46,9 +46,9 @@ STAGES: dict[str, Inputs] = {
     "texture_vae": Inputs(("seed", "data.image_size", "texture_vae"), ("prepare",)),
     "judge": Inputs(("seed", "data.image_size", "data.mirror", "judge"), ("prepare",)),
     "features": Inputs(("seed", "data.image_size", "data.mirror", "features"), ("prepare", "encoder")),
-    "semantic_vae": Inputs(("seed", "data.image_size", "semantic_vae"), ("prepare", "features")),
+    "semantic": Inputs(("seed", "data.image_size", "semantic"), ("prepare", "features")),
     "latents": Inputs(
-        ("seed", "data.image_size", "data.mirror", "latents"), ("prepare", "encoder", "texture_vae", "semantic_vae")
+        ("seed", "data.image_size", "data.mirror", "latents"), ("prepare", "encoder", "texture_vae", "semantic")
     ),
     "diffusion": Inputs(("seed", "schedule", "diffusion"), ("latents", "texture_vae")),
     "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae")),

@@ -27,7 +27,7 @@ from sfd.registry.lock import promotion_lock
 pytestmark = pytest.mark.long
 
 STAGES = (
-    "scan prepare encoder texture_vae judge features semantic_vae latents diffusion sample evaluate register".split()
+    "scan prepare encoder texture_vae judge features semantic latents diffusion sample evaluate register".split()
 )
 NAME = "sfd-digits"
 GOOD = {"metric.fd_digits_judge": "0.25", "metric.se_fd_digits_judge": "0.03", "metric.class_accuracy": "0.5"}

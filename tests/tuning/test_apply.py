@@ -67,7 +67,7 @@ def test_a_value_that_stands_there_already_is_no_change(file: Path) -> None:
 
 
 def test_a_small_number_is_written_as_every_yaml_reader_reads_it(file: Path) -> None:
-    apply_values(file, {"semantic_vae.kl_weight": 3e-07})
+    apply_values(file, {"semantic.kl_weight": 3e-07})
     assert "  kl_weight: 3.0e-07\n" in file.read_text()
 
 

@@ -18,7 +18,7 @@ from sfd.tuning.study import tune
 
 pytestmark = pytest.mark.long
 
-STAGES = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic_vae", "latents", "diffusion"]
+STAGES = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents", "diffusion"]
 
 
 def shared_params() -> dict[str, Any]:

@@ -40,7 +40,7 @@ from sfd.pipeline import RESULTS, WORK, check_current, inference_device, lock, r
 from sfd.seeding import derive_seed
 from sfd.semantic.semvae import load_semvae
 
-UPSTREAM = ("prepare", "encoder", "texture_vae", "judge", "semantic_vae", "latents", "diffusion")
+UPSTREAM = ("prepare", "encoder", "texture_vae", "judge", "semantic", "latents", "diffusion")
 MAX_ATTACKED = 500
 """Training images, and as many held-out ones, whose losses are compared."""
 
@@ -249,7 +249,7 @@ def attack_model(params: Params, data: Prepared) -> Attack:
     encode = CompositeEncoder(
         load_texture_vae(RESULTS / "texture_vae" / "model").to(device),
         load_encoder(RESULTS / "encoder" / "model").to(device),
-        load_semvae(RESULTS / "semantic_vae" / "model").to(device),
+        load_semvae(RESULTS / "semantic" / "model").to(device),
         # Posterior draws that training never saw: an attacker has the image, and not the latent that the model was shown.
         derive_seed(seed, "audit/posterior"),
         device,

@@ -12,7 +12,7 @@ from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.shards import ShardReader
 from sfd.evaluation.pictures import plot_pca_features
-from sfd.params import SemanticVaeParams
+from sfd.params import SemanticParams
 from sfd.pipeline import Stage
 from sfd.seeding import generator, seeded_initialisation
 from sfd.semantic.features import FeatureDataset
@@ -30,7 +30,7 @@ class SemVaeTask:
     purpose = "semantic_vae"
 
     def __init__(
-        self, params: SemanticVaeParams, network: nn.Module, dataset: BatchedDataset, num_tokens: int, seed: int
+        self, params: SemanticParams, network: nn.Module, dataset: BatchedDataset, num_tokens: int, seed: int
     ) -> None:
         self.network, self.dataset, self.seed = network, dataset, seed
         self.latent_shape = (num_tokens, params.latent_channels)
@@ -47,7 +47,7 @@ class SemVaeTask:
         return terms
 
 
-def make_semantic_vae(params: SemanticVaeParams, shards: Path, data: Prepared, stage: Stage) -> None:
+def make_semantic_vae(params: SemanticParams, shards: Path, data: Prepared, stage: Stage) -> None:
     """Trains SemVAE on stored features, writes it, and logs how well it reconstructs them."""
     reader = ShardReader(shards)
     config = SemVaeConfig(

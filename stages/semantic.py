@@ -1,9 +1,9 @@
-"""The semantic VAE, trained on patch features."""
+"""The semantic encoder: a VAE, trained on patch features."""
 
 from sfd.data.prepared import Prepared
 from sfd.pipeline import stage
 from sfd.training.semantic_vae import make_semantic_vae
 
-with stage("semantic_vae") as s:
+with stage("semantic") as s:
     data = Prepared.load(s.params.data, s.upstream("prepare"))
-    make_semantic_vae(s.params.semantic_vae, s.upstream("features") / "shards", data, s)
+    make_semantic_vae(s.params.semantic, s.upstream("features") / "shards", data, s)
