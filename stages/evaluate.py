@@ -4,7 +4,8 @@ from sfd.data.prepared import Prepared
 from sfd.encoders.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.stage import evaluate
-from sfd.pipeline import inference_device, stage
+from sfd.pipeline import stage
+from sfd.processes import inference_device
 
 with stage("evaluate") as s:
     data = Prepared.load(s.params.data, s.upstream("prepare"))

@@ -4,7 +4,8 @@ from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.shards import write_index
 from sfd.encoders.vision import load_encoder
-from sfd.pipeline import barrier, inference_device, rank, stage, world_size
+from sfd.pipeline import stage
+from sfd.processes import barrier, inference_device, rank, world_size
 from sfd.semantic.features import feature_order, write_features
 
 with stage("features") as s:

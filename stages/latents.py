@@ -7,7 +7,8 @@ from sfd.data.prepared import Prepared
 from sfd.data.shards import ShardReader, write_index
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.encoders.vision import load_encoder
-from sfd.pipeline import barrier, inference_device, rank, stage, world_size
+from sfd.pipeline import stage
+from sfd.processes import barrier, inference_device, rank, world_size
 from sfd.semantic.semvae import load_semvae
 
 with stage("latents") as s:

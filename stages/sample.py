@@ -4,7 +4,8 @@ from pathlib import Path
 
 from sfd.evaluation.samples import finish_samples, write_samples
 from sfd.generation import ImageGenerator
-from sfd.pipeline import barrier, rank, stage, world_size
+from sfd.pipeline import stage
+from sfd.processes import barrier, rank, world_size
 
 with stage("sample") as s:
     weak = s.params.sample.guidance.weak_model

@@ -17,6 +17,7 @@ from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.network_files import load_weights, read_config, save_network
 from sfd.params import GuidanceParams, SampleParams, ScheduleParams, TauRange
+from sfd.processes import inference_device
 from sfd.seeding import derive_seed
 
 
@@ -122,7 +123,7 @@ class ImageGenerator:
         device: torch.device | None = None,
     ) -> None:
         """``weak`` is AutoGuidance's model; without it, guidance is by the null class."""
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or inference_device()
         self.model, self.decoder = model, decoder.to(self.device)
         self.network = model.network.to(self.device)
         self.weak = weak.to(self.device) if weak is not None else None

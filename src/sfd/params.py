@@ -55,6 +55,9 @@ class DataParams(Section):
     )
 
 
+Sharding = Literal["ddp", "fsdp"]
+
+
 class TrainingParams(Section):
     """One training of one network."""
 
@@ -275,6 +278,11 @@ class DiffusionParams(Section):
     model: ModelParams
     loss: LossParams
     training: TrainingParams
+    sharding: Sharding = Field(
+        "ddp",
+        description="what several processes do with the weights: `ddp`: each has them all; `fsdp`: each has its part of weights, averages "
+        "and optimizer states, for models that do not fit one GPU. The same on a single process",
+    )
     grid_every: Positive = Field(10_000, description="steps between sample grids")
     grid_images: Positive = Field(32, description="images in a sample grid")
 

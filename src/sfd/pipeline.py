@@ -10,21 +10,20 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
 from sfd.errors import UserError
 from sfd.params import Params, load_params
+from sfd.processes import barrier, form_group, is_first_to_say, is_lost_peer, rank, world_size
 from sfd.tracking import Run, start_run
-
-if TYPE_CHECKING:
-    import torch
 
 RESULTS = Path("results")
 WORK = Path(".sfd/work")
@@ -60,36 +59,8 @@ STAGES: dict[str, Inputs] = {
 }
 """The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal. What `tune` reads depends on the kind of its study."""
 
-
-def rank() -> int:
-    """This process's number under torchrun; 0 when alone."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """Processes under torchrun; 1 when alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def inference_device() -> "torch.device":
-    """The device of this process: its GPU, or the CPU."""
-    import torch
-
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
-
-
-def barrier() -> None:
-    """Waits for all processes; nothing when alone."""
-    if world_size() > 1:
-        import torch
-        from accelerate import PartialState
-
-        # Left to itself, accelerate forms no group of processes where there is no GPU, and says nothing.
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+PARALLEL = ("features", "latents", "diffusion", "sample", "evaluate")
+"""The stages that several processes can share, as torchrun or a scheduler starts them."""
 
 
 @dataclass
@@ -148,9 +119,12 @@ def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]
 
     ``upstream`` replaces what :data:`STAGES` says that the stage reads.
     SIGTERM raises ``SystemExit`` in the stage; training saves a checkpoint first.
+    On several processes a mistake that all of them find is said once, and a process whose peer ended says so and ends.
     """
     signal.signal(signal.SIGTERM, exit_on_sigterm)
     try:
+        _check_parallel(name)
+        form_group()
         params = load_params(Path("params.yaml"))
         upstream = STAGES[name].upstream if upstream is None else upstream
         fingerprint = stage_fingerprint(name, params, upstream)
@@ -159,6 +133,7 @@ def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]
             if rank() == 0:
                 _open_work(work, fingerprint)
             barrier()
+            _check_shared(work, fingerprint)
             with _tracked(name, params, fingerprint, upstream) as run:
                 current = Stage(name, params, fingerprint, run, work)
                 yield current
@@ -168,8 +143,30 @@ def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]
                     current.log({"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
                     _publish(current)
     except UserError as error:
-        print(f"error: {name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(name, str(error))
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        _exit(
+            name,
+            "a connection between the processes of this job broke; where one has ended, its message is the reason",
+            error,
+        )
+
+
+def _exit(name: str, reason: str, cause: RuntimeError | None = None) -> NoReturn:
+    if is_first_to_say(reason):
+        told = f" ({' '.join(str(cause).split())})" if cause is not None else ""
+        print(f"error: {name}: {reason}{told}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _check_parallel(name: str) -> None:
+    if world_size() > 1 and name not in PARALLEL:
+        raise UserError(
+            f"this stage runs in one process, and here are {world_size()}; start it without a launcher "
+            f"(several processes can share {', '.join(PARALLEL)})"
+        )
 
 
 def exit_on_sigterm(_signal: int, _frame: object) -> None:
@@ -250,21 +247,29 @@ def check_current(names: Iterable[str], params: Params) -> None:
 def lock(work: Path, what: str = "this stage") -> Iterator[None]:
     """One process a work folder, which is made if need be. A second one stops with a :class:`UserError` that names the owner."""
     work.mkdir(parents=True, exist_ok=True)
-    owner = work / "owner"
+    owner, here = work / "owner", socket.gethostname()
     held = FileLock(work.parent / f"{work.name}.lock")
-    known = owner.read_text().strip() if owner.is_file() else ""
+    pid, host = _read_owner(owner)
     try:
-        held.acquire(timeout=ORPHANS_WAIT_S if known and not is_alive(int(known)) else 0)
+        # Of another machine's process only the lock itself can say whether it lives.
+        held.acquire(timeout=ORPHANS_WAIT_S if pid and host == here and not is_alive(int(pid)) else 0)
     except Timeout:
-        known = owner.read_text().strip() if owner.is_file() else "unknown"
+        pid, host = _read_owner(owner)
+        where = "" if host == here else f" on {host}"
         raise UserError(
-            f"another process works on {what} (pid {known}, folder {work}); wait for it or end it, then run again"
+            f"another process works on {what} (pid {pid or 'unknown'}{where}, folder {work}); wait for it or end it, then run again"
         ) from None
     try:
-        owner.write_text(f"{os.getpid()}\n")
+        owner.write_text(f"{os.getpid()} {here}\n")
         yield
     finally:
         held.release()
+
+
+def _read_owner(file: Path) -> tuple[str, str]:
+    """Process id and machine of the one that holds, or held, the lock; empty and this machine if nobody ever did."""
+    pid, _, host = file.read_text().strip().partition(" ") if file.is_file() else ("", "", "")
+    return pid, host or socket.gethostname()
 
 
 def is_alive(pid: int) -> bool:
@@ -280,8 +285,7 @@ def is_alive(pid: int) -> bool:
 
 def _open_work(work: Path, fingerprint: str) -> None:
     """Continues in the work folder if it was made from the same parameters, inputs and code, else empties it and says so."""
-    code = digest_path(Path(__file__).parent)
-    fingerprint = hashlib.sha256(f"{fingerprint}/{code}".encode()).hexdigest()
+    fingerprint = _with_code(fingerprint)
     mark = work / "fingerprint"
     previous = mark.read_text() if mark.is_file() else None
     if previous is not None and previous != fingerprint:
@@ -297,6 +301,21 @@ def _open_work(work: Path, fingerprint: str) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     (work / "out").mkdir(exist_ok=True)
     mark.write_text(fingerprint)
+
+
+def _with_code(fingerprint: str) -> str:
+    """A stage's fingerprint together with that of the code that works on it."""
+    return hashlib.sha256(f"{fingerprint}/{digest_path(Path(__file__).parent)}".encode()).hexdigest()
+
+
+def _check_shared(work: Path, fingerprint: str) -> None:
+    """Raises :class:`UserError` in a process that does not see the work folder as process 0 has just opened it."""
+    mark = work / "fingerprint"
+    if rank() != 0 and (not mark.is_file() or mark.read_text() != _with_code(fingerprint)):
+        raise UserError(
+            f"process {rank()} on {socket.gethostname()} does not see {work.absolute()} as process 0 opened it; start all processes in "
+            "one folder that their machines share, with the same params.yaml, results and code"
+        )
 
 
 @contextmanager

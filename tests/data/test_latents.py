@@ -17,7 +17,8 @@ from sfd.data.latents import STATISTICS, LatentDataset, Statistics, channel_stat
 from sfd.data.shards import ShardReader, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 from sfd.params import LatentsParams
-from sfd.pipeline import barrier, rank, stage, world_size
+from sfd.pipeline import stage
+from sfd.processes import barrier, rank, world_size
 from sfd.seeding import generator
 
 NUM_IMAGES = 23
@@ -51,7 +52,7 @@ def write(folder: Path, mirror: bool = True, params: LatentsParams = PARAMS, ran
 def run_stage() -> None:
     """Under torchrun or alone, in a project folder."""
     torch.set_num_threads(1)
-    with stage("prepare") as s:
+    with stage("latents", upstream=()) as s:
         folder = s.out / "shards"
         bounds = write_latents(folder, fetch, NUM_IMAGES, encode, PARAMS, True, rank(), world_size())
         (s.work / f"done-{rank()}").touch()
@@ -71,7 +72,7 @@ def run_in_project(folder: Path, *launcher: str) -> dict[str, bytes]:
     command = [sys.executable, *launcher, __file__]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    result = folder / "results" / "prepare"
+    result = folder / "results" / "latents"
     return {str(file.relative_to(result)): file.read_bytes() for file in result.rglob("*") if file.is_file()}
 
 
@@ -135,7 +136,7 @@ def test_the_second_latent_is_that_of_the_mirrored_image_in_fp16(tmp_path: Path)
         assert stored.dtype == features.dtype == torch.float16
         assert torch.equal(stored[view], latent[0].half())
         assert torch.equal(features[view], feature[0].half())
-    assert reader.whole("labels")[11] == labels[0] == 1
+    assert reader.rows("labels", [11])[0] == labels[0] == 1
 
 
 def test_features_are_stored_only_where_they_are_wanted(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ import re, sys
 from pathlib import Path
 from sfd.data.shards import ShardReader
 
-def private_mib():
-    return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+def resident_mib():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 reader = ShardReader(Path(sys.argv[1]))
-before = private_mib()
+before = resident_mib()
 rows = reader.rows("big", list(range(0, 64, 4)))
 assert all(float(row[0]) == 4 * n for n, row in enumerate(rows))
-print(private_mib() - before)
+print(resident_mib() - before)
 """
 
 
@@ -121,13 +121,14 @@ def test_a_row_beyond_the_last_is_an_error(tmp_path: Path) -> None:
         ShardReader(write(tmp_path)).rows("values", [23])
 
 
-def test_a_small_tensor_is_read_whole(tmp_path: Path) -> None:
-    assert torch.equal(ShardReader(write(tmp_path)).whole("labels"), torch.arange(23) % 4)
+def test_rows_of_one_number_are_read_too(tmp_path: Path) -> None:
+    labels = ShardReader(write(tmp_path)).rows("labels", list(range(23)))
+    assert torch.equal(torch.stack(labels), torch.arange(23) % 4)
 
 
 def test_a_reader_with_open_files_can_be_sent_to_another_process(tmp_path: Path) -> None:
     reader = ShardReader(write(tmp_path))
-    reader.whole("labels")
+    reader.rows("labels", [22])
     copy = pickle.loads(pickle.dumps(reader))
     assert torch.equal(copy.rows("values", [11])[0], reader.rows("values", [11])[0])
 
@@ -143,6 +144,28 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (write(tmp_path) / "shard-00004.safetensors").unlink()
     with pytest.raises(UserError, match=r"shard-00004\.safetensors is missing or damaged"):
         ShardReader(tmp_path)
+
+
+def test_processes_share_the_check_of_the_shards_and_together_they_check_all(tmp_path: Path) -> None:
+    for number in range(len(BOUNDS)):
+        folder = write(tmp_path / str(number))
+        damage(folder / f"shard-{number:05d}.safetensors")
+        stopped = 0
+        for rank in range(2):
+            try:
+                ShardReader(folder, rank, 2)
+            except UserError as error:
+                assert f"shard-{number:05d}" in str(error)
+                stopped += 1
+        assert stopped == 1
+
+
+def test_a_shard_that_is_cut_short_after_its_check_is_named(tmp_path: Path) -> None:
+    reader = ShardReader(write(tmp_path))
+    file = tmp_path / "shard-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"shard-00000\.safetensors was cut short"):
+        reader.rows("values", [4])
 
 
 def test_shards_without_an_index_are_not_complete(tmp_path: Path) -> None:

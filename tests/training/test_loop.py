@@ -4,8 +4,8 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.params import LossParams, TrainingParams
+from sfd.params import LossParams, Sharding, TrainingParams
 from sfd.seeding import generator
 from sfd.training.diffusion import DiffusionTask
 from sfd.training.loop import Trained, train
@@ -120,7 +120,9 @@ def short(num_steps: int, **changes: Any) -> TrainingParams:
     return TrainingParams(**SHORT | {"num_steps": num_steps, "checkpoint_every": 1000} | changes)
 
 
-def run(task: Any, params: TrainingParams, work: Path, fingerprint: str = "a", stop_at: int = 0) -> Trained:
+def run(
+    task: Any, params: TrainingParams, work: Path, fingerprint: str = "a", stop_at: int = 0, sharding: Sharding = "ddp"
+) -> Trained:
     """Trains in this process; ``stop_at`` interrupts when that step is logged."""
     work.mkdir(parents=True, exist_ok=True)
 
@@ -128,7 +130,7 @@ def run(task: Any, params: TrainingParams, work: Path, fingerprint: str = "a", s
         if step == stop_at:
             raise Interrupted
 
-    return train(task, params, task.seed, work, fingerprint, log)
+    return train(task, params, task.seed, work, fingerprint, log, sharding=sharding)
 
 
 def weights_of(trained: Trained) -> dict[str, Tensor]:
@@ -170,14 +172,59 @@ def train_side_by_side(folder: Path) -> None:
         run(diffusion_task(0), params, work, stop_at=10)
     except Interrupted:
         resumed = run(diffusion_task(0), params, work)
-    (folder / f"curves-{process}.json").write_text(json.dumps([trained.curve, resumed.curve]))
+    sharded = run(diffusion_task(0), params, folder / "sharded", sharding="fsdp")
+    try:
+        run(diffusion_task(0), params, folder / "sharded_interrupted", stop_at=10, sharding="fsdp")
+    except Interrupted:
+        sharded_again = run(diffusion_task(0), params, folder / "sharded_interrupted", sharding="fsdp")
+    curves = [trained.curve, resumed.curve, sharded.curve, sharded_again.curve]
+    (folder / f"curves-{process}.json").write_text(json.dumps(curves))
     if process == "0":
         save_file(trained.network.state_dict(), folder / "whole.safetensors")
         save_file(resumed.network.state_dict(), folder / "resumed.safetensors")
+        save_file(sharded.network.state_dict(), folder / "sharded.safetensors")
+        save_file(sharded_again.network.state_dict(), folder / "sharded_again.safetensors")
+    train_in_parts(folder, int(process))
     try:
         run(LineTask(bad_step=8), params, folder / "diverging")
     except UserError as error:
         (folder / f"error-{process}.txt").write_text(str(error))
+
+
+def train_in_parts(folder: Path, process: int) -> None:
+    """Under torchrun: micro-batches and clipping with both kinds of sharding, previews, and one that diverges."""
+    params = short(6, accumulation_steps=2, max_grad_norm=0.05, log_every=1)
+    for sharding in ("ddp", "fsdp"):
+        previews: dict[int, Tensor] = {}
+
+        def preview(network: nn.Module, step: int, kept: dict[int, Tensor] = previews) -> None:
+            kept[step] = network.state_dict()["blocks.0.attn.qkv.weight"].clone()
+
+        task, work = diffusion_task(0), folder / f"parts_{sharding}"
+        work.mkdir(exist_ok=True)
+        trained = train(task, params, 0, work, "a", lambda _row, _step: None, preview, 4, sharding)
+        assert list(previews) == ([4, 6] if process == 0 else []), "process 0 alone draws previews"
+        if process == 0:
+            assert torch.equal(previews[6], trained.network.state_dict()["blocks.0.attn.qkv.weight"])
+            save_file(trained.network.state_dict(), folder / f"parts_{sharding}.safetensors")
+    try:
+        run(SteepTask(bad_step=2, bad_draw=1e9), short(6, checkpoint_every=3), folder / "steep", sharding="fsdp")
+    except UserError as error:
+        (folder / f"steep-{process}.txt").write_text(str(error))
+
+
+def train_until_sigterm(folder: Path) -> None:
+    """Under torchrun: process 1 gets SIGTERM in the middle of a training."""
+    process = int(os.environ["RANK"])
+
+    def log(_row: dict[str, float], step: int) -> None:
+        if step == 15 and process == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        train(diffusion_task(0), short(22), 0, folder, "a", log)
+    except SystemExit as ending:
+        (folder / f"ended-{process}.txt").write_text(f"{ending.code} {(folder / 'checkpoint.pt').is_file()}")
 
 
 # --- helpers of the tests ---
@@ -227,14 +274,16 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-    command += ["--master_port", str(port), __file__, "side_by_side", str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    torchrun("side_by_side", folder)
     return folder
+
+
+def torchrun(what: str, folder: Path) -> None:
+    """Two processes that run a function of this file."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [__file__, what, str(folder)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
 
 
 # --- resuming ---
@@ -529,8 +578,76 @@ def test_two_training_processes_train_the_network_of_one(two_processes: Path, tm
 
 def test_two_training_processes_resume_with_the_same_bytes_and_curve(two_processes: Path) -> None:
     assert (two_processes / "resumed.safetensors").read_bytes() == (two_processes / "whole.safetensors").read_bytes()
-    whole, resumed = json.loads((two_processes / "curves-0.json").read_text())
+    whole, resumed = json.loads((two_processes / "curves-0.json").read_text())[:2]
     assert resumed == whole
+
+
+def test_one_process_continues_what_two_began(two_processes: Path, tmp_path: Path) -> None:
+    params = short(22, checkpoint_every=4)
+    shutil.copy(two_processes / "interrupted" / "checkpoint.pt", tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 22 and len(state["sums"]) == 2
+    continued = run(diffusion_task(0), params, tmp_path)
+    assert same(weights_of(continued), load_file(two_processes / "resumed.safetensors"))
+
+
+def test_sharded_training_gives_the_losses_and_weights_of_unsharded_training_up_to_rounding(
+    two_processes: Path,
+) -> None:
+    whole, _, sharded, _ = json.loads((two_processes / "curves-0.json").read_text())
+    for row, other in zip(whole, sharded, strict=True):
+        assert other == pytest.approx(row, rel=1e-4)
+    weights, expected = (load_file(two_processes / f"{name}.safetensors") for name in ("sharded", "whole"))
+    assert list(weights) == list(expected), "the same layout"
+    torch.testing.assert_close(weights, expected, rtol=1e-3, atol=5e-5)
+
+
+def test_sharded_training_resumes_with_the_same_bytes_and_curve(two_processes: Path) -> None:
+    first, again = ((two_processes / f"{name}.safetensors").read_bytes() for name in ("sharded", "sharded_again"))
+    assert first == again
+    curves = json.loads((two_processes / "curves-0.json").read_text())
+    assert curves[2] == curves[3]
+    state = torch.load(two_processes / "sharded" / "checkpoint.pt", weights_only=True)
+    unsharded = torch.load(two_processes / "whole" / "checkpoint.pt", weights_only=True)
+    for name, value in unsharded["network"].items():
+        assert state["network"][name].shape == value.shape, "a checkpoint holds whole tensors"
+
+
+def test_micro_batches_and_clipping_are_the_same_with_both_kinds_of_sharding(
+    two_processes: Path, tmp_path: Path
+) -> None:
+    params = short(6, accumulation_steps=4, max_grad_norm=0.05, log_every=1)
+    alone = weights_of(run(diffusion_task(0), params, tmp_path))
+    for sharding in ("ddp", "fsdp"):
+        together = load_file(two_processes / f"parts_{sharding}.safetensors")
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=5e-5)
+
+
+def test_sharded_weights_that_are_not_finite_stop_all_processes_without_a_checkpoint(two_processes: Path) -> None:
+    errors = [(two_processes / f"steep-{process}.txt").read_text() for process in (0, 1)]
+    assert errors[0] == errors[1] and "weights are not finite after step 3" in errors[0]
+    assert not (two_processes / "steep" / "checkpoint.pt").exists()
+
+
+def test_sigterm_to_one_process_stops_all_at_one_step_after_the_checkpoint_is_written(tmp_path: Path) -> None:
+    torchrun("sigterm", tmp_path)
+    assert [(tmp_path / f"ended-{process}.txt").read_text() for process in (0, 1)] == ["143 True", "143 True"]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 20
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_mistake_found_while_reading_is_the_same_one_line_in_a_reading_process(
+    tmp_path: Path, num_workers: int
+) -> None:
+    class Damaged(Numbers):
+        def __getitems__(self, indices: list[int]) -> tuple[Tensor]:
+            raise UserError("image 3 has changed; rerun prepare")
+
+    task = LineTask()
+    task.dataset = Damaged(37)
+    with pytest.raises(UserError) as stopped:
+        run(task, short(2, num_workers=num_workers), tmp_path)
+    assert str(stopped.value) == "image 3 has changed; rerun prepare"
 
 
 def test_all_processes_stop_when_one_diverges_and_no_checkpoint_holds_nan(two_processes: Path) -> None:
@@ -543,4 +660,5 @@ def test_all_processes_stop_when_one_diverges_and_no_checkpoint_holds_nan(two_pr
 
 
 if __name__ == "__main__":
-    {"train": train_to_files, "side_by_side": train_side_by_side}[sys.argv[1]](Path(sys.argv[2]))
+    runs = {"train": train_to_files, "side_by_side": train_side_by_side, "sigterm": train_until_sigterm}
+    runs[sys.argv[1]](Path(sys.argv[2]))

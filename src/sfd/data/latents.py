@@ -107,11 +107,10 @@ def channel_statistics(reader: ShardReader, max_images: int) -> Statistics:
 class LatentDataset:
     """Normalised composite latents for training, each mirroring a sample of its own."""
 
-    def __init__(self, folder: Path, with_features: bool) -> None:
-        """Raises :class:`UserError` naming a shard that is missing or damaged."""
-        self.reader = ShardReader(folder)
+    def __init__(self, folder: Path, with_features: bool, rank: int = 0, world_size: int = 1) -> None:
+        """Each process checks its share of the shards. Raises :class:`UserError` naming a shard that is missing or damaged."""
+        self.reader = ShardReader(folder, rank, world_size)
         self.statistics = Statistics.load(folder / STATISTICS)
-        self.labels = self.reader.whole("labels")
         self.with_features = with_features
         self.num_mirrorings: int = self.reader.index["mirrorings"]
 
@@ -122,7 +121,7 @@ class LatentDataset:
         """Latents ``(B, C, H, W)`` float32, classes ``(B,)``, and features ``(B, N, D)`` float32 if they are wanted."""
         images = [index // self.num_mirrorings for index in indices]
         latents = self.statistics.normalise(self._pick("latents", images, indices))
-        batch = (latents, self.labels[images])
+        batch = (latents, torch.stack(self.reader.rows("labels", images)))
         return (*batch, self._pick("features", images, indices)) if self.with_features else batch
 
     def _pick(self, name: str, images: list[int], indices: list[int]) -> Tensor:

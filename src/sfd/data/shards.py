@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import os
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
@@ -9,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sfd.errors import UserError
 
 Shard = dict[str, Tensor]
+DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
+"""The types of tensors in our shards, by their names in safetensors."""
 
 
 def shard_bounds(num_images: int, shard_size: int) -> list[tuple[int, int]]:
@@ -76,10 +79,17 @@ def file_digest(file: Path) -> str:
 
 
 class ShardReader:
-    """Reads rows of a closed set of shards, memory-mapped: nothing is loaded but the rows asked for."""
+    """Reads rows of a closed set of shards: nothing is loaded but the rows asked for.
 
-    def __init__(self, folder: Path) -> None:
-        """Raises :class:`UserError` if the index is missing, or naming the shard that is missing or damaged."""
+    Rows are read at their place in the file and not through a memory map, so that the memory of a process does not grow with
+    the rows that it has seen, and a file that is cut short is an error and no SIGBUS.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0, world_size: int = 1) -> None:
+        """Checks the sha256 of every shard; of ``world_size`` processes that open the same shards, each one checks its share.
+
+        Raises :class:`UserError` if the index is missing, or naming the shard that is missing or damaged.
+        """
         index_file = folder / "index.json"
         if not index_file.is_file():
             raise UserError(
@@ -88,13 +98,14 @@ class ShardReader:
         self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
         self.folder = folder
         self._ends = list(accumulate(shard["num_images"] for shard in self.index["shards"]))
-        for shard in self.index["shards"]:
+        for number, shard in enumerate(self.index["shards"]):
             file = folder / shard["file"]
-            if not file.is_file() or file_digest(file) != shard["sha256"]:
+            checked = number % world_size == rank
+            if not file.is_file() or (checked and file_digest(file) != shard["sha256"]):
                 raise UserError(
                     f"{file} is missing or damaged (its sha256 is not the one in index.json); rerun the stage that writes {folder}"
                 )
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, _OpenShard] = {}
 
     def __len__(self) -> int:
         return int(self.index["num_images"])
@@ -109,15 +120,33 @@ class ShardReader:
         for n, image in enumerate(images):
             number = bisect_right(self._ends, image)
             row = image - (self._ends[number - 1] if number else 0)
-            tensor = self._file(number).get_slice(name)
-            found.append(tensor[row] if views is None else tensor[row, views[n]])
+            found.append(self._file(number).read(name, row, None if views is None else views[n]))
         return found
 
-    def whole(self, name: str) -> Tensor:
-        """All rows of a small tensor, such as the labels."""
-        return torch.cat([self._file(number).get_tensor(name) for number in range(len(self._ends))])
-
-    def _file(self, number: int) -> Any:
+    def _file(self, number: int) -> "_OpenShard":
         if number not in self._open:
-            self._open[number] = safe_open(self.folder / shard_name(number), framework="pt")
+            self._open[number] = _OpenShard(self.folder / shard_name(number))
         return self._open[number]
+
+
+class _OpenShard:
+    """A safetensors file: 8 bytes with the header's length, the header in JSON, the tensors' bytes."""
+
+    def __init__(self, file: Path) -> None:
+        self.stream = file.open("rb", buffering=0)
+        header = int.from_bytes(self.stream.read(8), "little")
+        self.tensors: dict[str, dict[str, Any]] = json.loads(self.stream.read(header))
+        self.start = 8 + header
+
+    def read(self, name: str, row: int, view: int | None) -> Tensor:
+        """A row of the tensor's first dimension, or an entry of the row's first dimension."""
+        facts = self.tensors[name]
+        dtype, shape, place = DTYPES[facts["dtype"]], facts["shape"][1:], row
+        if view is not None:
+            place, shape = row * shape[0] + view, shape[1:]
+        num_bytes = math.prod(shape) * dtype.itemsize
+        data = bytearray(num_bytes)
+        first = self.start + facts["data_offsets"][0] + place * num_bytes
+        if os.preadv(self.stream.fileno(), [data], first) != num_bytes:
+            raise UserError(f"{self.stream.name} was cut short while it was read; rerun the stage that writes it")
+        return torch.frombuffer(data, dtype=dtype).reshape(shape)

@@ -36,7 +36,8 @@ from sfd.evaluation.stage import (
 )
 from sfd.generation import DiffusionModel
 from sfd.params import DataParams, Params, load_params
-from sfd.pipeline import RESULTS, WORK, check_current, inference_device, lock, replace_result
+from sfd.pipeline import RESULTS, WORK, check_current, lock, replace_result
+from sfd.processes import inference_device
 from sfd.seeding import derive_seed
 from sfd.semantic.semvae import load_semvae
 

@@ -33,7 +33,8 @@ from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import copy_limit, nearest
 from sfd.evaluation.stage import Batches, judge_training_images
 from sfd.params import Params, load_params
-from sfd.pipeline import RESULTS, check_current, inference_device, lock, published_fingerprint
+from sfd.pipeline import RESULTS, check_current, lock, published_fingerprint
+from sfd.processes import inference_device
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
 

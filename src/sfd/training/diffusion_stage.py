@@ -12,7 +12,8 @@ from sfd.evaluation.pictures import labelled_grid, plot_schedule, save_png
 from sfd.generation import DiffusionModel, ImageGenerator, build_training_schedule, image_seed, middle_schedule
 from sfd.models.lightningdit import LightningDiT
 from sfd.params import Params
-from sfd.pipeline import Stage, inference_device
+from sfd.pipeline import Stage
+from sfd.processes import inference_device, rank, world_size
 from sfd.seeding import generator
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DiffusionTask, model_config
@@ -39,8 +40,8 @@ def build_network(params: Params, dataset: LatentDataset, seed: int) -> Lightnin
 
 
 def open_latents(params: Params, folder: Path) -> LatentDataset:
-    """The latents that stage ``latents`` left, with features if REPA wants them."""
-    return LatentDataset(folder / "shards", with_features=params.diffusion.loss.repa_weight > 0.0)
+    """The latents that stage ``latents`` left, with features if REPA wants them; processes share the check of the shards."""
+    return LatentDataset(folder / "shards", params.diffusion.loss.repa_weight > 0.0, rank(), world_size())
 
 
 def build_task(params: Params, network: LightningDiT, dataset: LatentDataset, seed: int) -> DiffusionTask:
@@ -58,7 +59,11 @@ def make_diffusion(stage: Stage) -> None:
     task = build_task(stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics, facts["classes"])
     grids = SampleGrids(model, stage, params.grid_images)
-    trained = train(task, params.training, seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every)
+    trained = train(
+        task, params.training, seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every, params.sharding
+    )
+    if rank() != 0:
+        return
     trained.copy_to(network)
     model.save(stage.out / "model")
     plot_schedule(middle_schedule(stage.params.schedule).times, stage.out / "schedule.png")

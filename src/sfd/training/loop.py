@@ -1,15 +1,16 @@
 """The training loop: accelerate, EMA, exact resume, losses logged as they are."""
 
+import copy
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -19,12 +20,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sfd.errors import UserError
-from sfd.params import TrainingParams
+from sfd.params import Sharding, TrainingParams
+from sfd.processes import form_group
 from sfd.training.order import StepBatches
+from sfd.training.sharding import gather, local, shard, share
 
 Tensors = tuple[Tensor, ...]
 LogMetrics = Callable[[dict[str, float], int], None]
 Preview = Callable[[nn.Module, int], None]
+
+AGREE_EVERY = 10
+"""Steps after which several processes ask one another whether SIGTERM came."""
 
 
 def log_nothing(metrics: dict[str, float], step: int) -> None:
@@ -75,7 +81,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """``network`` holds the averaged weights, in evaluation mode, on the CPU. ``curve``: a row per logged interval."""
+    """``network`` holds the averaged weights, in evaluation mode, on the CPU. ``curve``: a row per logged interval.
+
+    After sharded training only process 0 has them; the others have a network that must not be used.
+    """
 
     network: nn.Module
     curve: list[dict[str, float]]
@@ -95,26 +104,36 @@ def train(
     log: LogMetrics,
     preview: Preview | None = None,
     preview_every: int = 0,
+    sharding: Sharding = "ddp",
 ) -> Trained:
     """Trains ``task.network`` in place and returns its averaged weights.
 
     Killed at any moment and called again with the same ``work`` folder, it ends with the same bytes (same device, same number of processes).
-    ``preview`` is called with the averaged network every ``preview_every`` steps and at the end.
+    With another number of processes it continues as well, the same beyond rounding.
+    ``preview`` is called with the averaged network, in process 0, every ``preview_every`` steps and at the end.
 
     Raises:
-        UserError: the batch cannot be shared evenly, or the loss became NaN or infinite.
+        UserError: the batch cannot be shared evenly, the loss became NaN or infinite, or the data set raised it.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
-    trainer = _Trainer(task, params, seed, work, fingerprint, log)
+    trainer = _Trainer(task, params, seed, work, fingerprint, log, sharding)
     trainer.restore()
     trainer.run(preview, preview_every)
-    return Trained(trainer.averaged.module.eval().cpu(), trainer.progress.curve)
+    return Trained(trainer.whole_average().eval().cpu(), trainer.progress.curve)
 
 
 class _Trainer:
     def __init__(
-        self, task: Task, params: TrainingParams, seed: int, work: Path, fingerprint: str, log: LogMetrics
+        self,
+        task: Task,
+        params: TrainingParams,
+        seed: int,
+        work: Path,
+        fingerprint: str,
+        log: LogMetrics,
+        sharding: Sharding,
     ) -> None:
+        form_group()
         use_gpu = torch.cuda.is_available()
         bf16 = params.precision == "bf16" or (params.precision == "auto" and use_gpu)
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not use_gpu)
@@ -124,8 +143,13 @@ class _Trainer:
         self.fingerprint = fingerprint
         self.progress = Progress()
         device = self.accelerator.device
-        self.raw = task.network.to(device).train()
+        # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
+        self.sharded = sharding == "fsdp" and self.accelerator.num_processes > 1
+        self.raw: Any = (copy.deepcopy(task.network) if self.sharded else task.network.to(device)).train()
         self.averaged = AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
+        if self.sharded:
+            shard(self.raw, device)
+            shard(self.averaged.module, device)
         trainable = [p for p in self.raw.parameters() if p.requires_grad]
         self.optimizer: Any = torch.optim.AdamW(
             trainable,
@@ -135,7 +159,9 @@ class _Trainer:
             fused=device.type in ("cuda", "cpu"),
         )
         network = torch.compile(self.raw) if params.compile else self.raw
-        self.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
+        self.network: Any = network
+        if not self.sharded:
+            self.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
         self.terms = [*task.weights, "total"]
         self.sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
         self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
@@ -169,8 +195,8 @@ class _Trainer:
             self._run_steps(preview, preview_every)
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
-        if self.stop_requested:
-            sys.exit(128 + signal.SIGTERM)
+        if self._must_stop(ask=True):
+            self._stop()
 
     def _run_steps(self, preview: Preview | None, preview_every: int) -> None:
         params, first = self.params, self.progress.step
@@ -178,7 +204,7 @@ class _Trainer:
             self.seed, self.task.purpose, len(self.task.dataset), params.batch_size, first, params.num_steps, self.rows
         )
         loader: DataLoader[Any] = DataLoader(
-            self.task.dataset,  # type: ignore[arg-type]  # DataLoader needs no more than BatchedDataset has
+            _Fetched(self.task.dataset),  # type: ignore[arg-type]  # DataLoader needs no more than BatchedDataset has
             batch_sampler=order,
             num_workers=params.num_workers,
             collate_fn=_as_fetched,  # type: ignore[arg-type]  # what is fetched is a batch already
@@ -195,6 +221,8 @@ class _Trainer:
             desc=self.task.purpose,
         ) as bar:
             for data in loader:
+                if isinstance(data, UserError):
+                    raise data
                 self._step(data)
                 self.progress.step += 1
                 step = self.progress.step
@@ -209,25 +237,46 @@ class _Trainer:
                     )
                     since, since_step = now, step
                     bar.set_postfix(loss=f"{row['total']:.4f}")
-                if preview is not None and self.accelerator.is_main_process and (step % preview_every == 0 or last):
-                    preview(self.averaged.module, step)
-                stop = self._must_stop()
+                if preview is not None and (step % preview_every == 0 or last):
+                    self._preview(preview)
+                stop = self._must_stop(ask=step % AGREE_EVERY == 0)
                 if step % params.checkpoint_every == 0 or last or stop:
                     self.save()
                 if stop:
-                    sys.exit(128 + signal.SIGTERM)
+                    self._stop()
 
     def _request_stop(self, _signal: int, _frame: object) -> None:
         self.stop_requested = True
 
-    def _must_stop(self) -> bool:
-        """Whether SIGTERM came. Several processes agree on it when losses are logged, so that all stop at the same step."""
+    def _must_stop(self, ask: bool) -> bool:
+        """Whether SIGTERM came. Several processes agree on it when they ``ask``, so that all stop at the same step."""
         if self.accelerator.num_processes == 1:
             return self.stop_requested
-        if self.progress.step % self.params.log_every:
+        if not ask:
             return False
         flag = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+
+    def _stop(self) -> NoReturn:
+        """Ends all processes. None may go before the checkpoint is written: launchers end a job when its first process has failed."""
+        self.accelerator.wait_for_everyone()
+        sys.exit(128 + signal.SIGTERM)
+
+    def whole_average(self) -> nn.Module:
+        """The network with averaged weights; all processes must call it, and with sharding process 0 alone gets the weights."""
+        if not self.sharded:
+            return self.averaged.module
+        weights = gather(self.averaged.module.state_dict(), keep=self.accelerator.is_main_process)
+        if self.accelerator.is_main_process:
+            self.task.network.load_state_dict(weights)
+        return self.task.network
+
+    def _preview(self, preview: Preview) -> None:
+        network = self.whole_average()
+        if self.accelerator.is_main_process:
+            preview(network, self.progress.step)
+            if self.sharded:
+                network.cpu()  # makes room on the device again
 
     def _step(self, data: Tensors) -> None:
         params, device = self.params, self.accelerator.device
@@ -238,7 +287,7 @@ class _Trainer:
         parts = params.accumulation_steps
         totals = torch.zeros_like(self.sums)
         for n, (micro_data, micro_noise) in enumerate(zip(_split(data, parts), _split(noise, parts), strict=True)):
-            with self.accelerator.no_sync(self.network) if n + 1 < parts else nullcontext():
+            with self._without_exchange() if n + 1 < parts else nullcontext():
                 with self.accelerator.autocast():
                     losses = self.task.losses(self.network, micro_data, micro_noise)
                 total = torch.stack([weight * losses[term] for term, weight in self.task.weights.items()]).sum()
@@ -255,6 +304,17 @@ class _Trainer:
         # The first step that is not finite is remembered on the device, so that no step waits for it.
         bad_now = torch.cat([totals.new_tensor([self.progress.step + 1.0]), totals])
         self.bad = torch.where((self.bad[0] == 0) & ~totals.isfinite().all(), bad_now, self.bad)
+
+    @contextmanager
+    def _without_exchange(self) -> Iterator[None]:
+        """Gradients of a micro-batch that is not the last stay in their process."""
+        if not self.sharded:
+            with self.accelerator.no_sync(self.network):
+                yield
+            return
+        self.raw.set_requires_gradient_sync(False)
+        yield
+        self.raw.set_requires_gradient_sync(True)
 
     def _log_interval(self) -> dict[str, float]:
         """Averages of all terms since the last call, over all processes."""
@@ -275,8 +335,9 @@ class _Trainer:
             raise self._diverged(f"the loss is not finite at step {int(step)} ({values})")
 
     def _check_weights(self) -> None:
-        """A finite loss can have a gradient that is not finite. Raises :class:`UserError` if it reached the weights."""
-        if not torch.stack([p.isfinite().all() for p in self.raw.parameters()]).all():
+        """A finite loss can have a gradient that is not finite. Raises :class:`UserError` on all processes if it reached the weights."""
+        finite = torch.stack([local(p).isfinite().all() for p in self.raw.parameters()]).all()
+        if self.accelerator.reduce((~finite).double(), reduction="sum") > 0:
             raise self._diverged(f"the weights are not finite after step {self.progress.step}")
 
     def _diverged(self, what: str) -> UserError:
@@ -291,19 +352,18 @@ class _Trainer:
         """Writes the checkpoint in one rename; never one that holds NaN. All processes must call it."""
         self._check_finite()
         self._check_weights()
-        # The checkpoint has one row of sums: from here on all processes go on with the same, as they will after a restart.
-        self.sums = self.accelerator.reduce(self.sums, reduction="mean")
-        if not self.accelerator.is_main_process:
-            return
         state = {
             "fingerprint": self.fingerprint,
             "step": self.progress.step,
             "curve": self.progress.curve,
-            "sums": self.sums,
+            "sums": self.accelerator.gather(self.sums[None]),
             "network": self.raw.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        state = gather(state, keep=self.accelerator.is_main_process)
+        if not self.accelerator.is_main_process:
+            return
         temporary = self.checkpoint.with_suffix(".tmp")
         with temporary.open("wb") as stream:
             torch.save(state, stream)
@@ -313,24 +373,57 @@ class _Trainer:
 
     def restore(self) -> None:
         """Continues from the checkpoint, if there is one that was made from the same parameters and inputs."""
-        if not self.checkpoint.is_file():
-            return
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        if state["fingerprint"] != self.fingerprint:
-            if self.accelerator.is_main_process:
+        if self.checkpoint.is_file():
+            # Mapped, so that the processes of a machine read it once.
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            if state["fingerprint"] == self.fingerprint:
+                self._continue_from(state)
+            elif self.accelerator.is_main_process:
                 print(
                     f"{self.task.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning",
                     file=sys.stderr,
                 )
-            return
-        self.raw.load_state_dict(state["network"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.sums = state["sums"].to(self.sums.device)
+        steps = self.accelerator.gather(torch.tensor([self.progress.step], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"{self.task.purpose}: processes would continue from different steps {steps}; their machines must share {self.checkpoint}"
+            )
+
+    def _continue_from(self, state: dict[str, Any]) -> None:
+        for module, weights in ((self.raw, state["network"]), (self.averaged, state["averaged"])):
+            mine = module.state_dict()
+            module.load_state_dict({name: share(value, mine[name]) for name, value in weights.items()})
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            number: {
+                name: share(value, parameters[number]) if value.shape == parameters[number].shape else value
+                for name, value in values.items()
+            }
+            for number, values in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict(state["optimizer"] | {"state": moments})
+        sums, process = state["sums"].to(self.sums.device), self.accelerator.process_index
+        self.sums = sums[process].clone() if len(sums) == self.accelerator.num_processes else sums.mean(dim=0)
         self.progress = Progress(state["step"], state["curve"])
 
 
-def _as_fetched(batch: Tensors) -> Tensors:
+class _Fetched:
+    """A data set whose :class:`UserError` is fetched like a batch: raised in a reading process, torch would wrap it in a traceback."""
+
+    def __init__(self, dataset: BatchedDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> Tensors | UserError:
+        try:
+            return self.dataset.__getitems__(indices)
+        except UserError as error:
+            return error
+
+
+def _as_fetched(batch: Tensors | UserError) -> Tensors | UserError:
     return batch
 
 

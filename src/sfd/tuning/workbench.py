@@ -21,7 +21,8 @@ from sfd.evaluation.stage import Batches
 from sfd.generation import DiffusionModel, ImageGenerator, image_seed
 from sfd.models.lightningdit import LightningDiT
 from sfd.params import Params
-from sfd.pipeline import RESULTS, inference_device
+from sfd.pipeline import RESULTS
+from sfd.processes import inference_device
 from sfd.seeding import derive_seed, generator
 from sfd.training.diffusion_stage import build_network, build_task, open_latents
 from sfd.training.loop import log_nothing, train
