@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Runs stages on several processes, one stage after the other, and tells DVC that each result is there:
+#
+#   launch/torchrun.sh features               # a process for every GPU of this machine
+#   NPROC=2 launch/torchrun.sh latents        # two processes
+#   launch/torchrun.sh diffusion sample       # again after a kill: finished stages are skipped, the other one continues
+#
+# Several machines that share this folder: the same command on each, NODE counting from 0 and RENDEZVOUS an address of machine 0:
+#
+#   NODES=2 NODE=0 RENDEZVOUS=machine0:29400 launch/torchrun.sh diffusion
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+nodes=${NODES:-1} node=${NODE:-0}
+processes=${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+if [ "$nodes" -gt 1 ]; then
+    is_host=$([ "$node" = 0 ] && echo 1 || echo 0)
+    meeting=(--rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id sfd --rdzv-conf "is_host=$is_host")
+else
+    meeting=(--standalone)
+fi
+# After SIGTERM, or when one process has died, the others have this many seconds until they are killed.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-50}
+
+child=
+stop() {
+    if [ "$child" ]; then
+        kill -TERM "$child" || true
+        wait "$child" || true # for the checkpoint
+    fi
+    exit 143
+}
+trap stop TERM INT
+for stage in "$@"; do
+    # Several machines skip nothing: they might not look at the same moment.
+    if [ "$nodes" = 1 ] && dvc status --quiet "$stage"; then
+        echo "$stage: nothing has changed since its result was made"
+        continue
+    fi
+    # In the background, since bash acts on a signal only while it waits.
+    torchrun "${meeting[@]}" --nnodes "$nodes" --nproc-per-node "$processes" "stages/$stage.py" &
+    child=$!
+    wait "$child"
+    child=
+    if [ "$node" = 0 ]; then dvc commit --force --quiet "$stage"; fi
+done

@@ -1,0 +1,133 @@
+"""Stages on several real processes: what all find wrong, what one finds wrong, and deaths. As a script, this file is such a stage."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
+from sfd.errors import UserError
+from sfd.pipeline import stage
+from sfd.processes import barrier, is_first_to_say, rank, world_size
+
+REPOSITORY = Path(__file__).parents[1]
+SOON_S = 60
+"""A job ends within a minute after one of its processes."""
+
+
+def make(start: int, end: int) -> Shard:
+    return {"values": torch.arange(start, end).float()[:, None]}
+
+
+def run_stage(what: str) -> None:
+    """Shards from all processes, and on the way what the test asks for."""
+    name = "prepare" if what == "serial" else "latents"
+    if what == "elsewhere" and rank() == 1:
+        os.chdir("elsewhere")
+    with stage(name, upstream=()) as s:
+        if what == "all":
+            raise UserError("the images are gone; bring them back")
+        bounds = shard_bounds(20, 3)
+        if rank() == 1 and what == "one":
+            raise UserError("image 7 has changed; rerun prepare")
+        if rank() == 1 and what == "bug":
+            raise ZeroDivisionError("a mistake in the code")
+        write_shards(s.out, bounds, make, rank(), world_size())
+        if rank() == 1 and what == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        barrier()
+        if rank() == 0:
+            write_index(s.out, bounds, {})
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path / "elsewhere")
+    return tmp_path
+
+
+def torchrun(project: Path, what: str) -> tuple[int, str]:
+    """Exit status and output of two processes."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody listens there
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, what]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=SOON_S + 60)
+    assert time.monotonic() - started < SOON_S, "a job must not hang"
+    return done.returncode, done.stdout + done.stderr
+
+
+def errors(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+def test_a_mistake_that_all_processes_find_is_said_once(project: Path) -> None:
+    status, output = torchrun(project, "all")
+    assert status != 0
+    assert errors(output) == ["error: latents: the images are gone; bring them back"]
+    assert "UserError" not in output
+
+
+def test_a_mistake_that_one_process_finds_ends_the_job_with_its_reason_and_without_a_traceback_of_ours(
+    project: Path,
+) -> None:
+    status, output = torchrun(project, "one")
+    assert status != 0
+    assert "error: latents: image 7 has changed; rerun prepare" in errors(output)
+    assert "UserError" not in output and "pipeline.py" not in output
+    assert not (project / "results").exists()
+
+
+def test_a_mistake_in_the_code_of_one_process_ends_the_job_with_its_traceback(project: Path) -> None:
+    status, output = torchrun(project, "bug")
+    assert status != 0
+    assert "ZeroDivisionError: a mistake in the code" in output
+    assert not (project / "results").exists()
+
+
+def test_a_killed_process_ends_the_job_and_the_next_run_finishes_with_the_bytes_of_an_uninterrupted_one(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    status, output = torchrun(project, "killed")
+    assert status != 0 and "Signal 9" in output
+    assert not (project / "results").exists()
+    assert len(list((project / ".sfd/work/latents/out").glob("*.safetensors"))) >= 3, "the killed one's are kept"
+    other = tmp_path_factory.mktemp("uninterrupted")
+    shutil.copy(REPOSITORY / "params.yaml", other)
+    for folder in (project, other):
+        assert torchrun(folder, "whole")[0] == 0
+    assert content(project) == content(other)
+
+
+def content(project: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (project / "results" / "latents").iterdir()}
+
+
+def test_processes_that_do_not_share_one_folder_are_refused(project: Path) -> None:
+    status, output = torchrun(project, "elsewhere")
+    assert status != 0
+    assert any("process 1 on" in line and "does not see" in line for line in errors(output)), output
+
+
+def test_a_stage_that_is_not_made_for_several_processes_says_which_ones_are(project: Path) -> None:
+    status, output = torchrun(project, "serial")
+    assert status != 0
+    assert len(errors(output)) == 1
+    assert "this stage runs in one process, and here are 2" in output and "diffusion" in output
+    assert not (project / ".sfd").exists()
+
+
+def test_what_a_lone_process_has_to_say_is_always_said() -> None:
+    assert is_first_to_say("x") and is_first_to_say("x")
+
+
+if __name__ == "__main__":
+    run_stage(sys.argv[1])
