@@ -62,6 +62,7 @@ diffusion.model.use_rmsnorm
 diffusion.model.use_rope
 diffusion.model.use_shift
 diffusion.model.use_swiglu
+diffusion.sharding
 encoder.depth
 encoder.file
 encoder.input_size
@@ -279,6 +280,7 @@ def test_a_missing_section_or_key_without_default_is_named(key: str) -> None:
         ("diffusion.training.compile", 1),
         ("diffusion.training.compile", "no"),
         ("diffusion.training.precision", "fp16"),
+        ("diffusion.sharding", "zero"),
         ("diffusion.model.patch_size", True),
         ("diffusion.model.patch_size", 3),
         ("diffusion.model.size", "XXL"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from sfd.errors import UserError
 from sfd.params import Params, load_params, parse_params
@@ -143,6 +144,17 @@ def test_a_lock_that_an_orphan_of_a_killed_stage_holds_for_a_moment_is_waited_fo
     assert first_line(orphan) == "1"
     run("prepare")
     orphan.wait()
+    assert Path("results/prepare/result.txt").exists()
+
+
+def test_a_lock_that_another_machines_process_holds_names_the_machine_and_is_not_waited_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path(".sfd/work/prepare").mkdir(parents=True)
+    Path(".sfd/work/prepare/owner").write_text("1 machine-7\n")
+    with FileLock(".sfd/work/prepare.lock"):
+        assert "another process works on this stage (pid 1 on machine-7, folder" in exit_line("prepare", capsys)
+    run("prepare")
     assert Path("results/prepare/result.txt").exists()
 
 
