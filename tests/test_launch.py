@@ -11,7 +11,7 @@ import torch
 import yaml
 from support import REPOSITORY, Project, finished_project, free_port, wait_until
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 SRUN = """#!/usr/bin/env python
 # Two nodes with one task each. As srun does: passes SIGTERM on, ends all when one fails, returns the highest status.
@@ -120,9 +120,9 @@ def test_a_slurm_job_saves_a_checkpoint_before_its_limit_goes_back_into_the_queu
     journals = project.folder / ".sfd" / "journal"
     before = {file: file.stat().st_size for file in journals.glob("*diffusion*")}
     begun = project.folder / ".sfd/work/diffusion/fingerprint"
-    wait_until(begun.is_file, 60)
+    wait_until(begun.is_file, 120)
     # A journal that has grown past its header holds the losses of a step.
-    wait_until(lambda: any('"metrics"' in f.read_text() for f in journals.glob("*diffusion*") if f not in before), 60)
+    wait_until(lambda: any('"metrics"' in f.read_text() for f in journals.glob("*diffusion*") if f not in before), 120)
     os.kill(job.pid, signal.SIGUSR1)
     output = job.communicate()[0]
     assert job.returncode == 0, output
@@ -148,7 +148,7 @@ def test_a_process_killed_in_training_ends_the_job_and_the_next_one_ends_with_th
     assert whole.run("launch/torchrun.sh", "diffusion", NPROC="2")[0] == 0
     job = project.start("launch/torchrun.sh", "diffusion", NPROC="2")
     checkpoint = project.folder / ".sfd/work/diffusion/checkpoint.pt"
-    wait_until(checkpoint.is_file, 90)
+    wait_until(checkpoint.is_file, 120)
     owner = int((project.folder / ".sfd/work/diffusion/owner").read_text().split()[0])  # process 0
     os.kill(owner, signal.SIGKILL)
     output, _ = job.communicate(timeout=60)

@@ -16,6 +16,8 @@ from sfd.errors import UserError
 from sfd.pipeline import stage
 from sfd.processes import barrier, is_first_to_say, rank, world_size
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[1]
 SOON_S = 60
 """A job ends within a minute after one of its processes."""
