@@ -81,8 +81,8 @@ def file_digest(file: Path) -> str:
 class ShardReader:
     """Reads rows of a closed set of shards: nothing is loaded but the rows asked for.
 
-    Rows are read at their place in the file and not through a memory map, so that the memory of a process does not grow with
-    the rows that it has seen, and a file that is cut short is an error and no SIGBUS.
+    Rows are read at their place in the file. A slice of ``safe_open`` is a view of a memory map, whose pages stay in a process once they
+    were read: its resident memory would grow with the rows that it has seen, and a file that is cut short would end it by SIGBUS.
     """
 
     def __init__(self, folder: Path, rank: int = 0, world_size: int = 1) -> None:
