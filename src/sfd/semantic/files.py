@@ -21,8 +21,11 @@ def save_pca(folder: Path, network: PcaSemantic) -> None:
 def load_semantic(folder: Path) -> SemanticEncoder:
     """What stage ``semantic`` left, in evaluation mode. Raises :class:`UserError` if files are missing or do not fit."""
     config = read_config(folder)
-    if config.pop("kind", "semvae") == "semvae":
+    kind = config.pop("kind", "semvae")
+    if kind == "semvae":
         return load_semvae(folder)
+    if kind != "pca":
+        raise UserError(f"{folder / 'config.json'}: kind is {kind!r}, but must be `pca`, or absent for a SemVAE")
     try:
         network = PcaSemantic(**config)
     except (TypeError, RuntimeError) as error:
