@@ -229,10 +229,8 @@ def test_an_overlay_read_as_a_params_file_says_how_to_get_the_whole() -> None:
 def test_the_params_file_that_is_shipped_may_be_replaced_and_brought_back_byte_by_byte(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     shutil.copy(REPOSITORY / "params.yaml", file)
-    for name in names():
-        assert use(name, file, force=False).startswith(
-            f"{file} is now preset {name}" if name != "digits" else str(file)
-        )
+    for name in ("imagenet256-autoguidance-b", "imagenet256-dit-xl"):
+        assert use(name, file, force=False) == f"{file} is now preset {name}"
         assert load_params(file) == load_preset(name)
     use("digits", file, force=False)
     assert file.read_bytes() == (REPOSITORY / "params.yaml").read_bytes()

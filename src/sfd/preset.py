@@ -60,7 +60,7 @@ def use(name: str, file: Path, force: bool) -> str:
             found = file.read_bytes()
             if found == text.encode():
                 return f"{file} is preset {name} already"
-            if found not in [render(other).encode() for other in names()]:
+            if not any(found == render(other).encode() for other in names()):
                 if not force:
                     raise UserError(
                         f"{file} is no preset as it stands, so it may hold work of yours; give --force to replace it, which keeps the old one "
