@@ -1,4 +1,4 @@
-"""The frozen vision encoder: pretrained, from a file, or trained here."""
+"""The frozen vision encoder: pretrained, from a file, or trained here; nothing where nothing needs features."""
 
 from sfd.data.prepared import Prepared
 from sfd.encoders.vision import save_encoder
@@ -6,5 +6,6 @@ from sfd.pipeline import stage
 from sfd.training.frozen import make_encoder
 
 with stage("encoder") as s:
-    data = Prepared.load(s.params.data, s.upstream("prepare"))
-    save_encoder(s.out / "model", make_encoder(s.params.encoder, data, s))
+    if s.params.encoder.source != "none":
+        data = Prepared.load(s.params.data, s.upstream("prepare"))
+        save_encoder(s.out / "model", make_encoder(s.params.encoder, data, s))

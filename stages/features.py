@@ -1,14 +1,16 @@
-"""Patch features of training images, in shards. Runs under torchrun on any number of processes."""
+"""Patch features of training images, in shards; nothing without semantic latents. Runs under torchrun on any number of processes."""
 
 from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.shards import write_index
 from sfd.encoders.vision import load_encoder
-from sfd.pipeline import stage
+from sfd.pipeline import Stage, stage
 from sfd.processes import barrier, inference_device, rank, world_size
 from sfd.semantic.features import feature_order, write_features
 
-with stage("features") as s:
+
+def make_features(s: Stage) -> None:
+    """Shards and their index."""
     data, mirror = Prepared.load(s.params.data, s.upstream("prepare")), s.params.data.mirror
     encoder = load_encoder(s.upstream("encoder") / "model").to(inference_device())
     images = data.images(TRAIN)
@@ -20,3 +22,8 @@ with stage("features") as s:
         write_index(s.out / "shards", bounds, facts | {"images": chosen})
         s.log({"num_images": len(chosen), **facts})
         s.log_input("train", data.summary.digest, s.upstream("prepare"), "features", {"num_images": len(chosen)})
+
+
+with stage("features") as s:
+    if s.params.semantic.kind != "none":
+        make_features(s)

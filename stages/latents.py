@@ -5,18 +5,12 @@ from sfd.data.latents import STATISTICS, channel_statistics, write_latents
 from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.shards import ShardReader, write_index
-from sfd.encoders.texture_vae import load_texture_vae
-from sfd.encoders.vision import load_encoder
-from sfd.pipeline import stage
+from sfd.pipeline import RESULTS, stage
 from sfd.processes import barrier, inference_device, rank, world_size
-from sfd.semantic.semvae import load_semvae
 
 with stage("latents") as s:
     data, mirror, device = Prepared.load(s.params.data, s.upstream("prepare")), s.params.data.mirror, inference_device()
-    vae = load_texture_vae(s.upstream("texture_vae") / "model").to(device)
-    encoder = load_encoder(s.upstream("encoder") / "model").to(device)
-    semvae = load_semvae(s.upstream("semantic") / "model").to(device)
-    encode = CompositeEncoder(vae, encoder, semvae, s.params.seed, device)
+    encode = CompositeEncoder.load(s.params, RESULTS, s.params.seed, device)
     grid = encode.check_grid(s.params.data.image_size)
     images, folder = data.images(TRAIN), s.out / "shards"
     bounds = write_latents(
@@ -27,9 +21,9 @@ with stage("latents") as s:
         facts = {
             "mirrorings": 1 + mirror,
             "grid": grid,
-            "texture_channels": vae.latent_channels,
-            "semantic_channels": semvae.config.latent_dim,
-            "feature_dim": encoder.feature_dim,
+            "texture_channels": encode.texture_vae.latent_channels,
+            "semantic_channels": encode.semantic_channels,
+            "feature_dim": encode.feature_dim,
             "classes": data.summary.classes,
         }
         write_index(folder, bounds, facts)

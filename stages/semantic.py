@@ -1,9 +1,9 @@
-"""The semantic encoder: a VAE, trained on patch features."""
+"""The semantic encoder on patch features: a VAE trained here, principal components, or nothing."""
 
 from sfd.data.prepared import Prepared
 from sfd.pipeline import stage
-from sfd.training.semantic_vae import make_semantic_vae
+from sfd.training.semantic import make_semantic
 
 with stage("semantic") as s:
     data = Prepared.load(s.params.data, s.upstream("prepare"))
-    make_semantic_vae(s.params.semantic, s.upstream("features") / "shards", data, s)
+    make_semantic(s.params.semantic, s.upstream("features") / "shards", data, s)

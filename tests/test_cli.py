@@ -22,6 +22,10 @@ SURFACE = {
     "models rollback": [],
     "models show": ["version"],
     "params": ["--describe", "--file"],
+    "preset": [],
+    "preset list": [],
+    "preset show": ["name"],
+    "preset use": ["--force", "name"],
     "serve": [
         "--alias",
         "--batch-size",

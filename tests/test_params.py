@@ -15,8 +15,8 @@ from sfd.models.sizes import SIZES
 from sfd.params import ModelSize, Params, SpaceParams, describe_params, dump_params, load_params, parse_params
 
 ROOT = Path(__file__).parents[1]
-PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
-FILES = [ROOT / "params.yaml", *PRESETS]
+FILES = [ROOT / "params.yaml", *(ROOT / f"presets/{name}.yaml" for name in ("digits", "imagenet256-sfd-xl"))]
+"""The complete ones; see test_preset.py for the overlays."""
 SFD = Path(sys.executable).with_name("sfd")
 NETWORKS = ["encoder", "texture_vae", "judge", "semantic", "diffusion"]
 KEYS = """
@@ -109,6 +109,7 @@ schedule.knots
 schedule.tau
 seed
 semantic.depth
+semantic.kind
 semantic.kl_weight
 semantic.latent_channels
 semantic.num_heads
@@ -190,7 +191,7 @@ def test_the_digits_preset_is_the_params_file_that_is_shipped() -> None:
 
 
 def test_the_imagenet_preset_is_the_papers_xl_run_and_names_its_result_and_source() -> None:
-    file = ROOT / "presets/imagenet256-xl.yaml"
+    file = ROOT / "presets/imagenet256-sfd-xl.yaml"
     comment = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert "3.53" in comment and "2512.04926" in comment
     params = load_params(file)
@@ -323,6 +324,14 @@ def test_whole_numbers_for_fractions_lists_and_nulls_are_accepted(key: str, valu
     assert found == expected and type(found) is type(expected)
 
 
+PLAIN = {
+    "semantic.kind": "none",
+    "schedule.kind": "sync",
+    "sample.guidance.scale_semantic": 1,
+    "latents.store_features": False,
+    "diffusion.loss.repa_weight": 0,
+}
+"""Texture alone, by itself."""
 PRETRAINED_JUDGE = {"judge.source": "pretrained", "judge.name": "inception", "judge.training": None}
 FID_GATE = {"registry.gates": {"fid": {"limit": 4.0, "improve": True}}}
 CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
@@ -335,6 +344,28 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
         ({"encoder.input_size": 30}, ["encoder.input_size 30", "encoder.patch_size 8"]),
         ({"encoder.num_heads": 5}, ["encoder.width 96", "encoder.num_heads 5"]),
         ({"semantic.num_heads": 3}, ["semantic.width 128", "semantic.num_heads 3"]),
+        ({"semantic.training": None}, ["kind is `semvae`", "semantic.training must be given"]),
+        (
+            {"semantic.kind": "pca", "semantic.latent_channels": 97},
+            ["latent_channels 97 must be at most encoder.width 96"],
+        ),
+        (PLAIN | {"schedule.kind": "offset"}, ["kind is `none`", "must be `sync`, not `offset`"]),
+        (PLAIN | {"sample.guidance.scale_semantic": 1.25}, ["kind is `none`", "scale_semantic must be 1"]),
+        (PLAIN | {"sample.guidance.start_semantic": 0.1}, ["kind is `none`", "start_semantic 0"]),
+        (PLAIN | {"encoder.source": "none", "data.image_size": 36}, ["data.image_size 36 must be a multiple of 8"]),
+        (
+            PLAIN | {"encoder.source": "none", "data.image_size": 40, "diffusion.model.patch_size": 2},
+            ["grid 5 (data.image_size / 8)", "patch_size 2"],
+        ),
+        ({"encoder.source": "none"}, ["encoder.source is `none`, but semantic.kind is `semvae`"]),
+        (
+            PLAIN | {"encoder.source": "none", "latents.store_features": True},
+            ["encoder.source is `none`, but latents.store_features is true"],
+        ),
+        (
+            {"encoder.source": "none", "encoder.file": "vit.pth"},
+            ["encoder.file is 'vit.pth'", "`none`", "reads no file"],
+        ),
         ({"encoder.source": "file"}, ["encoder.file must name"]),
         ({"texture_vae.source": "pretrained"}, ["texture_vae.name must be given"]),
         ({"texture_vae.file": "vae"}, ["texture_vae.file is 'vae'", "`train`", "null"]),
@@ -384,6 +415,13 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
     "changes",
     [
         {"data.image_size": 64, "encoder.input_size": 64},
+        {"semantic.kind": "pca", "semantic.training": None, "semantic.latent_channels": 96, "semantic.num_heads": 3},
+        {"semantic.kind": "pca", "schedule.kind": "sync"},
+        PLAIN,
+        PLAIN | {"semantic.training": None, "diffusion.loss.repa_weight": 1, "latents.store_features": True},
+        PLAIN | {"encoder.source": "none", "encoder.training": None, "data.image_size": 40},
+        PLAIN
+        | {"encoder.source": "none", "texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 36},
         {"encoder.source": "file", "encoder.file": "vit.safetensors", "encoder.training": None},
         {"texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 64},
         PRETRAINED_JUDGE | FID_GATE,

@@ -30,6 +30,42 @@ def params(
     typer.echo(describe_params() if describe else dump_params(load_params(file)).rstrip())
 
 
+presets = typer.Typer(
+    no_args_is_help=True, help="Ready parameters: the built-in dataset, the paper's runs, its baselines."
+)
+app.add_typer(presets, name="preset")
+PresetName = Annotated[str, typer.Argument(metavar="NAME", help="A name from `sfd preset list`.")]
+
+
+@presets.command("list")
+def list_presets() -> None:
+    """List the presets, each with what it is."""
+    from sfd.preset import list_presets
+
+    typer.echo(list_presets())
+
+
+@presets.command("show")
+def show_preset(name: PresetName) -> None:
+    """Print a preset as a complete params.yaml, with the result it should give and its source."""
+    from sfd.preset import render
+
+    typer.echo(render(name).rstrip())
+
+
+@presets.command("use")
+def use_preset(
+    name: PresetName,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a params.yaml of your own; it is kept beside the new one.")
+    ] = False,
+) -> None:
+    """Write a preset to params.yaml; one that is no preset is not overwritten."""
+    from sfd.preset import use
+
+    typer.echo(use(name, Path("params.yaml"), force))
+
+
 @app.command()
 def verify(
     stems: Annotated[

@@ -85,8 +85,9 @@ class TrainingParams(Section):
 class EncoderParams(Section):
     """The frozen vision encoder whose patch features carry meaning."""
 
-    source: Literal["pretrained", "file", "train"] = Field(
-        description="timm weights by name, timm weights in a file, or train a small ViT on class labels"
+    source: Literal["pretrained", "file", "train", "none"] = Field(
+        description="timm weights by name, timm weights in a file, train a small ViT on class labels, or `none` where nothing needs "
+        "features (`semantic.kind: none` and no `latents.store_features`)"
     )
     name: str = Field("vit_base_patch14_reg4_dinov2.lvd142m", description="timm model (`pretrained` and `file`)")
     file: str | None = Field(
@@ -153,14 +154,18 @@ class FeaturesParams(Section):
 
 
 class SemanticParams(Section):
-    """The semantic VAE: tokens in, tokens out."""
+    """From patch features to the semantic latent."""
 
+    kind: Literal["semvae", "pca", "none"] = Field(
+        "semvae",
+        description="`semvae`: a VAE (the paper); `pca`: principal components (ReDi, arXiv 2504.16064); `none`: no semantic channels",
+    )
     latent_channels: Positive = Field(16, description="channels of the semantic latent (C_sem)")
-    width: Positive = Field(768, description="width of the transformer")
-    depth: Positive = Field(4, description="blocks of the encoder, and of the decoder")
-    num_heads: Positive = Field(12, description="attention heads")
-    kl_weight: float = Field(1e-7, ge=0.0, description="weight of the KL term")
-    training: TrainingParams
+    width: Positive = Field(768, description="width of the transformer (`semvae`)")
+    depth: Positive = Field(4, description="blocks of the encoder, and of the decoder (`semvae`)")
+    num_heads: Positive = Field(12, description="attention heads (`semvae`)")
+    kl_weight: float = Field(1e-7, ge=0.0, description="weight of the KL term (`semvae`)")
+    training: TrainingParams | None = Field(None, description="needed by `semvae`")
 
 
 class LatentsParams(Section):
@@ -483,13 +488,18 @@ class Params(Section):
     tune: TuneParams
     tracking: TrackingParams
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether anything reads the vision encoder's features: the semantic latents, or REPA through stored features."""
+        return self.semantic.kind != "none" or self.latents.store_features
+
     @model_validator(mode="after")
     def _check_across_sections(self) -> "Params":
         for name in ("encoder", "texture_vae", "judge"):
             _check_frozen_network(name, getattr(self, name))
         _check_judge_name(self.judge)
         _check_grid(self)
-        _check_heads("semantic", self.semantic)
+        _check_semantic(self)
         if self.encoder.source == "train":
             _check_heads("encoder", self.encoder)
         _check_loss(self.diffusion.loss)
@@ -530,23 +540,64 @@ def _check_judge_name(judge: JudgeParams) -> None:
 
 
 def _check_grid(params: Params) -> None:
-    """Semantic and texture latents lie on one grid, and the backbone's tokens divide it."""
+    """Semantic and texture latents lie on one grid, and the backbone's tokens divide it.
+
+    The downsampling of a texture VAE that is not trained here is known only once it is loaded.
+    """
     encoder, texture_vae, patch = params.encoder, params.texture_vae, params.diffusion.model.patch_size
-    if encoder.input_size % encoder.patch_size:
-        raise ValueError(
-            f"encoder.input_size {encoder.input_size} must be a multiple of encoder.patch_size {encoder.patch_size}"
-        )
-    grid = encoder.input_size // encoder.patch_size
-    if texture_vae.source == "train":
-        factor = 2 ** (len(texture_vae.channels) - 1)
-        if params.data.image_size / factor != grid:
+    factor = 2 ** (len(texture_vae.channels) - 1)
+    texture_grid = params.data.image_size / factor
+    if encoder.source == "none":
+        if texture_vae.source != "train":
+            return
+        if params.data.image_size % factor:
+            raise ValueError(
+                f"data.image_size {params.data.image_size} must be a multiple of {factor}, by which texture_vae.channels reduces it"
+            )
+        grid, origin = params.data.image_size // factor, f"data.image_size / {factor}"
+    else:
+        if encoder.input_size % encoder.patch_size:
+            raise ValueError(
+                f"encoder.input_size {encoder.input_size} must be a multiple of encoder.patch_size {encoder.patch_size}"
+            )
+        grid, origin = encoder.input_size // encoder.patch_size, "encoder.input_size / encoder.patch_size"
+        if texture_vae.source == "train" and texture_grid != grid:
             raise ValueError(
                 f"texture and semantic latents must share one grid: data.image_size {params.data.image_size} / {factor} = "
-                f"{params.data.image_size / factor:g}, but encoder.input_size / encoder.patch_size = {grid}; change one of them"
+                f"{texture_grid:g}, but {origin} = {grid}; change one of them"
             )
     if grid % patch:
         raise ValueError(
-            f"the latents' grid {grid} (encoder.input_size / encoder.patch_size) must be a multiple of diffusion.model.patch_size {patch}"
+            f"the latents' grid {grid} ({origin}) must be a multiple of diffusion.model.patch_size {patch}"
+        )
+
+
+def _check_semantic(params: Params) -> None:
+    """A kind has what it needs; without semantics, nothing is left that would speak of them."""
+    semantic, encoder, guidance = params.semantic, params.encoder, params.sample.guidance
+    if semantic.kind == "semvae":
+        _check_heads("semantic", semantic)
+        if semantic.training is None:
+            raise ValueError("semantic.kind is `semvae`, so semantic.training must be given")
+    if semantic.kind == "pca" and encoder.source == "train" and semantic.latent_channels > encoder.width:
+        raise ValueError(
+            f"semantic.kind is `pca`, so semantic.latent_channels {semantic.latent_channels} must be at most encoder.width {encoder.width}"
+        )
+    if encoder.source == "none" and params.needs_features:
+        reader = "latents.store_features is true" if semantic.kind == "none" else f"semantic.kind is `{semantic.kind}`"
+        raise ValueError(
+            f"encoder.source is `none`, but {reader}, which needs the encoder's features: choose an encoder, or set "
+            "semantic.kind to `none` and latents.store_features to false"
+        )
+    if semantic.kind != "none":
+        return
+    if params.schedule.kind != "sync":
+        raise ValueError(
+            f"semantic.kind is `none`, so schedule.kind must be `sync`, not `{params.schedule.kind}`: no semantics could lead"
+        )
+    if (guidance.scale_semantic, guidance.start_semantic) != (1.0, 0.0):
+        raise ValueError(
+            "semantic.kind is `none`, so sample.guidance.scale_semantic must be 1 and start_semantic 0: nothing reads them"
         )
 
 
@@ -668,7 +719,7 @@ def read_tree(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist; run in the project's folder, or copy a file from presets/ there"
+            f"{path} does not exist; run in the project's folder, or write one with `sfd preset use NAME`"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give the path of a params file") from None
@@ -680,6 +731,10 @@ def parse_params(raw: object, origin: str = "params") -> Params:
     """Checks an already parsed mapping; ``origin`` is named in errors. Raises :class:`UserError` as :func:`load_params` does."""
     if not isinstance(raw, dict):
         raise UserError(f"{origin} must be a mapping of sections, but is {type(raw).__name__}")
+    if "base" in raw:
+        raise UserError(
+            f"{origin} holds only what differs from preset `{raw['base']}`; write the whole with `sfd preset use NAME`"
+        )
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

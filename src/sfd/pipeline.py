@@ -44,7 +44,7 @@ STAGES: dict[str, Inputs] = {
     "encoder": Inputs(("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",)),
     "texture_vae": Inputs(("seed", "data.image_size", "texture_vae"), ("prepare",)),
     "judge": Inputs(("seed", "data.image_size", "data.mirror", "judge"), ("prepare",)),
-    "features": Inputs(("seed", "data.image_size", "data.mirror", "features"), ("prepare", "encoder")),
+    "features": Inputs(("seed", "data.image_size", "data.mirror", "features", "semantic.kind"), ("prepare", "encoder")),
     "semantic": Inputs(("seed", "data.image_size", "semantic"), ("prepare", "features")),
     "latents": Inputs(
         ("seed", "data.image_size", "data.mirror", "latents"), ("prepare", "encoder", "texture_vae", "semantic")

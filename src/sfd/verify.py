@@ -232,7 +232,7 @@ def _verify_semvae(config: dict[str, Any], tensors: Vector) -> Results:
     names = ("input_dim", "hidden_dim", "heads", "blocks", "latent_dim")
     model = SemVae(SemVaeConfig(**{name: int(config[name]) for name in names}))
     model.load_state_dict(_part(tensors, "state."), strict=True)
-    posterior = model.eval().encode(_tensor(tensors, "features"))
+    posterior = model.eval().posterior(_tensor(tensors, "features"))
     actual = {
         "mean": posterior.mean,
         "logvar": posterior.logvar,

@@ -79,18 +79,6 @@ def test_a_patch_that_does_not_tile_the_latents_is_refused() -> None:
     assert config_for(patch_size=2, grid=4, repa_weight=0.0).grid == 2
 
 
-def test_repa_with_tokens_larger_than_a_patch_feature_is_refused() -> None:
-    with pytest.raises(UserError, match="patch_size must be 1, not 2"):
-        config_for(patch_size=2)
-
-
-def test_repa_behind_the_last_block_is_refused() -> None:
-    depth = SIZES["tiny"][1]
-    with pytest.raises(UserError, match=f"repa_depth {depth + 1} must be at most the {depth} blocks of size tiny"):
-        config_for(repa_depth=depth + 1)
-    assert config_for(repa_depth=depth).repa_depth == depth
-
-
 def test_a_loss_without_any_term_is_refused() -> None:
     with pytest.raises(UserError, match="are all 0"):
         make(velocity_weight=0.0, cosine_weight=0.0, repa_weight=0.0)

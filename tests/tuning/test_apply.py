@@ -12,7 +12,7 @@ from sfd.params import load_params
 from sfd.tuning.apply import apply_values
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted([ROOT / "params.yaml", *(ROOT / "presets").glob("*.yaml")])
+FILES = [ROOT / "params.yaml", ROOT / "presets/digits.yaml", ROOT / "presets/imagenet256-sfd-xl.yaml"]
 TEXTURE = "sample.guidance.scale_texture"
 
 

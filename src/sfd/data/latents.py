@@ -76,7 +76,7 @@ def write_latents(
             if not latents[-1].isfinite().all():
                 raise UserError(
                     f"a latent of training images {indices[0]} to {indices[-1]} is not finite in fp16; "
-                    "check the texture VAE, the encoder and the SemVAE"
+                    "check the texture VAE, the encoder and the semantic encoder"
                 )
             if params.store_features:
                 features.append(torch.stack([feature.half().cpu() for _, feature in encoded], dim=1))

@@ -18,8 +18,6 @@ from sfd.data.images import ImageRefused, ManifestImages, decode_rgb, open_regul
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.judge import Judge, load_judge
-from sfd.encoders.texture_vae import load_texture_vae
-from sfd.encoders.vision import load_encoder
 from sfd.errors import UserError
 from sfd.evaluation import samples as sampled
 from sfd.evaluation.audit_report import describe, page, table
@@ -39,7 +37,6 @@ from sfd.params import DataParams, Params, load_params
 from sfd.pipeline import RESULTS, WORK, check_current, lock, replace_result
 from sfd.processes import inference_device
 from sfd.seeding import derive_seed
-from sfd.semantic.semvae import load_semvae
 
 UPSTREAM = ("prepare", "encoder", "texture_vae", "judge", "semantic", "latents", "diffusion")
 MAX_ATTACKED = 500
@@ -247,14 +244,8 @@ def attack_model(params: Params, data: Prepared) -> Attack:
     device, seed = inference_device(), params.seed
     model = DiffusionModel.load(RESULTS / "diffusion" / "model")
     model.network.to(device)
-    encode = CompositeEncoder(
-        load_texture_vae(RESULTS / "texture_vae" / "model").to(device),
-        load_encoder(RESULTS / "encoder" / "model").to(device),
-        load_semvae(RESULTS / "semantic" / "model").to(device),
-        # Posterior draws that training never saw: an attacker has the image, and not the latent that the model was shown.
-        derive_seed(seed, "audit/posterior"),
-        device,
-    )
+    # Posterior draws that training never saw: an attacker has the image, and not the latent that the model was shown.
+    encode = CompositeEncoder.load(params, RESULTS, derive_seed(seed, "audit/posterior"), device)
     train, heldout = data.images(TRAIN), data.images(HELDOUT)
     count = min(MAX_ATTACKED, len(train), len(heldout))
     size, weight = params.evaluate.batch_size, params.diffusion.loss.semantic_weight

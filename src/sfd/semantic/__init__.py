@@ -1,1 +1,1 @@
-"""The semantic VAE: encoder features to compact semantic latents."""
+"""Semantic latents from encoder features: SemVAE, and principal components, the baseline."""

@@ -66,7 +66,16 @@ class SemVae(nn.Module):
         self.encoder = _half(config, config.input_dim, 2 * config.latent_dim)
         self.decoder = _half(config, config.latent_dim, config.input_dim)
 
-    def encode(self, features: Tensor) -> Posterior:
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the semantic latent."""
+        return self.config.latent_dim
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Features ``(B, N, input_dim)`` to the posterior's mean ``(B, N, latent_dim)``."""
+        return self.posterior(features).mean
+
+    def posterior(self, features: Tensor) -> Posterior:
         """Features ``(B, N, input_dim)`` to a posterior; the log-variance is clamped to [-30, 20]."""
         mean, logvar = self.encoder(features).chunk(2, dim=-1)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
@@ -77,7 +86,7 @@ class SemVae(nn.Module):
 
     def losses(self, features: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """The three terms, batch means: ``mse``, ``cosine`` (1 - cosine per token along channels) and ``kl`` per image."""
-        posterior = self.encode(features)
+        posterior = self.posterior(features)
         reconstruction = self.decode(posterior.sample(noise))
         return {
             "mse": mse_loss(reconstruction, features),

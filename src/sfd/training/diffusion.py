@@ -41,21 +41,12 @@ def model_config(
     """The backbone for a data set: a size by name, the parts that are on, and the latents' shape.
 
     Raises:
-        UserError: the patches do not tile the latents, or REPA does not fit the backbone.
+        UserError: the patches do not tile the latents. (Whether REPA fits the backbone is checked with the parameters.)
     """
     width, depth, heads = SIZES[model.size]
     if grid % model.patch_size:
         raise UserError(
             f"diffusion.model.patch_size {model.patch_size} must divide the latents' side {grid}; set it to 1"
-        )
-    if loss.repa_weight > 0.0 and model.patch_size != 1:
-        raise UserError(
-            f"REPA aligns every token with one patch feature, so diffusion.model.patch_size must be 1, not {model.patch_size}, "
-            "or diffusion.loss.repa_weight 0"
-        )
-    if loss.repa_weight > 0.0 and loss.repa_depth > depth:
-        raise UserError(
-            f"diffusion.loss.repa_depth {loss.repa_depth} must be at most the {depth} blocks of size {model.size}; lower it"
         )
     return LightningDiTConfig(
         input_size=grid,

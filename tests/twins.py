@@ -1,0 +1,28 @@
+"""Digits-sized twins of presets: the preset's mechanisms, at the size of ``small_params``."""
+
+import copy
+from typing import Any
+
+from support import small_params
+
+from sfd.params import Params
+
+MODEL = ("patch_size", "use_rmsnorm", "use_qknorm", "use_swiglu", "use_rope", "use_shift")
+LOSS = ("velocity_weight", "semantic_weight", "cosine_weight", "repa_weight")
+
+
+def twin(params: Params) -> dict[str, Any]:
+    """Small parameters with the schedule, the semantics, the blocks and the loss terms of a preset."""
+    preset, tree = params.model_dump(mode="json"), copy.deepcopy(small_params())
+    tree["schedule"] = preset["schedule"]
+    tree["diffusion"]["model"] |= {key: preset["diffusion"]["model"][key] for key in MODEL}
+    tree["diffusion"]["loss"] |= {key: preset["diffusion"]["loss"][key] for key in LOSS}
+    tree["latents"]["store_features"] = preset["latents"]["store_features"]
+    tree["semantic"]["kind"] = preset["semantic"]["kind"]
+    if preset["semantic"]["training"] is None:
+        tree["semantic"]["training"] = None
+    if preset["encoder"]["source"] == "none":
+        tree["encoder"] |= {"source": "none", "training": None}
+    if preset["semantic"]["kind"] == "none":
+        tree["sample"]["guidance"] |= {"scale_semantic": 1.0, "start_semantic": 0.0}
+    return tree
