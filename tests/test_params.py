@@ -37,12 +37,16 @@ NETWORK.training.warmup_steps
 NETWORK.training.weight_decay
 data.duplicates
 data.holdout_fraction
+data.image_column
 data.image_size
+data.label_column
 data.max_pixels
 data.max_rejected_fraction
 data.mirror
+data.revision
 data.root
 data.source
+data.split
 diffusion.grid_every
 diffusion.grid_images
 diffusion.loss.cosine_weight
