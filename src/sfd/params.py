@@ -497,7 +497,7 @@ class Params(Section):
     def _check_across_sections(self) -> "Params":
         for name in ("encoder", "texture_vae", "judge"):
             _check_frozen_network(name, getattr(self, name))
-        _check_revision(self.data)
+        _check_source(self.data)
         _check_judge_name(self.judge)
         _check_grid(self)
         _check_heads("semantic", self.semantic)
@@ -525,10 +525,14 @@ def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams |
         raise ValueError(f"{name}.source is `pretrained`, so {name}.name must be given")
 
 
-def _check_revision(data: DataParams) -> None:
+def _check_source(data: DataParams) -> None:
     if data.revision is not None and data.source != "huggingface":
         raise ValueError(
             f"data.revision is {data.revision!r}, but data.source is `{data.source}`, which has no revisions: set data.revision to null"
+        )
+    if data.image_column == data.label_column:
+        raise ValueError(
+            f"data.image_column and data.label_column are both {data.image_column!r}; name the column of images and that of classes"
         )
 
 

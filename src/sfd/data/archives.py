@@ -169,7 +169,7 @@ def _check_end(file: io.BufferedReader, offset: int) -> None:
         raise ImageRefused("truncated archive: it has no end mark")
     if any(block):
         raise ImageRefused(f"damaged archive: no header at byte {offset}")
-    while block := file.read(_MAX_HEADER_BYTES):
+    while block := file.read(2**16):
         if any(block):
             raise ImageRefused(f"damaged archive: data behind its end mark at byte {offset}; were several joined?")
 
