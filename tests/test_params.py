@@ -37,12 +37,16 @@ NETWORK.training.warmup_steps
 NETWORK.training.weight_decay
 data.duplicates
 data.holdout_fraction
+data.image_column
 data.image_size
+data.label_column
 data.max_pixels
 data.max_rejected_fraction
 data.mirror
+data.revision
 data.root
 data.source
+data.split
 diffusion.grid_every
 diffusion.grid_images
 diffusion.loss.cosine_weight
@@ -286,6 +290,7 @@ def test_a_missing_section_or_key_without_default_is_named(key: str) -> None:
         ("diffusion.model.patch_size", 3),
         ("diffusion.model.size", "XXL"),
         ("data.root", 3),
+        ("data.split", "train[:10%]"),
         ("texture_vae.channels", []),
         ("texture_vae.channels", "8, 16"),
         ("judge.channels", [16, 32, 64]),
@@ -341,6 +346,8 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
     ("changes", "named"),
     [
         ({"data.image_size": 64}, ["share one grid", "data.image_size 64 / 8 = 8", "= 4"]),
+        ({"data.revision": "main"}, ["data.revision is 'main'", "data.source is `digits`", "null"]),
+        ({"data.image_column": "label"}, ["image_column and data.label_column are both 'label'"]),
         ({"encoder.input_size": 30}, ["encoder.input_size 30", "encoder.patch_size 8"]),
         ({"encoder.num_heads": 5}, ["encoder.width 96", "encoder.num_heads 5"]),
         ({"semantic.num_heads": 3}, ["semantic.width 128", "semantic.num_heads 3"]),
@@ -422,6 +429,8 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         PLAIN | {"encoder.source": "none", "encoder.training": None, "data.image_size": 40},
         PLAIN
         | {"encoder.source": "none", "texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 36},
+        {"data.source": "huggingface", "data.root": "owner/name", "data.revision": "main", "data.split": "train+test"},
+        {"data.source": "tar", "data.root": "shards"},
         {"encoder.source": "file", "encoder.file": "vit.safetensors", "encoder.training": None},
         {"texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 64},
         PRETRAINED_JUDGE | FID_GATE,

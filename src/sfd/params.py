@@ -33,11 +33,29 @@ class Section(BaseModel):
 class DataParams(Section):
     """Images in (stage ``prepare``)."""
 
-    source: Literal["digits", "folder"] = Field(
-        description="`digits`: built in; `folder`: class subfolders under `data.root`"
+    source: Literal["digits", "folder", "tar", "huggingface"] = Field(
+        description="`digits`: built in; `folder`: class subfolders; `tar`: WebDataset shards, the class is the number in NAME.cls, "
+        "else `label` in NAME.json, else the folder in CLASS/NAME.jpg; `huggingface`: a data set of the library `datasets`"
     )
     root: str = Field(
-        "images", min_length=1, description="folder of class subfolders; read only when `source` is `folder`"
+        "images",
+        min_length=1,
+        description="where the images are. `folder`: a folder of class subfolders; `tar`: a folder of *.tar files, or one such file; "
+        "`huggingface`: a folder (of `save_to_disk`, or parquet files in the hub's layout) or a name on the hub",
+    )
+    split: str = Field(
+        "train",
+        pattern=r"^[\w.-]+(\+[\w.-]+)*$",
+        description="splits to read, as in `train` or `train+test` (`huggingface`); `holdout_fraction` divides them anew",
+    )
+    image_column: str = Field("image", min_length=1, description="column of encoded images (`huggingface`)")
+    label_column: str = Field(
+        "label", min_length=1, description="column of classes, as numbers or names (`huggingface`)"
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="commit, tag or branch on the hub (`huggingface`); null: the newest. Only a commit is never asked for again",
     )
     image_size: int = Field(256, ge=8, le=1024, description="side of the square images, pixels")
     mirror: bool = Field(True, description="whether a left-right mirrored image is still a valid image of its class")
@@ -497,6 +515,7 @@ class Params(Section):
     def _check_across_sections(self) -> "Params":
         for name in ("encoder", "texture_vae", "judge"):
             _check_frozen_network(name, getattr(self, name))
+        _check_source(self.data)
         _check_judge_name(self.judge)
         _check_grid(self)
         _check_semantic(self)
@@ -522,6 +541,17 @@ def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams |
         raise ValueError(f"{name}.source is `train`, so {name}.training must be given")
     if section.source == "pretrained" and section.name is None:
         raise ValueError(f"{name}.source is `pretrained`, so {name}.name must be given")
+
+
+def _check_source(data: DataParams) -> None:
+    if data.revision is not None and data.source != "huggingface":
+        raise ValueError(
+            f"data.revision is {data.revision!r}, but data.source is `{data.source}`, which has no revisions: set data.revision to null"
+        )
+    if data.image_column == data.label_column:
+        raise ValueError(
+            f"data.image_column and data.label_column are both {data.image_column!r}; name the column of images and that of classes"
+        )
 
 
 def _check_judge_name(judge: JudgeParams) -> None:

@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 
 from sfd.data import images
-from sfd.data.images import ImageRefused, ManifestImages, center_crop, decode_rgb, open_regular, to_tensor_uint8
+from sfd.data.images import (
+    FolderStore,
+    ImageRefused,
+    ManifestImages,
+    center_crop,
+    decode_rgb,
+    open_regular,
+    to_tensor_uint8,
+)
 from sfd.data.sources import scan_folder
 from sfd.errors import UserError
 
@@ -232,7 +240,8 @@ def dataset(root: Path) -> ManifestImages:
         (root / str(label)).mkdir(parents=True)
         for number in range(3):
             noise(20, 20 + number, 10 * label + number).save(root / str(label) / f"{number}.png")
-    return ManifestImages(manifest_of(root), root, 8, MAX_PIXELS)
+    manifest = manifest_of(root)
+    return ManifestImages(manifest, FolderStore(root, manifest["path"].tolist()), 8, MAX_PIXELS)
 
 
 def test_batches_follow_the_manifest_rows(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Image files in, square RGB pixels out: strict decoding, the ADM centre crop, batches by manifest row."""
 
+import copy
 import errno
 import hashlib
 import io
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import pandas as pd
@@ -207,28 +208,88 @@ def to_tensor_uint8(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
 
 
+class ImageStore(Protocol):
+    """The files of a manifest's images by row number, wherever they lie. It travels to a data loader's processes, forked or spawned."""
+
+    paths: list[str]
+
+    def read(self, row: int) -> bytes:
+        """The whole file. Raises :class:`ImageRefused` if it is not there any more."""
+
+    def place(self, row: int) -> str:
+        """Where a user finds it."""
+
+
+class FolderStore:
+    """Files in a folder that the paths are relative to."""
+
+    def __init__(self, root: Path, paths: list[str]) -> None:
+        self.root, self.paths = root, paths
+
+    def read(self, row: int) -> bytes:
+        """As :class:`ImageStore` says."""
+        with open_regular(self.root / self.paths[row]) as file:
+            return file.read()
+
+    def place(self, row: int) -> str:
+        """As :class:`ImageStore` says."""
+        return str(self.root / self.paths[row])
+
+
+class _JoinedStore:
+    """The rows of one store, then those of another."""
+
+    def __init__(self, first: ImageStore, second: ImageStore) -> None:
+        self.first, self.second = first, second
+        self.paths = first.paths + second.paths
+
+    def _locate(self, row: int) -> tuple[ImageStore, int]:
+        num_first = len(self.first.paths)
+        return (self.first, row) if row < num_first else (self.second, row - num_first)
+
+    def read(self, row: int) -> bytes:
+        store, row = self._locate(row)
+        return store.read(row)
+
+    def place(self, row: int) -> str:
+        store, row = self._locate(row)
+        return store.place(row)
+
+
 class ManifestImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """The images of a manifest as centre crops, read in whole batches.
 
     With a ``DataLoader``, pass ``collate_fn=lambda batch: batch`` (or any identity): a batch arrives already stacked.
 
     Args:
-        manifest: rows as :func:`sfd.data.manifest.read_manifest` returns them, or a part of them, in any order.
-        root: folder that the manifest's paths are relative to.
+        manifest: columns ``sha256`` and ``class_index`` of the store's rows, in its order.
+        store: the files.
         size: side of the crops, pixels.
         max_pixels: as in :func:`decode_rgb`.
     """
 
-    def __init__(self, manifest: pd.DataFrame, root: Path, size: int, max_pixels: int) -> None:
-        self.root = root
+    def __init__(self, manifest: pd.DataFrame, store: ImageStore, size: int, max_pixels: int) -> None:
+        self.store = store
         self.size = size
         self.max_pixels = max_pixels
-        self.paths: list[str] = manifest["path"].tolist()
         self.sha256: list[str] = manifest["sha256"].tolist()
         self.class_indices = torch.tensor(manifest["class_index"].tolist(), dtype=torch.int64)
 
+    @property
+    def paths(self) -> list[str]:
+        """The manifest's names of the images."""
+        return self.store.paths
+
+    def joined(self, other: "ManifestImages") -> "ManifestImages":
+        """These images, then those of another set, as crops of this one's size."""
+        both = copy.copy(self)
+        both.store = _JoinedStore(self.store, other.store)
+        both.sha256 = self.sha256 + other.sha256
+        both.class_indices = torch.cat([self.class_indices, other.class_indices])
+        return both
+
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sha256)
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Images uint8 ``(B, 3, size, size)`` and class indices int64 ``(B,)`` of these rows.
@@ -239,12 +300,12 @@ class ManifestImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
         return to_tensor_uint8([self._crop(index) for index in indices]), self.class_indices[indices]
 
     def _crop(self, index: int) -> Image.Image:
-        path = self.root / self.paths[index]
         try:
-            with open_regular(path) as file:
-                data = file.read()
+            data = self.store.read(index)
             if hashlib.sha256(data).hexdigest() != self.sha256[index]:
                 raise ImageRefused("its content is another one")
             return center_crop(decode_rgb(io.BytesIO(data), self.max_pixels), self.size)
         except ImageRefused as reason:
-            raise UserError(f"{path} has changed since stage `prepare` ({reason}); rerun `dvc repro`") from None
+            raise UserError(
+                f"{self.store.place(index)} has changed since stage `prepare` ({reason}); rerun `dvc repro`"
+            ) from None

@@ -1,4 +1,4 @@
-"""Stage ``scan``: has anything in the image folder changed? Looks at names, sizes and times only, so it is quick.
+"""Stage ``scan``: have the images changed? Looks at names, sizes and times only, so it is quick.
 
 DVC itself could watch the folder, but it hashes every byte of it and stops at a symlink loop, which users do have.
 """
@@ -13,29 +13,62 @@ from pathlib import Path
 from sfd.errors import UserError
 from sfd.params import DataParams
 
+EXPECTED_ROOT = {
+    "folder": "a folder that holds one subfolder of images per class",
+    "tar": "a folder that holds *.tar files, or of one such file",
+    "huggingface": "a folder that holds a data set of the library `datasets`",
+}
+"""What ``data.root`` must name, by ``data.source``."""
+
 
 def write_listing(params: DataParams, file: Path) -> None:
     """Writes the number of files and a digest of their paths, sizes and modification times.
 
     Raises:
-        UserError: the folder does not exist.
+        UserError: the folder does not exist, or the hub does not say which revision it has.
     """
+    root = Path(params.root)
     if params.source == "digits":
         facts: dict[str, object] = {"source": "digits", "scikit-learn": version("scikit-learn")}
+    elif params.source == "huggingface" and not root.is_dir():
+        facts = {"source": "huggingface", "root": params.root, "revision": _commit_on_hub(params)}
     else:
-        facts = _folder_facts(Path(params.root))
+        facts = _files_facts(params.source, root)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _folder_facts(root: Path) -> dict[str, object]:
-    if not root.is_dir():
+def _commit_on_hub(params: DataParams) -> str:
+    """The commit that ``data.root`` at ``data.revision`` is now. Asks the hub, unless the revision is a commit.
+
+    Raises:
+        UserError: the name is unknown or the hub cannot be reached.
+    """
+    revision = params.revision or ""
+    if len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        commit = HfApi().dataset_info(params.root, revision=params.revision).sha
+    except (OSError, ValueError, HTTPError) as error:
         raise UserError(
-            f"data.root {root} is not a folder; write the path of a folder that holds one subfolder a class"
-        )
-    lines = sorted(_lines(root))
+            f"data.root {params.root} is no folder, and its revision on the hub is not known: {' '.join(str(error).split())[:300]}; "
+            "correct the name, check the connection, set data.revision to a commit that was loaded before, or point data.root at a folder"
+        ) from error
+    return str(commit)
+
+
+def _files_facts(source: str, root: Path) -> dict[str, object]:
+    if source == "tar" and root.is_file():
+        lines = [_line(str(root))]
+    elif root.is_dir():
+        lines = sorted(_lines(root))
+    else:
+        raise UserError(f"data.root {root} is not a folder; write the path of {EXPECTED_ROOT[source]}")
     digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return {"source": "folder", "root": str(root), "num_files": len(lines), "sha256": digest}
+    return {"source": source, "root": str(root), "num_files": len(lines), "sha256": digest}
 
 
 def _lines(root: Path) -> Iterator[str]:

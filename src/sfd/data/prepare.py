@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from sfd.data.archives import SEPARATOR, scan_archives
+from sfd.data.huggingface import scan_dataset
+from sfd.data.listing import EXPECTED_ROOT
 from sfd.data.manifest import FILE_NAME, HELDOUT, TRAIN, digest, split_by_content, write_manifest
 from sfd.data.sources import Found, Rejected, Scan, scan_folder, write_digits
 from sfd.data.synthetic import is_unfinished
@@ -32,7 +35,7 @@ class Summary:
 
 
 def image_root(params: DataParams, prepare_folder: Path) -> Path:
-    """The folder that the manifest's paths are relative to."""
+    """Where the images are: what the manifest's paths are relative to, if it is a folder."""
     return prepare_folder / "images" if params.source == "digits" else Path(params.root)
 
 
@@ -47,18 +50,20 @@ def prepare(params: DataParams, seed: int, out: Path) -> Summary:
             images, or the same content is in two classes.
     """
     root = image_root(params, out)
-    if params.source == "folder":
-        _check_root(root, out)
+    if params.source in ("folder", "tar") or (params.source == "huggingface" and root.is_dir()):
+        _check_root(root, out, params.source)
     out.mkdir(parents=True, exist_ok=True)
     for stale in (FILE_NAME, SUMMARY_NAME):
         (out / stale).unlink(missing_ok=True)
     if params.source == "digits":
         write_digits(root)
-    scan = scan_folder(root, params.max_pixels)
+    scan = _scan(params, root)
     found, copies = _drop_copies(scan.found) if params.duplicates == "drop" else (scan.found, [])
     rejected = sorted(scan.rejected + copies, key=lambda item: item.path)
     pd.DataFrame(rejected, columns=["path", "reason"]).to_csv(out / REJECTED_NAME, index=False)
-    _check_usable(scan, root, params.max_rejected_fraction, out / REJECTED_NAME)
+    if params.source == "tar":
+        _check_archives(scan, out / REJECTED_NAME)
+    _check_usable(scan, params, root, out / REJECTED_NAME)
     _check_classes(scan.classes, found, out / REJECTED_NAME)
     _check_labels(found)
     rows = _manifest(found, params.holdout_fraction, seed)
@@ -66,10 +71,20 @@ def prepare(params: DataParams, seed: int, out: Path) -> Summary:
     return _summarise(rows, len(rejected), out)
 
 
-def _check_root(root: Path, out: Path) -> None:
-    remedy = "point data.root at a folder with one subfolder of images per class"
+def _scan(params: DataParams, root: Path) -> Scan:
+    if params.source == "tar":
+        return scan_archives(root, params.max_pixels)
+    if params.source == "huggingface":
+        return scan_dataset(params)
+    return scan_folder(root, params.max_pixels)
+
+
+def _check_root(root: Path, out: Path, source: str) -> None:
+    remedy = f"point data.root at {EXPECTED_ROOT[source]}"
     if not root.exists():
         raise UserError(f"data.root {root} does not exist; {remedy}")
+    if source == "tar" and root.is_file():
+        return
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder; {remedy}")
     if not os.access(root, os.R_OK | os.X_OK):
@@ -92,8 +107,23 @@ def _drop_copies(found: list[Found]) -> tuple[list[Found], list[Rejected]]:
     return list(first.values()), copies
 
 
-def _check_usable(scan: Scan, root: Path, max_rejected_fraction: float, list_path: Path) -> None:
-    num_files = len(scan.found) + len(scan.rejected)
+def _check_archives(scan: Scan, list_path: Path) -> None:
+    """A refused archive counts as one file, but thousands of images are missing with it."""
+    whole = [item for item in scan.rejected if SEPARATOR not in item.path]
+    if whole:
+        shown = "; ".join(f"{item.path} ({item.reason})" for item in whole[:_SHOWN_REASONS])
+        raise UserError(
+            f"{len(whole)} archives cannot be read: {shown}; all of them are listed in {list_path}: mend them or take them out of data.root"
+        )
+
+
+def _check_usable(scan: Scan, params: DataParams, root: Path, list_path: Path) -> None:
+    num_files, max_rejected_fraction = len(scan.found) + len(scan.rejected), params.max_rejected_fraction
+    if params.source in ("tar", "huggingface") and not scan.found:
+        raise UserError(
+            f"{root} has no usable image ({num_files} are refused, with their reasons in {list_path}); point data.root at "
+            f"{EXPECTED_ROOT[params.source]}"
+        )
     if not num_files or not scan.classes:
         raise UserError(
             f"{root} has no class folder with images ({num_files} files lie directly in it); make one subfolder per "
@@ -114,8 +144,8 @@ def _check_classes(classes: list[str], found: list[Found], list_path: Path) -> N
     if empty:
         names = ", ".join(repr(name) for name in empty[:5])
         raise UserError(
-            f"every class folder needs at least two usable images, but {len(empty)} have none: {names}; add images "
-            f"(refused files are listed in {list_path}) or remove the folders"
+            f"every class needs at least two usable images, but {len(empty)} have none: {names}; add images "
+            f"(refused files are listed in {list_path}) or remove the classes"
         )
 
 

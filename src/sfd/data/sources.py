@@ -1,11 +1,14 @@
-"""Where images come from: the built-in digits, and the walk through a folder of class subfolders."""
+"""Where images come from: the built-in digits, the walk through a folder of class subfolders, and what all sources share."""
 
 import hashlib
+import io
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,6 +18,8 @@ from sfd.data.images import ImageRefused, decode_rgb, open_regular
 from sfd.data.synthetic import OWN_NAMES, is_generated
 
 _FILES_IN_FLIGHT = 1024
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -74,16 +79,72 @@ def scan_folder(root: Path, max_pixels: int) -> Scan:
     """
     files, classes, rejected = _walk(root)
     found: list[Found] = []
-    for outcome in tqdm(_examine_all(root, files, max_pixels), total=len(files), desc="images", disable=None):
+    outcomes = in_threads(lambda path: _examine(root, path, max_pixels), files)
+    for outcome in tqdm(outcomes, total=len(files), desc="images", disable=None):
         if isinstance(outcome, Found):
             found.append(outcome)
         else:
             rejected.append(outcome)
+    return in_order(found, rejected, classes)
+
+
+def in_order(found: Iterable[Found], rejected: Iterable[Rejected], classes: Iterable[str]) -> Scan:
+    """A scan's lists in the manifest's order, which does not depend on the order of reading."""
     return Scan(
         sorted(found, key=lambda item: (item.label, item.path)),
         sorted(rejected, key=lambda item: item.path),
         sorted(classes),
     )
+
+
+Outcome = tuple[Found | Rejected, int | str | None]
+"""What became of one image, and its class as the source has it: a number, a name, or unknown."""
+
+
+def collect(outcomes: Iterable[Outcome]) -> Scan:
+    """Classes that are numbers get leading zeros, so that the order of their names is the order of the numbers.
+
+    The classes are those that occur, in refused images too.
+    """
+    found: list[Found] = []
+    rejected: list[Rejected] = []
+    classes: set[str] = set()
+    numbers: set[str] = set()
+    for item, label in tqdm(outcomes, desc="images", disable=None):
+        if isinstance(item, Found):
+            found.append(item)
+        else:
+            rejected.append(item)
+        if label is not None:
+            classes.add(str(label))
+        if isinstance(label, int):
+            numbers.add(str(label))
+    width = max(map(len, numbers), default=0)
+    names = {label: label.zfill(width) if label in numbers else label for label in classes}
+    return in_order([replace(item, label=names[item.label]) for item in found], rejected, names.values())
+
+
+def class_of(label: object) -> int | str:
+    """A class as a file or a table states it. Raises :class:`ImageRefused` unless it is a number from 0 or a name."""
+    if isinstance(label, str) and label.strip() and printable(label) == label:
+        return nfc(label)
+    if isinstance(label, int) and not isinstance(label, bool) and label >= 0:
+        return label
+    raise ImageRefused(f"label: {str(label)[:40]!r} is neither a number from 0 nor a name")
+
+
+def in_threads(examine: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Results in the order of ``items``. Threads suffice, as Pillow and hashlib release the interpreter lock."""
+    remaining = iter(items)
+    with ThreadPoolExecutor() as pool:
+        while part := list(islice(remaining, _FILES_IN_FLIGHT)):
+            yield from pool.map(examine, part)
+
+
+def describe(path: str, label: str, data: bytes, max_pixels: int) -> Found:
+    """An image whose file is ``data``. Raises :class:`ImageRefused` as :func:`sfd.data.images.decode_rgb` does."""
+    image = decode_rgb(io.BytesIO(data), max_pixels)
+    return Found(path, label, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
 
 
 def _walk(root: Path) -> tuple[list[Path], set[str], list[Rejected]]:
@@ -113,7 +174,7 @@ def _walk(root: Path) -> tuple[list[Path], set[str], list[Rejected]]:
             elif entry.is_dir():
                 pending.append(entry)
                 if folder == root:
-                    classes.add(_nfc(entry.name))
+                    classes.add(nfc(entry.name))
             elif entry.name != ".gitkeep":
                 files.append(entry.relative_to(root))
     return sorted(files), classes, rejected
@@ -134,16 +195,8 @@ def _link_refusal(entry: Path, real_root: Path, followed: set[Path]) -> str | No
     return None
 
 
-def _examine_all(root: Path, files: list[Path], max_pixels: int) -> Iterator[Found | Rejected]:
-    """Outcomes in the order of ``files``. Threads suffice, as Pillow and hashlib release the interpreter lock."""
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), _FILES_IN_FLIGHT):
-            part = files[start : start + _FILES_IN_FLIGHT]
-            yield from pool.map(lambda path: _examine(root, path, max_pixels), part)
-
-
 def _examine(root: Path, relative: Path, max_pixels: int) -> Found | Rejected:
-    path = _printable(relative.as_posix())
+    path = printable(relative.as_posix())
     try:
         if path != relative.as_posix():
             raise ImageRefused("file name is not valid UTF-8")
@@ -158,17 +211,18 @@ def _examine(root: Path, relative: Path, max_pixels: int) -> Found | Rejected:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except ImageRefused as refusal:
         return Rejected(path, str(refusal))
-    return Found(path, _nfc(relative.parts[0]), image.width, image.height, size_bytes, sha256)
+    return Found(path, nfc(relative.parts[0]), image.width, image.height, size_bytes, sha256)
 
 
 def _relative(path: Path, root: Path) -> str:
-    return _printable(path.relative_to(root).as_posix())
+    return printable(path.relative_to(root).as_posix())
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """File names that are not UTF-8 hold lone surrogates, which no UTF-8 file can store."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", _printable(name))
+def nfc(name: str) -> str:
+    """A class's name in the Unicode form in which names are compared."""
+    return unicodedata.normalize("NFC", printable(name))

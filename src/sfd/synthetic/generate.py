@@ -226,7 +226,7 @@ def _digest(registered: RegisteredModel) -> str:
 
 def _check_place(out: Path, project: Project) -> None:
     """Raises :class:`UserError` if the folder holds anything that is not ours, or lies among the training images."""
-    if project.params.data.source == "folder" and out.resolve().is_relative_to(
+    if project.params.data.source != "digits" and out.resolve().is_relative_to(
         Path(project.params.data.root).resolve()
     ):
         raise UserError(

@@ -6,11 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
-from sfd.data.images import ManifestImages
+from sfd.data.images import FolderStore, ManifestImages
 from sfd.data.manifest import HELDOUT, TRAIN
-from sfd.data.prepare import image_root
 from sfd.data.synthetic import COMMAND, HIDDEN, REPORT, REPORT_PAGE, read_table
 from sfd.encoders.judge import build_trainable, save_trained
 from sfd.errors import UserError
@@ -74,13 +71,13 @@ def report(out: Path, project: Project) -> str:
         with lock(work, f"the report of {out}"):
             accuracies = {
                 name: [
-                    _accuracy(rows, repeat, project, work / f"{name}-{repeat}", fingerprint)
+                    _accuracy(images, repeat, project, work / f"{name}-{repeat}", fingerprint)
                     for repeat in range(REPEATS)
                 ]
-                for name, rows in sets.items()
+                for name, images in sets.items()
             }
             heldout, steps = len(project.data.images(HELDOUT)), _training(project.params.judge).num_steps
-            outcome = Outcome({name: len(rows) for name, rows in sets.items()}, heldout, steps, accuracies)
+            outcome = Outcome({name: len(images) for name, images in sets.items()}, heldout, steps, accuracies)
             (work / REPORT_PAGE).write_text(_page(outcome), encoding="utf-8")
             (work / REPORT).write_text(json.dumps(_facts(outcome, fingerprint), indent=2) + "\n", encoding="utf-8")
             (work / REPORT_PAGE).replace(out / REPORT_PAGE)
@@ -95,15 +92,13 @@ def _training(params: JudgeParams) -> TrainingParams:
     return params.training
 
 
-def _image_sets(out: Path, project: Project) -> dict[str, pd.DataFrame]:
-    """Rows of every training set with absolute paths, so that images of two folders can be one set."""
+def _image_sets(out: Path, project: Project) -> dict[str, ManifestImages]:
+    """The images of every training set."""
     data, table = project.data, read_table(out)
-    real = data.manifest[data.manifest["split"] == TRAIN]
-    root = image_root(data.params, data.folder).resolve()
-    columns = ["path", "sha256", "class_index"]
-    real = real.assign(path=[str(root / path) for path in real["path"]])[columns]
-    synthetic = table.assign(path=[str(out.resolve() / file) for file in table["file"]])[columns]
-    return {REAL: real, SYNTHETIC: synthetic, BOTH: pd.concat([real, synthetic], ignore_index=True)}
+    real = data.images(TRAIN)
+    store = FolderStore(out, table["file"].tolist())
+    synthetic = ManifestImages(table, store, data.params.image_size, data.params.max_pixels)
+    return {REAL: real, SYNTHETIC: synthetic, BOTH: real.joined(synthetic)}
 
 
 def _fingerprint(out: Path, project: Project) -> str:
@@ -120,7 +115,7 @@ def _fingerprint(out: Path, project: Project) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _accuracy(rows: pd.DataFrame, repeat: int, project: Project, work: Path, fingerprint: str) -> float:
+def _accuracy(images: ManifestImages, repeat: int, project: Project, work: Path, fingerprint: str) -> float:
     """Held-out accuracy of one training, done already or not; ``work`` is its folder."""
     done = work.with_suffix(".json")
     if done.is_file():
@@ -130,7 +125,6 @@ def _accuracy(rows: pd.DataFrame, repeat: int, project: Project, work: Path, fin
     work.mkdir(exist_ok=True)
     params, data, num_classes = project.params.judge, project.data, len(project.classes)
     seed = derive_seed(project.params.seed, "report/training", repeat)
-    images = ManifestImages(rows, Path("/"), data.params.image_size, data.params.max_pixels)
     network = build_trainable(params, num_classes, seed)
     task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)
     train(task, _training(params), seed, work, fingerprint, log_nothing).copy_to(network)
