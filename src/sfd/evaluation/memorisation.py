@@ -56,7 +56,7 @@ def nearest(
     smallest = torch.full((len(queries),), torch.inf, dtype=torch.float64)
     index = torch.zeros(len(queries), dtype=torch.int64)
     start = 0
-    for part in (part for block in reference for part in block.split(chunk)):
+    for part in (part for block in reference for part in block.split(chunk) if len(part)):
         # float64, because cdist subtracts large squares: in float32 a copy would seem 1e-3 of its norm away from itself.
         rows = part.to(device, torch.float64)
         for first in range(0, len(queries), chunk):
