@@ -19,7 +19,8 @@ with stage("evaluate") as s:
         metrics, files = evaluation.measure(s.out)
         profile: dict[str, object] = {"num_images": metrics["num_images"]}
         s.log(metrics)
-        s.log_input("heldout", data.summary.digest, s.upstream("prepare"), "reference", profile)
-        if evaluation.reference is not None:
-            s.log_input("reference", evaluation.reference.digest(), evaluation.reference.path, "reference", {})
+        if evaluation.reference is None:
+            s.log_input("heldout", data.summary.digest, s.upstream("prepare"), "reference", profile)
+        else:
+            s.log_input("published", evaluation.reference.digest(), evaluation.reference.path, "reference", profile)
         s.log_artifacts(*files)

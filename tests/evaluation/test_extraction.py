@@ -48,7 +48,7 @@ def test_any_number_of_processes_share_the_work_and_give_the_features_of_one(tmp
     for rank in range(ranks):
         filled = store(tmp_path, judge, rank, ranks)
         before = judge.shown
-        filled.fill(["x"], len(IMAGES), load, spatial=True)
+        filled.fill(["x"], len(IMAGES), load, ["features", "logits", "spatial"])
         seen.append(judge.shown - before)
     assert sum(seen) == len(IMAGES) and max(seen) <= -(-5 // ranks) * 5
     expected = extract(judge, IMAGES.split(5), spatial=True)
@@ -78,11 +78,12 @@ def test_an_interrupted_extraction_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_some_rows_are_read_in_their_order_and_without_what_was_not_kept(tmp_path: Path) -> None:
     judge = SmallJudge()
     filled = store(tmp_path, judge)
-    filled.fill(["x"], len(IMAGES), load)
+    filled.fill(["x"], len(IMAGES), load, ["features", "logits"])
+    filled.fill(["y"], len(IMAGES), load)
     rows = [0, 4, 5, 21]
     found = filled.read("x", rows)
     assert torch.equal(found.features, filled.read("x").features[rows]) and len(found) == 4
-    assert found.spatial is None and found.logits is not None
+    assert found.spatial is None and found.logits is not None and filled.read("y").logits is None
 
 
 def test_views_of_the_same_images_are_loaded_once_and_follow_one_another_in_blocks(

@@ -33,9 +33,10 @@ class FeatureStore:
         self.device = next(judge.parameters()).device
         self.num_images: dict[str, int] = {}
 
-    def fill(self, names: Sequence[str], num_images: int, load: Load, spatial: bool = False) -> None:
+    def fill(self, names: Sequence[str], num_images: int, load: Load, keep: Sequence[str] = ("features",)) -> None:
         """Shows this process's share of the batches to the judge, but those that are there already. A name for every view.
 
+        ``keep``: which fields of :class:`Features` to keep; logits of all of ImageNet would take another 5 GB.
         Other processes' batches can be read behind a barrier only.
         """
         for name in names:
@@ -48,9 +49,11 @@ class FeatureStore:
                 continue
             views = load(range(start, min(start + self.batch_size, num_images)))
             for file, images in zip(files, views, strict=True):
-                found = vars(extract(self.judge, [images.to(self.device)], spatial))
+                found = vars(extract(self.judge, [images.to(self.device)], "spatial" in keep))
                 part = file.with_suffix(".part")
-                save_file({key: value.contiguous() for key, value in found.items() if value is not None}, part)
+                save_file(
+                    {key: value.contiguous() for key, value in found.items() if key in keep and value is not None}, part
+                )
                 os.replace(part, file)
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> Features:

@@ -75,9 +75,10 @@ class Evaluation:
         return min(counts if self.reference else [*counts, len(self.heldout)])
 
     @property
-    def heldout_rows(self) -> list[int]:
-        """The held-out images that are the reference."""
-        return choose(len(self.heldout), self.count, self.seed, "heldout")
+    def heldout_rows(self) -> Sequence[int]:
+        """The held-out images that are the reference; all of them if it is a file."""
+        everyone = range(len(self.heldout))
+        return everyone if self.reference else choose(len(self.heldout), self.count, self.seed, "heldout")
 
     @property
     def train_rows(self) -> list[int]:
@@ -87,7 +88,9 @@ class Evaluation:
     def extract(self) -> None:
         """This process's share of all features."""
         files, train_rows, mirror = self.table["file"].tolist(), self.train_rows, self.data.params.mirror
-        is_spatial = isinstance(self.store.judge, SpatialJudge)
+        everything = (
+            ["features", "logits", "spatial"] if isinstance(self.store.judge, SpatialJudge) else ["features", "logits"]
+        )
 
         def images(source: ManifestImages, rows: Sequence[int]) -> Tensor:
             return source.__getitems__(list(rows))[0]
@@ -100,8 +103,9 @@ class Evaluation:
             return [_reconstruct(originals, self.vae, self.seed, rows.start // self.params.batch_size)]
 
         fill = self.store.fill
-        fill([SAMPLES], len(files), sampled, is_spatial)
-        fill([HELDOUT], len(self.heldout), lambda rows: [images(self.heldout, rows)], is_spatial and not self.reference)
+        fill([SAMPLES], len(files), sampled, everything)
+        kept = everything if self.reference is None else ["features"]
+        fill([HELDOUT], len(self.heldout), lambda rows: [images(self.heldout, rows)], kept)
         fill([RECONSTRUCTIONS], len(train_rows), reconstructions)
         if self.reference is not None and self.reference.image_shape is not None:
             with self.reference.images() as read:
@@ -120,11 +124,11 @@ class Evaluation:
         samples, heldout = self.store.read(SAMPLES), self.store.read(HELDOUT)
         sets = Sets(
             samples=samples.take(range(self.count)),
-            heldout=heldout.take(self.heldout_rows) if self.reference is None else heldout,
+            heldout=heldout.take(self.heldout_rows),
             train=self.store.read(TRAIN, self.train_rows),
             reconstruction=self.store.read(RECONSTRUCTIONS),
             sample_labels=torch.tensor(self.table["class_index"].tolist()[: self.count]),
-            heldout_labels=self.heldout.class_indices[self.heldout_rows],
+            heldout_labels=self.heldout.class_indices[list(self.heldout_rows)],
             reference=self._published(),
         )
         train, device = self.store.blocks(self._training_sets), self.store.device
@@ -172,11 +176,6 @@ class Batches:
     def __init__(self, size: int, judge: Judge) -> None:
         self.size = size
         self.device = next(judge.parameters()).device
-
-    def of_files(self, folder: Path, files: list[str]) -> Iterator[Tensor]:
-        """Sampled images by file name, uint8 ``(B, 3, S, S)``."""
-        for start in range(0, len(files), self.size):
-            yield read_images(folder, files[start : start + self.size]).to(self.device)
 
     def of_images(self, images: ManifestImages, rows: Sequence[int]) -> Iterator[Tensor]:
         """Rows of the manifest, uint8 ``(B, 3, S, S)``."""
