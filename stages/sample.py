@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sfd.evaluation.samples import finish_samples, write_samples
+from sfd.evaluation.samples import finish_samples, write_facts, write_samples
 from sfd.generation import ImageGenerator
 from sfd.pipeline import stage
 from sfd.processes import barrier, rank, world_size
@@ -15,5 +15,6 @@ with stage("sample") as s:
     table = write_samples(s.out, images, s.params.sample, s.params.seed, rank(), world_size())
     barrier()
     if rank() == 0:
-        s.log_artifacts(finish_samples(s.out, table), s.out / "samples.csv")
+        facts = write_facts(s.out, table, s.params.sample, s.params.seed)
+        s.log_artifacts(finish_samples(s.out, table), s.out / "samples.csv", facts)
         s.log({"num_images": len(table)})

@@ -14,6 +14,8 @@ from sfd.errors import UserError
 SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
     "audit": ["samples"],
+    "export": [],
+    "export npz": ["out", "samples"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],
     "models": [],
     "models compare": ["first", "second"],

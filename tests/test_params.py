@@ -79,6 +79,7 @@ evaluate.batch_size
 evaluate.kid_subset_size
 evaluate.kid_subsets
 evaluate.neighbours
+evaluate.reference
 features.batch_size
 features.max_images
 features.shard_size
@@ -408,6 +409,12 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
             ["unknown key `registry.gates.recall.limits`", "recall.limit`"],
         ),
         (PRETRAINED_JUDGE | {"registry.gates": {"class_accuracy": {"limit": 0.9}}}, ["no metric `class_accuracy`"]),
+        (
+            {"evaluate.reference": "ref.npz"},
+            ["evaluate.reference is 'ref.npz'", "the judge is `digits_judge`", "to null"],
+        ),
+        ({"registry.gates": {"sfid": {"limit": 9.0}}}, ["judge `digits_judge` gives no metric `sfid`"]),
+        (PRETRAINED_JUDGE | {"registry.gates": {"sfid": {"improve": True}}}, ["sfid.improve", "limit"]),
         ({"register.alias": "champion"}, ["alias `champion`", "`sfd models promote`"]),
         ({"register.alias": "previous"}, ["alias `previous`"]),
     ],
@@ -435,6 +442,8 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 64},
         PRETRAINED_JUDGE | FID_GATE,
         PRETRAINED_JUDGE | FID_GATE | {"judge.source": "file", "judge.file": "w.pth"},
+        PRETRAINED_JUDGE | FID_GATE | {"evaluate.reference": "VIRTUAL_imagenet256_labeled.npz"},
+        PRETRAINED_JUDGE | {"registry.gates": {"sfid": {"limit": 9.0}}},
         {"registry.gates": {}},
         {"registry.gates": {"kid": {"limit": 0.01}, "fd_heldout": {"limit": 1}, "recall": {"improve": True}}},
         {"latents.store_features": False, "diffusion.loss.repa_weight": 0},

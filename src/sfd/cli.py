@@ -277,6 +277,22 @@ def audit(
     typer.echo(run(samples))
 
 
+export = typer.Typer(no_args_is_help=True, help="Hand results to other programs.")
+app.add_typer(export, name="export")
+
+
+@export.command("npz")
+def export_npz(
+    samples: Annotated[Path, typer.Argument(help="The folder of stage `sample`: results/sample.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="The file to make.")],
+) -> None:
+    """Write samples as the one file that ADM's evaluator reads: `arr_0`, uint8 (N, H, W, 3)."""
+    from sfd.evaluation.export import export_npz as write
+
+    shape = write(samples, out)
+    typer.echo(f"{out}: {shape[0]} images of {shape[1]} x {shape[2]} pixels")
+
+
 @app.command()
 def show() -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""

@@ -345,8 +345,14 @@ class SampleParams(Section):
 
 
 class EvaluateParams(Section):
-    """Scores of the samples against held-out images."""
+    """Scores of the samples against held-out images, or against published statistics."""
 
+    reference: str | None = Field(
+        None,
+        min_length=1,
+        description="ADM's reference batch (.npz with `mu`, `sigma`, `mu_s`, `sigma_s`, perhaps `arr_0`), for FID and sFID as published; "
+        "needs judge Inception-v3. null: held-out images. Tuning always takes held-out images",
+    )
     batch_size: Positive = Field(100, description="images per judge call")
     neighbours: Positive = Field(3, description="k of precision and recall (k-th nearest neighbour)")
     kid_subsets: Positive = Field(100, description="subsets that KID averages over")
@@ -525,6 +531,7 @@ class Params(Section):
         _check_repa(self)
         _check_guidance(self.sample.guidance, self.diffusion.model)
         check_sampling_schedule(self.schedule, self.sample.schedule)
+        _check_reference(self)
         _check_gates(self.registry.gates, self.judge)
         return self
 
@@ -673,6 +680,14 @@ def _check_guidance(guidance: GuidanceParams, model: ModelParams) -> None:
     if guidance.kind == "none" and guidance != GuidanceParams.model_validate({}):
         raise ValueError(
             "sample.guidance.kind is `none`, so its scales must be 1 and its starts 0: nothing reads them; choose a kind, or reset them"
+        )
+
+
+def _check_reference(params: Params) -> None:
+    if params.evaluate.reference is not None and params.judge.name != INCEPTION:
+        raise ValueError(
+            f"evaluate.reference is {params.evaluate.reference!r}, which holds statistics of Inception-v3, but the judge is "
+            f"`{params.judge.name}`: set evaluate.reference to null, or judge.source to `pretrained` or `file`"
         )
 
 

@@ -202,10 +202,10 @@ def select(tree: dict[str, Any], key: str) -> Any:
 
 
 def _named_files(node: object) -> Iterator[Path]:
-    """Paths of weights in parameters: the values of ``file`` and ``weak_model``."""
+    """Paths of weights and statistics in parameters: the values of ``file``, ``weak_model`` and ``reference``."""
     if isinstance(node, dict):
         for key, value in node.items():
-            if key in ("file", "weak_model") and value is not None:
+            if key in ("file", "weak_model", "reference") and value is not None:
                 yield Path(value)
             else:
                 yield from _named_files(value)

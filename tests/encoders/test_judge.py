@@ -5,9 +5,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from sfd.encoders.judge import InceptionJudge, build_trainable, load_judge, save_inception, save_trained
 from sfd.errors import UserError
+from sfd.evaluation.fidelity import SpatialJudge
 from sfd.params import JudgeParams
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -51,6 +53,38 @@ def test_inception_loads_from_its_file_and_speaks_of_no_class_of_ours(inception_
     assert isinstance(judge, InceptionJudge) and judge.classes is None and judge.name == "inception"
     features, logits = judge(IMAGES)
     assert features.shape == (3, 2048) and logits is not None and logits.shape == (3, 1008)
+
+
+def test_spatial_features_are_those_of_the_published_graph_channels_last(inception_file: Path, tmp_path: Path) -> None:
+    """Against the network taken apart: block `mixed_6` of TensorFlow's graph is the fourth of 17x17, its `conv` the 1x1 one with ReLU."""
+    save_inception(tmp_path / "model", inception_params(inception_file))
+    judge = load_judge(tmp_path / "model")
+    assert isinstance(judge, InceptionJudge) and isinstance(judge, SpatialJudge)
+    features, logits, spatial = judge.with_spatial(IMAGES)
+    plain_features, plain_logits = judge(IMAGES)
+    assert torch.equal(features, plain_features) and plain_logits is not None and torch.equal(logits, plain_logits)
+
+    net, size = judge.inception, judge.inception.INPUT_IMAGE_SIZE
+    maps = (
+        interpolate_bilinear_2d_like_tensorflow1x(IMAGES.float(), size=(size, size), align_corners=False) - 128
+    ) / 128
+    stem = [net.Conv2d_1a_3x3, net.Conv2d_2a_3x3, net.Conv2d_2b_3x3, net.MaxPool_1]
+    stem += [net.Conv2d_3b_1x1, net.Conv2d_4a_3x3, net.MaxPool_2]
+    for block in [*stem, net.Mixed_5b, net.Mixed_5c, net.Mixed_5d, net.Mixed_6a, net.Mixed_6b, net.Mixed_6c]:
+        maps = block(maps)
+    weights = net.Mixed_6d.branch1x1
+    norm = weights.bn
+    convolved = torch.einsum("bchw,oc->bhwo", maps, weights.conv.weight[:, :, 0, 0])
+    normed = (convolved - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    expected = normed.clamp_min(0.0)[..., :7].reshape(len(IMAGES), -1)
+    assert spatial.shape == (3, 2023) == (3, judge.num_spatial_features)
+    torch.testing.assert_close(spatial, expected, rtol=1e-4, atol=1e-5)
+    assert 0.05 < float((spatial == 0).float().mean()) < 0.95, "the ReLU must matter, or this test could not see it"
+
+
+def test_a_trained_judge_has_no_spatial_features(tmp_path: Path) -> None:
+    save_trained(tmp_path, PARAMS, build_trainable(PARAMS, 10, seed=0).eval(), 10, classes=10)
+    assert not isinstance(load_judge(tmp_path), SpatialJudge)
 
 
 def test_a_file_that_is_not_inception_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from sfd.errors import UserError
-from sfd.evaluation.fidelity import Features, Sets, compare, extract, score
+from sfd.evaluation.fidelity import Features, Reference, Sets, Statistics, extract, score
+from sfd.evaluation.fidelity import compare as compare_with
 from sfd.evaluation.memorisation import memorisation
 from sfd.evaluation.metrics import has_error, metric_names
 from sfd.params import EvaluateParams
@@ -42,6 +44,21 @@ def gaussian(count: int, mean: float = 0.0, scale: float = 1.0, seed: int = 0) -
     return Features(mean + scale * noise, None)
 
 
+def compare(samples: Features, reference: Features, params: EvaluateParams, seed: int) -> dict[str, float]:
+    return compare_with(samples, Reference.of(reference), params, seed)
+
+
+def with_spatial(images: Features, seed: int) -> Features:
+    return replace(images, spatial=torch.randn(len(images), 12, generator=torch.Generator().manual_seed(seed)))
+
+
+def published(images: Features, has_images: bool = True) -> Reference:
+    """Statistics taken by other means, float64 as in a file."""
+    pixels = [images.features.double().numpy(), with_spatial(images, 9).spatial.double().numpy()]
+    features, spatial = (Statistics(each.mean(0), np.cov(each.T)) for each in pixels)
+    return Reference(features, spatial, images if has_images else None)
+
+
 def digit_sets(judge: SmallJudge, count: int = 60) -> Sets:
     parts = [extract(judge, digits(start, count).split(25)) for start in range(0, 4 * count, count)]
     labels = torch.from_numpy(load_digits().target).long()
@@ -49,7 +66,7 @@ def digit_sets(judge: SmallJudge, count: int = 60) -> Sets:
 
 
 def score_digits(judge: SmallJudge, sets: Sets) -> dict[str, float]:
-    checked = memorisation(sets.samples.features, sets.train.features, sets.heldout.features)
+    checked = memorisation(sets.samples.features, [sets.train.features], sets.heldout.features)
     return score(judge, sets, checked, PARAMS, seed=0)
 
 
@@ -165,7 +182,7 @@ def test_as_many_images_as_neighbours_are_refused_and_one_more_is_accepted() -> 
 
 def test_one_image_is_refused_whatever_the_neighbours() -> None:
     with pytest.raises(UserError, match="at least 2 images"):
-        compare(gaussian(1), gaussian(1, seed=1), EvaluateParams(neighbours=1), seed=0)
+        compare(gaussian(1), gaussian(9, seed=1), EvaluateParams(neighbours=1), seed=0)
 
 
 def test_extraction_keeps_the_order_of_images_over_batches() -> None:
@@ -205,8 +222,10 @@ def test_the_keys_of_a_classifying_judge() -> None:
 def test_fid_and_inception_score_are_names_for_inception_only() -> None:
     judge = SmallJudge("inception")
     judge.classes = None
-    metrics = score_digits(judge, digit_sets(judge))
-    assert {"fid", "se_fid", "inception_score", "fd_heldout"} <= set(metrics)
+    sets = digit_sets(judge)
+    spatial = {name: with_spatial(getattr(sets, name), seed) for seed, name in enumerate(("samples", "heldout"))}
+    metrics = score_digits(judge, replace(sets, **spatial))
+    assert {"fid", "sfid", "se_fid", "inception_score", "fd_heldout"} <= set(metrics)
     assert set(metric_names("inception", knows_classes=False)) == {key for key in metrics if not key.startswith("se_")}
     assert not {"fd_inception", "is_inception", "class_accuracy"} & set(metrics)
     assert not {"fid", "inception_score"} & set(score_digits(SmallJudge(), digit_sets(SmallJudge())))
@@ -217,6 +236,40 @@ def test_a_judge_that_cannot_tell_classes_apart_gives_neither_accuracy_nor_incep
     judge = SmallJudge(classes=classes)
     metrics = score_digits(judge, digit_sets(judge))
     assert not {"class_accuracy", "class_accuracy_heldout", "is_small"} & set(metrics)
+
+
+def test_statistics_stand_for_the_images_that_they_were_taken_from() -> None:
+    samples, reference = with_spatial(gaussian(200, 0.3, seed=1), 3), gaussian(150)
+    found = compare_with(samples, published(reference), PARAMS, seed=0)
+    expected = compare(samples, with_spatial(reference, 9), PARAMS, seed=0)
+    assert found == pytest.approx(expected, rel=1e-5) and {"sfid", "kid", "recall"} <= set(found)
+    assert found["sfid"] != pytest.approx(found["fd"])
+
+
+def test_statistics_without_images_give_distances_and_nothing_that_needs_images() -> None:
+    samples = with_spatial(gaussian(200, 0.3, seed=1), 3)
+    found = compare_with(samples, published(gaussian(150), has_images=False), PARAMS, seed=0)
+    assert set(found) == {"fd", "sfid"}
+
+
+def test_with_a_published_reference_its_size_and_that_of_the_held_out_images_are_free_but_the_floors_are_not() -> None:
+    judge = SmallJudge("inception")
+    judge.classes = None
+    sets = digit_sets(judge)
+    free = replace(
+        sets, heldout=extract(judge, [digits(0, 90)]), reference=published(extract(judge, [digits(500, 140)]))
+    )
+    metrics = score_digits(judge, free)
+    assert metrics["fid"] == compare_with(sets.samples, free.reference, PARAMS, seed=0)["fd"]
+    assert metrics["fd_heldout"] == compare_with(sets.train, free.reference, PARAMS, seed=0)["fd"]
+    recall = metrics["recall"]
+    assert metrics["se_recall"] == pytest.approx((recall * (1 - recall) / 140) ** 0.5)
+    assert 0.0 < metrics["se_fid"] < metrics["fid"]
+    bare = score_digits(judge, replace(free, reference=published(extract(judge, [digits(500, 140)]), has_images=False)))
+    assert bare["fid"] == metrics["fid"] and bare["se_fid"] == metrics["se_fid"]
+    assert not {"kid", "precision", "recall", "kid_heldout", "se_recall"} & set(bare)
+    with pytest.raises(UserError, match="same number of images.*train 59"):
+        score_digits(judge, replace(free, train=extract(judge, [digits(300, 59)])))
 
 
 def test_class_accuracy_counts_the_samples_that_are_what_was_asked_for() -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd.evaluation.fidelity import Features, compare
-from sfd.evaluation.uncertainty import binomial_error, frechet_error
+from sfd.evaluation.fidelity import Features, Reference, compare
+from sfd.evaluation.uncertainty import binomial_error, moments
+from sfd.evaluation.uncertainty import frechet_error as error_from_moments
 from sfd.params import EvaluateParams
 
 REFERENCE_SEED = 999
@@ -16,12 +17,18 @@ def gaussian(seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:
     return mean + scale * torch.randn(400, 8, generator=torch.Generator().manual_seed(seed))
 
 
+def frechet_error(samples: Tensor, labels: Tensor, reference: Tensor, seed: int) -> float:
+    return error_from_moments(samples, labels, moments(reference), seed)
+
+
 @pytest.mark.parametrize(("mean", "scale"), [(0.3, 1.0), (0.5, 1.5)])
 def test_the_bootstrap_gives_the_spread_of_the_distance_over_fresh_samples(mean: float, scale: float) -> None:
     reference = gaussian(REFERENCE_SEED)
     params = EvaluateParams(kid_subsets=1, kid_subset_size=2)
     sets = [gaussian(seed, mean, scale) for seed in range(40)]
-    distances = [compare(Features(each, None), Features(reference, None), params, 0)["fd"] for each in sets]
+    distances = [
+        compare(Features(each, None), Reference.of(Features(reference, None)), params, 0)["fd"] for each in sets
+    ]
     spread = float(torch.tensor(distances).std())
     found = sum(frechet_error(each, ONE_CLASS, reference, seed=0) for each in sets[:8]) / 8
     assert found == pytest.approx(spread, rel=0.35)
@@ -32,7 +39,9 @@ def test_shares_of_classes_are_no_chance_since_samples_are_balanced() -> None:
     apart = 20.0 * labels[:, None]
     reference, sets = gaussian(REFERENCE_SEED) + apart, [gaussian(seed, 0.3) + apart for seed in range(40)]
     params = EvaluateParams(kid_subsets=1, kid_subset_size=2)
-    distances = [compare(Features(each, None), Features(reference, None), params, 0)["fd"] for each in sets]
+    distances = [
+        compare(Features(each, None), Reference.of(Features(reference, None)), params, 0)["fd"] for each in sets
+    ]
     spread = float(torch.tensor(distances).std())
     assert frechet_error(sets[0], labels, reference, seed=0) == pytest.approx(spread, rel=0.6)
     assert frechet_error(sets[0], ONE_CLASS, reference, seed=0) > 3 * spread

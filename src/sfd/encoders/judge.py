@@ -18,6 +18,8 @@ TRAINED_BASE = "resnet18"
 """timm entry whose dimensions a trained judge overrides."""
 
 INCEPTION_FEATURES = 2048
+SPATIAL_CHANNELS, SPATIAL_SIDE = 7, 17
+"""What sFID sees of Inception-v3, as ADM's evaluator takes it (arXiv 2105.05233, `mixed_6/conv` of the published graph)."""
 
 
 class TrainedJudge(nn.Module):
@@ -46,6 +48,7 @@ class InceptionJudge(nn.Module):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self.name, self.classes, self.num_features = "inception", None, INCEPTION_FEATURES
+        self.num_spatial_features = SPATIAL_CHANNELS * SPATIAL_SIDE**2
         with weights.open("rb") as stream:
             self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
         self.inception = FeatureExtractorInceptionV3(
@@ -57,6 +60,19 @@ class InceptionJudge(nn.Module):
         """Images uint8 ``(B, 3, H, W)`` -> features ``(B, 2048)`` and unbiased ImageNet logits ``(B, 1008)``."""
         features, logits = self.inception(images)
         return features, logits
+
+    def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`forward`, and the spatial features ``(B, 2023)`` of sFID: the first 7 channels of the 17x17 map behind the 1x1
+        convolution (with its ReLU) of TensorFlow's block `mixed_6`, which torch-fidelity calls `Mixed_6d`; channels last, as there."""
+        maps: list[Tensor] = []
+        hook = self.inception.Mixed_6d.branch1x1.register_forward_hook(
+            lambda _module, _inputs, found: maps.append(found)
+        )
+        try:
+            features, logits = self.inception(images)
+        finally:
+            hook.remove()
+        return features, logits, maps[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 Judge = TrainedJudge | InceptionJudge

@@ -181,7 +181,7 @@ def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Jud
     originals = judge_training_images(judge, train, size, data.params.mirror)
     reference = extract(judge, batches.of_images(heldout, range(len(heldout))))
     seen = extract(judge, (batch.to(batches.device) for batch in samples.batches(size, data.params)))
-    found = memorisation(seen.features, originals.features, reference.features)
+    found = memorisation(seen.features, [originals.features], reference.features, device=batches.device)
     below = found.table[found.table["distance"] < found.threshold]
     num_below, num_heldout_below = len(below), round(found.heldout_fraction * len(heldout))
     return Neighbours(

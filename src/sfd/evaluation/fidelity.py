@@ -1,23 +1,24 @@
-"""How close samples come to held-out images, in the features of a judge.
+"""How close samples come to held-out images, or to published statistics, in the features of a judge.
 
 Every metric is torch-fidelity's own, computed by its functions from features to numbers. Its front door,
 ``calculate_metrics``, is left aside: it would extract features once more for every comparison, and its cache is keyed
 by names alone, so that a judge trained anew would be scored with old features.
 
-Shapes: N images, D features of the judge, K classes of its logits.
+Shapes: N images, D features of the judge, S spatial features of Inception-v3, K classes of the judge's logits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfd.errors import UserError
 from sfd.evaluation.memorisation import Memorisation
 from sfd.evaluation.metrics import ERROR_PREFIX, FLOOR_METRICS, FLOORS, distance_name, inception_score_name
-from sfd.evaluation.uncertainty import binomial_error, frechet_error
+from sfd.evaluation.uncertainty import binomial_error, frechet_error, moments
 from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
 
@@ -49,15 +50,75 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class SpatialJudge(Judge, Protocol):
+    """A judge that sFID is defined for: Inception-v3."""
+
+    num_spatial_features: int
+
+    def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """As ``__call__``, and spatial features (B, num_spatial_features)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Features:
-    """What a judge says of N images: features (N, D) float32 and, if it classifies, logits (N, K), both on the CPU."""
+    """What a judge says of N images, on the CPU: features (N, D) float32, logits (N, K) if it classifies, spatial features (N, S) if
+    they were asked for."""
 
     features: Tensor
     logits: Tensor | None
+    spatial: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def take(self, rows: Sequence[int]) -> "Features":
+        """Some of the images."""
+        chosen = (None if each is None else each[list(rows)] for each in (self.logits, self.spatial))
+        return Features(self.features[list(rows)], *chosen)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean (D,) and covariance (D, D) of features; what a Frechet distance is taken between."""
+
+    mean: "np.ndarray[Any, Any]"
+    covariance: "np.ndarray[Any, Any]"
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Statistics":
+        """Those of features (N, D)."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics
+
+        found = fid_features_to_statistics(features)
+        return cls(found["mu"], found["sigma"])
+
+    def distance(self, other: "Statistics") -> float:
+        """Frechet distance (arXiv 1706.08500)."""
+        from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+        precision = np.result_type(self.mean, other.mean)  # torch-fidelity refuses two
+        mine, theirs = ({"mu": each.mean.astype(precision), "sigma": each.covariance} for each in (self, other))
+        return float(fid_statistics_to_metric(mine, theirs, verbose=False)[KEY_METRIC_FID])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What images are compared with: statistics of its features, those of its spatial features for sFID, and its images.
+
+    ``images`` is None where only statistics were published: then kernel distance, precision and recall are absent.
+    """
+
+    statistics: Statistics
+    spatial: Statistics | None
+    images: Features | None
+
+    @classmethod
+    def of(cls, images: Features) -> "Reference":
+        """Images that stand for themselves."""
+        spatial = None if images.spatial is None else Statistics.of(images.spatial)
+        return cls(Statistics.of(images.features), spatial, images)
 
 
 @dataclass(frozen=True)
@@ -65,7 +126,8 @@ class Sets:
     """The image sets of one evaluation, all of the same count N.
 
     Samples, training images and texture-VAE reconstructions of training images are each compared with the held-out
-    images. Labels (N,) are class indices: the classes that samples were asked for, and those of the held-out images.
+    images, or with ``reference`` if there is one: then only these three sets have the same count.
+    Labels (N,) are class indices: the classes that samples were asked for, and those of the held-out images.
     """
 
     samples: Features
@@ -74,24 +136,33 @@ class Sets:
     reconstruction: Features
     sample_labels: Tensor
     heldout_labels: Tensor
+    reference: Reference | None = None
 
 
 @torch.no_grad()
-def extract(judge: Judge, images: Iterable[Tensor]) -> Features:
+def extract(judge: Judge, images: Iterable[Tensor], spatial: bool = False) -> Features:
     """Shows batches of images (B, 3, H, W) uint8, on the judge's device, to the judge; images keep their order.
+
+    ``spatial``: keep spatial features as well; only a :class:`SpatialJudge` has them.
 
     Raises:
         UserError: there are no images, or a feature is not finite.
     """
-    features, logits = [], []
+    features, logits, maps = [], [], []
     for batch in images:
-        batch_features, batch_logits = judge(batch)
+        if spatial:
+            if not isinstance(judge, SpatialJudge):
+                raise ValueError(f"judge {judge.name!r} has no spatial features")
+            batch_features, batch_logits, batch_maps = judge.with_spatial(batch)
+            maps.append(batch_maps.float().cpu())
+        else:
+            batch_features, batch_logits = judge(batch)
         features.append(batch_features.float().cpu())
         if batch_logits is not None:
             logits.append(batch_logits.float().cpu())
     if not features:
         raise UserError(f"judge {judge.name!r} needs at least one image, but was given none; fill the folder it reads")
-    result = Features(torch.cat(features), torch.cat(logits) if logits else None)
+    result = Features(torch.cat(features), torch.cat(logits) if logits else None, torch.cat(maps) if maps else None)
     if not result.features.isfinite().all():
         raise UserError(
             f"features must be finite, but judge {judge.name!r} gives NaN or infinity; make the judge again"
@@ -99,36 +170,53 @@ def extract(judge: Judge, images: Iterable[Tensor]) -> Features:
     return result
 
 
-def compare(samples: Features, reference: Features, params: EvaluateParams, seed: int) -> dict[str, float]:
-    """Distances of samples from a reference, and the quality of the samples on their own.
-
-    Returns:
-        ``fd``: Frechet distance (arXiv 1706.08500); falls with the number of images, so only equal counts compare.
-        ``kid``, ``kid_std``: squared kernel distance, mean and deviation over random subsets (arXiv 1801.01401);
-        unbiased, so it can be slightly negative. The deviation is about 0 when a subset takes in all images.
-        ``precision``: share of samples among the reference's neighbours; ``recall``: the reverse (arXiv 1904.06991).
-        ``is``: inception score (arXiv 1606.03498) of the samples, only if the judge tells two classes or more apart.
-
-    Raises:
-        UserError: either set has fewer than 2 images, or no more images than ``params.neighbours``.
-    """
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    num_images = min(len(samples), len(reference))
+def check_num_images(num_images: int, params: EvaluateParams) -> None:
+    """Raises :class:`UserError` for fewer than 2 images, or no more than ``params.neighbours``."""
     needed = max(2, params.neighbours + 1)
     if num_images < needed:
         raise UserError(
             f"evaluation needs at least {needed} images in every set (evaluate.neighbours is {params.neighbours}), "
             f"but there are {num_images}; give it more images or lower evaluate.neighbours"
         )
-    statistics = [fid_features_to_statistics(each.features) for each in (samples, reference)]
+
+
+def compare(samples: Features, reference: Reference, params: EvaluateParams, seed: int) -> dict[str, float]:
+    """Distances of samples from a reference, and the quality of the samples on their own.
+
+    Returns:
+        ``fd``: Frechet distance (arXiv 1706.08500); falls with the number of images, so only equal counts compare.
+        ``sfid``: the same on spatial features (arXiv 2103.03841, as ADM computes it), only if both sides have them.
+        ``kid``, ``kid_std``: squared kernel distance, mean and deviation over random subsets (arXiv 1801.01401);
+        unbiased, so it can be slightly negative. The deviation is about 0 when a subset takes in all images.
+        ``precision``: share of samples among the reference's neighbours; ``recall``: the reverse (arXiv 1904.06991).
+        ``is``: inception score (arXiv 1606.03498) of the samples, only if the judge tells two classes or more apart.
+        ``kid``, ``kid_std``, ``precision`` and ``recall`` are absent if the reference has no images.
+
+    Raises:
+        UserError: either set has fewer than 2 images, or no more images than ``params.neighbours``.
+    """
+    for images in (samples, reference.images):
+        if images is not None:
+            check_num_images(len(images), params)
+    metrics = {"fd": Statistics.of(samples.features).distance(reference.statistics)}
+    if samples.spatial is not None and reference.spatial is not None:
+        metrics["sfid"] = Statistics.of(samples.spatial).distance(reference.spatial)
+    if reference.images is not None:
+        metrics |= _compare_images(samples, reference.images, params, seed)
+    if samples.logits is not None and samples.logits.shape[1] > 1:
+        metrics["is"] = _inception_score(samples.logits, seed)
+    return metrics
+
+
+def _compare_images(samples: Features, reference: Features, params: EvaluateParams, seed: int) -> dict[str, float]:
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     kid = kid_features_to_metric(
         samples.features,
         reference.features,
         kid_subsets=params.kid_subsets,
-        kid_subset_size=min(params.kid_subset_size, num_images),
+        kid_subset_size=min(params.kid_subset_size, len(samples), len(reference)),
         rng_seed=_numpy_seed(seed, "kid"),
         verbose=False,
     )
@@ -140,23 +228,26 @@ def compare(samples: Features, reference: Features, params: EvaluateParams, seed
         save_cpu_ram=True,
         verbose=False,
     )
-    metrics = {
-        "fd": fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"],
+    return {
         "kid": kid["kernel_inception_distance_mean"],
         "kid_std": kid["kernel_inception_distance_std"],
         "precision": neighbours["precision"],
         "recall": neighbours["recall"],
     }
-    if samples.logits is not None and samples.logits.shape[1] > 1:
-        metrics["is"] = _inception_score(samples.logits, seed)
-    return metrics
 
 
-def score(judge: Judge, sets: Sets, memorised: Memorisation, params: EvaluateParams, seed: int) -> dict[str, float]:
-    """All metrics of one evaluation, flat, by the names under which they are logged.
+def score(
+    judge: Judge,
+    sets: Sets,
+    memorised: Memorisation,
+    params: EvaluateParams,
+    seed: int,
+    device: torch.device | None = None,
+) -> dict[str, float]:
+    """All metrics of one evaluation, flat, by the names under which they are logged. ``device``: where the bootstrap is computed.
 
     Returns:
-        Samples against held-out images: ``fid`` for Inception-v3 and ``fd_JUDGE`` for any other judge, ``kid``,
+        Samples against the reference: ``fid`` for Inception-v3 and ``fd_JUDGE`` for any other judge, ``sfid`` for Inception-v3, ``kid``,
         ``kid_std``, ``precision``, ``recall``; ``inception_score`` or ``is_JUDGE`` if the judge classifies.
         Floors, what a perfect model could reach: ``fd_heldout``, ``kid_heldout``, ``precision_heldout`` and
         ``recall_heldout`` put training images in the samples' place; ``fd_reconstruction`` and so on put their
@@ -176,31 +267,47 @@ def score(judge: Judge, sets: Sets, memorised: Memorisation, params: EvaluatePar
         raise UserError(f"judge.name must not be {judge.name!r}: `fd_{judge.name}` names a floor; choose another name")
     names = {"fd": distance_name(judge.name), "is": inception_score_name(judge.name)}
 
-    found = compare(sets.samples, sets.heldout, params, seed)
+    reference = sets.reference or Reference.of(sets.heldout)
+    found = compare(sets.samples, reference, params, seed)
     metrics = {names.get(key, key): value for key, value in found.items()}
     for floor, images in (("heldout", sets.train), ("reconstruction", sets.reconstruction)):
-        found = compare(images, sets.heldout, params, seed)
-        metrics |= {f"{key}_{floor}": found[key] for key in FLOOR_METRICS}
+        found = compare(images, reference, params, seed)
+        metrics |= {f"{key}_{floor}": found[key] for key in FLOOR_METRICS if key in found}
     if judge.classes is not None and judge.classes > 1:
         metrics["class_accuracy"] = class_accuracy(sets.samples, sets.sample_labels, judge)
         metrics["class_accuracy_heldout"] = class_accuracy(sets.heldout, sets.heldout_labels, judge)
     metrics |= {"num_images": float(len(sets.samples)), "memorised_fraction": memorised.memorised_fraction}
-    return metrics | _standard_errors(metrics, names["fd"], sets, memorised, seed)
+    return metrics | _standard_errors(metrics, names["fd"], sets, memorised, seed, device)
 
 
 def _standard_errors(
-    metrics: dict[str, float], distance: str, sets: Sets, memorised: Memorisation, seed: int
+    metrics: dict[str, float],
+    distance: str,
+    sets: Sets,
+    memorised: Memorisation,
+    seed: int,
+    device: torch.device | None,
 ) -> dict[str, float]:
     """By the names of :func:`score`. All fractions count samples but recall, which counts as many reference images."""
     counts = dict.fromkeys(("class_accuracy", "precision", "recall"), len(sets.samples))
     counts["memorised_fraction"] = len(memorised.table)
-    errors = {distance: frechet_error(sets.samples.features, sets.sample_labels, sets.heldout.features, seed)}
+    if sets.reference is None:
+        reference = moments(sets.heldout.features)
+    else:
+        given = sets.reference.statistics
+        reference = torch.from_numpy(given.mean).double(), torch.from_numpy(given.covariance).double()
+        if sets.reference.images is not None:
+            counts["recall"] = len(sets.reference.images)
+    errors = {distance: frechet_error(sets.samples.features, sets.sample_labels, reference, seed, device)}
     errors |= {name: binomial_error(metrics[name], count) for name, count in counts.items() if name in metrics}
     return {ERROR_PREFIX + name: error for name, error in errors.items()}
 
 
 def _check_counts(sets: Sets) -> None:
-    counts = {name: len(getattr(sets, name)) for name in ("samples", "heldout", "train", "reconstruction")}
+    names = (
+        ("samples", "train", "reconstruction") if sets.reference else ("samples", "heldout", "train", "reconstruction")
+    )
+    counts = {name: len(getattr(sets, name)) for name in names}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise UserError(

@@ -12,6 +12,7 @@ Limits:
     when they reach the quantile.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -42,29 +43,32 @@ class Memorisation:
     table: pd.DataFrame
 
 
-def nearest(queries: Tensor, reference: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """The nearest reference row of every query: Euclidean distance (N,) float64 and row index (N,) int64.
+def nearest(
+    queries: Tensor, reference: Iterable[Tensor], chunk: int = CHUNK, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """The nearest reference row of every query: Euclidean distance (N,) float64 and row index (N,) int64, on the queries' device.
 
-    Queries are (N, D), the reference is (M, D), neither empty. Memory is bounded by blocks of ``chunk`` by ``chunk``
-    distances. Among equal reference rows, which one is named is not defined.
+    Queries are (N, D); the reference (M, D) comes in blocks of rows and is read once, so that it never needs to be in memory whole.
+    A distance is infinite if the reference is empty. Memory is bounded by ``chunk`` by ``chunk`` distances. Among equal reference
+    rows, which one is named is not defined. ``device``: where distances are computed; None: where the queries are.
     """
-    found = [_nearest_to_block(block, reference, chunk) for block in torch.split(queries, chunk)]
-    distances, indices = zip(*found, strict=True)
-    return torch.cat(distances), torch.cat(indices)
-
-
-def _nearest_to_block(queries: Tensor, reference: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    # float64, because cdist subtracts large squares: in float32 a copy would seem 1e-3 of its norm away from itself.
-    queries = queries.double()
-    smallest = queries.new_full((len(queries),), torch.inf)
-    index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-    for start in range(0, len(reference), chunk):
-        distance, offset = torch.cdist(queries, reference[start : start + chunk].double()).min(dim=1)
-        closer = distance < smallest
-        smallest = torch.where(closer, distance, smallest)
-        index = torch.where(closer, offset + start, index)
-    # Taken again by plain subtraction, so that a copy is at exactly 0 and chunks cannot matter.
-    return (queries - reference[index].double()).norm(dim=1), index
+    device = device or queries.device
+    smallest = torch.full((len(queries),), torch.inf, dtype=torch.float64)
+    index = torch.zeros(len(queries), dtype=torch.int64)
+    start = 0
+    for part in (part for block in reference for part in block.split(chunk) if len(part)):
+        # float64, because cdist subtracts large squares: in float32 a copy would seem 1e-3 of its norm away from itself.
+        rows = part.to(device, torch.float64)
+        for first in range(0, len(queries), chunk):
+            asked, found = queries[first : first + chunk].to(device, torch.float64), slice(first, first + chunk)
+            offset = torch.cdist(asked, rows).min(dim=1).indices
+            # Taken again by plain subtraction, so that a copy is at exactly 0 and chunks cannot matter.
+            distance = (asked - rows[offset]).norm(dim=1).cpu()
+            closer = distance < smallest[found]
+            smallest[found] = torch.where(closer, distance, smallest[found])
+            index[found] = torch.where(closer, offset.cpu() + start, index[found])
+        start += len(part)
+    return smallest.to(queries.device), index.to(queries.device)
 
 
 def copy_limit(heldout_distance: Tensor, quantile: float = QUANTILE) -> float:
@@ -82,21 +86,28 @@ def copy_limit(heldout_distance: Tensor, quantile: float = QUANTILE) -> float:
     return limit
 
 
-def memorisation(samples: Tensor, train: Tensor, heldout: Tensor, quantile: float = QUANTILE) -> Memorisation:
+def memorisation(
+    samples: Tensor,
+    train: Iterable[Tensor],
+    heldout: Tensor,
+    quantile: float = QUANTILE,
+    device: torch.device | None = None,
+) -> Memorisation:
     """Counts samples that are nearer to a training image than the nearest ``quantile`` of held-out images are.
 
-    All three are judge features, (N, D), (M, D) and (L, D). ``train`` should hold all images that the model was trained
-    on, mirrored ones too. An honest model gives a fraction of about ``quantile``.
+    All three are judge features, (N, D), (M, D) in blocks of rows, and (L, D). ``train`` should hold all images that the model was
+    trained on, mirrored ones too. An honest model gives a fraction of about ``quantile``. ``device``: as in :func:`nearest`.
 
     Raises:
         UserError: there are no images in a set, or as :func:`copy_limit` does.
     """
-    counts = {"samples": len(samples), "training images": len(train), "held-out images": len(heldout)}
-    if not all(counts.values()):
-        found = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise UserError(f"the memorisation check needs images in every set, but has {found}; fill the empty one")
-    distance, index = nearest(samples, train)
-    heldout_distance, _ = nearest(heldout, train)
+    distances, indices = nearest(torch.cat([samples, heldout]), train, device=device)
+    num_seen = {"samples": len(samples), "held-out images": len(heldout), "training images": distances.isfinite().sum()}
+    empty = [name for name, count in num_seen.items() if not count]
+    if empty:
+        raise UserError(f"the memorisation check needs images in every set, but has no {empty[0]}; add some")
+    distance, heldout_distance = distances.split([len(samples), len(heldout)])
+    index = indices[: len(samples)]
     threshold = copy_limit(heldout_distance, quantile)
     table = pd.DataFrame(
         {"sample_index": range(len(samples)), "train_index": index.cpu().numpy(), "distance": distance.cpu().numpy()}

@@ -11,6 +11,7 @@ INCEPTION = "inception"
 HIGHER_IS_BETTER = {
     "fd": False,
     "fid": False,
+    "sfid": False,
     "kid": False,
     "kid_std": False,
     "precision": True,
@@ -42,7 +43,8 @@ def inception_score_name(judge: str) -> str:
 
 def metric_names(judge: str, knows_classes: bool) -> list[str]:
     """All keys that :func:`sfd.evaluation.fidelity.score` can give for a judge, without standard errors."""
-    own = [distance_name(judge), "kid", "kid_std", "precision", "recall", inception_score_name(judge)]
+    spatial = ["sfid"] if judge == INCEPTION else []
+    own = [distance_name(judge), *spatial, "kid", "kid_std", "precision", "recall", inception_score_name(judge)]
     accuracy = ["class_accuracy", "class_accuracy_heldout"] if knows_classes else []
     return [*own, *_KIND_OF_FLOOR, *accuracy, "num_images", "memorised_fraction"]
 

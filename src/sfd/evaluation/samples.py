@@ -1,5 +1,6 @@
 """Stage ``sample``: images, and the table that says what each one is."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from sfd.generation import ImageGenerator, image_seed
 from sfd.params import SampleParams
 
 TABLE = "samples.csv"
+FACTS = "sampling.json"
 GRID_PER_CLASS, GRID_CLASSES = 10, 10
 """Size of the sample grid."""
 
@@ -67,6 +69,20 @@ def finish_samples(out: Path, table: pd.DataFrame) -> Path:
     grid = labelled_grid(read_images(out, shown["file"].tolist()), shown["class"].tolist(), per_class)
     save_png(grid, out / "grid.png")
     return out / "grid.png"
+
+
+def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int) -> Path:
+    """What a reader must know to compare the samples with others': how many of each class, the seed, and how they were sampled."""
+    sizes = table.groupby("class_index").size()
+    facts = {
+        "num_images": len(table),
+        "num_classes": len(sizes),
+        "images_per_class": [int(sizes.min()), int(sizes.max())],
+        "seed": seed,
+        **params.model_dump(mode="json", exclude={"num_images", "batch_size"}),
+    }
+    (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return out / FACTS
 
 
 def read_images(folder: Path, files: list[str]) -> Tensor:

@@ -1,8 +1,9 @@
-"""Stage ``evaluate``: puts samples, held-out images and their floors before the judge."""
+"""Stage ``evaluate``: puts samples, their reference and the floors before the judge."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -15,64 +16,152 @@ from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.judge import Judge
 from sfd.encoders.texture_vae import TextureVae
-from sfd.evaluation.fidelity import Features, Sets, extract, score
+from sfd.errors import UserError
+from sfd.evaluation.extraction import FeatureStore
+from sfd.evaluation.fidelity import Features, Reference, Sets, SpatialJudge, check_num_images, extract, score
 from sfd.evaluation.memorisation import memorisation
 from sfd.evaluation.pictures import pairs
+from sfd.evaluation.reference import ReferenceFile
 from sfd.evaluation.samples import read_images, read_table
 from sfd.params import EvaluateParams
 from sfd.seeding import generator
 
 NUM_CLOSEST = 12
 """Rows in the picture of samples and their nearest training images."""
+SAMPLES, REFERENCE, RECONSTRUCTIONS, MIRRORED = "samples", "reference", "reconstructions", "mirrored"
+"""Names of sets of features, beside those of the manifest's splits."""
 
 
-def evaluate(
-    params: EvaluateParams, data: Prepared, judge: Judge, vae: TextureVae, samples: Path, seed: int, out: Path
-) -> tuple[dict[str, float], list[Path]]:
-    """Writes ``metrics.json``, ``measurement.json``, ``nearest.csv`` and ``nearest.png``; returns the metrics and the files.
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation. Every process extracts its share of the features; behind a barrier, one computes the metrics.
 
-    ``measurement.json`` says what the metrics were measured with: only metrics of equal measurements can be compared.
-    All sets have the same count: that of the smaller of samples and held-out images (and training images).
+    ``table``: that of the samples in folder ``samples``. ``reference``: None if the held-out images are the reference.
     """
-    table, heldout, train = read_table(samples), data.images(HELDOUT), data.images(TRAIN)
-    count = min(len(table), len(heldout), len(train))
-    sampled = Batches(params.batch_size, judge)
-    heldout_rows, train_rows = choose(len(heldout), count, seed, "heldout"), choose(len(train), count, seed, "train")
-    everything = judge_training_images(judge, train, params.batch_size, data.params.mirror)
-    sample_features = extract(judge, sampled.of_files(samples, table["file"].tolist()))
-    heldout_features = extract(judge, sampled.of_images(heldout, list(range(len(heldout)))))
-    sets = Sets(
-        samples=_take(sample_features, list(range(count))),
-        heldout=_take(heldout_features, heldout_rows),
-        train=_take(everything, train_rows),
-        reconstruction=extract(judge, _reconstructions(sampled.of_images(train, train_rows), vae, seed)),
-        sample_labels=torch.tensor(table["class_index"].tolist()[:count]),
-        heldout_labels=heldout.class_indices[heldout_rows],
-    )
-    memorised = memorisation(sample_features.features, everything.features, heldout_features.features)
-    metrics = score(judge, sets, memorised, params, seed)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    _write_measurement(params, judge, heldout, heldout_rows, out / "measurement.json")
-    memorised.table.to_csv(out / "nearest.csv", index=False)
-    closest = memorised.table.head(NUM_CLOSEST)
-    shown = read_images(samples, table["file"].iloc[closest["sample_index"]].tolist())
-    picture_nearest(closest, shown, train, out / "nearest.png")
-    return metrics, [out / name for name in ("metrics.json", "measurement.json", "nearest.csv", "nearest.png")]
 
+    params: EvaluateParams
+    data: Prepared
+    vae: TextureVae
+    samples: Path
+    seed: int
+    store: FeatureStore
+    table: pd.DataFrame
+    heldout: ManifestImages
+    train: ManifestImages
+    reference: ReferenceFile | None
 
-def _write_measurement(
-    params: EvaluateParams, judge: Judge, heldout: ManifestImages, rows: Sequence[int], file: Path
-) -> None:
-    """The judge, the reference (a digest of its images' sha256 in order), how many images, and all options but the batch size."""
-    facts = {
-        "judge": judge.name,
-        "judge_digest": judge.digest,
-        "num_images": len(rows),
-        "image_size": heldout.size,
-        "reference": hashlib.sha256("\n".join(heldout.sha256[row] for row in rows).encode()).hexdigest(),
-        **params.model_dump(exclude={"batch_size"}),
-    }
-    file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    @classmethod
+    def open(
+        cls, params: EvaluateParams, data: Prepared, vae: TextureVae, samples: Path, seed: int, store: FeatureStore
+    ) -> "Evaluation":
+        """Raises :class:`UserError` before the judge sees an image: samples are missing, or the reference is broken or too small."""
+        reference = None
+        if params.reference is not None:
+            if not isinstance(store.judge, SpatialJudge):
+                raise UserError(
+                    f"evaluate.reference holds statistics of Inception-v3, but the judge in results/judge is {store.judge.name!r}; "
+                    f"run `dvc repro judge`, or set evaluate.reference to null"
+                )
+            reference = ReferenceFile.open(Path(params.reference), store.judge)
+            if reference.image_shape is not None:
+                check_num_images(reference.image_shape[0], params)
+        table, heldout, train = read_table(samples), data.images(HELDOUT), data.images(TRAIN)
+        return cls(params, data, vae, samples, seed, store, table, heldout, train, reference)
+
+    @property
+    def count(self) -> int:
+        """Images in every set that is compared: the smallest one's. A reference file is as large as it is."""
+        counts = [len(self.table), len(self.train)]
+        return min(counts if self.reference else [*counts, len(self.heldout)])
+
+    @property
+    def heldout_rows(self) -> Sequence[int]:
+        """The held-out images that are the reference; all of them if it is a file."""
+        everyone = range(len(self.heldout))
+        return everyone if self.reference else choose(len(self.heldout), self.count, self.seed, "heldout")
+
+    @property
+    def train_rows(self) -> list[int]:
+        """The training images of the floors."""
+        return choose(len(self.train), self.count, self.seed, "train")
+
+    def extract(self) -> None:
+        """This process's share of all features."""
+        files, train_rows, mirror = self.table["file"].tolist(), self.train_rows, self.data.params.mirror
+        everything = (
+            ["features", "logits", "spatial"] if isinstance(self.store.judge, SpatialJudge) else ["features", "logits"]
+        )
+
+        def images(source: ManifestImages, rows: Sequence[int]) -> Tensor:
+            return source.__getitems__(list(rows))[0]
+
+        def sampled(rows: range) -> list[Tensor]:
+            return [read_images(self.samples, files[rows.start : rows.stop])]
+
+        def reconstructions(rows: range) -> list[Tensor]:
+            originals = images(self.train, train_rows[rows.start : rows.stop]).to(self.store.device)
+            return [_reconstruct(originals, self.vae, self.seed, rows.start // self.params.batch_size)]
+
+        fill = self.store.fill
+        fill([SAMPLES], len(files), sampled, everything)
+        kept = everything if self.reference is None else ["features"]
+        fill([HELDOUT], len(self.heldout), lambda rows: [images(self.heldout, rows)], kept)
+        fill([RECONSTRUCTIONS], len(train_rows), reconstructions)
+        if self.reference is not None and self.reference.image_shape is not None:
+            with self.reference.images() as read:
+                fill([REFERENCE], self.reference.image_shape[0], lambda rows: [read(rows)])
+        fill(self._training_sets, len(self.train), lambda rows: mirrorings(images(self.train, rows), mirror))
+
+    @property
+    def _training_sets(self) -> list[str]:
+        return [TRAIN, MIRRORED] if self.data.params.mirror else [TRAIN]
+
+    def measure(self, out: Path) -> tuple[dict[str, float], list[Path]]:
+        """Writes ``metrics.json``, ``measurement.json``, ``nearest.csv`` and ``nearest.png``; returns the metrics and the files.
+
+        ``measurement.json`` says what the metrics were measured with: only metrics of equal measurements can be compared.
+        """
+        samples, heldout = self.store.read(SAMPLES), self.store.read(HELDOUT)
+        sets = Sets(
+            samples=samples.take(range(self.count)),
+            heldout=heldout.take(self.heldout_rows),
+            train=self.store.read(TRAIN, self.train_rows),
+            reconstruction=self.store.read(RECONSTRUCTIONS),
+            sample_labels=torch.tensor(self.table["class_index"].tolist()[: self.count]),
+            heldout_labels=self.heldout.class_indices[list(self.heldout_rows)],
+            reference=self._published(),
+        )
+        train, device = self.store.blocks(self._training_sets), self.store.device
+        memorised = memorisation(samples.features, train, heldout.features, device=device)
+        metrics = score(self.store.judge, sets, memorised, self.params, self.seed, device)
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (out / "measurement.json").write_text(json.dumps(self._measurement(), indent=2) + "\n", encoding="utf-8")
+        memorised.table.to_csv(out / "nearest.csv", index=False)
+        closest = memorised.table.head(NUM_CLOSEST)
+        shown = read_images(self.samples, self.table["file"].iloc[closest["sample_index"]].tolist())
+        picture_nearest(closest, shown, self.train, out / "nearest.png")
+        return metrics, [out / name for name in ("metrics.json", "measurement.json", "nearest.csv", "nearest.png")]
+
+    def _published(self) -> Reference | None:
+        if self.reference is None:
+            return None
+        images = None if self.reference.image_shape is None else self.store.read(REFERENCE)
+        return Reference(self.reference.statistics, self.reference.spatial, images)
+
+    def _measurement(self) -> dict[str, object]:
+        """The judge, the reference (a digest of its images' sha256 in order, or of its file), how many images, and all options but the
+        batch size."""
+        rows = "\n".join(self.heldout.sha256[row] for row in self.heldout_rows)
+        return {
+            "judge": self.store.judge.name,
+            "judge_digest": self.store.judge.digest,
+            "num_images": self.count,
+            "image_size": self.heldout.size,
+            "reference": hashlib.sha256(rows.encode()).hexdigest()
+            if self.reference is None
+            else self.reference.digest(),
+            **self.params.model_dump(exclude={"batch_size", "reference"}),
+        }
 
 
 def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:
@@ -81,21 +170,12 @@ def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:
     return sorted(chosen.tolist())
 
 
-def _take(features: Features, rows: list[int]) -> Features:
-    return Features(features.features[rows], None if features.logits is None else features.logits[rows])
-
-
 class Batches:
     """Images in batches, on the judge's device."""
 
     def __init__(self, size: int, judge: Judge) -> None:
         self.size = size
         self.device = next(judge.parameters()).device
-
-    def of_files(self, folder: Path, files: list[str]) -> Iterator[Tensor]:
-        """Sampled images by file name, uint8 ``(B, 3, S, S)``."""
-        for start in range(0, len(files), self.size):
-            yield read_images(folder, files[start : start + self.size]).to(self.device)
 
     def of_images(self, images: ManifestImages, rows: Sequence[int]) -> Iterator[Tensor]:
         """Rows of the manifest, uint8 ``(B, 3, S, S)``."""
@@ -114,12 +194,11 @@ def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, 
     return Features(torch.cat([view.features for view in views]), torch.cat(logits) if logits else None)
 
 
-def _reconstructions(batches: Iterator[Tensor], vae: TextureVae, seed: int) -> Iterator[Tensor]:
-    """What the texture VAE makes of images, by a sample of the posterior, as in the training set of diffusion."""
-    for number, images in enumerate(batches):
-        random = generator(seed, "evaluate/reconstruction", number)
-        noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
-        yield vae.decode(vae.encode(images, noise.to(images.device)))
+def _reconstruct(images: Tensor, vae: TextureVae, seed: int, number: int) -> Tensor:
+    """What the texture VAE makes of batch ``number`` of images, by a sample of the posterior, as in the training set of diffusion."""
+    random = generator(seed, "evaluate/reconstruction", number)
+    noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
+    return vae.decode(vae.encode(images, noise.to(images.device)))
 
 
 def training_views(train: ManifestImages, rows: Sequence[int]) -> Tensor:

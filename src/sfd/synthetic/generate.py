@@ -93,12 +93,12 @@ class Critic:
         """The distance below which an image counts as memorised. Raises :class:`UserError` as :func:`copy_limit` does."""
         heldout = self.data.images(HELDOUT)
         seen = extract(self.judge, self.batches.of_images(heldout, range(len(heldout))))
-        return copy_limit(nearest(seen.features, self.originals)[0])
+        return copy_limit(nearest(seen.features, [self.originals])[0])
 
     def __call__(self, images: Tensor, classes: list[int]) -> pd.DataFrame:
         """``confidence``, ``nearest_distance`` and ``nearest_file`` of images uint8 ``(B, 3, S, S)``."""
         seen = extract(self.judge, [images.to(self.batches.device)])
-        distance, row = nearest(seen.features, self.originals)
+        distance, row = nearest(seen.features, [self.originals])
         confidence = [float("nan")] * len(classes)
         if self.judge.classes is not None and seen.logits is not None:
             confidence = seen.logits.double().softmax(dim=1)[torch.arange(len(classes)), classes].tolist()

@@ -175,11 +175,11 @@ def open_study(params: Params) -> Queue:
 def _work(queue: Queue, params: Params, parent: str | None) -> "Workbench":
     """Takes trials until the queue is empty or the time is over; returns the workbench."""
     from sfd.tuning.trials import Trials
-    from sfd.tuning.workbench import STUDY, Workbench
+    from sfd.tuning.workbench import Workbench
 
     deadline = time.monotonic() + 60.0 * params.tune.minutes
     bench = Workbench(params)
-    queue.study.set_user_attr("num_reference", len(bench.references[STUDY]))
+    queue.study.set_user_attr("num_reference", bench.num_reference)
     try:
         run(queue, Trials(params, bench, queue.study.user_attrs["id"], parent), deadline)
     except (KeyboardInterrupt, SystemExit):

@@ -16,7 +16,7 @@ from sfd.data.manifest import HELDOUT
 from sfd.data.prepared import Prepared
 from sfd.encoders.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
-from sfd.evaluation.fidelity import Features, class_accuracy, compare, extract
+from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
 from sfd.evaluation.stage import Batches
 from sfd.generation import DiffusionModel, ImageGenerator, image_seed
 from sfd.models.lightningdit import LightningDiT
@@ -57,10 +57,12 @@ class Workbench:
         heldout = Prepared.load(params.data, RESULTS / "prepare").images(HELDOUT)
         order = torch.randperm(len(heldout), generator=generator(params.seed, "tune/reference")).tolist()
         middle = (len(order) + 1) // 2
+        self.num_reference = middle
         halves = {STUDY: sorted(order[:middle]), CONFIRMATION: sorted(order[middle:])}
         batches = Batches(params.evaluate.batch_size, self.judge)
-        self.references: dict[str, Features] = {
-            purpose: extract(self.judge, batches.of_images(heldout, rows)) for purpose, rows in halves.items()
+        self.references: dict[str, Reference] = {
+            purpose: Reference.of(extract(self.judge, batches.of_images(heldout, rows)))
+            for purpose, rows in halves.items()
         }
 
     def score(self, model: DiffusionModel, params: Params, purpose: str, repeat: int) -> Repeat:

@@ -1,0 +1,92 @@
+"""Features of whole image sets, shared among processes and kept on disk, so that an interrupted extraction goes on where it was.
+
+One file a batch: 1.28 million images of 2,048 features take 10.5 GB (and as much again for mirrored ones), which is too much for memory.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from sfd.encoders.judge import Judge
+from sfd.evaluation.fidelity import Features, extract
+from sfd.evaluation.memorisation import CHUNK
+
+Load = Callable[[range], Sequence[Tensor]]
+"""Rows of a set to images uint8 (B, 3, H, W), once for every view of them (as they are, mirrored)."""
+
+
+class FeatureStore:
+    """Sets of features by name, in ``folder``, which all processes see.
+
+    Batches are the same whatever the number of processes, so that features are, too: to the last bit.
+    """
+
+    def __init__(self, folder: Path, judge: Judge, batch_size: int, rank: int, world_size: int) -> None:
+        self.folder, self.judge, self.batch_size = folder, judge, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.device = next(judge.parameters()).device
+        self.num_images: dict[str, int] = {}
+
+    def fill(self, names: Sequence[str], num_images: int, load: Load, keep: Sequence[str] = ("features",)) -> None:
+        """Shows this process's share of the batches to the judge, but those that are there already. A name for every view.
+
+        ``keep``: which fields of :class:`Features` to keep; logits of all of ImageNet would take another 5 GB.
+        Other processes' batches can be read behind a barrier only.
+        """
+        for name in names:
+            self.num_images[name] = num_images
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        starts = range(self.rank * self.batch_size, num_images, self.world_size * self.batch_size)
+        for start in tqdm(starts, desc=names[0], unit="batch", disable=None):
+            files = [self._file(name, start) for name in names]
+            if all(file.exists() for file in files):
+                continue
+            views = load(range(start, min(start + self.batch_size, num_images)))
+            for file, images in zip(files, views, strict=True):
+                found = vars(extract(self.judge, [images.to(self.device)], "spatial" in keep))
+                part = file.with_suffix(".part")
+                save_file(
+                    {key: value.contiguous() for key, value in found.items() if key in keep and value is not None}, part
+                )
+                os.replace(part, file)
+
+    def read(self, name: str, rows: Sequence[int] | None = None) -> Features:
+        """A whole set, or some of its rows, in ascending order."""
+        rows = range(self.num_images[name]) if rows is None else rows
+        parts = [
+            _features(self._file(name, start)).take([row - start for row in wanted])
+            for start, wanted in groupby(rows, key=lambda row: row // self.batch_size * self.batch_size)
+        ]
+        columns = zip(*((part.features, part.logits, part.spatial) for part in parts), strict=True)
+        features, logits, spatial = (
+            None if column[0] is None else torch.cat([each for each in column if each is not None])
+            for column in columns
+        )
+        assert features is not None
+        return Features(features, logits, spatial)
+
+    def blocks(self, names: Sequence[str]) -> Iterator[Tensor]:
+        """Features of several sets, one behind the other, in blocks of about :data:`CHUNK` rows."""
+        waiting: list[Tensor] = []
+        for name in names:
+            for start in range(0, self.num_images[name], self.batch_size):
+                waiting.append(_features(self._file(name, start)).features)
+                if sum(map(len, waiting)) >= CHUNK:
+                    yield torch.cat(waiting)
+                    waiting = []
+        if waiting:
+            yield torch.cat(waiting)
+
+    def _file(self, name: str, start: int) -> Path:
+        return self.folder / name / f"{start:09d}.safetensors"
+
+
+def _features(file: Path) -> Features:
+    found = load_file(file)
+    return Features(found["features"], found.get("logits"), found.get("spatial"))
