@@ -45,8 +45,13 @@ data.root
 data.source
 diffusion.grid_every
 diffusion.grid_images
+diffusion.init_from
+diffusion.init_statistics
+diffusion.lora.alpha
+diffusion.lora.rank
 diffusion.loss.cosine_weight
 diffusion.loss.repa_depth
+diffusion.loss.repa_target
 diffusion.loss.repa_weight
 diffusion.loss.repa_width
 diffusion.loss.semantic_weight
@@ -326,6 +331,9 @@ FID_GATE = {"registry.gates": {"fid": {"limit": 4.0, "improve": True}}}
 CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
 
 
+WARM = {"diffusion.training.warmup_steps": 10}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -346,7 +354,18 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
         ({"judge.name": "inception"}, ["`inception` is kept for Inception-v3"]),
         ({"judge.name": "heldout"}, ["'heldout' is taken", "fd_heldout"]),
         ({"judge.name": "reconstruction"}, ["'reconstruction' is taken", "fd_reconstruction"]),
-        ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true"]),
+        ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true", "`decoded`"]),
+        ({"diffusion.lora": {"rank": 4}}, ["diffusion.lora adapts a trained model", "init_from is null"]),
+        (WARM | {"diffusion.init_from": "models:/sfd"}, ["'models:/sfd' is no address", "models:/NAME@ALIAS"]),
+        (WARM | {"diffusion.init_from": "models:/sfd/0"}, ["is no address"]),
+        (
+            WARM | {"diffusion.init_from": "results/diffusion/model"},
+            ["DVC removes results/diffusion", "copy the model"],
+        ),
+        (
+            {"diffusion.init_from": "models/b", "diffusion.training.warmup_steps": 0},
+            ["init_from is set", "warmup_steps must be above 0"],
+        ),
         ({"diffusion.loss.repa_depth": 5}, ["repa_depth is 5", "size tiny has 4 blocks"]),
         ({"diffusion.model.patch_size": 2}, ["repa_weight", "patch_size 2 to 1"]),
         (
@@ -389,6 +408,10 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"registry.gates": {}},
         {"registry.gates": {"kid": {"limit": 0.01}, "fd_heldout": {"limit": 1}, "recall": {"improve": True}}},
         {"latents.store_features": False, "diffusion.loss.repa_weight": 0},
+        {"latents.store_features": False, "diffusion.loss.repa_target": "decoded"},
+        WARM | {"diffusion.init_from": "../other/results/diffusion/model"},
+        WARM | {"diffusion.init_from": "models:/sfd@champion", "diffusion.lora": {}},
+        WARM | {"diffusion.init_from": "models:/sfd/12", "diffusion.init_statistics": "new"},
         {"diffusion.model.patch_size": 2, "diffusion.loss.repa_weight": 0},
         {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
