@@ -12,7 +12,16 @@ import yaml
 
 from sfd.errors import UserError
 from sfd.models.sizes import SIZES
-from sfd.params import ModelSize, Params, SpaceParams, describe_params, dump_params, load_params, parse_params
+from sfd.params import (
+    LoraParams,
+    ModelSize,
+    Params,
+    SpaceParams,
+    describe_params,
+    dump_params,
+    load_params,
+    parse_params,
+)
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -226,6 +235,7 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     dumped = parse_params(DIGITS).model_dump(by_alias=True)
     for section, mapping in (("tune", "space"), ("registry", "gates")):
         dumped[section][mapping] = {"KEY": next(iter(dumped[section][mapping].values()))}
+    dumped["diffusion"]["lora"] = LoraParams().model_dump()
     assert sorted(leaves(dumped)) == sorted(expanded)
 
 

@@ -1,5 +1,6 @@
 """Stages: locks, resumable work, publishing, fingerprints and one-line errors. As a script, this file is a slow stage."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import yaml
 
 from sfd.errors import UserError
 from sfd.params import Params, load_params, parse_params
-from sfd.pipeline import STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
+from sfd.pipeline import INIT_FROM, STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
 from sfd.tuning.space import upstream
 
 REPOSITORY = Path(__file__).parents[1]
@@ -357,6 +358,36 @@ def test_every_stage_fingerprint_depends_on_each_of_its_parameters_and_no_other(
     assert {name for name in STAGES if seeded[name] != after[name]} == {
         name for name, inputs in STAGES.items() if "seed" in inputs.params
     }
+
+
+def fingerprint_of_diffusion() -> str:
+    return stage_fingerprint("diffusion", load_params(Path("params.yaml")), ())
+
+
+def test_the_model_to_start_from_takes_part_by_its_content_or_its_registered_version() -> None:
+    change("diffusion.init_from", "weights")
+    with pytest.raises(UserError, match="weights does not exist"):
+        fingerprint_of_diffusion()
+    Path("weights").mkdir()
+    Path("weights/model.safetensors").write_text("1")
+    first = fingerprint_of_diffusion()
+    assert fingerprint_of_diffusion() == first
+    Path("weights/model.safetensors").write_text("2")
+    assert fingerprint_of_diffusion() != first
+
+    change("diffusion.init_from", "models:/digits@champion")
+    with pytest.raises(UserError, match="which version models:/digits@champion means is not known .*run `dvc repro"):
+        fingerprint_of_diffusion()
+    found = {"init_from": "models:/digits@champion", "version": "3", "run_id": "a"}
+    INIT_FROM.parent.mkdir(parents=True)
+    INIT_FROM.write_text(json.dumps(found))
+    third = fingerprint_of_diffusion()
+    assert fingerprint_of_diffusion() == third
+    INIT_FROM.write_text(json.dumps(found | {"version": "4"}))
+    assert fingerprint_of_diffusion() != third
+    change("diffusion.init_from", "models:/digits@candidate")
+    with pytest.raises(UserError, match="models:/digits@candidate means is not known"):
+        fingerprint_of_diffusion()
 
 
 # --- the graph ---
