@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,19 @@ def test_a_folder_that_holds_no_model_is_one_line(project: Project) -> None:
     status, output = train(project, init_from="empty")
     assert status == 2 and output.endswith("rerun the stage that makes it, or correct the path\n")
     assert "error: diffusion: empty holds no network: config.json is missing" in output
+
+
+def test_mlflow_is_imported_whole_while_the_delivery_imports_it_too() -> None:
+    racers = "import threading; from sfd.tracking.delivery import import_mlflow\n"
+    racers += (
+        "def run(name, what):\n    import_mlflow(); getattr(__import__(name, fromlist=[what]), what); print('whole')\n"
+    )
+    racers += (
+        "names = [('mlflow.entities', 'Run'), ('mlflow.artifacts', 'download_artifacts'), ('mlflow', 'MlflowClient')]\n"
+    )
+    racers += "[threading.Thread(target=run, args=each).start() for each in names]"
+    done = subprocess.run([sys.executable, "-c", racers], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["whole"] * 3, "")
 
 
 def test_an_address_without_a_model_and_a_folder_that_does_not_exist_are_refused(here: Project) -> None:

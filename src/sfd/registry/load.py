@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sfd.errors import UserError
 from sfd.params import SampleParams
 from sfd.tracking import client, tracking_uri
-from sfd.tracking.delivery import Store, StoreAway
+from sfd.tracking.delivery import Store, StoreAway, import_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +38,7 @@ def open_registry(missing: str = "") -> Iterator["MlflowClient"]:
     Raises:
         UserError: the store does not answer, or refuses.
     """
+    import_mlflow()
     from mlflow import MlflowException
 
     store = Store(Path())
@@ -74,6 +75,7 @@ def download_version(name: str, version: str) -> Iterator[dict[str, Path]]:
     Raises:
         UserError: the store does not answer or has no such version; or the version is not one of ours.
     """
+    import_mlflow()
     import mlflow
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
