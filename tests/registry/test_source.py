@@ -46,7 +46,10 @@ def train(project: Project, **changes: Any) -> tuple[int, str]:
 def test_a_moved_alias_trains_again_and_one_that_stays_does_not(here: Project) -> None:
     status, output = train(here)
     assert status == 0, output
-    assert f"diffusion: starts from {CHAMPION}" in output and "diffusion: copied: pos_embed (1 tensor)" in output
+    assert (
+        f"diffusion: starts from {CHAMPION}, version 1\n" in output
+        and "diffusion: copied: pos_embed (1 tensor)" in output
+    )
     assert (here.result("diffusion") / "start.txt").read_text().splitlines()[1:] == [
         line.removeprefix("diffusion: ") for line in output.splitlines() if line.startswith("diffusion: ")
     ][1:]
@@ -54,6 +57,7 @@ def test_a_moved_alias_trains_again_and_one_that_stays_does_not(here: Project) -
     (experiment,) = registry.search_experiments(filter_string="name = 'sfd'")
     newest = registry.search_runs([experiment.experiment_id], "attributes.run_name = 'diffusion'", max_results=1)[0]
     assert newest.data.metrics["trainable_parameters"] > 0
+    assert newest.data.tags["sfd.init_from"] == f"{CHAMPION}, version 1"
     assert {"start.txt", "start.json"} <= {file.path for file in registry.list_artifacts(newest.info.run_id)}
 
     assert here.run("dvc", "commit", "-f", "diffusion")[0] == 0

@@ -23,7 +23,7 @@ from sfd.training.finetuning import Start, start_from
 from sfd.training.loop import log_nothing, train
 
 pytestmark = pytest.mark.long
-GOAL, EVERY, MOST = 0.9, 50, 700
+GOAL, EVERY, MOST = 0.9, 100, 1200
 SYNC = ScheduleParams(kind="sync")
 TRAINING = {"batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 20, "beta2": 0.99, "ema_decay": 0.96}
 DIGITS = load_digits()

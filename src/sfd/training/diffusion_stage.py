@@ -13,8 +13,8 @@ from sfd.errors import UserError
 from sfd.evaluation.pictures import labelled_grid, plot_schedule, save_png
 from sfd.generation import DiffusionModel, ImageGenerator, build_training_schedule, image_seed, middle_schedule
 from sfd.models.lightningdit import LightningDiT
-from sfd.params import Params
-from sfd.pipeline import Stage, inference_device, rank
+from sfd.params import Params, registered_model
+from sfd.pipeline import Stage, inference_device, rank, resolve_registered
 from sfd.seeding import generator
 from sfd.semantic.semvae import load_semvae
 from sfd.training.curves import write_curve
@@ -113,12 +113,22 @@ def _tell_start(start: Start, stage: Stage) -> None:
     stage.log({"trainable_parameters": float(start.trainable)})
     if start.transfer is None or rank() != 0:
         return
-    lines = [f"starts from {stage.params.diffusion.init_from}", *start.report]
+    source = _describe_source(stage.params.diffusion.init_from or "")
+    if stage.run is not None:
+        stage.run.log_tags({"sfd.init_from": source})
+    lines = [f"starts from {source}", *start.report]
     print("\n".join(f"diffusion: {line}" for line in lines), file=sys.stderr)
     report = stage.out / "start.txt"
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     start.transfer.save(stage.out / "start.json")
     stage.log_artifacts(report, stage.out / "start.json")
+
+
+def _describe_source(init_from: str) -> str:
+    """The model to start from, with the version that an address means now."""
+    return (
+        f"{init_from}, version {resolve_registered(init_from)['version']}" if registered_model(init_from) else init_from
+    )
 
 
 class SampleGrids:
