@@ -102,7 +102,7 @@ def main(
 ) -> None:
     """Prints both targets' means over the seeds, and their difference with its standard error over pairs of a seed."""
     bench, disk = Workbench(options("stored", steps, num_images)), disk_bytes()
-    found = {target: [] for target in TARGETS}  # type: dict[str, list[dict[str, float]]]
+    found: dict[str, list[dict[str, float]]] = {target: [] for target in TARGETS}
     for seed in range(seeds):
         for target in TARGETS:
             found[target].append(measure(bench, target, seed, steps, num_images))
