@@ -16,6 +16,22 @@ from sfd.errors import UserError
 from sfd.registry.source import open_source, write_init_from
 
 pytestmark = pytest.mark.long
+RACERS = """
+import importlib, threading
+from sfd.tracking.delivery import import_mlflow
+
+def run(module, name):
+    import_mlflow()
+    getattr(importlib.import_module(module), name)
+    print("whole")
+
+names = [("mlflow.entities", "Run"), ("mlflow.artifacts", "download_artifacts"), ("mlflow", "MlflowClient")]
+threads = [threading.Thread(target=run, args=each) for each in names]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
 CHAMPION = "models:/sfd-digits@champion"
 
 
@@ -92,15 +108,7 @@ def test_a_folder_that_holds_no_model_is_one_line(project: Project) -> None:
 
 
 def test_mlflow_is_imported_whole_while_the_delivery_imports_it_too() -> None:
-    racers = "import threading; from sfd.tracking.delivery import import_mlflow\n"
-    racers += (
-        "def run(name, what):\n    import_mlflow(); getattr(__import__(name, fromlist=[what]), what); print('whole')\n"
-    )
-    racers += (
-        "names = [('mlflow.entities', 'Run'), ('mlflow.artifacts', 'download_artifacts'), ('mlflow', 'MlflowClient')]\n"
-    )
-    racers += "[threading.Thread(target=run, args=each).start() for each in names]"
-    done = subprocess.run([sys.executable, "-c", racers], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", RACERS], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["whole"] * 3, "")
 
 

@@ -98,7 +98,7 @@ def images_to_the_goal(
     start = Start(network) if source is None else start_from(source, network, data, diffusion, 0)  # type: ignore[arg-type]
     model = DiffusionModel(start.network, SYNC, data.statistics, data.reader.index["classes"])
     task = DiffusionTask(start.network, data, LossParams(repa_weight=0.0), OffsetSchedule(0.0), 0.1, 0)
-    wanted = torch.arange(100) % 5
+    wanted = torch.arange(200) % 5
     taken = 0
 
     def look(averaged: nn.Module, step: int) -> None:
@@ -115,8 +115,8 @@ def images_to_the_goal(
         averaged.train()
         logits = judge(images)[1]
         assert logits is not None
-        accuracy = float((logits.argmax(dim=1) == wanted + digits.start).float().mean())
-        print(digits, source is not None, step, accuracy)
+        accuracy = float((logits.argmax(dim=1) == wanted + digits.start).double().mean())
+        print(f"{digits}, {'tuned' if source else 'from nothing'}, step {step}: {accuracy:.3f}")
         taken = step * TRAINING["batch_size"]
         if accuracy >= GOAL:
             raise Reached
