@@ -12,7 +12,16 @@ import yaml
 
 from sfd.errors import UserError
 from sfd.models.sizes import SIZES
-from sfd.params import ModelSize, Params, SpaceParams, describe_params, dump_params, load_params, parse_params
+from sfd.params import (
+    LoraParams,
+    ModelSize,
+    Params,
+    SpaceParams,
+    describe_params,
+    dump_params,
+    load_params,
+    parse_params,
+)
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "params.yaml", *(ROOT / f"presets/{name}.yaml" for name in ("digits", "imagenet256-sfd-xl"))]
@@ -49,8 +58,13 @@ data.source
 data.split
 diffusion.grid_every
 diffusion.grid_images
+diffusion.init_from
+diffusion.init_statistics
+diffusion.lora.alpha
+diffusion.lora.rank
 diffusion.loss.cosine_weight
 diffusion.loss.repa_depth
+diffusion.loss.repa_target
 diffusion.loss.repa_weight
 diffusion.loss.repa_width
 diffusion.loss.semantic_weight
@@ -228,6 +242,7 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     dumped = parse_params(DIGITS).model_dump(by_alias=True)
     for section, mapping in (("tune", "space"), ("registry", "gates")):
         dumped[section][mapping] = {"KEY": next(iter(dumped[section][mapping].values()))}
+    dumped["diffusion"]["lora"] = LoraParams().model_dump()
     assert sorted(leaves(dumped)) == sorted(expanded)
 
 
@@ -343,6 +358,9 @@ FID_GATE = {"registry.gates": {"fid": {"limit": 4.0, "improve": True}}}
 CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
 
 
+WARM = {"diffusion.training.warmup_steps": 10}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -387,7 +405,26 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
         ({"judge.name": "inception"}, ["`inception` is kept for Inception-v3"]),
         ({"judge.name": "heldout"}, ["'heldout' is taken", "fd_heldout"]),
         ({"judge.name": "reconstruction"}, ["'reconstruction' is taken", "fd_reconstruction"]),
-        ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true"]),
+        ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true", "`decoded`"]),
+        ({"diffusion.lora": {"rank": 4}}, ["diffusion.lora adapts a trained model", "init_from is null"]),
+        (
+            WARM | {"diffusion.init_from": "a model", "diffusion.lora": {}, "diffusion.sharding": "fsdp"},
+            ["diffusion.lora", "set sharding to `ddp`"],
+        ),
+        (
+            PLAIN | {"diffusion.loss.repa_weight": 1.0, "diffusion.loss.repa_target": "decoded"},
+            ["repa_target is `decoded`", "semantic.kind is `none`", "`stored`"],
+        ),
+        (WARM | {"diffusion.init_from": "models:/sfd"}, ["'models:/sfd' is no address", "models:/NAME@ALIAS"]),
+        (WARM | {"diffusion.init_from": "models:/sfd/0"}, ["is no address"]),
+        (
+            WARM | {"diffusion.init_from": "results/diffusion/model"},
+            ["DVC removes results/diffusion", "copy the model"],
+        ),
+        (
+            {"diffusion.init_from": "models/b", "diffusion.training.warmup_steps": 0},
+            ["init_from is set", "warmup_steps must be above 0"],
+        ),
         ({"diffusion.loss.repa_depth": 5}, ["repa_depth is 5", "size tiny has 4 blocks"]),
         ({"diffusion.model.patch_size": 2}, ["repa_weight", "patch_size 2 to 1"]),
         (
@@ -447,6 +484,10 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"registry.gates": {}},
         {"registry.gates": {"kid": {"limit": 0.01}, "fd_heldout": {"limit": 1}, "recall": {"improve": True}}},
         {"latents.store_features": False, "diffusion.loss.repa_weight": 0},
+        {"latents.store_features": False, "diffusion.loss.repa_target": "decoded"},
+        WARM | {"diffusion.init_from": "../other/results/diffusion/model"},
+        WARM | {"diffusion.init_from": "models:/sfd@champion", "diffusion.lora": {}},
+        WARM | {"diffusion.init_from": "models:/sfd/12", "diffusion.init_statistics": "new"},
         {"diffusion.model.patch_size": 2, "diffusion.loss.repa_weight": 0},
         {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},

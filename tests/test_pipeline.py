@@ -1,5 +1,6 @@
 """Stages: locks, resumable work, publishing, fingerprints and one-line errors. As a script, this file is a slow stage."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from filelock import FileLock
 
 from sfd.errors import UserError
 from sfd.params import Params, load_params, parse_params
-from sfd.pipeline import STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
+from sfd.pipeline import INIT_FROM, STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
 from sfd.tuning.space import upstream
 
 REPOSITORY = Path(__file__).parents[1]
@@ -371,6 +372,36 @@ def test_every_stage_fingerprint_depends_on_each_of_its_parameters_and_no_other(
     }
 
 
+def fingerprint_of_diffusion() -> str:
+    return stage_fingerprint("diffusion", load_params(Path("params.yaml")), ())
+
+
+def test_the_model_to_start_from_takes_part_by_its_content_or_its_registered_version() -> None:
+    change("diffusion.init_from", "weights")
+    with pytest.raises(UserError, match="weights does not exist"):
+        fingerprint_of_diffusion()
+    Path("weights").mkdir()
+    Path("weights/model.safetensors").write_text("1")
+    first = fingerprint_of_diffusion()
+    assert fingerprint_of_diffusion() == first
+    Path("weights/model.safetensors").write_text("2")
+    assert fingerprint_of_diffusion() != first
+
+    change("diffusion.init_from", "models:/digits@champion")
+    with pytest.raises(UserError, match="which version models:/digits@champion means is not known .*run `dvc repro"):
+        fingerprint_of_diffusion()
+    found = {"init_from": "models:/digits@champion", "version": "3", "run_id": "a"}
+    INIT_FROM.parent.mkdir(parents=True)
+    INIT_FROM.write_text(json.dumps(found))
+    third = fingerprint_of_diffusion()
+    assert fingerprint_of_diffusion() == third
+    INIT_FROM.write_text(json.dumps(found | {"version": "4"}))
+    assert fingerprint_of_diffusion() != third
+    change("diffusion.init_from", "models:/digits@candidate")
+    with pytest.raises(UserError, match="models:/digits@candidate means is not known"):
+        fingerprint_of_diffusion()
+
+
 # --- the graph ---
 
 
@@ -381,7 +412,7 @@ def test_the_graph_here_and_in_dvc_yaml_are_the_same() -> None:
     for name, inputs in STAGES.items():
         if name == "tune":  # in a file of its own, below
             continue
-        read = {dep.removeprefix("results/") for dep in in_dvc[name]["deps"] if dep.startswith("results/")}
+        read = {dep.split("/")[1] for dep in in_dvc[name]["deps"] if dep.startswith("results/")}
         assert (name, read - watchers) == (name, set(inputs.upstream))
         assert (name, set(in_dvc[name]["params"])) == (name, set(inputs.params))
         assert in_dvc[name]["outs"] == [f"results/{name}"]

@@ -286,6 +286,11 @@ class LossParams(Section):
     repa_weight: float = Field(1.0, ge=0.0, description="weight of the alignment with the encoder's features")
     repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")
     repa_width: Positive = Field(2048, description="hidden width of the alignment's projector")
+    repa_target: Literal["stored", "decoded"] = Field(
+        "stored",
+        description="the features to align with: `stored` beside the latents, or `decoded` from the semantic latent in every step "
+        "(no disk, one more forward pass of the semantic decoder)",
+    )
     time_of: Literal["progress", "parts"] = Field(
         "progress",
         description="what the logit-normal draw is: `progress` u of both parts (the paper), or the time of each part, whatever the "
@@ -293,6 +298,27 @@ class LossParams(Section):
     )
     time_mean: float = Field(0.0, ge=-5.0, le=5.0, description="mean of the logit-normal draw")
     time_std: float = Field(1.0, gt=0.0, le=5.0, description="standard deviation of the logit-normal draw")
+
+
+class LoraParams(Section):
+    """Low-rank adapters (arXiv 2106.09685): ``W + alpha / rank * B A``; they are merged into the weights at the end."""
+
+    rank: Positive = Field(
+        16,
+        description="rank of the adapters on the blocks' attention and MLP layers, beside which only what is new is trained; "
+        "`diffusion.lora: null` trains all weights",
+    )
+    alpha: Positive = Field(16, description="the adapters' product is scaled by alpha / rank")
+
+
+REGISTERED = re.compile(r"models:/(?P<name>[^/:@]+)(@(?P<alias>[a-zA-Z][\w-]*)|/(?P<version>[1-9]\d*))")
+"""MLflow's address of a registered version, by an alias or its number."""
+
+
+def registered_model(address: str) -> tuple[str, str] | None:
+    """Name, and alias or number of the version, of a registered model's address; None for anything else."""
+    found = REGISTERED.fullmatch(address)
+    return None if found is None else (found["name"], found["alias"] or found["version"])
 
 
 class DiffusionParams(Section):
@@ -306,6 +332,17 @@ class DiffusionParams(Section):
         description="what several processes do with the weights: `ddp`: each has them all; `fsdp`: each has its part of weights, averages "
         "and optimizer states, for models that do not fit one GPU. The same on a single process",
     )
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="trained model to start from: a folder (config.json, model.safetensors, statistics.safetensors), "
+        "`models:/NAME@ALIAS` or `models:/NAME/VERSION`; null: from nothing",
+    )
+    init_statistics: Literal["source", "new"] = Field(
+        "source",
+        description="what normalises the latents: the statistics that the weights of `init_from` were trained with, or those of the new data",
+    )
+    lora: LoraParams | None = Field(None, description="needs `init_from`")
     grid_every: Positive = Field(10_000, description="steps between sample grids")
     grid_images: Positive = Field(32, description="images in a sample grid")
 
@@ -529,6 +566,7 @@ class Params(Section):
             _check_heads("encoder", self.encoder)
         _check_loss(self.diffusion.loss)
         _check_repa(self)
+        _check_init(self.diffusion)
         _check_guidance(self.sample.guidance, self.diffusion.model)
         check_sampling_schedule(self.schedule, self.sample.schedule)
         _check_reference(self)
@@ -655,9 +693,14 @@ def _check_repa(params: Params) -> None:
     model, loss = params.diffusion.model, params.diffusion.loss
     if loss.repa_weight == 0.0:
         return
-    if not params.latents.store_features:
+    if loss.repa_target == "stored" and not params.latents.store_features:
         raise ValueError(
-            "diffusion.loss.repa_weight is above 0, so latents.store_features must be true (or set the weight to 0)"
+            "diffusion.loss.repa_weight is above 0 and repa_target is `stored`, so latents.store_features must be true "
+            "(or set repa_target to `decoded`, or the weight to 0)"
+        )
+    if loss.repa_target == "decoded" and params.semantic.kind == "none":
+        raise ValueError(
+            "diffusion.loss.repa_target is `decoded`, but semantic.kind is `none`, so nothing could be decoded: set repa_target to `stored`"
         )
     if loss.repa_depth > SIZES[model.size][1]:
         raise ValueError(
@@ -667,6 +710,34 @@ def _check_repa(params: Params) -> None:
         raise ValueError(
             f"diffusion.loss.repa_weight is above 0, so every token needs a feature of its own: set diffusion.model.patch_size "
             f"{model.patch_size} to 1 (or the weight to 0)"
+        )
+
+
+def _check_init(diffusion: DiffusionParams) -> None:
+    """Starting from a trained model."""
+    source = diffusion.init_from
+    if diffusion.lora is not None and diffusion.sharding == "fsdp":
+        raise ValueError(
+            "diffusion.lora keeps nearly all weights frozen, which diffusion.sharding `fsdp` does not split: set sharding to `ddp`"
+        )
+    if source is None:
+        if diffusion.lora is not None:
+            raise ValueError(
+                "diffusion.lora adapts a trained model, but diffusion.init_from is null: name the model, or set lora to null"
+            )
+        return
+    if source.startswith("models:") and REGISTERED.fullmatch(source) is None:
+        raise ValueError(
+            f"diffusion.init_from {source!r} is no address of a registered model: write `models:/NAME@ALIAS` or `models:/NAME/VERSION`"
+        )
+    if Path(source).parts[:2] == ("results", "diffusion"):
+        raise ValueError(
+            f"diffusion.init_from is {source!r}, but DVC removes results/diffusion before it trains: copy the model to another folder"
+        )
+    if diffusion.training.warmup_steps == 0:
+        raise ValueError(
+            "diffusion.init_from is set, so diffusion.training.warmup_steps must be above 0: the optimizer knows nothing of the "
+            "loaded weights yet, and full first steps would spoil them"
         )
 
 

@@ -21,11 +21,13 @@ from typing import Any, NoReturn
 from filelock import FileLock, Timeout
 
 from sfd.errors import UserError
-from sfd.params import Params, load_params
+from sfd.params import Params, load_params, registered_model
 from sfd.processes import barrier, form_group, is_first_to_say, is_lost_peer, rank, world_size
 from sfd.tracking import Run, start_run
 
 RESULTS = Path("results")
+INIT_FROM = RESULTS / "scan" / "init_from.json"
+"""What stage ``scan`` found ``diffusion.init_from`` to be."""
 WORK = Path(".sfd/work")
 ORPHANS_WAIT_S = 10.0
 """Data loader workers of a killed stage hold its lock for some seconds more."""
@@ -49,7 +51,7 @@ STAGES: dict[str, Inputs] = {
     "latents": Inputs(
         ("seed", "data.image_size", "data.mirror", "latents"), ("prepare", "encoder", "texture_vae", "semantic")
     ),
-    "diffusion": Inputs(("seed", "schedule", "diffusion"), ("latents", "texture_vae")),
+    "diffusion": Inputs(("seed", "schedule", "diffusion"), ("semantic", "latents", "texture_vae")),
     "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae")),
     "evaluate": Inputs(
         ("seed", "data.image_size", "data.mirror", "evaluate"), ("prepare", "texture_vae", "judge", "sample")
@@ -189,6 +191,7 @@ def stage_fingerprint(name: str, params: Params, upstream: tuple[str, ...] | Non
             read: published_fingerprint(read) for read in (STAGES[name].upstream if upstream is None else upstream)
         },
         "files": {str(path): digest_path(path) for path in _named_files(chosen)},
+        "registered": [resolve_registered(name) for name in _values_of(chosen, "init_from") if registered_model(name)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -202,13 +205,34 @@ def select(tree: dict[str, Any], key: str) -> Any:
 
 
 def _named_files(node: object) -> Iterator[Path]:
-    """Paths of weights and statistics in parameters: the values of ``file``, ``weak_model`` and ``reference``."""
+    """Paths of weights and statistics in parameters: the values of ``file``, ``weak_model``, ``reference`` and ``init_from``."""
+    yield from (Path(name) for name in _values_of(node, "file", "weak_model", "reference"))
+    yield from (Path(name) for name in _values_of(node, "init_from") if registered_model(name) is None)
+
+
+def _values_of(node: object, *keys: str) -> Iterator[str]:
+    """The values of these keys in nested mappings, unless they are null."""
     if isinstance(node, dict):
         for key, value in node.items():
-            if key in ("file", "weak_model", "reference") and value is not None:
-                yield Path(value)
+            if key in keys and value is not None:
+                yield value
             else:
-                yield from _named_files(value)
+                yield from _values_of(value, *keys)
+
+
+def resolve_registered(address: str) -> dict[str, str]:
+    """``name`` and ``version`` behind a registered model's address, and the ``run_id`` that made it, as stage ``scan`` found them.
+
+    Raises:
+        UserError: the stage has not looked this address up.
+    """
+    known = json.loads(INIT_FROM.read_text(encoding="utf-8")) if INIT_FROM.is_file() else {}
+    registered = registered_model(address)
+    if registered is None or known.get("init_from") != address:
+        raise UserError(
+            f"which version {address} means is not known ({INIT_FROM}); run `dvc repro diffusion`, which looks it up"
+        )
+    return {"name": registered[0], "version": known["version"], "run_id": known["run_id"]}
 
 
 def digest_path(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sfd.errors import UserError
 from sfd.params import SampleParams
 from sfd.tracking import client, tracking_uri
-from sfd.tracking.delivery import Store, StoreAway
+from sfd.tracking.delivery import Store, StoreAway, import_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +38,7 @@ def open_registry(missing: str = "") -> Iterator["MlflowClient"]:
     Raises:
         UserError: the store does not answer, or refuses.
     """
+    import_mlflow()
     from mlflow import MlflowException
 
     store = Store(Path())
@@ -67,27 +68,39 @@ def find_version(name: str, which: str) -> "ModelVersion":
         return registry.get_model_version_by_alias(name, which)
 
 
+@contextmanager
+def download_version(name: str, version: str) -> Iterator[dict[str, Path]]:
+    """Files and folders that a version was registered with, by the names of its artifacts, for the block.
+
+    Raises:
+        UserError: the store does not answer or has no such version; or the version is not one of ours.
+    """
+    import_mlflow()
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model
+
+    # A `models:/` address is looked up in MLflow's process-wide store, whatever a call says.
+    mlflow.set_tracking_uri(tracking_uri())
+    with TemporaryDirectory() as temporary:
+        with open_registry(f"there is no version {version} of model `{name}`"):
+            where = download_artifacts(f"models:/{name}/{version}", dst_path=temporary)
+        paths = Model.load(where).flavors["python_function"].get("artifacts", {})
+        if not {"diffusion", "texture_vae", "sample"} <= paths.keys():
+            raise UserError(f"version {version} of model `{name}` is not one that stage `register` made")
+        yield {artifact: Path(where) / entry["path"] for artifact, entry in paths.items()}
+
+
 def load_registered(name: str, which: str) -> RegisteredModel:
     """Weights, schedule, statistics and decoder of a version, by its number or an alias, as they were registered.
 
     Raises:
         UserError: as :func:`find_version` does; or the version is not one of ours.
     """
-    import mlflow
-    from mlflow.artifacts import download_artifacts
-    from mlflow.models import Model
-
     from sfd.generation import ImageGenerator
 
-    # A `models:/` address is looked up in MLflow's process-wide store, whatever a call says.
-    mlflow.set_tracking_uri(tracking_uri())
-    found = find_version(name, which)
-    with TemporaryDirectory() as temporary:
-        where = download_artifacts(f"models:/{name}/{found.version}", dst_path=temporary)
-        paths = Model.load(where).flavors["python_function"].get("artifacts", {})
-        if not {"diffusion", "texture_vae", "sample"} <= paths.keys():
-            raise UserError(f"version {found.version} of model `{name}` is not one that stage `register` made")
-        folders = {artifact: Path(where) / entry["path"] for artifact, entry in paths.items()}
+    version = str(find_version(name, which).version)
+    with download_version(name, version) as folders:
         images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"])
         sample = SampleParams.model_validate_json(folders["sample"].read_text(encoding="utf-8"))
-    return RegisteredModel(name, str(found.version), images, sample)
+    return RegisteredModel(name, version, images, sample)

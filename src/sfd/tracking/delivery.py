@@ -38,6 +38,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 METRICS_PER_BATCH = 1000  # MLflow's limits
 VALUES_PER_BATCH = 100
 
+_IMPORT = threading.Lock()
+
 POLL_S = 1.0
 LONGEST_BACKOFF_S = 10.0
 PROBE_S = 3.0
@@ -56,8 +58,15 @@ def registry_uri(folder: Path = Path()) -> str:
     return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri(folder)
 
 
+def import_mlflow() -> None:
+    """Imports mlflow, one thread at a time: its modules import each other, and a second thread would find them half made."""
+    with _IMPORT:
+        import mlflow  # noqa: F401  # a stage's own thread and that of the delivery both need it
+
+
 def client(folder: Path = Path()) -> "MlflowClient":
     """A client of the tracking store and of its model registry; creates the embedded store when there is none."""
+    import_mlflow()
     from mlflow import MlflowClient
 
     uri = tracking_uri(folder)
@@ -187,6 +196,7 @@ class Store:
 
     def _send(self, journal: Journal, state: State, batch: list[Record]) -> State:
         """Sends one batch of one kind; returns the state with the run's id."""
+        import_mlflow()
         from mlflow.entities import Metric, Param, RunTag
 
         mlflow, record, run_id = self.connect(), batch[0], state.run_id

@@ -1,10 +1,12 @@
 """Training of the diffusion model: the schedule's two times, the three terms of the loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sfd.data.latents import Statistics
 from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
 from sfd.diffusion.schedule import (
     OffsetRange,
@@ -69,9 +71,31 @@ def model_config(
     )
 
 
+class SemanticDecoder(Protocol):
+    """A frozen network that turns semantic latents back into features."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """``(B, N, C)`` -> ``(B, N, D)``."""
+
+
+class DecodedFeatures:
+    """REPA's target from the latents themselves: the semantic part, decoded. Costs a forward pass of the decoder, and no disk."""
+
+    def __init__(self, decoder: SemanticDecoder, statistics: Statistics, semantic_channels: int) -> None:
+        self.decoder, self.statistics, self.semantic_channels = decoder, statistics, semantic_channels
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Normalised composite latents ``(B, C, H, W)`` -> features ``(B, N, D)``."""
+        statistics = Statistics(self.statistics.mean.to(latents.device), self.statistics.std.to(latents.device))
+        semantic = statistics.restore(latents)[:, -self.semantic_channels :]
+        return self.decoder.decode(semantic.flatten(2).transpose(1, 2)).float()
+
+
 class DiffusionTask:
     """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged.
 
+    ``features_of``: gives REPA's target for a batch of latents, where the data set does not hold it.
     Raises :class:`UserError` if all weights are 0.
     """
 
@@ -85,8 +109,10 @@ class DiffusionTask:
         schedule: Schedule | OffsetRange,
         class_dropout: float,
         seed: int,
+        features_of: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.network, self.dataset, self.config = network, dataset, network.config
+        self.features_of = features_of
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
         weights = {"velocity": loss.velocity_weight, "cosine": loss.cosine_weight, "repa": loss.repa_weight}
         self.weights: Mapping[str, float] = {term: weight for term, weight in weights.items() if weight > 0.0}
@@ -112,7 +138,7 @@ class DiffusionTask:
         return x0, *schedule.times(u), *weights, torch.rand(batch_size, generator=random, device=device)
 
     def losses(self, network: nn.Module, data: Tensors, noise: Tensors) -> dict[str, Tensor]:
-        """``data``: latents ``(B, C, H, W)``, classes ``(B,)``, and features ``(B, N, D)`` with REPA. Terms are batch means."""
+        """``data``: latents ``(B, C, H, W)``, classes ``(B,)``, and stored features ``(B, N, D)``. Terms are batch means."""
         x1, labels = data[:2]
         x0, t_tex, t_sem, texture_weight, semantic_weight, drop = noise
         semantic_channels = self.config.semantic_channels
@@ -129,5 +155,6 @@ class DiffusionTask:
         if "cosine" in self.weights:
             terms["cosine"] = cosine_loss(velocity, target, SHORTEST_VELOCITY).mean()
         if "repa" in self.weights:
-            terms["repa"] = repa_loss(output.projection.float(), data[2]).mean()
+            features = data[2] if self.features_of is None else self.features_of(x1)
+            terms["repa"] = repa_loss(output.projection.float(), features).mean()
         return terms

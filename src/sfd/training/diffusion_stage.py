@@ -1,5 +1,6 @@
 """Stage ``diffusion``: network and data set from the parameters, training with sample grids, and what it leaves."""
 
+import sys
 from pathlib import Path
 
 from torch import nn
@@ -11,12 +12,14 @@ from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.pictures import labelled_grid, plot_schedule, save_png
 from sfd.generation import DiffusionModel, ImageGenerator, build_training_schedule, image_seed, middle_schedule
 from sfd.models.lightningdit import LightningDiT
-from sfd.params import Params
-from sfd.pipeline import Stage
+from sfd.params import Params, registered_model
+from sfd.pipeline import Stage, resolve_registered
 from sfd.processes import inference_device, rank, world_size
 from sfd.seeding import generator
+from sfd.semantic.files import load_semantic
 from sfd.training.curves import write_curve
-from sfd.training.diffusion import DiffusionTask, model_config
+from sfd.training.diffusion import DecodedFeatures, DiffusionTask, model_config
+from sfd.training.finetuning import Start, start_from
 from sfd.training.loop import train
 
 GRID_SAMPLER = Sampler("euler", num_steps=50)
@@ -40,22 +43,48 @@ def build_network(params: Params, dataset: LatentDataset, seed: int) -> Lightnin
 
 
 def open_latents(params: Params, folder: Path) -> LatentDataset:
-    """The latents that stage ``latents`` left, with features if REPA wants them; processes share the check of the shards."""
-    return LatentDataset(folder / "shards", params.diffusion.loss.repa_weight > 0.0, rank(), world_size())
+    """The latents that stage ``latents`` left, with features if REPA wants the stored ones; processes share the check of the shards."""
+    return LatentDataset(folder / "shards", wants_features(params, "stored"), rank(), world_size())
+
+
+def wants_features(params: Params, target: str) -> bool:
+    """Whether REPA is on, with this target."""
+    loss = params.diffusion.loss
+    return loss.repa_weight > 0.0 and loss.repa_target == target
+
+
+def prepare_network(params: Params, dataset: LatentDataset, seed: int, source: DiffusionModel | None) -> Start:
+    """The network to train, from nothing or from a trained model; then ``dataset`` normalises as ``init_statistics`` says.
+
+    Raises :class:`UserError` if parameters, latents and the trained model do not fit.
+    """
+    network = build_network(params, dataset, seed)
+    return Start(network) if source is None else start_from(source, network, dataset, params.diffusion, seed)
+
+
+def decoded_features(params: Params, dataset: LatentDataset) -> DecodedFeatures | None:
+    """The semantic decoder as REPA's target, if the parameters want it."""
+    if not wants_features(params, "decoded"):
+        return None
+    decoder = load_semantic(Stage.upstream("semantic") / "model").to(inference_device())
+    return DecodedFeatures(decoder, dataset.statistics, dataset.reader.index["semantic_channels"])
 
 
 def build_task(params: Params, network: LightningDiT, dataset: LatentDataset, seed: int) -> DiffusionTask:
     """What the training loop must know."""
     schedule, diffusion = build_training_schedule(params.schedule), params.diffusion
-    return DiffusionTask(network, dataset, diffusion.loss, schedule, diffusion.model.class_dropout, seed)
+    features_of = decoded_features(params, dataset)
+    return DiffusionTask(network, dataset, diffusion.loss, schedule, diffusion.model.class_dropout, seed, features_of)
 
 
-def make_diffusion(stage: Stage) -> None:
-    """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``."""
+def make_diffusion(stage: Stage, source: Path | None = None) -> None:
+    """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``; ``source``: folder of the model to start from."""
     params, seed = stage.params.diffusion, stage.params.seed
     dataset = open_latents(stage.params, stage.upstream("latents"))
     facts = dataset.reader.index
-    network = build_network(stage.params, dataset, seed)
+    start = prepare_network(stage.params, dataset, seed, None if source is None else DiffusionModel.load(source))
+    network = start.network
+    _tell_start(start, stage)
     task = build_task(stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics, facts["classes"])
     grids = SampleGrids(model, stage, params.grid_images)
@@ -64,7 +93,7 @@ def make_diffusion(stage: Stage) -> None:
     )
     if rank() != 0:
         return
-    trained.copy_to(network)
+    start.finish(trained)
     model.save(stage.out / "model")
     plot_schedule(middle_schedule(stage.params.schedule).times, stage.out / "schedule.png")
     stage.log({"parameters": float(sum(p.numel() for p in network.parameters()))})
@@ -76,6 +105,29 @@ def make_diffusion(stage: Stage) -> None:
         {"num_images": len(dataset.reader)},
     )
     stage.log_artifacts(*write_curve(stage.out, trained.curve), stage.out / "schedule.png")
+
+
+def _tell_start(start: Start, stage: Stage) -> None:
+    """Prints and logs what became of the weights that training starts from, and how many parameters it trains."""
+    stage.log({"trainable_parameters": float(start.trainable)})
+    if start.transfer is None or rank() != 0:
+        return
+    source = _describe_source(stage.params.diffusion.init_from or "")
+    if stage.run is not None:
+        stage.run.log_tags({"sfd.init_from": source})
+    lines = [f"starts from {source}", *start.report]
+    print("\n".join(f"diffusion: {line}" for line in lines), file=sys.stderr)
+    report = stage.out / "start.txt"
+    report.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    start.transfer.save(stage.out / "start.json")
+    stage.log_artifacts(report, stage.out / "start.json")
+
+
+def _describe_source(init_from: str) -> str:
+    """The model to start from, with the version that an address means now."""
+    return (
+        f"{init_from}, version {resolve_registered(init_from)['version']}" if registered_model(init_from) else init_from
+    )
 
 
 class SampleGrids:

@@ -140,7 +140,7 @@ def upstream(params: Params) -> tuple[str, ...]:
     """The stages whose results a study reads."""
     tune = params.tune
     model = ("diffusion",) if tune.kind == "sampling" else ()
-    latents = ("latents",) if tune.kind == "training" or tune.refine_steps else ()
+    latents = ("semantic", "latents") if tune.kind == "training" or tune.refine_steps else ()
     return ("prepare", "texture_vae", "judge", *model, *latents)
 
 

@@ -3,6 +3,7 @@
 Every candidate is scored on the same noise (common random numbers), so that differences between candidates are not those of seeds.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from sfd.models.lightningdit import LightningDiT
 from sfd.params import Params
 from sfd.pipeline import RESULTS
 from sfd.processes import inference_device
+from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
-from sfd.training.diffusion_stage import build_network, build_task, open_latents
+from sfd.training.diffusion_stage import build_task, open_latents, prepare_network, wants_features
 from sfd.training.loop import log_nothing, train
 
 GRID_IMAGES = 100
@@ -54,6 +56,8 @@ class Workbench:
         self.judge = load_judge(RESULTS / "judge" / "model").to(self.device)
         self.decoder = load_texture_vae(RESULTS / "texture_vae" / "model").to(self.device)
         self.trained = DiffusionModel.load(RESULTS / "diffusion" / "model") if params.tune.kind == "sampling" else None
+        with open_source(params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
+            self.source = None if folder is None else DiffusionModel.load(folder)
         heldout = Prepared.load(params.data, RESULTS / "prepare").images(HELDOUT)
         order = torch.randperm(len(heldout), generator=generator(params.seed, "tune/reference")).tolist()
         middle = (len(order) + 1) // 2
@@ -100,10 +104,13 @@ class Workbench:
     def train(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
     ) -> DiffusionModel:
-        """A model trained from nothing on the latents; ``look`` gets it every ``tune.report_every`` steps before the last."""
+        """A model trained on the latents, from nothing or as ``diffusion.init_from`` says.
+
+        ``look`` gets it every ``tune.report_every`` steps before the last.
+        """
         dataset = self._latents(params)
-        network = build_network(params, dataset, seed)
-        model = DiffusionModel(network, params.schedule, dataset.statistics, dataset.reader.index["classes"])
+        start = prepare_network(params, dataset, seed, self.source)
+        model = DiffusionModel(start.network, params.schedule, dataset.statistics, dataset.reader.index["classes"])
         last = params.diffusion.training.num_steps
 
         def preview(averaged: torch.nn.Module, step: int) -> None:
@@ -113,7 +120,7 @@ class Workbench:
                 averaged.train()
 
         trained = train(
-            build_task(params, network, dataset, seed),
+            build_task(params, start.network, dataset, seed),
             params.diffusion.training,
             seed,
             folder,
@@ -122,21 +129,22 @@ class Workbench:
             preview,
             params.tune.report_every,
         )
-        trained.copy_to(network)
+        start.finish(trained)
         return model
 
     def _latents(self, params: Params) -> LatentDataset:
         """The latents, with features or without; opened once, because that hashes every shard."""
-        with_features = params.diffusion.loss.repa_weight > 0.0
+        with_features = wants_features(params, "stored")
         if with_features not in self._opened:
             self._opened[with_features] = open_latents(params, RESULTS / "latents")
-        return self._opened[with_features]
+        return copy.copy(self._opened[with_features])  # a trial may normalise them by other statistics
 
     def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:
         """A model trained for a range of offsets, trained on for ``tune.refine_steps`` steps at the schedule that it is sampled with."""
         assert params.sample.schedule is not None
         params = params.model_copy(update={"schedule": params.sample.schedule})
         dataset = self._latents(params)
+        dataset.statistics = shared.statistics
         network = LightningDiT(shared.network.config)
         network.load_state_dict(shared.network.state_dict())
         steps = params.tune.refine_steps

@@ -1,0 +1,245 @@
+"""Starting from a trained model: what is copied, resized, drawn anew and left out; and low-rank adapters (arXiv 2106.09685)."""
+
+import json
+import textwrap
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfd.data.latents import LatentDataset, Statistics
+from sfd.errors import UserError
+from sfd.generation import DiffusionModel
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.params import DiffusionParams, LoraParams
+from sfd.seeding import seeded_initialisation
+from sfd.training.loop import Trained
+
+BACKBONE = (
+    "patch_size",
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "use_qknorm",
+    "use_swiglu",
+    "use_rope",
+    "use_rmsnorm",
+    "use_shift",
+)
+"""What must be the same in both models, because every block's weights depend on it."""
+
+CLASS_TABLE = "y_embedder.embedding_table.weight"
+OUTPUT = ("final_layer.linear.weight", "final_layer.linear.bias")
+OF_THE_GRID = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+"""Fixed tables that follow from the grid, so that a new one is not learnt but computed."""
+
+NO_CLASS = "no class"
+"""The null class among the names of classes."""
+
+ADAPTED_LAYERS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
+"""Names of the linear layers that get adapters: attention and MLP of every block (with SwiGLU or GELU)."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Names of tensors, by what became of them; ``in_part`` says of each what was drawn anew."""
+
+    copied: tuple[str, ...]
+    in_part: dict[str, str]
+    resized: tuple[str, ...]
+    drawn_anew: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def describe(self) -> list[str]:
+        """A line for each fate that any tensor had."""
+        lines = [f"copied: {_modules(self.copied)}"]
+        lines += [f"copied in part: {name} (drawn anew: {what})" for name, what in self.in_part.items()]
+        for fate, names in (
+            ("resized (computed for the new grid)", self.resized),
+            ("drawn anew", self.drawn_anew),
+            ("left out", self.left_out),
+        ):
+            lines += [f"{fate}: {_modules(names)}"] if names else []
+        return lines
+
+    def save(self, file: Path) -> None:
+        """Writes all names as JSON."""
+        file.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def _modules(names: Iterable[str]) -> str:
+    """Names of tensors, counted by the module that holds them."""
+    counted = [(module, len(list(group))) for module, group in groupby(names, lambda name: name.split(".")[0])]
+    return ", ".join(f"{module} ({count} tensor{'s' * (count > 1)})" for module, count in counted)
+
+
+class Entries(NamedTuple):
+    """A tensor, one of its axes, and the names of the entries along it."""
+
+    tensor: Tensor
+    axis: int
+    names: list[str]
+
+
+@torch.no_grad()
+def transfer(source: DiffusionModel, network: LightningDiT, classes: list[str]) -> Transfer:
+    """Copies all weights that fit into ``network``, which is freshly initialised.
+
+    Rows of the class table follow the names of ``classes``, in order; the null class is kept. Semantic channels are copied where both
+    models have the same number of them; texture channels must be the same. Time embedders fit where both models have one time, or
+    both have two; the REPA projector where depth and widths are the same. Fixed tables are those of the new grid.
+
+    Raises:
+        UserError: the backbones differ, or the texture channels.
+    """
+    theirs, ours = source.network.config, network.config
+    _check_backbone(theirs, ours)
+    old = source.network.state_dict()
+    copied: list[str] = []
+    resized: list[str] = []
+    drawn: list[str] = []
+    in_part: dict[str, str] = {}
+    for name, value in network.state_dict().items():
+        entries = _entries(name, value, ours, classes)
+        is_projector = name.startswith("repa_projector.")
+        if entries is not None:
+            anew = copy_entries(entries, _entries(name, old[name], theirs, source.classes))
+            if anew:
+                in_part[name] = f"{len(anew)} of {len(entries.names)}: {textwrap.shorten(', '.join(anew), 100)}"
+            else:
+                copied.append(name)
+        elif (
+            name in old
+            and old[name].shape == value.shape
+            and not (is_projector and ours.repa_depth != theirs.repa_depth)
+        ):
+            value.copy_(old[name])
+            copied.append(name)
+        else:
+            (resized if name in OF_THE_GRID else drawn).append(name)
+    left_out = [name for name in old if name not in {*copied, *in_part, *resized}]
+    return Transfer(tuple(copied), in_part, tuple(resized), tuple(drawn), tuple(left_out))
+
+
+def _check_backbone(theirs: LightningDiTConfig, ours: LightningDiTConfig) -> None:
+    there, here = theirs.to_dict(), ours.to_dict()
+    differ = [f"{key} is {there[key]} there and {here[key]} here" for key in BACKBONE if there[key] != here[key]]
+    if differ:
+        raise UserError(
+            f"diffusion.init_from: the backbones differ ({', '.join(differ)}); set diffusion.model to that of the model to start from"
+        )
+    channels = [config.in_channels - config.semantic_channels for config in (theirs, ours)]
+    if channels[0] != channels[1]:
+        raise UserError(
+            f"diffusion.init_from: that model knows texture latents of {channels[0]} channels, but results/latents has {channels[1]}; "
+            "set texture_vae to the one that the model was trained with"
+        )
+
+
+def _entries(name: str, value: Tensor, config: LightningDiTConfig, classes: list[str]) -> Entries | None:
+    """What a tensor's entries belong to, for those that depend on the data set: classes, or channels of the composite."""
+    if name == CLASS_TABLE:
+        return Entries(value, 0, [*classes, NO_CLASS] if config.use_null_class else classes)
+    if name == "x_embedder.proj.weight":
+        return Entries(value, 1, _channels(config))
+    if name in OUTPUT:  # a token's outputs are its positions one after the other, each with all channels
+        return Entries(value.unflatten(0, (-1, config.in_channels)), 1, _channels(config))
+    return None
+
+
+def _channels(config: LightningDiTConfig) -> list[str]:
+    """Names of the composite's channels. Another number of semantic channels are other channels: their order means nothing."""
+    semantic = config.semantic_channels
+    texture = [f"texture {n}" for n in range(config.in_channels - semantic)]
+    return [*texture, *(f"semantic {n} of {semantic}" for n in range(semantic))]
+
+
+def copy_entries(target: Entries, source: Entries | None) -> list[str]:
+    """Copies the entries whose names ``source`` has, too, in place; returns the names of the others."""
+    assert source is not None  # both models have the tensor
+    places = {name: place for place, name in enumerate(source.names)}
+    for place, name in enumerate(target.names):
+        if name in places:
+            target.tensor.select(target.axis, place).copy_(source.tensor.select(source.axis, places[name]))
+    return [name for name in target.names if name not in places]
+
+
+def source_statistics(source: DiffusionModel, network: LightningDiT, new: Statistics) -> Statistics:
+    """The statistics that the weights expect; those of the new latents for channels that the source does not have."""
+    theirs, ours = _channels(source.network.config), _channels(network.config)
+    mean, std = new.mean.clone(), new.std.clone()
+    copy_entries(Entries(mean, 0, ours), Entries(source.statistics.mean, 0, theirs))
+    copy_entries(Entries(std, 0, ours), Entries(source.statistics.std, 0, theirs))
+    return Statistics(mean, std)
+
+
+def describe_statistics(chosen: Statistics, new: Statistics) -> str:
+    """How far the new latents are from mean 0 and standard deviation 1 when they are normalised: far means another encoder."""
+    shift = ((new.mean - chosen.mean) / chosen.std).abs().max()
+    ratio = new.std / chosen.std
+    return (
+        f"normalised, the new latents' channels have means within {shift:.2f} of 0 and standard deviations from "
+        f"{ratio.min():.2f} to {ratio.max():.2f}"
+    )
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to train. ``report``: lines; ``transfer``: None if it starts from nothing."""
+
+    network: LightningDiT
+    transfer: Transfer | None = None
+    report: tuple[str, ...] = ()
+    adapters: Any = None
+
+    @property
+    def trainable(self) -> int:
+        """Number of parameters that are trained."""
+        return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+
+    def finish(self, trained: Trained) -> None:
+        """Puts the averaged weights into the network and merges the adapters, so that it is an ordinary one."""
+        trained.copy_to(self.network)
+        if self.adapters is not None:
+            self.adapters.merge_and_unload()
+
+
+def start_from(
+    source: DiffusionModel, network: LightningDiT, dataset: LatentDataset, params: DiffusionParams, seed: int
+) -> Start:
+    """Prepares a freshly initialised network, and how ``dataset`` normalises its latents, for training on from ``source``.
+
+    Raises:
+        UserError: the models do not fit, see :func:`transfer`.
+    """
+    moved = transfer(source, network, dataset.reader.index["classes"])
+    new = dataset.statistics
+    if params.init_statistics == "source":
+        dataset.statistics = source_statistics(source, network, new)
+    report = (
+        *moved.describe(),
+        f"statistics of the {params.init_statistics} data: {describe_statistics(dataset.statistics, new)}",
+    )
+    adapters = None if params.lora is None else add_adapters(network, params.lora, moved, seed)
+    start = Start(network, moved, report, adapters)
+    total = sum(p.numel() for p in network.parameters())
+    return replace(start, report=(*report, f"trained: {start.trainable:,} of {total:,} parameters"))
+
+
+def add_adapters(network: LightningDiT, params: LoraParams, moved: Transfer, seed: int) -> Any:
+    """Freezes the network but for the class table and what was drawn anew, and adds adapters in place; returns peft's tuner.
+
+    An adapter is zero at first. The average of the weights holds the averages of its two factors.
+    """
+    from peft import LoraConfig, LoraModel
+
+    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=ADAPTED_LAYERS)
+    with seeded_initialisation(seed, "diffusion/lora"):
+        adapters = LoraModel(network, config, "default")
+    for name in (CLASS_TABLE, *moved.in_part, *moved.drawn_anew):
+        network.get_parameter(name).requires_grad_(True)
+    return adapters
