@@ -14,6 +14,7 @@ from sfd.errors import UserError
 SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
     "audit": ["samples"],
+    "bench": ["--batch-size", "--device", "--file", "--json", "--steps", "--without-decoder", "job"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],
     "models": [],
     "models compare": ["first", "second"],
