@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -86,10 +87,8 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
 
     reset_peak_memory()
     with tempfile.TemporaryDirectory() as work:
-        try:
+        with suppress(_Enough):
             train(task, training, params.seed, Path(work), "bench", log)
-        except _Enough:
-            pass
     seconds = [after - before for before, after in zip(ends[:-1], ends[1:], strict=True)][-num_steps:]
     return [
         Measurement("train", training.batch_size, tuple(seconds), peak_memory_gib(), _training_dtype(training), flops)
