@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from sfd.bench.measure import Measurement, matmul_ceiling
 from sfd.bench.networks import latent_shape, random_backbone, random_texture_vae
 from sfd.bench.report import Request, bench
-from sfd.bench.workloads import OneBatch, _training_flops
+from sfd.bench.workloads import OneBatch, training_flops
 from sfd.cli import app
 from sfd.errors import UserError
 from sfd.params import Params, load_params, parse_params
@@ -87,7 +87,7 @@ def test_the_operations_of_training_are_those_of_its_matrices_three_times(file: 
             tokens = next((count for part, count in rows.items() if part in name), config.grid**2)
             matrices += 2 * module.weight.numel() * tokens
     attention = config.depth * 2 * 2 * config.grid**4 * config.hidden_size
-    counted = _training_flops(params, shape, OneBatch(shape, 1, True, params.seed))
+    counted = training_flops(params, shape, OneBatch(shape, 1, True, params.seed))
     # A first layer's input needs no gradient.
     assert 0.98 * 3 * (matrices + attention) < counted <= 3 * (matrices + attention)
 

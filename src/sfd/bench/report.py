@@ -7,11 +7,14 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sfd.errors import UserError
 from sfd.params import load_params
 from sfd.tables import as_text
+
+if TYPE_CHECKING:
+    from sfd.bench.measure import Measurement
 
 Job = Literal["train", "sample", "latents", "load"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -64,8 +67,9 @@ def bench(request: Request, json_file: Path | None) -> str:
     try:
         measured = measure(params, **arguments)
         ceiling = matmul_ceiling(measured[0].dtype) if measured[0].flops is not None else None
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_memory(error):
+    except RuntimeError as error:
+        # torch has an exception of its own for a GPU's memory alone.
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(
             f"a batch of {request.batch_size or 'the size in ' + str(request.file)} does not fit into memory "
@@ -85,13 +89,6 @@ def _check_new(json_file: Path) -> None:
         raise UserError(f"--json {json_file} lies in a folder that does not exist; make {json_file.parent} first")
 
 
-def _is_memory(error: RuntimeError) -> bool:
-    """torch has an exception of its own for a GPU's memory alone."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "allocate" in str(error)
-
-
 def _facts(request: Request) -> dict[str, Any]:
     """Where and when: what a number means nothing without."""
     import torch
@@ -109,7 +106,7 @@ def _facts(request: Request) -> dict[str, Any]:
     }
 
 
-def _row(measurement: Any, ceiling: float | None) -> dict[str, Any]:
+def _row(measurement: "Measurement", ceiling: float | None) -> dict[str, Any]:
     speed = measurement.flops_per_second
     return {
         "name": measurement.name,

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -77,7 +78,7 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
     with_features = params.diffusion.loss.repa_weight > 0.0
     dataset = OneBatch(shape, training.batch_size, with_features, params.seed)
     task = _task(params, random_backbone(params, shape), dataset)
-    flops = training.batch_size * _training_flops(params, shape, OneBatch(shape, 1, with_features, params.seed))
+    flops = training.batch_size * training_flops(params, shape, OneBatch(shape, 1, with_features, params.seed))
     ends: list[float] = []
 
     def log(_metrics: dict[str, float], step: int) -> None:
@@ -107,7 +108,7 @@ def _training_dtype(training: TrainingParams) -> torch.dtype:
     return torch.bfloat16 if use_bf16 else torch.float32
 
 
-def _training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
+def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
     """Forward and backward pass of one image, counted on shapes alone."""
     with torch.device("meta"):
         network = LightningDiT(backbone_config(params, shape))
@@ -190,7 +191,7 @@ def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list
         _write_shards(Path(folder), shape, mirrorings, max(64, count), params)
         for with_features in (False, True):
             batches = _batches(LatentDataset(Path(folder), with_features), params, count, WARM_UP_STEPS + num_steps)
-            seconds = time_steps(lambda batches=batches: next(batches), num_steps)  # type: ignore[misc]
+            seconds = time_steps(partial(next, batches), num_steps)
             name = "load, latents and features" if with_features else "load, latents"
             found.append(Measurement(name, count, seconds, peak_memory_gib(), torch.float32))
     return found
