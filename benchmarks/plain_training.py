@@ -215,7 +215,7 @@ class Done(Exception):
 def main(
     size: Annotated[str, typer.Option(help="Size of the backbone: tiny, S, B, L, XL.")] = "S",
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each side.")] = 15,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each side.")] = 12,
     bf16: Annotated[bool, typer.Option("--bf16", help="Both sides under bf16 autocast.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Ours with torch.compile.")] = False,
     grid: Annotated[int, typer.Option(min=1, help="Tokens along one side.")] = 16,
