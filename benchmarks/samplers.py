@@ -42,11 +42,25 @@ def main(
     if quick:
         seeds, num_images = 2, 50
     bench = Bench(params, num_images)
+    print(
+        "| sampler | steps | evaluations | fewer | fd | fd - dopri5's | class accuracy | accuracy - dopri5's | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     reference = [bench.score("dopri5", 1, seed) for seed in range(seeds)]
-    rows = [("dopri5", None, reference)]
+    print(row("dopri5", None, reference, reference), flush=True)
     for method, counts in steps.items():
-        rows += [(method, count, [bench.score(method, count, seed) for seed in range(seeds)]) for count in counts]
-    report(rows, reference, f"{seeds} seeds of {num_images} images", bench.guidance)
+        for count in counts:
+            scores = [bench.score(method, count, seed) for seed in range(seeds)]
+            print(row(method, count, scores, reference), flush=True)
+    noise = statistics.stdev(score.fd for score in reference)
+    place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"\n{seeds} seeds of {num_images} images, {bench.guidance}; from one seed to another dopri5's fd moves by {noise:.2f} ",
+        end="",
+    )
+    print(
+        f"(standard deviation). {place} of {os.cpu_count()} cores, torch {torch.__version__}, {datetime.date.today()}"
+    )
 
 
 class Bench:
@@ -95,30 +109,18 @@ class Bench:
         return Score(fd, accuracy, self.calls / len(batches), seconds)
 
 
-def report(rows: list[tuple[str, int | None, list[Score]]], reference: list[Score], what: str, guidance: str) -> None:
+def row(method: str, steps: int | None, scores: list[Score], reference: list[Score]) -> str:
     """Means over the seeds; differences from dopri5 within each."""
-    print(
-        "| sampler | steps | evaluations | fewer | fd | fd - dopri5's | class accuracy | accuracy - dopri5's | seconds |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    most = statistics.fmean(score.evaluations for score in reference)
-    for method, steps, scores in rows:
-        evaluations = statistics.fmean(score.evaluations for score in scores)
-        cells = [method, "-" if steps is None else str(steps), f"{evaluations:.0f}", f"{most / evaluations:.1f} x"]
-        for field, digits in (("fd", 2), ("class_accuracy", 4)):
-            values = [getattr(score, field) for score in scores]
-            gaps = [value - getattr(other, field) for value, other in zip(values, reference, strict=True)]
-            error = statistics.stdev(gaps) / len(gaps) ** 0.5
-            cells.append(f"{statistics.fmean(values):.{digits}f}")
-            cells.append("-" if steps is None else f"{statistics.fmean(gaps):+.{digits}f} ± {error:.{digits}f}")
-        print("| " + " | ".join([*cells, f"{statistics.fmean(score.seconds for score in scores):.1f}"]) + " |")
-    noise = statistics.stdev(score.fd for score in reference)
-    place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"\n{what}, {guidance}; from one seed to another dopri5's fd moves by {noise:.2f} (standard deviation). ",
-        end="",
-    )
-    print(f"{place} of {os.cpu_count()} cores, torch {torch.__version__}, {datetime.date.today()}")
+    evaluations = statistics.fmean(score.evaluations for score in scores)
+    fewer = statistics.fmean(score.evaluations for score in reference) / evaluations
+    cells = [method, "-" if steps is None else str(steps), f"{evaluations:.0f}", f"{fewer:.1f} x"]
+    for field, digits in (("fd", 2), ("class_accuracy", 4)):
+        values = [getattr(score, field) for score in scores]
+        gaps = [value - getattr(other, field) for value, other in zip(values, reference, strict=True)]
+        error = statistics.stdev(gaps) / len(gaps) ** 0.5
+        cells.append(f"{statistics.fmean(values):.{digits}f}")
+        cells.append("-" if steps is None else f"{statistics.fmean(gaps):+.{digits}f} ± {error:.{digits}f}")
+    return "| " + " | ".join([*cells, f"{statistics.fmean(score.seconds for score in scores):.1f}"]) + " |"
 
 
 if __name__ == "__main__":
