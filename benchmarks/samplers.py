@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-STEPS = {"euler": (6, 10, 20), "heun": (3, 5, 10), "ab2": (5, 6, 8, 10, 15, 20)}
+STEPS = {"euler": (6, 10, 20), "heun": (3, 5, 10), "ab2": (5, 6, 7, 8, 10, 15)}
 
 
 class Score(NamedTuple):
