@@ -14,6 +14,7 @@ from sfd.errors import UserError
 SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
     "audit": ["samples"],
+    "bench": ["--batch-size", "--device", "--file", "--json", "--preset", "--steps", "--without-decoder", "job"],
     "export": [],
     "export npz": ["out", "samples"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],

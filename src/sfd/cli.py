@@ -294,6 +294,33 @@ def export_npz(
 
 
 @app.command()
+def bench(
+    job: Annotated[
+        Literal["train", "sample", "latents", "load"],
+        typer.Argument(help="Training steps, sampler calls, encoder calls, or batches from shards."),
+    ],
+    file: ParamsFile = Path("params.yaml"),
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset instead of a params file.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where; `auto`: the GPU if any.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images a step; without it, that of the params file.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps, after some to warm up.")] = 20,
+    json_file: Annotated[Path | None, typer.Option("--json", help="A new file for all numbers.")] = None,
+    without_decoder: Annotated[
+        bool, typer.Option("--without-decoder", help="`sample` stops at the latents, and needs no diffusers.")
+    ] = False,
+) -> None:
+    """Measure speed, memory and utilisation on synthetic data and random weights."""
+    from sfd.bench.report import Request
+    from sfd.bench.report import bench as run
+
+    if preset is not None and file != Path("params.yaml"):
+        raise UserError(f"--file {file} and --preset {preset} name two sets of parameters; give one of them")
+    typer.echo(run(Request(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
+
+
+@app.command()
 def show() -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
     from sfd.summary import summarise

@@ -367,10 +367,12 @@ class SampleParams(Section):
 
     num_images: Positive = Field(50_000, description="images, classes balanced")
     batch_size: Positive = Field(250, description="images per sampler call")
-    sampler: Literal["euler", "heun", "dopri5"] = Field(
-        "dopri5", description="solver; dopri5 is adaptive (atol 1e-6, rtol 1e-3)"
+    sampler: Literal["euler", "heun", "ab2", "dopri5"] = Field(
+        "dopri5",
+        description="solver; an evaluation of the network a step: `euler`, `ab2` (Adams-Bashforth, second order); two: `heun`; "
+        "`dopri5` is adaptive (atol 1e-6, rtol 1e-3)",
     )
-    num_steps: Positive = Field(50, description="steps of euler and heun (dopri5 chooses its own)")
+    num_steps: Positive = Field(50, description="steps of euler, heun and ab2 (dopri5 chooses its own)")
     rule: Literal["exact", "published"] = Field(
         "exact", description="`exact` increments of each part, or the publication's left-end rule"
     )

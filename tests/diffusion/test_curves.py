@@ -86,7 +86,7 @@ def test_progress_at_a_time_is_the_inverse_of_the_times(schedule: Schedule, part
 
 
 @every_schedule
-@pytest.mark.parametrize("method", ["euler", "heun", "dopri5"])
+@pytest.mark.parametrize("method", ["euler", "heun", "ab2", "dopri5"])
 def test_every_sampler_carries_a_straight_path_exactly_to_the_data(schedule: Schedule, method: Method) -> None:
     x0, x1 = torch.randn(2, 3, 5, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

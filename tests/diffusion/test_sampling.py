@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sfd.diffusion.loss import per_part
 from sfd.diffusion.sampling import Method, Rule, Sampler
-from sfd.diffusion.schedule import OffsetSchedule
+from sfd.diffusion.schedule import CurveSchedule, OffsetSchedule
 
 X0, X1 = torch.randn(2, 3, 5, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind()
 SEMANTIC = 2
@@ -48,7 +49,7 @@ def error(method: Method, steps: int, tau: float) -> float:
     return float((sample(curved, tau, method, steps) - answer(tau)).abs().max())
 
 
-@pytest.mark.parametrize(("method", "steps", "tau"), [*itertools.product(("euler", "heun"), (1, 2, 24), TAUS)])
+@pytest.mark.parametrize(("method", "steps", "tau"), [*itertools.product(("euler", "heun", "ab2"), (1, 2, 24), TAUS)])
 def test_with_the_exact_rule_a_straight_path_ends_exactly_on_the_data(method: Method, steps: int, tau: float) -> None:
     assert torch.allclose(sample(Straight(), tau, method, steps), X1, rtol=0, atol=1e-13)
     assert torch.allclose(sample(Straight(), tau, method, steps, shift=0.3), X1, rtol=0, atol=1e-13)
@@ -83,20 +84,64 @@ def test_euler_takes_one_evaluation_a_step_and_heun_two_along_the_schedule() -> 
     assert heun.times[-1] == pytest.approx((1, 1))
 
 
+def test_ab2_takes_one_evaluation_a_step_and_meets_every_border() -> None:
+    ab2 = Straight()
+    sample(ab2, 0.3, "ab2", 10)
+    assert len(ab2.times) == 10
+    assert min(abs(sem - 0.3) + tex for tex, sem in ab2.times) < 1e-12
+    assert min(abs(tex - 0.7) + abs(sem - 1.0) for tex, sem in ab2.times) < 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_ab2_with_fewer_steps_than_borders_ends_exactly_on_a_straight_path_and_extrapolates_from_no_sliver_of_a_step(
+    steps: int,
+) -> None:
+    schedule = CurveSchedule((1.0, 2.0, 0.0, 3.0, 1.0, 0.0, 2.0, 1.0))
+    assert len(schedule.borders) == 5
+    made = Sampler("ab2", steps)(Straight(), X0, schedule, SEMANTIC)
+    assert torch.allclose(made, X1, rtol=0, atol=1e-12)
+    exact = Sampler("heun", 200)(curved, X0, schedule, SEMANTIC)
+    assert float((Sampler("ab2", steps)(curved, X0, schedule, SEMANTIC) - exact).abs().max()) < 4.0
+
+
 def test_a_single_euler_step_is_the_velocity_at_the_noise() -> None:
     zeros = torch.zeros(3, dtype=torch.float64)
     assert torch.allclose(sample(curved, 0.3, "euler", 1), X0 + curved(X0, zeros, zeros), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.25])
-def test_euler_is_first_order_and_heun_second_order(tau: float) -> None:
+def test_euler_is_first_order_heun_and_ab2_second_order(tau: float) -> None:
     assert error("euler", 40, tau) / error("euler", 80, tau) == pytest.approx(2, rel=0.1)
     assert error("heun", 40, tau) / error("heun", 80, tau) == pytest.approx(4, rel=0.1)
+    assert error("ab2", 40, tau) / error("ab2", 80, tau) == pytest.approx(4, rel=0.1)
 
 
-def test_heun_stays_second_order_when_steps_straddle_borders() -> None:
-    scaled = [error("heun", steps, 0.3) * steps**2 for steps in (13, 26, 53, 107)]
+@pytest.mark.parametrize("method", ["heun", "ab2"])
+def test_heun_and_ab2_stay_second_order_wherever_borders_lie(method: Method) -> None:
+    scaled = [error(method, steps, 0.3) * steps**2 for steps in (13, 26, 53, 107)]
     assert max(scaled) < 3 * scaled[0]
+
+
+def gaussian(x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
+    """The exact velocity for data that is normal with mean 0 and standard deviation 1/2 (texture) or 2 (semantics)."""
+    t, std = (
+        per_part(*pair, x.shape[1], SEMANTIC)
+        for pair in ((t_tex, t_sem), (torch.full_like(t_tex, 0.5), torch.full_like(t_sem, 2.0)))
+    )
+    return (t * std**2 - (1 - t)) / (t**2 * std**2 + (1 - t) ** 2) * x
+
+
+@pytest.mark.parametrize("tau", TAUS)
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_ab2_carries_noise_to_a_normal_distribution_with_errors_that_fall_fourfold(tau: float, shift: float) -> None:
+    data = torch.cat([0.5 * X0[:, :-SEMANTIC], 2.0 * X0[:, -SEMANTIC:]], dim=1)
+    errors = [
+        float((sample(gaussian, tau, "ab2", steps, shift=shift) - data).abs().max()) for steps in (20, 40, 80, 160)
+    ]
+    assert errors[0] < 0.03 * float(data.abs().max())
+    assert errors[0] / errors[3] > 3.3**3
+    # Twice the evaluations of heun's half as many steps give no less than what heun gives.
+    assert errors[2] < 1.5 * float((sample(gaussian, tau, "heun", 40, shift=shift) - data).abs().max())
 
 
 @pytest.mark.parametrize("tau", TAUS)
@@ -104,9 +149,10 @@ def test_dopri5_agrees_with_a_thousand_steps_of_heun_as_closely_as_its_tolerance
     tight = Sampler("dopri5", atol=1e-9, rtol=1e-9)(curved, X0, OffsetSchedule(tau), SEMANTIC)
     assert torch.allclose(tight, answer(tau), rtol=0, atol=2e-5)
     assert torch.allclose(sample(curved, tau, "dopri5"), answer(tau), rtol=0, atol=2e-3)
+    assert torch.allclose(sample(curved, tau, "ab2", 100), sample(curved, tau, "dopri5"), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("method", ["euler", "heun", "dopri5"])
+@pytest.mark.parametrize("method", ["euler", "heun", "ab2", "dopri5"])
 def test_samples_have_the_noises_type_and_float32_follows_float64(method: Method) -> None:
     single = Sampler(method, 10)(curved, X0.float(), OffsetSchedule(0.3), SEMANTIC)
     assert single.dtype == torch.float32

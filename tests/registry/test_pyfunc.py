@@ -69,6 +69,11 @@ def test_a_model_for_a_range_of_offsets_takes_one_by_request_and_else_its_own(fo
     assert (ask(for_a_range, tau=0.2) != own).any()
 
 
+def test_a_model_registered_with_the_multistep_sampler_draws_with_it(for_one: SfdModel, tmp_path: Path) -> None:
+    multistep, heun = ask(load(tmp_path, {"tau": 0.3}, {"sampler": "ab2"})), ask(for_one)
+    assert (multistep != heun).any() and np.abs(multistep.astype(int) - heun.astype(int)).mean() < 16.0
+
+
 def test_who_loads_and_asks_a_model_can_still_train(for_one: SfdModel) -> None:
     ask(for_one)
     assert torch.is_grad_enabled()

@@ -59,7 +59,7 @@ def test_everything_that_the_paper_or_its_users_tune_can_be_searched() -> None:
         ("sample.guidance.scale_texture", {"low": 1.0, "high": 30.0}, "less than or equal to 20"),
         ("sample.guidance.scale_texture", {"low": 0.5, "high": 3.0}, "greater than or equal to 1"),
         ("sample.num_steps", {"low": 5.5, "high": 10.5}, "valid integer"),
-        ("sample.sampler", {"choices": ["heun", "rk4"]}, "'euler', 'heun' or 'dopri5'"),
+        ("sample.sampler", {"choices": ["heun", "rk4"]}, "'euler', 'heun', 'ab2' or 'dopri5'"),
         ("sample.num_images", {"low": 10, "high": 20}, "changes no trial's images"),
         ("schedule.tau", {"low": 0.0, "high": 1.0}, "cannot be searched by a study of kind `sampling`"),
         ("encoder.width", {"low": 10, "high": 20}, "cannot be searched by a study of kind `sampling`"),

@@ -1,0 +1,127 @@
+"""How few network evaluations give the distance that dopri5 gives: the trained digits model, all samplers on the same noise.
+
+    python benchmarks/samplers.py              # needs `make repro`; two CPU cores, under 10 minutes
+    python benchmarks/samplers.py --quick      # one seed and few images: a try
+
+Every sampler draws the same classes from the same noise, seed by seed, and is scored by the judge against the held-out images. So the
+difference from dopri5 is taken within a seed, and its standard error is that of the mean difference over the seeds.
+"""
+
+import datetime
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+
+STEPS = {"euler": (6, 10, 20), "heun": (3, 5, 10), "ab2": (5, 6, 7, 8, 10, 15)}
+
+
+class Score(NamedTuple):
+    """One sampler with one seed. ``evaluations``: passes of the network for a batch of images, those of guidance included."""
+
+    fd: float
+    class_accuracy: float
+    evaluations: float
+    seconds: float
+
+
+def main(
+    seeds: Annotated[int, typer.Option(min=2, help="Sets of images a sampler.")] = 4,
+    num_images: Annotated[int, typer.Option(min=20, help="Images a set.")] = 450,
+    quick: Annotated[bool, typer.Option("--quick", help="Two seeds of 50 images, few samplers.")] = False,
+) -> None:
+    """Prints the table."""
+    from sfd.params import load_params
+
+    params = load_params(Path("params.yaml"))
+    steps = {"euler": (10,), "heun": (5,), "ab2": (10,)} if quick else STEPS
+    if quick:
+        seeds, num_images = 2, 50
+    bench = Bench(params, num_images)
+    print(
+        "| sampler | steps | evaluations | fewer | fd | fd - dopri5's | class accuracy | accuracy - dopri5's | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    reference = [bench.score("dopri5", 1, seed) for seed in range(seeds)]
+    print(row("dopri5", None, reference, reference), flush=True)
+    for method, counts in steps.items():
+        for count in counts:
+            scores = [bench.score(method, count, seed) for seed in range(seeds)]
+            print(row(method, count, scores, reference), flush=True)
+    noise = statistics.stdev(score.fd for score in reference)
+    place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"\n{seeds} seeds of {num_images} images, {bench.guidance}; from one seed to another dopri5's fd moves by {noise:.2f} ",
+        end="",
+    )
+    print(
+        f"(standard deviation). {place} of {os.cpu_count()} cores, torch {torch.__version__}, {datetime.date.today()}"
+    )
+
+
+class Bench:
+    """Loads model, decoder, judge and the held-out images' features once."""
+
+    def __init__(self, params: Any, num_images: int) -> None:
+        from sfd.data.manifest import HELDOUT
+        from sfd.data.prepared import Prepared
+        from sfd.encoders.judge import load_judge
+        from sfd.evaluation.fidelity import extract
+        from sfd.evaluation.stage import Batches
+        from sfd.generation import ImageGenerator
+        from sfd.pipeline import RESULTS, check_current, inference_device
+
+        check_current(("prepare", "texture_vae", "judge", "diffusion"), params)
+        self.params, self.device = params, inference_device()
+        self.classes = [index % 10 for index in range(num_images)]
+        self.judge = load_judge(RESULTS / "judge" / "model").to(self.device)
+        self.images = ImageGenerator.load(RESULTS / "diffusion" / "model", RESULTS / "texture_vae" / "model")
+        heldout = Prepared.load(params.data, RESULTS / "prepare").images(HELDOUT)
+        batches = Batches(params.evaluate.batch_size, self.judge)
+        self.reference = extract(self.judge, batches.of_images(heldout, list(range(len(heldout)))))
+        self.calls = 0
+        self.images.network.register_forward_hook(self._count)
+        guidance = params.sample.guidance
+        self.guidance = f"guidance {guidance.kind} {guidance.scale_texture:g}, {guidance.scale_semantic:g}"
+
+    def _count(self, *_: object) -> None:
+        self.calls += 1
+
+    def score(self, method: str, num_steps: int, seed: int) -> Score:
+        """Draws a set of images and compares it with the held-out ones."""
+        from sfd.evaluation.fidelity import class_accuracy, compare, extract
+        from sfd.generation import image_seed
+        from sfd.seeding import derive_seed
+
+        sample = self.params.sample.model_copy(update={"sampler": method, "num_steps": num_steps})
+        base = derive_seed(self.params.seed, "samplers", seed)
+        seeds = [image_seed(base, index) for index in range(len(self.classes))]
+        self.calls, started = 0, time.perf_counter()
+        batches = list(self.images.sample(self.classes, seeds, sample))
+        seconds = time.perf_counter() - started
+        features = extract(self.judge, (batch.to(self.device) for batch in batches))
+        fd = compare(features, self.reference, self.params.evaluate, self.params.seed)["fd"]
+        accuracy = class_accuracy(features, torch.tensor(self.classes), self.judge)
+        return Score(fd, accuracy, self.calls / len(batches), seconds)
+
+
+def row(method: str, steps: int | None, scores: list[Score], reference: list[Score]) -> str:
+    """Means over the seeds; differences from dopri5 within each."""
+    evaluations = statistics.fmean(score.evaluations for score in scores)
+    fewer = statistics.fmean(score.evaluations for score in reference) / evaluations
+    cells = [method, "-" if steps is None else str(steps), f"{evaluations:.0f}", f"{fewer:.1f} x"]
+    for field, digits in (("fd", 2), ("class_accuracy", 4)):
+        values = [getattr(score, field) for score in scores]
+        gaps = [value - getattr(other, field) for value, other in zip(values, reference, strict=True)]
+        error = statistics.stdev(gaps) / len(gaps) ** 0.5
+        cells.append(f"{statistics.fmean(values):.{digits}f}")
+        cells.append("-" if steps is None else f"{statistics.fmean(gaps):+.{digits}f} ± {error:.{digits}f}")
+    return "| " + " | ".join([*cells, f"{statistics.fmean(score.seconds for score in scores):.1f}"]) + " |"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,94 @@
+"""How to measure: seconds of a step, floating-point operations, memory, and the fastest matrix product of the device."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+WARM_UP_STEPS = 3
+"""Steps before the measured ones: compilation, memory pools, caches."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured job. ``step_seconds``: each measured step; ``flops``: of one step, None where no network runs.
+
+    ``evaluations``: forward passes of the backbone in a step (sampling), else None. ``peak_memory_gib``: on a GPU what torch allocated
+    at most; on a CPU the most that the whole process held.
+    """
+
+    name: str
+    batch_size: int
+    step_seconds: tuple[float, ...]
+    peak_memory_gib: float
+    dtype: torch.dtype
+    flops: int | None = None
+    evaluations: int | None = None
+
+    @property
+    def median_seconds(self) -> float:
+        """Median over the steps."""
+        return statistics.median(self.step_seconds)
+
+    @property
+    def middle_half_seconds(self) -> tuple[float, float]:
+        """The quartiles: half of the steps took a time between them."""
+        if len(self.step_seconds) == 1:
+            return self.step_seconds[0], self.step_seconds[0]
+        low, _, high = statistics.quantiles(self.step_seconds, n=4, method="inclusive")
+        return low, high
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the median step."""
+        return self.batch_size / self.median_seconds
+
+    @property
+    def flops_per_second(self) -> float | None:
+        """Of the median step."""
+        return None if self.flops is None else self.flops / self.median_seconds
+
+
+def time_steps(step: Callable[[], object], num_steps: int) -> tuple[float, ...]:
+    """Seconds of each of ``num_steps`` steps after :data:`WARM_UP_STEPS`; waits for the GPU at the end of each."""
+    seconds = []
+    for _ in range(WARM_UP_STEPS + num_steps):
+        started = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return tuple(seconds[WARM_UP_STEPS:])
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products, convolutions and attentions in ``call``, backward passes included."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def reset_peak_memory() -> None:
+    """Starts the count of the GPU's memory anew; that of a CPU process cannot be."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_gib() -> float:
+    """The most that torch held on the GPU, or, without one, that this process held since it began."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+def matmul_ceiling(dtype: torch.dtype) -> float:
+    """Floating-point operations a second of the fastest of many products of two large square matrices."""
+    size, device = (8192, "cuda") if torch.cuda.is_available() else (2048, "cpu")
+    a, b = torch.randn(2, size, size, device=device).to(dtype).unbind()
+    timer = Timer("torch.mm(a, b)", globals={"torch": torch, "a": a, "b": b}, num_threads=torch.get_num_threads())
+    return float(2 * size**3 / min(timer.blocked_autorange(min_run_time=1.0).times))

@@ -1,0 +1,166 @@
+"""The networks that a params file describes, with random weights, and the shape of its latents: nothing is downloaded or trained."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sfd.data.encoding import CompositeEncoder
+from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, load_pretrained
+from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze
+from sfd.errors import UserError
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.params import EncoderParams, Params, TextureVaeParams
+from sfd.seeding import generator, seeded_initialisation
+from sfd.semantic.files import SemanticEncoder
+from sfd.semantic.pca import PcaSemantic
+from sfd.semantic.semvae import SemVae, SemVaeConfig
+from sfd.training.diffusion import model_config
+
+NUM_CLASSES = {"digits": 10}
+"""Classes of the built-in data; those of others are not known here."""
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """Composite latents ``(texture_channels + semantic_channels, grid, grid)`` and features ``(grid * grid, feature_dim)``."""
+
+    grid: int
+    texture_channels: int
+    semantic_channels: int
+    feature_dim: int
+    num_classes: int
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Shape of one latent."""
+        return self.texture_channels + self.semantic_channels, self.grid, self.grid
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """Shape of one image's features."""
+        return self.grid * self.grid, self.feature_dim
+
+
+def latent_shape(params: Params) -> LatentShape:
+    """What the stages before ``diffusion`` would leave; 1,000 classes for images that are not built in."""
+    encoder, semantic = params.encoder, params.semantic
+    factor = 2 ** (len(params.texture_vae.channels) - 1)
+    return LatentShape(
+        grid=params.data.image_size // factor if encoder.source == "none" else encoder.input_size // encoder.patch_size,
+        texture_channels=_texture_channels(params.texture_vae),
+        semantic_channels=0 if semantic.kind == "none" else semantic.latent_channels,
+        feature_dim=_feature_dim(encoder) if params.needs_features else 0,
+        num_classes=NUM_CLASSES.get(params.data.source, IMAGENET_CLASSES),
+    )
+
+
+def _texture_channels(params: TextureVaeParams) -> int:
+    """Read from the VAE's own file if it is there."""
+    config = Path(params.file or "") / "config.json"
+    if params.source == "file" and config.is_file():
+        return int(json.loads(config.read_text(encoding="utf-8"))["latent_channels"])
+    return params.latent_channels
+
+
+def _feature_dim(params: EncoderParams) -> int:
+    if params.source == "train":
+        return params.width
+    with torch.device("meta"):
+        return _timm_encoder(params).feature_dim
+
+
+def random_encoder(params: EncoderParams, seed: int) -> VisionEncoder:
+    """The vision encoder. Raises :class:`UserError` if timm does not know its name."""
+    if params.source == "train":
+        return freeze(params, TrainableEncoder(params, num_outputs=1, seed=seed))
+    with seeded_initialisation(seed, "bench/encoder"):
+        return _timm_encoder(params).eval()
+
+
+def _timm_encoder(params: EncoderParams) -> VisionEncoder:
+    import timm
+
+    try:
+        vit = timm.create_model(params.name, pretrained=False, img_size=params.input_size, num_classes=0)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"encoder.name {params.name} cannot be built by timm ({' '.join(str(error).split())}); choose a `vit_*` model"
+        ) from None
+    half = [0.5, 0.5, 0.5]
+    return VisionEncoder(
+        {"mean": half, "std": half, "input_size": params.input_size, "patch_size": params.patch_size}, vit
+    )
+
+
+def random_texture_vae(params: TextureVaeParams, seed: int) -> TextureVae:
+    """The texture VAE: its own file if that is there, else LDM's layout with the widths of the parameters.
+
+    Raises :class:`UserError` if diffusers is not installed, or for a hub name that cannot be loaded.
+    """
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError:
+        raise UserError("the texture VAE needs the package diffusers: install it, or leave the VAE out") from None
+    if params.source == "train":
+        return TextureVae(TrainableAutoencoder(params, seed).autoencoder).eval()
+    if params.source == "pretrained" or Path(params.file or "").is_dir():
+        return load_pretrained(params)
+    levels = len(params.channels)
+    # LDM's f16 autoencoders attend within their lowest resolution; its f8 ones only between encoder and decoder.
+    lowest = "Attn" if levels >= 5 else ""
+    with seeded_initialisation(seed, "bench/texture_vae"):
+        autoencoder = AutoencoderKL(
+            block_out_channels=list(params.channels),
+            down_block_types=["DownEncoderBlock2D"] * (levels - 1) + [f"{lowest}DownEncoderBlock2D"],
+            up_block_types=[f"{lowest}UpDecoderBlock2D"] + ["UpDecoderBlock2D"] * (levels - 1),
+            layers_per_block=params.layers_per_block,
+            latent_channels=params.latent_channels,
+        )
+    return TextureVae(autoencoder).eval()
+
+
+def random_composite_encoder(params: Params, device: torch.device) -> CompositeEncoder:
+    """Texture VAE, vision encoder and semantic encoder on ``device``. Raises :class:`UserError` if they do not share one grid."""
+    encoder = random_encoder(params.encoder, params.seed).to(device) if params.needs_features else None
+    semantic = None
+    if encoder is not None and params.semantic.kind != "none":
+        semantic = random_semantic(params, encoder.feature_dim).to(device)
+    texture_vae = random_texture_vae(params.texture_vae, params.seed).to(device)
+    made = CompositeEncoder(texture_vae, encoder, semantic, params.seed, device)
+    made.check_grid(params.data.image_size)
+    return made
+
+
+def random_semantic(params: Params, feature_dim: int) -> SemanticEncoder:
+    """The semantic encoder: SemVAE, or principal components (here all zero, which cost the same)."""
+    semantic = params.semantic
+    if semantic.kind == "pca":
+        return PcaSemantic(feature_dim, semantic.latent_channels).eval()
+    widths = (feature_dim, semantic.width, semantic.num_heads, semantic.depth, semantic.latent_channels)
+    with seeded_initialisation(params.seed, "bench/semantic"):
+        return SemVae(SemVaeConfig(*widths)).eval()
+
+
+def backbone_config(params: Params, shape: LatentShape) -> LightningDiTConfig:
+    """The backbone for these latents. Raises :class:`UserError` if its patches or REPA do not fit them."""
+    return model_config(
+        params.diffusion.model,
+        params.diffusion.loss,
+        params.schedule,
+        grid=shape.grid,
+        texture_channels=shape.texture_channels,
+        semantic_channels=shape.semantic_channels,
+        num_classes=shape.num_classes,
+        feature_dim=shape.feature_dim,
+    )
+
+
+def random_backbone(params: Params, shape: LatentShape) -> LightningDiT:
+    """Initialised as for training, but with an output layer that is not zero, so that a sampler has something to integrate."""
+    random = generator(params.seed, "bench/backbone")
+    network = LightningDiT(backbone_config(params, shape)).initialise(random)
+    torch.nn.init.xavier_uniform_(network.final_layer.linear.weight, generator=random)
+    return network

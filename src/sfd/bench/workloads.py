@@ -1,0 +1,245 @@
+"""The four jobs: the real training loop, generator, encoder and loader, on synthetic data."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sfd.bench.measure import (
+    WARM_UP_STEPS,
+    Measurement,
+    count_flops,
+    peak_memory_gib,
+    reset_peak_memory,
+    time_steps,
+)
+from sfd.bench.networks import (
+    LatentShape,
+    backbone_config,
+    latent_shape,
+    random_backbone,
+    random_composite_encoder,
+    random_semantic,
+    random_texture_vae,
+)
+from sfd.data.latents import STATISTICS, LatentDataset, Statistics
+from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
+from sfd.encoders.texture_vae import TextureVae
+from sfd.generation import DiffusionModel, ImageGenerator, build_training_schedule, image_seed
+from sfd.models.lightningdit import LightningDiT
+from sfd.params import Params, TrainingParams
+from sfd.processes import inference_device
+from sfd.seeding import generator
+from sfd.training.diffusion import DecodedFeatures, DiffusionTask
+from sfd.training.diffusion_stage import wants_features
+from sfd.training.loop import BatchedDataset, Tensors, train
+from sfd.training.order import StepBatches
+
+
+class OneBatch:
+    """A data set whose every batch is the same random one, already in memory."""
+
+    def __init__(self, shape: LatentShape, batch_size: int, with_features: bool, seed: int) -> None:
+        random = generator(seed, "bench/latents")
+        self.batch: Tensors = (
+            torch.randn(batch_size, *shape.latent, generator=random),
+            torch.randint(shape.num_classes, (batch_size,), generator=random),
+        )
+        if with_features:
+            self.batch += (torch.randn(batch_size, *shape.features, generator=random),)
+
+    def __len__(self) -> int:
+        return len(self.batch[0])
+
+    def __getitems__(self, indices: list[int]) -> Tensors:
+        return tuple(values[: len(indices)] for values in self.batch)
+
+
+class _Enough(Exception):
+    """Ends the loop before its last step, which would write a checkpoint."""
+
+
+def measure_train(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
+    """Steps of the training loop of stage ``diffusion``: draws, forward, backward, optimizer, averaging, logged losses.
+
+    All weights are trained, whatever ``init_from`` and ``lora`` say.
+    """
+    shape = latent_shape(params)
+    training = params.diffusion.training
+    training = training.model_copy(
+        update={
+            "batch_size": batch_size or training.batch_size,
+            "num_steps": WARM_UP_STEPS + num_steps + 1,
+            "checkpoint_every": WARM_UP_STEPS + num_steps + 1,
+            "log_every": 1,  # the loop waits for the device where it logs
+        }
+    )
+    with_features = wants_features(params, "stored")
+    dataset = OneBatch(shape, training.batch_size, with_features, params.seed)
+    task = _task(params, random_backbone(params, shape), dataset, shape)
+    flops = training.batch_size * training_flops(params, shape, OneBatch(shape, 1, with_features, params.seed))
+    ends: list[float] = []
+
+    def log(_metrics: dict[str, float], step: int) -> None:
+        ends.append(time.perf_counter())
+        if step == WARM_UP_STEPS + num_steps:
+            raise _Enough
+
+    reset_peak_memory()
+    with tempfile.TemporaryDirectory() as work:
+        with suppress(_Enough):
+            train(task, training, params.seed, Path(work), "bench", log)
+    seconds = [after - before for before, after in zip(ends[:-1], ends[1:], strict=True)][-num_steps:]
+    return [
+        Measurement("train", training.batch_size, tuple(seconds), peak_memory_gib(), _training_dtype(training), flops)
+    ]
+
+
+def _task(params: Params, network: LightningDiT, dataset: BatchedDataset, shape: LatentShape) -> DiffusionTask:
+    diffusion = params.diffusion
+    schedule = build_training_schedule(params.schedule)
+    features_of = None
+    if wants_features(params, "decoded"):
+        # The loop moves the backbone to its device; shapes alone stay where they are.
+        device = network.pos_embed.device if network.pos_embed.is_meta else inference_device()
+        decoder = random_semantic(params, shape.feature_dim).to(device)
+        features_of = DecodedFeatures(decoder, _no_statistics(shape), shape.semantic_channels)
+    dropout = diffusion.model.class_dropout
+    return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of)
+
+
+def _no_statistics(shape: LatentShape) -> Statistics:
+    """Latents stay as they are."""
+    return Statistics(torch.zeros(shape.latent[0]), torch.ones(shape.latent[0]))
+
+
+def _training_dtype(training: TrainingParams) -> torch.dtype:
+    """The type in which the loop multiplies matrices."""
+    use_bf16 = training.precision == "bf16" or (training.precision == "auto" and torch.cuda.is_available())
+    return torch.bfloat16 if use_bf16 else torch.float32
+
+
+def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
+    """Forward and backward pass of one image, counted on shapes alone."""
+    with torch.device("meta"):
+        network = LightningDiT(backbone_config(params, shape))
+    task = _task(params, network, image, shape)
+    data, noise = (
+        tuple(value.to("meta") for value in values) for values in (image.batch, task.noise(0, 1, torch.device("cpu")))
+    )
+
+    def step() -> None:
+        losses = task.losses(network, data, noise)
+        torch.stack([weight * losses[term] for term, weight in task.weights.items()]).sum().backward()
+
+    return count_flops(step)
+
+
+class NoDecoder(TextureVae):
+    """Stands in for the texture VAE where only the backbone is measured: hands texture latents on."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Identity())
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent
+
+
+def measure_sample(
+    params: Params, batch_size: int | None, num_steps: int, with_decoder: bool = True
+) -> list[Measurement]:
+    """Calls of the generator of stage ``sample``: solver, guidance, decoder. A step is one batch of images."""
+    shape, device = latent_shape(params), inference_device()
+    sample = params.sample.model_copy(update={"batch_size": batch_size or params.sample.batch_size})
+    network = random_backbone(params, shape).eval().requires_grad_(False)
+    names = [str(index) for index in range(shape.num_classes)]
+    model = DiffusionModel(network, params.schedule, _no_statistics(shape), names)
+    decoder = random_texture_vae(params.texture_vae, params.seed) if with_decoder else NoDecoder()
+    # AutoGuidance's own weak model costs less than this one.
+    images = ImageGenerator(model, decoder, device=device)
+    classes = [index % shape.num_classes for index in range(sample.batch_size)]
+    seeds = [image_seed(params.seed, index) for index in range(sample.batch_size)]
+
+    def step() -> None:
+        for _ in images.sample(classes, seeds, sample):
+            pass
+
+    calls: list[None] = []
+    hook = network.register_forward_hook(lambda *_: calls.append(None))
+    flops = count_flops(step)
+    hook.remove()
+    reset_peak_memory()
+    seconds = time_steps(step, num_steps)
+    name = "sample" if with_decoder else "sample, latents only"
+    return [Measurement(name, len(classes), seconds, peak_memory_gib(), torch.float32, flops, len(calls))]
+
+
+def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
+    """Calls of the encoder of stage ``latents``; an image and its mirror image are two."""
+    encode = random_composite_encoder(params, inference_device())
+    count, size = batch_size or params.latents.batch_size, params.data.image_size
+    random = generator(params.seed, "bench/images")
+    images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=random)
+
+    def step() -> None:
+        for values in encode(images, list(range(count))):
+            values.half().cpu()
+
+    flops = count_flops(step)
+    reset_peak_memory()
+    seconds = time_steps(step, num_steps)
+    return [Measurement("latents", count, seconds, peak_memory_gib(), torch.float32, flops)]
+
+
+def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
+    """Batches from shards, without and with features, through as many workers as training has. The files are in the page cache."""
+    shape, mirrorings = latent_shape(params), 1 + params.data.mirror
+    count = batch_size or params.diffusion.training.batch_size
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        _write_shards(Path(folder), shape, mirrorings, max(64, count), params)
+        for with_features in (False, True) if params.needs_features else (False,):
+            batches = _batches(LatentDataset(Path(folder), with_features), params, count, WARM_UP_STEPS + num_steps)
+            seconds = time_steps(partial(next, batches), num_steps)
+            name = "load, latents and features" if with_features else "load, latents"
+            found.append(Measurement(name, count, seconds, peak_memory_gib(), torch.float32))
+    return found
+
+
+def _write_shards(folder: Path, shape: LatentShape, mirrorings: int, num_images: int, params: Params) -> None:
+    """What stage ``latents`` would leave of so many images."""
+    random = generator(params.seed, "bench/shards")
+
+    def make(start: int, end: int) -> Shard:
+        rows = (end - start, mirrorings)
+        return {
+            "latents": torch.randn(*rows, *shape.latent, generator=random).half(),
+            "features": torch.randn(*rows, *shape.features, generator=random).half(),
+            "labels": torch.randint(shape.num_classes, rows[:1], generator=random),
+        }
+
+    bounds = shard_bounds(num_images, min(params.latents.shard_size, (num_images + 3) // 4))
+    write_shards(folder, bounds, make, rank=0, world_size=1)
+    write_index(folder, bounds, {"mirrorings": mirrorings})
+    _no_statistics(shape).save(folder / STATISTICS)
+
+
+def _batches(dataset: LatentDataset, params: Params, batch_size: int, num_batches: int) -> Iterator[Tensors]:
+    order = StepBatches(params.seed, "bench", len(dataset), batch_size, 0, num_batches, slice(0, batch_size))
+    loader: DataLoader[Tensors] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # DataLoader needs no more than BatchedDataset has
+        batch_sampler=order,
+        num_workers=params.diffusion.training.num_workers,
+        collate_fn=_as_fetched,  # type: ignore[arg-type]  # what is fetched is a batch already
+    )
+    return iter(loader)
+
+
+def _as_fetched(batch: Tensors) -> Tensors:
+    return batch
