@@ -15,6 +15,7 @@ SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
     "audit": ["samples"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],
+    "import": ["--classes", "--drop", "--kind", "--semantic-channels", "--statistics", "--tau", "out", "source"],
     "models": [],
     "models compare": ["first", "second"],
     "models list": [],
