@@ -174,7 +174,7 @@ def test_a_texture_vae_computes_the_published_pixels_and_loses_what_only_its_tra
     content = {"state_dict": weights("texture_vae_tiny") | clutter, "epoch": 1}
     said = sfd_import(stored(tmp_path / "vae.ckpt", content), str(tmp_path / "out"), "--kind", "texture-vae")
     vae = load_texture_vae(tmp_path / "out")
-    assert (vae.decode(tensors["mean"]).int() - to_uint8(tensors["decoded"]).int()).abs().max() <= 1
+    assert (vae.decode(tensors["mean"]).int() - to_uint8(tensors["reconstruction_of_mean"]).int()).abs().max() <= 1
     assert "left out: 2 keys loss.*" in said
 
 
@@ -281,7 +281,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, sfd_import: Callable[..., s
     for new in (True, False):
         file = stored(tmp_path / "trap.pt", {"ema": Trap()}, _use_new_zipfile_serialization=new)
         said = sfd_import(file, "x", "--kind", "diffusion", *statistics, refused=True)
-        assert "can run any code, so it is not read" in said and "pathlib" in said
+        assert "getattr" in said and "can run any code, so it is not read" in said
     assert not (tmp_path / "sprung").exists()
 
 

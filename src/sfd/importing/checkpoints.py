@@ -1,6 +1,7 @@
 """Published files read safely: only tensors and plain values are unpickled, whatever else a file holds is named and refused."""
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -67,24 +68,25 @@ def read_checkpoint(source: Path) -> Any:
     try:
         # Files of torch before 1.6 are one pickle, which cannot be mapped.
         return torch.load(source, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise UserError(_foreign(source, is_zip, error)) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{source} cannot be read as a torch file ({_line(error)}); download it again") from error
+    except Exception as error:  # what a damaged pickle raises has no end
+        names = _foreign_objects(source, is_zip, error)
+        if names:
+            raise UserError(
+                f"{source} holds the objects {_list(names)}, and unpickling such objects can run any code, so it is not read; if you "
+                'trust the file, save its weights alone: torch.save({"ema": torch.load(FILE, weights_only=False)["ema"]}, NEW_FILE), '
+                'or "state_dict" for "ema"'
+            ) from error
+        reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:160]
+        raise UserError(f"{source} cannot be read as a torch file ({reason}); download it again") from error
 
 
-def _foreign(source: Path, is_zip: bool, error: Exception) -> str:
-    """What a file wants unpickled that weights do not need."""
-    names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(source))) if is_zip else []
-    found = f"the objects {', '.join(names[:SHOWN])}" if names else f"more than tensors ({_line(error)})"
-    return (
-        f"{source} holds {found}, and unpickling such objects can run any code, so it is not read; if you trust the file, save its "
-        'weights alone: torch.save({"ema": torch.load(FILE, weights_only=False)["ema"]}, NEW_FILE), or "state_dict" for "ema"'
-    )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+def _foreign_objects(source: Path, is_zip: bool, error: Exception) -> list[str]:
+    """What a file wants unpickled that weights do not need; of an old file the first one, which torch's message names."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return []
+    if is_zip:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(source)))
+    return re.findall(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
 
 
 def pick_weights(
