@@ -272,6 +272,12 @@ class LossParams(Section):
 class DiffusionParams(Section):
     """Training of the diffusion model."""
 
+    source: Literal["train", "file"] = Field(
+        "train",
+        description="train on the latents, or weights that `sfd import` wrote (which bring their model, schedule and classes: model, loss "
+        "and training are not read then)",
+    )
+    file: str | None = Field(None, description="folder of `sfd import --kind diffusion` for `file`")
     model: ModelParams
     loss: LossParams
     training: TrainingParams
@@ -479,6 +485,7 @@ class Params(Section):
     def _check_across_sections(self) -> "Params":
         for name in ("encoder", "texture_vae", "judge"):
             _check_frozen_network(name, getattr(self, name))
+        _check_file("diffusion", self.diffusion)
         _check_judge_name(self.judge)
         _check_grid(self)
         _check_heads("semantic", self.semantic)
@@ -492,7 +499,7 @@ class Params(Section):
         return self
 
 
-def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams | JudgeParams) -> None:
+def _check_file(name: str, section: EncoderParams | TextureVaeParams | JudgeParams | DiffusionParams) -> None:
     if section.source == "file" and section.file is None:
         raise ValueError(f"{name}.source is `file`, so {name}.file must name the weights")
     if section.source != "file" and section.file is not None:
@@ -500,6 +507,10 @@ def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams |
             f"{name}.file is {section.file!r}, but {name}.source is `{section.source}`, which reads no file: "
             f"set {name}.source to `file`, or {name}.file to null"
         )
+
+
+def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams | JudgeParams) -> None:
+    _check_file(name, section)
     if section.source == "train" and section.training is None:
         raise ValueError(f"{name}.source is `train`, so {name}.training must be given")
     if section.source == "pretrained" and section.name is None:

@@ -61,6 +61,13 @@ STAGES: dict[str, Inputs] = {
 """The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal. What `tune` reads depends on the kind of its study."""
 
 
+def upstream_of(name: str, params: Params) -> tuple[str, ...]:
+    """The stages whose results a stage reads. Weights from a file are not trained, so they need no latents."""
+    if name == "diffusion" and params.diffusion.source == "file":
+        return ("texture_vae",)
+    return STAGES[name].upstream
+
+
 def rank() -> int:
     """This process's number under torchrun; 0 when alone."""
     return int(os.environ.get("RANK", "0"))
@@ -152,7 +159,7 @@ def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]
     signal.signal(signal.SIGTERM, exit_on_sigterm)
     try:
         params = load_params(Path("params.yaml"))
-        upstream = STAGES[name].upstream if upstream is None else upstream
+        upstream = upstream_of(name, params) if upstream is None else upstream
         fingerprint = stage_fingerprint(name, params, upstream)
         work = WORK / name
         with lock(work) if rank() == 0 else nullcontext():
@@ -189,7 +196,7 @@ def stage_fingerprint(name: str, params: Params, upstream: tuple[str, ...] | Non
         "stage": name,
         "params": chosen,
         "upstream": {
-            read: published_fingerprint(read) for read in (STAGES[name].upstream if upstream is None else upstream)
+            read: published_fingerprint(read) for read in (upstream_of(name, params) if upstream is None else upstream)
         },
         "files": {str(path): digest_path(path) for path in _named_files(chosen)},
     }

@@ -88,6 +88,6 @@ def load_registered(name: str, which: str) -> RegisteredModel:
         if not {"diffusion", "texture_vae", "sample"} <= paths.keys():
             raise UserError(f"version {found.version} of model `{name}` is not one that stage `register` made")
         folders = {artifact: Path(where) / entry["path"] for artifact, entry in paths.items()}
-        images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"])
+        images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"], folders.get("weak_model"))
         sample = SampleParams.model_validate_json(folders["sample"].read_text(encoding="utf-8"))
     return RegisteredModel(name, str(found.version), images, sample)
