@@ -7,10 +7,13 @@ from sfd.registry.register import describe, register
 
 with stage("register") as s:
     s.log_artifacts(Path("params.yaml"))
+    folders = {name: s.upstream(name) / "model" for name in ("diffusion", "texture_vae")}
+    if s.params.sample.guidance.weak_model is not None:
+        folders["weak_model"] = Path(s.params.sample.guidance.weak_model)
     version = register(
         s.params.register_,
         s.params.sample,
-        folders={name: s.upstream(name) / "model" for name in ("diffusion", "texture_vae")},
+        folders=folders,
         tags=describe(s.upstream("evaluate"), s.upstream("prepare")),
         run_id=s.require_run_id(),
         out=s.out,

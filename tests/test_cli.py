@@ -18,6 +18,7 @@ SURFACE = {
     "export": [],
     "export npz": ["out", "samples"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],
+    "import": ["--classes", "--drop", "--kind", "--semantic-channels", "--statistics", "--tau", "out", "source"],
     "models": [],
     "models compare": ["first", "second"],
     "models list": [],

@@ -408,6 +408,10 @@ WARM = {"diffusion.training.warmup_steps": 10}
         ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true", "`decoded`"]),
         ({"diffusion.lora": {"rank": 4}}, ["diffusion.lora adapts a trained model", "init_from is null"]),
         (
+            WARM | {"diffusion.source": "file", "diffusion.file": "weights", "diffusion.init_from": "a model"},
+            ["diffusion.source is `file`", "set source to `train`"],
+        ),
+        (
             WARM | {"diffusion.init_from": "a model", "diffusion.lora": {}, "diffusion.sharding": "fsdp"},
             ["diffusion.lora", "set sharding to `ddp`"],
         ),

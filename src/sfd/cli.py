@@ -90,6 +90,40 @@ def sync() -> None:
     typer.echo(f"{tracking.sync()} records delivered to {tracking.tracking_uri()}")
 
 
+@app.command("import")
+def import_weights(
+    source: Annotated[Path, typer.Argument(help="A published .pt, .ckpt or .safetensors file.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make: a new or empty one.")],
+    kind: Annotated[Literal["diffusion", "semantic-vae", "texture-vae"], typer.Option(help="What the file holds.")],
+    statistics: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Mean and std of the latents' channels (diffusion, which needs it). Twice: of texture, then of semantics."
+        ),
+    ] = None,
+    semantic_channels: Annotated[
+        int | None,
+        typer.Option(
+            help="Semantic ones of the channels; else of the second statistics, or 16 with two times and 0 with one."
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="The offset of its training; else 0.3 with two times, and none with one."),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="A file with a class name a line; else classes are called 0, 1, ...")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Leave out the keys that begin so; may be repeated.")] = None,
+) -> None:
+    """Read published weights strictly, without running code of theirs, and write them in our layout."""
+    from sfd.importing.networks import DiffusionFacts
+    from sfd.importing.networks import import_weights as run
+
+    facts = DiffusionFacts(tuple(statistics or ()), semantic_channels, tau, classes)
+    typer.echo(run(source, kind, out, facts, tuple(drop or ())))
+
+
 tuning = typer.Typer(help="Search for better parameters: the Optuna study that params.yaml describes.")
 app.add_typer(tuning, name="tune")
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name, `tune.study`.")]

@@ -112,6 +112,20 @@ def image_seed(seed: int, index: int) -> int:
     return derive_seed(seed, "sample/image", index)
 
 
+def _check_weak(strong: LightningDiTConfig, weak: LightningDiTConfig) -> None:
+    """Guidance subtracts velocities of the same latent, at the same times, for the same class."""
+    shared = ("input_size", "in_channels", "semantic_channels", "num_classes", "two_times")
+    differ = [
+        f"{name} {getattr(weak, name)} instead of {getattr(strong, name)}"
+        for name in shared
+        if getattr(weak, name) != getattr(strong, name)
+    ]
+    if differ:
+        raise UserError(
+            f"the weak model does not go with the model that it guides: {', '.join(differ)}; give one of the same kind"
+        )
+
+
 class ImageGenerator:
     """Draws images. Image i depends on its class and its seed, not on the others in its batch (up to rounding; dopri5: its tolerance)."""
 
@@ -122,7 +136,13 @@ class ImageGenerator:
         weak: LightningDiT | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """``weak`` is AutoGuidance's model; without it, guidance is by the null class."""
+        """``weak`` is AutoGuidance's model; without it, guidance is by the null class.
+
+        Raises:
+            UserError: the weak model draws other latents or classes, or has another number of times.
+        """
+        if weak is not None:
+            _check_weak(model.network.config, weak.config)
         self.device = device or inference_device()
         self.model, self.decoder = model, decoder.to(self.device)
         self.network = model.network.to(self.device)
@@ -184,7 +204,15 @@ class ImageGenerator:
 
         ``fill`` draws as many images as there is room for in the last batch, and drops them: matrix products round by the shape of
         their batch, so with a single shape an image has the same bytes in whatever company (not with dopri5, see above).
+
+        Raises:
+            UserError: as :meth:`__call__` does; or the guidance asked for is not by the weak model that is here, or not here.
         """
+        if params.guidance.kind != "none" and (params.guidance.kind == "autoguidance") != (self.weak is not None):
+            raise UserError(
+                f"sample.guidance.kind is `{params.guidance.kind}`, but the images are drawn "
+                f"{'without' if self.weak is None else 'with'} a weak model: give sample.guidance.weak_model with `autoguidance` alone"
+            )
         sampler, scales = build_sampler(params), build_scales(params.guidance)
         schedule = build_schedule(params.schedule) if params.schedule is not None else None
         for first in range(0, len(classes), params.batch_size):

@@ -324,6 +324,12 @@ def registered_model(address: str) -> tuple[str, str] | None:
 class DiffusionParams(Section):
     """Training of the diffusion model."""
 
+    source: Literal["train", "file"] = Field(
+        "train",
+        description="train on the latents, or weights that `sfd import` wrote (which bring their model, schedule and classes: model, loss "
+        "and training are not read then)",
+    )
+    file: str | None = Field(None, description="folder of `sfd import --kind diffusion` for `file`")
     model: ModelParams
     loss: LossParams
     training: TrainingParams
@@ -561,6 +567,7 @@ class Params(Section):
         for name in ("encoder", "texture_vae", "judge"):
             _check_frozen_network(name, getattr(self, name))
         _check_source(self.data)
+        _check_file("diffusion", self.diffusion)
         _check_judge_name(self.judge)
         _check_grid(self)
         _check_semantic(self)
@@ -576,7 +583,7 @@ class Params(Section):
         return self
 
 
-def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams | JudgeParams) -> None:
+def _check_file(name: str, section: EncoderParams | TextureVaeParams | JudgeParams | DiffusionParams) -> None:
     if section.source == "file" and section.file is None:
         raise ValueError(f"{name}.source is `file`, so {name}.file must name the weights")
     if section.source != "file" and section.file is not None:
@@ -584,6 +591,10 @@ def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams |
             f"{name}.file is {section.file!r}, but {name}.source is `{section.source}`, which reads no file: "
             f"set {name}.source to `file`, or {name}.file to null"
         )
+
+
+def _check_frozen_network(name: str, section: EncoderParams | TextureVaeParams | JudgeParams) -> None:
+    _check_file(name, section)
     if section.source == "train" and section.training is None:
         raise ValueError(f"{name}.source is `train`, so {name}.training must be given")
     if section.source == "pretrained" and section.name is None:
@@ -718,6 +729,10 @@ def _check_repa(params: Params) -> None:
 def _check_init(diffusion: DiffusionParams) -> None:
     """Starting from a trained model."""
     source = diffusion.init_from
+    if source is not None and diffusion.source == "file":
+        raise ValueError(
+            "diffusion.source is `file`, which trains nothing, so diffusion.init_from must be null: set source to `train`"
+        )
     if diffusion.lora is not None and diffusion.sharding == "fsdp":
         raise ValueError(
             "diffusion.lora keeps nearly all weights frozen, which diffusion.sharding `fsdp` does not split: set sharding to `ddp`"

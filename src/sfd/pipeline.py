@@ -65,6 +65,13 @@ PARALLEL = ("features", "latents", "diffusion", "sample", "evaluate")
 """The stages that several processes can share, as torchrun or a scheduler starts them."""
 
 
+def upstream_of(name: str, params: Params) -> tuple[str, ...]:
+    """The stages whose results a stage reads. Weights from a file are not trained, so they need no latents."""
+    if name == "diffusion" and params.diffusion.source == "file":
+        return ("texture_vae",)
+    return STAGES[name].upstream
+
+
 @dataclass
 class Stage:
     """One running stage. ``work`` survives a kill, ``out`` inside it becomes ``results/NAME`` at the end.
@@ -128,7 +135,7 @@ def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]
         _check_parallel(name)
         form_group()
         params = load_params(Path("params.yaml"))
-        upstream = STAGES[name].upstream if upstream is None else upstream
+        upstream = upstream_of(name, params) if upstream is None else upstream
         fingerprint = stage_fingerprint(name, params, upstream)
         work = WORK / name
         with lock(work) if rank() == 0 else nullcontext():
@@ -188,7 +195,7 @@ def stage_fingerprint(name: str, params: Params, upstream: tuple[str, ...] | Non
         "stage": name,
         "params": chosen,
         "upstream": {
-            read: published_fingerprint(read) for read in (STAGES[name].upstream if upstream is None else upstream)
+            read: published_fingerprint(read) for read in (upstream_of(name, params) if upstream is None else upstream)
         },
         "files": {str(path): digest_path(path) for path in _named_files(chosen)},
         "registered": [resolve_registered(name) for name in _values_of(chosen, "init_from") if registered_model(name)],

@@ -1,6 +1,11 @@
-"""The published implementation's configuration keys, read into ours."""
+"""Published models in our terms: configuration keys of the published implementation, and widths read from weights."""
 
+import math
+import re
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from sfd.models.lightningdit import LightningDiTConfig
 
@@ -59,4 +64,77 @@ def config_from_published(published: dict[str, Any]) -> LightningDiTConfig:
         use_null_class=published.get("class_dropout_prob", 0.1) > 0.0,
         repa_depth=published.get("repa_depth", 0) if published.get("use_repa", False) else 0,
         repa_width=published.get("repa_projector_dim", 2048),
+    )
+
+
+PUBLISHED_REPA_DEPTH = 2
+"""Block after which published models are aligned with the encoder (arXiv 2512.04926); their weights do not say it."""
+
+
+def config_from_weights(
+    state: Mapping[str, Tensor], semantic_channels: int, has_null_class: bool
+) -> LightningDiTConfig:
+    """The configuration that fits published weights. Tensors may be on the meta device.
+
+    Args:
+        state: parameters under their published names.
+        semantic_channels, has_null_class: what weights cannot say: which of the channels are semantic, and whether the last row of the
+            class table means "no class".
+
+    Raises:
+        ValueError: a weight that says a width is missing, or widths contradict each other.
+    """
+    width, in_channels, patch = _shape(state, "x_embedder.proj.weight", 4)[:3]
+    tokens = _shape(state, "pos_embed", 3)[1]
+    rows = _shape(state, "y_embedder.embedding_table.weight", 2)[0]
+    modulation = _shape(state, "blocks.0.adaLN_modulation.1.weight", 2)[0]
+    grid, head = math.isqrt(tokens), _head_width(state)
+    if grid * grid != tokens:
+        raise ValueError(f"pos_embed has {tokens} tokens, which make no square")
+    if width % head:
+        raise ValueError(f"the width {width} is no multiple of the width of a head, {head}")
+    blocks = [int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.", key))]
+    repa: dict[str, int] = {}
+    if "repa_projector.0.weight" in state:
+        repa = {
+            "repa_depth": PUBLISHED_REPA_DEPTH,
+            "repa_width": _shape(state, "repa_projector.0.weight", 2)[0],
+            "feature_dim": _shape(state, "repa_projector.4.weight", 2)[0],
+        }
+    return LightningDiTConfig(
+        input_size=grid * patch,
+        in_channels=in_channels,
+        hidden_size=width,
+        depth=1 + max(blocks),
+        num_heads=width // head,
+        num_classes=rows - has_null_class,
+        patch_size=patch,
+        semantic_channels=semantic_channels,
+        two_times="t_embedder_sem.mlp.0.weight" in state,
+        use_qknorm="blocks.0.attn.q_norm.weight" in state,
+        use_swiglu="blocks.0.mlp.w12.weight" in state,
+        use_rope="feat_rope.freqs_cos" in state,
+        use_rmsnorm="blocks.0.norm1.weight" in state,
+        use_shift=modulation == 6 * width,
+        use_null_class=has_null_class,
+        **repa,
+    )
+
+
+def _shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:
+    if key not in state:
+        raise ValueError(f"{key} is missing")
+    if state[key].ndim != dimensions:
+        raise ValueError(f"{key} has shape {list(state[key].shape)}, which should have {dimensions} dimensions")
+    return tuple(state[key].shape)
+
+
+def _head_width(state: Mapping[str, Tensor]) -> int:
+    """Channels of one attention head, from whatever is as wide as a head."""
+    if "feat_rope.freqs_cos" in state:
+        return _shape(state, "feat_rope.freqs_cos", 2)[1]
+    if "blocks.0.attn.q_norm.weight" in state:
+        return _shape(state, "blocks.0.attn.q_norm.weight", 1)[0]
+    raise ValueError(
+        "neither feat_rope.freqs_cos nor blocks.0.attn.q_norm.weight is there, and nothing else says how wide a head is"
     )

@@ -101,6 +101,6 @@ def load_registered(name: str, which: str) -> RegisteredModel:
 
     version = str(find_version(name, which).version)
     with download_version(name, version) as folders:
-        images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"])
+        images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"], folders.get("weak_model"))
         sample = SampleParams.model_validate_json(folders["sample"].read_text(encoding="utf-8"))
     return RegisteredModel(name, version, images, sample)

@@ -17,8 +17,9 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
 
     def load_context(self, context: Any) -> None:
         """Reads the artifacts."""
-        self.images = ImageGenerator.load(Path(context.artifacts["diffusion"]), Path(context.artifacts["texture_vae"]))
-        self.defaults = SampleParams.model_validate_json(Path(context.artifacts["sample"]).read_text())
+        folders = {name: Path(path) for name, path in context.artifacts.items()}
+        self.images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"], folders.get("weak_model"))
+        self.defaults = SampleParams.model_validate_json(folders["sample"].read_text())
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
         """One PNG a row.

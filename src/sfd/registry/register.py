@@ -72,18 +72,19 @@ def make_version(name: str, sample: SampleParams, folders: dict[str, Path], run_
     """Logs the model to a run and registers it; returns the version's number.
 
     Args:
-        folders: artifacts by name: ``diffusion`` and ``texture_vae``.
+        folders: artifacts by name: ``diffusion``, ``texture_vae``, and with AutoGuidance ``weak_model``.
         out: where the settings are written as ``sample.json``.
 
     Raises:
-        UserError: the model needs files that a registered version cannot carry (AutoGuidance's weak model), or the store refuses.
+        UserError: the weak model's folder does not come with AutoGuidance alone, or the store refuses.
     """
     import mlflow
     import pandas as pd
 
-    if sample.guidance.weak_model is not None:
+    if ("weak_model" in folders) != (sample.guidance.kind == "autoguidance"):
         raise UserError(
-            "a registered model cannot carry sample.guidance.weak_model yet; set guidance.kind to `cfg` or `none` to register"
+            f"sample.guidance.kind is `{sample.guidance.kind}`, but a weak model goes into the version with `autoguidance`, and only then: "
+            "correct sample.guidance.kind and sample.guidance.weak_model"
         )
     settings = out / "sample.json"
     settings.write_text(sample.model_dump_json())

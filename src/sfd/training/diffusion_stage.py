@@ -9,6 +9,7 @@ from sfd.data.latents import LatentDataset
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.sampling import Sampler
 from sfd.encoders.texture_vae import load_texture_vae
+from sfd.errors import UserError
 from sfd.evaluation.pictures import labelled_grid, plot_schedule, save_png
 from sfd.generation import DiffusionModel, ImageGenerator, build_training_schedule, image_seed, middle_schedule
 from sfd.models.lightningdit import LightningDiT
@@ -78,6 +79,39 @@ def build_task(params: Params, network: LightningDiT, dataset: LatentDataset, se
 
 
 def make_diffusion(stage: Stage, source: Path | None = None) -> None:
+    """The diffusion model as ``diffusion.source`` says; ``source``: folder of the model to start from."""
+    if stage.params.diffusion.source == "train":
+        train_diffusion(stage, source)
+    elif rank() == 0:
+        adopt_diffusion(stage)
+
+
+def adopt_diffusion(stage: Stage) -> None:
+    """Writes the model that `sfd import` made as ``model/``, and ``schedule.png``.
+
+    Raises:
+        UserError: the folder holds no diffusion model, or one of another schedule, image size or texture VAE than the parameters say.
+    """
+    folder, params = Path(stage.params.diffusion.file or ""), stage.params
+    model = DiffusionModel.load(folder)
+    config, vae = model.network.config, load_texture_vae(stage.upstream("texture_vae") / "model")
+    if model.schedule_params != params.schedule:
+        theirs = {key: value for key, value in model.schedule_params.model_dump().items() if key in ("kind", "tau")}
+        raise UserError(f"the weights in {folder} have the schedule {theirs}: set schedule in params.yaml to that")
+    wanted = vae.latent_shape(1, params.data.image_size)[1:]
+    found = config.in_channels - config.semantic_channels, config.input_size, config.input_size
+    if found != wanted:
+        raise UserError(
+            f"the weights in {folder} draw texture latents {found}, but images of data.image_size {params.data.image_size} have "
+            f"{wanted} in this texture VAE: give texture_vae.file and data.image_size of the same publication"
+        )
+    model.save(stage.out / "model")
+    plot_schedule(middle_schedule(params.schedule).times, stage.out / "schedule.png")
+    stage.log({"parameters": float(sum(p.numel() for p in model.network.parameters()))})
+    stage.log_artifacts(stage.out / "schedule.png")
+
+
+def train_diffusion(stage: Stage, source: Path | None) -> None:
     """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``; ``source``: folder of the model to start from."""
     params, seed = stage.params.diffusion, stage.params.seed
     dataset = open_latents(stage.params, stage.upstream("latents"))

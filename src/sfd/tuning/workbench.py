@@ -78,7 +78,9 @@ class Workbench:
         number, classes = params.tune.num_images, model.classes
         indices = [i % len(classes) for i in range(number)]
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
-        images = ImageGenerator(model, self.decoder, device=self.device)
+        weak = params.sample.guidance.weak_model
+        weak_network = DiffusionModel.load(Path(weak)).network if weak is not None else None
+        images = ImageGenerator(model, self.decoder, weak_network, self.device)
         started = time.perf_counter()
         pixels = torch.cat(list(images.sample(indices, [image_seed(seed, i) for i in range(number)], params.sample)))
         seconds = (time.perf_counter() - started) / number

@@ -1,0 +1,306 @@
+"""Published weights of the three kinds, written as the stages ``diffusion``, ``semantic`` and ``texture_vae`` write theirs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import yaml
+from torch import nn
+
+from sfd.data.latents import Statistics
+from sfd.encoders.ldm import ldm_config, rename_ldm_keys
+from sfd.encoders.texture_vae import TextureVae, save_texture_vae
+from sfd.errors import UserError
+from sfd.generation import DiffusionModel
+from sfd.importing.checkpoints import Weights, load_strictly, pick_weights, read_checkpoint
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.published import config_from_weights
+from sfd.params import ScheduleParams
+from sfd.semantic.semvae import SemVae, SemVaeConfig, save_semvae
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+Kind = Literal["diffusion", "semantic-vae", "texture-vae"]
+
+PUBLISHED_TAU = 0.3
+PUBLISHED_SEMANTIC_CHANNELS = 16
+"""Of the published SFD models (arXiv 2512.04926)."""
+
+HEAD_KEYS = ("transformer_heads", "num_heads", "heads")
+"""What the number of heads is called in the configuration of a SemVAE."""
+
+
+@dataclass(frozen=True)
+class DiffusionFacts:
+    """What the weights of a diffusion model cannot say.
+
+    Attributes:
+        statistics: files with ``mean`` and ``std`` of the latents' channels: of all in one, or of texture's and of semantics'.
+        semantic_channels: None: as many as the second file of statistics has; else 16 for a model of two times, and 0 for one of one.
+        tau: the offset that it was trained with. None: 0.3 for a model of two times; one of one time is synchronous.
+        classes: file with a class name a line, in the order of their indices. None: the indices are the names, and the last row of the
+            class table is the null class.
+    """
+
+    statistics: tuple[Path, ...] = ()
+    semantic_channels: int | None = None
+    tau: float | None = None
+    classes: Path | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network with its weights: how to write it, and what to say of it."""
+
+    network: nn.Module
+    weights: Weights
+    save: Callable[[Path], None]
+    facts: list[str]
+
+    def report(self, kind: Kind, out: Path) -> str:
+        """What was read, what was left out, and where it is."""
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        lines = [f"{kind}: {count:,} parameters from {self.weights.source}", *self.facts]
+        return "\n".join([*lines, *(f"left out: {part}" for part in self.weights.left_out), f"written to {out}"])
+
+
+def import_weights(source: Path, kind: Kind, out: Path, facts: DiffusionFacts, drop: tuple[str, ...] = ()) -> str:
+    """Reads a published file and writes the folder ``out``, whole or not at all; returns what there is to say.
+
+    Args:
+        out: a folder that does not exist yet, or is empty.
+        facts: for kind ``diffusion``.
+        drop: beginnings of keys to leave out.
+
+    Raises:
+        UserError: ``out`` is in use, the file cannot be read safely, is of another kind, or does not fit strictly.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; give a new one, nothing is overwritten")
+    if kind != "diffusion" and facts != DiffusionFacts():
+        raise UserError(f"--statistics, --semantic-channels, --tau and --classes are of kind diffusion, not of {kind}")
+    if kind == "diffusion" and not facts.statistics:
+        raise UserError(
+            "a diffusion model draws normalised latents, so the statistics that restore them are part of it: give --statistics "
+            "latents_stats.pt --statistics latents_sv_stats.pt, which the published code keeps beside its latents"
+        )
+    content = read_checkpoint(source)
+    if kind == "diffusion":
+        imported = read_diffusion(source, content, facts, drop)
+    elif kind == "semantic-vae":
+        imported = read_semantic_vae(source, content, drop)
+    else:
+        imported = read_texture_vae(source, content, drop)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as passing:
+            imported.save(Path(passing) / "made")
+            (Path(passing) / "made").replace(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror or error}); give another folder") from error
+    return imported.report(kind, out)
+
+
+def read_diffusion(source: Path, content: Any, facts: DiffusionFacts, drop: tuple[str, ...] = ()) -> Imported:
+    """A LightningDiT of the published code: a file with ``ema`` or ``model``, or a plain state dict.
+
+    Raises:
+        UserError: the weights do not fit strictly, or what the user says of them contradicts them.
+    """
+    weights = pick_weights(source, content, "diffusion", ("ema", "model"), drop)
+    parts = [_read_statistics(file) for file in facts.statistics]
+    two_times = "t_embedder_sem.mlp.0.weight" in weights.state
+    semantic_channels = _semantic_channels(facts, [len(part.mean) for part in parts], two_times)
+    schedule = _schedule(facts.tau, two_times)
+    names = _read_classes(facts.classes) if facts.classes is not None else None
+    table = weights.state.get("y_embedder.embedding_table.weight")
+    has_null_class = names is None or table is None or len(table) != len(names)
+    try:
+        config = config_from_weights(weights.state, semantic_channels, has_null_class)
+        with torch.device("meta"):
+            network = LightningDiT(config)
+    except ValueError as error:
+        raise UserError(f"{source} holds no diffusion model that is known here: {error}") from error
+    load_strictly(network, weights, f"a diffusion model of {config.depth} blocks, {config.hidden_size} wide")
+    statistics = Statistics(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
+    names = names or [str(index) for index in range(config.num_classes)]
+    _check_against_weights(facts, config, len(statistics.mean), len(names))
+    said = _describe(config, schedule)
+    return Imported(network, weights, DiffusionModel(network, schedule, statistics, names).save, said)
+
+
+def _check_against_weights(facts: DiffusionFacts, config: LightningDiTConfig, channels: int, num_names: int) -> None:
+    """Raises :class:`UserError` if what the user says of the weights contradicts them."""
+    if channels != config.in_channels:
+        raise UserError(
+            f"the statistics are of {channels} channels ({', '.join(map(str, facts.statistics))}), but the model has "
+            f"{config.in_channels}; give the files that belong to it, texture's first"
+        )
+    if not config.two_times <= config.semantic_channels < config.in_channels:
+        raise UserError(
+            f"of {config.in_channels} channels {config.semantic_channels} cannot be the semantic ones, where a model has "
+            f"{'two times' if config.two_times else 'one time'}; correct --semantic-channels"
+        )
+    if num_names != config.num_classes:
+        raise UserError(
+            f"{facts.classes} names {num_names} classes, but the class table has {config.num_classes + config.use_null_class} rows; "
+            "give a name for each row, or for each but the last one, the null class"
+        )
+
+
+def _describe(config: LightningDiTConfig, schedule: ScheduleParams) -> list[str]:
+    """The network in words, and what was assumed of it."""
+    parts = [name.removeprefix("use_") for name, value in asdict(config).items() if name.startswith("use_") and value]
+    lead = f"two times, tau {schedule.tau}" if config.two_times else "one time"
+    said = [
+        f"{config.depth} blocks, {config.hidden_size} wide, {config.num_heads} heads, patch {config.patch_size}, {', '.join(parts)}",
+        f"latents {config.in_channels} x {config.input_size} x {config.input_size}, the last {config.semantic_channels} semantic; {lead}",
+        f"{config.num_classes} classes{' and the null class' if config.use_null_class else ''}",
+    ]
+    if config.repa_depth:
+        said.append(f"REPA projector {config.repa_width} wide, to features of {config.feature_dim}")
+    return said
+
+
+def _schedule(tau: float | None, two_times: bool) -> ScheduleParams:
+    if not two_times:
+        if tau:
+            raise UserError(f"--tau is {tau:g}, but the model has one time, so it is synchronous: leave --tau out")
+        return ScheduleParams.model_validate({"kind": "sync"})
+    return ScheduleParams.model_validate({"kind": "offset", "tau": PUBLISHED_TAU if tau is None else tau})
+
+
+def _semantic_channels(facts: DiffusionFacts, counts: list[int], two_times: bool) -> int:
+    if len(counts) > 2:
+        raise UserError(
+            f"--statistics is given {len(counts)} times; give one file of all channels, or texture's and semantics'"
+        )
+    said = facts.semantic_channels
+    if len(counts) == 2:
+        if said is not None and said != counts[1]:
+            raise UserError(
+                f"--semantic-channels is {said}, but {facts.statistics[1]} has {counts[1]} channels; leave the option out, "
+                "or give the statistics of the semantic latent second"
+            )
+        return counts[1]
+    if said is not None:
+        return said
+    return PUBLISHED_SEMANTIC_CHANNELS if two_times else 0
+
+
+def _read_statistics(file: Path) -> Statistics:
+    """Mean and standard deviation of channels, of any shape with the channels alone in it. Raises :class:`UserError`."""
+    content = read_checkpoint(file)
+    found = [content.get(key) if isinstance(content, Mapping) else None for key in ("mean", "std")]
+    mean, std = (value.flatten().float() if isinstance(value, torch.Tensor) else None for value in found)
+    if mean is None or std is None or mean.shape != std.shape:
+        raise UserError(f"{file} holds no statistics: tensors `mean` and `std` of the same shape are needed")
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0.0).all()):
+        raise UserError(f"{file}: means must be finite and standard deviations above 0; get the file again")
+    return Statistics(mean.clone(), std.clone())
+
+
+def _read_classes(file: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); give a text file with a class name a line") from error
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise UserError(
+            f"{file} must name every class once, but {f'names {twice[0]!r} twice' if twice else 'is empty'}"
+        )
+    return names
+
+
+def read_semantic_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) -> Imported:
+    """A published SemVAE: ``model_state_dict``, and under ``config`` a YAML text that says the number of heads.
+
+    Raises:
+        UserError: the weights do not fit strictly, or the number of heads is not there or does not divide the width.
+    """
+    weights = pick_weights(source, content, "semantic-vae", ("model_state_dict",), drop)
+    state = weights.state
+    missing = [key for key in ("encoder.0.weight", "decoder.0.weight") if key not in state or state[key].ndim != 2]
+    if missing:
+        raise UserError(f"{source} holds no SemVAE: {missing[0]} is missing, or is no matrix")
+    (width, input_dim), latent_dim = state["encoder.0.weight"].shape, state["decoder.0.weight"].shape[1]
+    heads = _read_heads(source, content, width)
+    blocks = len({key.split(".")[1] for key in state if key.startswith("encoder.") and ".attn." in key})
+    with torch.device("meta"):
+        network = SemVae(SemVaeConfig(input_dim, width, heads, blocks, latent_dim))
+    load_strictly(network, weights, f"a SemVAE of {blocks} + {blocks} blocks, {width} wide")
+    said = [
+        f"{blocks} + {blocks} blocks, {width} wide, {heads} heads; features of {input_dim} to {latent_dim} channels"
+    ]
+    return Imported(network, weights, lambda folder: save_semvae(folder, network), said)
+
+
+def _read_heads(source: Path, content: Any, width: int) -> int:
+    text = content.get("config")
+    if not isinstance(text, str):
+        raise UserError(
+            f"{source} has no YAML text under `config` ({'missing' if text is None else type(text).__name__}), so the number of heads "
+            "is not known; give the published file, whose config says it"
+        )
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: `config` is not valid YAML: {' '.join(str(error).split())[:160]}") from error
+    found = sorted({value for key, value in _walk(tree) if key in HEAD_KEYS and isinstance(value, int)})
+    if len(found) != 1:
+        raise UserError(
+            f"{source}: `config` must say one number of heads under {' or '.join(HEAD_KEYS)}, but says {found or 'none'}"
+        )
+    if found[0] < 1 or width % found[0]:
+        raise UserError(
+            f"{source}: {found[0]} heads do not divide the width {width}; config and weights do not belong together"
+        )
+    return found[0]
+
+
+def _walk(node: Any) -> list[tuple[str, Any]]:
+    """All keys of nested mappings with their values."""
+    if not isinstance(node, dict):
+        return []
+    return [*node.items(), *(pair for value in node.values() for pair in _walk(value))]
+
+
+def read_texture_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) -> Imported:
+    """An LDM autoencoder: a file with ``state_dict``, or a plain state dict; the training's ``loss.*`` is left out.
+
+    Raises:
+        UserError: the weights do not fit strictly. Keys are then named as in diffusers.
+    """
+    weights = pick_weights(source, content, "texture-vae", ("state_dict",), drop, known=("loss.",))
+    network, config = _build_autoencoder(weights)
+    load_strictly(network, weights, "an LDM autoencoder, here in diffusers' names,")
+    channels = ", ".join(map(str, config["block_out_channels"]))
+    said = [
+        f"{config['layers_per_block']} layers at each of {channels} channels; latents of {config['latent_channels']} channels, "
+        f"{2 ** (len(config['block_out_channels']) - 1)} times smaller than images"
+    ]
+    return Imported(network, weights, lambda folder: save_texture_vae(folder, TextureVae(network)), said)
+
+
+def _build_autoencoder(weights: Weights) -> tuple["AutoencoderKL", dict[str, Any]]:
+    """On the meta device; renames the weights."""
+    from diffusers import AutoencoderKL
+
+    try:
+        config = ldm_config(weights.state)
+        weights.state = rename_ldm_keys(weights.state, num_levels=len(config["block_out_channels"]))
+        with torch.device("meta"):
+            return AutoencoderKL(**config).eval(), config
+    except KeyError as error:
+        raise UserError(
+            f"{weights.source} is no whole LDM autoencoder: {error.args[0]} is missing or not known"
+        ) from error
+    except (ValueError, IndexError) as error:
+        raise UserError(
+            f"{weights.source} holds no LDM autoencoder that is known here: {' '.join(str(error).split())}"
+        ) from error

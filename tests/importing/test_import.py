@@ -1,0 +1,377 @@
+"""`sfd import`: files in the published layouts become our folders, and broken ones are refused by what is wrong with them."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfd import cli
+from sfd.data.latents import STATISTICS
+from sfd.encoders.texture_vae import load_texture_vae, to_uint8
+from sfd.generation import DiffusionModel
+from sfd.semantic.semvae import load_semvae
+
+VECTORS = Path(__file__).parents[1] / "data/conformance"
+YAML = "model:\n  arch: transformer\n  transformer_heads: 4\ntraining:\n  lr: 1.0e-4\n"
+
+
+def vector(name: str) -> dict[str, Tensor]:
+    return load_file(VECTORS / f"{name}.safetensors")
+
+
+def weights(name: str) -> dict[str, Tensor]:
+    return {key.removeprefix("state."): value for key, value in vector(name).items() if key.startswith("state.")}
+
+
+def stored(path: Path, content: Any, **options: Any) -> str:
+    torch.save(content, path, **options)
+    return str(path)
+
+
+@pytest.fixture
+def statistics(tmp_path: Path) -> list[str]:
+    """Of 8 texture and 4 semantic channels, shaped as published."""
+    options = []
+    for name, channels in (("latents_stats.pt", 8), ("latents_sv_stats.pt", 4)):
+        mean, std = torch.arange(channels).float(), torch.arange(channels).float() + 1.0
+        options += [
+            "--statistics",
+            stored(tmp_path / name, {"mean": mean[None, :, None, None], "std": std[None, :, None, None]}),
+        ]
+    return options
+
+
+@pytest.fixture
+def sfd_import(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command; returns what it says, which after a refusal is one line on stderr."""
+
+    def run(*arguments: str, refused: bool = False) -> str:
+        monkeypatch.setattr(sys, "argv", ["sfd", "import", *arguments])
+        with pytest.raises(SystemExit) as ending:
+            cli.main()
+        said = capsys.readouterr()
+        assert ending.value.code == (2 if refused else 0), said.err
+        if refused:
+            assert said.err.startswith("error: ") and said.err.count("\n") == 1
+        return said.err if refused else said.out
+
+    return run
+
+
+# --- what is read ---
+
+
+def test_the_averaged_weights_of_a_checkpoint_compute_the_published_numbers(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]
+) -> None:
+    state, tensors = weights("sfd_tiny"), vector("sfd_tiny")
+    wrapped = {f"module._orig_mod.{key}": value for key, value in state.items()}
+    other = {key: torch.zeros_like(value) for key, value in state.items()}
+    file = stored(tmp_path / "sfd.pt", {"model": other, "ema": wrapped, "opt": {"state": {}}, "steps": 5})
+    said = sfd_import(file, str(tmp_path / "new" / "out"), "--kind", "diffusion", *statistics)
+    model = DiffusionModel.load(tmp_path / "new" / "out")
+    velocity = model.network(tensors["xt"], tensors["t_tex"], tensors["t_sem"], tensors["y"]).velocity
+    assert (velocity - tensors["velocity"]).abs().max() < 1e-5
+    assert model.schedule_params.tau == 0.3 and model.classes == [str(n) for n in range(10)]
+    assert model.network.config.semantic_channels == 4
+    assert model.statistics.mean.tolist() == [*range(8), *range(4)]
+    assert f"{sum(p.numel() for p in model.network.parameters()):,} parameters" in said
+    assert "left out: beside the weights: model, opt, steps" in said
+    assert "left out: the prefix module." in said and "left out: the prefix _orig_mod." in said
+
+
+def test_files_of_any_format_with_the_same_weights_become_the_same_folder(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]
+) -> None:
+    state = weights("sfd_tiny")
+    save_file(state, tmp_path / "a.safetensors")
+    flat = torch.cat([value.flatten() for value in state.values()])
+    views = dict(
+        zip(
+            state,
+            (
+                part.view(state[k].shape)
+                for k, part in zip(state, flat.split([v.numel() for v in state.values()]), strict=True)
+            ),
+            strict=True,
+        )
+    )
+    files = [
+        str(tmp_path / "a.safetensors"),
+        stored(tmp_path / "plain.pt", state),
+        stored(tmp_path / "model.pt", {"model": {key: value.double() for key, value in state.items()}}),
+        stored(tmp_path / "old.pt", {"ema": state}, _use_new_zipfile_serialization=False),
+        stored(tmp_path / "views.pt", {"ema": views}),
+    ]
+    made = []
+    for number, file in enumerate(files):
+        sfd_import(file, str(tmp_path / str(number)), "--kind", "diffusion", *statistics)
+        made.append({path.name: path.read_bytes() for path in sorted((tmp_path / str(number)).iterdir())})
+    assert set(made[0]) == {"config.json", "model.safetensors", STATISTICS}
+    assert all(other == made[0] for other in made)
+
+
+def test_a_model_of_one_time_is_synchronous_and_without_semantics_unless_said(
+    tmp_path: Path, sfd_import: Callable[..., str]
+) -> None:
+    state = weights("lightningdit_sync")
+    channels = state["x_embedder.proj.weight"].shape[1]
+    file = stored(tmp_path / "sync.pt", {"ema": state})
+    numbers = stored(tmp_path / "stats.pt", {"mean": torch.zeros(channels), "std": torch.ones(channels)})
+    given = ["--kind", "diffusion", "--statistics", numbers]
+    sfd_import(file, str(tmp_path / "plain"), *given)
+    model = DiffusionModel.load(tmp_path / "plain")
+    assert model.schedule_params.kind == "sync" and model.network.config.semantic_channels == 0
+    sfd_import(file, str(tmp_path / "redi"), *given, "--semantic-channels", "3")
+    assert DiffusionModel.load(tmp_path / "redi").network.config.semantic_channels == 3
+    assert "--tau is 0.3, but the model has one time" in sfd_import(file, "x", *given, "--tau", "0.3", refused=True)
+    assert "cannot be the semantic ones" in sfd_import(
+        file, "x", *given, "--semantic-channels", str(channels), refused=True
+    )
+
+
+def test_class_names_say_whether_the_last_row_is_the_null_class(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]
+) -> None:
+    file = stored(tmp_path / "sfd.pt", {"ema": weights("sfd_tiny")})
+    for count, has_null in ((10, True), (11, False)):
+        names = [f"n{index}" for index in range(count)]
+        (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+        out = tmp_path / str(count)
+        sfd_import(file, str(out), "--kind", "diffusion", *statistics, "--classes", str(tmp_path / "names.txt"))
+        model = DiffusionModel.load(out)
+        assert model.classes == names and model.network.config.use_null_class == has_null
+    for text, reason in (("a\nb\n", "names 2 classes, but the class table has 11 rows"), ("a\na\n", "names 'a' twice")):
+        (tmp_path / "names.txt").write_text(text)
+        given = [*statistics, "--classes", str(tmp_path / "names.txt")]
+        assert reason in sfd_import(file, "x", "--kind", "diffusion", *given, refused=True)
+
+
+def test_a_semantic_vae_computes_the_published_numbers_with_the_heads_of_its_config(
+    tmp_path: Path, sfd_import: Callable[..., str]
+) -> None:
+    content = {"model_state_dict": weights("semvae_tiny"), "config": YAML, "global_step": 3}
+    said = sfd_import(stored(tmp_path / "vae.pt", content), str(tmp_path / "out"), "--kind", "semantic-vae")
+    tensors, network = vector("semvae_tiny"), load_semvae(tmp_path / "out")
+    expected = json.loads((VECTORS / "semvae_tiny.json").read_text())
+    assert (network.config.heads, network.config.blocks) == (expected["heads"], expected["blocks"])
+    assert (network.encode(tensors["features"]).mean - tensors["mean"]).abs().max() < 1e-5
+    assert "2 + 2 blocks, 32 wide, 4 heads; features of 24 to 5 channels" in said
+
+
+def test_a_texture_vae_computes_the_published_pixels_and_loses_what_only_its_training_needs(
+    tmp_path: Path, sfd_import: Callable[..., str]
+) -> None:
+    tensors = vector("texture_vae_tiny")
+    clutter = {"loss.logvar": torch.zeros(1), "loss.discriminator.num_batches_tracked": torch.tensor(3)}
+    content = {"state_dict": weights("texture_vae_tiny") | clutter, "epoch": 1}
+    said = sfd_import(stored(tmp_path / "vae.ckpt", content), str(tmp_path / "out"), "--kind", "texture-vae")
+    vae = load_texture_vae(tmp_path / "out")
+    assert (vae.decode(tensors["mean"]).int() - to_uint8(tensors["reconstruction_of_mean"]).int()).abs().max() <= 1
+    assert "left out: 2 keys loss.*" in said
+
+
+def test_what_a_user_names_is_left_out_and_a_name_that_fits_nothing_is_refused(
+    tmp_path: Path, sfd_import: Callable[..., str]
+) -> None:
+    file = stored(
+        tmp_path / "vae.ckpt", {"state_dict": weights("texture_vae_tiny") | {"linear_proj.weight": torch.ones(2)}}
+    )
+    assert "1 extra (linear_proj.weight)" in sfd_import(file, "x", "--kind", "texture-vae", refused=True)
+    assert "no key of" in sfd_import(file, "x", "--kind", "texture-vae", "--drop", "foundation.", refused=True)
+    said = sfd_import(file, str(tmp_path / "out"), "--kind", "texture-vae", "--drop", "linear_proj.")
+    assert "left out: 1 keys linear_proj.*" in said
+
+
+# --- what is refused ---
+
+
+def changed(name: str, **changes: Tensor | None) -> dict[str, Tensor]:
+    """Weights with some replaced, added, or (None) taken away."""
+    state: dict[str, Any] = weights(name) | changes
+    return {key: value for key, value in state.items() if value is not None}
+
+
+QKV = "blocks.1.attn.qkv.weight"
+NAN = torch.full((192, 64), float("nan"))
+DIFFUSION = {
+    "no known key": ({"params": weights("sfd_tiny")}, "holds params, but a diffusion file holds its weights under ema or"),
+    "a list": ([torch.ones(1)], "holds list, but a diffusion file"),
+    "an empty mapping under its key": ({"ema": {}}, "x_embedder.proj.weight is missing"),
+    "a missing key": ({"ema": changed("sfd_tiny", **{QKV: None})}, f"1 missing ({QKV})"),
+    "an extra key": ({"ema": changed("sfd_tiny", more=torch.ones(1))}, "1 extra (more); give the whole published file; what"),
+    "a misshapen key": ({"ema": changed("sfd_tiny", **{QKV: NAN[:3]})}, f"1 misshapen ({QKV} [3, 64] instead of [192, 64])"),
+    "NaN": ({"ema": changed("sfd_tiny", **{QKV: NAN})}, f"1 weights hold NaN or infinity ({QKV})"),
+    "whole numbers": ({"ema": changed("sfd_tiny", **{QKV: NAN.bool()})}, f"floating-point numbers, but these are not: {QKV}"),
+    "a foreign object": ({"ema": weights("sfd_tiny"), "args": argparse.Namespace(lr=1)}, "the objects argparse.Namespace, and"),
+    "another kind": ({"state_dict": weights("texture_vae_tiny")}, "looks like a texture-vae, not like a diffusion: give --kind"),
+    "yet another kind": ({"model_state_dict": weights("semvae_tiny"), "config": YAML}, "looks like a semantic-vae"),
+    "no square": ({"ema": changed("sfd_tiny", pos_embed=torch.ones(1, 63, 64))}, "pos_embed has 63 tokens, which make no square"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", DIFFUSION)
+def test_a_broken_diffusion_file_is_refused_by_what_is_wrong_with_it(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str], fault: str
+) -> None:
+    content, reason = DIFFUSION[fault]
+    file = stored(tmp_path / "broken.pt", content)
+    said = sfd_import(file, str(tmp_path / "out"), "--kind", "diffusion", *statistics, refused=True)
+    assert reason in said and file in said
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_many_wrong_keys_are_listed_up_to_a_limit_and_counted(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]
+) -> None:
+    state = {key: value for key, value in weights("sfd_tiny").items() if not key.startswith("blocks.1")}
+    said = sfd_import(stored(tmp_path / "a.pt", state), "x", "--kind", "diffusion", *statistics, refused=True)
+    assert "14 missing (blocks.1.norm1.weight, " in said and " and 9 more)" in said
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("a.pt", Path.unlink, "is missing; give the published file itself"),
+        ("a.pt", lambda file: (file.unlink(), file.mkdir()), "is a folder"),
+        ("a.pt", lambda file: file.write_bytes(b""), "is empty"),
+        (
+            "a.pt",
+            lambda file: file.write_text("version https://git-lfs"),
+            "no torch file, it begins with b'version https",
+        ),
+        ("a.pt", cut_off, "its end is missing after"),
+        ("a.pt", lambda file: file.write_bytes(b"\x80\x02junk"), "cannot be read as a torch file"),
+        ("a.safetensors", cut_off, "is no whole safetensors file"),
+    ],
+)
+def test_a_file_that_is_no_whole_checkpoint_is_refused(
+    tmp_path: Path,
+    sfd_import: Callable[..., str],
+    statistics: list[str],
+    name: str,
+    damage: Callable[[Path], object],
+    reason: str,
+) -> None:
+    file = tmp_path / name
+    if name == "a.pt":
+        stored(file, {"ema": weights("sfd_tiny")})
+    else:
+        save_file(weights("sfd_tiny"), file)
+    damage(file)
+    assert reason in sfd_import(str(file), "x", "--kind", "diffusion", *statistics, refused=True)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "sprung",)
+
+    for new in (True, False):
+        file = stored(tmp_path / "trap.pt", {"ema": Trap()}, _use_new_zipfile_serialization=new)
+        said = sfd_import(file, "x", "--kind", "diffusion", *statistics, refused=True)
+        assert "getattr" in said and "can run any code, so it is not read" in said
+    assert not (tmp_path / "sprung").exists()
+
+
+SEMANTIC = {
+    "no config": ({}, "no YAML text under `config` (missing)"),
+    "a config that is no text": ({"config": {"heads": 4}}, "no YAML text under `config` (dict)"),
+    "a config that is not YAML": ({"config": "model: ["}, "`config` is not valid YAML"),
+    "a config without heads": ({"config": "model: {width: 32}"}, "must say one number of heads"),
+    "a config with two numbers of heads": ({"config": "{a: {heads: 4}, b: {heads: 8}}"}, "but says [4, 8]"),
+    "heads that do not divide": ({"config": "heads: 5"}, "5 heads do not divide the width 32"),
+}
+
+
+@pytest.mark.parametrize("fault", SEMANTIC)
+def test_a_semantic_vae_without_a_usable_config_is_refused(
+    tmp_path: Path, sfd_import: Callable[..., str], fault: str
+) -> None:
+    content, reason = SEMANTIC[fault]
+    file = stored(tmp_path / "vae.pt", {"model_state_dict": weights("semvae_tiny")} | content)
+    assert reason in sfd_import(file, "x", "--kind", "semantic-vae", refused=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "key", "change", "reason"),
+    [
+        ("semvae_tiny", "semantic-vae", "encoder.2.norm1.bias", None, "1 missing (encoder.2.norm1.bias)"),
+        ("semvae_tiny", "semantic-vae", "decoder.0.weight", None, "decoder.0.weight is missing"),
+        ("semvae_tiny", "semantic-vae", "decoder.9.bias", torch.ones(1), "1 extra (decoder.9.bias)"),
+        ("texture_vae_tiny", "texture-vae", "encoder.norm_out.bias", None, "1 missing (encoder.conv_norm_out.bias)"),
+        ("texture_vae_tiny", "texture-vae", "decoder.conv_in.weight", None, "decoder.conv_in.weight is missing"),
+        ("texture_vae_tiny", "texture-vae", "quant_conv.bias", torch.ones(3), "1 misshapen (quant_conv.bias [3]"),
+        ("texture_vae_tiny", "texture-vae", "quant_conv.bias", torch.full((8,), torch.inf), "NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_broken_weights_of_a_vae_are_refused_by_their_keys(
+    tmp_path: Path,
+    sfd_import: Callable[..., str],
+    name: str,
+    kind: str,
+    key: str,
+    change: Tensor | None,
+    reason: str,
+) -> None:
+    if change is not None and key in weights(name) and change.numel() == 8:
+        change = torch.full_like(weights(name)[key], torch.inf)
+    place = "model_state_dict" if kind == "semantic-vae" else "state_dict"
+    file = stored(tmp_path / "vae.pt", {place: changed(name, **{key: change}), "config": YAML})
+    assert reason in sfd_import(file, "x", "--kind", kind, refused=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"mean": torch.ones(12)}, "holds no statistics"),
+        ({"mean": torch.ones(12), "std": torch.ones(11)}, "holds no statistics"),
+        ({"mean": torch.ones(12), "std": torch.zeros(12)}, "standard deviations above 0"),
+        ({"mean": torch.full((12,), torch.nan), "std": torch.ones(12)}, "means must be finite"),
+        ({"mean": torch.ones(16), "std": torch.ones(16)}, "are of 16 channels"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(
+    tmp_path: Path, sfd_import: Callable[..., str], content: dict[str, Tensor], reason: str
+) -> None:
+    file, numbers = stored(tmp_path / "a.pt", weights("sfd_tiny")), stored(tmp_path / "stats.pt", content)
+    given = ["--kind", "diffusion", "--statistics", numbers, "--semantic-channels", "4"]
+    assert reason in sfd_import(file, "x", *given, refused=True)
+
+
+def test_options_that_are_needed_or_contradict_are_refused_before_the_file_is_read(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]
+) -> None:
+    absent = str(tmp_path / "absent.pt")
+    assert "the statistics that restore them" in sfd_import(absent, "x", "--kind", "diffusion", refused=True)
+    said = sfd_import(absent, "x", "--kind", "texture-vae", *statistics, refused=True)
+    assert "are of kind diffusion, not of texture-vae" in said
+    file = stored(tmp_path / "a.pt", weights("sfd_tiny"))
+    given = [*statistics, "--semantic-channels", "5"]
+    assert "--semantic-channels is 5, but" in sfd_import(file, "x", "--kind", "diffusion", *given, refused=True)
+
+
+def test_nothing_is_overwritten_and_an_empty_folder_is_filled(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]
+) -> None:
+    file = stored(tmp_path / "a.pt", weights("sfd_tiny"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    said = sfd_import(file, str(out), "--kind", "diffusion", *statistics, refused=True)
+    assert "exists and is not an empty folder" in said and [path.name for path in out.iterdir()] == ["notes.txt"]
+    (out / "notes.txt").unlink()
+    sfd_import(file, str(out), "--kind", "diffusion", *statistics)
+    assert (out / "model.safetensors").is_file()
+    assert "exists" in sfd_import(file, file, "--kind", "diffusion", *statistics, refused=True)

@@ -1,0 +1,174 @@
+"""presets/released-xl with tiny networks: `sfd import` of files in the published layouts, then its graph through real DVC."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from served import ask
+from support import REPOSITORY, Project, draw_images, small_params
+
+from sfd.errors import UserError
+from sfd.generation import ImageGenerator
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.params import SampleParams, load_params
+
+pytestmark = pytest.mark.long
+
+GRAPH = Path("presets/released-xl")
+STAGES = ["scan", "prepare", "texture_vae", "judge", "diffusion", "sample", "evaluate", "register"]
+
+
+def published_files(folder: Path) -> None:
+    """A model of 4 + 2 channels at 4 x 4 positions with a weaker one, the statistics of both, and an LDM autoencoder for 64 pixels."""
+    folder.mkdir()
+    for name, width, depth in (("sfd.pt", 32, 2), ("autoguidance.pt", 16, 1)):
+        network = LightningDiT(LightningDiTConfig(4, 6, width, depth, 2, 2, semantic_channels=2, two_times=True))
+        random = torch.Generator().manual_seed(depth)
+        noise = {
+            key: value if "freqs" in key or key == "pos_embed" else 0.2 * torch.randn(value.shape, generator=random)
+            for key, value in network.state_dict().items()
+        }
+        torch.save({"ema": noise}, folder / name)
+    for name, channels in (("latents_stats.pt", 4), ("latents_sv_stats.pt", 2)):
+        shape = (1, channels, 1, 1)
+        torch.save({"mean": torch.zeros(shape), "std": torch.ones(shape)}, folder / name)
+    tensors = load_file(REPOSITORY / "tests/data/conformance/texture_vae_tiny.safetensors")
+    state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+    torch.save({"state_dict": state | {"loss.logvar": torch.zeros(())}}, folder / "vae.ckpt")
+
+
+def tiny_twin() -> dict[str, object]:
+    """The preset's parameters with a judge of seconds, few images and few steps."""
+    released, small = yaml.safe_load((REPOSITORY / GRAPH / "params.yaml").read_text()), small_params()
+    released["data"] |= {"image_size": 64, "holdout_fraction": 0.3}
+    released["judge"], released["evaluate"] = small["judge"], small["evaluate"]
+    released["registry"], released["register"]["name"] = small["registry"], "released"
+    released["tune"] = small["tune"]
+    released["sample"] |= {"num_images": 8, "batch_size": 4, "sampler": "heun", "num_steps": 4}
+    return released  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("released")
+    made = Project(folder, small_params())
+    graph = folder / GRAPH
+    shutil.copytree(REPOSITORY / GRAPH, graph, ignore=shutil.ignore_patterns("results", "mlruns", "weights", ".sfd"))
+    (graph / "params.yaml").write_text(yaml.safe_dump(tiny_twin(), sort_keys=False))
+    draw_images(graph / "images" / "n01", 20, 1, vertical=False)
+    draw_images(graph / "images" / "n02", 20, 2, vertical=True)
+    files = folder / "published"
+    published_files(files)
+    statistics = [f"--statistics={files / name}" for name in ("latents_stats.pt", "latents_sv_stats.pt")]
+    for name, out, options in (
+        ("sfd.pt", "diffusion", ["--kind", "diffusion", *statistics]),
+        ("autoguidance.pt", "weak", ["--kind", "diffusion", *statistics]),
+        ("vae.ckpt", "texture_vae", ["--kind", "texture-vae"]),
+    ):
+        status, output = made.run("sfd", "import", str(files / name), str(graph / "weights" / out), *options)
+        assert status == 0, output
+    made.repro(str(GRAPH / "dvc.yaml"))
+    yield made
+
+
+def test_the_preset_samples_and_scores_as_published() -> None:
+    sample = load_params(REPOSITORY / GRAPH / "params.yaml").sample
+    assert (sample.num_images, sample.sampler, sample.guidance.kind) == (50_000, "dopri5", "autoguidance")
+    assert sample.guidance.scale_texture == sample.guidance.scale_semantic == 1.5
+
+
+def test_imported_weights_are_sampled_and_evaluated_like_trained_ones(project: Project) -> None:
+    results = project.folder / GRAPH / "results"
+    assert {path.name for path in results.iterdir() if path.is_dir()} == set(STAGES)
+    metrics = yaml.safe_load((results / "evaluate" / "metrics.json").read_text())
+    assert metrics["num_images"] == 8 and np.isfinite(metrics["fd_digits_judge"])
+    table = pd.read_csv(results / "sample" / "samples.csv", dtype={"class": str})
+    assert table["class"].tolist() == ["0", "1"] * 4
+    imported = load_file(project.folder / GRAPH / "weights/diffusion/model.safetensors")
+    sampled = load_file(results / "diffusion/model/model.safetensors")
+    assert imported.keys() == sampled.keys() and all(torch.equal(imported[key], sampled[key]) for key in sampled)
+
+
+def test_nothing_changed_means_nothing_but_the_look_at_the_images_runs(project: Project) -> None:
+    output = project.repro(str(GRAPH / "dvc.yaml"))
+    assert [line for line in output.splitlines() if line.startswith("Running stage")] == [
+        f"Running stage '{GRAPH}/dvc.yaml:scan':"
+    ]
+
+
+def test_the_weak_model_guides_the_samples_and_does_not_go_missing_silently(project: Project) -> None:
+    graph = project.folder / GRAPH
+    params = SampleParams.model_validate(yaml.safe_load((graph / "params.yaml").read_text())["sample"])
+    table = pd.read_csv(graph / "results/sample/samples.csv").head(4)
+    networks = (graph / "results/diffusion/model", graph / "results/texture_vae/model")
+    given = table["class_index"].tolist(), table["seed"].tolist()
+    (guided,) = ImageGenerator.load(*networks, graph / "weights/weak").sample(*given, params)
+    stored = np.stack([np.asarray(Image.open(graph / "results/sample/images" / file)) for file in table["file"]])
+    assert (guided.permute(0, 2, 3, 1).numpy() == stored).all()
+    with pytest.raises(UserError, match="kind is `autoguidance`, but the images are drawn without a weak model"):
+        next(ImageGenerator.load(*networks).sample(*given, params))
+    cfg = params.model_copy(update={"guidance": params.guidance.model_copy(update={"kind": "cfg"})})
+    with pytest.raises(UserError, match="kind is `cfg`, but the images are drawn with a weak model"):
+        next(ImageGenerator.load(*networks, graph / "weights/weak").sample(*given, cfg))
+    (by_null_class,) = ImageGenerator.load(*networks).sample(*given, cfg)
+    assert not torch.equal(by_null_class, guided)
+
+
+def test_a_server_draws_the_samples_from_the_registered_version_with_its_weak_model(project: Project) -> None:
+    graph = project.folder / GRAPH
+    weak = graph / "weights" / "weak"
+    weak.rename(weak.with_name("away"))  # the version carries its own
+    store = f"sqlite:///{graph}/mlruns/mlflow.db"
+    server = project.start(
+        "sfd", "serve", "--model", "released", "--alias", "candidate", "--port", "0", MLFLOW_TRACKING_URI=store
+    )
+    assert server.stdout is not None
+    try:
+        url = next(line for line in server.stdout if "http://" in line).split()[-1]
+        for row in pd.read_csv(graph / "results/sample/samples.csv", dtype={"class": str}).head(2).to_dict("records"):
+            answer = ask(f"{url}/generate", {"class": row["class"], "seed": row["seed"]})
+            shown = np.asarray(Image.open(io.BytesIO(answer.content))).astype(int)
+            sampled = np.asarray(Image.open(graph / "results/sample/images" / row["file"])).astype(int)
+            assert np.abs(shown - sampled).max() <= 1, "one grey level is the rounding between shapes of batches"
+    finally:
+        weak.with_name("away").rename(weak)
+        server.terminate()
+        server.communicate()
+    assert server.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "reason"),
+    [
+        ("schedule", {"tau": 0.2}, "have the schedule {'kind': 'offset', 'tau': 0.3}: set schedule in params.yaml"),
+        ("data", {"image_size": 32}, "draw texture latents (4, 4, 4), but images of data.image_size 32 have (4, 2, 2)"),
+        ("diffusion", {"file": "weights/texture_vae"}, "model.safetensors is missing"),
+        ("diffusion", {"file": "weights/nothing"}, "weights/nothing does not exist, but params.yaml names it"),
+    ],
+)
+def test_weights_that_do_not_fit_the_parameters_are_refused_in_one_line(
+    project: Project, section: str, change: dict[str, object], reason: str
+) -> None:
+    graph = project.folder / GRAPH
+    kept = (graph / "params.yaml").read_text()
+    tree = yaml.safe_load(kept)
+    tree[section] |= change
+    (graph / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    try:
+        status, output = project.run("bash", "-c", f"cd {GRAPH} && python ../../stages/diffusion.py")
+    finally:
+        (graph / "params.yaml").write_text(kept)
+    assert status == 2 and "error: diffusion: " in output and reason in output and "Traceback" not in output
+
+
+def test_a_default_graph_beside_it_stays_as_it_is(project: Project) -> None:
+    status, output = project.run("dvc", "stage", "list")
+    assert status == 0 and "latents" in output and "released" not in output
