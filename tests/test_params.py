@@ -337,6 +337,8 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
         ({"texture_vae.source": "pretrained"}, ["texture_vae.name must be given"]),
         ({"texture_vae.file": "vae"}, ["texture_vae.file is 'vae'", "`train`", "null"]),
         ({"judge.training": None}, ["judge.training must be given"]),
+        ({"diffusion.source": "file"}, ["diffusion.file must name the weights"]),
+        ({"diffusion.file": "weights"}, ["diffusion.file is 'weights'", "`train`, which reads no file"]),
         (PRETRAINED_JUDGE | {"judge.name": "v3"}, ["judge.name is 'v3'", "call it `inception`"]),
         (
             PRETRAINED_JUDGE | {"judge.source": "file", "judge.file": "w.pth", "judge.name": "v3"},
@@ -394,6 +396,7 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
         CFG,
         {"schedule.kind": "sync"},
+        {"diffusion.source": "file", "diffusion.file": "weights"},
     ],
 )
 def test_options_that_fit_each_other_are_accepted(changes: dict[str, Any]) -> None:
