@@ -43,6 +43,7 @@ data.max_rejected_fraction
 data.mirror
 data.root
 data.source
+diffusion.file
 diffusion.grid_every
 diffusion.grid_images
 diffusion.loss.cosine_weight
@@ -62,6 +63,7 @@ diffusion.model.use_rmsnorm
 diffusion.model.use_rope
 diffusion.model.use_shift
 diffusion.model.use_swiglu
+diffusion.source
 encoder.depth
 encoder.file
 encoder.input_size

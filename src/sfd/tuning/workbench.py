@@ -6,6 +6,7 @@ Every candidate is scored on the same noise (common random numbers), so that dif
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -40,6 +41,12 @@ class Repeat:
     classes: list[str]
 
 
+@lru_cache(maxsize=1)
+def load_weak(folder: Path) -> LightningDiT:
+    """AutoGuidance's weak model, which the trials of a study share."""
+    return DiffusionModel.load(folder).network
+
+
 class Workbench:
     """Loads once what trials share: judge, decoder, the reference's features, the trained model.
 
@@ -72,8 +79,7 @@ class Workbench:
         indices = [i % len(classes) for i in range(number)]
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
         weak = params.sample.guidance.weak_model
-        weak_network = DiffusionModel.load(Path(weak)).network if weak is not None else None
-        images = ImageGenerator(model, self.decoder, weak_network, self.device)
+        images = ImageGenerator(model, self.decoder, load_weak(Path(weak)) if weak else None, self.device)
         started = time.perf_counter()
         pixels = torch.cat(list(images.sample(indices, [image_seed(seed, i) for i in range(number)], params.sample)))
         seconds = (time.perf_counter() - started) / number
