@@ -56,6 +56,7 @@ data.revision
 data.root
 data.source
 data.split
+diffusion.file
 diffusion.grid_every
 diffusion.grid_images
 diffusion.init_from
@@ -81,6 +82,7 @@ diffusion.model.use_rope
 diffusion.model.use_shift
 diffusion.model.use_swiglu
 diffusion.sharding
+diffusion.source
 encoder.depth
 encoder.file
 encoder.input_size
@@ -396,6 +398,8 @@ WARM = {"diffusion.training.warmup_steps": 10}
         ({"texture_vae.source": "pretrained"}, ["texture_vae.name must be given"]),
         ({"texture_vae.file": "vae"}, ["texture_vae.file is 'vae'", "`train`", "null"]),
         ({"judge.training": None}, ["judge.training must be given"]),
+        ({"diffusion.source": "file"}, ["diffusion.file must name the weights"]),
+        ({"diffusion.file": "weights"}, ["diffusion.file is 'weights'", "`train`, which reads no file"]),
         (PRETRAINED_JUDGE | {"judge.name": "v3"}, ["judge.name is 'v3'", "call it `inception`"]),
         (
             PRETRAINED_JUDGE | {"judge.source": "file", "judge.file": "w.pth", "judge.name": "v3"},
@@ -497,6 +501,7 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
         CFG,
         {"schedule.kind": "sync"},
+        {"diffusion.source": "file", "diffusion.file": "weights"},
     ],
 )
 def test_options_that_fit_each_other_are_accepted(changes: dict[str, Any]) -> None:

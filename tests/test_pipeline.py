@@ -434,6 +434,19 @@ def test_the_study_is_a_stage_of_its_own_file_that_reads_all_that_any_study_read
     assert {f"results/{name}" for name in set.union(*kinds)} < set(entry["deps"])
 
 
+def test_weights_from_a_file_need_no_latents_and_are_made_anew_when_the_file_changes() -> None:
+    run("prepare")
+    run("texture_vae")
+    with pytest.raises(UserError, match="result of stage `latents` is missing"):
+        stage_fingerprint("diffusion", load_params(Path("params.yaml")))
+    change("diffusion.source", "file")
+    change("diffusion.file", "weights")
+    Path("weights").write_text("some")
+    first = stage_fingerprint("diffusion", load_params(Path("params.yaml")))
+    Path("weights").write_text("others")
+    assert stage_fingerprint("diffusion", load_params(Path("params.yaml"))) != first
+
+
 def test_every_stage_reads_only_results_that_come_before_it() -> None:
     names = list(STAGES)
     for place, inputs in enumerate(STAGES.values()):

@@ -1,7 +1,9 @@
 """presets/released-xl with tiny networks: `sfd import` of files in the published layouts, then its graph through real DVC."""
 
 import io
+import runpy
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from support import REPOSITORY, Project, draw_images, small_params
 
 from sfd.errors import UserError
 from sfd.generation import ImageGenerator
+from sfd.importing.networks import DiffusionFacts, import_weights
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, load_params
 
@@ -67,14 +70,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     draw_images(graph / "images" / "n02", 20, 2, vertical=True)
     files = folder / "published"
     published_files(files)
-    statistics = [f"--statistics={files / name}" for name in ("latents_stats.pt", "latents_sv_stats.pt")]
-    for name, out, options in (
-        ("sfd.pt", "diffusion", ["--kind", "diffusion", *statistics]),
-        ("autoguidance.pt", "weak", ["--kind", "diffusion", *statistics]),
-        ("vae.ckpt", "texture_vae", ["--kind", "texture-vae"]),
-    ):
-        status, output = made.run("sfd", "import", str(files / name), str(graph / "weights" / out), *options)
-        assert status == 0, output
+    facts = DiffusionFacts((files / "latents_stats.pt", files / "latents_sv_stats.pt"))
+    import_weights(files / "sfd.pt", "diffusion", graph / "weights/diffusion", facts)
+    import_weights(files / "autoguidance.pt", "diffusion", graph / "weights/weak", facts)
+    import_weights(files / "vae.ckpt", "texture-vae", graph / "weights/texture_vae", DiffusionFacts())
     made.repro(str(GRAPH / "dvc.yaml"))
     yield made
 
@@ -155,18 +154,29 @@ def test_a_server_draws_the_samples_from_the_registered_version_with_its_weak_mo
     ],
 )
 def test_weights_that_do_not_fit_the_parameters_are_refused_in_one_line(
-    project: Project, section: str, change: dict[str, object], reason: str
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    section: str,
+    change: dict[str, object],
+    reason: str,
 ) -> None:
     graph = project.folder / GRAPH
     kept = (graph / "params.yaml").read_text()
     tree = yaml.safe_load(kept)
     tree[section] |= change
     (graph / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    monkeypatch.chdir(graph)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{graph}/mlruns/mlflow.db")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        status, output = project.run("bash", "-c", f"cd {GRAPH} && python ../../stages/diffusion.py")
+        with pytest.raises(SystemExit) as ending:
+            runpy.run_path("../../stages/diffusion.py")
     finally:
+        signal.signal(signal.SIGTERM, handler)
         (graph / "params.yaml").write_text(kept)
-    assert status == 2 and "error: diffusion: " in output and reason in output and "Traceback" not in output
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert ending.value.code == 2 and line.startswith("error: diffusion: ") and reason in line
 
 
 def test_a_default_graph_beside_it_stays_as_it_is(project: Project) -> None:

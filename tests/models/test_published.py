@@ -1,13 +1,16 @@
 """The published implementation's configuration keys."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from sfd.models.lightningdit import LightningDiTConfig
-from sfd.models.published import config_from_published
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.published import config_from_published, config_from_weights
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/conformance/sfd_tiny.json").read_text())[
     "model"
@@ -75,3 +78,51 @@ def test_keys_with_their_only_published_value_are_accepted_and_other_values_refu
     assert read(mlp_ratio=4.0, learn_sigma=False, use_checkpoint=True) == read()
     with pytest.raises(ValueError, match="learn_sigma is True"):
         read(learn_sigma=True)
+
+
+FULL = LightningDiTConfig(8, 12, 64, 3, 4, 10, semantic_channels=4, two_times=True, repa_depth=2, repa_width=32)
+
+
+def shapes_of(config: LightningDiTConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return LightningDiT(config).state_dict()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"two_times": False, "repa_depth": 0, "repa_width": 2048, "feature_dim": 768},
+        {"patch_size": 2, "input_size": 16},
+        {"use_qknorm": False},
+        {"use_rope": False},
+        {"use_swiglu": False, "use_rmsnorm": False},
+        {"use_shift": False, "feature_dim": 100},
+        {"use_null_class": False, "num_classes": 11},
+    ],
+)
+def test_weights_say_every_width_and_part(changes: dict[str, Any]) -> None:
+    config = replace(FULL, **changes)
+    assert config_from_weights(shapes_of(config), 4, config.use_null_class) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("pos_embed", None, "pos_embed is missing"),
+        ("pos_embed", (1, 65, 64), "65 tokens, which make no square"),
+        ("x_embedder.proj.weight", (64, 12), "x_embedder.proj.weight has shape .64, 12., which should have 4"),
+        ("feat_rope.freqs_cos", (64, 24), "width 64 is no multiple of the width of a head, 24"),
+    ],
+)
+def test_weights_that_contradict_each_other_or_lack_a_width_are_refused(key: str, value: Any, reason: str) -> None:
+    state = {name: tensor for name, tensor in shapes_of(FULL).items() if name != key}
+    if value is not None:
+        state[key] = torch.empty(value, device="meta")
+    with pytest.raises(ValueError, match=reason):
+        config_from_weights(state, 4, True)
+
+
+def test_weights_that_do_not_say_how_wide_a_head_is_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing else says how wide a head is"):
+        config_from_weights(shapes_of(replace(FULL, use_rope=False, use_qknorm=False)), 4, True)

@@ -14,24 +14,32 @@ from PIL import Image
 
 from sfd.data.latents import Statistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
+from sfd.errors import UserError
 from sfd.generation import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.pyfunc import SfdModel
+from sfd.registry.register import make_version
 
 ROWS = pd.DataFrame({"label": ["a", "b"], "seed": [1, 2]})
 SAMPLE = {"batch_size": 4, "sampler": "heun", "num_steps": 4, "guidance": {}}
 
 
-def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any]) -> SfdModel:
-    """A model with random weights that are zero nowhere, loaded from its artifacts."""
-    config = LightningDiTConfig(4, 6, 32, 2, 2, 2, semantic_channels=2, two_times=True)
+def save_diffusion(folder: Path, schedule: dict[str, Any], width: int = 32, num_classes: int = 2) -> None:
+    """A model with random weights that are zero nowhere."""
+    config = LightningDiTConfig(4, 6, width, 2, 2, num_classes, semantic_channels=2, two_times=True)
     network, random = LightningDiT(config), torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
     statistics = Statistics(torch.zeros(6), torch.ones(6))
-    DiffusionModel(network, ScheduleParams.model_validate(schedule), statistics, ["a", "b"]).save(folder / "diffusion")
+    classes = ["a", "b", "c"][:num_classes]
+    DiffusionModel(network, ScheduleParams.model_validate(schedule), statistics, classes).save(folder)
+
+
+def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any]) -> SfdModel:
+    """A model loaded from its artifacts, with a weaker one if ``folder`` holds it."""
+    save_diffusion(folder / "diffusion", schedule)
     fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
     decoder = TextureVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder)
     save_texture_vae(folder / "texture_vae", decoder)
@@ -39,6 +47,8 @@ def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any]) -> SfdM
     artifacts = {name: str(folder / name) for name in ("diffusion", "texture_vae")} | {
         "sample": str(folder / "sample.json")
     }
+    if (folder / "weak_model").is_dir():
+        artifacts["weak_model"] = str(folder / "weak_model")
     made = SfdModel()
     made.load_context(SimpleNamespace(artifacts=artifacts))
     return made
@@ -103,3 +113,33 @@ def test_an_impossible_request_is_refused_with_its_rule(
     with pytest.raises(mlflow.MlflowException, match=reason) as refused:
         ask(for_a_range, **params)
     assert refused.value.get_http_status_code() == 400
+
+
+AUTOGUIDANCE = {"kind": "autoguidance", "weak_model": "elsewhere", "scale_texture": 2.0, "scale_semantic": 2.0}
+
+
+def test_a_model_with_autoguidance_is_guided_by_the_weak_model_of_its_artifacts(
+    tmp_path: Path, for_one: SfdModel
+) -> None:
+    save_diffusion(tmp_path / "weak_model", {"tau": 0.3}, width=16)
+    model = load(tmp_path, {"tau": 0.3}, {"guidance": AUTOGUIDANCE})
+    unguided = ask(for_one)
+    assert (ask(model) != unguided).any() and (ask(model) != ask(for_one, scale_texture=2.0, scale_semantic=2.0)).any()
+    assert (ask(model, scale_texture=1.0, scale_semantic=1.0) == unguided).all()
+
+
+def test_a_weak_model_of_other_classes_is_refused(tmp_path: Path) -> None:
+    save_diffusion(tmp_path / "weak_model", {"tau": 0.3}, num_classes=3)
+    with pytest.raises(UserError, match="does not go with the model that it guides: num_classes 3 instead of 2"):
+        load(tmp_path, {"tau": 0.3}, {"guidance": AUTOGUIDANCE})
+
+
+@pytest.mark.parametrize(("guidance", "has_weak"), [(AUTOGUIDANCE, False), ({"kind": "cfg"}, True)])
+def test_a_version_carries_a_weak_model_if_and_only_if_it_is_guided_by_one(
+    tmp_path: Path, guidance: dict[str, Any], has_weak: bool
+) -> None:
+    sample = SampleParams.model_validate(SAMPLE | {"guidance": guidance})
+    folders = {name: tmp_path / name for name in ("diffusion", "texture_vae", *(["weak_model"] if has_weak else []))}
+    with pytest.raises(UserError, match="a weak model goes into the version with `autoguidance`, and only then"):
+        make_version("name", sample, folders, "run", tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -41,6 +42,12 @@ class Repeat:
     metrics: dict[str, float]
     images: Tensor
     classes: list[str]
+
+
+@lru_cache(maxsize=1)
+def load_weak(folder: Path) -> LightningDiT:
+    """AutoGuidance's weak model, which the trials of a study share."""
+    return DiffusionModel.load(folder).network
 
 
 class Workbench:
@@ -79,8 +86,7 @@ class Workbench:
         indices = [i % len(classes) for i in range(number)]
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
         weak = params.sample.guidance.weak_model
-        weak_network = DiffusionModel.load(Path(weak)).network if weak is not None else None
-        images = ImageGenerator(model, self.decoder, weak_network, self.device)
+        images = ImageGenerator(model, self.decoder, load_weak(Path(weak)) if weak else None, self.device)
         started = time.perf_counter()
         pixels = torch.cat(list(images.sample(indices, [image_seed(seed, i) for i in range(number)], params.sample)))
         seconds = (time.perf_counter() - started) / number
