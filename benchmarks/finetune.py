@@ -46,7 +46,8 @@ class ClassesOf(LatentDataset):
         self.whole, self.statistics = whole, whole.statistics
         indices = [whole.reader.index["classes"].index(name) for name in classes]
         self.reader = _Reader(whole.reader.index | {"classes": classes})  # type: ignore[assignment]
-        self.rows = [n for n, label in enumerate(whole.labels.tolist()) if label in indices]
+        labels = whole.reader.rows("labels", list(range(len(whole.reader))))
+        self.rows = [n for n, label in enumerate(labels) if int(label) in indices]
         self.new_label = {index: place for place, index in enumerate(indices)}
 
     def __len__(self) -> int:

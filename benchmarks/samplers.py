@@ -73,7 +73,8 @@ class Bench:
         from sfd.evaluation.fidelity import extract
         from sfd.evaluation.stage import Batches
         from sfd.generation import ImageGenerator
-        from sfd.pipeline import RESULTS, check_current, inference_device
+        from sfd.pipeline import RESULTS, check_current
+        from sfd.processes import inference_device
 
         check_current(("prepare", "texture_vae", "judge", "diffusion"), params)
         self.params, self.device = params, inference_device()
