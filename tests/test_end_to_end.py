@@ -1,6 +1,5 @@
 """The whole graph through real DVC on a folder of images, at a size of seconds."""
 
-import hashlib
 import io
 import json
 import os
@@ -235,20 +234,6 @@ def test_show_says_where_everything_is(project: Project) -> None:
     status, output = project.run("sfd", "show")
     assert status == 0, output
     assert "results/sample/grid.png" in output and "metrics.json" in output and "models:/sfd-digits@candidate" in output
-
-
-def test_features_and_latents_have_the_same_bytes_on_two_processes(project: Project) -> None:
-    def digests() -> dict[str, str]:
-        folders = (project.result("features") / "shards", project.result("latents") / "shards")
-        files = [file for folder in folders for file in sorted(folder.iterdir())]
-        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-    before = digests()
-    for name in ("features", "latents"):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        status, output = project.run(*launcher, f"stages/{name}.py")
-        assert status == 0, output
-    assert digests() == before
 
 
 def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(project: Project, tmp_path: Path) -> None:

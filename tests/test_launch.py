@@ -83,13 +83,14 @@ def test_the_launch_scripts_pass_shellcheck() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_torchrun_makes_the_same_latents_and_samples_on_two_processes_and_dvc_knows_them(project: Project) -> None:
-    before = {name: files(project.result(name)) for name in ("latents", "sample")}
-    status, output = project.run("launch/torchrun.sh", "latents", "sample", NPROC="2")
+def test_torchrun_makes_the_same_bytes_on_two_processes_and_dvc_knows_them(project: Project) -> None:
+    stages = ("features", "latents", "sample")
+    before = {name: files(project.result(name)) for name in stages}
+    status, output = project.run("launch/torchrun.sh", *stages, NPROC="2")
     assert status == 0, output
-    assert {name: files(project.result(name)) for name in before} == before
-    status, output = project.run("launch/torchrun.sh", "latents", "sample", NPROC="2")
-    assert status == 0 and output.count("nothing has changed since its result was made") == 2
+    assert {name: files(project.result(name)) for name in stages} == before
+    status, output = project.run("launch/torchrun.sh", *stages, NPROC="2")
+    assert status == 0 and output.count("nothing has changed since its result was made") == 3
 
 
 def test_two_machines_meet_by_rendezvous_and_a_stage_that_fails_is_not_given_to_dvc(project: Project) -> None:
@@ -119,7 +120,9 @@ def test_a_slurm_job_saves_a_checkpoint_before_its_limit_goes_back_into_the_queu
     job = slurm(project, "diffusion")
     journals = project.folder / ".sfd" / "journal"
     before = set(journals.glob("*diffusion*"))
-    wait_until(lambda: any('"metrics"' in f.read_text() for f in set(journals.glob("*diffusion*")) - before), 120)
+    wait_until(
+        lambda: any("images_per_second" in f.read_text() for f in set(journals.glob("*diffusion*")) - before), 120
+    )
     os.kill(job.pid, signal.SIGUSR1)
     output = job.communicate()[0]
     assert job.returncode == 0, output

@@ -162,7 +162,7 @@ def test_a_semantic_vae_computes_the_published_numbers_with_the_heads_of_its_con
     tensors, network = vector("semvae_tiny"), load_semvae(tmp_path / "out")
     expected = json.loads((VECTORS / "semvae_tiny.json").read_text())
     assert (network.config.heads, network.config.blocks) == (expected["heads"], expected["blocks"])
-    assert (network.encode(tensors["features"]).mean - tensors["mean"]).abs().max() < 1e-5
+    assert (network.encode(tensors["features"]) - tensors["mean"]).abs().max() < 1e-5
     assert "2 + 2 blocks, 32 wide, 4 heads; features of 24 to 5 channels" in said
 
 
