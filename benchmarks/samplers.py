@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-STEPS = {"euler": (6, 10, 20), "heun": (3, 5, 10), "ab2": (5, 6, 7, 8, 10, 15)}
+STEPS = {"euler": (7, 14, 20), "heun": (4, 10, 20), "ab2": (5, 6, 7, 8, 10)}
 
 
 class Score(NamedTuple):
@@ -70,7 +70,7 @@ class Bench:
         from sfd.data.manifest import HELDOUT
         from sfd.data.prepared import Prepared
         from sfd.encoders.judge import load_judge
-        from sfd.evaluation.fidelity import extract
+        from sfd.evaluation.fidelity import Reference, extract
         from sfd.evaluation.stage import Batches
         from sfd.generation import ImageGenerator
         from sfd.pipeline import RESULTS, check_current
@@ -83,7 +83,7 @@ class Bench:
         self.images = ImageGenerator.load(RESULTS / "diffusion" / "model", RESULTS / "texture_vae" / "model")
         heldout = Prepared.load(params.data, RESULTS / "prepare").images(HELDOUT)
         batches = Batches(params.evaluate.batch_size, self.judge)
-        self.reference = extract(self.judge, batches.of_images(heldout, list(range(len(heldout)))))
+        self.reference = Reference.of(extract(self.judge, batches.of_images(heldout, list(range(len(heldout))))))
         self.calls = 0
         self.images.network.register_forward_hook(self._count)
         guidance = params.sample.guidance

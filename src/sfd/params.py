@@ -375,7 +375,7 @@ class SampleParams(Section):
     batch_size: Positive = Field(250, description="images per sampler call")
     sampler: Literal["euler", "heun", "ab2", "dopri5"] = Field(
         "dopri5",
-        description="solver; an evaluation of the network a step: `euler`, `ab2` (Adams-Bashforth, second order); two: `heun`; "
+        description="solver; an evaluation of the network a step: `euler`, `ab2` (exponential Adams-Bashforth, second order); two: `heun`; "
         "`dopri5` is adaptive (atol 1e-6, rtol 1e-3)",
     )
     num_steps: Positive = Field(50, description="steps of euler, heun and ab2 (dopri5 chooses its own)")

@@ -22,9 +22,10 @@ class Sampler:
     a part moves for the whole step if it moves at the step's left end, so it overshoots where a step straddles a border.
     ``num_steps`` is the number of steps of euler, heun and ab2; dopri5 chooses its own within ``atol`` and ``rtol``.
 
-    ``ab2`` is the second-order Adams-Bashforth method, one evaluation a step: the velocity of a part is extrapolated along the
-    part's own time to the middle of the step, from where it was a step ago. A part that has just begun takes a step of euler. With the
-    exact rule the ends of the nearest steps are moved onto the borders, so that a part begins where a step does.
+    ``ab2`` is the exponential Adams-Bashforth method of second order, one evaluation a step (DEIS, arXiv 2204.13902, here for the linear
+    path and the predicted data ``x + (1 - t) * velocity``): over a step the prediction is a line through its last two values, in the
+    part's own time, and the path under it is solved exactly. A part that has just begun takes a step of euler. With the exact rule the
+    ends of the nearest steps are moved onto the borders, so that a part begins where a step does.
     """
 
     method: Method = "euler"
@@ -68,19 +69,24 @@ class Sampler:
         else:
             speed_tex, speed_sem = schedule.speeds(u[:-1])
             step_tex, step_sem = speed_tex * u.diff(), speed_sem * u.diff()
-        ahead_tex, ahead_sem = (_lookahead(step, u, schedule) for step in (step_tex, step_sem))
-        x, v_before = noise, torch.zeros_like(noise)
+        slope_tex = _slope_weight(t_tex[:-1], step_tex, u, schedule)
+        slope_sem = _slope_weight(t_sem[:-1], step_sem, u, schedule)
+
+        def spread(tex: Tensor, sem: Tensor) -> Tensor:
+            return per_part(*self._per_image(tex, sem, noise), noise.shape[1], semantic_channels)
+
+        x, data_before = noise, torch.zeros_like(noise)
         for n in range(self.num_steps):
-            step = self._per_image(step_tex[n], step_sem[n], x)
-            dx = per_part(*step, x.shape[1], semantic_channels)
-            v = v_mean = velocity(x, *self._per_image(t_tex[n], t_sem[n], x))
+            dx = spread(step_tex[n], step_sem[n])
+            v = velocity(x, *self._per_image(t_tex[n], t_sem[n], x))
             if self.method == "heun":
                 v_end = velocity(x + dx * v, *self._per_image(t_tex[n + 1], t_sem[n + 1], x))
-                v_mean = 0.5 * (v + v_end)
-            elif self.method == "ab2":
-                ahead = per_part(*self._per_image(ahead_tex[n], ahead_sem[n], x), x.shape[1], semantic_channels)
-                v_mean, v_before = v + ahead * (v - v_before), v
-            x = x + dx * v_mean
+                v = 0.5 * (v + v_end)
+            x_before, x = x, x + dx * v
+            if self.method == "ab2":
+                data = x_before + (1.0 - spread(t_tex[n], t_sem[n])) * v
+                x = x + spread(slope_tex[n], slope_sem[n]) * (data - data_before)
+                data_before = data
         return x
 
     @staticmethod
@@ -111,15 +117,19 @@ class Sampler:
         return x
 
 
-def _lookahead(step: Tensor, u: Tensor, schedule: Schedule) -> Tensor:
-    """How many of its previous steps a part goes to the middle of each step, ``(N,)``; 0 where there is nothing to extrapolate from.
+def _slope_weight(t: Tensor, step: Tensor, u: Tensor, schedule: Schedule) -> Tensor:
+    """How much of the predicted data's last change goes into each step ``(N,)``; 0 where there is no change to go by.
 
-    ``step`` ``(N,)``: how far the part's time goes in each step; ``u`` ``(N + 1,)``: the progress that bounds the steps.
+    A prediction that moves by ``b`` in a unit of time adds ``b * (step + (1 - t') * log((1 - t') / (1 - t)))`` to a step from ``t`` to
+    ``t'``. ``t`` ``(N,)``: the part's time at the start of each step; ``step`` ``(N,)``: how far it goes; ``u`` ``(N + 1,)``: the progress
+    that bounds the steps.
     """
+    rest = (1.0 - t - step).clamp(min=0.0)
+    added = step + torch.xlogy(rest, rest / (1.0 - t).clamp(min=1e-9))
     borders = torch.tensor(schedule.borders, dtype=u.dtype)
     straddles = torch.bucketize(u[1:], borders) > torch.bucketize(u[:-1], borders, right=True)
     before = step.roll(1)
     began = before > 1e-9  # at a border, the time of a part that waits is 0 up to rounding
     goes_on = began & ~straddles.roll(1)
     goes_on[0] = False
-    return torch.where(goes_on, 0.5 * step / before, 0.0)
+    return torch.where(goes_on, added / before, 0.0)
