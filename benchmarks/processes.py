@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-UPSTREAM = ("prepare", "texture_vae", "judge", "latents")
+UPSTREAM = ("prepare", "texture_vae", "judge", "semantic", "latents")
 SEEDS = (0, 1, 2)
 
 
