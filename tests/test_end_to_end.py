@@ -322,7 +322,7 @@ def run_commands(project: Project, commands: list[tuple[str, bool]], **replaced:
 
 def test_the_readmes_walk_from_a_run_to_production_and_synthetic_data_works_word_by_word(project: Project) -> None:
     params = folder_params()
-    params["sample"]["num_steps"] = 20
+    params["sample"]["num_steps"] = 7
     project.write_params(params)
     project.repro()
     commands = readme_commands("From a run to production")
