@@ -5,7 +5,6 @@ spatial ones, over the whole data set; and, where images were published, ``arr_0
 size, since Inception resizes them, and so does this.
 """
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfd.data.shards import file_digest
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import SpatialJudge, Statistics
 
@@ -84,8 +84,7 @@ class ReferenceFile:
 
     def digest(self) -> str:
         """sha256 of the file."""
-        with self.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_digest(self.path)
 
 
 def _refused(path: Path, reason: str) -> UserError:

@@ -105,10 +105,7 @@ def adopt_diffusion(stage: Stage) -> None:
             f"the weights in {folder} draw texture latents {found}, but images of data.image_size {params.data.image_size} have "
             f"{wanted} in this texture VAE: give texture_vae.file and data.image_size of the same publication"
         )
-    model.save(stage.out / "model")
-    plot_schedule(middle_schedule(params.schedule).times, stage.out / "schedule.png")
-    stage.log({"parameters": float(sum(p.numel() for p in model.network.parameters()))})
-    stage.log_artifacts(stage.out / "schedule.png")
+    _leave_model(model, stage)
 
 
 def train_diffusion(stage: Stage, source: Path | None) -> None:
@@ -128,9 +125,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     if rank() != 0:
         return
     start.finish(trained)
-    model.save(stage.out / "model")
-    plot_schedule(middle_schedule(stage.params.schedule).times, stage.out / "schedule.png")
-    stage.log({"parameters": float(sum(p.numel() for p in network.parameters()))})
+    _leave_model(model, stage)
     stage.log_input(
         "latents",
         facts["shards"][0]["sha256"],
@@ -138,7 +133,15 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
         "training",
         {"num_images": len(dataset.reader)},
     )
-    stage.log_artifacts(*write_curve(stage.out, trained.curve), stage.out / "schedule.png")
+    stage.log_artifacts(*write_curve(stage.out, trained.curve))
+
+
+def _leave_model(model: DiffusionModel, stage: Stage) -> None:
+    """Writes ``model/`` and ``schedule.png``, and logs what there is to say of any model, trained here or not."""
+    model.save(stage.out / "model")
+    plot_schedule(middle_schedule(model.schedule_params).times, stage.out / "schedule.png")
+    stage.log({"parameters": float(sum(p.numel() for p in model.network.parameters()))})
+    stage.log_artifacts(stage.out / "schedule.png")
 
 
 def _tell_start(start: Start, stage: Stage) -> None:
