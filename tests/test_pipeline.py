@@ -437,7 +437,7 @@ def test_the_study_is_a_stage_of_its_own_file_that_reads_all_that_any_study_read
 def test_weights_from_a_file_need_no_latents_and_are_made_anew_when_the_file_changes() -> None:
     run("prepare")
     run("texture_vae")
-    with pytest.raises(UserError, match="result of stage `latents` is missing"):
+    with pytest.raises(UserError, match="result of stage `semantic` is missing"):
         stage_fingerprint("diffusion", load_params(Path("params.yaml")))
     change("diffusion.source", "file")
     change("diffusion.file", "weights")

@@ -17,13 +17,13 @@ from sfd.registry.source import open_source, write_init_from
 
 pytestmark = pytest.mark.long
 RACERS = """
-import importlib, threading
+import importlib, sys, threading
 from sfd.tracking.delivery import import_mlflow
 
 def run(module, name):
     import_mlflow()
     getattr(importlib.import_module(module), name)
-    print("whole")
+    sys.stdout.write("whole\\n")  # one write, unlike print: threads do not come between a word and its line end
 
 names = [("mlflow.entities", "Run"), ("mlflow.artifacts", "download_artifacts"), ("mlflow", "MlflowClient")]
 threads = [threading.Thread(target=run, args=each) for each in names]
