@@ -5,12 +5,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch import nn
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from sfd.encoders.judge import InceptionJudge, build_trainable, load_judge, save_inception, save_trained
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import SpatialJudge
 from sfd.params import JudgeParams
+from sfd.seeding import seeded_initialisation
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 PARAMS = JudgeParams.model_validate({"source": "train", "name": "tiny", "channels": (8, 8, 8, 16)})
@@ -22,12 +24,16 @@ def inception_params(file: Path) -> JudgeParams:
 
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Inception-v3's layout with random weights."""
+    """Inception-v3's layout with random weights, which carry signals of the size of 1 through all layers."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     file = tmp_path_factory.mktemp("inception") / "weights.pth"
-    with patch.object(FeatureExtractorInceptionV3, "load_state_dict"), patch("torch.load"):
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path="any")
+    with seeded_initialisation(0, "test/inception"):
+        with patch.object(FeatureExtractorInceptionV3, "load_state_dict"), patch("torch.load"):
+            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path="any")
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
     torch.save(network.state_dict(), file)
     return file
 
@@ -80,6 +86,7 @@ def test_spatial_features_are_those_of_the_published_graph_channels_last(incepti
     assert spatial.shape == (3, 2023) == (3, judge.num_spatial_features)
     torch.testing.assert_close(spatial, expected, rtol=1e-4, atol=1e-5)
     assert 0.05 < float((spatial == 0).float().mean()) < 0.95, "the ReLU must matter, or this test could not see it"
+    assert spatial.max() > 0.1, "far above the tolerance"
 
 
 def test_a_trained_judge_has_no_spatial_features(tmp_path: Path) -> None:

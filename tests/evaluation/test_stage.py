@@ -24,7 +24,7 @@ from sfd.errors import UserError
 from sfd.evaluation.export import export_npz
 from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.fidelity import Statistics, extract
-from sfd.evaluation.stage import Evaluation
+from sfd.evaluation.stage import Evaluation, choose_like
 from sfd.params import load_params
 from sfd.pipeline import stage_fingerprint
 from tests.support import Project, finished_project, free_port
@@ -140,6 +140,17 @@ def test_the_numbers_are_those_of_plain_formulas_on_the_sampled_files(project: P
 
 
 @pytest.mark.usefixtures("project")
+def test_the_floors_have_the_classes_of_the_samples() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 5 + [2] * 45)
+    wanted = torch.tensor([0, 1, 2] * 5)
+    chosen = choose_like(wanted, labels, seed=3, purpose="train")
+    assert chosen == sorted(set(chosen)) and labels[chosen].bincount().tolist() == [5, 5, 5]
+    assert chosen == choose_like(wanted, labels, seed=3, purpose="train")
+    assert chosen != choose_like(wanted, labels, seed=4, purpose="train")
+    too_many = labels[choose_like(torch.tensor([1] * 20), labels, seed=3, purpose="train")]
+    assert len(too_many) == 20 and int((too_many == 1).sum()) == 5
+
+
 def test_a_broken_or_too_small_reference_is_refused_before_the_judge_sees_an_image(tmp_path: Path) -> None:
     images = heldout_images()
     write_reference(tmp_path / "ref.npz", images)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,9 @@ class Evaluation:
 
     @property
     def train_rows(self) -> list[int]:
-        """The training images of the floors."""
-        return choose(len(self.train), self.count, self.seed, "train")
+        """The training images of the floors, of the samples' classes: a random choice would score other class sizes, too."""
+        wanted = torch.tensor(self.table["class_index"].tolist()[: self.count])
+        return choose_like(wanted, self.train.class_indices, self.seed, "train")
 
     def extract(self) -> None:
         """This process's share of all features."""
@@ -168,6 +170,22 @@ def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:
     """A random choice of ``count`` images, in order."""
     chosen = torch.randperm(num_images, generator=generator(seed, f"evaluate/{purpose}"))[:count]
     return sorted(chosen.tolist())
+
+
+def choose_like(wanted: Tensor, labels: Tensor, seed: int, purpose: str) -> list[int]:
+    """A random choice of images with ``labels`` ``(N,)``, in order: as many as ``wanted`` has labels, and the same ones.
+
+    Where a class has too few images, others take the places.
+    """
+    order = torch.randperm(len(labels), generator=generator(seed, f"evaluate/{purpose}")).tolist()
+    missing = Counter(wanted.tolist())
+    fitting: list[int] = []
+    others: list[int] = []
+    for row in order:
+        label = int(labels[row])
+        (fitting if missing[label] > 0 else others).append(row)
+        missing[label] -= 1
+    return sorted((fitting + others)[: len(wanted)])
 
 
 class Batches:
