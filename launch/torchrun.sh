@@ -5,11 +5,14 @@
 #   NPROC=2 launch/torchrun.sh latents        # two processes
 #   launch/torchrun.sh diffusion sample       # again after a kill: finished stages are skipped, the other one continues
 #
+# It works in the current folder, where params.yaml and dvc.yaml are: the project's, or that of another graph, such as
+# presets/released-xl (../../launch/torchrun.sh sample evaluate).
+#
 # Several machines that share this folder: the same command on each, NODE counting from 0 and RENDEZVOUS an address of machine 0:
 #
 #   NODES=2 NODE=0 RENDEZVOUS=machine0:29400 launch/torchrun.sh diffusion
 set -euo pipefail
-cd "$(dirname "$0")/.."
+scripts=$(realpath "$(dirname "$0")/../stages")
 
 nodes=${NODES:-1} node=${NODE:-0}
 processes=${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
@@ -38,7 +41,7 @@ for stage in "$@"; do
         continue
     fi
     # In the background, since bash acts on a signal only while it waits.
-    torchrun "${meeting[@]}" --nnodes "$nodes" --nproc-per-node "$processes" "stages/$stage.py" &
+    torchrun "${meeting[@]}" --nnodes "$nodes" --nproc-per-node "$processes" "$scripts/$stage.py" &
     child=$!
     wait "$child"
     child=

@@ -59,12 +59,21 @@ def tiny_twin() -> dict[str, object]:
     return released  # type: ignore[no-any-return]
 
 
+def repro(project: Project) -> str:
+    """``dvc repro`` in the graph's folder, which must succeed."""
+    status, output = project.run("dvc", "--cd", str(GRAPH), "repro")
+    assert status == 0, output
+    return output
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("released")
     made = Project(folder, small_params())
     graph = folder / GRAPH
-    shutil.copytree(REPOSITORY / GRAPH, graph, ignore=shutil.ignore_patterns("results", "mlruns", "weights", ".sfd"))
+    shutil.copytree(
+        REPOSITORY / GRAPH, graph, ignore=shutil.ignore_patterns("results", "mlruns", "weights", ".sfd", "cache", "tmp")
+    )
     (graph / "params.yaml").write_text(yaml.safe_dump(tiny_twin(), sort_keys=False))
     draw_images(graph / "images" / "n01", 20, 1, vertical=False)
     draw_images(graph / "images" / "n02", 20, 2, vertical=True)
@@ -74,7 +83,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     import_weights(files / "sfd.pt", "diffusion", graph / "weights/diffusion", facts)
     import_weights(files / "autoguidance.pt", "diffusion", graph / "weights/weak", facts)
     import_weights(files / "vae.ckpt", "texture-vae", graph / "weights/texture_vae", DiffusionFacts())
-    made.repro(str(GRAPH / "dvc.yaml"))
+    repro(made)
     yield made
 
 
@@ -97,10 +106,19 @@ def test_imported_weights_are_sampled_and_evaluated_like_trained_ones(project: P
 
 
 def test_nothing_changed_means_nothing_but_the_look_at_the_images_runs(project: Project) -> None:
-    output = project.repro(str(GRAPH / "dvc.yaml"))
-    assert [line for line in output.splitlines() if line.startswith("Running stage")] == [
-        f"Running stage '{GRAPH}/dvc.yaml:scan':"
-    ]
+    running = [line for line in repro(project).splitlines() if line.startswith("Running stage")]
+    assert running == ["Running stage 'scan':"]
+
+
+def test_several_processes_sample_the_same_bytes_and_dvc_knows_them(project: Project) -> None:
+    images = project.folder / GRAPH / "results/sample/images"
+    before = {file.name: file.read_bytes() for file in images.iterdir()}
+    shutil.rmtree(images.parent)
+    shutil.copytree(REPOSITORY / "launch", project.folder / "launch")
+    status, output = project.run("bash", "-c", f"cd {GRAPH} && ../../launch/torchrun.sh sample", NPROC="2")
+    assert status == 0, output
+    assert {file.name: file.read_bytes() for file in images.iterdir()} == before
+    assert "Running stage 'sample'" not in repro(project)
 
 
 def test_the_weak_model_guides_the_samples_and_does_not_go_missing_silently(project: Project) -> None:
@@ -180,5 +198,5 @@ def test_weights_that_do_not_fit_the_parameters_are_refused_in_one_line(
 
 
 def test_a_default_graph_beside_it_stays_as_it_is(project: Project) -> None:
-    status, output = project.run("dvc", "stage", "list")
-    assert status == 0 and "latents" in output and "released" not in output
+    status, output = project.run("dvc", "stage", "list", "--all")
+    assert status == 0 and "latents" in output and "judge" in output and "released" not in output
