@@ -240,8 +240,8 @@ def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(projec
     server = Server(tmp_path)
     server.start()
     params = folder_params()
-    params["diffusion"]["training"] |= {"num_steps": 400, "log_every": 1, "checkpoint_every": 100}
-    params["diffusion"]["grid_every"] = 400
+    params["diffusion"]["training"] |= {"num_steps": 200, "log_every": 1, "checkpoint_every": 100}
+    params["diffusion"]["grid_every"] = 200
     project.write_params(params)
     training = project.start(sys.executable, "stages/diffusion.py", MLFLOW_TRACKING_URI=server.uri)
     journals = project.folder / ".sfd" / "journal"
@@ -263,13 +263,13 @@ def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(projec
     run = runs_of(server.uri)["diffusion"]
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "total")]
     server.kill()
-    assert sorted(steps) == list(range(1, 401))
+    assert sorted(steps) == list(range(1, 201))
 
 
 def test_a_stage_killed_by_dvc_users_continues_and_ends_with_the_same_weights(project: Project) -> None:
     params = folder_params()
-    params["diffusion"]["training"] |= {"num_steps": 300, "log_every": 10, "checkpoint_every": 20}
-    params["diffusion"]["grid_every"] = 300
+    params["diffusion"]["training"] |= {"num_steps": 120, "log_every": 10, "checkpoint_every": 20}
+    params["diffusion"]["grid_every"] = 120
     project.write_params(params)
     weights = project.result("diffusion") / "model" / "model.safetensors"
     status, output = project.run(sys.executable, "stages/diffusion.py")
