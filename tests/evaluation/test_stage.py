@@ -139,7 +139,6 @@ def test_the_numbers_are_those_of_plain_formulas_on_the_sampled_files(project: P
     assert measured["reference"] == hashlib.sha256((tmp_path / "ref.npz").read_bytes()).hexdigest()
 
 
-@pytest.mark.usefixtures("project")
 def test_the_floors_have_the_classes_of_the_samples() -> None:
     labels = torch.tensor([0] * 50 + [1] * 5 + [2] * 45)
     wanted = torch.tensor([0, 1, 2] * 5)
@@ -151,6 +150,7 @@ def test_the_floors_have_the_classes_of_the_samples() -> None:
     assert len(too_many) == 20 and int((too_many == 1).sum()) == 5
 
 
+@pytest.mark.usefixtures("project")
 def test_a_broken_or_too_small_reference_is_refused_before_the_judge_sees_an_image(tmp_path: Path) -> None:
     images = heldout_images()
     write_reference(tmp_path / "ref.npz", images)
