@@ -110,7 +110,7 @@ def test_two_machines_meet_by_rendezvous_and_a_stage_that_fails_is_not_given_to_
 def test_a_slurm_job_saves_a_checkpoint_before_its_limit_goes_back_into_the_queue_and_continues(
     project: Project, tmp_path: Path
 ) -> None:
-    change_training(project, num_steps=100, checkpoint_every=1000, log_every=10)
+    change_training(project, num_steps=150, checkpoint_every=1000, log_every=10)
     whole = project.copy_to(tmp_path / "whole")
     job = slurm(whole, "diffusion")
     output = job.communicate()[0]
@@ -128,7 +128,7 @@ def test_a_slurm_job_saves_a_checkpoint_before_its_limit_goes_back_into_the_queu
     assert job.returncode == 0, output
     assert "requeue" in (project.folder / "scontrol.txt").read_text()
     stopped = torch.load(project.folder / ".sfd/work/diffusion/checkpoint.pt", weights_only=True)["step"]
-    assert 0 < stopped < 100 and stopped % 10 == 0
+    assert 0 < stopped < 150 and stopped % 10 == 0
     assert "Traceback" not in output
 
     (project.folder / "scontrol.txt").unlink()
