@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-STEPS = {"euler": (7, 14, 20), "heun": (4, 10, 20), "ab2": (5, 6, 7, 8, 10)}
+STEPS = {"euler": (7, 14, 20), "heun": (4, 10, 20), "ab2": (4, 5, 6, 7, 8, 10)}
 
 
 class Score(NamedTuple):
