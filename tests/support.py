@@ -181,9 +181,9 @@ class Project:
         output, _ = process.communicate()
         return process.returncode, output
 
-    def repro(self, *arguments: str) -> str:
-        """``dvc repro``, which must succeed."""
-        status, output = self.run("dvc", "repro", *arguments)
+    def repro(self, *arguments: str, folder: str = ".") -> str:
+        """``dvc repro`` of the graph in ``folder``, which must succeed."""
+        status, output = self.run("dvc", "--cd", folder, "repro", *arguments)
         assert status == 0, output
         return output
 

@@ -59,13 +59,6 @@ def tiny_twin() -> dict[str, object]:
     return released  # type: ignore[no-any-return]
 
 
-def repro(project: Project) -> str:
-    """``dvc repro`` in the graph's folder, which must succeed."""
-    status, output = project.run("dvc", "--cd", str(GRAPH), "repro")
-    assert status == 0, output
-    return output
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("released")
@@ -83,7 +76,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     import_weights(files / "sfd.pt", "diffusion", graph / "weights/diffusion", facts)
     import_weights(files / "autoguidance.pt", "diffusion", graph / "weights/weak", facts)
     import_weights(files / "vae.ckpt", "texture-vae", graph / "weights/texture_vae", DiffusionFacts())
-    repro(made)
+    made.repro(folder=str(GRAPH))
     yield made
 
 
@@ -106,7 +99,7 @@ def test_imported_weights_are_sampled_and_evaluated_like_trained_ones(project: P
 
 
 def test_nothing_changed_means_nothing_but_the_look_at_the_images_runs(project: Project) -> None:
-    running = [line for line in repro(project).splitlines() if line.startswith("Running stage")]
+    running = [line for line in project.repro(folder=str(GRAPH)).splitlines() if line.startswith("Running stage")]
     assert running == ["Running stage 'scan':"]
 
 
@@ -118,7 +111,7 @@ def test_several_processes_sample_the_same_bytes_and_dvc_knows_them(project: Pro
     status, output = project.run("bash", "-c", f"cd {GRAPH} && ../../launch/torchrun.sh sample", NPROC="2")
     assert status == 0, output
     assert {file.name: file.read_bytes() for file in images.iterdir()} == before
-    assert "Running stage 'sample'" not in repro(project)
+    assert "Running stage 'sample'" not in project.repro(folder=str(GRAPH))
 
 
 def test_the_weak_model_guides_the_samples_and_does_not_go_missing_silently(project: Project) -> None:

@@ -71,27 +71,28 @@ class Sampler:
             step_tex, step_sem = speed_tex * u.diff(), speed_sem * u.diff()
         slope_tex = _slope_weight(t_tex[:-1], step_tex, u, schedule)
         slope_sem = _slope_weight(t_sem[:-1], step_sem, u, schedule)
-
-        def spread(tex: Tensor, sem: Tensor) -> Tensor:
-            return per_part(*self._per_image(tex, sem, noise), noise.shape[1], semantic_channels)
-
         x, data_before = noise, torch.zeros_like(noise)
         for n in range(self.num_steps):
-            dx = spread(step_tex[n], step_sem[n])
+            dx = self._per_channel(step_tex[n], step_sem[n], x, semantic_channels)
             v = velocity(x, *self._per_image(t_tex[n], t_sem[n], x))
             if self.method == "heun":
                 v_end = velocity(x + dx * v, *self._per_image(t_tex[n + 1], t_sem[n + 1], x))
                 v = 0.5 * (v + v_end)
             x_before, x = x, x + dx * v
             if self.method == "ab2":
-                data = x_before + (1.0 - spread(t_tex[n], t_sem[n])) * v
-                x = x + spread(slope_tex[n], slope_sem[n]) * (data - data_before)
+                data = x_before + (1.0 - self._per_channel(t_tex[n], t_sem[n], x, semantic_channels)) * v
+                slope = self._per_channel(slope_tex[n], slope_sem[n], x, semantic_channels)
+                x = x + slope * (data - data_before)
                 data_before = data
         return x
 
     @staticmethod
     def _per_image(tex: Tensor, sem: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return tex.to(x).expand(x.shape[0]), sem.to(x).expand(x.shape[0])
+
+    @staticmethod
+    def _per_channel(tex: Tensor, sem: Tensor, x: Tensor, semantic_channels: int) -> Tensor:
+        return per_part(*Sampler._per_image(tex, sem, x), x.shape[1], semantic_channels)
 
     def _adaptive(self, velocity: Velocity, noise: Tensor, schedule: Schedule, semantic_channels: int) -> Tensor:
         """dopri5 of torchdiffeq. The exact rule integrates each phase by itself, so that no step meets a jump of a speed."""
@@ -105,9 +106,7 @@ class Sampler:
 
             def drift(u: Tensor, x: Tensor, low: float = start + margin, high: float = end - margin) -> Tensor:
                 u = u.double()
-                speed = per_part(
-                    *self._per_image(*schedule.speeds(u.clamp(low, high)), x), x.shape[1], semantic_channels
-                )
+                speed = self._per_channel(*schedule.speeds(u.clamp(low, high)), x, semantic_channels)
                 return speed * velocity(x, *self._per_image(*schedule.times(u), x))
 
             span = torch.tensor([start, end], dtype=torch.float64, device=noise.device)

@@ -84,8 +84,12 @@ class Evaluation:
     @property
     def train_rows(self) -> list[int]:
         """The training images of the floors, of the samples' classes: a random choice would score other class sizes, too."""
-        wanted = torch.tensor(self.table["class_index"].tolist()[: self.count])
-        return choose_like(wanted, self.train.class_indices, self.seed, "train")
+        return choose_like(self.wanted_classes, self.train.class_indices.tolist(), self.seed, "train")
+
+    @property
+    def wanted_classes(self) -> list[int]:
+        """The class index that each of the compared samples was asked for."""
+        return self.table["class_index"].tolist()[: self.count]
 
     def extract(self) -> None:
         """This process's share of all features."""
@@ -129,7 +133,7 @@ class Evaluation:
             heldout=heldout.take(self.heldout_rows),
             train=self.store.read(TRAIN, self.train_rows),
             reconstruction=self.store.read(RECONSTRUCTIONS),
-            sample_labels=torch.tensor(self.table["class_index"].tolist()[: self.count]),
+            sample_labels=torch.tensor(self.wanted_classes),
             heldout_labels=self.heldout.class_indices[list(self.heldout_rows)],
             reference=self._published(),
         )
@@ -172,19 +176,18 @@ def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:
     return sorted(chosen.tolist())
 
 
-def choose_like(wanted: Tensor, labels: Tensor, seed: int, purpose: str) -> list[int]:
-    """A random choice of images with ``labels`` ``(N,)``, in order: as many as ``wanted`` has labels, and the same ones.
+def choose_like(wanted: list[int], labels: list[int], seed: int, purpose: str) -> list[int]:
+    """A random choice of images, of which ``labels`` are the classes, in order: as many as ``wanted`` has classes, and of the same ones.
 
     Where a class has too few images, others take the places.
     """
     order = torch.randperm(len(labels), generator=generator(seed, f"evaluate/{purpose}")).tolist()
-    missing = Counter(wanted.tolist())
+    missing = Counter(wanted)
     fitting: list[int] = []
     others: list[int] = []
     for row in order:
-        label = int(labels[row])
-        (fitting if missing[label] > 0 else others).append(row)
-        missing[label] -= 1
+        (fitting if missing[labels[row]] > 0 else others).append(row)
+        missing[labels[row]] -= 1
     return sorted((fitting + others)[: len(wanted)])
 
 
