@@ -152,7 +152,7 @@ def draw(found: Any, file: Path) -> None:
     """Distance and class accuracy over tau, with standard errors over the seeds."""
     from matplotlib.figure import Figure
 
-    from sfd.evaluation.pictures import FAINT, GAP_COLOUR, INK, PALETTE, save_figure
+    from sfd.pictures import FAINT, GAP_COLOUR, INK, PALETTE, save_figure
 
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     labels = {"fd": "Frechet distance on the judge's features", "class_accuracy": "class accuracy"}

@@ -23,12 +23,13 @@ from sfd.data.latents import LatentDataset
 from sfd.encoders.judge import Judge, load_judge
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.evaluation.fidelity import class_accuracy, extract
-from sfd.generation import DiffusionModel, ImageGenerator, image_seed
+from sfd.generation.images import ImageGenerator, image_seed
+from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT
 from sfd.params import LoraParams, Params, load_params
-from sfd.pipeline import RESULTS
+from sfd.pipeline.diffusion import build_task, open_latents, prepare_network
+from sfd.pipeline.stage import RESULTS
 from sfd.processes import inference_device
-from sfd.training.diffusion_stage import build_task, open_latents, prepare_network
 from sfd.training.finetuning import Start
 from sfd.training.loop import log_nothing, train
 

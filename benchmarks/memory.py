@@ -83,7 +83,7 @@ def train(folder: Path, num_images: int, num_steps: int, feature_dim: int, num_w
     subprocess.run([sys.executable, __file__, "write", str(folder), str(num_images), str(feature_dim)], check=True)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     from sfd.params import load_params
-    from sfd.training.diffusion_stage import build_network, build_task, open_latents
+    from sfd.pipeline.diffusion import build_network, build_task, open_latents
     from sfd.training.loop import train as run
 
     params = load_params(Path("params.yaml"))

@@ -17,10 +17,10 @@ import torch
 import typer
 from safetensors import safe_open
 
-from sfd.generation import DiffusionModel
+from sfd.generation.model import DiffusionModel
 from sfd.params import Params, load_params
-from sfd.pipeline import RESULTS
-from sfd.training.diffusion_stage import build_network, build_task, open_latents
+from sfd.pipeline.diffusion import build_network, build_task, open_latents
+from sfd.pipeline.stage import RESULTS
 from sfd.training.loop import log_nothing, train
 from sfd.tuning.workbench import STUDY, Workbench
 

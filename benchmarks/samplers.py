@@ -71,9 +71,9 @@ class Bench:
         from sfd.data.prepared import Prepared
         from sfd.encoders.judge import load_judge
         from sfd.evaluation.fidelity import Reference, extract
-        from sfd.evaluation.stage import Batches
-        from sfd.generation import ImageGenerator
-        from sfd.pipeline import RESULTS, check_current
+        from sfd.evaluation.views import Batches
+        from sfd.generation.images import ImageGenerator
+        from sfd.pipeline.stage import RESULTS, check_current
         from sfd.processes import inference_device
 
         check_current(("prepare", "texture_vae", "judge", "diffusion"), params)
@@ -95,7 +95,7 @@ class Bench:
     def score(self, method: str, num_steps: int, seed: int) -> Score:
         """Draws a set of images and compares it with the held-out ones."""
         from sfd.evaluation.fidelity import class_accuracy, compare, extract
-        from sfd.generation import image_seed
+        from sfd.generation.images import image_seed
         from sfd.seeding import derive_seed
 
         sample = self.params.sample.model_copy(update={"sampler": method, "num_steps": num_steps})

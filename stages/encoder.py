@@ -2,8 +2,8 @@
 
 from sfd.data.prepared import Prepared
 from sfd.encoders.vision import save_encoder
-from sfd.pipeline import stage
-from sfd.training.frozen import make_encoder
+from sfd.pipeline.networks import make_encoder
+from sfd.pipeline.stage import stage
 
 with stage("encoder") as s:
     if s.params.encoder.source != "none":

@@ -3,9 +3,9 @@
 from sfd.data.prepared import Prepared
 from sfd.encoders.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
+from sfd.evaluation.evaluation import Evaluation
 from sfd.evaluation.extraction import FeatureStore
-from sfd.evaluation.stage import Evaluation
-from sfd.pipeline import stage
+from sfd.pipeline.stage import stage
 from sfd.processes import barrier, inference_device, rank, world_size
 
 with stage("evaluate") as s:

@@ -3,10 +3,10 @@
 from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.shards import write_index
+from sfd.encoders.semantic.features import feature_order, write_features
 from sfd.encoders.vision import load_encoder
-from sfd.pipeline import Stage, stage
+from sfd.pipeline.stage import Stage, stage
 from sfd.processes import barrier, inference_device, rank, world_size
-from sfd.semantic.features import feature_order, write_features
 
 
 def make_features(s: Stage) -> None:

@@ -1,8 +1,8 @@
 """The judge: Inception-v3, or a small ResNet trained here."""
 
 from sfd.data.prepared import Prepared
-from sfd.pipeline import stage
-from sfd.training.frozen import make_judge
+from sfd.pipeline.networks import make_judge
+from sfd.pipeline.stage import stage
 
 with stage("judge") as s:
     data = Prepared.load(s.params.data, s.upstream("prepare"))

@@ -1,11 +1,11 @@
 """Composite latents of the training images, in shards, with statistics. Runs under torchrun on any number of processes."""
 
-from sfd.data.encoding import CompositeEncoder
 from sfd.data.latents import STATISTICS, channel_statistics, write_latents
 from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.shards import ShardReader, write_index
-from sfd.pipeline import RESULTS, stage
+from sfd.encoders.composite import CompositeEncoder
+from sfd.pipeline.stage import RESULTS, stage
 from sfd.processes import barrier, inference_device, rank, world_size
 
 with stage("latents") as s:

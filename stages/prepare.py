@@ -1,7 +1,7 @@
 """Images in: a checked manifest, and the list of refused files."""
 
 from sfd.data.prepare import image_root, prepare
-from sfd.pipeline import stage
+from sfd.pipeline.stage import stage
 
 with stage("prepare") as s:
     summary = prepare(s.params.data, s.params.seed, s.out)

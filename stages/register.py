@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sfd.pipeline import stage
+from sfd.pipeline.stage import stage
 from sfd.registry.register import describe, register
 
 with stage("register") as s:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sfd.evaluation.samples import finish_samples, write_facts, write_samples
-from sfd.generation import ImageGenerator
-from sfd.pipeline import stage
+from sfd.generation.images import ImageGenerator
+from sfd.generation.samples import finish_samples, write_facts, write_samples
+from sfd.pipeline.stage import stage
 from sfd.processes import barrier, rank, world_size
 
 with stage("sample") as s:

@@ -1,8 +1,8 @@
 """The semantic encoder on patch features: a VAE trained here, principal components, or nothing."""
 
 from sfd.data.prepared import Prepared
-from sfd.pipeline import stage
-from sfd.training.semantic import make_semantic
+from sfd.pipeline.semantic import make_semantic
+from sfd.pipeline.stage import stage
 
 with stage("semantic") as s:
     data = Prepared.load(s.params.data, s.upstream("prepare"))

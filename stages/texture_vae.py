@@ -2,8 +2,8 @@
 
 from sfd.data.prepared import Prepared
 from sfd.encoders.texture_vae import save_texture_vae
-from sfd.pipeline import stage
-from sfd.training.frozen import make_texture_vae
+from sfd.pipeline.networks import make_texture_vae
+from sfd.pipeline.stage import stage
 
 with stage("texture_vae") as s:
     data = Prepared.load(s.params.data, s.upstream("prepare"))

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from sfd.data.latents import Statistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
-from sfd.generation import DiffusionModel, ImageGenerator
+from sfd.generation.images import ImageGenerator
+from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.load import RegisteredModel

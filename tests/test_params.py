@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sfd.errors import UserError
-from sfd.models.sizes import SIZES
+from sfd.names import SIZES
 from sfd.params import (
     LoraParams,
     ModelSize,

@@ -17,7 +17,7 @@ from twins import twin
 
 from sfd import preset
 from sfd.errors import UserError
-from sfd.generation import build_training_schedule
+from sfd.generation.schedules import build_training_schedule
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import Params, load_params, parse_params
 from sfd.preset import list_presets, load_preset, names, render, use

@@ -10,9 +10,9 @@ import pytest
 from support import Project, draw_images, small_params
 from twins import MODEL, twin
 
-from sfd.evaluation.audit import audit
+from sfd.audit.audit import audit
 from sfd.params import parse_params
-from sfd.pipeline import check_current
+from sfd.pipeline.stage import check_current
 from sfd.preset import load_preset, names
 
 pytestmark = pytest.mark.long

@@ -13,7 +13,7 @@ import torch
 
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
-from sfd.pipeline import stage
+from sfd.pipeline.stage import stage
 from sfd.processes import barrier, is_first_to_say, rank, world_size
 
 pytestmark = pytest.mark.long

@@ -306,7 +306,7 @@ def audit(
     ],
 ) -> None:
     """Look for copies of training images among samples, and attack the model by its loss; writes results/audit."""
-    from sfd.evaluation.audit import audit as run
+    from sfd.audit.audit import audit as run
 
     typer.echo(run(samples))
 
@@ -321,7 +321,7 @@ def export_npz(
     out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="The file to make.")],
 ) -> None:
     """Write samples as the one file that ADM's evaluator reads: `arr_0`, uint8 (N, H, W, 3)."""
-    from sfd.evaluation.export import export_npz as write
+    from sfd.generation.export import export_npz as write
 
     shape = write(samples, out)
     typer.echo(f"{out}: {shape[0]} images of {shape[1]} x {shape[2]} pixels")
@@ -357,7 +357,7 @@ def bench(
 @app.command()
 def show() -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
-    from sfd.summary import summarise
+    from sfd.pipeline.summary import summarise
 
     typer.echo(summarise(Path("results")))
 

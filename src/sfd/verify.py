@@ -17,10 +17,10 @@ from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_los
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.encoders.ldm import autoencoder_from_ldm
+from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.published import config_from_published
-from sfd.semantic.semvae import SemVae, SemVaeConfig
 
 SINGLE, TRAJECTORY, ADAPTIVE = 1e-5, 1e-4, 5e-2
 """Tolerances in float32: one evaluation, a fixed-step trajectory, dopri5 (adaptive over a discontinuous right-hand side)."""

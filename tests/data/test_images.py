@@ -23,7 +23,7 @@ from sfd.data.images import (
     open_regular,
     to_tensor_uint8,
 )
-from sfd.data.sources import scan_folder
+from sfd.data.sources.common import scan_folder
 from sfd.errors import UserError
 
 MAX_PIXELS = 1_000_000

@@ -17,7 +17,7 @@ from sfd.data.latents import STATISTICS, LatentDataset, Statistics, channel_stat
 from sfd.data.shards import ShardReader, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 from sfd.params import LatentsParams
-from sfd.pipeline import stage
+from sfd.pipeline.stage import stage
 from sfd.processes import barrier, rank, world_size
 from sfd.seeding import generator
 

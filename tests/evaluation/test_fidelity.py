@@ -12,7 +12,7 @@ from sfd.errors import UserError
 from sfd.evaluation.fidelity import Features, Reference, Sets, Statistics, extract, score
 from sfd.evaluation.fidelity import compare as compare_with
 from sfd.evaluation.memorisation import memorisation
-from sfd.evaluation.metrics import has_error, metric_names
+from sfd.names import has_error, metric_names
 from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sfd import cli
 from sfd.data.latents import STATISTICS
+from sfd.encoders.semantic.semvae import load_semvae
 from sfd.encoders.texture_vae import load_texture_vae, to_uint8
-from sfd.generation import DiffusionModel
-from sfd.semantic.semvae import load_semvae
+from sfd.generation.model import DiffusionModel
 
 VECTORS = Path(__file__).parents[1] / "data/conformance"
 YAML = "model:\n  arch: transformer\n  transformer_heads: 4\ntraining:\n  lr: 1.0e-4\n"

@@ -18,7 +18,7 @@ from served import ask
 from support import REPOSITORY, Project, draw_images, small_params
 
 from sfd.errors import UserError
-from sfd.generation import ImageGenerator
+from sfd.generation.images import ImageGenerator
 from sfd.importing.networks import DiffusionFacts, import_weights
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, load_params

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, silu
 
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.models.sizes import SIZES
+from sfd.names import SIZES
 
 RELEASED = json.loads((Path(__file__).parents[1] / "data/conformance/released_checkpoint_shapes.json").read_text())
 SMALL = LightningDiTConfig(

@@ -15,7 +15,7 @@ from PIL import Image
 from sfd.data.latents import Statistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.errors import UserError
-from sfd.generation import DiffusionModel
+from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.pyfunc import SfdModel

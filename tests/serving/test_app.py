@@ -18,7 +18,7 @@ from PIL import Image
 from served import RANGE, SMALL_SERVER, Gate, Running, gated, running, untrained
 from support import wait_until
 
-from sfd.evaluation.pictures import PHASE_COLOURS, SEMANTIC_COLOUR, TEXTURE_COLOUR
+from sfd.pictures import PHASE_COLOURS, SEMANTIC_COLOUR, TEXTURE_COLOUR
 from sfd.serving.app import MAX_BODY_BYTES
 from sfd.serving.options import ServerOptions
 

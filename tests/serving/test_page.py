@@ -12,7 +12,7 @@ from PIL import Image
 from served import RANGE, Running, gated, running, untrained
 from support import wait_until
 
-from sfd.evaluation.pictures import PHASE_COLOURS
+from sfd.pictures import PHASE_COLOURS
 from sfd.serving.options import ServerOptions
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")

@@ -26,7 +26,7 @@ from sfd.data.prepare import prepare
 from sfd.data.synthetic import read_table
 from sfd.errors import UserError
 from sfd.params import DataParams
-from sfd.pipeline import lock
+from sfd.pipeline.stage import lock
 from sfd.registry.load import load_registered
 from sfd.seeding import derive_seed
 from sfd.synthetic import generate as generation

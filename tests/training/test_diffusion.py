@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from sfd.diffusion.loss import cosine_loss, velocity_loss
 from sfd.diffusion.schedule import OffsetRange, OffsetSchedule
 from sfd.errors import UserError
-from sfd.models.lightningdit import SIZES, LightningDiT, LightningDiTConfig, Output
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig, Output
+from sfd.names import SIZES
 from sfd.params import LossParams, ModelParams, ScheduleParams
 from sfd.training.diffusion import DiffusionTask, model_config
 

@@ -13,7 +13,8 @@ from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.encoders.judge import TrainedJudge, build_trainable
-from sfd.generation import DiffusionModel, ImageGenerator, image_seed
+from sfd.generation.images import ImageGenerator, image_seed
+from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import DiffusionParams, JudgeParams, LossParams, ScheduleParams, TrainingParams
 from sfd.seeding import generator

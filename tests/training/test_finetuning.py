@@ -12,7 +12,7 @@ from torch import Tensor
 from sfd.data.latents import Statistics
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
-from sfd.generation import DiffusionModel
+from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import DiffusionParams, LoraParams, LossParams, ScheduleParams, TrainingParams
 from sfd.seeding import generator

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from sfd.data.encoding import CompositeEncoder
+from sfd.encoders.composite import CompositeEncoder
+from sfd.encoders.semantic.files import SemanticEncoder
+from sfd.encoders.semantic.pca import PcaSemantic
+from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, load_pretrained
 from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import EncoderParams, Params, TextureVaeParams
 from sfd.seeding import generator, seeded_initialisation
-from sfd.semantic.files import SemanticEncoder
-from sfd.semantic.pca import PcaSemantic
-from sfd.semantic.semvae import SemVae, SemVaeConfig
 from sfd.training.diffusion import model_config
 
 NUM_CLASSES = {"digits": 10}

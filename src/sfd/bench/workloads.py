@@ -11,14 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sfd.bench.measure import (
-    WARM_UP_STEPS,
-    Measurement,
-    count_flops,
-    peak_memory_gib,
-    reset_peak_memory,
-    time_steps,
-)
+from sfd.bench.measure import WARM_UP_STEPS, Measurement, count_flops, peak_memory_gib, reset_peak_memory, time_steps
 from sfd.bench.networks import (
     LatentShape,
     backbone_config,
@@ -31,13 +24,15 @@ from sfd.bench.networks import (
 from sfd.data.latents import STATISTICS, LatentDataset, Statistics
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
 from sfd.encoders.texture_vae import TextureVae
-from sfd.generation import DiffusionModel, ImageGenerator, build_training_schedule, image_seed
+from sfd.generation.images import ImageGenerator, image_seed
+from sfd.generation.model import DiffusionModel
+from sfd.generation.schedules import build_training_schedule
 from sfd.models.lightningdit import LightningDiT
 from sfd.params import Params, TrainingParams
+from sfd.pipeline.diffusion import wants_features
 from sfd.processes import inference_device
 from sfd.seeding import generator
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
-from sfd.training.diffusion_stage import wants_features
 from sfd.training.loop import BatchedDataset, Tensors, train
 from sfd.training.order import StepBatches
 

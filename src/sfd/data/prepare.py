@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from sfd.data.archives import SEPARATOR, scan_archives
-from sfd.data.huggingface import scan_dataset
 from sfd.data.listing import EXPECTED_ROOT
 from sfd.data.manifest import FILE_NAME, HELDOUT, TRAIN, digest, split_by_content, write_manifest
-from sfd.data.sources import Found, Rejected, Scan, scan_folder, write_digits
+from sfd.data.sources.common import Found, Rejected, Scan, scan_folder, write_digits
+from sfd.data.sources.huggingface import scan_dataset
+from sfd.data.sources.tar import SEPARATOR, scan_archives
 from sfd.data.synthetic import is_unfinished
 from sfd.errors import UserError
 from sfd.params import DataParams

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from sfd.data.archives import TarStore
-from sfd.data.huggingface import HuggingfaceStore
 from sfd.data.images import FolderStore, ImageStore, ManifestImages
 from sfd.data.manifest import read_manifest
 from sfd.data.prepare import SUMMARY_NAME, Summary, image_root
+from sfd.data.sources.huggingface import HuggingfaceStore
+from sfd.data.sources.tar import TarStore
 from sfd.params import DataParams
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sfd.errors import UserError
 from sfd.evaluation.memorisation import Memorisation
-from sfd.evaluation.metrics import ERROR_PREFIX, FLOOR_METRICS, FLOORS, distance_name, inception_score_name
 from sfd.evaluation.uncertainty import binomial_error, frechet_error, moments
+from sfd.names import ERROR_PREFIX, FLOOR_METRICS, FLOORS, distance_name, inception_score_name
 from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
 

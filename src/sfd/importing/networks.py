@@ -12,14 +12,14 @@ from torch import nn
 
 from sfd.data.latents import Statistics
 from sfd.encoders.ldm import ldm_config, rename_ldm_keys
+from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig, save_semvae
 from sfd.encoders.texture_vae import TextureVae, save_texture_vae
 from sfd.errors import UserError
-from sfd.generation import DiffusionModel
+from sfd.generation.model import DiffusionModel
 from sfd.importing.checkpoints import Weights, load_strictly, pick_weights, read_checkpoint
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.models.published import config_from_weights
 from sfd.params import ScheduleParams
-from sfd.semantic.semvae import SemVae, SemVaeConfig, save_semvae
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from sfd.models.sizes import SIZES as SIZES
+from sfd.names import SIZES as SIZES
 
 FREQUENCY_SIZE = 256
 """Width of the sinusoidal embedding of a time."""

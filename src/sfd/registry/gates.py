@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfd.evaluation.metrics import ERROR_PREFIX, combined_error, is_higher_better
+from sfd.names import ERROR_PREFIX, combined_error, is_higher_better
 from sfd.params import GateParams
 from sfd.registry.versions import Record
 from sfd.tables import as_text

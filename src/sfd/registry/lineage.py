@@ -9,19 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
-from sfd.evaluation.metrics import ERROR_PREFIX, FLOORS, combined_error, main_distance
+from sfd.names import ERROR_PREFIX, FLOORS, combined_error, main_distance
 from sfd.params import load_params, read_tree
-from sfd.pipeline import STAGES, flatten
+from sfd.pipeline.stage import STAGES, flatten
 from sfd.registry.gates import number
 from sfd.registry.load import open_registry
-from sfd.registry.versions import (
-    Record,
-    describe_difference,
-    read_champion,
-    read_shown,
-    read_version,
-    read_versions,
-)
+from sfd.registry.versions import Record, describe_difference, read_champion, read_shown, read_version, read_versions
 from sfd.tables import as_text
 from sfd.tracking import tracking_uri
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from sfd.generation import ImageGenerator
+    from sfd.generation.images import ImageGenerator
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def load_registered(name: str, which: str) -> RegisteredModel:
     Raises:
         UserError: as :func:`find_version` does; or the version is not one of ours.
     """
-    from sfd.generation import ImageGenerator
+    from sfd.generation.images import ImageGenerator
 
     version = str(find_version(name, which).version)
     with download_version(name, version) as folders:

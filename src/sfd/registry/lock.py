@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
-from sfd.pipeline import exit_on_sigterm, is_alive
+from sfd.pipeline.stage import exit_on_sigterm, is_alive
 from sfd.registry.load import open_registry
 
 if TYPE_CHECKING:

@@ -14,14 +14,7 @@ from sfd.registry.gates import Verdict, check_gates, gate_table
 from sfd.registry.load import open_registry
 from sfd.registry.lock import now, promotion_lock, who
 from sfd.registry.smoke import Smoke, check_smoke, run_smoke
-from sfd.registry.versions import (
-    PROMOTION,
-    Record,
-    describe_difference,
-    read_aliases,
-    read_champion,
-    read_version,
-)
+from sfd.registry.versions import PROMOTION, Record, describe_difference, read_aliases, read_champion, read_version
 from sfd.tracking import start_run
 from sfd.tracking.run import describe_origin
 

@@ -7,7 +7,7 @@ import mlflow
 import pandas as pd
 
 from sfd.data.images import png_bytes
-from sfd.generation import ImageGenerator
+from sfd.generation.images import ImageGenerator
 from sfd.params import SampleParams
 from sfd.registry.requests import MODELS_OWN_TAU, apply_request, class_index
 

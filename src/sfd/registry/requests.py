@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sfd.params import SampleParams, check_sampling_schedule
 
 if TYPE_CHECKING:
-    from sfd.generation import DiffusionModel
+    from sfd.generation.model import DiffusionModel
 
 MODELS_OWN_TAU = -1.0
 """Of the registered model's parameter ``tau``: the schedule that it was registered with."""

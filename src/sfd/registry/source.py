@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sfd.params import registered_model
-from sfd.pipeline import INIT_FROM, digest_path, resolve_registered
+from sfd.pipeline.stage import INIT_FROM, digest_path, resolve_registered
 from sfd.registry.load import download_version, find_version
 
 

@@ -18,9 +18,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 
-from sfd.evaluation.pictures import PHASE_COLOURS, SEMANTIC_COLOUR, TEXTURE_COLOUR, phase_borders
-from sfd.generation import build_schedule
+from sfd.generation.schedules import build_schedule
 from sfd.params import GuidanceParams, ScheduleParams, describe_mistakes
+from sfd.pictures import PHASE_COLOURS, SEMANTIC_COLOUR, TEXTURE_COLOUR, phase_borders
 from sfd.registry.load import RegisteredModel
 from sfd.registry.requests import apply_request
 from sfd.serving.batches import Batches, QueueFull

@@ -31,9 +31,9 @@ from sfd.encoders.judge import Judge, load_judge
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import copy_limit, nearest
-from sfd.evaluation.stage import Batches, judge_training_images
+from sfd.evaluation.views import Batches, judge_training_images
 from sfd.params import Params, load_params
-from sfd.pipeline import RESULTS, check_current, lock, published_fingerprint
+from sfd.pipeline.stage import RESULTS, check_current, lock, published_fingerprint
 from sfd.processes import inference_device
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed

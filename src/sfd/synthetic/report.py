@@ -11,14 +11,14 @@ from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.synthetic import COMMAND, HIDDEN, REPORT, REPORT_PAGE, read_table
 from sfd.encoders.judge import build_trainable, save_trained
 from sfd.errors import UserError
+from sfd.evaluation.accuracy import heldout_accuracy
 from sfd.params import JudgeParams, TrainingParams
-from sfd.pipeline import digest_path, lock, published_fingerprint
+from sfd.pipeline.stage import digest_path, lock, published_fingerprint
 from sfd.seeding import derive_seed
+from sfd.statistics import Comparison, compare, estimate
 from sfd.synthetic.generate import Project
 from sfd.training.classifier import ClassifierTask
-from sfd.training.frozen import heldout_accuracy
 from sfd.training.loop import log_nothing, train
-from sfd.tuning.statistics import Comparison, compare, estimate
 
 REAL, SYNTHETIC, BOTH = "real", "synthetic", "both"
 REPEATS = 3

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from sfd.evaluation.pictures import plot_curves
+from sfd.pictures import plot_curves
 
 
 def write_curve(folder: Path, curve: list[dict[str, float]]) -> list[Path]:

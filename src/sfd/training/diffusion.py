@@ -8,15 +8,10 @@ from torch import Tensor, nn
 
 from sfd.data.latents import Statistics
 from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
-from sfd.diffusion.schedule import (
-    OffsetRange,
-    Schedule,
-    part_weights,
-    sample_logit_normal,
-    sample_progress_of_parts,
-)
+from sfd.diffusion.schedule import OffsetRange, Schedule, part_weights, sample_logit_normal, sample_progress_of_parts
 from sfd.errors import UserError
-from sfd.models.lightningdit import SIZES, LightningDiT, LightningDiTConfig
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.names import SIZES
 from sfd.params import LossParams, ModelParams, ScheduleParams
 from sfd.seeding import generator
 from sfd.training.loop import BatchedDataset, Tensors

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfd.data.latents import LatentDataset, Statistics
 from sfd.errors import UserError
-from sfd.generation import DiffusionModel
+from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import DiffusionParams, LoraParams
 from sfd.seeding import seeded_initialisation

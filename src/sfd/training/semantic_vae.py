@@ -6,11 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd.params import SemanticParams
-from sfd.pipeline import Stage
-from sfd.seeding import generator, seeded_initialisation
-from sfd.semantic.features import FeatureDataset
-from sfd.semantic.semvae import SemVae, SemVaeConfig
-from sfd.training.frozen import train_stage
+from sfd.seeding import generator
 from sfd.training.loop import BatchedDataset, Tensors
 
 
@@ -35,14 +31,3 @@ class SemVaeTask:
         """The three terms, batch means."""
         terms: dict[str, Tensor] = network(data[0], noise[0])
         return terms
-
-
-def train_semantic_vae(params: SemanticParams, dataset: FeatureDataset, stage: Stage) -> SemVae:
-    """SemVAE, trained on stored features."""
-    facts = dataset.reader.index
-    config = SemVaeConfig(facts["feature_dim"], params.width, params.num_heads, params.depth, params.latent_channels)
-    with seeded_initialisation(stage.params.seed, "semantic_vae/initialisation"):
-        network = SemVae(config)
-    task = SemVaeTask(params, network, dataset, facts["tokens"], stage.params.seed)
-    train_stage(task, params.training, stage).copy_to(network)
-    return network

@@ -19,8 +19,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sfd.evaluation.pictures import FAINT, GAP_COLOUR, INK, PALETTE, PAPER, plain_axes, save_figure
-from sfd.tuning.statistics import estimate
+from sfd.pictures import FAINT, GAP_COLOUR, INK, PALETTE, PAPER, plain_axes, save_figure
+from sfd.statistics import estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

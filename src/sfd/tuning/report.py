@@ -14,9 +14,9 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sfd.errors import UserError
+from sfd.statistics import Comparison, Direction, Estimate, compare, estimate
 from sfd.tables import as_text
 from sfd.tuning.figures import BASELINE, Picture, draw_study, short_names, with_direction
-from sfd.tuning.statistics import Comparison, Direction, Estimate, compare, estimate
 
 BEST, MARK = "best", "*"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfd.errors import UserError
 from sfd.params import Params, SpaceParams, parse_params
-from sfd.pipeline import check_current, select
+from sfd.pipeline.stage import check_current, select
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

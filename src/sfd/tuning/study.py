@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
-from sfd.evaluation.metrics import is_higher_better
+from sfd.names import is_higher_better
 from sfd.params import Params, load_params
-from sfd.pipeline import RESULTS, STAGES, Stage, published_fingerprint, select, stage
+from sfd.pipeline.stage import RESULTS, STAGES, Stage, published_fingerprint, select, stage
 from sfd.tuning.queue import Queue, check_storage, hide_password, run
 from sfd.tuning.space import WITHOUT_EFFECT, check_space, check_study, check_upstream, current_value, upstream
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sfd.evaluation.pictures import labelled_grid, save_png
-from sfd.generation import DiffusionModel
+from sfd.generation.model import DiffusionModel
 from sfd.params import Params
+from sfd.pictures import labelled_grid, save_png
 from sfd.tracking import Run, start_run
 from sfd.tuning.space import distributions, with_values
 from sfd.tuning.workbench import STUDY, Repeat, Workbench

@@ -19,15 +19,16 @@ from sfd.data.prepared import Prepared
 from sfd.encoders.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
-from sfd.evaluation.stage import Batches
-from sfd.generation import DiffusionModel, ImageGenerator, image_seed
+from sfd.evaluation.views import Batches
+from sfd.generation.images import ImageGenerator, image_seed
+from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT
 from sfd.params import Params
-from sfd.pipeline import RESULTS
+from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
+from sfd.pipeline.stage import RESULTS
 from sfd.processes import inference_device
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
-from sfd.training.diffusion_stage import build_task, open_latents, prepare_network, wants_features
 from sfd.training.loop import log_nothing, train
 
 GRID_IMAGES = 100

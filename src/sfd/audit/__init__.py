@@ -1,0 +1,1 @@
+"""The command ``sfd audit``: copies of training images, and membership."""

@@ -1,0 +1,222 @@
+"""The command ``sfd audit``: are samples copies of training images, and does the model betray what it was trained on?
+
+Samples of any size are centre-cropped as training images are, so that a training file among them is found whatever its size.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from sfd.audit.findings import Attack, Neighbours, Samples
+from sfd.audit.membership import CONFIDENCE, losses_of_images, separation
+from sfd.audit.report import describe, page, table
+from sfd.data import synthetic
+from sfd.data.images import ImageRefused, ManifestImages, decode_rgb, open_regular
+from sfd.data.manifest import HELDOUT, TRAIN
+from sfd.data.prepared import Prepared
+from sfd.encoders.composite import CompositeEncoder
+from sfd.encoders.judge import Judge, load_judge
+from sfd.errors import UserError
+from sfd.evaluation.fidelity import extract
+from sfd.evaluation.memorisation import memorisation
+from sfd.evaluation.views import NUM_CLOSEST, Batches, choose, judge_training_images, picture_nearest, training_views
+from sfd.generation import samples as sampled
+from sfd.generation.model import DiffusionModel
+from sfd.params import DataParams, Params, load_params
+from sfd.pipeline.stage import RESULTS, WORK, check_current, lock, replace_result
+from sfd.processes import inference_device
+from sfd.seeding import derive_seed
+
+UPSTREAM = ("prepare", "encoder", "texture_vae", "judge", "semantic", "latents", "diffusion")
+MAX_ATTACKED = 500
+"""Training images, and as many held-out ones, whose losses are compared."""
+
+
+def audit(folder: Path) -> str:
+    """Writes ``results/audit`` and returns a short table with the verdicts.
+
+    Raises:
+        UserError: before anything is computed: a result is missing or out of date, or the folder holds no images.
+    """
+    params = load_params(Path("params.yaml"))
+    check_current(UPSTREAM, params)
+    samples = find_samples(folder, params.data)
+    data = Prepared.load(params.data, RESULTS / "prepare")
+    judge = load_judge(RESULTS / "judge" / "model").to(inference_device())
+    with lock(WORK / "audit", "an audit"):
+        out = WORK / "audit" / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        neighbours = find_neighbours(samples, params, data, judge)
+        _write_neighbours(neighbours, samples, data, out)
+        attack = attack_model(params, data)
+        facts = describe(samples, neighbours, attack, _note(samples, params))
+        (out / "audit.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (out / "report.md").write_text(page(facts), encoding="utf-8")
+        replace_result("audit", out)
+    return f"{table(facts)}\n\nreport: {RESULTS / 'audit' / 'report.md'}"
+
+
+def find_samples(folder: Path, params: DataParams) -> Samples:
+    """The images that a table names (``samples.parquet`` of `sfd generate`, ``samples.csv`` of stage `sample`), or all below the folder.
+
+    Raises:
+        UserError: there is no folder or no image, or a file that a table names cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give one that holds images")
+    version, has_table = None, True
+    if (folder / synthetic.TABLE).is_file() or synthetic.is_generated(folder):
+        table = synthetic.read_table(folder)
+        files, version = table["file"].tolist(), (table["model"].iloc[0], table["model_version"].iloc[0])
+    elif (folder / sampled.TABLE).is_file():
+        table = sampled.read_table(folder)
+        if "file" not in table:
+            raise UserError(
+                f"{folder / sampled.TABLE} has no column `file`, so stage `sample` did not make it; give another folder"
+            )
+        files = [f"images/{file}" for file in table["file"]]
+    else:
+        paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
+        files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+        has_table = False
+    sizes, refused = _look_at(folder, files, params.max_pixels)
+    if refused and has_table:
+        file = next(iter(refused))
+        raise UserError(
+            f"{folder / file} is in the folder's table, but cannot be read ({refused[file]}); make the folder again"
+        )
+    if not sizes:
+        raise UserError(
+            f"{folder} holds no image ({len(refused)} other files); give a folder of PNG, JPEG, WebP or BMP"
+        )
+    num_cropped = sum(size != (params.image_size,) * 2 for size in sizes.values())
+    return Samples(folder, list(sizes), version, refused, num_cropped)
+
+
+def _look_at(folder: Path, files: list[str], max_pixels: int) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Sizes of the files that are images, and reasons why the others are not."""
+    sizes, refused = {}, {}
+    for file in files:
+        try:
+            with open_regular(folder / file) as stream:
+                sizes[file] = decode_rgb(stream, max_pixels).size
+        except ImageRefused as reason:
+            refused[file] = str(reason)
+    return sizes, refused
+
+
+def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Judge) -> Neighbours:
+    """The memorisation check of stage `evaluate` on these samples, with its uncertainty."""
+    from scipy.stats import betabinom
+
+    size, train, heldout = params.evaluate.batch_size, data.images(TRAIN), data.images(HELDOUT)
+    batches = Batches(size, judge)
+    originals = judge_training_images(judge, train, size, data.params.mirror)
+    reference = extract(judge, batches.of_images(heldout, range(len(heldout))))
+    seen = extract(judge, (batch.to(batches.device) for batch in samples.batches(size, data.params)))
+    found = memorisation(seen.features, [originals.features], reference.features, device=batches.device)
+    below = found.table[found.table["distance"] < found.threshold]
+    num_below, num_heldout_below = len(below), round(found.heldout_fraction * len(heldout))
+    return Neighbours(
+        found=found,
+        identical=_identical(below, samples, train, data.params, size),
+        num_samples=len(samples.files),
+        num_below=num_below,
+        interval=_binomial_interval(num_below, len(samples.files)),
+        num_heldout=len(heldout),
+        num_heldout_below=num_heldout_below,
+        expected_interval=_binomial_interval(num_heldout_below, len(heldout)),
+        # The limit lies below the next held-out distance, the (h + 1)-th of L. Where samples and held-out images come from one
+        # distribution, the share below that order statistic is Beta(h + 1, L - h), so the number of N samples is beta-binomial.
+        p_value=float(
+            betabinom.sf(num_below - 1, len(samples.files), num_heldout_below + 1, len(heldout) - num_heldout_below)
+        ),
+    )
+
+
+def _identical(
+    below: pd.DataFrame, samples: Samples, train: ManifestImages, params: DataParams, batch_size: int
+) -> list[bool]:
+    """Whether the pixels of each of these samples are those of its nearest training image."""
+    same: list[bool] = []
+    for start in range(0, len(below), batch_size):
+        rows = below.iloc[start : start + batch_size]
+        pixels = samples.load(rows["sample_index"].tolist(), params)
+        same += (pixels == training_views(train, rows["train_index"].tolist())).flatten(1).all(dim=1).tolist()
+    return same
+
+
+def _binomial_interval(count: int, total: int) -> tuple[float, float]:
+    """Clopper and Pearson's."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, out: Path) -> None:
+    """``nearest.csv``, nearest first, and ``closest.png``."""
+    train, table = data.images(TRAIN), neighbours.found.table
+    rows = pd.DataFrame(
+        {
+            "file": [samples.files[row] for row in table["sample_index"]],
+            "distance": table["distance"],
+            "nearest_file": [train.paths[row % len(train)] for row in table["train_index"]],
+            "is_mirrored": table["train_index"] >= len(train),
+            "is_below_limit": table["distance"] < neighbours.found.threshold,
+            "is_identical": neighbours.identical + [False] * (len(table) - len(neighbours.identical)),
+        }
+    )
+    rows.to_csv(out / "nearest.csv", index=False)
+    closest = table.head(NUM_CLOSEST)
+    picture_nearest(closest, samples.load(closest["sample_index"].tolist(), data.params), train, out / "closest.png")
+
+
+def attack_model(params: Params, data: Prepared) -> Attack:
+    """Membership by loss: equally many training and held-out images, chosen by the seed, against the model in ``results/diffusion``."""
+    device, seed = inference_device(), params.seed
+    model = DiffusionModel.load(RESULTS / "diffusion" / "model")
+    model.network.to(device)
+    # Posterior draws that training never saw: an attacker has the image, and not the latent that the model was shown.
+    encode = CompositeEncoder.load(params, RESULTS, derive_seed(seed, "audit/posterior"), device)
+    train, heldout = data.images(TRAIN), data.images(HELDOUT)
+    count = min(MAX_ATTACKED, len(train), len(heldout))
+    size, weight = params.evaluate.batch_size, params.diffusion.loss.semantic_weight
+    members, others = (
+        losses_of_images(model, encode, images, choose(len(images), count, seed, f"audit/{split}"), size, weight, seed)
+        for split, images in ((TRAIN, train), (HELDOUT, heldout))
+    )
+    return Attack(count, float(members.mean()), float(others.mean()), separation(members, others, seed))
+
+
+def _note(samples: Samples, params: Params) -> str:
+    """Which model was attacked, and whether it made the samples."""
+    attacked = "The attack is on the model in results/diffusion"
+    if samples.folder.resolve() == (RESULTS / "sample").resolve() and _is_current("sample", params):
+        return f"{attacked}, which made these samples."
+    if samples.version is None:
+        return f"{attacked}; nothing says whether it made these samples."
+    made_by = f"{samples.version[0]} version {samples.version[1]}"
+    if not _is_current("register", params):
+        return (
+            f"{attacked}; the samples are of {made_by}, and whether that is the same model cannot be told, because "
+            "results/register is missing or out of date."
+        )
+    facts = json.loads((RESULTS / "register" / "version.json").read_text(encoding="utf-8"))
+    if (facts["name"], facts["version"]) == samples.version:
+        return f"{attacked}, {made_by}, which made these samples."
+    return (
+        f"{attacked}, {facts['name']} version {facts['version']}; the samples are of another one, {made_by}, of which "
+        "the attack says nothing."
+    )
+
+
+def _is_current(name: str, params: Params) -> bool:
+    try:
+        check_current((name,), params)
+    except UserError:
+        return False
+    return True

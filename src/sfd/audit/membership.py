@@ -1,0 +1,104 @@
+"""Membership by loss: can an attacker who has the model tell training images from held-out ones?
+
+A model that has learnt its images by heart has a lower loss on them than on images of the same source that it never saw
+(arXiv 1709.01604; on diffusion models arXiv 2302.03262). This is a baseline: attacks with reference models, such as
+LiRA (arXiv 2112.03570), find more.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfd.data.images import ManifestImages
+from sfd.diffusion.loss import interpolate, velocity_loss
+from sfd.encoders.composite import CompositeEncoder
+from sfd.generation.model import DiffusionModel
+from sfd.generation.schedules import middle_schedule
+from sfd.seeding import derive_seed, generator
+
+PROGRESS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Values of u at which the loss is taken."""
+DRAWS = 4
+"""Noises at each of them."""
+
+Array = npt.NDArray[np.float64]
+
+CONFIDENCE, RESAMPLES = 0.95, 2000
+
+
+@dataclass(frozen=True)
+class Separation:
+    """``auc``: the chance that a member has a lower loss than another image; 0.5 for an attacker who learns nothing.
+
+    ``interval``: 95 %, percentile bootstrap, members and others drawn again each by themselves.
+    """
+
+    auc: float
+    interval: tuple[float, float]
+
+
+@torch.no_grad()
+def image_losses(model: DiffusionModel, latents: Tensor, labels: Tensor, semantic_weight: float, seed: int) -> Tensor:
+    """Mean squared velocity error of each image, ``(B,)`` float64 on the CPU, over the same times and noises for all.
+
+    ``latents``: normalised ``(B, C, H, W)``, and classes ``(B,)``, on the model's device. ``semantic_weight``: see
+    :func:`sfd.diffusion.loss.velocity_loss`.
+    """
+    schedule, channels = middle_schedule(model.schedule_params), model.network.config.semantic_channels
+    total = torch.zeros(len(latents), dtype=torch.float64)
+    draws = list(product(PROGRESS, range(DRAWS)))
+    for number, (u, _) in enumerate(draws):
+        noise = torch.randn(latents.shape[1:], generator=generator(seed, "audit/noise", number)).to(latents.device)
+        x0 = noise.expand_as(latents)
+        t_tex, t_sem = schedule.times(latents.new_full((len(latents),), u))
+        xt = interpolate(x0, latents, t_tex, t_sem, channels)
+        velocity = model.network(xt, t_tex, t_sem, labels).velocity.float()
+        total += velocity_loss(velocity, latents - x0, channels, semantic_weight).double().cpu()
+    return total / len(draws)
+
+
+def losses_of_images(
+    model: DiffusionModel,
+    encode: CompositeEncoder,
+    images: ManifestImages,
+    rows: list[int],
+    batch_size: int,
+    semantic_weight: float,
+    seed: int,
+) -> Tensor:
+    """:func:`image_losses` of images of the data set, encoded by ``encode`` as in training."""
+    losses = []
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        pixels, labels = images.__getitems__(part)
+        latents, _ = encode(pixels, list(range(start, start + len(part))))
+        # Latents are stored, and trained on, in half precision.
+        normalised = model.statistics.normalise(latents.half().float().cpu()).to(encode.device)
+        losses.append(image_losses(model, normalised, labels.to(encode.device), semantic_weight, seed))
+    return torch.cat(losses)
+
+
+def separation(members: Tensor, others: Tensor, seed: int) -> Separation:
+    """How well losses ``(N,)`` and ``(M,)`` tell members from others."""
+    from scipy.stats import bootstrap
+
+    random = np.random.default_rng(derive_seed(seed, "audit/bootstrap"))
+    data = (members.numpy(), others.numpy())
+    resampled = bootstrap(
+        data, _auc, n_resamples=RESAMPLES, vectorized=True, confidence_level=CONFIDENCE, method="percentile", rng=random
+    )
+    low, high = resampled.confidence_interval
+    return Separation(float(_auc(*data)), (float(low), float(high)))
+
+
+def _auc(members: Array, others: Array, axis: int = -1) -> Array:
+    """Area under the ROC curve of the guess "a low loss is a member's": Mann and Whitney's U as a share of all pairs."""
+    from scipy.stats import mannwhitneyu
+
+    pairs = members.shape[axis] * others.shape[axis]
+    share: Array = mannwhitneyu(others, members, axis=axis, method="asymptotic").statistic / pairs
+    return share

@@ -1,0 +1,164 @@
+"""Data sets of the library ``datasets``: from a folder or from the hub, their images read as the files that were put in, by row."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfd.data.images import ImageRefused
+from sfd.data.sources.common import Outcome, Rejected, Scan, class_of, collect, describe, in_threads, nfc
+from sfd.errors import UserError
+from sfd.params import DataParams
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_ROWS_AT_ONCE = 64
+_SHOWN = 300
+
+
+def scan_dataset(params: DataParams) -> Scan:
+    """Decodes the image of every row once; each row ends in ``found`` or, with its reason, in ``rejected``. Paths are ``SPLIT/ROW``.
+
+    Numbers of a ``ClassLabel`` become its names. If these are not in alphabetical order, each gets its number in front, so that the
+    classes keep their order; numbers without names get leading zeros for the same reason.
+
+    Raises:
+        UserError: as :func:`open_dataset`.
+    """
+    return collect(_outcomes(open_dataset(params), params))
+
+
+def _outcomes(dataset: "Dataset", params: DataParams) -> Iterator[Outcome]:
+    name_of = _class_names(dataset.features[params.label_column])
+
+    def examine(entry: tuple[int, Any, object]) -> Outcome:
+        row, cell, value = entry
+        path, label = f"{params.split}/{row:08d}", None
+        try:
+            label = name_of(value)
+            return describe(path, str(label), _file_in(cell), params.max_pixels), label
+        except ImageRefused as refusal:
+            return Rejected(path, str(refusal)), label
+
+    for start in range(0, len(dataset), _ROWS_AT_ONCE):
+        part = dataset[start : start + _ROWS_AT_ONCE]
+        cells, values = part[params.image_column], part[params.label_column]
+        yield from in_threads(examine, zip(range(start, start + len(cells)), cells, values, strict=True))
+
+
+def _class_names(feature: object) -> Callable[[object], int | str]:
+    """From a cell of the label column to its class, which raises :class:`ImageRefused` where there is none."""
+    from datasets import ClassLabel
+
+    if not isinstance(feature, ClassLabel):
+        return class_of
+    names = [nfc(name) for name in feature.names]
+    width = len(str(len(names) - 1))
+    shown = names if names == sorted(set(names)) else [f"{row:0{width}d} {name}" for row, name in enumerate(names)]
+
+    def name_of(value: object) -> str:
+        number = class_of(value)
+        if not isinstance(number, int) or number >= len(shown):
+            raise ImageRefused(f"label: {value!r} is none of the {len(shown)} classes")
+        return shown[number]
+
+    return name_of
+
+
+def _file_in(cell: Any) -> bytes:
+    """The encoded image of a cell. Raises :class:`ImageRefused` if it is empty or only names a file."""
+    data = None if cell is None else cell["bytes"]
+    if data is None:
+        raise ImageRefused("no image: the cell holds no bytes")
+    return bytes(data)
+
+
+def open_dataset(params: DataParams) -> "Dataset":
+    """The rows of ``data.split`` with two columns, the image not decoded. Nothing is copied into memory.
+
+    Raises:
+        UserError: the data set, a split or a column is missing, the image column holds no images, or the hub cannot be reached.
+    """
+    import pyarrow as pa
+    from datasets import Image, concatenate_datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = concatenate_datasets([_load_split(params, split) for split in params.split.split("+")])
+        _check_columns(dataset, params)
+        dataset = dataset.select_columns([params.image_column, params.label_column])
+        return dataset.cast_column(params.image_column, Image(decode=False))
+    except (OSError, ValueError, RuntimeError, TypeError, pa.ArrowException, DatasetsError) as error:
+        raise UserError(
+            f"data.root {params.root}: {' '.join(str(error).split())[:_SHOWN]}; {_remedy(params, error)}"
+        ) from error
+
+
+def _load_split(params: DataParams, split: str) -> "Dataset":
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    root = Path(params.root)
+    if not root.is_dir():
+        return load_dataset(params.root, split=split, revision=params.revision)
+    if not any((root / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return load_dataset(str(root), split=split)
+    saved = load_from_disk(str(root))
+    splits = {str(saved.split or split): saved} if isinstance(saved, Dataset) else saved
+    if split not in splits:
+        raise ValueError(f"it has no split `{split}`, but {', '.join(map(str, splits))}")
+    return splits[split]
+
+
+def _check_columns(dataset: "Dataset", params: DataParams) -> None:
+    for key in ("image_column", "label_column"):
+        name = getattr(params, key)
+        if name not in dataset.column_names:
+            raise UserError(
+                f"data.{key} is `{name}`, but {params.root} has the columns {', '.join(dataset.column_names)}; name one of them"
+            )
+
+
+def _remedy(params: DataParams, error: Exception) -> str:
+    if Path(params.root).is_dir():
+        return "correct data.split and data.image_column, or save the data set anew with `save_to_disk`"
+    if isinstance(error, ConnectionError):
+        return (
+            "check the connection, or fetch it elsewhere (`hf download --repo-type dataset NAME --local-dir FOLDER`) and point data.root "
+            "at the folder"
+        )
+    return "point data.root at a folder that holds the data set, or correct its name on the hub, data.revision and data.split"
+
+
+class HuggingfaceStore:
+    """Images of a data set's rows, memory-mapped. Workers open the same files.
+
+    Args:
+        params: section `data`.
+        paths: the manifest's, ``SPLIT/ROW``.
+
+    Raises:
+        UserError: as :func:`open_dataset`, or the manifest is of another source.
+    """
+
+    def __init__(self, params: DataParams, paths: list[str]) -> None:
+        if not all(path.startswith(f"{params.split}/") and path.rpartition("/")[2].isdecimal() for path in paths):
+            raise UserError(
+                f"the manifest was made from another data.source or data.split than `{params.split}`; rerun `dvc repro prepare`"
+            )
+        self.paths = paths
+        self._root, self._column = params.root, params.image_column
+        self._images = open_dataset(params).select_columns([params.image_column])
+
+    def read(self, row: int) -> bytes:
+        """As :class:`sfd.data.images.ImageStore` says."""
+        place = self._place(row)
+        if place >= len(self._images):
+            raise ImageRefused(f"the data set has only {len(self._images)} rows")
+        return _file_in(self._images[place][self._column])
+
+    def place(self, row: int) -> str:
+        """As :class:`sfd.data.images.ImageStore` says."""
+        return f"{self._root} row {self.paths[row]}"
+
+    def _place(self, row: int) -> int:
+        return int(self.paths[row].rpartition("/")[2])

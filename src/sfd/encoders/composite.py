@@ -1,0 +1,81 @@
+"""From images to composite latents: texture VAE beside vision encoder + semantic encoder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfd.encoders.semantic.files import SemanticEncoder, load_semantic
+from sfd.encoders.texture_vae import TextureVae, load_texture_vae
+from sfd.encoders.vision import VisionEncoder, load_encoder
+from sfd.errors import UserError
+from sfd.params import Params
+from sfd.seeding import generator
+
+
+@dataclass(frozen=True)
+class CompositeEncoder:
+    """Texture latent (a sample of the posterior) and semantic latent, stacked on channels.
+
+    ``encoder`` is None where nothing needs features, ``semantic`` where the composite is texture alone.
+    """
+
+    texture_vae: TextureVae
+    encoder: VisionEncoder | None
+    semantic: SemanticEncoder | None
+    seed: int
+    device: torch.device
+
+    @classmethod
+    def load(cls, params: Params, results: Path, seed: int, device: torch.device) -> "CompositeEncoder":
+        """From what the stages ``texture_vae``, ``encoder`` and ``semantic`` left; only what is needed is loaded."""
+        encoder = load_encoder(results / "encoder/model").to(device) if params.needs_features else None
+        semantic = load_semantic(results / "semantic/model").to(device) if params.semantic.kind != "none" else None
+        return cls(load_texture_vae(results / "texture_vae/model").to(device), encoder, semantic, seed, device)
+
+    @property
+    def semantic_channels(self) -> int:
+        """C_sem; 0 without semantics."""
+        return self.semantic.latent_channels if self.semantic is not None else 0
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of a patch feature; 0 without an encoder."""
+        return self.encoder.feature_dim if self.encoder is not None else 0
+
+    def check_grid(self, image_size: int) -> int:
+        """The latents' side. Raises :class:`UserError` if texture and semantics do not share one grid."""
+        factor = self.texture_vae.factor
+        if image_size % factor:
+            raise UserError(
+                f"data.image_size {image_size} must be a multiple of {factor}, by which the texture VAE reduces it"
+            )
+        texture_grid = image_size // factor
+        if self.encoder is not None and texture_grid != self.encoder.grid:
+            raise UserError(
+                f"texture and semantic latents must share one grid, but data.image_size {image_size} / {factor} = {texture_grid} "
+                f"and the encoder has {self.encoder.grid} patches a side; change data.image_size or encoder.input_size"
+            )
+        return texture_grid
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, draws: list[int]) -> tuple[Tensor, Tensor]:
+        """Images uint8 ``(B, 3, S, S)`` and the number of each one's posterior draw -> latent ``(B, C, H, W)``, features ``(B, N, D)``.
+
+        Without an encoder, features have no channels (D = 0).
+        """
+        shape = self.texture_vae.latent_shape(1, images.shape[-1])[1:]
+        noise = torch.stack(
+            [torch.randn(shape, generator=generator(self.seed, "latents/posterior", draw)) for draw in draws]
+        )
+        images = images.to(self.device)
+        texture = self.texture_vae.encode(images, noise.to(self.device))
+        if self.encoder is None:
+            return texture, texture.new_empty(len(images), shape[-1] ** 2, 0)
+        features = self.encoder(images)
+        if self.semantic is None:
+            return texture, features
+        grid = self.encoder.grid
+        semantic = self.semantic.encode(features).transpose(1, 2).unflatten(2, (grid, grid))
+        return torch.cat([texture, semantic], dim=1), features

@@ -1,0 +1,173 @@
+"""Stage ``evaluate``: puts samples, their reference and the floors before the judge."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sfd.data.images import ManifestImages
+from sfd.data.latents import mirrorings
+from sfd.data.manifest import HELDOUT, TRAIN
+from sfd.data.prepared import Prepared
+from sfd.encoders.texture_vae import TextureVae
+from sfd.errors import UserError
+from sfd.evaluation.extraction import FeatureStore
+from sfd.evaluation.fidelity import Reference, Sets, SpatialJudge, check_num_images, score
+from sfd.evaluation.memorisation import memorisation
+from sfd.evaluation.reference import ReferenceFile
+from sfd.evaluation.views import NUM_CLOSEST, choose, choose_like, picture_nearest
+from sfd.generation.samples import read_images, read_table
+from sfd.params import EvaluateParams
+from sfd.seeding import generator
+
+SAMPLES, REFERENCE, RECONSTRUCTIONS, MIRRORED = "samples", "reference", "reconstructions", "mirrored"
+"""Names of sets of features, beside those of the manifest's splits."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation. Every process extracts its share of the features; behind a barrier, one computes the metrics.
+
+    ``table``: that of the samples in folder ``samples``. ``reference``: None if the held-out images are the reference.
+    """
+
+    params: EvaluateParams
+    data: Prepared
+    vae: TextureVae
+    samples: Path
+    seed: int
+    store: FeatureStore
+    table: pd.DataFrame
+    heldout: ManifestImages
+    train: ManifestImages
+    reference: ReferenceFile | None
+
+    @classmethod
+    def open(
+        cls, params: EvaluateParams, data: Prepared, vae: TextureVae, samples: Path, seed: int, store: FeatureStore
+    ) -> "Evaluation":
+        """Raises :class:`UserError` before the judge sees an image: samples are missing, or the reference is broken or too small."""
+        reference = None
+        if params.reference is not None:
+            if not isinstance(store.judge, SpatialJudge):
+                raise UserError(
+                    f"evaluate.reference holds statistics of Inception-v3, but the judge in results/judge is {store.judge.name!r}; "
+                    f"run `dvc repro judge`, or set evaluate.reference to null"
+                )
+            reference = ReferenceFile.open(Path(params.reference), store.judge)
+            if reference.image_shape is not None:
+                check_num_images(reference.image_shape[0], params)
+        table, heldout, train = read_table(samples), data.images(HELDOUT), data.images(TRAIN)
+        return cls(params, data, vae, samples, seed, store, table, heldout, train, reference)
+
+    @property
+    def count(self) -> int:
+        """Images in every set that is compared: the smallest one's. A reference file is as large as it is."""
+        counts = [len(self.table), len(self.train)]
+        return min(counts if self.reference else [*counts, len(self.heldout)])
+
+    @property
+    def heldout_rows(self) -> Sequence[int]:
+        """The held-out images that are the reference; all of them if it is a file."""
+        everyone = range(len(self.heldout))
+        return everyone if self.reference else choose(len(self.heldout), self.count, self.seed, "heldout")
+
+    @property
+    def train_rows(self) -> list[int]:
+        """The training images of the floors, of the samples' classes: a random choice would score other class sizes, too."""
+        return choose_like(self.wanted_classes, self.train.class_indices.tolist(), self.seed, "train")
+
+    @property
+    def wanted_classes(self) -> list[int]:
+        """The class index that each of the compared samples was asked for."""
+        return self.table["class_index"].tolist()[: self.count]
+
+    def extract(self) -> None:
+        """This process's share of all features."""
+        files, train_rows, mirror = self.table["file"].tolist(), self.train_rows, self.data.params.mirror
+        everything = (
+            ["features", "logits", "spatial"] if isinstance(self.store.judge, SpatialJudge) else ["features", "logits"]
+        )
+
+        def images(source: ManifestImages, rows: Sequence[int]) -> Tensor:
+            return source.__getitems__(list(rows))[0]
+
+        def sampled(rows: range) -> list[Tensor]:
+            return [read_images(self.samples, files[rows.start : rows.stop])]
+
+        def reconstructions(rows: range) -> list[Tensor]:
+            originals = images(self.train, train_rows[rows.start : rows.stop]).to(self.store.device)
+            return [_reconstruct(originals, self.vae, self.seed, rows.start // self.params.batch_size)]
+
+        fill = self.store.fill
+        fill([SAMPLES], len(files), sampled, everything)
+        kept = everything if self.reference is None else ["features"]
+        fill([HELDOUT], len(self.heldout), lambda rows: [images(self.heldout, rows)], kept)
+        fill([RECONSTRUCTIONS], len(train_rows), reconstructions)
+        if self.reference is not None and self.reference.image_shape is not None:
+            with self.reference.images() as read:
+                fill([REFERENCE], self.reference.image_shape[0], lambda rows: [read(rows)])
+        fill(self._training_sets, len(self.train), lambda rows: mirrorings(images(self.train, rows), mirror))
+
+    @property
+    def _training_sets(self) -> list[str]:
+        return [TRAIN, MIRRORED] if self.data.params.mirror else [TRAIN]
+
+    def measure(self, out: Path) -> tuple[dict[str, float], list[Path]]:
+        """Writes ``metrics.json``, ``measurement.json``, ``nearest.csv`` and ``nearest.png``; returns the metrics and the files.
+
+        ``measurement.json`` says what the metrics were measured with: only metrics of equal measurements can be compared.
+        """
+        samples, heldout = self.store.read(SAMPLES), self.store.read(HELDOUT)
+        sets = Sets(
+            samples=samples.take(range(self.count)),
+            heldout=heldout.take(self.heldout_rows),
+            train=self.store.read(TRAIN, self.train_rows),
+            reconstruction=self.store.read(RECONSTRUCTIONS),
+            sample_labels=torch.tensor(self.wanted_classes),
+            heldout_labels=self.heldout.class_indices[list(self.heldout_rows)],
+            reference=self._published(),
+        )
+        train, device = self.store.blocks(self._training_sets), self.store.device
+        memorised = memorisation(samples.features, train, heldout.features, device=device)
+        metrics = score(self.store.judge, sets, memorised, self.params, self.seed, device)
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (out / "measurement.json").write_text(json.dumps(self._measurement(), indent=2) + "\n", encoding="utf-8")
+        memorised.table.to_csv(out / "nearest.csv", index=False)
+        closest = memorised.table.head(NUM_CLOSEST)
+        shown = read_images(self.samples, self.table["file"].iloc[closest["sample_index"]].tolist())
+        picture_nearest(closest, shown, self.train, out / "nearest.png")
+        return metrics, [out / name for name in ("metrics.json", "measurement.json", "nearest.csv", "nearest.png")]
+
+    def _published(self) -> Reference | None:
+        if self.reference is None:
+            return None
+        images = None if self.reference.image_shape is None else self.store.read(REFERENCE)
+        return Reference(self.reference.statistics, self.reference.spatial, images)
+
+    def _measurement(self) -> dict[str, object]:
+        """The judge, the reference (a digest of its images' sha256 in order, or of its file), how many images, and all options but the
+        batch size."""
+        rows = "\n".join(self.heldout.sha256[row] for row in self.heldout_rows)
+        return {
+            "judge": self.store.judge.name,
+            "judge_digest": self.store.judge.digest,
+            "num_images": self.count,
+            "image_size": self.heldout.size,
+            "reference": hashlib.sha256(rows.encode()).hexdigest()
+            if self.reference is None
+            else self.reference.digest(),
+            **self.params.model_dump(exclude={"batch_size", "reference"}),
+        }
+
+
+def _reconstruct(images: Tensor, vae: TextureVae, seed: int, number: int) -> Tensor:
+    """What the texture VAE makes of batch ``number`` of images, by a sample of the posterior, as in the training set of diffusion."""
+    random = generator(seed, "evaluate/reconstruction", number)
+    noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
+    return vae.decode(vae.encode(images, noise.to(images.device)))

@@ -1,0 +1,82 @@
+"""Images as the judge sees them: in batches, mirrored, beside their nearest training images."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sfd.data.images import ManifestImages
+from sfd.data.latents import mirrorings
+from sfd.encoders.judge import Judge
+from sfd.evaluation.fidelity import Features, extract
+from sfd.pictures import pairs
+from sfd.seeding import generator
+
+NUM_CLOSEST = 12
+"""Rows in the picture of samples and their nearest training images."""
+
+
+def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:
+    """A random choice of ``count`` images, in order."""
+    chosen = torch.randperm(num_images, generator=generator(seed, f"evaluate/{purpose}"))[:count]
+    return sorted(chosen.tolist())
+
+
+def choose_like(wanted: list[int], labels: list[int], seed: int, purpose: str) -> list[int]:
+    """A random choice of images, of which ``labels`` are the classes, in order: as many as ``wanted`` has classes, and of the same ones.
+
+    Where a class has too few images, others take the places.
+    """
+    order = torch.randperm(len(labels), generator=generator(seed, f"evaluate/{purpose}")).tolist()
+    missing = Counter(wanted)
+    fitting: list[int] = []
+    others: list[int] = []
+    for row in order:
+        (fitting if missing[labels[row]] > 0 else others).append(row)
+        missing[labels[row]] -= 1
+    return sorted((fitting + others)[: len(wanted)])
+
+
+class Batches:
+    """Images in batches, on the judge's device."""
+
+    def __init__(self, size: int, judge: Judge) -> None:
+        self.size = size
+        self.device = next(judge.parameters()).device
+
+    def of_images(self, images: ManifestImages, rows: Sequence[int]) -> Iterator[Tensor]:
+        """Rows of the manifest, uint8 ``(B, 3, S, S)``."""
+        for start in range(0, len(rows), self.size):
+            yield images.__getitems__(list(rows[start : start + self.size]))[0].to(self.device)
+
+
+def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
+    """All training images, and behind them all mirrored ones, if the model was trained on those too."""
+    batches = Batches(batch_size, judge)
+    views = [
+        extract(judge, (mirrorings(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train))))))
+        for n in range(1 + mirror)
+    ]
+    logits = [view.logits for view in views if view.logits is not None]
+    return Features(torch.cat([view.features for view in views]), torch.cat(logits) if logits else None)
+
+
+def training_views(train: ManifestImages, rows: Sequence[int]) -> Tensor:
+    """Training images uint8 ``(B, 3, S, S)`` by their rows in :func:`judge_training_images`: behind the last one they are mirrored."""
+    originals = train.__getitems__([row % len(train) for row in rows])[0]
+    return torch.stack(
+        [image.flip(-1) if row >= len(train) else image for image, row in zip(originals, rows, strict=True)]
+    )
+
+
+def picture_nearest(closest: pd.DataFrame, samples: Tensor, train: ManifestImages, file: Path) -> None:
+    """Samples uint8 ``(n, 3, S, S)`` beside their nearest training images.
+
+    ``closest``: their rows of the table of :class:`sfd.evaluation.memorisation.Memorisation`.
+    """
+    originals = training_views(train, closest["train_index"].tolist())
+    captions = [f"distance {distance:.3f}" for distance in closest["distance"]]
+    pairs(samples, originals, captions, file, titles=("sample", "nearest training image"))

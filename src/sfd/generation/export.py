@@ -1,0 +1,62 @@
+"""Samples in the one file that ADM's evaluator reads (openai/guided-diffusion, folder evaluations)."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from sfd.errors import UserError
+from sfd.generation.samples import read_table
+
+
+def export_npz(samples: Path, out: Path) -> tuple[int, int, int, int]:
+    """Writes the images of a finished stage ``sample`` as ``arr_0`` uint8 (N, H, W, 3) in the table's order; returns the shape.
+
+    Image by image, so that 50,000 of 256 pixels (10 GB) need no memory. ``out`` appears when it is whole.
+
+    Raises:
+        UserError: ``out`` exists or does not end in .npz, images are missing, or there are more or others than the table says.
+    """
+    if out.suffix != ".npz" or not out.parent.is_dir():
+        raise UserError(f"{out} must end in .npz and lie in a folder that exists; give another path")
+    _check_free(out)
+    files = [samples / "images" / name for name in read_table(samples)["file"]]
+    found = {file for file in (samples / "images").iterdir() if not file.name.startswith(".")}
+    if len(files) != len(set(files)) or found != set(files):
+        raise UserError(
+            f"{samples} holds {len(found)} images, but its table names {len(files)} ({len(found ^ set(files))} differ); "
+            f"run `dvc repro -f -s sample` to make them anew"
+        )
+    height, width = _pixels(files[0]).shape[:2]
+    shape = (len(files), height, width, 3)
+    part = out.with_name(f".{out.name}.part")
+    try:
+        with zipfile.ZipFile(part, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for file in tqdm(files, unit="image", disable=None):
+                pixels = _pixels(file)
+                if pixels.shape != shape[1:]:
+                    raise UserError(
+                        f"{file} is of {pixels.shape[:2]} pixels, the first image of {shape[1:3]}; make them anew"
+                    )
+                stream.write(pixels.tobytes())
+        _check_free(out)  # once more: writing takes minutes
+        part.rename(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return shape
+
+
+def _check_free(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} exists already, and is left as it is; delete it, or give another path")
+
+
+def _pixels(file: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{file} cannot be read ({error}); make the samples anew") from error

@@ -1,0 +1,149 @@
+"""From classes and seeds to images: the trained model, its schedule, its latents' statistics and the decoder as one thing."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfd.data.latents import Statistics
+from sfd.diffusion.guidance import GuidanceScales, guided_velocity
+from sfd.diffusion.sampling import Sampler
+from sfd.diffusion.schedule import Schedule
+from sfd.encoders.texture_vae import TextureVae, load_texture_vae
+from sfd.errors import UserError
+from sfd.generation.model import DiffusionModel
+from sfd.generation.schedules import build_schedule
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.params import GuidanceParams, SampleParams
+from sfd.processes import inference_device
+from sfd.seeding import derive_seed
+
+
+def build_sampler(params: SampleParams) -> Sampler:
+    """The sampler that the parameters describe."""
+    return Sampler(params.sampler, params.num_steps, params.rule, params.timestep_shift)
+
+
+def build_scales(params: GuidanceParams) -> GuidanceScales:
+    """The guidance scales that the parameters describe; all 1 for kind ``none``."""
+    if params.kind == "none":
+        return GuidanceScales()
+    return GuidanceScales(params.scale_texture, params.scale_semantic, params.start_texture, params.start_semantic)
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The seed of image ``index`` of a stage that is seeded by ``seed``."""
+    return derive_seed(seed, "sample/image", index)
+
+
+def _check_weak(strong: LightningDiTConfig, weak: LightningDiTConfig) -> None:
+    """Guidance subtracts velocities of the same latent, at the same times, for the same class."""
+    shared = ("input_size", "in_channels", "semantic_channels", "num_classes", "two_times")
+    differ = [
+        f"{name} {getattr(weak, name)} instead of {getattr(strong, name)}"
+        for name in shared
+        if getattr(weak, name) != getattr(strong, name)
+    ]
+    if differ:
+        raise UserError(
+            f"the weak model does not go with the model that it guides: {', '.join(differ)}; give one of the same kind"
+        )
+
+
+class ImageGenerator:
+    """Draws images. Image i depends on its class and its seed, not on the others in its batch (up to rounding; dopri5: its tolerance)."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        decoder: TextureVae,
+        weak: LightningDiT | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """``weak`` is AutoGuidance's model; without it, guidance is by the null class.
+
+        Raises:
+            UserError: the weak model draws other latents or classes, or has another number of times.
+        """
+        if weak is not None:
+            _check_weak(model.network.config, weak.config)
+        self.device = device or inference_device()
+        self.model, self.decoder = model, decoder.to(self.device)
+        self.network = model.network.to(self.device)
+        self.weak = weak.to(self.device) if weak is not None else None
+        self.statistics = Statistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
+
+    @classmethod
+    def load(cls, model_folder: Path, decoder_folder: Path, weak_folder: Path | None = None) -> "ImageGenerator":
+        """Reads what the stages ``diffusion`` and ``texture_vae`` left."""
+        weak = DiffusionModel.load(weak_folder).network if weak_folder is not None else None
+        return cls(DiffusionModel.load(model_folder), load_texture_vae(decoder_folder), weak)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        classes: Sequence[int],
+        seeds: Sequence[int],
+        sampler: Sampler,
+        scales: GuidanceScales,
+        schedule: Schedule | None = None,
+    ) -> Tensor:
+        """Images uint8 ``(B, 3, S, S)`` on the CPU, one a class index and seed, along ``schedule`` or that of the training.
+
+        Raises:
+            UserError: a class index is out of range (``num_classes`` itself asks for no class), or the model was trained with a
+                range of offsets and ``schedule`` does not choose one.
+        """
+        config = self.network.config
+        for index in classes:
+            if not 0 <= index <= config.num_classes:
+                raise UserError(
+                    f"class index {index} is not in 0..{config.num_classes - 1} ({config.num_classes}: no class)"
+                )
+        shape = (config.in_channels, config.input_size, config.input_size)
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
+            self.device
+        )
+        y = torch.tensor(list(classes), device=self.device)
+        weak_y = torch.full_like(y, config.null_class) if self.weak is None else y
+        velocity = guided_velocity(
+            partial(self._velocity, self.network, y),
+            partial(self._velocity, self.weak or self.network, weak_y),
+            scales,
+            config.semantic_channels,
+        )
+        latent = sampler(velocity, noise, schedule or self.model.schedule, config.semantic_channels)
+        texture = self.statistics.restore(latent)[:, : config.in_channels - config.semantic_channels]
+        return self.decoder.decode(texture).cpu()
+
+    @staticmethod
+    def _velocity(network: LightningDiT, y: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
+        velocity: Tensor = network(x, t_tex, t_sem, y).velocity
+        return velocity.float()
+
+    def sample(
+        self, classes: Sequence[int], seeds: Sequence[int], params: SampleParams, fill: bool = False
+    ) -> Iterator[Tensor]:
+        """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images.
+
+        ``fill`` draws as many images as there is room for in the last batch, and drops them: matrix products round by the shape of
+        their batch, so with a single shape an image has the same bytes in whatever company (not with dopri5, see above).
+
+        Raises:
+            UserError: as :meth:`__call__` does; or the guidance asked for is not by the weak model that is here, or not here.
+        """
+        if params.guidance.kind != "none" and (params.guidance.kind == "autoguidance") != (self.weak is not None):
+            raise UserError(
+                f"sample.guidance.kind is `{params.guidance.kind}`, but the images are drawn "
+                f"{'without' if self.weak is None else 'with'} a weak model: give sample.guidance.weak_model with `autoguidance` alone"
+            )
+        sampler, scales = build_sampler(params), build_scales(params.guidance)
+        schedule = build_schedule(params.schedule) if params.schedule is not None else None
+        for first in range(0, len(classes), params.batch_size):
+            rows = slice(first, first + params.batch_size)
+            count = len(classes[rows])
+            spare = params.batch_size - count if fill else 0
+            batch = [*classes[rows], *[classes[0]] * spare], [*seeds[rows], *[seeds[0]] * spare]
+            yield self(*batch, sampler, scales, schedule)[:count]

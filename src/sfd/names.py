@@ -1,0 +1,181 @@
+"""Names that everybody needs, without torch: the open tables of implementations, the metrics, the sizes of the backbone.
+
+A table maps the name that params.yaml uses to an :class:`Entry`: where its implementation is, and what it is. Adding an implementation
+is one line here (docs/extending.md). The implementation is imported when it is first used, so that parameters are checked without torch.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from sfd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One implementation. ``path``: ``module:attribute``; ``description``: a clause for the table of options."""
+
+    path: str
+    description: str
+
+
+Table = dict[str, Entry]
+
+SAMPLERS: Table = {
+    "euler": Entry("sfd.diffusion.samplers.euler:Euler", "first order, one network evaluation per step"),
+    "heun": Entry("sfd.diffusion.samplers.heun:Heun", "second order, two network evaluations per step"),
+    "ab2": Entry(
+        "sfd.diffusion.samplers.ab2:AdamsBashforth2",
+        "exponential Adams-Bashforth, second order, one network evaluation per step",
+    ),
+    "dopri5": Entry("sfd.diffusion.samplers.dopri5:Dopri5", "adaptive (atol 1e-6, rtol 1e-3)"),
+}
+"""Solvers of the sampling ODE (``sample.sampler``)."""
+
+LOSS_TERMS: Table = {
+    "velocity": Entry("sfd.diffusion.terms.velocity:VelocityTerm", "squared velocity error"),
+    "cosine": Entry("sfd.diffusion.terms.cosine:CosineTerm", "1 - cosine(prediction, target)"),
+    "repa": Entry("sfd.diffusion.terms.repa:RepaTerm", "alignment with the encoder's features"),
+}
+"""Terms of the diffusion loss; the weight of term NAME is ``diffusion.loss.NAME_weight``."""
+
+BACKBONES: Table = {
+    "lightningdit": Entry("sfd.models.lightningdit:LightningDiT", "LightningDiT (arXiv 2501.01423)"),
+}
+"""Networks that predict the velocity (``diffusion.model.backbone``)."""
+
+CONDITIONS: Table = {
+    "class": Entry("sfd.models.conditions:ClassCondition", "the class of the image"),
+    "none": Entry("sfd.models.conditions:NoCondition", "nothing"),
+}
+"""What a model is told about an image (``diffusion.model.condition``)."""
+
+DATA_SOURCES: Table = {
+    "digits": Entry("sfd.data.sources.digits:DigitsSource", "built in"),
+    "folder": Entry("sfd.data.sources.folder:FolderSource", "class subfolders"),
+    "tar": Entry(
+        "sfd.data.sources.tar:TarSource",
+        "WebDataset shards, the class is the number in NAME.cls, else `label` in NAME.json, else the folder in CLASS/NAME.jpg",
+    ),
+    "huggingface": Entry("sfd.data.sources.huggingface:HuggingfaceSource", "a data set of the library `datasets`"),
+}
+"""Where images come from (``data.source``)."""
+
+SEMANTIC_ENCODERS: Table = {
+    "semvae": Entry("sfd.encoders.semantic.semvae:SemVae", "a VAE (the paper)"),
+    "pca": Entry("sfd.encoders.semantic.pca:PcaSemantic", "principal components (ReDi, arXiv 2504.16064)"),
+}
+"""What makes semantic latents of features (``semantic.kind``, which may also be `none`)."""
+
+JUDGES: Table = {
+    "resnet": Entry("sfd.encoders.judges.resnet:ResnetJudge", "a small ResNet, trained here on class labels"),
+    "inception": Entry("sfd.encoders.judges.inception:InceptionJudge", "Inception-v3 as FID defines it"),
+}
+"""Networks whose features score samples (``judge.kind``)."""
+
+
+def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
+    """The known name that resembles ``name`` most."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def load(table: Table, name: str) -> Any:
+    """The implementation of ``name``.
+
+    Raises:
+        UserError: the table has no such name.
+    """
+    if name not in table:
+        raise UserError(f"{name!r} is none of {', '.join(table)}; nearest: `{nearest(name, table)}`")
+    module, _, attribute = table[name].path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+# Metrics of an evaluation, and which way each gets better.
+
+FLOORS = ("heldout", "reconstruction")
+"""Metrics `fd_heldout` and `fd_reconstruction` are floors, so no judge may have these names."""
+FLOOR_METRICS = ("fd", "kid", "precision", "recall")
+_KIND_OF_FLOOR = {f"{kind}_{floor}": kind for floor in FLOORS for kind in FLOOR_METRICS}
+INCEPTION = "inception"
+
+HIGHER_IS_BETTER = {
+    "fd": False,
+    "fid": False,
+    "sfid": False,
+    "kid": False,
+    "kid_std": False,
+    "precision": True,
+    "recall": True,
+    "is": True,
+    "inception_score": True,
+    "class_accuracy": True,
+    "class_accuracy_heldout": True,
+    "memorised_fraction": False,
+    "num_images": True,
+    "seconds_per_image": False,
+}
+"""By kind: `fd` stands for every `fd_JUDGE`, `is` for every `is_JUDGE`; a floor is of the kind of its metric."""
+
+MEASURED_WITH_ERROR = ("fd", "fid", "precision", "recall", "class_accuracy", "memorised_fraction")
+ERROR_PREFIX = "se_"
+"""`se_METRIC` is the standard error of METRIC. A prefix, so that `fd_...` and `is_...` stay names of metrics."""
+
+
+def distance_name(judge: str) -> str:
+    """The key of the Frechet distance: ``fid`` for Inception-v3, and no other judge."""
+    return "fid" if judge == INCEPTION else f"fd_{judge}"
+
+
+def inception_score_name(judge: str) -> str:
+    """The key of the inception score."""
+    return "inception_score" if judge == INCEPTION else f"is_{judge}"
+
+
+def metric_names(judge: str, knows_classes: bool) -> list[str]:
+    """All keys that :func:`sfd.evaluation.fidelity.score` can give for a judge, without standard errors."""
+    spatial = ["sfid"] if judge == INCEPTION else []
+    own = [distance_name(judge), *spatial, "kid", "kid_std", "precision", "recall", inception_score_name(judge)]
+    accuracy = ["class_accuracy", "class_accuracy_heldout"] if knows_classes else []
+    return [*own, *_KIND_OF_FLOOR, *accuracy, "num_images", "memorised_fraction"]
+
+
+def _kind(metric: str) -> str:
+    if metric in HIGHER_IS_BETTER:
+        return metric
+    return _KIND_OF_FLOOR.get(metric, metric.split("_")[0])
+
+
+def is_higher_better(metric: str) -> bool:
+    """Whether a larger value is the better one. Raises :class:`KeyError` for a name that is none of ours."""
+    return HIGHER_IS_BETTER[_kind(metric)]
+
+
+def has_error(metric: str) -> bool:
+    """Whether the evaluation gives a standard error of this metric; floors have none."""
+    return _kind(metric) in MEASURED_WITH_ERROR and metric not in _KIND_OF_FLOOR
+
+
+def main_distance(metrics: dict[str, float]) -> str:
+    """The key of the samples' distance among the keys of one evaluation."""
+    return next(key for key in metrics if _kind(key) in ("fd", "fid") and key not in _KIND_OF_FLOOR)
+
+
+def combined_error(first: float, second: float) -> float:
+    """Standard error of the difference of two independent values with these standard errors."""
+    return math.hypot(first, second)
+
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (128, 4, 4),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "1p0B": (1536, 24, 24),
+    "1p6B": (1792, 28, 28),
+}
+"""Published sizes (and a tiny one) as width x depth x heads."""

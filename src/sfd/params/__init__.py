@@ -1,0 +1,3 @@
+"""Every option of the platform, declared once."""
+
+from sfd.params.schema import *  # noqa

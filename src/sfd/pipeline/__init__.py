@@ -1,0 +1,1 @@
+"""The stage contract, and the stages' bodies."""

@@ -1,0 +1,198 @@
+"""Stage ``diffusion``: network and data set from the parameters, training with sample grids, and what it leaves."""
+
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from sfd.data.latents import LatentDataset
+from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.sampling import Sampler
+from sfd.encoders.semantic.files import load_semantic
+from sfd.encoders.texture_vae import load_texture_vae
+from sfd.errors import UserError
+from sfd.generation.images import ImageGenerator, image_seed
+from sfd.generation.model import DiffusionModel
+from sfd.generation.schedules import build_training_schedule, middle_schedule
+from sfd.models.lightningdit import LightningDiT
+from sfd.params import Params, registered_model
+from sfd.pictures import labelled_grid, plot_schedule, save_png
+from sfd.pipeline.stage import Stage, resolve_registered
+from sfd.processes import inference_device, rank, world_size
+from sfd.seeding import generator
+from sfd.training.curves import write_curve
+from sfd.training.diffusion import DecodedFeatures, DiffusionTask, model_config
+from sfd.training.finetuning import Start, start_from
+from sfd.training.loop import train
+
+GRID_SAMPLER = Sampler("euler", num_steps=50)
+"""Sample grids during training are quick looks, not results."""
+
+
+def build_network(params: Params, dataset: LatentDataset, seed: int) -> LightningDiT:
+    """The backbone for a data set, freshly initialised. Raises :class:`UserError` if parameters and latents do not fit."""
+    facts, diffusion = dataset.reader.index, params.diffusion
+    config = model_config(
+        diffusion.model,
+        diffusion.loss,
+        params.schedule,
+        grid=facts["grid"],
+        texture_channels=facts["texture_channels"],
+        semantic_channels=facts["semantic_channels"],
+        num_classes=len(facts["classes"]),
+        feature_dim=facts["feature_dim"],
+    )
+    return LightningDiT(config).initialise(generator(seed, "diffusion/initialisation"))
+
+
+def open_latents(params: Params, folder: Path) -> LatentDataset:
+    """The latents that stage ``latents`` left, with features if REPA wants the stored ones; processes share the check of the shards."""
+    return LatentDataset(folder / "shards", wants_features(params, "stored"), rank(), world_size())
+
+
+def wants_features(params: Params, target: str) -> bool:
+    """Whether REPA is on, with this target."""
+    loss = params.diffusion.loss
+    return loss.repa_weight > 0.0 and loss.repa_target == target
+
+
+def prepare_network(params: Params, dataset: LatentDataset, seed: int, source: DiffusionModel | None) -> Start:
+    """The network to train, from nothing or from a trained model; then ``dataset`` normalises as ``init_statistics`` says.
+
+    Raises :class:`UserError` if parameters, latents and the trained model do not fit.
+    """
+    network = build_network(params, dataset, seed)
+    return Start(network) if source is None else start_from(source, network, dataset, params.diffusion, seed)
+
+
+def decoded_features(params: Params, dataset: LatentDataset) -> DecodedFeatures | None:
+    """The semantic decoder as REPA's target, if the parameters want it."""
+    if not wants_features(params, "decoded"):
+        return None
+    decoder = load_semantic(Stage.upstream("semantic") / "model").to(inference_device())
+    return DecodedFeatures(decoder, dataset.statistics, dataset.reader.index["semantic_channels"])
+
+
+def build_task(params: Params, network: LightningDiT, dataset: LatentDataset, seed: int) -> DiffusionTask:
+    """What the training loop must know."""
+    schedule, diffusion = build_training_schedule(params.schedule), params.diffusion
+    features_of = decoded_features(params, dataset)
+    return DiffusionTask(network, dataset, diffusion.loss, schedule, diffusion.model.class_dropout, seed, features_of)
+
+
+def make_diffusion(stage: Stage, source: Path | None = None) -> None:
+    """The diffusion model as ``diffusion.source`` says; ``source``: folder of the model to start from."""
+    if stage.params.diffusion.source == "train":
+        train_diffusion(stage, source)
+    elif rank() == 0:
+        adopt_diffusion(stage)
+
+
+def adopt_diffusion(stage: Stage) -> None:
+    """Writes the model that `sfd import` made as ``model/``, and ``schedule.png``.
+
+    Raises:
+        UserError: the folder holds no diffusion model, or one of another schedule, image size or texture VAE than the parameters say.
+    """
+    folder, params = Path(stage.params.diffusion.file or ""), stage.params
+    model = DiffusionModel.load(folder)
+    config, vae = model.network.config, load_texture_vae(stage.upstream("texture_vae") / "model")
+    if model.schedule_params != params.schedule:
+        theirs = {key: value for key, value in model.schedule_params.model_dump().items() if key in ("kind", "tau")}
+        raise UserError(f"the weights in {folder} have the schedule {theirs}: set schedule in params.yaml to that")
+    wanted = vae.latent_shape(1, params.data.image_size)[1:]
+    found = config.in_channels - config.semantic_channels, config.input_size, config.input_size
+    if found != wanted:
+        raise UserError(
+            f"the weights in {folder} draw texture latents {found}, but images of data.image_size {params.data.image_size} have "
+            f"{wanted} in this texture VAE: give texture_vae.file and data.image_size of the same publication"
+        )
+    _leave_model(model, stage)
+
+
+def train_diffusion(stage: Stage, source: Path | None) -> None:
+    """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``; ``source``: folder of the model to start from."""
+    params, seed = stage.params.diffusion, stage.params.seed
+    dataset = open_latents(stage.params, stage.upstream("latents"))
+    facts = dataset.reader.index
+    start = prepare_network(stage.params, dataset, seed, None if source is None else DiffusionModel.load(source))
+    network = start.network
+    _tell_start(start, stage)
+    task = build_task(stage.params, network, dataset, seed)
+    model = DiffusionModel(network, stage.params.schedule, dataset.statistics, facts["classes"])
+    grids = SampleGrids(model, stage, params.grid_images)
+    trained = train(
+        task, params.training, seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every, params.sharding
+    )
+    if rank() != 0:
+        return
+    start.finish(trained)
+    _leave_model(model, stage)
+    stage.log_input(
+        "latents",
+        facts["shards"][0]["sha256"],
+        stage.upstream("latents"),
+        "training",
+        {"num_images": len(dataset.reader)},
+    )
+    stage.log_artifacts(*write_curve(stage.out, trained.curve))
+
+
+def _leave_model(model: DiffusionModel, stage: Stage) -> None:
+    """Writes ``model/`` and ``schedule.png``, and logs what there is to say of any model, trained here or not."""
+    model.save(stage.out / "model")
+    plot_schedule(middle_schedule(model.schedule_params).times, stage.out / "schedule.png")
+    stage.log({"parameters": float(sum(p.numel() for p in model.network.parameters()))})
+    stage.log_artifacts(stage.out / "schedule.png")
+
+
+def _tell_start(start: Start, stage: Stage) -> None:
+    """Prints and logs what became of the weights that training starts from, and how many parameters it trains."""
+    stage.log({"trainable_parameters": float(start.trainable)})
+    if start.transfer is None or rank() != 0:
+        return
+    source = _describe_source(stage.params.diffusion.init_from or "")
+    if stage.run is not None:
+        stage.run.log_tags({"sfd.init_from": source})
+    lines = [f"starts from {source}", *start.report]
+    print("\n".join(f"diffusion: {line}" for line in lines), file=sys.stderr)
+    report = stage.out / "start.txt"
+    report.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    start.transfer.save(stage.out / "start.json")
+    stage.log_artifacts(report, stage.out / "start.json")
+
+
+def _describe_source(init_from: str) -> str:
+    """The model to start from, with the version that an address means now."""
+    return (
+        f"{init_from}, version {resolve_registered(init_from)['version']}" if registered_model(init_from) else init_from
+    )
+
+
+class SampleGrids:
+    """Draws the same classes and seeds from the network as training goes on."""
+
+    def __init__(self, model: DiffusionModel, stage: Stage, num_images: int) -> None:
+        self.model, self.stage = model, stage
+        self.decoder = load_texture_vae(stage.upstream("texture_vae") / "model")
+        num_classes = len(model.classes)
+        per_class = max(1, num_images // num_classes)
+        self.per_class = per_class
+        self.classes = [index for index in range(min(num_classes, num_images)) for _ in range(per_class)]
+        self.seeds = [image_seed(stage.params.seed, n) for n in range(len(self.classes))]
+
+    def __call__(self, network: nn.Module, step: int) -> None:
+        """Writes and logs one grid."""
+        assert isinstance(network, LightningDiT)
+        model = DiffusionModel(network, self.model.schedule_params, self.model.statistics, self.model.classes)
+        was_training = network.training
+        network.eval()
+        images = ImageGenerator(model, self.decoder, device=inference_device())(
+            self.classes, self.seeds, GRID_SAMPLER, GuidanceScales(), middle_schedule(self.model.schedule_params)
+        )
+        network.train(was_training)
+        file = self.stage.out / "grids" / f"step-{step:07d}.png"
+        file.parent.mkdir(exist_ok=True)
+        names = [self.model.classes[index] for index in self.classes]
+        save_png(labelled_grid(images, names, self.per_class), file)
+        self.stage.log_artifacts(file)

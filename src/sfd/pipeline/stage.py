@@ -1,0 +1,395 @@
+"""What every stage shares: its inputs' fingerprint, its lock, its resumable work folder, its MLflow run, and publishing its result.
+
+A stage works in ``.sfd/work/STAGE``, which DVC does not know, and moves the finished folder to ``results/STAGE`` in one rename. So a
+result is whole or absent, whenever the stage is killed; and the next run continues in the work folder, if its fingerprint is the same.
+"""
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from filelock import FileLock, Timeout
+
+from sfd.errors import UserError
+from sfd.params import Params, load_params, registered_model
+from sfd.processes import barrier, form_group, is_first_to_say, is_lost_peer, rank, world_size
+from sfd.tracking import Run, start_run
+
+RESULTS = Path("results")
+INIT_FROM = RESULTS / "scan" / "init_from.json"
+"""What stage ``scan`` found ``diffusion.init_from`` to be."""
+WORK = Path(".sfd/work")
+ORPHANS_WAIT_S = 10.0
+"""Data loader workers of a killed stage hold its lock for some seconds more."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage's result depends on: dotted params keys, and the stages whose results it reads."""
+
+    params: tuple[str, ...]
+    upstream: tuple[str, ...] = ()
+
+
+STAGES: dict[str, Inputs] = {
+    "prepare": Inputs(("seed", "data")),
+    "encoder": Inputs(("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",)),
+    "texture_vae": Inputs(("seed", "data.image_size", "texture_vae"), ("prepare",)),
+    "judge": Inputs(("seed", "data.image_size", "data.mirror", "judge"), ("prepare",)),
+    "features": Inputs(("seed", "data.image_size", "data.mirror", "features", "semantic.kind"), ("prepare", "encoder")),
+    "semantic": Inputs(("seed", "data.image_size", "semantic"), ("prepare", "features")),
+    "latents": Inputs(
+        ("seed", "data.image_size", "data.mirror", "latents"), ("prepare", "encoder", "texture_vae", "semantic")
+    ),
+    "diffusion": Inputs(("seed", "schedule", "diffusion"), ("semantic", "latents", "texture_vae")),
+    "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae")),
+    "evaluate": Inputs(
+        ("seed", "data.image_size", "data.mirror", "evaluate"), ("prepare", "texture_vae", "judge", "sample")
+    ),
+    "register": Inputs(("sample", "register"), ("prepare", "texture_vae", "diffusion", "sample", "evaluate")),
+    "tune": Inputs(("seed", "data.image_size", "data.mirror", "schedule", "diffusion", "sample", "evaluate", "tune")),
+}
+"""The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal. What `tune` reads depends on the kind of its study."""
+
+PARALLEL = ("features", "latents", "diffusion", "sample", "evaluate")
+"""The stages that several processes can share, as torchrun or a scheduler starts them."""
+
+
+def upstream_of(name: str, params: Params) -> tuple[str, ...]:
+    """The stages whose results a stage reads. Weights from a file are not trained, so they need no latents."""
+    if name == "diffusion" and params.diffusion.source == "file":
+        return ("texture_vae",)
+    return STAGES[name].upstream
+
+
+@dataclass
+class Stage:
+    """One running stage. ``work`` survives a kill, ``out`` inside it becomes ``results/NAME`` at the end.
+
+    ``content``: digests that say all that later stages can see of the result; empty if only parameters and inputs say it.
+    """
+
+    name: str
+    params: Params
+    fingerprint: str
+    run: Run | None
+    work: Path
+    content: list[str] = field(default_factory=list)
+
+    @property
+    def out(self) -> Path:
+        """Where the result is built."""
+        return self.work / "out"
+
+    @staticmethod
+    def upstream(name: str) -> Path:
+        """The finished result of another stage."""
+        return RESULTS / name
+
+    def log(self, metrics: dict[str, float], step: int = 0) -> None:
+        """Metrics to the tracking journal (rank 0 only); never waits for a server."""
+        if self.run is not None:
+            self.run.log_metrics(metrics, step)
+
+    def log_input(self, name: str, digest: str, source: Path, context: str, profile: dict[str, object]) -> None:
+        """A data set that the stage reads, as an MLflow dataset (rank 0 only)."""
+        if self.run is not None:
+            self.run.log_input(name, digest, str(source), context, profile)
+
+    def require_run_id(self) -> str:
+        """The MLflow run's id, waiting for the store. Raises :class:`UserError` if the store cannot be reached."""
+        found = self.run.wait_for_run_id() if self.run is not None else None
+        if found is None:
+            raise UserError(
+                "this stage needs the MLflow store, which could not be reached; run it again when the store answers"
+            )
+        return found
+
+    def log_artifacts(self, *paths: Path) -> None:
+        """Files or folders as MLflow artifacts (rank 0 only)."""
+        for path in paths:
+            if self.run is not None:
+                self.run.log_artifact(path)
+
+
+@contextmanager
+def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]:
+    """Everything around a stage's own work. A mistake of the user ends in one line on stderr and exit status 2.
+
+    ``upstream`` replaces what :data:`STAGES` says that the stage reads.
+    SIGTERM raises ``SystemExit`` in the stage; training saves a checkpoint first.
+    On several processes a mistake that all of them find is said once, and a process whose peer ended says so and ends.
+    """
+    signal.signal(signal.SIGTERM, exit_on_sigterm)
+    try:
+        _check_parallel(name)
+        form_group()
+        params = load_params(Path("params.yaml"))
+        upstream = upstream_of(name, params) if upstream is None else upstream
+        fingerprint = stage_fingerprint(name, params, upstream)
+        work = WORK / name
+        with lock(work) if rank() == 0 else nullcontext():
+            if rank() == 0:
+                _open_work(work, fingerprint)
+            barrier()
+            _check_shared(work, fingerprint)
+            with _tracked(name, params, fingerprint, upstream) as run:
+                current = Stage(name, params, fingerprint, run, work)
+                yield current
+                barrier()
+                if rank() == 0:
+                    # Linux counts in KiB.
+                    current.log({"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
+                    _publish(current)
+    except UserError as error:
+        _exit(name, str(error))
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        _exit(
+            name,
+            "a connection between the processes of this job broke; where one has ended, its message is the reason",
+            error,
+        )
+
+
+def _exit(name: str, reason: str, cause: RuntimeError | None = None) -> NoReturn:
+    if is_first_to_say(reason):
+        told = f" ({' '.join(str(cause).split())})" if cause is not None else ""
+        print(f"error: {name}: {reason}{told}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _check_parallel(name: str) -> None:
+    if world_size() > 1 and name not in PARALLEL:
+        raise UserError(
+            f"this stage runs in one process, and here are {world_size()}; start it without a launcher "
+            f"(several processes can share {', '.join(PARALLEL)})"
+        )
+
+
+def exit_on_sigterm(_signal: int, _frame: object) -> None:
+    """A handler of SIGTERM that unwinds the stack, so that locks are released and work is kept."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def stage_fingerprint(name: str, params: Params, upstream: tuple[str, ...] | None = None) -> str:
+    """sha256 over the stage's parameters, the weights files that they name, and the fingerprints of what it reads.
+
+    Raises:
+        UserError: an upstream result is missing.
+    """
+    tree = params.model_dump(mode="json", by_alias=True)
+    chosen = {key: select(tree, key) for key in STAGES[name].params}
+    facts = {
+        "stage": name,
+        "params": chosen,
+        "upstream": {
+            read: published_fingerprint(read) for read in (upstream_of(name, params) if upstream is None else upstream)
+        },
+        "files": {str(path): digest_path(path) for path in _named_files(chosen)},
+        "registered": [resolve_registered(name) for name in _values_of(chosen, "init_from") if registered_model(name)],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def select(tree: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key in nested mappings and lists; None if a section on its way is null."""
+    node: Any = tree
+    for part in key.split("."):
+        node = None if node is None else node[int(part)] if isinstance(node, list) else node[part]
+    return node
+
+
+def _named_files(node: object) -> Iterator[Path]:
+    """Paths of weights and statistics in parameters: the values of ``file``, ``weak_model``, ``reference`` and ``init_from``."""
+    yield from (Path(name) for name in _values_of(node, "file", "weak_model", "reference"))
+    yield from (Path(name) for name in _values_of(node, "init_from") if registered_model(name) is None)
+
+
+def _values_of(node: object, *keys: str) -> Iterator[str]:
+    """The values of these keys in nested mappings, unless they are null."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in keys and value is not None:
+                yield value
+            else:
+                yield from _values_of(value, *keys)
+
+
+def resolve_registered(address: str) -> dict[str, str]:
+    """``name`` and ``version`` behind a registered model's address, and the ``run_id`` that made it, as stage ``scan`` found them.
+
+    Raises:
+        UserError: the stage has not looked this address up.
+    """
+    known = json.loads(INIT_FROM.read_text(encoding="utf-8")) if INIT_FROM.is_file() else {}
+    registered = registered_model(address)
+    if registered is None or known.get("init_from") != address:
+        raise UserError(
+            f"which version {address} means is not known ({INIT_FROM}); run `dvc repro diffusion`, which looks it up"
+        )
+    return {"name": registered[0], "version": known["version"], "run_id": known["run_id"]}
+
+
+def digest_path(path: Path) -> str:
+    """sha256 of a file, or of a folder's files in order of name. Raises :class:`UserError` if it does not exist."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist, but params.yaml names it; correct the path or put the file there")
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.suffix != ".pyc":
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def published_fingerprint(name: str) -> str:
+    """The fingerprint that a finished stage left beside its result. Raises :class:`UserError` when there is none."""
+    file = RESULTS / name / "fingerprint.json"
+    if not file.is_file():
+        raise UserError(f"the result of stage `{name}` is missing ({file}); run `dvc repro {name}` first")
+    fingerprint: str = json.loads(file.read_text())["fingerprint"]
+    return fingerprint
+
+
+def check_current(names: Iterable[str], params: Params) -> None:
+    """Raises :class:`UserError` unless these stages are finished and made from these parameters."""
+    for name in names:
+        found = published_fingerprint(name)
+        if name != "prepare" and found != stage_fingerprint(name, params):  # that of prepare is of its content
+            raise UserError(
+                f"results/{name} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"
+            )
+
+
+@contextmanager
+def lock(work: Path, what: str = "this stage") -> Iterator[None]:
+    """One process a work folder, which is made if need be. A second one stops with a :class:`UserError` that names the owner."""
+    work.mkdir(parents=True, exist_ok=True)
+    owner, here = work / "owner", socket.gethostname()
+    held = FileLock(work.parent / f"{work.name}.lock")
+    pid, host = _read_owner(owner)
+    try:
+        # Of another machine's process only the lock itself can say whether it lives.
+        held.acquire(timeout=ORPHANS_WAIT_S if pid and host == here and not is_alive(int(pid)) else 0)
+    except Timeout:
+        pid, host = _read_owner(owner)
+        where = "" if host == here else f" on {host}"
+        raise UserError(
+            f"another process works on {what} (pid {pid or 'unknown'}{where}, folder {work}); wait for it or end it, then run again"
+        ) from None
+    try:
+        owner.write_text(f"{os.getpid()} {here}\n")
+        yield
+    finally:
+        held.release()
+
+
+def _read_owner(file: Path) -> tuple[str, str]:
+    """Process id and machine of the one that holds, or held, the lock; empty and this machine if nobody ever did."""
+    pid, _, host = file.read_text().strip().partition(" ") if file.is_file() else ("", "", "")
+    return pid, host or socket.gethostname()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        pass
+    return True
+
+
+def _open_work(work: Path, fingerprint: str) -> None:
+    """Continues in the work folder if it was made from the same parameters, inputs and code, else empties it and says so."""
+    fingerprint = _with_code(fingerprint)
+    mark = work / "fingerprint"
+    previous = mark.read_text() if mark.is_file() else None
+    if previous is not None and previous != fingerprint:
+        print(
+            f"{work.name}: parameters, inputs or code changed since the interrupted run, so it starts from the beginning",
+            file=sys.stderr,
+        )
+    # A result that was published but not recorded by DVC left its work without `out`: nothing of it may be continued.
+    if previous != fingerprint or not (work / "out").is_dir():
+        mark.unlink(missing_ok=True)  # first, so that a kill in between leaves no half-emptied folder that looks whole
+        for path in work.iterdir():
+            if path.name != "owner":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (work / "out").mkdir(exist_ok=True)
+    mark.write_text(fingerprint)
+
+
+def _with_code(fingerprint: str) -> str:
+    """A stage's fingerprint together with that of the code that works on it."""
+    return hashlib.sha256(f"{fingerprint}/{digest_path(Path(__file__).parents[1])}".encode()).hexdigest()
+
+
+def _check_shared(work: Path, fingerprint: str) -> None:
+    """Raises :class:`UserError` in a process that does not see the work folder as process 0 has just opened it."""
+    mark = work / "fingerprint"
+    if rank() != 0 and (not mark.is_file() or mark.read_text() != _with_code(fingerprint)):
+        raise UserError(
+            f"process {rank()} on {socket.gethostname()} does not see {work.absolute()} as process 0 opened it; start all processes in "
+            "one folder that their machines share, with the same params.yaml, results and code"
+        )
+
+
+@contextmanager
+def _tracked(name: str, params: Params, fingerprint: str, upstream: tuple[str, ...]) -> Iterator[Run | None]:
+    if rank() != 0:
+        yield None
+        return
+    parents = {read: published_fingerprint(read) for read in upstream}
+    with start_run(Path(), name, fingerprint, params.tracking, parents) as run:
+        tree = params.model_dump(mode="json", by_alias=True)
+        run.log_params(flatten({key: select(tree, key) for key in STAGES[name].params}))
+        yield run
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested mappings to dotted keys."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _publish(current: Stage) -> None:
+    """Moves the finished folder to ``results`` in one rename and forgets the work. An old result goes whole, too."""
+    published = current.fingerprint
+    if current.content:
+        # Content alone: an option that did not change the result must not make later stages run again.
+        published = hashlib.sha256("/".join([current.name, *current.content]).encode()).hexdigest()
+        if current.run is not None:
+            current.run.log_tags({"sfd.fingerprint": published})  # under which later stages name their parent
+    (current.out / "fingerprint.json").write_text(
+        json.dumps({"stage": current.name, "fingerprint": published}, indent=2) + "\n"
+    )
+    replace_result(current.name, current.out)
+    shutil.rmtree(current.work)
+
+
+def replace_result(name: str, finished: Path) -> None:
+    """Moves a finished folder to ``results/NAME`` in one rename. An old result goes whole, to ``replaced`` beside the finished one."""
+    target = RESULTS / name
+    target.parent.mkdir(exist_ok=True)
+    if target.exists():
+        replaced = finished.with_name("replaced")
+        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed between the two renames
+        target.replace(replaced)
+    finished.replace(target)

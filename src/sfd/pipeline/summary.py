@@ -1,0 +1,37 @@
+"""What a finished run gave, and where it is."""
+
+import json
+from pathlib import Path
+
+from sfd.errors import UserError
+from sfd.names import FLOORS, main_distance
+
+SHOWN = ("class_accuracy", "precision", "recall", "memorised_fraction", "num_images")
+
+
+def summarise(results: Path) -> str:
+    """Where sample grid, metrics and registered model are, and the metrics that matter most beside their floors.
+
+    Raises:
+        UserError: the graph has not been run to its end.
+    """
+    grid, metrics_file, version_file = (
+        results / "sample/grid.png",
+        results / "evaluate/metrics.json",
+        results / "register/version.json",
+    )
+    for file in (grid, metrics_file, version_file):
+        if not file.is_file():
+            raise UserError(f"{file} is missing, so the graph has not been run to its end; run `dvc repro`")
+    metrics: dict[str, float] = json.loads(metrics_file.read_text(encoding="utf-8"))
+    version: dict[str, str] = json.loads(version_file.read_text(encoding="utf-8"))
+    distance = main_distance(metrics)
+    floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in reversed(FLOORS))
+    numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
+    return "\n".join(
+        [
+            f"samples  {grid} ({grid.parent / 'images'}: one PNG each)",
+            f"metrics  {metrics_file}: {distance} {metrics[distance]:.3f} (floors: {floors}), {numbers}",
+            f"model    models:/{version['name']}@{version['alias']} (version {version['version']}) at {version['tracking_uri']}; `make ui` shows it",
+        ]
+    )

@@ -1,0 +1,16 @@
+"""What stages share that train a network."""
+
+from sfd.errors import UserError
+from sfd.params import TrainingParams
+from sfd.pipeline.stage import Stage
+from sfd.training.curves import write_curve
+from sfd.training.loop import Task, Trained, train
+
+
+def train_stage(task: Task, params: TrainingParams | None, stage: Stage) -> Trained:
+    """Trains in the stage's work folder and writes the loss curve to its result."""
+    if params is None:
+        raise UserError(f"{stage.name}.training is missing")
+    trained = train(task, params, stage.params.seed, stage.work, stage.fingerprint, stage.log)
+    stage.log_artifacts(*write_curve(stage.out, trained.curve))
+    return trained

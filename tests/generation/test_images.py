@@ -1,0 +1,100 @@
+"""Classes and seeds to images, with and without guidance, on untrained networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfd.data.latents import Statistics
+from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.sampling import Sampler
+from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder
+from sfd.errors import UserError
+from sfd.generation.images import ImageGenerator
+from sfd.generation.model import DiffusionModel
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
+
+SAMPLER = Sampler("heun", num_steps=4)
+CLASSES, SEEDS = [0, 1, 1], [5, 6, 7]
+
+
+def network(seed: int, depth: int = 2) -> LightningDiT:
+    """Random weights that are not zero anywhere, so that every input matters."""
+    config = LightningDiTConfig(4, 6, 32, depth, 2, 2, semantic_channels=2, two_times=True)
+    made, random = LightningDiT(config), torch.Generator().manual_seed(seed)
+    for parameter in made.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
+    return made.eval().requires_grad_(False)
+
+
+def model(seed: int = 0) -> DiffusionModel:
+    statistics = Statistics(torch.arange(6.0) / 10, torch.full((6,), 0.5))
+    return DiffusionModel(network(seed), ScheduleParams.model_validate({"tau": 0.3}), statistics, ["a", "b"])
+
+
+@pytest.fixture(scope="module")
+def decoder() -> TextureVae:
+    fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
+    return TextureVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder).eval()
+
+
+def draw(images: ImageGenerator, scales: GuidanceScales = GuidanceScales()) -> Tensor:  # noqa: B008  # frozen
+    return images(CLASSES, SEEDS, SAMPLER, scales)
+
+
+def test_the_same_class_and_seed_give_the_same_image_and_others_do_not(decoder: TextureVae) -> None:
+    images = ImageGenerator(model(), decoder)
+    first = draw(images)
+    assert first.shape == (3, 3, 8, 8) and first.dtype == torch.uint8
+    assert torch.equal(first, draw(images))
+    assert not torch.equal(images([0], [5], SAMPLER, GuidanceScales()), images([0], [6], SAMPLER, GuidanceScales()))
+    assert not torch.equal(images([0], [5], SAMPLER, GuidanceScales()), images([1], [5], SAMPLER, GuidanceScales()))
+
+
+def test_guidance_changes_images_and_a_scale_of_one_does_not(decoder: TextureVae) -> None:
+    plain = draw(ImageGenerator(model(), decoder))
+    weak = ImageGenerator(model(), decoder, weak=network(seed=9, depth=1))
+    assert torch.equal(draw(weak), plain), "unguided, the weak model plays no part"
+    by_null_class = draw(ImageGenerator(model(), decoder), GuidanceScales(2.0, 2.0))
+    by_weak_model = draw(weak, GuidanceScales(2.0, 2.0))
+    assert not torch.equal(by_null_class, plain)
+    assert not torch.equal(by_weak_model, plain) and not torch.equal(by_weak_model, by_null_class)
+
+
+def test_a_class_that_does_not_exist_is_refused_and_no_class_is_allowed(decoder: TextureVae) -> None:
+    images = ImageGenerator(model(), decoder)
+    with pytest.raises(UserError, match="class index 3 is not in 0..1"):
+        images([3], [0], SAMPLER, GuidanceScales())
+    assert len(images([2], [0], SAMPLER, GuidanceScales())) == 1
+
+
+def test_a_saved_model_draws_the_same_images(decoder: TextureVae, tmp_path: Path) -> None:
+    made = model()
+    made.save(tmp_path)
+    assert torch.equal(
+        draw(ImageGenerator(DiffusionModel.load(tmp_path), decoder)), draw(ImageGenerator(made, decoder))
+    )
+
+
+def test_a_folder_that_holds_another_model_is_named(tmp_path: Path) -> None:
+    model().save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"width": 3}}))
+    with pytest.raises(UserError, match="does not describe a diffusion model"):
+        DiffusionModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ab2"])
+def test_in_filled_batches_an_image_has_the_same_bytes_in_whatever_company(decoder: TextureVae, sampler: str) -> None:
+    images = ImageGenerator(model(), decoder)
+    params = SampleParams.model_validate({"batch_size": 4, "sampler": sampler, "num_steps": 4, "guidance": {}})
+
+    def drawn(classes: list[int], seeds: list[int]) -> Tensor:
+        return torch.cat(list(images.sample(classes, seeds, params, fill=True)))
+
+    alone, among = drawn([1], [7]), drawn([0, 1, 0, 0, 1, 1], [3, 4, 5, 6, 7, 8])
+    assert len(alone) == 1 and len(among) == 6, "the filling is dropped"
+    assert torch.equal(alone[0], among[4]) and not torch.equal(alone[0], among[5])

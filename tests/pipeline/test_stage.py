@@ -1,0 +1,457 @@
+"""Stages: locks, resumable work, publishing, fingerprints and one-line errors. As a script, this file is a slow stage."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from sfd.errors import UserError
+from sfd.params import Params, load_params, parse_params
+from sfd.pipeline.stage import INIT_FROM, STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
+from sfd.tuning.space import upstream
+
+REPOSITORY = Path(__file__).parents[2]
+NOBODY = "http://127.0.0.1:9"
+"""An MLflow store that is away: stages go on without it."""
+
+
+def run_slow_stage(pause_s: float) -> None:
+    """Writes a file, waits, writes another one; says where it is."""
+    with stage("prepare") as s:
+        seen = (s.out / "first.txt").exists()
+        (s.out / "first.txt").write_text("1")
+        print("continued" if seen else "began", flush=True)
+        time.sleep(pause_s)
+        (s.out / "second.txt").write_text("2")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project folder with the default parameters, as the current folder."""
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+
+
+def change(key: str, value: object) -> None:
+    """Changes a dotted key of params.yaml; None removes it."""
+    tree = yaml.safe_load(Path("params.yaml").read_text())
+    node: dict[str, Any] = tree
+    *sections, last = key.split(".")
+    for section in sections:
+        node = node[section]
+    node[last] = value
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+
+
+def run(name: str, text: str = "result", **files: str) -> Stage:
+    """A stage in this process that writes small files."""
+    with stage(name) as s:
+        (s.out / "result.txt").write_text(text)
+        for file, value in files.items():
+            (s.out / file).write_text(value)
+    return s
+
+
+def interrupt(name: str) -> None:
+    """A stage that is ended by the keyboard after half of its work."""
+    with pytest.raises(KeyboardInterrupt), stage(name) as s:
+        (s.work / "checkpoint.pt").write_text("half")
+        (s.out / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+
+def start(pause_s: float) -> "subprocess.Popen[str]":
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(pause_s)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def first_line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def exit_line(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The only line of a stage that must end with exit status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending, stage(name):
+        pytest.fail("the stage must not begin")
+    assert ending.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: {name}: ")
+    return lines[0]
+
+
+# --- locks and kills, with real processes ---
+
+
+def test_a_second_process_is_sent_away_with_the_owners_pid_and_after_a_kill_the_next_one_continues() -> None:
+    owner = start(pause_s=60)
+    try:
+        assert first_line(owner) == "began"
+        second = start(pause_s=0)
+        errors = second.communicate(timeout=60)[1]
+        assert second.returncode == 2
+        assert f"error: prepare: another process works on this stage (pid {owner.pid}," in errors
+        assert "Traceback" not in errors
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert not Path("results/prepare").exists()
+    third = start(pause_s=0)
+    assert first_line(third) == "continued"
+    third.communicate(timeout=60)
+    assert third.returncode == 0
+    assert Path("results/prepare/second.txt").read_text() == "2"
+
+
+def test_sigterm_ends_a_stage_with_143_and_leaves_its_work_to_continue() -> None:
+    process = start(pause_s=60)
+    assert first_line(process) == "began"
+    process.terminate()
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert not Path("results/prepare").exists()
+    assert Path(".sfd/work/prepare/out/first.txt").read_text() == "1"
+    with stage("prepare") as s:
+        assert (s.out / "first.txt").exists()
+
+
+def test_a_lock_that_an_orphan_of_a_killed_stage_holds_for_a_moment_is_waited_for() -> None:
+    holder = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+    holder += "print(1, flush=True); time.sleep(2)"
+    Path(".sfd/work/prepare").mkdir(parents=True)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    Path(".sfd/work/prepare/owner").write_text(f"{gone.pid}\n")
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", holder, ".sfd/work/prepare.lock"], stdout=subprocess.PIPE, text=True
+    )
+    assert first_line(orphan) == "1"
+    run("prepare")
+    orphan.wait()
+    assert Path("results/prepare/result.txt").exists()
+
+
+def test_a_lock_that_another_machines_process_holds_names_the_machine_and_is_not_waited_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path(".sfd/work/prepare").mkdir(parents=True)
+    Path(".sfd/work/prepare/owner").write_text("1 machine-7\n")
+    with FileLock(".sfd/work/prepare.lock"):
+        assert "another process works on this stage (pid 1 on machine-7, folder" in exit_line("prepare", capsys)
+    run("prepare")
+    assert Path("results/prepare/result.txt").exists()
+
+
+# --- continuing or starting over ---
+
+
+def test_an_interrupted_stage_continues_silently_when_nothing_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupt("prepare")
+    capsys.readouterr()
+    with stage("prepare") as s:
+        assert (s.work / "checkpoint.pt").read_text() == "half"
+        assert (s.out / "half.txt").exists()
+        assert "starts from the beginning" not in capsys.readouterr().err
+
+
+def test_changed_parameters_empty_the_work_folder_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupt("prepare")
+    change("data.holdout_fraction", 0.3)
+    with stage("prepare") as s:
+        assert not (s.work / "checkpoint.pt").exists()
+        assert list(s.out.iterdir()) == []
+    assert "prepare: parameters, inputs or code changed since the interrupted run" in capsys.readouterr().err
+
+
+def test_parameters_of_other_stages_do_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupt("prepare")
+    change("diffusion.training.num_steps", 7)
+    with stage("prepare") as s:
+        assert (s.work / "checkpoint.pt").exists()
+    assert "changed since" not in capsys.readouterr().err
+
+
+def test_a_changed_upstream_result_empties_the_work_folder() -> None:
+    run("prepare")
+    interrupt("judge")
+    change("data.holdout_fraction", 0.3)
+    run("prepare")
+    with stage("judge") as s:
+        assert not (s.work / "checkpoint.pt").exists()
+
+
+def test_work_that_was_emptied_by_half_is_not_continued() -> None:
+    interrupt("prepare")
+    Path(".sfd/work/prepare/fingerprint").unlink()  # goes first
+    with stage("prepare") as s:
+        assert not (s.work / "checkpoint.pt").exists()
+
+
+def test_work_whose_result_was_published_already_is_not_continued() -> None:
+    interrupt("prepare")
+    shutil.move(".sfd/work/prepare/out", "published")  # killed before the work was removed
+    with stage("prepare") as s:
+        assert not (s.work / "checkpoint.pt").exists()
+        assert s.out.is_dir()
+
+
+# --- publishing ---
+
+
+def test_a_result_is_absent_until_it_is_whole_and_then_its_work_is_gone() -> None:
+    with stage("prepare") as s:
+        (s.out / "a.txt").write_text("a")
+        assert not Path("results").exists()
+    assert sorted(path.name for path in Path("results/prepare").iterdir()) == ["a.txt", "fingerprint.json"]
+    assert not Path(".sfd/work/prepare").exists()
+
+
+def test_an_old_result_is_replaced_whole() -> None:
+    run("prepare", "old", only_old="x")
+    run("prepare", "new")
+    assert Path("results/prepare/result.txt").read_text() == "new"
+    assert not Path("results/prepare/only_old").exists()
+
+
+def test_a_stage_that_fails_leaves_the_old_result(capsys: pytest.CaptureFixture[str]) -> None:
+    run("prepare", "old")
+    with pytest.raises(SystemExit) as ending, stage("prepare"):
+        raise UserError("no image is left; check data.root")
+    assert ending.value.code == 2
+    assert "error: prepare: no image is left; check data.root\n" in capsys.readouterr().err
+    assert Path("results/prepare/result.txt").read_text() == "old"
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement_does_no_harm() -> None:
+    run("prepare", "old")
+    interrupt("prepare")
+    shutil.move("results/prepare", ".sfd/work/prepare/replaced")
+    run("prepare", "new")
+    run("prepare", "newer")
+    assert Path("results/prepare/result.txt").read_text() == "newer"
+
+
+# --- errors ---
+
+
+def test_a_missing_upstream_result_is_one_line_and_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the result of stage `prepare` is missing" in exit_line("judge", capsys)
+    run("prepare")
+    run("judge")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("data: [", "not valid YAML"),
+        ("just text", "must be a mapping"),
+        ("seed: 0", "key `data` is missing"),
+    ],
+)
+def test_a_wrong_params_file_is_one_line_and_exit_status_2(
+    capsys: pytest.CaptureFixture[str], text: str, reason: str
+) -> None:
+    Path("params.yaml").write_text(text)
+    assert reason in exit_line("prepare", capsys)
+    assert not Path(".sfd").exists()
+
+
+def test_a_value_that_breaks_its_rule_is_one_line_that_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    change("data.holdout_fraction", 1.5)
+    assert "`data.holdout_fraction` is 1.5" in exit_line("prepare", capsys)
+
+
+def test_a_misspelt_key_is_one_line_that_names_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    change("data.miror", True)
+    line = exit_line("prepare", capsys)
+    assert "unknown key `data.miror`" in line and "`data.mirror`" in line
+
+
+def test_outside_a_project_folder_a_stage_says_where_to_run_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "params.yaml does not exist; run in the project's folder" in exit_line("prepare", capsys)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_mistake_in_the_code_is_not_dressed_up_as_the_users() -> None:
+    with pytest.raises(ZeroDivisionError), stage("prepare"):
+        raise ZeroDivisionError
+
+
+# --- fingerprints ---
+
+
+def with_judge_file(file: Path) -> Params:
+    change("judge", {"source": "file", "name": "inception", "file": str(file)})
+    change("registry.gates", {})
+    return load_params(Path("params.yaml"))
+
+
+def test_a_changed_gate_reruns_no_stage() -> None:
+    assert not [name for name, inputs in STAGES.items() if any(key.startswith("registry") for key in inputs.params)]
+
+
+def test_the_content_of_a_weights_file_is_part_of_the_fingerprint() -> None:
+    run("prepare")
+    file = Path("weights.pth")
+    file.write_bytes(b"weights")
+    params = with_judge_file(file)
+    first = stage_fingerprint("judge", params)
+    os.utime(file, (0, 0))
+    assert stage_fingerprint("judge", params) == first
+    file.write_bytes(b"Weights")
+    assert stage_fingerprint("judge", params) != first
+
+
+def test_a_missing_weights_file_is_one_line_and_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    run("prepare")
+    with_judge_file(Path("nowhere.pth"))
+    assert "nowhere.pth does not exist, but params.yaml names it" in exit_line("judge", capsys)
+
+
+def test_a_folder_is_digested_by_the_names_and_content_of_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "a").write_text("1")
+    (folder / "b").write_text("2")
+    first = digest_path(folder)
+    (folder / "c.pyc").write_text("compiled")
+    assert digest_path(folder) == first
+    (folder / "b").write_text("3")
+    assert digest_path(folder) != first
+    (folder / "b").write_text("2")
+    (folder / "b").rename(folder / "d")
+    assert digest_path(folder) != first
+
+
+def test_a_result_with_content_passes_that_on_and_not_options_that_left_it_the_same() -> None:
+    def fingerprint_with(content: str) -> str:
+        with stage("prepare") as s:
+            s.content.append(content)
+        return published_fingerprint("prepare")
+
+    first = fingerprint_with("digest of the images")
+    assert fingerprint_with("digest of the images") == first
+    assert fingerprint_with("digest of other images") != first
+    change("seed", 5)
+    assert fingerprint_with("digest of the images") == first
+
+
+def test_every_stage_fingerprint_depends_on_each_of_its_parameters_and_no_other() -> None:
+    for name in STAGES:
+        Path("results", name).mkdir(parents=True)
+        Path("results", name, "fingerprint.json").write_text('{"fingerprint": "x"}')
+    before = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
+    change("schedule.tau", 0.55)
+    after = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
+    assert {name for name in STAGES if before[name] != after[name]} == {"diffusion", "tune"}
+    change("seed", 9)
+    seeded = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
+    assert {name for name in STAGES if seeded[name] != after[name]} == {
+        name for name, inputs in STAGES.items() if "seed" in inputs.params
+    }
+
+
+def fingerprint_of_diffusion() -> str:
+    return stage_fingerprint("diffusion", load_params(Path("params.yaml")), ())
+
+
+def test_the_model_to_start_from_takes_part_by_its_content_or_its_registered_version() -> None:
+    change("diffusion.init_from", "weights")
+    with pytest.raises(UserError, match="weights does not exist"):
+        fingerprint_of_diffusion()
+    Path("weights").mkdir()
+    Path("weights/model.safetensors").write_text("1")
+    first = fingerprint_of_diffusion()
+    assert fingerprint_of_diffusion() == first
+    Path("weights/model.safetensors").write_text("2")
+    assert fingerprint_of_diffusion() != first
+
+    change("diffusion.init_from", "models:/digits@champion")
+    with pytest.raises(UserError, match="which version models:/digits@champion means is not known .*run `dvc repro"):
+        fingerprint_of_diffusion()
+    found = {"init_from": "models:/digits@champion", "version": "3", "run_id": "a"}
+    INIT_FROM.parent.mkdir(parents=True)
+    INIT_FROM.write_text(json.dumps(found))
+    third = fingerprint_of_diffusion()
+    assert fingerprint_of_diffusion() == third
+    INIT_FROM.write_text(json.dumps(found | {"version": "4"}))
+    assert fingerprint_of_diffusion() != third
+    change("diffusion.init_from", "models:/digits@candidate")
+    with pytest.raises(UserError, match="models:/digits@candidate means is not known"):
+        fingerprint_of_diffusion()
+
+
+# --- the graph ---
+
+
+def test_the_graph_here_and_in_dvc_yaml_are_the_same() -> None:
+    in_dvc = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    watchers = {name for name, entry in in_dvc.items() if entry.get("always_changed")}  # look, and make nothing
+    assert set(in_dvc) - watchers == set(STAGES) - {"tune"}
+    for name, inputs in STAGES.items():
+        if name == "tune":  # in a file of its own, below
+            continue
+        read = {dep.split("/")[1] for dep in in_dvc[name]["deps"] if dep.startswith("results/")}
+        assert (name, read - watchers) == (name, set(inputs.upstream))
+        assert (name, set(in_dvc[name]["params"])) == (name, set(inputs.params))
+        assert in_dvc[name]["outs"] == [f"results/{name}"]
+        assert in_dvc[name]["cmd"] == f"python stages/{name}.py"
+        assert (REPOSITORY / "stages" / f"{name}.py").is_file()
+
+
+def test_the_study_is_a_stage_of_its_own_file_that_reads_all_that_any_study_reads() -> None:
+    in_dvc = yaml.safe_load((REPOSITORY / "tune" / "dvc.yaml").read_text())["stages"]
+    assert set(in_dvc) == {"tune"}
+    entry = in_dvc["tune"]
+    assert (entry["cmd"], entry["wdir"], entry["outs"]) == ("sfd tune", "..", ["results/tune"])
+    assert set(entry["params"]) == set(STAGES["tune"].params)
+    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    kinds = []
+    for kind, space in (("sampling", "sample.num_steps"), ("training", "diffusion.loss.time_mean")):
+        tree["tune"] |= {"kind": kind, "space": {space: {"low": 1, "high": 2}}}
+        kinds.append(set(upstream(parse_params(tree))))
+    assert {f"results/{name}" for name in set.union(*kinds)} < set(entry["deps"])
+
+
+def test_weights_from_a_file_need_no_latents_and_are_made_anew_when_the_file_changes() -> None:
+    run("prepare")
+    run("texture_vae")
+    with pytest.raises(UserError, match="result of stage `semantic` is missing"):
+        stage_fingerprint("diffusion", load_params(Path("params.yaml")))
+    change("diffusion.source", "file")
+    change("diffusion.file", "weights")
+    Path("weights").write_text("some")
+    first = stage_fingerprint("diffusion", load_params(Path("params.yaml")))
+    Path("weights").write_text("others")
+    assert stage_fingerprint("diffusion", load_params(Path("params.yaml"))) != first
+
+
+def test_every_stage_reads_only_results_that_come_before_it() -> None:
+    names = list(STAGES)
+    for place, inputs in enumerate(STAGES.values()):
+        assert set(inputs.upstream) <= set(names[:place])
+
+
+if __name__ == "__main__":
+    run_slow_stage(float(sys.argv[1]))

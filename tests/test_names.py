@@ -1,0 +1,26 @@
+"""Names of metrics, and which way they get better."""
+
+import pytest
+
+from sfd.names import has_error, is_higher_better, main_distance, metric_names
+
+
+@pytest.mark.parametrize("judge", ["digits_judge", "inception", "my_heldout", "fd"])
+def test_every_metric_of_every_judge_has_a_direction(judge: str) -> None:
+    names = metric_names(judge, knows_classes=True)
+    assert len(names) == len(set(names))
+    higher = {name for name in names if is_higher_better(name)}
+    assert {"precision", "recall_heldout", "class_accuracy", "num_images"} <= higher
+    assert not {name for name in names if name.startswith(("fd_", "fid", "kid", "memorised"))} & higher
+
+
+def test_a_name_that_is_no_metric_has_no_direction() -> None:
+    with pytest.raises(KeyError):
+        is_higher_better("colour")
+
+
+def test_the_distance_of_samples_has_an_error_and_is_the_main_one_but_its_floors_are_not() -> None:
+    names = metric_names("digits_judge", knows_classes=True)
+    assert has_error("fd_digits_judge") and has_error("fid") and not has_error("fd_heldout") and not has_error("kid")
+    assert main_distance(dict.fromkeys([*names[::-1], "se_fd_digits_judge"], 0.0)) == "fd_digits_judge"
+    assert main_distance(dict.fromkeys(metric_names("inception", knows_classes=False), 0.0)) == "fid"
