@@ -1,4 +1,4 @@
-"""Images from the trained model: PNG files and a table of class, seed and file."""
+"""Images from the trained model: PNG files and a table of condition, seed and file."""
 
 from pathlib import Path
 
@@ -16,5 +16,5 @@ with stage("sample") as s:
     barrier()
     if rank() == 0:
         facts = write_facts(s.out, table, s.params.sample, s.params.seed)
-        s.log_artifacts(finish_samples(s.out, table), s.out / "samples.csv", facts)
+        s.log_artifacts(finish_samples(s.out, table, images.model.condition), s.out / "samples.csv", facts)
         s.log({"num_images": len(table)})

@@ -50,10 +50,13 @@ def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
 
 
 def labelled_grid(images: Tensor, labels: Sequence[str], per_row: int) -> Image.Image:
-    """One class a row, its name at the left; rows in order of first appearance, each with its first ``per_row`` images.
+    """One label per row, at the left; rows in order of first appearance, each with its first ``per_row`` images.
 
-    Images are (N, 3, H, W) uint8, with one label each. Small images are enlarged by a whole factor.
+    Images are (N, 3, H, W) uint8, with one label each. Small images are enlarged by a whole factor. Where all labels are empty, all
+    images are shown in order, ``per_row`` in a row.
     """
+    if not any(labels):
+        return image_grid(images, per_row, _scale(images))
     members: dict[str, list[Tensor]] = {}
     for image, label in zip(images, labels, strict=True):
         members.setdefault(label, []).append(image)

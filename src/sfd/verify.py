@@ -19,6 +19,7 @@ from sfd.diffusion.schedule import OffsetSchedule
 from sfd.encoders.ldm import autoencoder_from_ldm
 from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.errors import UserError
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.published import config_from_published
 
@@ -130,7 +131,9 @@ def _build(published: dict[str, Any], state: Vector) -> tuple[LightningDiT, Resu
     if "repa_projector.4.weight" in state:
         config = replace(config, feature_dim=state["repa_projector.4.weight"].shape[0])
     if "y_embedder.embedding_table.weight" in state:
-        config = replace(config, use_null_class=len(state["y_embedder.embedding_table.weight"]) > config.num_classes)
+        num_classes = int(published["num_classes"])
+        has_null = len(state["y_embedder.embedding_table.weight"]) > num_classes
+        config = replace(config, condition=ClassCondition.numbered(num_classes, has_null))
     model = LightningDiT(config)
     fixed = {
         name: value.detach().clone()
@@ -195,7 +198,7 @@ def _verify_run(
     scales, semantic_channels = _scales(run), model.config.semantic_channels
     weak, weak_y = guide, y
     if "cfg_scale" in run:
-        weak, weak_y = model, torch.full_like(y, model.config.null_class)
+        weak, weak_y = model, model.config.condition.null(len(y))
     if weak is None and scales.active:
         raise ValueError(
             f"run {name} is guided by a weak model, so the key guide_model and its weights guide.* are needed"

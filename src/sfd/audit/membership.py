@@ -42,13 +42,16 @@ class Separation:
 
 
 @torch.no_grad()
-def image_losses(model: DiffusionModel, latents: Tensor, labels: Tensor, semantic_weight: float, seed: int) -> Tensor:
+def image_losses(
+    model: DiffusionModel, latents: Tensor, class_indices: Tensor, semantic_weight: float, seed: int
+) -> Tensor:
     """Mean squared velocity error of each image, ``(B,)`` float64 on the CPU, over the same times and noises for all.
 
-    ``latents``: normalised ``(B, C, H, W)``, and classes ``(B,)``, on the model's device. ``semantic_weight``: see
+    ``latents``: normalised ``(B, C, H, W)``, and class indices ``(B,)``, on the model's device. ``semantic_weight``: see
     :func:`sfd.diffusion.loss.velocity_loss`.
     """
     schedule, channels = middle_schedule(model.schedule_params), model.network.config.semantic_channels
+    condition = model.condition.of_classes(class_indices)
     total = torch.zeros(len(latents), dtype=torch.float64)
     draws = list(product(PROGRESS, range(DRAWS)))
     for number, (u, _) in enumerate(draws):
@@ -56,7 +59,7 @@ def image_losses(model: DiffusionModel, latents: Tensor, labels: Tensor, semanti
         x0 = noise.expand_as(latents)
         t_tex, t_sem = schedule.times(latents.new_full((len(latents),), u))
         xt = interpolate(x0, latents, t_tex, t_sem, channels)
-        velocity = model.network(xt, t_tex, t_sem, labels).velocity.float()
+        velocity = model.network(xt, t_tex, t_sem, condition).velocity.float()
         total += velocity_loss(velocity, latents - x0, channels, semantic_weight).double().cpu()
     return total / len(draws)
 
@@ -74,11 +77,11 @@ def losses_of_images(
     losses = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        pixels, labels = images.__getitems__(part)
+        pixels, class_indices = images.__getitems__(part)
         latents, _ = encode(pixels, list(range(start, start + len(part))))
         # Latents are stored, and trained on, in half precision.
         normalised = model.statistics.normalise(latents.half().float().cpu()).to(encode.device)
-        losses.append(image_losses(model, normalised, labels.to(encode.device), semantic_weight, seed))
+        losses.append(image_losses(model, normalised, class_indices.to(encode.device), semantic_weight, seed))
     return torch.cat(losses)
 
 

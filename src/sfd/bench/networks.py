@@ -13,10 +13,10 @@ from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, load_pretrained
 from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze
 from sfd.errors import UserError
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.backbone import Backbone, BackboneConfig, build_backbone
 from sfd.params import EncoderParams, Params, TextureVaeParams
 from sfd.seeding import generator, seeded_initialisation
-from sfd.training.diffusion import model_config
+from sfd.training.backbone import backbone_config, condition_of
 
 NUM_CLASSES = {"digits": 10}
 """Classes of the built-in data; those of others are not known here."""
@@ -144,23 +144,23 @@ def random_semantic(params: Params, feature_dim: int) -> SemanticEncoder:
         return SemVae(SemVaeConfig(*widths)).eval()
 
 
-def backbone_config(params: Params, shape: LatentShape) -> LightningDiTConfig:
+def bench_config(params: Params, shape: LatentShape) -> BackboneConfig:
     """The backbone for these latents. Raises :class:`UserError` if its patches or REPA do not fit them."""
-    return model_config(
-        params.diffusion.model,
-        params.diffusion.loss,
+    condition = condition_of(params.diffusion, [str(index) for index in range(shape.num_classes)])
+    return backbone_config(
+        params.diffusion,
         params.schedule,
+        condition,
         grid=shape.grid,
         texture_channels=shape.texture_channels,
         semantic_channels=shape.semantic_channels,
-        num_classes=shape.num_classes,
         feature_dim=shape.feature_dim,
     )
 
 
-def random_backbone(params: Params, shape: LatentShape) -> LightningDiT:
+def random_backbone(params: Params, shape: LatentShape) -> Backbone:
     """Initialised as for training, but with an output layer that is not zero, so that a sampler has something to integrate."""
     random = generator(params.seed, "bench/backbone")
-    network = LightningDiT(backbone_config(params, shape)).initialise(random)
-    torch.nn.init.xavier_uniform_(network.final_layer.linear.weight, generator=random)
+    network = build_backbone(bench_config(params, shape)).initialise(random)
+    torch.nn.init.xavier_uniform_(network.output_layer().weight, generator=random)
     return network

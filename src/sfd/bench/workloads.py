@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from sfd.bench.measure import WARM_UP_STEPS, Measurement, count_flops, peak_memory_gib, reset_peak_memory, time_steps
 from sfd.bench.networks import (
     LatentShape,
-    backbone_config,
+    bench_config,
     latent_shape,
     random_backbone,
     random_composite_encoder,
@@ -27,7 +27,7 @@ from sfd.encoders.texture_vae import TextureVae
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule
-from sfd.models.lightningdit import LightningDiT
+from sfd.models.backbone import Backbone, build_backbone
 from sfd.params import Params, TrainingParams
 from sfd.pipeline.diffusion import wants_features
 from sfd.processes import inference_device
@@ -96,13 +96,14 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
     ]
 
 
-def _task(params: Params, network: LightningDiT, dataset: BatchedDataset, shape: LatentShape) -> DiffusionTask:
+def _task(params: Params, network: Backbone, dataset: BatchedDataset, shape: LatentShape) -> DiffusionTask:
     diffusion = params.diffusion
     schedule = build_training_schedule(params.schedule)
     features_of = None
     if wants_features(params, "decoded"):
         # The loop moves the backbone to its device; shapes alone stay where they are.
-        device = network.pos_embed.device if network.pos_embed.is_meta else inference_device()
+        own = next(network.parameters()).device
+        device = own if own.type == "meta" else inference_device()
         decoder = random_semantic(params, shape.feature_dim).to(device)
         features_of = DecodedFeatures(decoder, _no_statistics(shape), shape.semantic_channels)
     dropout = diffusion.model.class_dropout
@@ -123,7 +124,7 @@ def _training_dtype(training: TrainingParams) -> torch.dtype:
 def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
     """Forward and backward pass of one image, counted on shapes alone."""
     with torch.device("meta"):
-        network = LightningDiT(backbone_config(params, shape))
+        network = build_backbone(bench_config(params, shape))
     task = _task(params, network, image, shape)
     data, noise = (
         tuple(value.to("meta") for value in values) for values in (image.batch, task.noise(0, 1, torch.device("cpu")))
@@ -153,16 +154,15 @@ def measure_sample(
     shape, device = latent_shape(params), inference_device()
     sample = params.sample.model_copy(update={"batch_size": batch_size or params.sample.batch_size})
     network = random_backbone(params, shape).eval().requires_grad_(False)
-    names = [str(index) for index in range(shape.num_classes)]
-    model = DiffusionModel(network, params.schedule, _no_statistics(shape), names)
+    model = DiffusionModel(network, params.schedule, _no_statistics(shape))
     decoder = random_texture_vae(params.texture_vae, params.seed) if with_decoder else NoDecoder()
     # AutoGuidance's own weak model costs less than this one.
     images = ImageGenerator(model, decoder, device=device)
-    classes = [index % shape.num_classes for index in range(sample.batch_size)]
+    values = model.condition.plan(sample.batch_size)
     seeds = [image_seed(params.seed, index) for index in range(sample.batch_size)]
 
     def step() -> None:
-        for _ in images.sample(classes, seeds, sample):
+        for _ in images.sample(values, seeds, sample):
             pass
 
     calls: list[None] = []
@@ -172,7 +172,7 @@ def measure_sample(
     reset_peak_memory()
     seconds = time_steps(step, num_steps)
     name = "sample" if with_decoder else "sample, latents only"
-    return [Measurement(name, len(classes), seconds, peak_memory_gib(), torch.float32, flops, len(calls))]
+    return [Measurement(name, len(values), seconds, peak_memory_gib(), torch.float32, flops, len(calls))]
 
 
 def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:

@@ -1,4 +1,4 @@
-"""From classes and seeds to images: the trained model, its schedule, its latents' statistics and the decoder as one thing."""
+"""From conditions and seeds to images: the trained model, its schedule, its latents' statistics and the decoder as one thing."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,7 +15,8 @@ from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_schedule
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.backbone import Backbone, BackboneConfig
+from sfd.models.conditions import Value
 from sfd.params import GuidanceParams, SampleParams
 from sfd.processes import inference_device
 from sfd.seeding import derive_seed
@@ -38,14 +39,19 @@ def image_seed(seed: int, index: int) -> int:
     return derive_seed(seed, "sample/image", index)
 
 
-def _check_weak(strong: LightningDiTConfig, weak: LightningDiTConfig) -> None:
-    """Guidance subtracts velocities of the same latent, at the same times, for the same class."""
-    shared = ("input_size", "in_channels", "semantic_channels", "num_classes", "two_times")
+def _check_weak(strong: BackboneConfig, weak: BackboneConfig) -> None:
+    """Guidance subtracts velocities of the same latent, at the same times, for the same condition."""
+    shared = ("input_size", "in_channels", "semantic_channels", "two_times")
     differ = [
         f"{name} {getattr(weak, name)} instead of {getattr(strong, name)}"
         for name in shared
         if getattr(weak, name) != getattr(strong, name)
     ]
+    ours, theirs = (config.condition for config in (strong, weak))
+    if theirs.kind != ours.kind:
+        differ.append(f"condition {theirs.kind} instead of {ours.kind}")
+    elif len(theirs.choices or ()) != len(ours.choices or ()):
+        differ.append(f"{len(theirs.choices or ())} classes instead of {len(ours.choices or ())}")
     if differ:
         raise UserError(
             f"the weak model does not go with the model that it guides: {', '.join(differ)}; give one of the same kind"
@@ -53,19 +59,19 @@ def _check_weak(strong: LightningDiTConfig, weak: LightningDiTConfig) -> None:
 
 
 class ImageGenerator:
-    """Draws images. Image i depends on its class and its seed, not on the others in its batch (up to rounding; dopri5: its tolerance)."""
+    """Draws images. Image i depends on its condition and its seed, not on the others in its batch (up to rounding; dopri5: its tolerance)."""
 
     def __init__(
         self,
         model: DiffusionModel,
         decoder: TextureVae,
-        weak: LightningDiT | None = None,
+        weak: Backbone | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """``weak`` is AutoGuidance's model; without it, guidance is by the null class.
+        """``weak`` is AutoGuidance's model; without it, guidance is by the null value of the condition.
 
         Raises:
-            UserError: the weak model draws other latents or classes, or has another number of times.
+            UserError: the weak model draws other latents, has another condition, or has another number of times.
         """
         if weak is not None:
             _check_weak(model.network.config, weak.config)
@@ -84,33 +90,33 @@ class ImageGenerator:
     @torch.no_grad()
     def __call__(
         self,
-        classes: Sequence[int],
+        values: Sequence[Value],
         seeds: Sequence[int],
         sampler: Sampler,
         scales: GuidanceScales,
         schedule: Schedule | None = None,
     ) -> Tensor:
-        """Images uint8 ``(B, 3, S, S)`` on the CPU, one a class index and seed, along ``schedule`` or that of the training.
+        """Images uint8 ``(B, 3, S, S)`` on the CPU, along ``schedule`` or that of the training.
+
+        Args:
+            values, seeds: the condition's value and the seed of each image.
 
         Raises:
-            UserError: a class index is out of range (``num_classes`` itself asks for no class), or the model was trained with a
-                range of offsets and ``schedule`` does not choose one.
+            UserError: the condition has no such value; there is no null value to be guided away from; or the model was trained with
+                a range of offsets and ``schedule`` does not choose one.
         """
         config = self.network.config
-        for index in classes:
-            if not 0 <= index <= config.num_classes:
-                raise UserError(
-                    f"class index {index} is not in 0..{config.num_classes - 1} ({config.num_classes}: no class)"
-                )
+        condition = config.condition.batch(values, self.device)
         shape = (config.in_channels, config.input_size, config.input_size)
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
             self.device
         )
-        y = torch.tensor(list(classes), device=self.device)
-        weak_y = torch.full_like(y, config.null_class) if self.weak is None else y
+        weak_condition = condition
+        if scales.active and self.weak is None:
+            weak_condition = config.condition.null(len(values), self.device)
         velocity = guided_velocity(
-            partial(self._velocity, self.network, y),
-            partial(self._velocity, self.weak or self.network, weak_y),
+            partial(self._velocity, self.network, condition),
+            partial(self._velocity, self.weak or self.network, weak_condition),
             scales,
             config.semantic_channels,
         )
@@ -119,12 +125,12 @@ class ImageGenerator:
         return self.decoder.decode(texture).cpu()
 
     @staticmethod
-    def _velocity(network: LightningDiT, y: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
-        velocity: Tensor = network(x, t_tex, t_sem, y).velocity
+    def _velocity(network: Backbone, condition: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
+        velocity: Tensor = network(x, t_tex, t_sem, condition).velocity
         return velocity.float()
 
     def sample(
-        self, classes: Sequence[int], seeds: Sequence[int], params: SampleParams, fill: bool = False
+        self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, fill: bool = False
     ) -> Iterator[Tensor]:
         """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images.
 
@@ -141,9 +147,9 @@ class ImageGenerator:
             )
         sampler, scales = build_sampler(params), build_scales(params.guidance)
         schedule = build_schedule(params.schedule) if params.schedule is not None else None
-        for first in range(0, len(classes), params.batch_size):
+        for first in range(0, len(values), params.batch_size):
             rows = slice(first, first + params.batch_size)
-            count = len(classes[rows])
+            count = len(values[rows])
             spare = params.batch_size - count if fill else 0
-            batch = [*classes[rows], *[classes[0]] * spare], [*seeds[rows], *[seeds[0]] * spare]
+            batch = [*values[rows], *[values[0]] * spare], [*seeds[rows], *[seeds[0]] * spare]
             yield self(*batch, sampler, scales, schedule)[:count]

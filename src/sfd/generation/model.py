@@ -1,4 +1,4 @@
-"""A trained diffusion model on disk: backbone, schedule, statistics, classes."""
+"""A trained diffusion model on disk: backbone, condition, schedule, statistics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,20 +6,26 @@ from pathlib import Path
 from sfd.data.latents import STATISTICS, Statistics
 from sfd.diffusion.schedule import Schedule
 from sfd.errors import UserError
+from sfd.generation.model_config import read_model_config, write_model_config
 from sfd.generation.schedules import build_schedule
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.backbone import Backbone, BackboneConfig, build_backbone
+from sfd.models.conditions import Condition
 from sfd.network_files import load_weights, read_config, save_network
 from sfd.params import ScheduleParams
 
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """A trained backbone with what it takes to use it. ``classes``: names, by class index."""
+    """A trained backbone with what it takes to use it."""
 
-    network: LightningDiT
+    network: Backbone
     schedule_params: ScheduleParams
     statistics: Statistics
-    classes: list[str]
+
+    @property
+    def condition(self) -> Condition:
+        """What the model is told about an image."""
+        return self.network.config.condition
 
     @property
     def schedule(self) -> Schedule:
@@ -28,30 +34,25 @@ class DiffusionModel:
 
     def save(self, folder: Path) -> None:
         """Writes ``model.safetensors``, ``config.json`` and the statistics."""
-        config = {
-            "model": self.network.config.to_dict(),
-            "schedule": self.schedule_params.model_dump(),
-            "classes": self.classes,
-        }
-        save_network(folder, self.network, config)
+        save_network(folder, self.network, write_model_config(self.network.config, self.schedule_params))
         self.statistics.save(folder / STATISTICS)
 
     @classmethod
     def load(cls, folder: Path) -> "DiffusionModel":
         """Inverse of :meth:`save`, in evaluation mode. Raises :class:`UserError` if files are missing or do not fit."""
-        config = read_config(folder)
-        try:
-            network = LightningDiT(LightningDiTConfig.from_dict(config["model"]))
-            schedule = ScheduleParams.model_validate(config["schedule"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{folder / 'config.json'} does not describe a diffusion model ({' '.join(str(error).split())}); "
-                "rerun stage `diffusion`, or correct the path"
-            ) from error
+        config, schedule = read_model_folder(folder)
+        network = build_backbone(config)
         load_weights(folder, network)
-        return cls(
-            network.eval().requires_grad_(False),
-            schedule,
-            Statistics.load(folder / STATISTICS),
-            list(config["classes"]),
-        )
+        return cls(network.eval().requires_grad_(False), schedule, Statistics.load(folder / STATISTICS))
+
+
+def read_model_folder(folder: Path) -> tuple[BackboneConfig, ScheduleParams]:
+    """The configuration of a saved model, without its weights. Raises :class:`UserError` if the folder holds no diffusion model."""
+    content = read_config(folder)
+    try:
+        return read_model_config(content)
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} does not describe a diffusion model ({' '.join(str(error).split())}); "
+            "rerun stage `diffusion`, or correct the path"
+        ) from error

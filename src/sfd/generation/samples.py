@@ -11,6 +11,7 @@ from tqdm import tqdm
 from sfd.data.images import to_tensor_uint8
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
+from sfd.models.conditions import Condition, Value
 from sfd.params import SampleParams
 from sfd.pictures import labelled_grid, save_png
 
@@ -20,14 +21,13 @@ GRID_PER_CLASS, GRID_CLASSES = 10, 10
 """Size of the sample grid."""
 
 
-def plan(num_images: int, classes: list[str], seed: int) -> pd.DataFrame:
-    """The table: image i has class ``i % num_classes``, so that any first n images are balanced, and a seed of its own."""
+def plan(num_images: int, condition: Condition, seed: int) -> pd.DataFrame:
+    """The table: the condition's columns, balanced as :meth:`Condition.plan` says, and a seed for each image."""
     rows = range(num_images)
     return pd.DataFrame(
         {
             "file": [f"{i:06d}.png" for i in rows],
-            "class_index": [i % len(classes) for i in rows],
-            "class": [classes[i % len(classes)] for i in rows],
+            **condition.columns(condition.plan(num_images)),
             "seed": [image_seed(seed, i) for i in rows],
         }
     )
@@ -37,7 +37,8 @@ def write_samples(
     out: Path, images: ImageGenerator, params: SampleParams, seed: int, rank: int, world_size: int
 ) -> pd.DataFrame:
     """Writes ``images/*.png`` and ``samples.csv``; returns the table. Batches are shared among processes; finished ones are kept."""
-    table = plan(params.num_images, images.model.classes, seed)
+    table = plan(params.num_images, images.model.condition, seed)
+    values = images.model.condition.plan(params.num_images)
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(rank * params.batch_size, params.num_images, world_size * params.batch_size)
@@ -46,38 +47,46 @@ def write_samples(
         done = out / f".batch-{start:06d}"
         if done.exists():
             continue
-        (pixels,) = images.sample(rows["class_index"].tolist(), rows["seed"].tolist(), params)
+        (pixels,) = images.sample(values[start : start + params.batch_size], rows["seed"].tolist(), params)
         for file, image in zip(rows["file"], pixels, strict=True):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / file)
         done.touch()
     return table
 
 
-def finish_samples(out: Path, table: pd.DataFrame) -> Path:
-    """Closes a complete set: the table and a grid with a class a row; returns the grid's file."""
+def finish_samples(out: Path, table: pd.DataFrame, condition: Condition) -> Path:
+    """Closes a complete set: the table and a grid with one value of the condition per row; returns the grid's file."""
     for mark in out.glob(".batch-*"):
         mark.unlink()
     table.to_csv(out / TABLE, index=False)
-    shown = (
-        table[table["class_index"] < GRID_CLASSES]
-        .groupby("class_index")
-        .head(GRID_PER_CLASS)
-        .sort_values("class_index", kind="stable")
-    )
-    per_class = int(shown.groupby("class_index").size().min())
-    shown = shown.groupby("class_index").head(per_class)
-    grid = labelled_grid(read_images(out, shown["file"].tolist()), shown["class"].tolist(), per_class)
-    save_png(grid, out / "grid.png")
+    values = condition.plan(len(table))
+    rows, per_row = _choose_shown(values)
+    labels = [condition.label(values[row]) for row in rows]
+    save_png(labelled_grid(read_images(out, table["file"].iloc[rows].tolist()), labels, per_row), out / "grid.png")
     return out / "grid.png"
+
+
+def _choose_shown(values: list[Value]) -> tuple[list[int], int]:
+    """Rows of the table that the grid shows, value by value, and how many there are per value; the first ones if there are no values."""
+    members: dict[Value, list[int]] = {}
+    for row, value in enumerate(values):
+        members.setdefault(value, []).append(row)
+    if None in members:
+        return list(range(min(len(values), GRID_PER_CLASS * GRID_CLASSES))), GRID_PER_CLASS
+    shown = [rows[:GRID_PER_CLASS] for rows in list(members.values())[:GRID_CLASSES]]
+    per_value = min(map(len, shown))
+    return [row for rows in shown for row in rows[:per_value]], per_value
 
 
 def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int) -> Path:
     """What a reader must know to compare the samples with others': how many of each class, the seed, and how they were sampled."""
-    sizes = table.groupby("class_index").size()
+    balance: dict[str, object] = {}
+    if "class_index" in table:
+        sizes = table.groupby("class_index").size()
+        balance = {"num_classes": len(sizes), "images_per_class": [int(sizes.min()), int(sizes.max())]}
     facts = {
         "num_images": len(table),
-        "num_classes": len(sizes),
-        "images_per_class": [int(sizes.min()), int(sizes.max())],
+        **balance,
         "seed": seed,
         **params.model_dump(mode="json", exclude={"num_images", "batch_size"}),
     }

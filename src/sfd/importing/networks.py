@@ -1,7 +1,7 @@
 """Published weights of the three kinds, written as the stages ``diffusion``, ``semantic`` and ``texture_vae`` write theirs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from sfd.encoders.texture_vae import TextureVae, save_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.importing.checkpoints import Weights, load_strictly, pick_weights, read_checkpoint
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.models.published import config_from_weights
 from sfd.params import ScheduleParams
@@ -127,14 +128,21 @@ def read_diffusion(source: Path, content: Any, facts: DiffusionFacts, drop: tupl
         raise UserError(f"{source} holds no diffusion model that is known here: {error}") from error
     load_strictly(network, weights, f"a diffusion model of {config.depth} blocks, {config.hidden_size} wide")
     statistics = Statistics(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
-    names = names or [str(index) for index in range(config.num_classes)]
-    _check_against_weights(facts, config, len(statistics.mean), len(names))
-    said = _describe(config, schedule)
-    return Imported(network, weights, DiffusionModel(network, schedule, statistics, names).save, said)
+    numbered = config.condition.choices or []
+    _check_against_weights(facts, config, len(statistics.mean), numbered, names or numbered)
+    if names is not None:
+        network.config = replace(config, condition=ClassCondition(tuple(names), has_null_class))
+    said = _describe(network.config, schedule)
+    return Imported(network, weights, DiffusionModel(network, schedule, statistics).save, said)
 
 
-def _check_against_weights(facts: DiffusionFacts, config: LightningDiTConfig, channels: int, num_names: int) -> None:
-    """Raises :class:`UserError` if what the user says of the weights contradicts them."""
+def _check_against_weights(
+    facts: DiffusionFacts, config: LightningDiTConfig, channels: int, numbered: list[str], names: list[str]
+) -> None:
+    """Raises :class:`UserError` if what the user says of the weights contradicts them.
+
+    ``channels``: of the statistics; ``numbered``: the classes of the weights; ``names``: what the user calls them.
+    """
     if channels != config.in_channels:
         raise UserError(
             f"the statistics are of {channels} channels ({', '.join(map(str, facts.statistics))}), but the model has "
@@ -145,21 +153,21 @@ def _check_against_weights(facts: DiffusionFacts, config: LightningDiTConfig, ch
             f"of {config.in_channels} channels {config.semantic_channels} cannot be the semantic ones, where a model has "
             f"{'two times' if config.two_times else 'one time'}; correct --semantic-channels"
         )
-    if num_names != config.num_classes:
+    if len(names) != len(numbered):
         raise UserError(
-            f"{facts.classes} names {num_names} classes, but the class table has {config.num_classes + config.use_null_class} rows; "
+            f"{facts.classes} names {len(names)} classes, but the class table has {len(numbered) + config.condition.has_null} rows; "
             "give a name for each row, or for each but the last one, the null class"
         )
 
 
 def _describe(config: LightningDiTConfig, schedule: ScheduleParams) -> list[str]:
     """The network in words, and what was assumed of it."""
-    parts = [name.removeprefix("use_") for name, value in asdict(config).items() if name.startswith("use_") and value]
+    parts = [name.removeprefix("use_") for name, value in config.to_dict().items() if name.startswith("use_") and value]
     lead = f"two times, tau {schedule.tau}" if config.two_times else "one time"
     said = [
         f"{config.depth} blocks, {config.hidden_size} wide, {config.num_heads} heads, patch {config.patch_size}, {', '.join(parts)}",
         f"latents {config.in_channels} x {config.input_size} x {config.input_size}, the last {config.semantic_channels} semantic; {lead}",
-        f"{config.num_classes} classes{' and the null class' if config.use_null_class else ''}",
+        f"{len(config.condition.choices or [])} classes{' and the null class' if config.condition.has_null else ''}",
     ]
     if config.repa_depth:
         said.append(f"REPA projector {config.repa_width} wide, to features of {config.feature_dim}")

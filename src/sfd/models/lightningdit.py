@@ -4,14 +4,20 @@ Legend of shapes: B images, C channels, H x W latent positions, N tokens, D hidd
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from sfd.names import SIZES as SIZES
+from sfd.errors import UserError
+from sfd.models.backbone import Axis, Backbone, Facts, Output, channel_names
+from sfd.models.conditions import Condition
+from sfd.names import SIZES
+
+if TYPE_CHECKING:
+    from sfd.params import ModelParams
 
 FREQUENCY_SIZE = 256
 """Width of the sinusoidal embedding of a time."""
@@ -19,14 +25,16 @@ FREQUENCY_SIZE = 256
 
 @dataclass(frozen=True)
 class LightningDiTConfig:
-    """Shape and parts of one backbone. ``two_times``: one timestep embedder a part, else a single one."""
+    """Shape and parts of one backbone. ``two_times``: one timestep embedder per part, else a single one."""
+
+    kind: ClassVar[str] = "lightningdit"
 
     input_size: int
     in_channels: int
     hidden_size: int
     depth: int
     num_heads: int
-    num_classes: int
+    condition: Condition
     patch_size: int = 1
     semantic_channels: int = 0
     two_times: bool = False
@@ -35,7 +43,6 @@ class LightningDiTConfig:
     use_rope: bool = True
     use_rmsnorm: bool = True
     use_shift: bool = True
-    use_null_class: bool = True
     repa_depth: int = 0
     repa_width: int = 2048
     feature_dim: int = 768
@@ -45,33 +52,69 @@ class LightningDiTConfig:
         """Tokens along one side."""
         return self.input_size // self.patch_size
 
-    @property
-    def null_class(self) -> int:
-        """Index of the class that means 'no class'."""
-        return self.num_classes
-
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for ``config.json``."""
-        return asdict(self)
+        """Plain values for ``config.json``, without the condition."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "condition"}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "LightningDiTConfig":
+    def from_dict(cls, values: dict[str, Any], condition: Condition) -> Self:
         """Inverse of :meth:`to_dict`. Raises ``ValueError`` naming keys that it does not know."""
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown keys in the model's configuration: {', '.join(sorted(unknown))}")
-        return cls(**values)
+        return cls(**values, condition=condition)
+
+    @classmethod
+    def from_params(cls, params: "ModelParams", facts: Facts) -> Self:
+        """A size by name, the parts that are on, and the latents' shape.
+
+        Raises:
+            UserError: the patches do not tile the latents. (Whether REPA fits the backbone is checked with the parameters.)
+        """
+        width, depth, heads = SIZES[params.size]
+        if facts.grid % params.patch_size:
+            raise UserError(
+                f"diffusion.model.patch_size {params.patch_size} must divide the latents' side {facts.grid}; set it to 1"
+            )
+        return cls(
+            input_size=facts.grid,
+            in_channels=facts.texture_channels + facts.semantic_channels,
+            hidden_size=width,
+            depth=depth,
+            num_heads=heads,
+            condition=facts.condition,
+            patch_size=params.patch_size,
+            semantic_channels=facts.semantic_channels,
+            two_times=facts.two_times,
+            use_qknorm=params.use_qknorm,
+            use_swiglu=params.use_swiglu,
+            use_rope=params.use_rope,
+            use_rmsnorm=params.use_rmsnorm,
+            use_shift=params.use_shift,
+            repa_depth=facts.repa_depth,
+            repa_width=facts.repa_width,
+            feature_dim=facts.feature_dim,
+        )
 
 
-class Output(NamedTuple):
-    """``velocity`` ``(B, C, H, W)``; ``projection`` ``(B, N, F)`` for REPA, or None where it was not asked for."""
+class LightningDiT(Backbone):
+    """Velocity of a composite latent, given the times of its parts and a condition. Without an embedding, the times alone modulate."""
 
-    velocity: Tensor
-    projection: Tensor | None
-
-
-class LightningDiT(nn.Module):
-    """Velocity of a composite latent, given the times of its parts and a class."""
+    config_type = LightningDiTConfig
+    shared_options = (
+        "patch_size",
+        "hidden_size",
+        "depth",
+        "num_heads",
+        "use_qknorm",
+        "use_swiglu",
+        "use_rope",
+        "use_rmsnorm",
+        "use_shift",
+    )
+    computed = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+    adapted_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
+    config: LightningDiTConfig
 
     def __init__(self, config: LightningDiTConfig) -> None:
         super().__init__()
@@ -83,7 +126,7 @@ class LightningDiT(nn.Module):
             self.t_embedder_tex = TimestepEmbedder(width // 2)
         else:
             self.t_embedder = TimestepEmbedder(width)
-        self.y_embedder = ClassEmbedding(config.num_classes + config.use_null_class, width)
+        self.y_embedder = config.condition.embedding(width)
         self.pos_embed = nn.Parameter(sincos_embedding(width, config.grid), requires_grad=False)
         self.feat_rope = RotaryEmbedding(width // config.num_heads, config.grid) if config.use_rope else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
@@ -97,23 +140,22 @@ class LightningDiT(nn.Module):
                 nn.Linear(config.repa_width, config.feature_dim),
             )
 
-    def forward(self, x: Tensor, t_tex: Tensor, t_sem: Tensor, y: Tensor, with_projection: bool = False) -> Output:
-        """``x`` ``(B, C, H, W)``, times ``(B,)`` in [0, 1], classes ``y`` ``(B,)`` (``config.null_class``: no class).
-
-        A model with a single time reads ``t_tex``.
-        """
+    def forward(
+        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor, with_projection: bool = False
+    ) -> Output:
+        """As :meth:`sfd.models.backbone.Backbone.forward`. A model with a single time reads ``t_tex``."""
         tokens = self.x_embedder(x) + self.pos_embed
         if self.config.two_times:
             time = torch.cat([self.t_embedder_sem(t_sem), self.t_embedder_tex(t_tex)], dim=-1)
         else:
             time = self.t_embedder(t_tex)
-        condition = time + self.y_embedder(y)
+        modulation = time if self.y_embedder is None else time + self.y_embedder(condition)
         projection = None
         for depth, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, condition, self.feat_rope)
+            tokens = block(tokens, modulation, self.feat_rope)
             if with_projection and depth == self.config.repa_depth:
                 projection = self.repa_projector(tokens)
-        return Output(self._unpatchify(self.final_layer(tokens, condition)), projection)
+        return Output(self._unpatchify(self.final_layer(tokens, modulation)), projection)
 
     def _unpatchify(self, tokens: Tensor) -> Tensor:
         """``(B, N, patch*patch*C)`` with channels last within a token -> ``(B, C, H, W)``."""
@@ -122,8 +164,8 @@ class LightningDiT(nn.Module):
         return tokens.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, grid * patch, grid * patch)
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> "LightningDiT":
-        """The publication's initialisation: Xavier, normal 0.02 for class table and time embedders, zero adaLN and output."""
+    def initialise(self, generator: torch.Generator) -> Self:
+        """The publication's initialisation: Xavier, normal 0.02 for tables and time embedders, zero adaLN and output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -131,7 +173,8 @@ class LightningDiT(nn.Module):
         projection = self.x_embedder.proj
         nn.init.xavier_uniform_(projection.weight.flatten(1), generator=generator)
         nn.init.zeros_(projection.bias)  # type: ignore[arg-type]  # the patch embedding has a bias
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02, generator=generator)
+        for table in (module for module in self.modules() if isinstance(module, nn.Embedding)):
+            nn.init.normal_(table.weight, std=0.02, generator=generator)
         for embedder in (module for module in self.modules() if isinstance(module, TimestepEmbedder)):
             for layer in embedder.mlp:
                 if isinstance(layer, nn.Linear):
@@ -140,6 +183,22 @@ class LightningDiT(nn.Module):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
         return self
+
+    def output_layer(self) -> nn.Linear:
+        """The last layer."""
+        return self.final_layer.linear
+
+    def named_axes(self) -> dict[str, Axis]:
+        """Channels of the patch embedding and of the output, rows of the condition's tables."""
+        semantic, state = self.config.semantic_channels, self.state_dict()
+        channels = channel_names(self.config.in_channels - semantic, semantic)
+        tables = {f"y_embedder.{name}": rows for name, rows in self.config.condition.rows().items()}
+        axes = {name: Axis(state[name], 0, rows) for name, rows in tables.items()}
+        axes["x_embedder.proj.weight"] = Axis(state["x_embedder.proj.weight"], 1, channels)
+        for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+            # A token's outputs are its positions one after the other, each with all channels.
+            axes[name] = Axis(state[name].unflatten(0, (-1, self.config.in_channels)), 1, channels)
+        return axes
 
 
 class PatchEmbedding(nn.Module):
@@ -167,18 +226,6 @@ class TimestepEmbedder(nn.Module):
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
         angles = t[:, None].float() * frequencies
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
-
-
-class ClassEmbedding(nn.Module):
-    """One row a class; the last is the null class."""
-
-    def __init__(self, num_rows: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_rows, width)
-
-    def forward(self, y: Tensor) -> Tensor:
-        """``(B,)`` -> ``(B, D)``."""
-        return self.embedding_table(y)
 
 
 class RotaryEmbedding(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiTConfig
 
 _COPIED = (
@@ -16,14 +17,14 @@ _COPIED = (
     "hidden_size",
     "depth",
     "num_heads",
-    "num_classes",
     "use_qknorm",
     "use_swiglu",
     "use_rope",
     "use_rmsnorm",
 )
-_REQUIRED = _COPIED[:1] + _COPIED[2:7]
+_REQUIRED = (*_COPIED[:1], *_COPIED[2:6], "num_classes")
 _INTERPRETED = (
+    "num_classes",
     "wo_shift",
     "use_repa",
     "repa_depth",
@@ -61,7 +62,9 @@ def config_from_published(published: dict[str, Any]) -> LightningDiTConfig:
         semantic_channels=published.get("semantic_chans", 0),
         two_times=published.get("semfirst_delta_t", 0.0) > 0.0,
         use_shift=not published.get("wo_shift", False),
-        use_null_class=published.get("class_dropout_prob", 0.1) > 0.0,
+        condition=ClassCondition.numbered(
+            published["num_classes"], has_null=published.get("class_dropout_prob", 0.1) > 0.0
+        ),
         repa_depth=published.get("repa_depth", 0) if published.get("use_repa", False) else 0,
         repa_width=published.get("repa_projector_dim", 2048),
     )
@@ -107,7 +110,7 @@ def config_from_weights(
         hidden_size=width,
         depth=1 + max(blocks),
         num_heads=width // head,
-        num_classes=rows - has_null_class,
+        condition=ClassCondition.numbered(rows - has_null_class, has_null_class),
         patch_size=patch,
         semantic_channels=semantic_channels,
         two_times="t_embedder_sem.mlp.0.weight" in state,
@@ -116,7 +119,6 @@ def config_from_weights(
         use_rope="feat_rope.freqs_cos" in state,
         use_rmsnorm="blocks.0.norm1.weight" in state,
         use_shift=modulation == 6 * width,
-        use_null_class=has_null_class,
         **repa,
     )
 

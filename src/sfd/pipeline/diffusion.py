@@ -1,6 +1,8 @@
 """Stage ``diffusion``: network and data set from the parameters, training with sample grids, and what it leaves."""
 
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -14,14 +16,14 @@ from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule, middle_schedule
-from sfd.models.lightningdit import LightningDiT
+from sfd.models.backbone import Backbone
 from sfd.params import Params, registered_model
 from sfd.pictures import labelled_grid, plot_schedule, save_png
 from sfd.pipeline.stage import Stage, resolve_registered
 from sfd.processes import inference_device, rank, world_size
-from sfd.seeding import generator
+from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
 from sfd.training.curves import write_curve
-from sfd.training.diffusion import DecodedFeatures, DiffusionTask, model_config
+from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.finetuning import Start, start_from
 from sfd.training.loop import train
 
@@ -29,20 +31,19 @@ GRID_SAMPLER = Sampler("euler", num_steps=50)
 """Sample grids during training are quick looks, not results."""
 
 
-def build_network(params: Params, dataset: LatentDataset, seed: int) -> LightningDiT:
+def build_network(params: Params, dataset: LatentDataset, seed: int) -> Backbone:
     """The backbone for a data set, freshly initialised. Raises :class:`UserError` if parameters and latents do not fit."""
-    facts, diffusion = dataset.reader.index, params.diffusion
-    config = model_config(
-        diffusion.model,
-        diffusion.loss,
+    facts = dataset.reader.index
+    config = backbone_config(
+        params.diffusion,
         params.schedule,
+        condition_of(params.diffusion, facts["classes"]),
         grid=facts["grid"],
         texture_channels=facts["texture_channels"],
         semantic_channels=facts["semantic_channels"],
-        num_classes=len(facts["classes"]),
         feature_dim=facts["feature_dim"],
     )
-    return LightningDiT(config).initialise(generator(seed, "diffusion/initialisation"))
+    return initialised_backbone(config, seed)
 
 
 def open_latents(params: Params, folder: Path) -> LatentDataset:
@@ -73,7 +74,7 @@ def decoded_features(params: Params, dataset: LatentDataset) -> DecodedFeatures 
     return DecodedFeatures(decoder, dataset.statistics, dataset.reader.index["semantic_channels"])
 
 
-def build_task(params: Params, network: LightningDiT, dataset: LatentDataset, seed: int) -> DiffusionTask:
+def build_task(params: Params, network: Backbone, dataset: LatentDataset, seed: int) -> DiffusionTask:
     """What the training loop must know."""
     schedule, diffusion = build_training_schedule(params.schedule), params.diffusion
     features_of = decoded_features(params, dataset)
@@ -119,7 +120,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     network = start.network
     _tell_start(start, stage)
     task = build_task(stage.params, network, dataset, seed)
-    model = DiffusionModel(network, stage.params.schedule, dataset.statistics, facts["classes"])
+    model = DiffusionModel(network, stage.params.schedule, dataset.statistics)
     grids = SampleGrids(model, stage, params.grid_images)
     trained = train(
         task, params.training, seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every, params.sharding
@@ -170,29 +171,29 @@ def _describe_source(init_from: str) -> str:
 
 
 class SampleGrids:
-    """Draws the same classes and seeds from the network as training goes on."""
+    """Draws the same images, by condition and seed, from the network as training goes on."""
 
     def __init__(self, model: DiffusionModel, stage: Stage, num_images: int) -> None:
         self.model, self.stage = model, stage
         self.decoder = load_texture_vae(stage.upstream("texture_vae") / "model")
-        num_classes = len(model.classes)
-        per_class = max(1, num_images // num_classes)
-        self.per_class = per_class
-        self.classes = [index for index in range(min(num_classes, num_images)) for _ in range(per_class)]
-        self.seeds = [image_seed(stage.params.seed, n) for n in range(len(self.classes))]
+        # As many of each value as fit, value by value.
+        planned = Counter(model.condition.plan(num_images))
+        self.per_row = min(planned.values())
+        self.values = [value for value in planned for _ in range(self.per_row)]
+        self.seeds = [image_seed(stage.params.seed, n) for n in range(len(self.values))]
 
     def __call__(self, network: nn.Module, step: int) -> None:
         """Writes and logs one grid."""
-        assert isinstance(network, LightningDiT)
-        model = DiffusionModel(network, self.model.schedule_params, self.model.statistics, self.model.classes)
+        assert isinstance(network, Backbone)
+        model = replace(self.model, network=network)
         was_training = network.training
         network.eval()
         images = ImageGenerator(model, self.decoder, device=inference_device())(
-            self.classes, self.seeds, GRID_SAMPLER, GuidanceScales(), middle_schedule(self.model.schedule_params)
+            self.values, self.seeds, GRID_SAMPLER, GuidanceScales(), middle_schedule(self.model.schedule_params)
         )
         network.train(was_training)
         file = self.stage.out / "grids" / f"step-{step:07d}.png"
         file.parent.mkdir(exist_ok=True)
-        names = [self.model.classes[index] for index in self.classes]
-        save_png(labelled_grid(images, names, self.per_class), file)
+        labels = [model.condition.label(value) for value in self.values]
+        save_png(labelled_grid(images, labels, self.per_row), file)
         self.stage.log_artifacts(file)

@@ -98,9 +98,10 @@ def load_registered(name: str, which: str) -> RegisteredModel:
         UserError: as :func:`find_version` does; or the version is not one of ours.
     """
     from sfd.generation.images import ImageGenerator
+    from sfd.generation.settings import read_settings
 
     version = str(find_version(name, which).version)
     with download_version(name, version) as folders:
         images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"], folders.get("weak_model"))
-        sample = SampleParams.model_validate_json(folders["sample"].read_text(encoding="utf-8"))
+        sample = read_settings(folders["sample"])
     return RegisteredModel(name, version, images, sample)

@@ -8,38 +8,46 @@ import pandas as pd
 
 from sfd.data.images import png_bytes
 from sfd.generation.images import ImageGenerator
-from sfd.params import SampleParams
-from sfd.registry.requests import MODELS_OWN_TAU, apply_request, class_index
+from sfd.generation.settings import read_settings
+from sfd.registry.requests import MODELS_OWN_TAU, apply_request
 
 
 class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is not typed
-    """Rows of class and seed in, PNG bytes out."""
+    """Rows of condition and seed in, PNG bytes out."""
 
     def load_context(self, context: Any) -> None:
         """Reads the artifacts."""
         folders = {name: Path(path) for name, path in context.artifacts.items()}
         self.images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"], folders.get("weak_model"))
-        self.defaults = SampleParams.model_validate_json(folders["sample"].read_text())
+        self.defaults = read_settings(folders["sample"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
-        """One PNG a row.
+        """One PNG per row.
 
         Args:
-            model_input: columns ``label`` (class name) and ``seed`` (0 or more; the seeds of ``samples.csv`` give those images).
+            model_input: columns ``label`` (class name; only of a model that knows classes) and ``seed`` (0 or more; the seeds of
+                ``samples.csv`` give those images).
             params: ``num_steps``, ``scale_texture``, ``scale_semantic``, where 0 means the default of the model, and ``tau``, the
                 offset of a model that was trained for a range of them, where -1 means the default.
 
         Raises:
-            mlflow.MlflowException: an unknown class, a negative seed or an impossible parameter (HTTP 400).
+            mlflow.MlflowException: an unknown class, a class where the model knows none, a negative seed or an impossible parameter (HTTP 400).
         """
         try:
-            classes = [class_index(self.images.model.classes, label) for label in model_input["label"]]
+            values = [self.images.model.condition.from_request(label) for label in self._labels(model_input)]
             seeds = [self._seed(seed) for seed in model_input["seed"]]
             sample = apply_request(self.defaults, self.images.model, self._given(params or {}))
         except ValueError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
-        batches = self.images.sample(classes, seeds, sample)
+        batches = self.images.sample(values, seeds, sample)
         return pd.DataFrame({"png": [png_bytes(image) for batch in batches for image in batch]})
+
+    @staticmethod
+    def _labels(model_input: pd.DataFrame) -> list[str | None]:
+        """The column ``label``; None where it is absent or empty."""
+        if "label" not in model_input:
+            return [None] * len(model_input)
+        return [None if pd.isna(label) else label for label in model_input["label"]]
 
     @staticmethod
     def _given(params: dict[str, Any]) -> dict[str, float]:

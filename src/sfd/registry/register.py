@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from sfd.data.prepare import SUMMARY_NAME
 from sfd.errors import UserError
+from sfd.generation.model import read_model_folder
+from sfd.generation.settings import write_settings
+from sfd.models.conditions import Condition
 from sfd.params import RegisterParams, SampleParams
 from sfd.registry.requests import MODELS_OWN_TAU
-from sfd.registry.smoke import choose_labels, run_smoke
+from sfd.registry.smoke import as_rows, choose_labels, run_smoke
 from sfd.registry.versions import DATA, MEASURED, METRIC, SMOKE
 from sfd.tracking import client, tracking_uri
 
@@ -54,7 +57,7 @@ def register(
         UserError: as :func:`make_version` does; or the registered version does not answer in a process of its own.
     """
     created = make_version(params.name, sample, folders, run_id, out)
-    store, labels = client(), choose_labels(_classes(folders))
+    store, labels = client(), choose_labels(_condition(folders))
     for key, value in (tags | {SMOKE: run_smoke(params.name, created, labels).to_tag()}).items():
         store.set_model_version_tag(params.name, created, key, value)
     store.set_registered_model_alias(params.name, params.alias, created)
@@ -63,9 +66,8 @@ def register(
     return store.get_model_version(params.name, created)
 
 
-def _classes(folders: dict[str, Path]) -> list[str]:
-    classes: list[str] = json.loads((folders["diffusion"] / "config.json").read_text())["classes"]
-    return classes
+def _condition(folders: dict[str, Path]) -> Condition:
+    return read_model_folder(folders["diffusion"])[0].condition
 
 
 def make_version(name: str, sample: SampleParams, folders: dict[str, Path], run_id: str, out: Path) -> str:
@@ -87,7 +89,8 @@ def make_version(name: str, sample: SampleParams, folders: dict[str, Path], run_
             "correct sample.guidance.kind and sample.guidance.weak_model"
         )
     settings = out / "sample.json"
-    settings.write_text(sample.model_dump_json())
+    write_settings(settings, sample)
+    condition = _condition(folders)
     mlflow.set_tracking_uri(tracking_uri())
     try:
         with mlflow.start_run(run_id=run_id):
@@ -97,8 +100,8 @@ def make_version(name: str, sample: SampleParams, folders: dict[str, Path], run_
                 artifacts={name: str(folder) for name, folder in folders.items()} | {"sample": str(settings)},
                 code_paths=[str(Path(__file__).parents[1])],
                 pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS],
-                signature=_signature(),
-                input_example=pd.DataFrame({"label": _classes(folders)[:1], "seed": [0]}),
+                signature=_signature(condition),
+                input_example=pd.DataFrame(as_rows(choose_labels(condition)[:1])),
                 registered_model_name=name,
             )
     except mlflow.MlflowException as error:
@@ -120,11 +123,14 @@ def describe(evaluated: Path, prepared: Path) -> dict[str, str]:
     return {prefix + key: str(value) for prefix, values in facts.items() for key, value in values.items()}
 
 
-def _signature() -> Any:
+def _signature(condition: Condition) -> Any:
+    """Columns and parameters. Where there is nothing to choose, a label is let through, so that the model refuses it in words."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    inputs = Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.long, "seed")])
+    inputs = Schema(
+        [ColSpec(DataType.string, "label", required=condition.choices is not None), ColSpec(DataType.long, "seed")]
+    )
     params = ParamSchema(
         [
             ParamSpec("num_steps", DataType.long, 0),

@@ -1,6 +1,6 @@
 """What both ways of asking a registered model, MLflow's pyfunc and `sfd serve`, make of a request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sfd.params import SampleParams, check_sampling_schedule
@@ -10,23 +10,6 @@ if TYPE_CHECKING:
 
 MODELS_OWN_TAU = -1.0
 """Of the registered model's parameter ``tau``: the schedule that it was registered with."""
-
-NAMED_CLASSES = 50
-"""Classes that an error lists."""
-
-
-def class_index(classes: Sequence[str], wanted: str | int) -> int:
-    """The index of a class that is given by its name or its index. Raises ``ValueError``, which names the known ones."""
-    if isinstance(wanted, int):
-        if not 0 <= wanted < len(classes):
-            raise ValueError(f"class index {wanted} is not in 0..{len(classes) - 1}")
-        return wanted
-    if wanted not in classes:
-        more = f" and {len(classes) - NAMED_CLASSES} more" if len(classes) > NAMED_CLASSES else ""
-        raise ValueError(
-            f"{wanted[:100]!r} is no class of this model; its classes are {', '.join(classes[:NAMED_CLASSES])}{more}"
-        )
-    return classes.index(wanted)
 
 
 def apply_request(registered: SampleParams, model: "DiffusionModel", given: Mapping[str, float]) -> SampleParams:
@@ -46,7 +29,7 @@ def apply_request(registered: SampleParams, model: "DiffusionModel", given: Mapp
     scales = {key: given[key] for key in ("scale_texture", "scale_semantic") if key in given}
     tree["guidance"] |= scales
     if tree["guidance"]["kind"] == "none" and any(scale != 1.0 for scale in scales.values()):
-        if not model.network.config.use_null_class:
+        if not model.condition.has_null:
             raise ValueError("guidance cannot be chosen: this model has no null class to be guided away from")
         tree["guidance"]["kind"] = "cfg"
     if "tau" in given:

@@ -7,9 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
 from sfd.tracking import registry_uri, tracking_uri
+
+if TYPE_CHECKING:
+    from sfd.models.conditions import Condition
 
 NUM_IMAGES = 8
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -18,9 +22,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Smoke:
-    """Images of some labels, with seeds 0, 1, ...: the digest of their pixels, and what they were made on."""
+    """Images of some labels (None: without one), with seeds 0, 1, ...: the digest of their pixels, and what they were made on."""
 
-    labels: tuple[str, ...]
+    labels: tuple[str | None, ...]
     sha256: str
     device: str
 
@@ -35,20 +39,24 @@ class Smoke:
         return cls(tuple(tree["labels"]), tree["sha256"], tree["device"])
 
 
-def choose_labels(classes: Sequence[str]) -> tuple[str, ...]:
-    """Labels of the smoke's images: the classes in turn."""
-    return tuple(classes[number % len(classes)] for number in range(NUM_IMAGES))
+def choose_labels(condition: "Condition") -> tuple[str | None, ...]:
+    """Labels of the smoke's images: the condition's values in turn."""
+    return tuple(condition.to_request(value) for value in condition.plan(NUM_IMAGES))
 
 
-def run_smoke(name: str, version: str, labels: Sequence[str]) -> Smoke:
+def as_rows(labels: Sequence[str | None]) -> list[dict[str, str | int]]:
+    """Rows to ask a registered model for: label and seed, or the seed alone."""
+    return [{"seed": seed} if label is None else {"label": label, "seed": seed} for seed, label in enumerate(labels)]
+
+
+def run_smoke(name: str, version: str, labels: Sequence[str | None]) -> Smoke:
     """Draws the images from the registered artifact, with its own settings and code, in a fresh process.
 
     Raises:
-        UserError: it cannot be loaded, does not answer with an image a row, or needs code that it does not carry.
+        UserError: it cannot be loaded, does not answer with one image per row, or needs code that it does not carry.
     """
     what = f"version {version} of model `{name}`"
-    rows = [[label, seed] for seed, label in enumerate(labels)]
-    request = json.dumps({"model": f"models:/{name}/{version}", "rows": rows})
+    request = json.dumps({"model": f"models:/{name}/{version}", "rows": as_rows(labels)})
     process = subprocess.run(
         # -P keeps this folder off the path of the script, which lies in it.
         [sys.executable, "-P", str(Path(__file__).with_name("smoke_process.py"))],

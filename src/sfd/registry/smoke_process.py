@@ -1,6 +1,6 @@
 """A registered version asked for images in a process of its own. Run as a script, so that the only ``sfd`` here is the artifact's.
 
-Reads ``{"model": URI, "rows": [[label, seed], ...]}`` from standard input; its last line of output is the answer as JSON.
+Reads ``{"model": URI, "rows": [{"label": ..., "seed": ...}, ...]}`` from standard input; its last line of output is the answer as JSON.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ def main() -> None:
 
     request: dict[str, Any] = json.load(sys.stdin)
     model = mlflow.pyfunc.load_model(request["model"])
-    answer = model.predict(pd.DataFrame(request["rows"], columns=["label", "seed"]))
+    answer = model.predict(pd.DataFrame(request["rows"]))
     found = {
         "code": sys.modules["sfd"].__file__,
         "device": describe_device(),

@@ -67,7 +67,7 @@ class Service:
                 wait then leave the queue.
         """
         try:
-            futures = self.batches.submit(order.model, order.settings, order.class_index, order.seeds)
+            futures = self.batches.submit(order.model, order.settings, order.value, order.seeds)
         except QueueFull as full:
             raise HTTPException(
                 429,
@@ -141,12 +141,12 @@ def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
     scale = GuidanceParams.model_json_schema()["properties"]["scale_texture"]
     free = trained.tau_range
     chosen = sample.schedule or trained
-    config = model.images.network.config
+    condition = model.images.model.condition
     return {
         "name": model.name,
         "version": model.version,
         "alias": service.options.alias,
-        "classes": model.images.model.classes,
+        "classes": condition.choices,
         "sampler": sample.sampler,
         "defaults": {
             "steps": None if sample.sampler == "dopri5" else sample.num_steps,
@@ -156,7 +156,7 @@ def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
         "limits": {
             "images": service.options.max_images,
             "steps": step_limit(model),
-            "guidance": [scale["minimum"], scale["maximum"] if config.use_null_class else scale["minimum"]],
+            "guidance": [scale["minimum"], scale["maximum"] if condition.has_null else scale["minimum"]],
             "seed": str(MAX_SEED),  # as text: JavaScript's numbers are not exact that far
         },
         "tau": {"free": True, "low": free.low, "high": free.high} if free else {"free": False},

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from sfd.data.images import png_bytes
+from sfd.models.conditions import Value
 from sfd.params import SampleParams
 from sfd.registry.load import RegisteredModel
 from sfd.serving.metrics import Metrics
@@ -28,13 +29,13 @@ class QueueFull(Exception):
         self.retry_after = retry_after
 
 
-@dataclass(frozen=True, eq=False)  # two images of one class and seed are still two jobs
+@dataclass(frozen=True, eq=False)  # two images of one value and seed are still two jobs
 class Job:
     """One image to draw, with the version that admitted it."""
 
     model: RegisteredModel
     settings: SampleParams
-    class_index: int
+    value: Value
     seed: int
     png: Future[bytes] = field(default_factory=Future)
     admitted: float = field(default_factory=time.monotonic)
@@ -80,9 +81,9 @@ class Batches:
             self._worker.join(wait_s)
 
     def submit(
-        self, model: RegisteredModel, settings: SampleParams, class_index: int, seeds: Sequence[int]
+        self, model: RegisteredModel, settings: SampleParams, value: Value, seeds: Sequence[int]
     ) -> list[Future[bytes]]:
-        """Admits one image a seed, all or none; returns their PNG files to be. Cancelling one takes it from the queue.
+        """Admits one image per seed, all or none; returns their PNG files to be. Cancelling one takes it from the queue.
 
         Raises:
             QueueFull: with them, more than ``max_queue`` images would wait.
@@ -91,7 +92,7 @@ class Batches:
             excess = len(self._waiting) + len(seeds) - self._max_queue
             if excess > 0:
                 raise QueueFull(self.seconds_for(excess))
-            return self._admit([Job(model, settings, class_index, seed) for seed in seeds])
+            return self._admit([Job(model, settings, value, seed) for seed in seeds])
 
     def try_out(self, model: RegisteredModel) -> None:
         """Draws one image as the version was registered, and drops it. Raises whatever drawing raises.
@@ -99,7 +100,8 @@ class Batches:
         It takes its turn in the queue, whose limit is for clients.
         """
         with self._changed:
-            (png,) = self._admit([Job(model, model.sample, 0, 0)])
+            (value,) = model.images.model.condition.plan(1)
+            (png,) = self._admit([Job(model, model.sample, value, 0)])
         png.result()
 
     def seconds_for(self, images: int) -> int:
@@ -156,8 +158,8 @@ class Batches:
         settings = settings.model_copy(update={"batch_size": self._shape(settings)})
         started = time.monotonic()
         try:
-            classes, seeds = [job.class_index for job in jobs], [job.seed for job in jobs]
-            (pixels,) = model.images.sample(classes, seeds, settings, fill=True)
+            values, seeds = [job.value for job in jobs], [job.seed for job in jobs]
+            (pixels,) = model.images.sample(values, seeds, settings, fill=True)
             pngs = [png_bytes(image) for image in pixels]
         except Exception as error:  # the requests answer it; the worker has others to serve
             for job in jobs:

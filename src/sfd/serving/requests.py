@@ -11,9 +11,10 @@ from urllib.parse import quote
 from pydantic import Field, field_validator, model_validator
 from starlette.responses import JSONResponse, Response
 
+from sfd.models.conditions import Condition, Value
 from sfd.params import Fraction, Positive, SampleParams, Scale, Section
 from sfd.registry.load import RegisteredModel
-from sfd.registry.requests import apply_request, class_index
+from sfd.registry.requests import apply_request
 
 MAX_SEED = 2**63 - 1
 """The largest seed, as of the registered model's column ``seed`` (a 64-bit integer with a sign)."""
@@ -30,9 +31,12 @@ class PartScales(Section):
 
 
 class GenerateRequest(Section):
-    """The body of ``POST /generate``. What is left out is as the version was registered; image k has seed ``seed + k``."""
+    """The body of ``POST /generate``. What is absent is as the version was registered; image k has seed ``seed + k``.
 
-    class_: str | int = Field(alias="class")
+    ``class_``: what a model that knows classes must be given, and another must not.
+    """
+
+    class_: str | int | None = Field(None, alias="class")
     count: Positive = 1
     seed: int = Field(0, ge=0, le=MAX_SEED)
     steps: Positive | None = None
@@ -42,8 +46,8 @@ class GenerateRequest(Section):
 
     @field_validator("class_", mode="plain")
     @classmethod
-    def _check_class(cls, value: object) -> str | int:
-        if isinstance(value, bool) or not isinstance(value, str | int):
+    def _check_class(cls, value: object) -> str | int | None:
+        if isinstance(value, bool) or not isinstance(value, str | int | None):
             raise ValueError("give the name of a class as a string, or its index as an integer")
         return value
 
@@ -67,15 +71,15 @@ class Order:
     """A request that a version can fulfil. ``settings`` has the request's values in place of the registered ones."""
 
     model: RegisteredModel
-    class_index: int
+    value: Value
     seeds: Sequence[int]
     settings: SampleParams
     format: Literal["png", "zip", "json"]
 
     @property
-    def class_name(self) -> str:
-        """The name of the class."""
-        return self.model.images.model.classes[self.class_index]
+    def condition(self) -> Condition:
+        """What ``value`` is a value of."""
+        return self.model.images.model.condition
 
 
 def step_limit(model: RegisteredModel) -> int:
@@ -87,7 +91,7 @@ def place_order(request: GenerateRequest, model: RegisteredModel, max_images: in
     """Checks a request against a version and the server's limits.
 
     Raises:
-        ValueError: an unknown class, more images or steps than allowed, or settings that the version cannot be sampled with.
+        ValueError: an unknown or superfluous class, more images or steps than allowed, or settings that the version cannot be sampled with.
     """
     if request.count > max_images:
         raise ValueError(
@@ -107,16 +111,17 @@ def place_order(request: GenerateRequest, model: RegisteredModel, max_images: in
     settings = apply_request(
         model.sample, model.images.model, {key: value for key, value in given.items() if value is not None}
     )
-    index = class_index(model.images.model.classes, request.class_)
-    return Order(model, index, range(request.seed, request.seed + request.count), settings, request.format)
+    value = model.images.model.condition.from_request(request.class_)
+    return Order(model, value, range(request.seed, request.seed + request.count), settings, request.format)
 
 
 def answer(order: Order, pngs: Sequence[bytes]) -> Response:
-    """The images in the format that was asked for. The class's name is percent-encoded in its header, as headers hold no other text."""
+    """The images in the format that was asked for. Names are percent-encoded in headers, which hold no other text."""
+    given = order.condition.to_request(order.value)
     headers = {
         "X-SFD-Model": quote(order.model.name),
         "X-SFD-Version": order.model.version,
-        "X-SFD-Class": quote(order.class_name),
+        **({} if given is None else {"X-SFD-Class": quote(given)}),
         "X-SFD-Seed": str(order.seeds[0]),
     }
     if order.format == "png":
@@ -126,14 +131,16 @@ def answer(order: Order, pngs: Sequence[bytes]) -> Response:
     images = [
         {"seed": seed, "png": base64.b64encode(png).decode()} for seed, png in zip(order.seeds, pngs, strict=True)
     ]
-    facts = {"model": order.model.name, "version": order.model.version, "class": order.class_name}
-    return JSONResponse(facts | {"class_index": order.class_index, "images": images}, headers=headers)
+    facts = {"model": order.model.name, "version": order.model.version}
+    # Columns of a table of one image, of which there is one per answer.
+    told = {name: column[0] for name, column in reversed(order.condition.columns([order.value]).items())}
+    return JSONResponse(facts | told | {"images": images}, headers=headers)
 
 
 def _zip(order: Order, pngs: Sequence[bytes]) -> bytes:
-    """Files ``CLASS INDEX-SEED.png``, without a time of day: equal images give equal bytes."""
+    """Files named as :meth:`Condition.file_stem` says, without a time of day: equal images give equal bytes."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for seed, png in zip(order.seeds, pngs, strict=True):
-            archive.writestr(zipfile.ZipInfo(f"{order.class_index}-{seed}.png"), png)
+            archive.writestr(zipfile.ZipInfo(f"{order.condition.file_stem(order.value, seed)}.png"), png)
     return stream.getvalue()

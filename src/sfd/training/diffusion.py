@@ -10,9 +10,8 @@ from sfd.data.latents import Statistics
 from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
 from sfd.diffusion.schedule import OffsetRange, Schedule, part_weights, sample_logit_normal, sample_progress_of_parts
 from sfd.errors import UserError
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.names import SIZES
-from sfd.params import LossParams, ModelParams, ScheduleParams
+from sfd.models.backbone import Backbone
+from sfd.params import LossParams
 from sfd.seeding import generator
 from sfd.training.loop import BatchedDataset, Tensors
 
@@ -22,48 +21,6 @@ SHORTEST_VELOCITY = 0.1
 The slope of a cosine is 1 / length. A fresh model predicts exactly zero, and with torch's floor of 1e-8 its first gradient is 1e7
 times the usual one: Adam's second moment remembers that and keeps the output layer nearly still for thousands of steps.
 """
-
-
-def model_config(
-    model: ModelParams,
-    loss: LossParams,
-    schedule: ScheduleParams,
-    *,
-    grid: int,
-    texture_channels: int,
-    semantic_channels: int,
-    num_classes: int,
-    feature_dim: int,
-) -> LightningDiTConfig:
-    """The backbone for a data set: a size by name, the parts that are on, and the latents' shape.
-
-    Raises:
-        UserError: the patches do not tile the latents. (Whether REPA fits the backbone is checked with the parameters.)
-    """
-    width, depth, heads = SIZES[model.size]
-    if grid % model.patch_size:
-        raise UserError(
-            f"diffusion.model.patch_size {model.patch_size} must divide the latents' side {grid}; set it to 1"
-        )
-    return LightningDiTConfig(
-        input_size=grid,
-        in_channels=texture_channels + semantic_channels,
-        hidden_size=width,
-        depth=depth,
-        num_heads=heads,
-        num_classes=num_classes,
-        patch_size=model.patch_size,
-        semantic_channels=semantic_channels,
-        two_times=schedule.kind != "sync",
-        use_qknorm=model.use_qknorm,
-        use_swiglu=model.use_swiglu,
-        use_rope=model.use_rope,
-        use_rmsnorm=model.use_rmsnorm,
-        use_shift=model.use_shift,
-        repa_depth=loss.repa_depth if loss.repa_weight > 0.0 else 0,
-        repa_width=loss.repa_width,
-        feature_dim=feature_dim,
-    )
 
 
 class SemanticDecoder(Protocol):
@@ -98,7 +55,7 @@ class DiffusionTask:
 
     def __init__(
         self,
-        network: LightningDiT,
+        network: Backbone,
         dataset: BatchedDataset,
         loss: LossParams,
         schedule: Schedule | OffsetRange,
@@ -134,12 +91,12 @@ class DiffusionTask:
 
     def losses(self, network: nn.Module, data: Tensors, noise: Tensors) -> dict[str, Tensor]:
         """``data``: latents ``(B, C, H, W)``, classes ``(B,)``, and stored features ``(B, N, D)``. Terms are batch means."""
-        x1, labels = data[:2]
+        x1, class_indices = data[:2]
         x0, t_tex, t_sem, texture_weight, semantic_weight, drop = noise
         semantic_channels = self.config.semantic_channels
-        labels = torch.where(drop < self.class_dropout, self.config.null_class, labels)
+        condition = self._condition(class_indices, drop < self.class_dropout)
         xt = interpolate(x0, x1, t_tex, t_sem, semantic_channels)
-        output = network(xt, t_tex, t_sem, labels, with_projection="repa" in self.weights)
+        output = network(xt, t_tex, t_sem, condition, with_projection="repa" in self.weights)
         velocity, target = output.velocity.float(), x1 - x0
         terms = {}
         if "velocity" in self.weights:
@@ -153,3 +110,12 @@ class DiffusionTask:
             features = data[2] if self.features_of is None else self.features_of(x1)
             terms["repa"] = repa_loss(output.projection.float(), features).mean()
         return terms
+
+    def _condition(self, class_indices: Tensor, dropped: Tensor) -> Tensor:
+        """What the network is told: the condition of each image, or its null value for the ones that are ``dropped`` ``(B,)``."""
+        condition = self.config.condition
+        values = condition.of_classes(class_indices)
+        if not condition.has_null:
+            return values
+        null = condition.null(len(values), values.device)
+        return torch.where(dropped.reshape(-1, *[1] * (values.ndim - 1)), null, values)

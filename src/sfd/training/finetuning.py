@@ -6,42 +6,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from sfd.data.latents import LatentDataset, Statistics
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.backbone import Axis, Backbone, BackboneConfig, channel_names
 from sfd.params import DiffusionParams, LoraParams
 from sfd.seeding import seeded_initialisation
 from sfd.training.loop import Trained
-
-BACKBONE = (
-    "patch_size",
-    "hidden_size",
-    "depth",
-    "num_heads",
-    "use_qknorm",
-    "use_swiglu",
-    "use_rope",
-    "use_rmsnorm",
-    "use_shift",
-)
-"""What must be the same in both models, because every block's weights depend on it."""
-
-CLASS_TABLE = "y_embedder.embedding_table.weight"
-OUTPUT = ("final_layer.linear.weight", "final_layer.linear.bias")
-OF_THE_GRID = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
-"""Fixed tables that follow from the grid, so that a new one is not learnt but computed."""
-
-NO_CLASS = "no class"
-"""The null class among the names of classes."""
-
-ADAPTED_LAYERS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
-"""Names of the linear layers that get adapters: attention and MLP of every block (with SwiGLU or GELU)."""
 
 
 @dataclass(frozen=True)
@@ -77,39 +52,30 @@ def _modules(names: Iterable[str]) -> str:
     return ", ".join(f"{module} ({count} tensor{'s' * (count > 1)})" for module, count in counted)
 
 
-class Entries(NamedTuple):
-    """A tensor, one of its axes, and the names of the entries along it."""
-
-    tensor: Tensor
-    axis: int
-    names: list[str]
-
-
 @torch.no_grad()
-def transfer(source: DiffusionModel, network: LightningDiT, classes: list[str]) -> Transfer:
+def transfer(source: DiffusionModel, network: Backbone) -> Transfer:
     """Copies all weights that fit into ``network``, which is freshly initialised.
 
-    Rows of the class table follow the names of ``classes``, in order; the null class is kept. Semantic channels are copied where both
-    models have the same number of them; texture channels must be the same. Time embedders fit where both models have one time, or
-    both have two; the REPA projector where depth and widths are the same. Fixed tables are those of the new grid.
+    Rows of the condition's tables follow their names; the null class is kept. Semantic channels are copied where both models have the
+    same number of them; texture channels must be the same. Time embedders fit where both models have one time, or both have two; the
+    REPA projector where depth and widths are the same. Fixed tables are those of the new grid.
 
     Raises:
         UserError: the backbones differ, or the texture channels.
     """
     theirs, ours = source.network.config, network.config
-    _check_backbone(theirs, ours)
-    old = source.network.state_dict()
+    _check_backbone(source.network, network)
+    old, old_axes, axes = source.network.state_dict(), source.network.named_axes(), network.named_axes()
     copied: list[str] = []
     resized: list[str] = []
     drawn: list[str] = []
     in_part: dict[str, str] = {}
     for name, value in network.state_dict().items():
-        entries = _entries(name, value, ours, classes)
-        is_projector = name.startswith("repa_projector.")
-        if entries is not None:
-            anew = copy_entries(entries, _entries(name, old[name], theirs, source.classes))
+        is_projector = name.startswith(f"{network.projector}.")
+        if name in axes and name in old_axes:
+            anew = copy_entries(axes[name], old_axes[name])
             if anew:
-                in_part[name] = f"{len(anew)} of {len(entries.names)}: {textwrap.shorten(', '.join(anew), 100)}"
+                in_part[name] = f"{len(anew)} of {len(axes[name].names)}: {textwrap.shorten(', '.join(anew), 100)}"
             else:
                 copied.append(name)
         elif (
@@ -120,14 +86,16 @@ def transfer(source: DiffusionModel, network: LightningDiT, classes: list[str]) 
             value.copy_(old[name])
             copied.append(name)
         else:
-            (resized if name in OF_THE_GRID else drawn).append(name)
+            (resized if name in network.computed else drawn).append(name)
     left_out = [name for name in old if name not in {*copied, *in_part, *resized}]
     return Transfer(tuple(copied), in_part, tuple(resized), tuple(drawn), tuple(left_out))
 
 
-def _check_backbone(theirs: LightningDiTConfig, ours: LightningDiTConfig) -> None:
-    there, here = theirs.to_dict(), ours.to_dict()
-    differ = [f"{key} is {there[key]} there and {here[key]} here" for key in BACKBONE if there[key] != here[key]]
+def _check_backbone(source: Backbone, network: Backbone) -> None:
+    theirs, ours = source.config, network.config
+    there, here = ({"backbone": config.kind} | config.to_dict() for config in (theirs, ours))
+    shared = ("backbone", *(network.shared_options if theirs.kind == ours.kind else ()))
+    differ = [f"{key} is {there[key]} there and {here[key]} here" for key in shared if there[key] != here[key]]
     if differ:
         raise UserError(
             f"diffusion.init_from: the backbones differ ({', '.join(differ)}); set diffusion.model to that of the model to start from"
@@ -140,27 +108,8 @@ def _check_backbone(theirs: LightningDiTConfig, ours: LightningDiTConfig) -> Non
         )
 
 
-def _entries(name: str, value: Tensor, config: LightningDiTConfig, classes: list[str]) -> Entries | None:
-    """What a tensor's entries belong to, for those that depend on the data set: classes, or channels of the composite."""
-    if name == CLASS_TABLE:
-        return Entries(value, 0, [*classes, NO_CLASS] if config.use_null_class else classes)
-    if name == "x_embedder.proj.weight":
-        return Entries(value, 1, _channels(config))
-    if name in OUTPUT:  # a token's outputs are its positions one after the other, each with all channels
-        return Entries(value.unflatten(0, (-1, config.in_channels)), 1, _channels(config))
-    return None
-
-
-def _channels(config: LightningDiTConfig) -> list[str]:
-    """Names of the composite's channels. Another number of semantic channels are other channels: their order means nothing."""
-    semantic = config.semantic_channels
-    texture = [f"texture {n}" for n in range(config.in_channels - semantic)]
-    return [*texture, *(f"semantic {n} of {semantic}" for n in range(semantic))]
-
-
-def copy_entries(target: Entries, source: Entries | None) -> list[str]:
+def copy_entries(target: Axis, source: Axis) -> list[str]:
     """Copies the entries whose names ``source`` has, too, in place; returns the names of the others."""
-    assert source is not None  # both models have the tensor
     places = {name: place for place, name in enumerate(source.names)}
     for place, name in enumerate(target.names):
         if name in places:
@@ -168,13 +117,17 @@ def copy_entries(target: Entries, source: Entries | None) -> list[str]:
     return [name for name in target.names if name not in places]
 
 
-def source_statistics(source: DiffusionModel, network: LightningDiT, new: Statistics) -> Statistics:
+def source_statistics(source: DiffusionModel, network: Backbone, new: Statistics) -> Statistics:
     """The statistics that the weights expect; those of the new latents for channels that the source does not have."""
-    theirs, ours = _channels(source.network.config), _channels(network.config)
+    theirs, ours = (_channels(config) for config in (source.network.config, network.config))
     mean, std = new.mean.clone(), new.std.clone()
-    copy_entries(Entries(mean, 0, ours), Entries(source.statistics.mean, 0, theirs))
-    copy_entries(Entries(std, 0, ours), Entries(source.statistics.std, 0, theirs))
+    copy_entries(Axis(mean, 0, ours), Axis(source.statistics.mean, 0, theirs))
+    copy_entries(Axis(std, 0, ours), Axis(source.statistics.std, 0, theirs))
     return Statistics(mean, std)
+
+
+def _channels(config: BackboneConfig) -> list[str]:
+    return channel_names(config.in_channels - config.semantic_channels, config.semantic_channels)
 
 
 def describe_statistics(chosen: Statistics, new: Statistics) -> str:
@@ -191,7 +144,7 @@ def describe_statistics(chosen: Statistics, new: Statistics) -> str:
 class Start:
     """A network to train. ``report``: lines; ``transfer``: None if it starts from nothing."""
 
-    network: LightningDiT
+    network: Backbone
     transfer: Transfer | None = None
     report: tuple[str, ...] = ()
     adapters: Any = None
@@ -209,14 +162,14 @@ class Start:
 
 
 def start_from(
-    source: DiffusionModel, network: LightningDiT, dataset: LatentDataset, params: DiffusionParams, seed: int
+    source: DiffusionModel, network: Backbone, dataset: LatentDataset, params: DiffusionParams, seed: int
 ) -> Start:
     """Prepares a freshly initialised network, and how ``dataset`` normalises its latents, for training on from ``source``.
 
     Raises:
         UserError: the models do not fit, see :func:`transfer`.
     """
-    moved = transfer(source, network, dataset.reader.index["classes"])
+    moved = transfer(source, network)
     new = dataset.statistics
     if params.init_statistics == "source":
         dataset.statistics = source_statistics(source, network, new)
@@ -230,16 +183,17 @@ def start_from(
     return replace(start, report=(*report, f"trained: {start.trainable:,} of {total:,} parameters"))
 
 
-def add_adapters(network: LightningDiT, params: LoraParams, moved: Transfer, seed: int) -> Any:
-    """Freezes the network but for the class table and what was drawn anew, and adds adapters in place; returns peft's tuner.
+def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: int) -> Any:
+    """Freezes the network but for the condition's embedding and what was drawn anew, and adds adapters in place; returns peft's tuner.
 
     An adapter is zero at first. The average of the weights holds the averages of its two factors.
     """
     from peft import LoraConfig, LoraModel
 
-    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=ADAPTED_LAYERS)
+    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=network.adapted_layers)
+    told = [name for name, _ in network.named_parameters() if name.startswith(f"{network.embedding}.")]
     with seeded_initialisation(seed, "diffusion/lora"):
         adapters = LoraModel(network, config, "default")
-    for name in (CLASS_TABLE, *moved.in_part, *moved.drawn_anew):
+    for name in (*told, *moved.in_part, *moved.drawn_anew):
         network.get_parameter(name).requires_grad_(True)
     return adapters

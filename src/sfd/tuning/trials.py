@@ -153,8 +153,8 @@ def link(trial: "Trial", run: Run) -> None:
 
 def log_grid(run: Run, scored: Repeat, folder: Path) -> None:
     """The first samples, a class a row, as an artifact."""
-    order = sorted(range(len(scored.classes)), key=lambda n: scored.classes[n])
-    labels = [scored.classes[n] for n in order]
+    order = sorted(range(len(scored.labels)), key=lambda n: scored.labels[n])
+    labels = [scored.labels[n] for n in order]
     per_row = max(1, min(GRID_PER_CLASS, min(labels.count(label) for label in labels)))
     save_png(labelled_grid(scored.images[order], labels, per_row), folder / "grid.png")
     run.log_artifact(folder / "grid.png")

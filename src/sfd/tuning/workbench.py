@@ -6,7 +6,7 @@ Every candidate is scored on the same noise (common random numbers), so that dif
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
 from sfd.evaluation.views import Batches
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
-from sfd.models.lightningdit import LightningDiT
+from sfd.models.backbone import Backbone, build_backbone
 from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
 from sfd.pipeline.stage import RESULTS
@@ -38,15 +38,15 @@ STUDY, CONFIRMATION = "study", "confirmation"
 
 @dataclass(frozen=True)
 class Repeat:
-    """One set of samples, scored. ``images``: the first ones, uint8 ``(n, 3, S, S)``, and their classes."""
+    """One set of samples, scored. ``images``: the first ones, uint8 ``(n, 3, S, S)``, and their labels."""
 
     metrics: dict[str, float]
     images: Tensor
-    classes: list[str]
+    labels: list[str]
 
 
 @lru_cache(maxsize=1)
-def load_weak(folder: Path) -> LightningDiT:
+def load_weak(folder: Path) -> Backbone:
     """AutoGuidance's weak model, which the trials of a study share."""
     return DiffusionModel.load(folder).network
 
@@ -78,28 +78,29 @@ class Workbench:
         }
 
     def score(self, model: DiffusionModel, params: Params, purpose: str, repeat: int) -> Repeat:
-        """Samples ``tune.num_images`` images, classes balanced, and scores them against the purpose's half of the reference.
+        """Samples ``tune.num_images`` images, conditions balanced, and scores them against the purpose's half of the reference.
 
         Metrics: ``fd`` (``fid`` if the judge is Inception), ``kid``, ``precision``, ``recall``, ``class_accuracy`` if the judge knows
-        the classes, and ``seconds_per_image`` of sampling.
+        the classes and the model draws them, and ``seconds_per_image`` of sampling.
         """
-        number, classes = params.tune.num_images, model.classes
-        indices = [i % len(classes) for i in range(number)]
+        number, condition = params.tune.num_images, model.condition
+        values = condition.plan(number)
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
         weak = params.sample.guidance.weak_model
         images = ImageGenerator(model, self.decoder, load_weak(Path(weak)) if weak else None, self.device)
         started = time.perf_counter()
-        pixels = torch.cat(list(images.sample(indices, [image_seed(seed, i) for i in range(number)], params.sample)))
+        pixels = torch.cat(list(images.sample(values, [image_seed(seed, i) for i in range(number)], params.sample)))
         seconds = (time.perf_counter() - started) / number
         batches = (batch.to(self.device) for batch in pixels.split(params.evaluate.batch_size))
         features = extract(self.judge, batches)
         metrics = compare(features, self.references[purpose], params.evaluate, seed)
         if self.judge.name == "inception":
             metrics["fid"] = metrics.pop("fd")
-        if self.judge.classes is not None and self.judge.classes > 1:
-            metrics["class_accuracy"] = class_accuracy(features, torch.tensor(indices), self.judge)
+        wanted = condition.columns(values).get("class_index")
+        if wanted is not None and self.judge.classes is not None and self.judge.classes > 1:
+            metrics["class_accuracy"] = class_accuracy(features, torch.tensor(wanted), self.judge)
         metrics["seconds_per_image"] = seconds
-        return Repeat(metrics, pixels[:GRID_IMAGES], [classes[index] for index in indices[:GRID_IMAGES]])
+        return Repeat(metrics, pixels[:GRID_IMAGES], [condition.label(value) for value in values[:GRID_IMAGES]])
 
     def model(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
@@ -119,13 +120,13 @@ class Workbench:
         """
         dataset = self._latents(params)
         start = prepare_network(params, dataset, seed, self.source)
-        model = DiffusionModel(start.network, params.schedule, dataset.statistics, dataset.reader.index["classes"])
+        model = DiffusionModel(start.network, params.schedule, dataset.statistics)
         last = params.diffusion.training.num_steps
 
         def preview(averaged: torch.nn.Module, step: int) -> None:
-            assert isinstance(averaged, LightningDiT)
+            assert isinstance(averaged, Backbone)
             if look is not None and step < last:
-                look(DiffusionModel(averaged.eval(), model.schedule_params, model.statistics, model.classes), step)
+                look(replace(model, network=averaged.eval()), step)
                 averaged.train()
 
         trained = train(
@@ -154,10 +155,10 @@ class Workbench:
         params = params.model_copy(update={"schedule": params.sample.schedule})
         dataset = self._latents(params)
         dataset.statistics = shared.statistics
-        network = LightningDiT(shared.network.config)
+        network = build_backbone(shared.network.config)
         network.load_state_dict(shared.network.state_dict())
         steps = params.tune.refine_steps
         training = params.diffusion.training.model_copy(update={"num_steps": steps, "checkpoint_every": steps})
         task = build_task(params, network, dataset, seed)
         train(task, training, seed, folder, "tune", log_nothing).copy_to(network)
-        return DiffusionModel(network, params.schedule, shared.statistics, shared.classes)
+        return DiffusionModel(network, params.schedule, shared.statistics)

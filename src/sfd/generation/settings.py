@@ -1,0 +1,74 @@
+"""``sample.json`` of a registered model: the settings that it was sampled, and scored, with.
+
+The record has names of its own, so that a file stays readable when an option of ``params.yaml`` is renamed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sfd.errors import UserError
+from sfd.generation.model_config import check_format, read_schedule, write_schedule
+from sfd.params import GuidanceParams, SampleParams
+
+FORMAT = 1
+"""Files without a format number are older and have the same keys."""
+
+
+def write_settings(file: Path, settings: SampleParams) -> None:
+    """Writes the record as JSON."""
+    file.write_text(json.dumps(_to_record(settings)), encoding="utf-8")
+
+
+def read_settings(file: Path) -> SampleParams:
+    """Inverse of :func:`write_settings`. Raises :class:`UserError` if the file holds no such record, or a newer format."""
+    try:
+        return _from_record(json.loads(file.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} does not hold the settings of a registered model ({' '.join(str(error).split())}); register it again"
+        ) from error
+
+
+def _to_record(settings: SampleParams) -> dict[str, Any]:
+    guidance = settings.guidance
+    return {
+        "format": FORMAT,
+        "num_images": settings.num_images,
+        "batch_size": settings.batch_size,
+        "sampler": settings.sampler,
+        "num_steps": settings.num_steps,
+        "rule": settings.rule,
+        "timestep_shift": settings.timestep_shift,
+        "schedule": None if settings.schedule is None else write_schedule(settings.schedule),
+        "guidance": {
+            "kind": guidance.kind,
+            "weak_model": guidance.weak_model,
+            "scale_texture": guidance.scale_texture,
+            "scale_semantic": guidance.scale_semantic,
+            "start_texture": guidance.start_texture,
+            "start_semantic": guidance.start_semantic,
+        },
+    }
+
+
+def _from_record(record: dict[str, Any]) -> SampleParams:
+    check_format(record, FORMAT)
+    guidance = record["guidance"]
+    return SampleParams(
+        num_images=record["num_images"],
+        batch_size=record["batch_size"],
+        sampler=record["sampler"],
+        num_steps=record["num_steps"],
+        rule=record["rule"],
+        timestep_shift=record["timestep_shift"],
+        schedule=None if record["schedule"] is None else read_schedule(record["schedule"]),
+        guidance=GuidanceParams(
+            kind=guidance["kind"],
+            weak_model=guidance["weak_model"],
+            scale_texture=guidance["scale_texture"],
+            scale_semantic=guidance["scale_semantic"],
+            start_texture=guidance["start_texture"],
+            start_semantic=guidance["start_semantic"],
+        ),
+    )

@@ -1,0 +1,157 @@
+"""What every backbone has: the base class of the networks in :data:`sfd.names.BACKBONES`, and how one is built by name.
+
+Legend of shapes: B images, C channels, H x W latent positions, N tokens, F encoder feature width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from sfd.models.conditions import Condition
+from sfd.names import BACKBONES, load
+
+if TYPE_CHECKING:
+    from sfd.params import ModelParams
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a backbone must know besides its own options.
+
+    Attributes:
+        grid: positions along one side of the latents.
+        texture_channels, semantic_channels: channels of the composite latent, in this order.
+        feature_dim: width F of the encoder's features.
+        condition: what the model is told about an image.
+        two_times: whether texture and semantics have times of their own.
+        repa_depth: block after which hidden states are aligned with the encoder's features; 0: nowhere.
+        repa_width: hidden width of the projector of that alignment.
+    """
+
+    grid: int
+    texture_channels: int
+    semantic_channels: int
+    feature_dim: int
+    condition: Condition
+    two_times: bool
+    repa_depth: int
+    repa_width: int
+
+
+class BackboneConfig(Protocol):
+    """The configuration of a backbone: what code outside this package reads of it.
+
+    ``kind``: the backbone's name in :data:`sfd.names.BACKBONES`, ``params.yaml`` and ``config.json``.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def input_size(self) -> int: ...
+
+    @property
+    def in_channels(self) -> int: ...
+
+    @property
+    def semantic_channels(self) -> int: ...
+
+    @property
+    def two_times(self) -> bool: ...
+
+    @property
+    def repa_depth(self) -> int: ...
+
+    @property
+    def condition(self) -> Condition: ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``config.json``, without the condition."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], condition: Condition) -> Self:
+        """Inverse of :meth:`to_dict`. Raises ``TypeError`` or ``ValueError`` for keys that are missing or unknown."""
+
+    @classmethod
+    def from_params(cls, params: "ModelParams", facts: Facts) -> Self:
+        """The configuration that the parameters describe. Raises :class:`sfd.errors.UserError` if the facts do not fit them."""
+
+
+class Output(NamedTuple):
+    """``velocity`` ``(B, C, H, W)``; ``projection`` ``(B, N, F)`` for REPA, or None where it was not asked for."""
+
+    velocity: Tensor
+    projection: Tensor | None
+
+
+def channel_names(texture_channels: int, semantic_channels: int) -> list[str]:
+    """Names of the composite's channels. Another number of semantic channels are other channels: their order means nothing."""
+    texture = [f"texture {n}" for n in range(texture_channels)]
+    return [*texture, *(f"semantic {n} of {semantic_channels}" for n in range(semantic_channels))]
+
+
+class Axis(NamedTuple):
+    """A view of a tensor along one of its axes, and the names of the entries there."""
+
+    tensor: Tensor
+    axis: int
+    names: Sequence[str]
+
+
+class Backbone(nn.Module):
+    """Velocity of a composite latent, given the times of its parts and a condition.
+
+    Attributes:
+        config_type: the class of ``config``.
+        projector: name of the module that projects hidden states for REPA.
+        embedding: name of the condition's module, which trains whole beside low-rank adapters.
+        shared_options: fields of ``config`` that fine-tuning needs to be equal in both models.
+        computed: names of tensors that follow from ``config``, so that fine-tuning does not copy them to another grid.
+        adapted_layers: regular expression of the names of the linear layers that get low-rank adapters.
+    """
+
+    config_type: ClassVar[type[BackboneConfig]]
+    projector: ClassVar[str] = "repa_projector"
+    embedding: ClassVar[str] = "y_embedder"
+    shared_options: ClassVar[tuple[str, ...]] = ()
+    computed: ClassVar[tuple[str, ...]] = ()
+    adapted_layers: ClassVar[str] = ""
+    config: BackboneConfig
+
+    def forward(
+        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor, with_projection: bool = False
+    ) -> Output:
+        """``x`` ``(B, C, H, W)``, times ``(B,)`` in [0, 1], condition as :meth:`sfd.models.conditions.Condition.batch` gives it."""
+        raise NotImplementedError
+
+    def initialise(self, generator: torch.Generator) -> Self:
+        """Sets all weights, with draws of ``generator`` alone; returns the network."""
+        raise NotImplementedError
+
+    def output_layer(self) -> nn.Linear:
+        """The layer that gives the velocity. It is zero after :meth:`initialise`."""
+        raise NotImplementedError
+
+    def named_axes(self) -> dict[str, Axis]:
+        """Tensors whose entries belong to channels of the composite or to values of the condition, by parameter name."""
+        return {}
+
+
+def config_from_params(params: "ModelParams", facts: Facts) -> BackboneConfig:
+    """The configuration of ``params.backbone``. Raises as :meth:`BackboneConfig.from_params` does."""
+    config: BackboneConfig = load(BACKBONES, params.backbone).config_type.from_params(params, facts)
+    return config
+
+
+def config_from_dict(kind: str, values: dict[str, Any], condition: Condition) -> BackboneConfig:
+    """The configuration from its record in ``config.json``. Raises as :meth:`BackboneConfig.from_dict` does."""
+    config: BackboneConfig = load(BACKBONES, kind).config_type.from_dict(values, condition)
+    return config
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """The network of a configuration, with weights that are yet to be initialised or loaded."""
+    network: Backbone = load(BACKBONES, config.kind)(config)
+    return network

@@ -1,0 +1,246 @@
+"""Conditions: what a model is told about an image.
+
+A condition is one object. It says how its values cross the network, stand in tables, and are asked for. A value is what one image is
+drawn for: the index of a class, or None where there is nothing to choose.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from sfd.errors import UserError
+from sfd.names import CONDITIONS, load
+
+Value = int | str | None
+"""What one image is drawn for, as plain JSON holds it."""
+
+NO_CLASS = "no class"
+"""The null class among the names of classes."""
+
+NAMED_CLASSES = 50
+"""Classes that an error lists."""
+
+
+class Condition(Protocol):
+    """What code outside this module needs to know of a condition.
+
+    Attributes:
+        kind: its name in :data:`sfd.names.CONDITIONS`, ``params.yaml`` and ``config.json``.
+        has_null: whether there is a null value, which classifier-free guidance is guided away from.
+        choices: names of the values that a client can choose from; None if there is nothing to choose.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def has_null(self) -> bool: ...
+
+    @property
+    def choices(self) -> list[str] | None: ...
+
+    @classmethod
+    def from_data(cls, classes: Sequence[str]) -> Self:
+        """The condition of a data set with these classes."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Inverse of :meth:`to_config`. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for another record."""
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values for ``config.json``, without the kind."""
+
+    def embedding(self, width: int) -> nn.Module | None:
+        """The module from a batch of values to vectors ``(B, width)``; None adds nothing to the time embedding."""
+
+    def rows(self) -> dict[str, list[str]]:
+        """Tables of the embedding, by parameter name, with the names of their rows. Fine-tuning copies rows by these names."""
+
+    def of_classes(self, class_indices: Tensor) -> Tensor:
+        """Class indices ``(B,)`` of the data set's images -> what crosses the network's ``forward``, first dimension B."""
+
+    def batch(self, values: Sequence[Value], device: torch.device | str = "cpu") -> Tensor:
+        """Values -> what crosses the network's ``forward``. Raises :class:`UserError` for a value that does not exist."""
+
+    def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """The null value, ``count`` times, as :meth:`batch` gives it. Raises :class:`UserError` if there is none."""
+
+    def plan(self, num_images: int) -> list[Value]:
+        """The values of a set of samples. Any first n of them are as balanced as they can be."""
+
+    def columns(self, values: Sequence[Value]) -> dict[str, list[Any]]:
+        """Columns of a table of images. They stand in ``samples.csv`` and in the answers of `sfd serve`."""
+
+    def label(self, value: Value) -> str:
+        """The caption of an image in a grid."""
+
+    def file_stem(self, value: Value, seed: int) -> str:
+        """The name of an image file, without its ending."""
+
+    def from_request(self, given: object) -> Value:
+        """The value that a client asks for; None: the client gave none. Raises ``ValueError`` in words for the client."""
+
+    def to_request(self, value: Value) -> str | None:
+        """What a client gives to get this value; None: nothing."""
+
+
+def read_condition(kind: str, config: dict[str, Any]) -> Condition:
+    """A condition from its record in ``config.json``. Raises as :meth:`Condition.from_config` and :func:`sfd.names.load` do."""
+    condition: Condition = load(CONDITIONS, kind).from_config(config)
+    return condition
+
+
+class ClassEmbedding(nn.Module):
+    """One row per class; the last is the null class. Named as in the published weights."""
+
+    def __init__(self, num_rows: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_rows, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """``(B,)`` -> ``(B, D)``."""
+        return self.embedding_table(y)
+
+
+@dataclass(frozen=True)
+class ClassCondition:
+    """The class of the image. ``names``: by class index. A value is a class index; None is the null class, behind the last one."""
+
+    names: tuple[str, ...]
+    has_null: bool = True
+
+    kind: ClassVar[str] = "class"
+
+    @classmethod
+    def numbered(cls, num_classes: int, has_null: bool = True) -> Self:
+        """Classes whose names are their indices."""
+        return cls(tuple(str(index) for index in range(num_classes)), has_null)
+
+    @classmethod
+    def from_data(cls, classes: Sequence[str]) -> Self:
+        return cls(tuple(classes))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(tuple(config["names"]), bool(config["has_null"]))
+
+    def to_config(self) -> dict[str, Any]:
+        return {"names": list(self.names), "has_null": self.has_null}
+
+    @property
+    def choices(self) -> list[str] | None:
+        return list(self.names)
+
+    def embedding(self, width: int) -> nn.Module:
+        return ClassEmbedding(len(self.names) + self.has_null, width)
+
+    def rows(self) -> dict[str, list[str]]:
+        return {"embedding_table.weight": [*self.names, *([NO_CLASS] if self.has_null else [])]}
+
+    def of_classes(self, class_indices: Tensor) -> Tensor:
+        return class_indices
+
+    def batch(self, values: Sequence[Value], device: torch.device | str = "cpu") -> Tensor:
+        return torch.tensor([self._row(value) for value in values], device=device)
+
+    def _row(self, value: Value) -> int:
+        if value is None and self.has_null:
+            return len(self.names)
+        if not isinstance(value, int) or not 0 <= value < len(self.names):
+            raise UserError(f"class index {value} is not in 0..{len(self.names) - 1}")
+        return value
+
+    def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+        if not self.has_null:
+            raise UserError("this model has no null class to be guided away from: set sample.guidance.kind to none")
+        return torch.full((count,), len(self.names), device=device)
+
+    def plan(self, num_images: int) -> list[Value]:
+        return [index % len(self.names) for index in range(num_images)]
+
+    def columns(self, values: Sequence[Value]) -> dict[str, list[Any]]:
+        return {"class_index": list(values), "class": [self.label(value) for value in values]}
+
+    def label(self, value: Value) -> str:
+        return self.names[value] if isinstance(value, int) else NO_CLASS
+
+    def file_stem(self, value: Value, seed: int) -> str:
+        return f"{value}-{seed}"
+
+    def from_request(self, given: object) -> Value:
+        if isinstance(given, int) and not isinstance(given, bool):
+            if not 0 <= given < len(self.names):
+                raise ValueError(f"class index {given} is not in 0..{len(self.names) - 1}")
+            return given
+        more = f" and {len(self.names) - NAMED_CLASSES} more" if len(self.names) > NAMED_CLASSES else ""
+        known = f"its classes are {', '.join(self.names[:NAMED_CLASSES])}{more}"
+        if given is None:
+            raise ValueError(f"`class` is missing: give the name of a class, or its index; {known}")
+        if given not in self.names:
+            raise ValueError(f"{str(given)[:100]!r} is no class of this model; {known}")
+        return self.names.index(str(given))
+
+    def to_request(self, value: Value) -> str | None:
+        return self.label(value)
+
+
+@dataclass(frozen=True)
+class NoCondition:
+    """Nothing: the model knows the times alone. Its only value is None."""
+
+    kind: ClassVar[str] = "none"
+    has_null: ClassVar[bool] = False
+    choices: ClassVar[None] = None
+
+    @classmethod
+    def from_data(cls, classes: Sequence[str]) -> Self:  # noqa: ARG003  # as every condition
+        return cls()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        if config:
+            raise ValueError(f"condition `none` has no facts, but is given {', '.join(config)}")
+        return cls()
+
+    def to_config(self) -> dict[str, Any]:
+        return {}
+
+    def embedding(self, width: int) -> None:  # noqa: ARG002  # as every condition
+        return None
+
+    def rows(self) -> dict[str, list[str]]:
+        return {}
+
+    def of_classes(self, class_indices: Tensor) -> Tensor:
+        return torch.zeros_like(class_indices)
+
+    def batch(self, values: Sequence[Value], device: torch.device | str = "cpu") -> Tensor:
+        given = next((value for value in values if value is not None), None)
+        if given is not None:
+            raise UserError(f"this model draws images without a class, but is given {given!r}; give None")
+        return torch.zeros(len(values), dtype=torch.int64, device=device)
+
+    def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:  # noqa: ARG002  # as every condition
+        raise UserError("condition `none` has no null value to be guided away from: set sample.guidance.kind to none")
+
+    def plan(self, num_images: int) -> list[Value]:
+        return [None] * num_images
+
+    def columns(self, values: Sequence[Value]) -> dict[str, list[Any]]:  # noqa: ARG002  # as every condition
+        return {}
+
+    def label(self, value: Value) -> str:  # noqa: ARG002  # as every condition
+        return ""
+
+    def file_stem(self, value: Value, seed: int) -> str:  # noqa: ARG002  # as every condition
+        return str(seed)
+
+    def from_request(self, given: object) -> Value:
+        if given is not None:
+            raise ValueError("this model draws images without a class; leave the class out")
+        return None
+
+    def to_request(self, value: Value) -> str | None:  # noqa: ARG002  # as every condition
+        return None
