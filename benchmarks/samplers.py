@@ -69,7 +69,7 @@ class Bench:
     def __init__(self, params: Any, num_images: int) -> None:
         from sfd.data.manifest import HELDOUT
         from sfd.data.prepared import Prepared
-        from sfd.encoders.judge import load_judge
+        from sfd.encoders.judges.judge import load_judge
         from sfd.evaluation.fidelity import Reference, extract
         from sfd.evaluation.views import Batches
         from sfd.generation.images import ImageGenerator
