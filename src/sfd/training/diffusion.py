@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
-from sfd.diffusion.schedule import OffsetRange, Schedule, part_weights, sample_logit_normal, sample_progress_of_parts
+from sfd.diffusion.schedule import (
+    OffsetRange,
+    Schedule,
+    per_part_weights,
+    sample_logit_normal,
+    sample_progress_per_part,
+)
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.names import SIZES
@@ -125,8 +131,8 @@ class DiffusionTask:
         )
         schedule = self.schedule.draw(batch_size, random) if isinstance(self.schedule, OffsetRange) else self.schedule
         if loss.time_of == "parts":
-            u = sample_progress_of_parts(schedule, batch_size, loss.time_mean, loss.time_std, random)
-            weights = part_weights(schedule, u, loss.time_mean, loss.time_std)
+            u = sample_progress_per_part(schedule, batch_size, loss.time_mean, loss.time_std, random)
+            weights = per_part_weights(schedule, u, loss.time_mean, loss.time_std)
         else:
             u = sample_logit_normal(batch_size, loss.time_mean, loss.time_std, random)
             weights = (torch.ones_like(u), torch.ones_like(u))
