@@ -34,7 +34,7 @@ from sfd.processes import inference_device
 from sfd.seeding import generator
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.loop import BatchedDataset, Tensors, train
-from sfd.training.order import StepBatches
+from sfd.training.order import SeededBatchSampler
 
 
 class OneBatch:
@@ -226,7 +226,7 @@ def _write_shards(folder: Path, shape: LatentShape, num_views: int, num_images: 
 
 
 def _batches(dataset: LatentDataset, params: Params, batch_size: int, num_batches: int) -> Iterator[Tensors]:
-    order = StepBatches(params.seed, "bench", len(dataset), batch_size, 0, num_batches, slice(0, batch_size))
+    order = SeededBatchSampler(params.seed, "bench", len(dataset), batch_size, 0, num_batches, slice(0, batch_size))
     loader: DataLoader[Tensors] = DataLoader(
         dataset,  # type: ignore[arg-type]  # DataLoader needs no more than BatchedDataset has
         batch_sampler=order,
