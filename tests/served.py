@@ -20,10 +20,11 @@ import torch
 from support import wait_until
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.generation.images import ImageGenerator
 from sfd.generation.model import DiffusionModel
+from sfd.models.conditions import ClassCondition, Condition, Value
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.load import RegisteredModel
@@ -39,16 +40,19 @@ RANGE = {"kind": "offset", "tau": {"low": 0.0, "high": 0.5}}
 
 def untrained_model(classes: list[str], schedule: dict[str, Any], use_null_class: bool = True) -> DiffusionModel:
     """A tiny backbone whose random weights are zero nowhere, so that every input matters."""
-    config = LightningDiTConfig(
-        4, 6, 32, 2, 2, len(classes), semantic_channels=2, two_times=True, use_null_class=use_null_class
-    )
+    return model_of(ClassCondition(tuple(classes), use_null_class), schedule)
+
+
+def model_of(condition: Condition, schedule: dict[str, Any]) -> DiffusionModel:
+    """:func:`untrained_model` that is told something else than a class."""
+    config = LightningDiTConfig(4, 6, 32, 2, 2, condition, semantic_channels=2, two_times=True)
     network, random = LightningDiT(config), torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
-    statistics = Statistics(torch.zeros(6), torch.ones(6))
+    statistics = ChannelStatistics(torch.zeros(6), torch.ones(6))
     schedule_params = ScheduleParams.model_validate(schedule)
-    return DiffusionModel(network.eval().requires_grad_(False), schedule_params, statistics, classes)
+    return DiffusionModel(network.eval().requires_grad_(False), schedule_params, statistics)
 
 
 def untrained_decoder() -> TextureVae:
@@ -78,14 +82,14 @@ class Gate:
         self.failure: Exception | None = None
 
     def sample(
-        self, classes: Sequence[int], seeds: Sequence[int], params: SampleParams, fill: bool
+        self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, fill: bool
     ) -> Iterator[Tensor]:
         self.calls.append(list(seeds))
         self.entered.set()
         assert self.open.wait(60)
         if self.failure is not None:
             raise self.failure
-        return self.real.sample(classes, seeds, params, fill)
+        return self.real.sample(values, seeds, params, fill)
 
 
 def gated(model: RegisteredModel) -> tuple[RegisteredModel, Gate]:

@@ -21,7 +21,7 @@ from sfd.generation.schedules import build_training_schedule
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import Params, load_params, parse_params
 from sfd.preset import list_presets, load_preset, names, render, use
-from sfd.training.diffusion import DiffusionTask, model_config
+from sfd.training.diffusion import DiffusionTask
 from sfd.tuning.space import check_space, with_values
 
 SFD = Path(sys.executable).with_name("sfd")
@@ -73,16 +73,17 @@ class NoData:
 
 def backbone(params: Params, num_classes: int, feature_dim: int) -> LightningDiTConfig:
     """The backbone for the latents that the parameters describe."""
-    return model_config(
-        params.diffusion.model,
-        params.diffusion.loss,
+    config = backbone_config(
+        params.diffusion,
         params.schedule,
+        ClassCondition.numbered(num_classes),
         grid=params.data.image_size // 2 ** (len(params.texture_vae.channels) - 1),
         texture_channels=params.texture_vae.latent_channels,
         semantic_channels=0 if params.semantic.kind == "none" else params.semantic.latent_channels,
-        num_classes=num_classes,
         feature_dim=feature_dim,
     )
+    assert isinstance(config, LightningDiTConfig)
+    return config
 
 
 def comments(name: str) -> str:

@@ -21,9 +21,10 @@ from sfd.audit import audit as auditing
 from sfd.audit.audit import UPSTREAM
 from sfd.audit.membership import image_losses, separation
 from sfd.data.images import read_crop
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import LossParams, ScheduleParams, TrainingParams
 from sfd.seeding import generator
@@ -243,10 +244,10 @@ class Latents:
 
 def test_a_model_that_learnt_its_images_by_heart_betrays_them_and_a_fresh_one_does_not(tmp_path: Path) -> None:
     members, others = Latents(12, 0), Latents(12, 1)
-    config = LightningDiTConfig(2, 6, 64, 2, 2, 2, semantic_channels=2, two_times=True)
+    config = LightningDiTConfig(2, 6, 64, 2, 2, ClassCondition(("a", "b")), semantic_channels=2, two_times=True)
     network = LightningDiT(config).initialise(generator(0, "initialisation"))
     schedule = ScheduleParams.model_validate({"tau": 0.3})
-    model = DiffusionModel(network, schedule, Statistics(torch.zeros(6), torch.ones(6)), ["a", "b"])
+    model = DiffusionModel(network, schedule, ChannelStatistics(torch.zeros(6), torch.ones(6)))
 
     def attack() -> float:
         network.eval()
@@ -264,15 +265,14 @@ def test_a_model_that_learnt_its_images_by_heart_betrays_them_and_a_fresh_one_do
 
 
 def test_an_images_loss_does_not_depend_on_its_company() -> None:
-    network = LightningDiT(LightningDiTConfig(2, 6, 32, 2, 2, 2, semantic_channels=2, two_times=True))
+    network = LightningDiT(LightningDiTConfig(2, 6, 32, 2, 2, ClassCondition(("a", "b")), semantic_channels=2, two_times=True))
     for parameter in network.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2, generator=generator(0, "weights"))
     model = DiffusionModel(
         network.eval(),
         ScheduleParams.model_validate({"tau": 0.3}),
-        Statistics(torch.zeros(6), torch.ones(6)),
-        ["a", "b"],
+        ChannelStatistics(torch.zeros(6), torch.ones(6)),
     )
     data = Latents(5, 3)
     together = image_losses(model, data.latents, data.labels, 2.0, 0)

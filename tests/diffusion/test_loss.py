@@ -169,7 +169,7 @@ def test_repa_alone_trains_its_projector_and_without_it_nothing_reaches_the_proj
 def test_class_dropout_replaces_the_class_by_the_null_class_and_zero_keeps_it(
     network: LightningDiT, recorded: dict[str, Tensor]
 ) -> None:
-    null = recorded | {"y": torch.full_like(recorded["y"], network.config.null_class)}
+    null = recorded | {"y": torch.full_like(recorded["y"], len(network.config.condition.names))}
     with torch.no_grad():
         kept, dropped = (task_losses(network, recorded, TERMS, dropout) for dropout in (0.0, 1.0))
         expected = task_losses(network, null, TERMS)

@@ -40,7 +40,8 @@ def test_a_model_of_full_xl_size_is_imported_strictly_in_little_more_memory_than
     run = subprocess.run([Path(sys.executable).with_name("sfd"), *command], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "diffusion: 682,765,424 parameters" in run.stdout
-    assert "28 blocks, 1152 wide, 16 heads, patch 1, qknorm, swiglu, rope, rmsnorm, shift, null_class" in run.stdout
+    assert "28 blocks, 1152 wide, 16 heads, patch 1, qknorm, swiglu, rope, rmsnorm, shift" in run.stdout
+    assert "1000 classes and the null class" in run.stdout
     assert "latents 48 x 16 x 16, the last 16 semantic; two times, tau 0.3" in run.stdout
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20 < MAX_MEMORY_GIB
     with safe_open(out / "model.safetensors", "pt") as stored:

@@ -79,7 +79,7 @@ def test_the_averaged_weights_of_a_checkpoint_compute_the_published_numbers(
     model = DiffusionModel.load(tmp_path / "new" / "out")
     velocity = model.network(tensors["xt"], tensors["t_tex"], tensors["t_sem"], tensors["y"]).velocity
     assert (velocity - tensors["velocity"]).abs().max() < 1e-5
-    assert model.schedule_params.tau == 0.3 and model.classes == [str(n) for n in range(10)]
+    assert model.schedule_params.tau == 0.3 and model.condition.choices == [str(n) for n in range(10)]
     assert model.network.config.semantic_channels == 4
     assert model.statistics.mean.tolist() == [*range(8), *range(4)]
     assert f"{sum(p.numel() for p in model.network.parameters()):,} parameters" in said
@@ -147,7 +147,7 @@ def test_class_names_say_whether_the_last_row_is_the_null_class(
         out = tmp_path / str(count)
         sfd_import(file, str(out), "--kind", "diffusion", *statistics, "--classes", str(tmp_path / "names.txt"))
         model = DiffusionModel.load(out)
-        assert model.classes == names and model.network.config.use_null_class == has_null
+        assert model.condition.choices == names and model.condition.has_null == has_null
     for text, reason in (("a\nb\n", "names 2 classes, but the class table has 11 rows"), ("a\na\n", "names 'a' twice")):
         (tmp_path / "names.txt").write_text(text)
         given = [*statistics, "--classes", str(tmp_path / "names.txt")]

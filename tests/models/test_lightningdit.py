@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, silu
 
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.names import SIZES
 
@@ -22,7 +23,7 @@ SMALL = LightningDiTConfig(
     hidden_size=32,
     depth=2,
     num_heads=2,
-    num_classes=3,
+    condition=ClassCondition.numbered(3),
     semantic_channels=2,
     two_times=True,
     repa_depth=1,
@@ -41,7 +42,7 @@ def sized(name: str, **changes: Any) -> LightningDiTConfig:
         hidden_size=width,
         depth=depth,
         num_heads=heads,
-        num_classes=1000,
+        condition=ClassCondition.numbered(1000),
         semantic_channels=16,
         two_times=True,
         repa_depth=2,
@@ -68,7 +69,7 @@ def batch(config: LightningDiTConfig, size: int = 3) -> tuple[Tensor, Tensor, Te
     random = torch.Generator().manual_seed(4)
     x = torch.randn(size, config.in_channels, config.input_size, config.input_size, generator=random)
     t_tex, t_sem = torch.rand(2, size, generator=random)
-    return x, t_tex, t_sem, torch.tensor([0, 2, config.null_class])[:size]
+    return x, t_tex, t_sem, config.condition.batch([0, 2, None])[:size]
 
 
 @pytest.mark.parametrize(("name", "size"), [("sfd_xl", "XL"), ("sfd_1p0", "1p0B"), ("sfd_autoguidance_b", "B")])
@@ -240,8 +241,8 @@ def test_the_projection_reads_the_tokens_after_its_block_and_comes_only_when_ask
 
 def test_the_null_class_is_the_last_row_and_can_be_left_out() -> None:
     assert LightningDiT(SMALL).y_embedder.embedding_table.num_embeddings == 4
-    assert LightningDiT(replace(SMALL, use_null_class=False)).y_embedder.embedding_table.num_embeddings == 3
-    assert SMALL.null_class == 3
+    assert LightningDiT(replace(SMALL, condition=ClassCondition.numbered(3, has_null=False))).y_embedder.embedding_table.num_embeddings == 3
+    assert SMALL.condition.null(2).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN | {"patch_size": 2}], ids=["full", "dit"])
@@ -256,7 +257,7 @@ def test_a_fresh_model_says_zero_and_its_blocks_let_tokens_through(changes: dict
 
 @torch.no_grad()
 def test_initialisation_is_the_published_one() -> None:
-    model = LightningDiT(replace(SMALL, hidden_size=128, num_classes=500)).initialise(torch.Generator().manual_seed(0))
+    model = LightningDiT(replace(SMALL, hidden_size=128, condition=ClassCondition.numbered(500))).initialise(torch.Generator().manual_seed(0))
     qkv, patch = model.blocks[0].attn.qkv, model.x_embedder.proj
     assert float(qkv.weight.abs().max()) == pytest.approx(math.sqrt(6 / (128 + 384)), rel=0.01)
     assert float(patch.weight.abs().max()) == pytest.approx(math.sqrt(6 / (5 + 128)), rel=0.05)

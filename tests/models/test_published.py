@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.models.published import config_from_published, config_from_weights
 
@@ -29,7 +30,7 @@ def test_a_published_configuration_is_read_whole() -> None:
         hidden_size=64,
         depth=3,
         num_heads=4,
-        num_classes=10,
+        condition=ClassCondition.numbered(10),
         semantic_channels=4,
         two_times=True,
         repa_depth=2,
@@ -40,7 +41,7 @@ def test_a_published_configuration_is_read_whole() -> None:
 
 def test_old_keys_are_interpreted() -> None:
     assert not read(wo_shift=True).use_shift and read(wo_shift=False).use_shift and read().use_shift
-    assert not read(class_dropout_prob=0.0).use_null_class and read(class_dropout_prob=0.1).use_null_class
+    assert not read(class_dropout_prob=0.0).condition.has_null and read(class_dropout_prob=0.1).condition.has_null
     assert read(use_repa=False).repa_depth == 0 and read(use_repa=True).repa_depth == 2
     assert read(semantic_chans=6).semantic_channels == 6
 
@@ -60,7 +61,7 @@ def test_a_part_that_is_not_mentioned_is_off(key: str) -> None:
 def test_six_keys_are_enough() -> None:
     config = config_from_published({key: PUBLISHED[key] for key in REQUIRED})
     assert (config.patch_size, config.semantic_channels, config.repa_depth) == (1, 0, 0)
-    assert config.use_shift and config.use_null_class and not config.two_times
+    assert config.use_shift and config.condition.has_null and not config.two_times
 
 
 @pytest.mark.parametrize("key", REQUIRED)
@@ -80,7 +81,7 @@ def test_keys_with_their_only_published_value_are_accepted_and_other_values_refu
         read(learn_sigma=True)
 
 
-FULL = LightningDiTConfig(8, 12, 64, 3, 4, 10, semantic_channels=4, two_times=True, repa_depth=2, repa_width=32)
+FULL = LightningDiTConfig(8, 12, 64, 3, 4, ClassCondition.numbered(10), semantic_channels=4, two_times=True, repa_depth=2, repa_width=32)
 
 
 def shapes_of(config: LightningDiTConfig) -> dict[str, Tensor]:
@@ -98,12 +99,12 @@ def shapes_of(config: LightningDiTConfig) -> dict[str, Tensor]:
         {"use_rope": False},
         {"use_swiglu": False, "use_rmsnorm": False},
         {"use_shift": False, "feature_dim": 100},
-        {"use_null_class": False, "num_classes": 11},
+        {"condition": ClassCondition.numbered(11, has_null=False)},
     ],
 )
 def test_weights_say_every_width_and_part(changes: dict[str, Any]) -> None:
     config = replace(FULL, **changes)
-    assert config_from_weights(shapes_of(config), 4, config.use_null_class) == config
+    assert config_from_weights(shapes_of(config), 4, config.condition.has_null) == config
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.pyfunc import SfdModel
@@ -27,14 +28,14 @@ SAMPLE = {"batch_size": 4, "sampler": "heun", "num_steps": 4, "guidance": {}}
 
 def save_diffusion(folder: Path, schedule: dict[str, Any], width: int = 32, num_classes: int = 2) -> None:
     """A model with random weights that are zero nowhere."""
-    config = LightningDiTConfig(4, 6, width, 2, 2, num_classes, semantic_channels=2, two_times=True)
+    condition = ClassCondition(("a", "b", "c")[:num_classes])
+    config = LightningDiTConfig(4, 6, width, 2, 2, condition, semantic_channels=2, two_times=True)
     network, random = LightningDiT(config), torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
-    statistics = Statistics(torch.zeros(6), torch.ones(6))
-    classes = ["a", "b", "c"][:num_classes]
-    DiffusionModel(network, ScheduleParams.model_validate(schedule), statistics, classes).save(folder)
+    statistics = ChannelStatistics(torch.zeros(6), torch.ones(6))
+    DiffusionModel(network, ScheduleParams.model_validate(schedule), statistics).save(folder)
 
 
 def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any]) -> SfdModel:
@@ -130,7 +131,7 @@ def test_a_model_with_autoguidance_is_guided_by_the_weak_model_of_its_artifacts(
 
 def test_a_weak_model_of_other_classes_is_refused(tmp_path: Path) -> None:
     save_diffusion(tmp_path / "weak_model", {"tau": 0.3}, num_classes=3)
-    with pytest.raises(UserError, match="does not go with the model that it guides: num_classes 3 instead of 2"):
+    with pytest.raises(UserError, match="does not go with the model that it guides: 3 classes instead of 2"):
         load(tmp_path, {"tau": 0.3}, {"guidance": AUTOGUIDANCE})
 
 

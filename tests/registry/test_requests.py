@@ -1,33 +1,16 @@
-"""Class, settings and PNG of a request, as pyfunc and the server share them."""
+"""Settings of a request, as pyfunc and the server share them."""
 
 import pytest
 from served import RANGE, SAMPLE, untrained_model
 
 from sfd.params import SampleParams
-from sfd.registry.requests import apply_request, class_index
+from sfd.registry.requests import apply_request
 
 REGISTERED = SampleParams.model_validate(SAMPLE)
 UNGUIDED = SampleParams.model_validate(SAMPLE | {"guidance": {}})
 FIXED = untrained_model(["a", "b"], {"tau": 0.3})
 FREE = untrained_model(["a", "b"], RANGE)
 OFFSET = SampleParams.model_validate(SAMPLE | {"schedule": {"kind": "offset", "tau": 0.2}})
-
-
-def test_a_class_is_found_by_name_and_by_index() -> None:
-    assert class_index(["a", "1"], "1") == 1 and class_index(["a", "1"], 0) == 0
-
-
-@pytest.mark.parametrize(
-    ("wanted", "reason"), [("c", "classes are a, b$"), (2, r"not in 0\.\.1"), (-1, r"not in 0\.\.1")]
-)
-def test_a_class_that_does_not_exist_is_refused_with_the_ones_that_do(wanted: str | int, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        class_index(["a", "b"], wanted)
-
-
-def test_of_a_thousand_classes_fifty_are_named() -> None:
-    with pytest.raises(ValueError, match=r"0, 1, .*, 49 and 950 more$"):
-        class_index([str(number) for number in range(1000)], "x")
 
 
 def test_without_values_the_registered_settings_stay_and_given_ones_take_their_place() -> None:

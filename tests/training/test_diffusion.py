@@ -9,13 +9,16 @@ from torch import Tensor, nn
 from sfd.diffusion.loss import cosine_loss, velocity_loss
 from sfd.diffusion.schedule import OffsetRange, OffsetSchedule
 from sfd.errors import UserError
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig, Output
+from sfd.models.backbone import Output
+from sfd.models.conditions import ClassCondition
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.names import SIZES
-from sfd.params import LossParams, ModelParams, ScheduleParams
-from sfd.training.diffusion import DiffusionTask, model_config
+from sfd.params import LossParams, ScheduleParams
+from sfd.training.diffusion import DiffusionTask
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 3
+CONDITION = ClassCondition.numbered(NUM_CLASSES)
 
 
 class NoData:
@@ -40,7 +43,7 @@ class Recorder(nn.Module):
 
 
 def make(seed: int = 0, class_dropout: float = 0.1, tau: float = 0.3, **loss: Any) -> DiffusionTask:
-    config = LightningDiTConfig(4, 6, 32, 2, 2, NUM_CLASSES, semantic_channels=2, two_times=True, feature_dim=8)
+    config = LightningDiTConfig(4, 6, 32, 2, 2, CONDITION, semantic_channels=2, two_times=True, feature_dim=8)
     return DiffusionTask(
         LightningDiT(config), NoData(), LossParams.model_validate(loss), OffsetSchedule(tau), class_dropout, seed
     )
@@ -54,16 +57,14 @@ def batch(size: int = 16) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 
 
 def config_for(size: str = "tiny", patch_size: int = 1, grid: int = 4, **loss: float) -> LightningDiTConfig:
-    return model_config(
-        ModelParams(size=size, patch_size=patch_size),  # type: ignore[arg-type]
-        LossParams.model_validate(loss),
-        ScheduleParams(),
-        grid=grid,
-        texture_channels=8,
-        semantic_channels=4,
-        num_classes=10,
-        feature_dim=96,
+    params = DiffusionParams.model_validate(
+        {"model": {"size": size, "patch_size": patch_size}, "loss": loss, "training": TRAINING}
     )
+    config = backbone_config(
+        params, ScheduleParams(), CONDITION, grid=grid, texture_channels=8, semantic_channels=4, feature_dim=96
+    )
+    assert isinstance(config, LightningDiTConfig)
+    return config
 
 
 def test_the_network_takes_its_shape_from_size_latents_and_loss() -> None:

@@ -1,4 +1,4 @@
-"""Starting from a trained model: what is copied, resized, drawn anew and left out; adapters; the real stage and registry."""
+"""Starting from a trained model: what is copied, resized, re-initialised and unused; adapters; the real stage and registry."""
 
 import json
 from dataclasses import replace
@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import DiffusionParams, LoraParams, LossParams, ScheduleParams, TrainingParams
 from sfd.seeding import generator
@@ -20,20 +21,20 @@ from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.finetuning import Start, start_from, transfer
 from sfd.training.loop import log_nothing, train
 
+CLASSES = ("ape", "bee", "cow")
 CONFIG = LightningDiTConfig(
     4,
     6,
     hidden_size=32,
     depth=2,
     num_heads=2,
-    num_classes=3,
+    condition=ClassCondition(CLASSES),
     semantic_channels=2,
     two_times=True,
     repa_depth=1,
     repa_width=16,
     feature_dim=8,
 )
-CLASSES = ["ape", "bee", "cow"]
 PARTS = ["y_embedder.embedding_table.weight", "x_embedder.proj.weight", "final_layer.linear.weight"]
 TIMES = [
     f"t_embedder_{part}.mlp.{layer}.{kind}"
@@ -47,26 +48,26 @@ def fresh(config: LightningDiTConfig = CONFIG, seed: int = 1) -> LightningDiT:
     return LightningDiT(config).initialise(generator(seed, "test/initialisation"))
 
 
-def trained_model(config: LightningDiTConfig = CONFIG, classes: list[str] = CLASSES) -> DiffusionModel:
+def trained_model(config: LightningDiTConfig = CONFIG) -> DiffusionModel:
     """A model none of whose learnt weights is what an initialisation gives."""
     network, random = fresh(config, seed=0), generator(0, "test/trained")
     for name, parameter in network.named_parameters():
         if name != "pos_embed":
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
-    statistics = Statistics(torch.full((config.in_channels,), 0.5), torch.full((config.in_channels,), 2.0))
-    return DiffusionModel(network.eval().requires_grad_(False), ScheduleParams(), statistics, classes)
+    statistics = ChannelStatistics(torch.full((config.in_channels,), 0.5), torch.full((config.in_channels,), 2.0))
+    return DiffusionModel(network.eval().requires_grad_(False), ScheduleParams(), statistics)
 
 
 class Latents:
     """Random latents of three classes with features, as far as a training must know a data set."""
 
-    def __init__(self, classes: list[str] = CLASSES, channels: int = 6) -> None:
+    def __init__(self, classes: tuple[str, ...] = CLASSES, channels: int = 6) -> None:
         random = generator(0, "test/latents")
         self.raw, self.features = (
             torch.randn(37, channels, 4, 4, generator=random),
             torch.randn(37, 16, 8, generator=random),
         )
-        self.statistics = Statistics(torch.zeros(channels), torch.ones(channels))
+        self.statistics = ChannelStatistics(torch.zeros(channels), torch.ones(channels))
         self.reader = type("Reader", (), {"index": {"classes": classes}})()
 
     def __len__(self) -> int:
@@ -86,8 +87,9 @@ def options(**changes: Any) -> DiffusionParams:
 
 
 def start(seed: int = 0, source: DiffusionModel | None = None, **changes: Any) -> tuple[Start, Latents]:
-    dataset = Latents(["bee", "dog", "emu"])
-    begun = start_from(source or trained_model(), fresh(), dataset, options(**changes), seed)  # type: ignore[arg-type]
+    dataset = Latents(("bee", "dog", "emu"))
+    network = fresh(replace(CONFIG, condition=ClassCondition(("bee", "dog", "emu"))))
+    begun = start_from(source or trained_model(), network, dataset, options(**changes), seed)  # type: ignore[arg-type]
     return begun, dataset
 
 
@@ -106,16 +108,16 @@ def differing(network: LightningDiT, other: LightningDiT) -> set[str]:
 
 def test_a_model_of_the_same_kind_and_classes_is_copied_whole() -> None:
     source, network = trained_model(), fresh()
-    moved = transfer(source, network, CLASSES)
+    moved = transfer(source, network)
     assert set(moved.copied) == set(network.state_dict())
-    assert not (moved.in_part or moved.resized or moved.drawn_anew or moved.left_out)
+    assert not (moved.in_part or moved.resized or moved.reinitialised or moved.unused)
     assert not differing(network, source.network)
 
 
 def test_rows_of_the_class_table_follow_the_names_of_classes_and_the_null_class_is_kept() -> None:
-    source, network = trained_model(), fresh(replace(CONFIG, num_classes=4))
+    source, network = trained_model(), fresh(replace(CONFIG, condition=ClassCondition(("dog", "cow", "emu", "ape"))))
     drawn = network.y_embedder.embedding_table.weight.clone()
-    moved = transfer(source, network, ["dog", "cow", "emu", "ape"])
+    moved = transfer(source, network)
     table, old = network.y_embedder.embedding_table.weight, source.network.y_embedder.embedding_table.weight
     assert torch.equal(table[[1, 3, 4]], old[[2, 0, 3]])
     assert torch.equal(table[[0, 2]], drawn[[0, 2]])
@@ -124,31 +126,31 @@ def test_rows_of_the_class_table_follow_the_names_of_classes_and_the_null_class_
 
 
 def test_a_source_without_null_class_leaves_that_row_to_be_drawn() -> None:
-    source = trained_model(replace(CONFIG, use_null_class=False))
-    assert transfer(source, fresh(), CLASSES).in_part == {PARTS[0]: "1 of 4: no class"}
+    source = trained_model(replace(CONFIG, condition=replace(CONFIG.condition, has_null=False)))
+    assert transfer(source, fresh()).in_part == {PARTS[0]: "1 of 4: no class"}
 
 
 def test_another_grid_has_its_own_tables_and_the_rest_is_copied() -> None:
     source, network = trained_model(), fresh(replace(CONFIG, input_size=6))
-    moved = transfer(source, network, CLASSES)
+    moved = transfer(source, network)
     assert set(moved.resized) == {"pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin"}
     assert differing(network, source.network) == set(moved.resized)
     assert torch.equal(network.pos_embed, LightningDiT(replace(CONFIG, input_size=6)).pos_embed)
 
 
 @pytest.mark.parametrize("to_sync", [True, False])
-def test_time_embedders_of_another_number_are_drawn_anew_and_the_old_ones_left_out(to_sync: bool) -> None:
+def test_time_embedders_of_another_number_are_reinitialised_and_the_old_ones_unused(to_sync: bool) -> None:
     sync = replace(CONFIG, two_times=False)
     source, network = trained_model(CONFIG if to_sync else sync), fresh(sync if to_sync else CONFIG)
-    moved = transfer(source, network, CLASSES)
+    moved = transfer(source, network)
     single = [f"t_embedder.mlp.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
-    assert set(moved.drawn_anew) == set(single if to_sync else TIMES)
-    assert set(moved.left_out) == set(TIMES if to_sync else single)
+    assert set(moved.reinitialised) == set(single if to_sync else TIMES)
+    assert set(moved.unused) == set(TIMES if to_sync else single)
 
 
 def test_semantics_are_added_to_a_model_without_them_and_texture_channels_keep_their_weights() -> None:
     source, network = trained_model(replace(CONFIG, in_channels=4, semantic_channels=0)), fresh()
-    moved = transfer(source, network, CLASSES)
+    moved = transfer(source, network)
     assert set(moved.in_part) == {*PARTS[1:], "final_layer.linear.bias"}
     assert moved.in_part[PARTS[1]] == "2 of 6: semantic 0 of 2, semantic 1 of 2"
     assert torch.equal(network.x_embedder.proj.weight[:, :4], source.network.x_embedder.proj.weight)
@@ -160,7 +162,7 @@ def test_with_larger_patches_the_output_keeps_its_channels_at_every_position_of_
     config = replace(CONFIG, patch_size=2, repa_depth=0)
     source = trained_model(replace(config, in_channels=4, semantic_channels=0))
     network = fresh(config)
-    transfer(source, network, CLASSES)
+    transfer(source, network)
     network.x_embedder.proj.weight.data[:, 4:] = 0.0  # so that both see the texture alone
     noise = torch.randn(2, 6, 4, 4)
     inputs = torch.tensor([0.3, 0.6]), torch.tensor([0.3, 0.6]), torch.tensor([0, 2])
@@ -172,9 +174,9 @@ def test_with_larger_patches_the_output_keeps_its_channels_at_every_position_of_
 def test_the_projector_is_copied_only_where_it_sits_behind_the_same_block() -> None:
     source = trained_model()
     projector = {name for name in fresh().state_dict() if name.startswith("repa_projector")}
-    assert projector <= set(transfer(source, fresh(), CLASSES).copied)
-    assert set(transfer(source, fresh(replace(CONFIG, repa_depth=2)), CLASSES).drawn_anew) == projector
-    assert set(transfer(source, fresh(replace(CONFIG, repa_depth=0)), CLASSES).left_out) == projector
+    assert projector <= set(transfer(source, fresh()).copied)
+    assert set(transfer(source, fresh(replace(CONFIG, repa_depth=2))).reinitialised) == projector
+    assert set(transfer(source, fresh(replace(CONFIG, repa_depth=0))).unused) == projector
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_the_projector_is_copied_only_where_it_sits_behind_the_same_block() -> N
 )
 def test_another_backbone_is_refused_with_all_that_differs(change: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        transfer(trained_model(replace(CONFIG, **change)), fresh(), CLASSES)
+        transfer(trained_model(replace(CONFIG, **change)), fresh())
 
 
 # --- statistics ---
@@ -241,7 +243,7 @@ def test_adapters_start_at_zero_train_only_what_is_new_and_end_in_ordinary_weigh
     assert changed == {PARTS[0].removesuffix(".weight"), *layers}
 
 
-def test_parts_that_are_drawn_anew_are_trained_beside_adapters() -> None:
+def test_parts_that_are_reinitialised_are_trained_beside_adapters() -> None:
     source = trained_model(replace(CONFIG, two_times=False))
     begun, _ = start(source=source, lora=LoraParams(rank=2))
     trainable = {name for name, value in begun.network.named_parameters() if value.requires_grad}
@@ -288,7 +290,7 @@ class Doubler(torch.nn.Module):
 
 
 def test_decoded_features_are_those_of_the_raw_semantic_latent_token_by_token() -> None:
-    statistics = Statistics(torch.arange(6.0), torch.arange(1.0, 7.0))
+    statistics = ChannelStatistics(torch.arange(6.0), torch.arange(1.0, 7.0))
     raw = torch.randn(2, 6, 4, 4)
     found = DecodedFeatures(Doubler(), statistics, 2)(statistics.normalise(raw))
     assert found.shape == (2, 16, 8) and not found.requires_grad
@@ -316,4 +318,4 @@ def test_what_became_of_the_weights_is_written_down(tmp_path: Path) -> None:
     begun.transfer.save(tmp_path / "start.json")
     written = json.loads((tmp_path / "start.json").read_text())
     assert written["in_part"] == {PARTS[0]: "2 of 4: dog, emu"}
-    assert "copied in part: y_embedder.embedding_table.weight (drawn anew: 2 of 4: dog, emu)" in begun.report
+    assert "copied in part: y_embedder.embedding_table.weight (re-initialised: 2 of 4: dog, emu)" in begun.report

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfd.data.latents import STATISTICS, Statistics
+from sfd.data.latents import STATISTICS, ChannelStatistics
 from sfd.diffusion.schedule import Schedule
 from sfd.errors import UserError
 from sfd.generation.model_config import read_model_config, write_model_config
@@ -20,7 +20,7 @@ class DiffusionModel:
 
     network: Backbone
     schedule_params: ScheduleParams
-    statistics: Statistics
+    statistics: ChannelStatistics
 
     @property
     def condition(self) -> Condition:
@@ -43,7 +43,7 @@ class DiffusionModel:
         config, schedule = read_model_folder(folder)
         network = build_backbone(config)
         load_weights(folder, network)
-        return cls(network.eval().requires_grad_(False), schedule, Statistics.load(folder / STATISTICS))
+        return cls(network.eval().requires_grad_(False), schedule, ChannelStatistics.load(folder / STATISTICS))
 
 
 def read_model_folder(folder: Path) -> tuple[BackboneConfig, ScheduleParams]:

@@ -1,4 +1,4 @@
-"""Starting from a trained model: what is copied, resized, drawn anew and left out; and low-rank adapters (arXiv 2106.09685)."""
+"""Starting from a trained model: what is copied, resized, re-initialised and unused; and low-rank adapters (arXiv 2106.09685)."""
 
 import json
 import textwrap
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sfd.data.latents import LatentDataset, Statistics
+from sfd.data.latents import ChannelStatistics, LatentDataset
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Axis, Backbone, BackboneConfig, channel_names
@@ -21,22 +21,22 @@ from sfd.training.loop import Trained
 
 @dataclass(frozen=True)
 class Transfer:
-    """Names of tensors, by what became of them; ``in_part`` says of each what was drawn anew."""
+    """Names of tensors, by what became of them; ``in_part`` says of each what was re-initialised."""
 
     copied: tuple[str, ...]
     in_part: dict[str, str]
     resized: tuple[str, ...]
-    drawn_anew: tuple[str, ...]
-    left_out: tuple[str, ...]
+    reinitialised: tuple[str, ...]
+    unused: tuple[str, ...]
 
     def describe(self) -> list[str]:
         """A line for each fate that any tensor had."""
         lines = [f"copied: {_modules(self.copied)}"]
-        lines += [f"copied in part: {name} (drawn anew: {what})" for name, what in self.in_part.items()]
+        lines += [f"copied in part: {name} (re-initialised: {what})" for name, what in self.in_part.items()]
         for fate, names in (
             ("resized (computed for the new grid)", self.resized),
-            ("drawn anew", self.drawn_anew),
-            ("left out", self.left_out),
+            ("re-initialised", self.reinitialised),
+            ("unused", self.unused),
         ):
             lines += [f"{fate}: {_modules(names)}"] if names else []
         return lines
@@ -68,14 +68,16 @@ def transfer(source: DiffusionModel, network: Backbone) -> Transfer:
     old, old_axes, axes = source.network.state_dict(), source.network.named_axes(), network.named_axes()
     copied: list[str] = []
     resized: list[str] = []
-    drawn: list[str] = []
+    reinitialised: list[str] = []
     in_part: dict[str, str] = {}
     for name, value in network.state_dict().items():
         is_projector = name.startswith(f"{network.projector}.")
         if name in axes and name in old_axes:
-            anew = copy_entries(axes[name], old_axes[name])
-            if anew:
-                in_part[name] = f"{len(anew)} of {len(axes[name].names)}: {textwrap.shorten(', '.join(anew), 100)}"
+            missing = copy_entries(axes[name], old_axes[name])
+            if missing:
+                in_part[name] = (
+                    f"{len(missing)} of {len(axes[name].names)}: {textwrap.shorten(', '.join(missing), 100)}"
+                )
             else:
                 copied.append(name)
         elif (
@@ -86,9 +88,9 @@ def transfer(source: DiffusionModel, network: Backbone) -> Transfer:
             value.copy_(old[name])
             copied.append(name)
         else:
-            (resized if name in network.computed else drawn).append(name)
-    left_out = [name for name in old if name not in {*copied, *in_part, *resized}]
-    return Transfer(tuple(copied), in_part, tuple(resized), tuple(drawn), tuple(left_out))
+            (resized if name in network.computed else reinitialised).append(name)
+    unused = [name for name in old if name not in {*copied, *in_part, *resized}]
+    return Transfer(tuple(copied), in_part, tuple(resized), tuple(reinitialised), tuple(unused))
 
 
 def _check_backbone(source: Backbone, network: Backbone) -> None:
@@ -117,20 +119,20 @@ def copy_entries(target: Axis, source: Axis) -> list[str]:
     return [name for name in target.names if name not in places]
 
 
-def source_statistics(source: DiffusionModel, network: Backbone, new: Statistics) -> Statistics:
+def source_statistics(source: DiffusionModel, network: Backbone, new: ChannelStatistics) -> ChannelStatistics:
     """The statistics that the weights expect; those of the new latents for channels that the source does not have."""
     theirs, ours = (_channels(config) for config in (source.network.config, network.config))
     mean, std = new.mean.clone(), new.std.clone()
     copy_entries(Axis(mean, 0, ours), Axis(source.statistics.mean, 0, theirs))
     copy_entries(Axis(std, 0, ours), Axis(source.statistics.std, 0, theirs))
-    return Statistics(mean, std)
+    return ChannelStatistics(mean, std)
 
 
 def _channels(config: BackboneConfig) -> list[str]:
     return channel_names(config.in_channels - config.semantic_channels, config.semantic_channels)
 
 
-def describe_statistics(chosen: Statistics, new: Statistics) -> str:
+def describe_statistics(chosen: ChannelStatistics, new: ChannelStatistics) -> str:
     """How far the new latents are from mean 0 and standard deviation 1 when they are normalised: far means another encoder."""
     shift = ((new.mean - chosen.mean) / chosen.std).abs().max()
     ratio = new.std / chosen.std
@@ -184,7 +186,7 @@ def start_from(
 
 
 def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: int) -> Any:
-    """Freezes the network but for the condition's embedding and what was drawn anew, and adds adapters in place; returns peft's tuner.
+    """Freezes the network but for the condition's embedding and what was re-initialised, and adds adapters in place; returns peft's tuner.
 
     An adapter is zero at first. The average of the weights holds the averages of its two factors.
     """
@@ -194,6 +196,6 @@ def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: i
     told = [name for name, _ in network.named_parameters() if name.startswith(f"{network.embedding}.")]
     with seeded_initialisation(seed, "diffusion/lora"):
         adapters = LoraModel(network, config, "default")
-    for name in (*told, *moved.in_part, *moved.drawn_anew):
+    for name in (*told, *moved.in_part, *moved.reinitialised):
         network.get_parameter(name).requires_grad_(True)
     return adapters
