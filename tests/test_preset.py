@@ -18,9 +18,11 @@ from twins import twin
 from sfd import preset
 from sfd.errors import UserError
 from sfd.generation.schedules import build_training_schedule
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import Params, load_params, parse_params
 from sfd.preset import list_presets, load_preset, names, render, use
+from sfd.training.backbone import backbone_config
 from sfd.training.diffusion import DiffusionTask
 from sfd.tuning.space import check_space, with_values
 

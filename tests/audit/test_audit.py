@@ -265,7 +265,9 @@ def test_a_model_that_learnt_its_images_by_heart_betrays_them_and_a_fresh_one_do
 
 
 def test_an_images_loss_does_not_depend_on_its_company() -> None:
-    network = LightningDiT(LightningDiTConfig(2, 6, 32, 2, 2, ClassCondition(("a", "b")), semantic_channels=2, two_times=True))
+    network = LightningDiT(
+        LightningDiTConfig(2, 6, 32, 2, 2, ClassCondition(("a", "b")), semantic_channels=2, two_times=True)
+    )
     for parameter in network.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2, generator=generator(0, "weights"))

@@ -34,7 +34,9 @@ def published_files(folder: Path) -> None:
     """A model of 4 + 2 channels at 4 x 4 positions with a weaker one, the statistics of both, and an LDM autoencoder for 64 pixels."""
     folder.mkdir()
     for name, width, depth in (("sfd.pt", 32, 2), ("autoguidance.pt", 16, 1)):
-        network = LightningDiT(LightningDiTConfig(4, 6, width, depth, 2, ClassCondition.numbered(2), semantic_channels=2, two_times=True))
+        network = LightningDiT(
+            LightningDiTConfig(4, 6, width, depth, 2, ClassCondition.numbered(2), semantic_channels=2, two_times=True)
+        )
         random = torch.Generator().manual_seed(depth)
         noise = {
             key: value if "freqs" in key or key == "pos_embed" else 0.2 * torch.randn(value.shape, generator=random)

@@ -241,7 +241,12 @@ def test_the_projection_reads_the_tokens_after_its_block_and_comes_only_when_ask
 
 def test_the_null_class_is_the_last_row_and_can_be_left_out() -> None:
     assert LightningDiT(SMALL).y_embedder.embedding_table.num_embeddings == 4
-    assert LightningDiT(replace(SMALL, condition=ClassCondition.numbered(3, has_null=False))).y_embedder.embedding_table.num_embeddings == 3
+    assert (
+        LightningDiT(
+            replace(SMALL, condition=ClassCondition.numbered(3, has_null=False))
+        ).y_embedder.embedding_table.num_embeddings
+        == 3
+    )
     assert SMALL.condition.null(2).tolist() == [3, 3]
 
 
@@ -257,7 +262,9 @@ def test_a_fresh_model_says_zero_and_its_blocks_let_tokens_through(changes: dict
 
 @torch.no_grad()
 def test_initialisation_is_the_published_one() -> None:
-    model = LightningDiT(replace(SMALL, hidden_size=128, condition=ClassCondition.numbered(500))).initialise(torch.Generator().manual_seed(0))
+    model = LightningDiT(replace(SMALL, hidden_size=128, condition=ClassCondition.numbered(500))).initialise(
+        torch.Generator().manual_seed(0)
+    )
     qkv, patch = model.blocks[0].attn.qkv, model.x_embedder.proj
     assert float(qkv.weight.abs().max()) == pytest.approx(math.sqrt(6 / (128 + 384)), rel=0.01)
     assert float(patch.weight.abs().max()) == pytest.approx(math.sqrt(6 / (5 + 128)), rel=0.05)
@@ -280,9 +287,9 @@ def test_initialisation_depends_on_its_generator_and_on_nothing_else() -> None:
 
 def test_a_configuration_survives_its_dictionary_and_json() -> None:
     for config in (SMALL, sized("XL", **PLAIN)):
-        assert LightningDiTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        assert LightningDiTConfig.from_dict(json.loads(json.dumps(config.to_dict())), config.condition) == config
 
 
 def test_an_unknown_key_in_a_configuration_is_refused_by_its_name() -> None:
     with pytest.raises(ValueError, match="unknown keys .*: use_swigluu"):
-        LightningDiTConfig.from_dict(SMALL.to_dict() | {"use_swigluu": True})
+        LightningDiTConfig.from_dict(SMALL.to_dict() | {"use_swigluu": True}, SMALL.condition)

@@ -81,7 +81,9 @@ def test_keys_with_their_only_published_value_are_accepted_and_other_values_refu
         read(learn_sigma=True)
 
 
-FULL = LightningDiTConfig(8, 12, 64, 3, 4, ClassCondition.numbered(10), semantic_channels=4, two_times=True, repa_depth=2, repa_width=32)
+FULL = LightningDiTConfig(
+    8, 12, 64, 3, 4, ClassCondition.numbered(10), semantic_channels=4, two_times=True, repa_depth=2, repa_width=32
+)
 
 
 def shapes_of(config: LightningDiTConfig) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from sfd.data.prepare import prepare
 from sfd.data.synthetic import read_table
 from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
+from sfd.models.conditions import ClassCondition
 from sfd.params import DataParams
 from sfd.pipeline.stage import lock
 from sfd.registry.load import load_registered

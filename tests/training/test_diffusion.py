@@ -13,7 +13,8 @@ from sfd.models.backbone import Output
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.names import SIZES
-from sfd.params import LossParams, ScheduleParams
+from sfd.params import DiffusionParams, LossParams, ScheduleParams
+from sfd.training.backbone import backbone_config
 from sfd.training.diffusion import DiffusionTask
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def batch(size: int = 16) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 
 def config_for(size: str = "tiny", patch_size: int = 1, grid: int = 4, **loss: float) -> LightningDiTConfig:
     params = DiffusionParams.model_validate(
-        {"model": {"size": size, "patch_size": patch_size}, "loss": loss, "training": TRAINING}
+        {"model": {"size": size, "patch_size": patch_size}, "loss": loss, "training": {"num_steps": 1, "batch_size": 1}}
     )
     config = backbone_config(
         params, ScheduleParams(), CONDITION, grid=grid, texture_channels=8, semantic_channels=4, feature_dim=96
@@ -185,7 +186,7 @@ def test_classes_are_dropped_as_often_as_asked_and_else_kept(dropout: float, sha
 
 def test_every_weight_of_the_network_gets_a_gradient() -> None:
     config = LightningDiTConfig(
-        4, 6, 32, 2, 2, NUM_CLASSES, semantic_channels=2, two_times=True, repa_depth=1, repa_width=16, feature_dim=8
+        4, 6, 32, 2, 2, CONDITION, semantic_channels=2, two_times=True, repa_depth=1, repa_width=16, feature_dim=8
     )
     task = DiffusionTask(LightningDiT(config), NoData(), LossParams(), OffsetSchedule(0.3), 0.1, 0)
     data, _ = batch()

@@ -50,7 +50,9 @@ class RandomLatents:
 def diffusion_task(seed: int) -> DiffusionTask:
     """A backbone 32 wide on 37 random latents, so that batches of 8 span epochs."""
     parts = {"semantic_channels": 2, "two_times": True, "repa_depth": 1, "repa_width": 16, "feature_dim": 8}
-    config = LightningDiTConfig(4, 6, hidden_size=32, depth=2, num_heads=2, condition=ClassCondition.numbered(3), **parts)
+    config = LightningDiTConfig(
+        4, 6, hidden_size=32, depth=2, num_heads=2, condition=ClassCondition.numbered(3), **parts
+    )
     network = LightningDiT(config).initialise(generator(seed, "test/initialisation"))
     return DiffusionTask(network, RandomLatents(37), LossParams(), OffsetSchedule(0.3), 0.1, seed)
 
