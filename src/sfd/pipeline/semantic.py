@@ -10,7 +10,6 @@ from torch.nn.functional import cosine_similarity, mse_loss
 
 from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
-from sfd.data.shards import ShardReader
 from sfd.encoders.semantic.features import FeatureDataset
 from sfd.encoders.semantic.files import SemanticEncoder, save_pca
 from sfd.encoders.semantic.pca import PcaSemantic, fit_pca
@@ -35,7 +34,7 @@ def make_semantic(params: SemanticParams, shards: Path, data: Prepared, stage: S
     """Writes the semantic encoder as ``semantic.kind`` says, and logs how well it reconstructs features; nothing for kind `none`."""
     if params.kind == "none":
         return
-    dataset = FeatureDataset(ShardReader(shards))
+    dataset = FeatureDataset(shards)
     network: SemanticEncoder
     if params.kind == "pca":
         network = _fit(params, dataset)
@@ -55,7 +54,7 @@ def _fit(params: SemanticParams, dataset: FeatureDataset) -> PcaSemantic:
             indices = list(range(start, min(start + PCA_BATCH, len(dataset))))
             yield dataset.__getitems__(indices)[0].to(inference_device())
 
-    return fit_pca(batches(), dataset.reader.index["feature_dim"], params.latent_channels)
+    return fit_pca(batches(), dataset.index.feature_dim, params.latent_channels)
 
 
 @torch.no_grad()
@@ -76,13 +75,13 @@ def _quality(network: SemanticEncoder, dataset: FeatureDataset) -> dict[str, flo
 
 def _picture(network: SemanticEncoder, dataset: FeatureDataset, data: Prepared, stage: Stage) -> None:
     """Principal components of features and of their reconstruction, for some stored images, not mirrored."""
-    reader = dataset.reader
-    shown = torch.linspace(0, len(reader) - 1, min(NUM_PICTURES, len(reader))).long().tolist()
-    side = math.isqrt(reader.index["tokens"])
-    features = dataset.__getitems__([number * dataset.num_views for number in shown])[0]
+    index, stored = dataset.index, dataset.index.images
+    shown = torch.linspace(0, len(stored) - 1, min(NUM_PICTURES, len(stored))).long().tolist()
+    side = math.isqrt(index.tokens)
+    features = dataset.__getitems__([number * index.num_views for number in shown])[0]
     with torch.no_grad():
         reconstruction = network.decode(network.encode(features))
-    images = data.images(TRAIN).__getitems__([reader.index["images"][number] for number in shown])[0]
+    images = data.images(TRAIN).__getitems__([stored[number] for number in shown])[0]
     file = stage.out / "features.png"
     plot_pca_features(features.unflatten(1, (side, side)), reconstruction.unflatten(1, (side, side)), images, file)
     stage.log_artifacts(file)
@@ -90,10 +89,11 @@ def _picture(network: SemanticEncoder, dataset: FeatureDataset, data: Prepared, 
 
 def train_semantic_vae(params: SemanticParams, dataset: FeatureDataset, stage: Stage) -> SemVae:
     """SemVAE, trained on stored features."""
-    facts = dataset.reader.index
-    config = SemVaeConfig(facts["feature_dim"], params.width, params.num_heads, params.depth, params.latent_channels)
+    config = SemVaeConfig(
+        dataset.index.feature_dim, params.width, params.num_heads, params.depth, params.latent_channels
+    )
     with seeded_initialisation(stage.params.seed, "semantic_vae/initialisation"):
         network = SemVae(config)
-    task = SemVaeTask(params, network, dataset, facts["tokens"], stage.params.seed)
+    task = SemVaeTask(params, network, dataset, dataset.index.tokens, stage.params.seed)
     train_stage(task, params.training, stage).copy_to(network)
     return network

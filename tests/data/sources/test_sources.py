@@ -75,7 +75,7 @@ class ShadesSource(DataSource):
 @pytest.fixture
 def params(monkeypatch: pytest.MonkeyPatch) -> DataParams:
     monkeypatch.setitem(names.DATA_SOURCES, "shades", Entry(f"{__name__}:ShadesSource", "shades of two colours"))
-    return DataParams.model_validate({"source": "shades", "root": "nothing", "image_size": 8})
+    return DataParams(source="digits", root="nothing", image_size=8).model_copy(update={"source": "shades"})
 
 
 def test_a_new_source_is_scanned_prepared_and_read_without_touching_another_module(
@@ -104,7 +104,7 @@ def test_a_new_source_refuses_its_root_before_anything_is_written(params: DataPa
 def test_a_source_whose_images_are_all_refused_says_so(
     params: DataParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ShadesSource, "scan", lambda self: Scan([], [], []))
+    monkeypatch.setattr(ShadesSource, "scan", lambda _: Scan([], [], []))
     with pytest.raises(UserError, match="nothing has no usable image .*point data.root at nothing"):
         prepare(params, 0, tmp_path / "prepare")
 
