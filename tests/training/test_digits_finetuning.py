@@ -70,7 +70,9 @@ def options(steps: int) -> TrainingParams:
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> ResnetJudge:
     """The pipeline's small ResNet, trained on all digits."""
-    params = JudgeParams.model_validate({"source": "train", "name": "small", "channels": [16, 32, 32, 32]})
+    params = JudgeParams.model_validate(
+        {"kind": "resnet", "source": "train", "name": "small", "channels": [16, 32, 32, 32]}
+    )
     network, data = ResnetJudge.trainable(params, 10, 0), Digits(range(10), images=True)
     task = ClassifierTask("judge", network, data, 10, False, 0)
     train(
