@@ -8,7 +8,7 @@ from torch import nn
 from sfd.data.latents import LatentDataset
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.sampling import Sampler
-from sfd.encoders.semantic.files import load_semantic
+from sfd.encoders.semantic.encoder import load_semantic
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed

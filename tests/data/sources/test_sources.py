@@ -75,7 +75,7 @@ class ShadesSource(DataSource):
 @pytest.fixture
 def params(monkeypatch: pytest.MonkeyPatch) -> DataParams:
     monkeypatch.setitem(names.DATA_SOURCES, "shades", Entry(f"{__name__}:ShadesSource", "shades of two colours"))
-    return DataParams(source="digits", root="nothing", image_size=8).model_copy(update={"source": "shades"})
+    return DataParams(source="shades", root="nothing", image_size=8)
 
 
 def test_a_new_source_is_scanned_prepared_and_read_without_touching_another_module(
