@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from sfd.cli import app
 from sfd.data.manifest import HELDOUT
 from sfd.data.prepared import Prepared
-from sfd.encoders.judge import load_judge
+from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
-from sfd.evaluation.evaluation import Evaluation
 from sfd.evaluation.extraction import FeatureStore
-from sfd.evaluation.fidelity import Statistics, extract
+from sfd.evaluation.fidelity import FeatureStatistics, extract
+from sfd.evaluation.protocol import Evaluation
 from sfd.evaluation.views import choose_like
 from sfd.generation.export import export_npz
 from sfd.params import load_params
@@ -61,7 +61,7 @@ class SmallInception(nn.Module):
 def write_reference(file: Path, images: Tensor, has_images: bool = True) -> None:
     """Statistics of a data set, and a part of it, as ADM publishes them."""
     seen = extract(SmallInception(), [images], spatial=True)  # type: ignore[arg-type]
-    features, spatial = Statistics.of(seen.features), Statistics.of(seen.spatial)  # type: ignore[arg-type]
+    features, spatial = FeatureStatistics.of(seen.features), FeatureStatistics.of(seen.spatial)  # type: ignore[arg-type]
     arrays = {"mu": features.mean, "sigma": features.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance}
     if has_images:
         arrays["arr_0"] = images[:17].permute(0, 2, 3, 1).numpy()
