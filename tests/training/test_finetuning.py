@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
@@ -53,7 +53,7 @@ def trained_model(config: LightningDiTConfig = CONFIG, classes: list[str] = CLAS
     for name, parameter in network.named_parameters():
         if name != "pos_embed":
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
-    statistics = Statistics(torch.full((config.in_channels,), 0.5), torch.full((config.in_channels,), 2.0))
+    statistics = ChannelStatistics(torch.full((config.in_channels,), 0.5), torch.full((config.in_channels,), 2.0))
     return DiffusionModel(network.eval().requires_grad_(False), ScheduleParams(), statistics, classes)
 
 
@@ -66,7 +66,7 @@ class Latents:
             torch.randn(37, channels, 4, 4, generator=random),
             torch.randn(37, 16, 8, generator=random),
         )
-        self.statistics = Statistics(torch.zeros(channels), torch.ones(channels))
+        self.statistics = ChannelStatistics(torch.zeros(channels), torch.ones(channels))
         self.reader = type("Reader", (), {"index": {"classes": classes}})()
 
     def __len__(self) -> int:
@@ -288,7 +288,7 @@ class Doubler(torch.nn.Module):
 
 
 def test_decoded_features_are_those_of_the_raw_semantic_latent_token_by_token() -> None:
-    statistics = Statistics(torch.arange(6.0), torch.arange(1.0, 7.0))
+    statistics = ChannelStatistics(torch.arange(6.0), torch.arange(1.0, 7.0))
     raw = torch.randn(2, 6, 4, 4)
     found = DecodedFeatures(Doubler(), statistics, 2)(statistics.normalise(raw))
     assert found.shape == (2, 16, 8) and not found.requires_grad

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfd.data.latents import LatentDataset, Statistics
+from sfd.data.latents import ChannelStatistics, LatentDataset
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
@@ -168,16 +168,16 @@ def copy_entries(target: Entries, source: Entries | None) -> list[str]:
     return [name for name in target.names if name not in places]
 
 
-def source_statistics(source: DiffusionModel, network: LightningDiT, new: Statistics) -> Statistics:
+def source_statistics(source: DiffusionModel, network: LightningDiT, new: ChannelStatistics) -> ChannelStatistics:
     """The statistics that the weights expect; those of the new latents for channels that the source does not have."""
     theirs, ours = _channels(source.network.config), _channels(network.config)
     mean, std = new.mean.clone(), new.std.clone()
     copy_entries(Entries(mean, 0, ours), Entries(source.statistics.mean, 0, theirs))
     copy_entries(Entries(std, 0, ours), Entries(source.statistics.std, 0, theirs))
-    return Statistics(mean, std)
+    return ChannelStatistics(mean, std)
 
 
-def describe_statistics(chosen: Statistics, new: Statistics) -> str:
+def describe_statistics(chosen: ChannelStatistics, new: ChannelStatistics) -> str:
     """How far the new latents are from mean 0 and standard deviation 1 when they are normalised: far means another encoder."""
     shift = ((new.mean - chosen.mean) / chosen.std).abs().max()
     ratio = new.std / chosen.std
