@@ -179,8 +179,8 @@ def test_the_stage_needs_the_file_and_depends_on_its_content(project: Project, t
     copied = project.copy_to(tmp_path / "copy")
     params = yaml.safe_load((copied.folder / "params.yaml").read_text())
     params["evaluate"]["reference"] = "ref.npz"
-    params["judge"] |= {"source": "pretrained", "name": "inception"}
-    params["registry"]["gates"] = {}
+    params["judge"] |= {"kind": "inception", "source": "pretrained", "name": "inception"}
+    params["register"]["gates"] = {}
     copied.write_params(params)
     status, output = copied.run(sys.executable, "stages/evaluate.py")
     assert status == 2 and "ref.npz does not exist, but params.yaml names it" in output and "Traceback" not in output

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.encoders.judges.resnet import ResnetJudge
@@ -69,7 +70,9 @@ def options(steps: int) -> TrainingParams:
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> ResnetJudge:
     """The pipeline's small ResNet, trained on all digits."""
-    params = JudgeParams.model_validate({"source": "train", "name": "small", "channels": [16, 32, 32, 32]})
+    params = JudgeParams.model_validate(
+        {"kind": "resnet", "source": "train", "name": "small", "channels": [16, 32, 32, 32]}
+    )
     network, data = ResnetJudge.trainable(params, 10, 0), Digits(range(10), images=True)
     task = ClassifierTask("judge", network, data, 10, False, 0)
     train(
@@ -110,7 +113,7 @@ def images_to_the_goal(
         images = ImageGenerator(seen, Decoder())(  # type: ignore[arg-type]
             wanted.tolist(),
             [image_seed(0, n) for n in range(len(wanted))],
-            Sampler("heun", num_steps=6),
+            Sampler(Heun, num_steps=6),
             GuidanceScales(1.25, 1.25),
         )
         averaged.train()

@@ -2,7 +2,7 @@
 
 Candidate k of a class is drawn with a seed of its own; the first ``per_class`` candidates that the judge accepts are kept. Candidates are
 drawn in batches of one size, and what a batch holds follows from the batches before it. So a folder that is interrupted and continued has
-the bytes of one that was not, and a larger one begins with the images of a smaller one (with dopri5, whose steps depend on the whole
+the bytes of one that was not, and a larger one begins with the images of a smaller one (with an adaptive sampler, whose steps depend on the whole
 batch, up to its tolerance).
 """
 

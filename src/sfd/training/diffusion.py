@@ -130,7 +130,7 @@ class DiffusionTask:
             batch_size, config.in_channels, config.input_size, config.input_size, generator=random, device=device
         )
         schedule = self.schedule.draw(batch_size, random) if isinstance(self.schedule, OffsetRange) else self.schedule
-        if loss.time_of == "parts":
+        if loss.timestep_sampling == "per_part":
             u = sample_progress_per_part(schedule, batch_size, loss.time_mean, loss.time_std, random)
             weights = per_part_weights(schedule, u, loss.time_mean, loss.time_std)
         else:

@@ -16,11 +16,11 @@ from sfd.params import JudgeParams
 from sfd.seeding import seeded_initialisation
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-PARAMS = JudgeParams.model_validate({"source": "train", "name": "tiny", "channels": (8, 8, 8, 16)})
+PARAMS = JudgeParams.model_validate({"kind": "resnet", "source": "train", "name": "tiny", "channels": (8, 8, 8, 16)})
 
 
 def inception_params(file: Path) -> JudgeParams:
-    return JudgeParams.model_validate({"source": "file", "name": "inception", "file": str(file)})
+    return JudgeParams.model_validate({"kind": "inception", "source": "file", "name": "inception", "file": str(file)})
 
 
 @pytest.fixture(scope="module")
