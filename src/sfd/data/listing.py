@@ -72,7 +72,7 @@ def _files_facts(source: str, root: Path) -> dict[str, object]:
 
 
 def _lines(root: Path) -> Iterator[str]:
-    """One line a file; linked folders are entered once, links within them are only named."""
+    """One line per file; linked folders are entered once, links within them are only named."""
     links: list[str] = []
     for folder, folders, files in os.walk(root):
         links += [linked for name in folders if os.path.islink(linked := os.path.join(folder, name))]

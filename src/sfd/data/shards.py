@@ -1,4 +1,4 @@
-"""Sharded safetensors: written one rank a shard, each in one rename, resumed, checked by sha256."""
+"""Sharded safetensors: each written by one rank in one rename, resumed, checked by sha256."""
 
 import json
 import math
@@ -109,7 +109,7 @@ class ShardReader:
         return self.__dict__ | {"_open": {}}
 
     def rows(self, name: str, images: list[int], views: list[int] | None = None) -> list[Tensor]:
-        """One row a requested image of tensor ``name``; with ``views``, only that entry of the row's first dimension."""
+        """One row per requested image of tensor ``name``; with ``views``, only that entry of the row's first dimension."""
         found = []
         for n, image in enumerate(images):
             number = bisect_right(self._ends, image)

@@ -1,6 +1,6 @@
 """Features of whole image sets, shared among processes and kept on disk, so that an interrupted extraction goes on where it was.
 
-One file a batch: 1.28 million images of 2,048 features take 10.5 GB (and as much again for mirrored ones), which is too much for memory.
+One file per batch: 1.28 million images of 2,048 features take 10.5 GB (and as much again for mirrored ones), which is too much for memory.
 """
 
 import os

@@ -25,7 +25,7 @@ class GateResult:
 def check_gates(
     gates: Mapping[str, GateParams], version: VersionInfo, champion: VersionInfo | None, alike: bool
 ) -> list[GateResult]:
-    """A verdict a rule. ``alike``: version and champion were measured in the same way; else a rule that compares them fails."""
+    """One verdict per rule. ``alike``: version and champion were measured in the same way; else a rule that compares them fails."""
     verdicts = []
     for metric, gate in gates.items():
         if gate.limit is not None:
@@ -68,7 +68,7 @@ def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo 
 
 
 def gate_table(verdicts: list[GateResult]) -> str:
-    """The verdicts as text, a row a rule, within 100 columns."""
+    """The verdicts as text, one row per rule, at most 100 columns wide."""
     head = ["metric", "this version", "champion", "error", "rule", "verdict"]
     rows = [
         [

@@ -39,7 +39,7 @@ SHORT = 12
 
 
 def list_versions() -> str:
-    """A row a version, newest first: number, aliases, time, main metrics."""
+    """One row per version, newest first: number, aliases, time, main metrics."""
     params = load_params(PARAMS)
     records = read_versions(params.register_.name)
     if not records:

@@ -44,7 +44,7 @@ def run_smoke(name: str, version: str, labels: Sequence[str]) -> Smoke:
     """Draws the images from the registered artifact, with its own settings and code, in a fresh process.
 
     Raises:
-        UserError: it cannot be loaded, does not answer with an image a row, or needs code that it does not carry.
+        UserError: it cannot be loaded, does not answer with one image per row, or needs code that it does not carry.
     """
     what = f"version {version} of model `{name}`"
     rows = [[label, seed] for seed, label in enumerate(labels)]

@@ -18,7 +18,7 @@ COMPANY_S = 0.005
 """The oldest image waits this long for others that can share its sampler call."""
 
 SPEED_MEMORY = 0.8
-"""Weight of the past in the running mean of seconds an image."""
+"""Weight of the past in the running mean of seconds per image."""
 
 
 class QueueFull(Exception):
@@ -83,7 +83,7 @@ class DynamicBatcher:
     def submit(
         self, model: RegisteredModel, settings: SampleParams, class_index: int, seeds: Sequence[int]
     ) -> list[Future[bytes]]:
-        """Admits one image a seed, all or none; returns their PNG files to be. Cancelling one takes it from the queue.
+        """Admits one image per seed, all or none; returns their PNG files to be. Cancelling one takes it from the queue.
 
         Raises:
             QueueFull: with them, more than ``max_queue`` images would wait.
@@ -146,7 +146,7 @@ class DynamicBatcher:
         return []
 
     def _shape(self, settings: SampleParams) -> int:
-        """Images a call, always filled up, because matrix products round by the shape of their batch.
+        """Images per call. Batches are always filled up to it, because matrix products round by the shape of their batch.
 
         An adaptive sampler chooses its steps by the error over the whole batch, so that an image would depend on the others: it is drawn alone.
         """

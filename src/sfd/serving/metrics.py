@@ -20,7 +20,7 @@ class Metrics:
         self.queue_images = Gauge("sfd_queue_images", "Images that wait for a sampler call", registry=self.registry)
         self.batch_images = Histogram(
             "sfd_batch_images",
-            "Images a sampler call, without filling",
+            "Images per sampler call, without filling",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=self.registry,
         )

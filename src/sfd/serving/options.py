@@ -12,8 +12,8 @@ class ServerOptions:
     Attributes:
         model: name of the registered model.
         alias: which version of it: an alias, which is followed when it moves, or a number.
-        batch_size: images a sampler call.
-        max_images: images a request.
+        batch_size: images per sampler call.
+        max_images: images per request.
         max_queue: images that may wait, over all requests.
         timeout_seconds: a request that is not answered by then is refused.
         poll_seconds: time between looks at the alias.

@@ -92,6 +92,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def with_direction(objective: str, direction: StudyDirection) -> str:
+    """The objective's name, and which way it gets better."""
     return f"{objective} ({'lower' if direction == StudyDirection.MINIMIZE else 'higher'} is better)"
 
 
@@ -144,7 +145,7 @@ def _is_numeric(kind: CategoricalDistribution) -> bool:
 
 
 def _draw_curve(view: _View, key: str, path: Path) -> Picture:
-    """The objective against one key: a point a complete trial, and the confirmation."""
+    """The objective against one key: one point per complete trial, and the confirmation."""
     figure, axes = plain_axes(key, view.label)
     points = [
         (float(trial.params[key]), estimate(trial.user_attrs["values"][view.objective]))

@@ -31,7 +31,7 @@ class Table:
 
 
 def table(study: Study) -> str:
-    """Trials, confirmation and verdict as plain text: a row a trial by number, ``*`` before the best (several: the Pareto front)."""
+    """Trials, confirmation and verdict as plain text: one row per trial, by number; ``*`` marks the best, or the Pareto front."""
     parts = [f"Study {study.study_name}: {_headline(study)}", _as_text(_trial_table(study))]
     confirmed = _confirmation_table(study)
     if confirmed is not None:
@@ -184,7 +184,9 @@ def _comparison(study: Study, name: str, other: str, objective: str, direction: 
 
 
 def _confirmation_table(study: Study) -> Table | None:
-    """A row a candidate: each objective, its difference to the reference with the 95 % interval, the verdict. None without one."""
+    """One row per candidate: each objective, its difference to the reference with the 95 % interval, the verdict.
+
+    None if there is no confirmation yet."""
     confirmation: dict[str, Any] = study.user_attrs.get("confirmation", {})
     if not confirmation:
         return None
@@ -217,7 +219,7 @@ def _sentences(study: Study) -> list[str]:
 
 
 def verdicts(study: Study) -> list[str]:
-    """A sentence an objective, on what the confirmation says of the reference against every other candidate."""
+    """One sentence per objective: how the reference compares with every other candidate in the confirmation."""
     confirmation: dict[str, Any] = study.user_attrs.get("confirmation", {})
     if not confirmation:
         return ["There is no confirmation with fresh seeds yet: the best of several trials looks better than it is."]
@@ -256,7 +258,7 @@ def _as_text(content: Table) -> str:
 
 
 def _write_csv(study: Study, file: Path) -> None:
-    """A row a trial with full keys, in the order of trials; metrics as ``metrics.NAME``."""
+    """One row per trial with full keys, by number; metrics as ``metrics.NAME``."""
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
     objectives = [name for name, _ in _objectives(study)]
     rows = []

@@ -152,7 +152,7 @@ def link(trial: "Trial", run: Run) -> None:
 
 
 def log_grid(run: Run, scored: Repeat, folder: Path) -> None:
-    """The first samples, a class a row, as an artifact."""
+    """Logs the first samples as an artifact: a picture with one row per class."""
     order = sorted(range(len(scored.classes)), key=lambda n: scored.classes[n])
     labels = [scored.classes[n] for n in order]
     per_row = max(1, min(GRID_PER_CLASS, min(labels.count(label) for label in labels)))

@@ -1,4 +1,4 @@
-"""Semantic VAE (arXiv 2512.04926): a Gaussian a token over frozen encoder features. Parameter names as published."""
+"""Semantic VAE (arXiv 2512.04926): one Gaussian per token over frozen encoder features. Parameter names as published."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class SemVaeConfig:
-    """Widths of one SemVAE: ``input_dim`` encoder features in, ``latent_dim`` channels a token between."""
+    """Widths of one SemVAE: ``input_dim`` encoder features in, ``latent_dim`` channels per token between."""
 
     input_dim: int
     hidden_dim: int
