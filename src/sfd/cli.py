@@ -240,7 +240,7 @@ def serve(
         float, typer.Option(min=1.0, help="A request is refused after this time.")
     ] = ServerOptions.timeout_seconds,
     poll_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time between looks at the alias.")
+        float, typer.Option(min=0.1, help="Time between two look-ups of the alias.")
     ] = ServerOptions.poll_seconds,
 ) -> None:
     """Serve a registered model over HTTP, with a page to try it out."""
