@@ -19,7 +19,11 @@ from filelock import FileLock, Timeout
 WORK = Path(".sfd/amortised_tau")
 TAUS, SEEDS, REPEATS = (0.0, 0.1, 0.3, 0.5, 0.8), (0, 1, 2), 2
 TRAIN_STEPS, REFINE_STEPS = 1600, 200
-METHODS = {"point": "one training per tau", "shared": "one training for all", "refined": "the same, refined at each tau"}
+METHODS = {
+    "point": "one training per tau",
+    "shared": "one training for all",
+    "refined": "the same, refined at each tau",
+}
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sfd.encoders.semantic.files import SemanticEncoder, load_semantic
+from sfd.encoders.semantic.encoder import SemanticEncoder, load_semantic
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.encoders.vision import VisionEncoder, load_encoder
 from sfd.errors import UserError

@@ -12,7 +12,8 @@ from torch import nn
 
 from sfd.data.latents import ChannelStatistics
 from sfd.encoders.ldm import ldm_config, rename_ldm_keys
-from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig, save_semvae
+from sfd.encoders.semantic.encoder import save_semantic
+from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.encoders.texture_vae import TextureVae, save_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
@@ -237,7 +238,7 @@ def read_semantic_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) ->
     said = [
         f"{blocks} + {blocks} blocks, {width} wide, {heads} heads; features of {input_dim} to {latent_dim} channels"
     ]
-    return Imported(network, weights, lambda folder: save_semvae(folder, network), said)
+    return Imported(network, weights, lambda folder: save_semantic(folder, network), said)
 
 
 def _read_heads(source: Path, content: Any, width: int) -> int:

@@ -122,7 +122,7 @@ class CandidateEvaluator:
         """
         dataset = self._latents(params)
         start = prepare_network(params, dataset, seed, self.source)
-        model = DiffusionModel(start.network, params.schedule, dataset.statistics, dataset.reader.index["classes"])
+        model = DiffusionModel(start.network, params.schedule, dataset.statistics, dataset.index.classes)
         last = params.diffusion.training.num_steps
 
         def preview(averaged: torch.nn.Module, step: int) -> None:

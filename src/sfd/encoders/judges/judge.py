@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd import names
-from sfd.network_files import read_config
+from sfd.network_files import read_implementation
 from sfd.params import JudgeParams
 
 
@@ -83,4 +83,5 @@ def judge_class(kind: str) -> type[Judge]:
 
 def load_judge(folder: Path) -> Judge:
     """The judge that stage ``judge`` left in ``folder``, in evaluation mode. Raises :class:`UserError` if there is none, or it does not fit."""
-    return judge_class(read_config(folder)["kind"]).load(folder).eval().requires_grad_(False)
+    kind: type[Judge] = read_implementation(folder, names.JUDGES)
+    return kind.load(folder).eval().requires_grad_(False)
