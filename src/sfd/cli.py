@@ -112,7 +112,7 @@ def import_weights(
         typer.Option(min=0.0, max=1.0, help="The offset of its training; else 0.3 with two times, and none with one."),
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="A file with a class name a line; else classes are called 0, 1, ...")
+        Path | None, typer.Option(help="A file with one class name per line; else classes are called 0, 1, ...")
     ] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Leave out the keys that begin so; may be repeated.")] = None,
 ) -> None:
@@ -140,7 +140,7 @@ def tune(
     from sfd.tuning import study
 
     if context.invoked_subcommand is None:
-        study.work() if worker else study.tune()
+        study.run_worker() if worker else study.tune()
 
 
 @tuning.command()
@@ -212,7 +212,7 @@ def promote(
 
     try:
         typer.echo(promotion.promote(version, force))
-    except promotion.Refused as reason:
+    except promotion.PromotionRefused as reason:
         typer.echo(f"refused: {reason}", err=True)
         raise typer.Exit(1) from None
 
@@ -233,14 +233,14 @@ def serve(
     alias: Annotated[str, typer.Option(help="The alias to follow, or a version's number.")] = ServerOptions.alias,
     host: Annotated[str, typer.Option(help="The address; with another one than this, set SFD_TOKEN.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: a free one, which is printed.")] = 8000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a sampler call.")] = ServerOptions.batch_size,
-    max_images: Annotated[int, typer.Option(min=1, help="Images a request.")] = ServerOptions.max_images,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per sampler call.")] = ServerOptions.batch_size,
+    max_images: Annotated[int, typer.Option(min=1, help="Images per request.")] = ServerOptions.max_images,
     max_queue: Annotated[int, typer.Option(min=1, help="Images that may wait.")] = ServerOptions.max_queue,
     timeout_seconds: Annotated[
         float, typer.Option(min=1.0, help="A request is refused after this time.")
     ] = ServerOptions.timeout_seconds,
     poll_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time between looks at the alias.")
+        float, typer.Option(min=0.1, help="Time between two look-ups of the alias.")
     ] = ServerOptions.poll_seconds,
 ) -> None:
     """Serve a registered model over HTTP, with a page to try it out."""
@@ -287,16 +287,16 @@ def generate(
     ] = False,
 ) -> None:
     """Write a balanced data set of generated images: class folders and samples.parquet. Interrupted, it continues."""
-    from sfd.synthetic.generate import Project, Request
+    from sfd.synthetic.generate import GenerateOptions, Upstream
     from sfd.synthetic.generate import generate as make
     from sfd.synthetic.report import check_report, report
 
-    project = Project.load()
+    upstream = Upstream.load()
     if with_report:
-        check_report(project)
-    typer.echo(make(out, Request(per_class, version, seed, min_confidence, drop_memorised), project))
+        check_report(upstream)
+    typer.echo(make(out, GenerateOptions(per_class, version, seed, min_confidence, drop_memorised), upstream))
     if with_report:
-        typer.echo(report(out, project))
+        typer.echo(report(out, upstream))
 
 
 @app.command()
@@ -337,7 +337,7 @@ def bench(
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset instead of a params file.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where; `auto`: the GPU if any.")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a step; without it, that of the params file.")
+        int | None, typer.Option(min=1, help="Images per step; without it, that of the params file.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Measured steps, after some to warm up.")] = 20,
     json_file: Annotated[Path | None, typer.Option("--json", help="A new file for all numbers.")] = None,
@@ -346,12 +346,12 @@ def bench(
     ] = False,
 ) -> None:
     """Measure speed, memory and utilisation on synthetic data and random weights."""
-    from sfd.bench.report import Request
+    from sfd.bench.report import BenchOptions
     from sfd.bench.report import bench as run
 
     if preset is not None and file != Path("params.yaml"):
         raise UserError(f"--file {file} and --preset {preset} name two sets of parameters; give one of them")
-    typer.echo(run(Request(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
+    typer.echo(run(BenchOptions(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Does fine-tuning pay? Real handwritten digits, 8 x 8 pixels as latents: a model of 0 to 4 learns 5 to 9."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.encoders.judges.resnet import ResnetJudge
@@ -47,7 +49,7 @@ class Digits:
         self.values = as_images(PIXELS[chosen]) if images else PIXELS[chosen]
         self.labels = LABELS[chosen] - digits.start
         self.statistics = ChannelStatistics(torch.zeros(1), torch.ones(1))
-        self.reader = type("Reader", (), {"index": {"classes": [str(digit) for digit in digits]}})()
+        self.index = SimpleNamespace(classes=[str(digit) for digit in digits])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,7 +97,7 @@ def images_to_the_goal(
 ) -> tuple[int, DiffusionModel]:
     """Trains until the averaged model draws nine in ten as asked; the images that it took, and the model."""
     data = Digits(digits)
-    condition = ClassCondition(tuple(data.reader.index["classes"]))
+    condition = ClassCondition(tuple(data.index.classes))
     config = LightningDiTConfig(8, 1, hidden_size=64, depth=3, num_heads=2, condition=condition, patch_size=2)
     network = LightningDiT(config).initialise(generator(0, "test/initialisation"))
     diffusion = DiffusionParams.model_validate(
@@ -115,7 +117,7 @@ def images_to_the_goal(
         images = ImageGenerator(seen, Decoder())(  # type: ignore[arg-type]
             wanted.tolist(),
             [image_seed(0, n) for n in range(len(wanted))],
-            Sampler("heun", num_steps=6),
+            Sampler(Heun, num_steps=6),
             GuidanceScales(1.25, 1.25),
         )
         averaged.train()

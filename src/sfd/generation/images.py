@@ -17,6 +17,7 @@ from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_schedule
 from sfd.models.backbone import Backbone, BackboneConfig
 from sfd.models.conditions import Value
+from sfd.names import SAMPLERS, load
 from sfd.params import GuidanceParams, SampleParams
 from sfd.processes import inference_device
 from sfd.seeding import derive_seed
@@ -24,7 +25,7 @@ from sfd.seeding import derive_seed
 
 def build_sampler(params: SampleParams) -> Sampler:
     """The sampler that the parameters describe."""
-    return Sampler(params.sampler, params.num_steps, params.rule, params.timestep_shift)
+    return Sampler(load(SAMPLERS, params.sampler), params.num_steps, params.rule == "published", params.timestep_shift)
 
 
 def build_scales(params: GuidanceParams) -> GuidanceScales:
@@ -135,7 +136,7 @@ class ImageGenerator:
         """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images.
 
         ``fill`` draws as many images as there is room for in the last batch, and drops them: matrix products round by the shape of
-        their batch, so with a single shape an image has the same bytes in whatever company (not with dopri5, see above).
+        their batch, so with a single shape an image has the same bytes in whatever company (not with an adaptive sampler, see above).
 
         Raises:
             UserError: as :meth:`__call__` does; or the guidance asked for is not by the weak model that is here, or not here.

@@ -9,8 +9,9 @@ from torch import nn
 
 from sfd.data.latents import LatentDataset
 from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.samplers.euler import Euler
 from sfd.diffusion.sampling import Sampler
-from sfd.encoders.semantic.files import load_semantic
+from sfd.encoders.semantic.encoder import load_semantic
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
@@ -27,21 +28,21 @@ from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.finetuning import Start, start_from
 from sfd.training.loop import train
 
-GRID_SAMPLER = Sampler("euler", num_steps=50)
+GRID_SAMPLER = Sampler(Euler, num_steps=50)
 """Sample grids during training are quick looks, not results."""
 
 
 def build_network(params: Params, dataset: LatentDataset, seed: int) -> Backbone:
     """The backbone for a data set, freshly initialised. Raises :class:`UserError` if parameters and latents do not fit."""
-    facts = dataset.reader.index
+    index = dataset.index
     config = backbone_config(
         params.diffusion,
         params.schedule,
-        condition_of(params.diffusion, facts["classes"]),
-        grid=facts["grid"],
-        texture_channels=facts["texture_channels"],
-        semantic_channels=facts["semantic_channels"],
-        feature_dim=facts["feature_dim"],
+        condition_of(params.diffusion, index.classes),
+        grid=index.grid,
+        texture_channels=index.texture_channels,
+        semantic_channels=index.semantic_channels,
+        feature_dim=index.feature_dim,
     )
     return initialised_backbone(config, seed)
 
@@ -71,7 +72,7 @@ def decoded_features(params: Params, dataset: LatentDataset) -> DecodedFeatures 
     if not wants_features(params, "decoded"):
         return None
     decoder = load_semantic(Stage.upstream("semantic") / "model").to(inference_device())
-    return DecodedFeatures(decoder, dataset.statistics, dataset.reader.index["semantic_channels"])
+    return DecodedFeatures(decoder, dataset.statistics, dataset.index.semantic_channels)
 
 
 def build_task(params: Params, network: Backbone, dataset: LatentDataset, seed: int) -> DiffusionTask:
@@ -115,7 +116,6 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``; ``source``: folder of the model to start from."""
     params, seed = stage.params.diffusion, stage.params.seed
     dataset = open_latents(stage.params, stage.upstream("latents"))
-    facts = dataset.reader.index
     start = prepare_network(stage.params, dataset, seed, None if source is None else DiffusionModel.load(source))
     network = start.network
     _tell_start(start, stage)
@@ -131,7 +131,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     _leave_model(model, stage)
     stage.log_input(
         "latents",
-        facts["shards"][0]["sha256"],
+        dataset.reader.shards[0].sha256,
         stage.upstream("latents"),
         "training",
         {"num_images": len(dataset.reader)},

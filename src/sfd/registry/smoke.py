@@ -1,4 +1,4 @@
-"""The smoke: a version answers by itself, in a fresh process, and still with the pixels of its registration."""
+"""The smoke test: a version must answer in a fresh process, with its own code, and with the pixels of its registration."""
 
 import json
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NUM_IMAGES = 8
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Sums are rounded by the number of threads; with one, machines with another number of cores agree, and busy ones are not slower."""
+"""The number of threads decides how sums are rounded. With one thread, machines with different numbers of cores agree."""
 
 
 @dataclass(frozen=True)

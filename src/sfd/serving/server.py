@@ -15,11 +15,11 @@ from sfd.serving.app import Service, build_app
 from sfd.serving.options import ServerOptions
 
 GRACE_S = 5.0
-"""What answers that are ready get to be sent, and a sampler call that nobody waits for any more to end."""
+"""Seconds that the server waits at its end: for ready answers to be sent, and for the current sampler call."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which tells the service when it is asked to end."""
+    """uvicorn's server. It tells the service when a signal asks it to end."""
 
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
@@ -70,14 +70,14 @@ def serve(options: ServerOptions, token: str | None, listener: socket.socket) ->
     follower = threading.Thread(
         target=server.load_and_follow, args=(url_of(listener),), name="sfd-follower", daemon=True
     )
-    service.batches.start()
+    service.batcher.start()
     follower.start()
     try:
         server.run(sockets=[listener])
     finally:
         service.stopping = True
         service.follower.stop()
-        service.batches.stop(GRACE_S)
+        service.batcher.stop(GRACE_S)
         follower.join(GRACE_S)
     if server.failure is not None:
         raise server.failure

@@ -18,7 +18,7 @@ from sfd.tuning.space import WITHOUT_EFFECT, check_space, check_study, check_ups
 if TYPE_CHECKING:
     from optuna import Study
 
-    from sfd.tuning.workbench import Workbench
+    from sfd.tuning.evaluator import CandidateEvaluator
 
 PARAMS = Path("params.yaml")
 PARENT_WAIT_S = 10.0
@@ -38,17 +38,21 @@ def tune() -> None:
         _run_study(current)
 
 
-def work() -> None:
+def run_worker() -> None:
     """Joins the study of params.yaml until its trials are done. Raises :class:`UserError` as :func:`tune` does, or if there is none."""
     params = check(PARAMS)
     queue = Queue.join(params.tune, params.seed, reports(params))
     _check_signature(queue, params)
-    _work(queue, params, queue.study.user_attrs.get("mlflow_run_id"))
+    _take_trials(queue, params, queue.study.user_attrs.get("mlflow_run_id"))
     print(describe_counts(queue, params))
 
 
 def report_study(name: str) -> str:
-    """The table of a study in the storage of params.yaml; its page is written beside. Raises :class:`UserError` if there is none."""
+    """The table of a study in the storage of params.yaml; writes its page to ``results/reports/NAME``.
+
+    Raises:
+        UserError: the storage has no such study.
+    """
     from sfd.tuning.report import table, write_report
 
     study = _load_study(name)
@@ -58,7 +62,9 @@ def report_study(name: str) -> str:
 
 
 def apply_study(name: str, trial: int | None) -> str:
-    """Writes the values of the best trial, or of one by its number, into params.yaml; returns the difference, and what the confirmation says.
+    """Writes the values of a trial into params.yaml; returns the diff and the verdicts of the confirmation.
+
+    ``trial``: its number; None for the best one.
 
     Raises:
         UserError: there is no such study or completed trial, or the values do not fit params.yaml, which then stays as it is.
@@ -89,14 +95,14 @@ def check(file: Path) -> Params:
 
 
 def reports(params: Params) -> int:
-    """How many values a trial reports to the pruner at most."""
+    """The most values that a trial reports to the pruner."""
     if params.tune.kind == "sampling":
         return params.tune.repeats
     return max(1, (params.diffusion.training.num_steps - 1) // params.tune.report_every)
 
 
 def signature(params: Params) -> str:
-    """sha256 of everything that trials of one study share, so that unlike trials never meet in one study."""
+    """sha256 of everything that all trials of one study share. Trials with another signature cannot join the study."""
     tree = params.model_dump(mode="json", by_alias=True)
     for key in (*params.tune.space, *WITHOUT_EFFECT, *(f"tune.{name}" for name in BUDGET)):
         way, _, last = key.rpartition(".")
@@ -137,11 +143,11 @@ def _run_study(current: Stage) -> None:
     parent = current.run.wait_for_run_id(PARENT_WAIT_S)
     queue.study.set_user_attr("mlflow_run_id", parent)
     queue.fill(params.tune.trials)
-    bench = _work(queue, params, parent)
+    evaluator = _take_trials(queue, params, parent)
     if not any(trial.state.name == "COMPLETE" for trial in queue.trials()):
         reasons = [trial.user_attrs["reason"] for trial in queue.trials() if "reason" in trial.user_attrs]
         raise UserError(f"no trial of study `{params.tune.study}` was completed: {'; '.join(reasons[:3])}")
-    confirm(queue.study, params, bench, work_folder(study_id))
+    confirm(queue.study, params, evaluator, work_folder(study_id))
     files = write_report(queue.study, current.out)
     settle_runs(queue, params.tracking, parent)
     best = queue.study.best_trials[0]
@@ -153,7 +159,7 @@ def _run_study(current: Stage) -> None:
 
 
 def open_study(params: Params) -> Queue:
-    """The study, new or continued. Raises :class:`UserError` if it is another one of the same name."""
+    """Creates or continues the study. Raises :class:`UserError` if the name belongs to a study of other parameters."""
     tune, names = params.tune, list(params.tune.objectives)
     directions: list[Literal["maximize", "minimize"]] = [
         "maximize" if is_higher_better(name) else "minimize" for name in names
@@ -172,20 +178,20 @@ def open_study(params: Params) -> Queue:
     return queue
 
 
-def _work(queue: Queue, params: Params, parent: str | None) -> "Workbench":
-    """Takes trials until the queue is empty or the time is over; returns the workbench."""
+def _take_trials(queue: Queue, params: Params, parent: str | None) -> "CandidateEvaluator":
+    """Runs trials until the queue is empty or ``tune.minutes`` are over; returns the evaluator."""
+    from sfd.tuning.evaluator import CandidateEvaluator
     from sfd.tuning.trials import Trials
-    from sfd.tuning.workbench import Workbench
 
     deadline = time.monotonic() + 60.0 * params.tune.minutes
-    bench = Workbench(params)
-    queue.study.set_user_attr("num_reference", bench.num_reference)
+    evaluator = CandidateEvaluator(params)
+    queue.study.set_user_attr("num_reference", evaluator.num_reference)
     try:
-        run(queue, Trials(params, bench, queue.study.user_attrs["id"], parent), deadline)
+        run(queue, Trials(params, evaluator, queue.study.user_attrs["id"], parent), deadline)
     except (KeyboardInterrupt, SystemExit):
         print(f"{describe_counts(queue, params)}; the same command continues")
         raise
-    return bench
+    return evaluator
 
 
 def describe_counts(queue: Queue, params: Params) -> str:

@@ -1,6 +1,6 @@
-"""What one trial does: train if need be, sample, score. Knows nothing of Optuna and MLflow.
+"""Scores a candidate: trains it if need be, samples, and measures. Knows nothing of Optuna and MLflow.
 
-Every candidate is scored on the same noise (common random numbers), so that differences between candidates are not those of seeds.
+Every candidate is scored on the same noise (common random numbers), so that seeds cause no difference between candidates.
 """
 
 import copy
@@ -33,7 +33,7 @@ from sfd.training.loop import log_nothing, train
 
 GRID_IMAGES = 100
 STUDY, CONFIRMATION = "study", "confirmation"
-"""Purposes of the two halves of the held-out images, and of the seeds that go with them."""
+"""Names of the two halves of the held-out images, and of the seeds used with them."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def load_weak(folder: Path) -> Backbone:
     return DiffusionModel.load(folder).network
 
 
-class Workbench:
-    """Loads once what trials share: judge, decoder, the reference's features, the trained model.
+class CandidateEvaluator:
+    """Holds what all trials share: judge, decoder, the features of the reference, the trained model.
 
-    The held-out images are cut in two: one half is the reference of all trials, the other is kept for the confirmation.
+    The held-out images are split in two halves: one is the reference of all trials, the other is kept for the confirmation.
     """
 
     def __init__(self, params: Params) -> None:
@@ -97,7 +97,7 @@ class Workbench:
         if self.judge.name == "inception":
             metrics["fid"] = metrics.pop("fd")
         wanted = condition.columns(values).get("class_index")
-        if wanted is not None and self.judge.classes is not None and self.judge.classes > 1:
+        if wanted is not None and self.judge.knows_classes:
             metrics["class_accuracy"] = class_accuracy(features, torch.tensor(wanted), self.judge)
         metrics["seconds_per_image"] = seconds
         return Repeat(metrics, pixels[:GRID_IMAGES], [condition.label(value) for value in values[:GRID_IMAGES]])
@@ -105,8 +105,11 @@ class Workbench:
     def model(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
     ) -> DiffusionModel:
-        """A candidate's model: kind `training` trains it (see :meth:`train`), kind `sampling` takes the trained one, refined at the
-        candidate's schedule if that is wanted."""
+        """A candidate's model.
+
+        Kind `training` trains it, see :meth:`train`. Kind `sampling` takes the trained model, refined at the candidate's schedule if
+        ``tune.refine_steps`` is above 0.
+        """
         if self.trained is None:
             return self.train(params, seed, folder, look)
         return self.refine(self.trained, params, seed, folder) if params.tune.refine_steps else self.trained
@@ -114,9 +117,9 @@ class Workbench:
     def train(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
     ) -> DiffusionModel:
-        """A model trained on the latents, from nothing or as ``diffusion.init_from`` says.
+        """A model trained on the latents, from random weights or from those of ``diffusion.init_from``.
 
-        ``look`` gets it every ``tune.report_every`` steps before the last.
+        ``look`` is called with the model and the step every ``tune.report_every`` steps before the last.
         """
         dataset = self._latents(params)
         start = prepare_network(params, dataset, seed, self.source)
@@ -143,14 +146,14 @@ class Workbench:
         return model
 
     def _latents(self, params: Params) -> LatentDataset:
-        """The latents, with features or without; opened once, because that hashes every shard."""
+        """The latents, with features if the loss needs them. They are opened once, because opening hashes every shard."""
         with_features = wants_features(params, "stored")
         if with_features not in self._opened:
             self._opened[with_features] = open_latents(params, RESULTS / "latents")
         return copy.copy(self._opened[with_features])  # a trial may normalise them by other statistics
 
     def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:
-        """A model trained for a range of offsets, trained on for ``tune.refine_steps`` steps at the schedule that it is sampled with."""
+        """Trains a model of a range of offsets for ``tune.refine_steps`` more steps, at the schedule that it is sampled with."""
         assert params.sample.schedule is not None
         params = params.model_copy(update={"schedule": params.sample.schedule})
         dataset = self._latents(params)
