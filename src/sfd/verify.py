@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfd.diffusion.guidance import GuidanceScales, guided_velocity
-from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
+from sfd.diffusion.loss import interpolate
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule
+from sfd.diffusion.terms.cosine import cosine_loss
+from sfd.diffusion.terms.repa import repa_loss
+from sfd.diffusion.terms.velocity import velocity_loss
 from sfd.encoders.ldm import autoencoder_from_ldm
 from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.errors import UserError

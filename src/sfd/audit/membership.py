@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sfd.data.images import ManifestImages
-from sfd.diffusion.loss import interpolate, velocity_loss
+from sfd.diffusion.loss import interpolate
+from sfd.diffusion.terms.velocity import velocity_loss
 from sfd.encoders.composite import CompositeEncoder
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import middle_schedule
@@ -46,7 +47,7 @@ def image_losses(model: DiffusionModel, latents: Tensor, labels: Tensor, semanti
     """Mean squared velocity error of each image, ``(B,)`` float64 on the CPU, over the same times and noises for all.
 
     ``latents``: normalised ``(B, C, H, W)``, and classes ``(B,)``, on the model's device. ``semantic_weight``: see
-    :func:`sfd.diffusion.loss.velocity_loss`.
+    :func:`sfd.diffusion.terms.velocity.velocity_loss`.
     """
     schedule, channels = middle_schedule(model.schedule_params), model.network.config.semantic_channels
     total = torch.zeros(len(latents), dtype=torch.float64)

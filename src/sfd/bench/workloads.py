@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from sfd.bench.measure import WARM_UP_STEPS, Measurement, count_flops, peak_memory_gib, reset_peak_memory, time_steps
@@ -125,9 +126,8 @@ def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
     with torch.device("meta"):
         network = LightningDiT(backbone_config(params, shape))
     task = _task(params, network, image, shape)
-    data, noise = (
-        tuple(value.to("meta") for value in values) for values in (image.batch, task.noise(0, 1, torch.device("cpu")))
-    )
+    drawn = image.batch, task.noise(0, 1, torch.device("cpu"))
+    data, noise = tree_map(lambda value: value.to("meta"), drawn)
 
     def step() -> None:
         losses = task.losses(network, data, noise)
