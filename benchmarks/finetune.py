@@ -113,7 +113,7 @@ def options(steps: int, num_images: int, seed: int) -> Params:
 def learn(
     params: Params, source: DiffusionModel | None, classes: list[str], every: int, goal: float | None, tools: Any
 ) -> tuple[Start, Watch, float]:
-    """One training from nothing or from ``source``; it ends early when ``goal`` is reached. Returns the seconds a step, too."""
+    """One training from nothing or from ``source``; it ends early when ``goal`` is reached. Returns the seconds per step, too."""
     dataset = ClassesOf(open_latents(params, RESULTS / "latents"), classes)
     start = prepare_network(params, dataset, params.seed, source)
     watch = Watch(params, start, dataset, *tools)

@@ -28,7 +28,7 @@ WORK = Path(".sfd/repa_target")
 TARGETS = ("stored", "decoded")
 MEASURED_BATCHES, MEASURED_BATCH = 10, 100
 MEASURES = {
-    "step": "time a step, ms",
+    "step": "time per step, ms",
     "velocity": "velocity loss",
     "repa": "REPA loss against stored features",
     "class_accuracy": "class accuracy",

@@ -43,7 +43,7 @@ class DiffusionFacts:
         statistics: files with ``mean`` and ``std`` of the latents' channels: of all in one, or of texture's and of semantics'.
         semantic_channels: None: as many as the second file of statistics has; else 16 for a model of two times, and 0 for one of one.
         tau: the offset that it was trained with. None: 0.3 for a model of two times; one of one time is synchronous.
-        classes: file with a class name a line, in the order of their indices. None: the indices are the names, and the last row of the
+        classes: file with one class name per line, in the order of their indices. None: the indices are the names, and the last row of the
             class table is the null class.
     """
 
@@ -209,7 +209,7 @@ def _read_classes(file: Path) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); give a text file with a class name a line") from error
+        raise UserError(f"{file} cannot be read ({error}); give a text file with one class name per line") from error
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
         raise UserError(

@@ -309,7 +309,7 @@ class _Draw:
         self.limit = scorer.limit() if options.drop_memorised else None
 
     def __call__(self, counts: ClassCounts) -> pd.DataFrame:
-        """The next batch: a row a candidate, the table's columns and ``kept``."""
+        """The next batch: one row per candidate, with the table's columns and ``kept``."""
         candidates = counts.next_batch(self.registered.sample.batch_size)
         classes, numbers = [index for index, _ in candidates], [number for _, number in candidates]
         names = [counts.classes[index] for index in classes]
@@ -351,7 +351,7 @@ def _batch_files(work: Path) -> list[Path]:
 
 
 def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
-    """Writes the table, a batch at a time, if every class folder holds its number of files and no other."""
+    """Writes the table, one batch at a time, if every class folder holds its number of files and no other."""
     for name in classes:
         count = sum(1 for _ in os.scandir(out / name))
         if count != per_class:
