@@ -96,7 +96,7 @@ class CandidateEvaluator:
         metrics = compare(features, self.references[purpose], params.evaluate, seed)
         if self.judge.name == "inception":
             metrics["fid"] = metrics.pop("fd")
-        if self.judge.classes is not None and self.judge.classes > 1:
+        if self.judge.knows_classes:
             metrics["class_accuracy"] = class_accuracy(features, torch.tensor(indices), self.judge)
         metrics["seconds_per_image"] = seconds
         return Repeat(metrics, pixels[:GRID_IMAGES], [classes[index] for index in indices[:GRID_IMAGES]])

@@ -1,4 +1,4 @@
-"""Data sets of the library ``datasets``: from a folder or from the hub, their images read as the files that were put in, by row."""
+"""Data sets of the library ``datasets``, from a folder or from the hub. Images are read by row, as the encoded files in the cells."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,7 +182,7 @@ def _check_columns(dataset: "Dataset", params: DataParams) -> None:
 
 def _remedy(params: DataParams, error: Exception) -> str:
     if Path(params.root).is_dir():
-        return "correct data.split and data.image_column, or save the data set anew with `save_to_disk`"
+        return "correct data.split and data.image_column, or save the data set again with `save_to_disk`"
     if isinstance(error, ConnectionError):
         return (
             "check the connection, or fetch it elsewhere (`hf download --repo-type dataset NAME --local-dir FOLDER`) and point data.root "

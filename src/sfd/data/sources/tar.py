@@ -1,7 +1,7 @@
 """Tar archives of images in WebDataset's layout: scanned once, then read at random places, never unpacked.
 
 A sample is all members whose names are equal up to the first dot of the file name, in any order. The library ``webdataset`` streams
-samples and drops damaged ones by a handler; its ``wids`` indexes every shard anew in every process and refuses neither links, nor
+samples and drops damaged ones by a handler; its ``wids`` indexes every shard again in every process, and refuses neither links, nor
 doubles, nor an archive that ends early. Here the manifest holds the place of each image, and sha256 guards it, as with folders.
 """
 

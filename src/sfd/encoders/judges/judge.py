@@ -39,6 +39,11 @@ class Judge(nn.Module):
         raise NotImplementedError
 
     @property
+    def knows_classes(self) -> bool:
+        """Whether its logits tell classes of the data set apart."""
+        return self.classes is not None and self.classes > 1
+
+    @property
     def device(self) -> torch.device:
         """Where its weights are, and where it expects images."""
         return next(self.parameters()).device
