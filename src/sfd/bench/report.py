@@ -1,4 +1,4 @@
-"""``sfd bench``: checks, the measured job, a table and JSON."""
+"""``sfd bench``: checks the options, measures one job, and reports it as a table and as JSON."""
 
 import datetime
 import json
@@ -23,7 +23,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure: the parameters of ``file``, or of ``preset`` if it names one. ``batch_size`` None: that of the parameters."""
+    """What to measure, with the parameters of ``preset``, or of ``file`` if there is no preset. ``batch_size`` None: that of the parameters."""
 
     job: Job
     file: Path
@@ -43,7 +43,7 @@ def bench(options: BenchOptions, json_file: Path | None) -> str:
     """Measures and returns the table; ``json_file`` gets all numbers.
 
     Raises:
-        UserError: the params file or the options is wrong, the device is missing, the batch does not fit into its memory, or
+        UserError: the params file or the options are wrong, the device is missing, the batch does not fit into its memory, or
             ``json_file`` cannot be made.
     """
     params = load_params(options.file) if options.preset is None else load_preset(options.preset)
@@ -97,7 +97,7 @@ def _check_new(json_file: Path) -> None:
 
 
 def _facts(options: BenchOptions) -> dict[str, Any]:
-    """Where and when: what a number means nothing without."""
+    """The conditions of the measurement: device, threads, versions, time."""
     import torch
 
     on_gpu = torch.cuda.is_available()
