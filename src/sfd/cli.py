@@ -2,32 +2,68 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import click
 import typer
 
 from sfd.errors import UserError
 from sfd.serving.options import ServerOptions
 
+if TYPE_CHECKING:
+    from sfd.workspace import Workspace
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Semantic-First Diffusion: params, verification, tracking, registry. The pipeline itself is run by `dvc repro`.",
 )
 
-ParamsFile = Annotated[Path, typer.Option("--file", help="The params file to read.")]
+ParamsFile = Annotated[
+    Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
+]
+
+
+@app.callback()
+def main_options(
+    project: Annotated[  # noqa: ARG001  # read by _workspace
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The folder of the project, or one below it; without it, the working folder. "
+            "Paths in commands are relative to the working folder in any case.",
+        ),
+    ] = None,
+) -> None:
+    """Semantic-First Diffusion: params, verification, tracking, registry. The pipeline itself is run by `dvc repro`."""
+
+
+def _project_option() -> Path | None:
+    """The value of ``--project``."""
+    context = click.get_current_context(silent=True)
+    value: Path | None = None if context is None else context.find_root().params.get("project")
+    return value
+
+
+def _workspace() -> "Workspace":
+    """The project that the command works on. Raises :class:`UserError` if there is none."""
+    from sfd.workspace import Workspace
+
+    return Workspace.find(_project_option() or Path())
 
 
 @app.command()
 def params(
-    file: ParamsFile = Path("params.yaml"),
+    file: ParamsFile = None,
     describe: Annotated[bool, typer.Option("--describe", help="Print the table of all options instead.")] = False,
 ) -> None:
     """Check params.yaml and print the resolved configuration."""
     from sfd.params import describe_params, dump_params, load_params
 
-    typer.echo(describe_params() if describe else dump_params(load_params(file)).rstrip())
+    if describe:
+        typer.echo(describe_params())
+        return
+    typer.echo(dump_params(load_params(file or _workspace().params_file)).rstrip())
 
 
 presets = typer.Typer(
@@ -60,10 +96,14 @@ def use_preset(
         bool, typer.Option("--force", help="Replace a params.yaml of your own; it is kept beside the new one.")
     ] = False,
 ) -> None:
-    """Write a preset to params.yaml; one that is no preset is not overwritten."""
+    """Write a preset to the project's params.yaml, or make one here; one that is no preset is not overwritten."""
     from sfd.preset import use
 
-    typer.echo(use(name, Path("params.yaml"), force))
+    try:
+        file = _workspace().params_file
+    except UserError:
+        file = (_project_option() or Path()) / "params.yaml"
+    typer.echo(use(name, file, force))
 
 
 @app.command()
@@ -87,7 +127,8 @@ def sync() -> None:
     """Deliver to MLflow what the stages recorded while its server was away."""
     from sfd import tracking
 
-    typer.echo(f"{tracking.sync()} records delivered to {tracking.tracking_uri()}")
+    workspace = _workspace()
+    typer.echo(f"{tracking.sync(workspace)} records delivered to {tracking.tracking_uri(workspace)}")
 
 
 @app.command("import")
@@ -140,7 +181,7 @@ def tune(
     from sfd.tuning import study
 
     if context.invoked_subcommand is None:
-        study.work() if worker else study.tune()
+        study.work(_workspace()) if worker else study.tune(_workspace())
 
 
 @tuning.command()
@@ -148,7 +189,7 @@ def report(name: StudyName) -> None:
     """Print the table of a study, and write its page with pictures to results/reports/STUDY."""
     from sfd.tuning.study import report_study
 
-    typer.echo(report_study(name))
+    typer.echo(report_study(_workspace(), name))
 
 
 @tuning.command()
@@ -159,7 +200,7 @@ def apply(
     """Write the values of a study's best trial into params.yaml and show what changed."""
     from sfd.tuning.study import apply_study
 
-    typer.echo(apply_study(name, trial))
+    typer.echo(apply_study(_workspace(), name, trial))
 
 
 models = typer.Typer(
@@ -174,7 +215,7 @@ def list_models() -> None:
     """List the versions with their aliases and main metrics."""
     from sfd.registry.lineage import list_versions
 
-    typer.echo(list_versions())
+    typer.echo(list_versions(_workspace()))
 
 
 @models.command("show")
@@ -186,7 +227,7 @@ def show_model(
     """Say where a version comes from, how good it is, and how to rebuild it."""
     from sfd.registry.lineage import show_version
 
-    typer.echo(show_version(version))
+    typer.echo(show_version(_workspace(), version))
 
 
 @models.command("compare")
@@ -194,7 +235,7 @@ def compare_models(first: Version, second: Version) -> None:
     """Compare the metrics and parameters of two versions."""
     from sfd.registry.lineage import compare_versions
 
-    typer.echo(compare_versions(first, second))
+    typer.echo(compare_versions(_workspace(), first, second))
 
 
 @models.command()
@@ -202,7 +243,6 @@ def promote(
     version: Annotated[
         str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, `register.alias`.")
     ] = None,
-    to: Annotated[Literal["champion"], typer.Option(help="The alias to give.")] = "champion",  # noqa: ARG001  # the only one
     force: Annotated[
         str | None, typer.Option(metavar="REASON", help="Promote in spite of failing gates; the reason is kept.")
     ] = None,
@@ -211,7 +251,7 @@ def promote(
     from sfd.registry import promotion
 
     try:
-        typer.echo(promotion.promote(version, force))
+        typer.echo(promotion.promote(_workspace(), version, force))
     except promotion.Refused as reason:
         typer.echo(f"refused: {reason}", err=True)
         raise typer.Exit(1) from None
@@ -222,7 +262,7 @@ def rollback() -> None:
     """Make the previous champion the champion again."""
     from sfd.registry import promotion
 
-    typer.echo(promotion.rollback())
+    typer.echo(promotion.rollback(_workspace()))
 
 
 @app.command()
@@ -244,13 +284,16 @@ def serve(
     ] = ServerOptions.poll_seconds,
 ) -> None:
     """Serve a registered model over HTTP, with a page to try it out."""
-    from sfd.params import load_params
     from sfd.serving.address import bind, is_local, read_token
+    from sfd.workspace import Workspace
 
     try:
-        name = model or load_params(Path("params.yaml")).register_.name
+        workspace = _workspace()
+        name = model or workspace.load_params().register_.name
     except UserError as error:
-        raise UserError(f"{error}; or name the model with --model") from None
+        if model is None:
+            raise UserError(f"{error}; or name the model with --model") from None
+        workspace, name = Workspace(_project_option() or Path()), model  # a store on a server needs no project
     options = ServerOptions(name, alias, batch_size, max_images, max_queue, timeout_seconds, poll_seconds)
     token = read_token()
     with bind(host, port) as listener:
@@ -260,7 +303,7 @@ def serve(
             )
         from sfd.serving.server import serve as run_server
 
-        run_server(options, token, listener)
+        run_server(workspace, options, token, listener)
 
 
 @app.command()
@@ -291,7 +334,7 @@ def generate(
     from sfd.synthetic.generate import generate as make
     from sfd.synthetic.report import check_report, report
 
-    project = Project.load()
+    project = Project.load(_workspace())
     if with_report:
         check_report(project)
     typer.echo(make(out, Request(per_class, version, seed, min_confidence, drop_memorised), project))
@@ -308,7 +351,7 @@ def audit(
     """Look for copies of training images among samples, and attack the model by its loss; writes results/audit."""
     from sfd.audit.audit import audit as run
 
-    typer.echo(run(samples))
+    typer.echo(run(_workspace(), samples))
 
 
 export = typer.Typer(no_args_is_help=True, help="Hand results to other programs.")
@@ -333,7 +376,7 @@ def bench(
         Literal["train", "sample", "latents", "load"],
         typer.Argument(help="Training steps, sampler calls, encoder calls, or batches from shards."),
     ],
-    file: ParamsFile = Path("params.yaml"),
+    file: ParamsFile = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset instead of a params file.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where; `auto`: the GPU if any.")] = "auto",
     batch_size: Annotated[
@@ -349,8 +392,10 @@ def bench(
     from sfd.bench.report import Request
     from sfd.bench.report import bench as run
 
-    if preset is not None and file != Path("params.yaml"):
+    if preset is not None and file is not None:
         raise UserError(f"--file {file} and --preset {preset} name two sets of parameters; give one of them")
+    if preset is None and file is None:
+        file = _workspace().params_file
     typer.echo(run(Request(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
@@ -359,7 +404,7 @@ def show() -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
     from sfd.pipeline.summary import summarise
 
-    typer.echo(summarise(Path("results")))
+    typer.echo(summarise(_workspace()))
 
 
 def main() -> None:

@@ -62,29 +62,31 @@ def _commit_on_hub(params: DataParams) -> str:
 
 def _files_facts(source: str, root: Path) -> dict[str, object]:
     if source == "tar" and root.is_file():
-        lines = [_line(str(root))]
+        lines = [_line(str(root), root.name)]
     elif root.is_dir():
         lines = sorted(_lines(root))
     else:
         raise UserError(f"data.root {root} is not a folder; write the path of {EXPECTED_ROOT[source]}")
     digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return {"source": source, "root": str(root), "num_files": len(lines), "sha256": digest}
+    return {"source": source, "num_files": len(lines), "sha256": digest}
 
 
 def _lines(root: Path) -> Iterator[str]:
-    """One line a file; linked folders are entered once, links within them are only named."""
+    """One line per file, named relative to the root; linked folders are entered once, links within them are only named."""
     links: list[str] = []
     for folder, folders, files in os.walk(root):
         links += [linked for name in folders if os.path.islink(linked := os.path.join(folder, name))]
-        yield from (_line(os.path.join(folder, name)) for name in files)
+        yield from (_line(path := os.path.join(folder, name), path.removeprefix(str(root))) for name in files)
     for link in links:
-        for folder, _, files in os.walk(os.path.realpath(link)):
-            yield from (f"{link}/{_line(os.path.join(folder, name))}" for name in files)
+        target, name_of_link = os.path.realpath(link), link.removeprefix(str(root))
+        for folder, _, files in os.walk(target):
+            for path in (os.path.join(folder, name) for name in files):
+                yield _line(path, name_of_link + path.removeprefix(target))
 
 
-def _line(path: str) -> str:
+def _line(path: str, name: str) -> str:
     try:
         status = os.stat(path)
     except OSError:  # a broken link or a loop; stage `prepare` refuses it by name
         status = os.lstat(path)
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
+    return f"{name} {status.st_size} {status.st_mtime_ns}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from sfd.errors import UserError
 from sfd.pipeline.stage import exit_on_sigterm, is_alive
 from sfd.registry.load import open_registry
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +41,7 @@ def now() -> str:
 
 
 @contextmanager
-def promotion_lock(name: str) -> Iterator[None]:
+def promotion_lock(workspace: Workspace, name: str) -> Iterator[None]:
     """Holds the lock of a model for the block. Ctrl-C and SIGTERM release it; that of a dead process of this machine is taken over.
 
     Raises:
@@ -49,12 +50,12 @@ def promotion_lock(name: str) -> Iterator[None]:
     signal.signal(signal.SIGTERM, exit_on_sigterm)
     lock, owner = f"{name}.promotion", _describe_myself()
     try:
-        with open_registry() as registry:
+        with open_registry(workspace) as registry:
             if not _create(registry, lock, owner):
                 _take_over(registry, lock, owner)
         yield
     finally:
-        with open_registry() as registry:
+        with open_registry(workspace) as registry:
             if _read(registry, lock).get("token") == owner["token"]:
                 registry.delete_registered_model(lock)
 

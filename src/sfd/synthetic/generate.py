@@ -32,11 +32,13 @@ from sfd.errors import UserError
 from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import copy_limit, nearest
 from sfd.evaluation.views import Batches, judge_training_images
-from sfd.params import Params, load_params
-from sfd.pipeline.stage import RESULTS, check_current, lock, published_fingerprint
+from sfd.params import Params
+from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.stage import check_current, lock, published_fingerprint
 from sfd.processes import inference_device
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
+from sfd.workspace import Workspace
 
 LEAST_SHARE, ENOUGH_TRIES = 0.1, 200
 """A class that keeps a smaller share of at least so many candidates ends the command."""
@@ -62,17 +64,18 @@ class Request:
 class Project:
     """What images are judged by: the judge, and the data set that it and the models learnt from."""
 
+    workspace: Workspace
     params: Params
     data: Prepared
     judge: Judge
 
     @classmethod
-    def load(cls) -> "Project":
+    def load(cls, workspace: Workspace) -> "Project":
         """Reads ``params.yaml`` and ``results``. Raises :class:`UserError` if a result is missing or out of date."""
-        params = load_params(Path("params.yaml"))
-        check_current(("prepare", "judge"), params)
-        judge = load_judge(RESULTS / "judge" / "model").to(inference_device())
-        return cls(params, Prepared.load(params.data, RESULTS / "prepare"), judge)
+        params = workspace.load_params()
+        check_current(workspace, ("prepare", "judge"), params)
+        judge = load_judge(workspace.result("judge") / "model").to(inference_device())
+        return cls(workspace, params, open_prepared(workspace, params), judge)
 
     @property
     def classes(self) -> list[str]:
@@ -162,7 +165,7 @@ def generate(out: Path, request: Request, project: Project) -> str:
             "or set judge.source to train"
         )
     _check_place(out, project)
-    registered = load_registered(project.params.register_.name, request.version)
+    registered = load_registered(project.workspace, project.params.register_.name, request.version)
     _check_model(registered, project)
     command = _command(request, registered, project)
     _check_command(out, command)
@@ -208,7 +211,7 @@ def _command(request: Request, registered: RegisteredModel, project: Project) ->
     return facts | {
         "classes": project.classes,
         "mirror": project.params.data.mirror,
-        "data set": published_fingerprint("prepare"),
+        "data set": published_fingerprint(project.workspace, "prepare"),
         "judge": project.judge.digest,
         "weights": _digest(registered),
     }
@@ -226,11 +229,10 @@ def _digest(registered: RegisteredModel) -> str:
 
 def _check_place(out: Path, project: Project) -> None:
     """Raises :class:`UserError` if the folder holds anything that is not ours, or lies among the training images."""
-    if project.params.data.source != "digits" and out.resolve().is_relative_to(
-        Path(project.params.data.root).resolve()
-    ):
+    root = Path(project.data.params.root)
+    if project.params.data.source != "digits" and out.resolve().is_relative_to(root.resolve()):
         raise UserError(
-            f"{out} lies in data.root {project.params.data.root}, where its images would be taken for real ones; choose another folder"
+            f"{out} lies in data.root {root}, where its images would be taken for real ones; choose another folder"
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a new folder")

@@ -105,7 +105,7 @@ def _fingerprint(out: Path, project: Project) -> str:
     """sha256 of all that the report depends on."""
     facts = {
         "images": digest_path(out / HIDDEN / COMMAND),
-        "data set": published_fingerprint("prepare"),
+        "data set": published_fingerprint(project.workspace, "prepare"),
         "judge": project.params.judge.model_dump(mode="json"),
         "image_size": project.params.data.image_size,
         "mirror": project.params.data.mirror,
