@@ -20,7 +20,7 @@ import torch
 from support import wait_until
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.generation.images import ImageGenerator
 from sfd.generation.model import DiffusionModel
@@ -32,6 +32,7 @@ from sfd.serving.address import bind, url_of
 from sfd.serving.app import Service
 from sfd.serving.options import ServerOptions
 from sfd.serving.server import Server
+from sfd.workspace import Workspace
 
 SAMPLE = {"batch_size": 5, "sampler": "heun", "num_steps": 3, "guidance": {"kind": "cfg", "scale_texture": 1.5}}
 RANGE = {"kind": "offset", "tau": {"low": 0.0, "high": 0.5}}
@@ -46,7 +47,7 @@ def untrained_model(classes: list[str], schedule: dict[str, Any], use_null_class
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
-    statistics = Statistics(torch.zeros(6), torch.ones(6))
+    statistics = ChannelStatistics(torch.zeros(6), torch.ones(6))
     schedule_params = ScheduleParams.model_validate(schedule)
     return DiffusionModel(network.eval().requires_grad_(False), schedule_params, statistics, classes)
 
@@ -121,7 +122,7 @@ class ServedProject:
             place = (self.folder / "mlruns" / "artifacts").as_uri()
             number = experiment.experiment_id if experiment else client.create_experiment("sfd", place)
             run_id = client.create_run(number).info.run_id
-            version = make_version(name, settings, folders, run_id, folder)
+            version = make_version(Workspace(self.folder), name, settings, folders, run_id, folder)
         self.move_alias(name, version)
         return version
 
@@ -255,7 +256,7 @@ def running(
     model: RegisteredModel | None, options: ServerOptions = SMALL_SERVER, token: str | None = None
 ) -> Iterator[Running]:
     """A server without a registry, at a free port."""
-    service = Service(options, token)
+    service = Service(Workspace(Path()), options, token)
     service.follower.current = model
     service.batches.start()
     with bind("127.0.0.1", 0) as listener:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfd.diffusion.loss import per_part
-from sfd.diffusion.sampling import Method, Rule, Sampler
+from sfd.diffusion.sampling import Rule, Sampler
 from sfd.diffusion.schedule import CurveSchedule, OffsetSchedule
 
 X0, X1 = torch.randn(2, 3, 5, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind()
@@ -36,7 +36,7 @@ def curved(x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
     return torch.cat([v_tex, torch.sin(2 * t_sem) - sem * (0.5 + t_tex)], dim=1)
 
 
-def sample(velocity, tau: float, method: Method, steps: int = 10, rule: Rule = "exact", shift: float = 0.0) -> Tensor:
+def sample(velocity, tau: float, method: str, steps: int = 10, rule: Rule = "exact", shift: float = 0.0) -> Tensor:
     return Sampler(method, steps, rule, shift)(velocity, X0, OffsetSchedule(tau), SEMANTIC)
 
 
@@ -45,12 +45,12 @@ def answer(tau: float) -> Tensor:
     return sample(curved, tau, "heun", 1000)
 
 
-def error(method: Method, steps: int, tau: float) -> float:
+def error(method: str, steps: int, tau: float) -> float:
     return float((sample(curved, tau, method, steps) - answer(tau)).abs().max())
 
 
 @pytest.mark.parametrize(("method", "steps", "tau"), [*itertools.product(("euler", "heun", "ab2"), (1, 2, 24), TAUS)])
-def test_with_the_exact_rule_a_straight_path_ends_exactly_on_the_data(method: Method, steps: int, tau: float) -> None:
+def test_with_the_exact_rule_a_straight_path_ends_exactly_on_the_data(method: str, steps: int, tau: float) -> None:
     assert torch.allclose(sample(Straight(), tau, method, steps), X1, rtol=0, atol=1e-13)
     assert torch.allclose(sample(Straight(), tau, method, steps, shift=0.3), X1, rtol=0, atol=1e-13)
 
@@ -117,7 +117,7 @@ def test_euler_is_first_order_heun_and_ab2_second_order(tau: float) -> None:
 
 
 @pytest.mark.parametrize("method", ["heun", "ab2"])
-def test_heun_and_ab2_stay_second_order_wherever_borders_lie(method: Method) -> None:
+def test_heun_and_ab2_stay_second_order_wherever_borders_lie(method: str) -> None:
     scaled = [error(method, steps, 0.3) * steps**2 for steps in (13, 26, 53, 107)]
     assert max(scaled) < 3 * scaled[0]
 
@@ -162,7 +162,7 @@ def test_dopri5_agrees_with_a_thousand_steps_of_heun_as_closely_as_its_tolerance
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "ab2", "dopri5"])
-def test_samples_have_the_noises_type_and_float32_follows_float64(method: Method) -> None:
+def test_samples_have_the_noises_type_and_float32_follows_float64(method: str) -> None:
     single = Sampler(method, 10)(curved, X0.float(), OffsetSchedule(0.3), SEMANTIC)
     assert single.dtype == torch.float32
     double = sample(curved, 0.3, method)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.sampling import Sampler
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder
@@ -32,7 +32,7 @@ def network(seed: int, depth: int = 2) -> LightningDiT:
 
 
 def model(seed: int = 0) -> DiffusionModel:
-    statistics = Statistics(torch.arange(6.0) / 10, torch.full((6,), 0.5))
+    statistics = ChannelStatistics(torch.arange(6.0) / 10, torch.full((6,), 0.5))
     return DiffusionModel(network(seed), ScheduleParams.model_validate({"tau": 0.3}), statistics, ["a", "b"])
 
 

@@ -16,9 +16,12 @@ import yaml
 from filelock import FileLock
 
 from sfd.errors import UserError
-from sfd.params import Params, load_params, parse_params
-from sfd.pipeline.stage import INIT_FROM, STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
+from sfd.params import Params, parse_params
+from sfd.pipeline.stage import STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
 from sfd.tuning.space import upstream
+from sfd.workspace import Workspace
+
+HERE = Workspace(Path())
 
 REPOSITORY = Path(__file__).parents[2]
 NOBODY = "http://127.0.0.1:9"
@@ -289,7 +292,7 @@ def test_outside_a_project_folder_a_stage_says_where_to_run_it(
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert "params.yaml does not exist; run in the project's folder" in exit_line("prepare", capsys)
+    assert "there is no params.yaml in .* or a folder above it" in exit_line("prepare", capsys)
     assert list(Path().iterdir()) == []
 
 
@@ -302,13 +305,15 @@ def test_a_mistake_in_the_code_is_not_dressed_up_as_the_users() -> None:
 
 
 def with_judge_file(file: Path) -> Params:
-    change("judge", {"source": "file", "name": "inception", "file": str(file)})
-    change("registry.gates", {})
-    return load_params(Path("params.yaml"))
+    change("judge", {"kind": "inception", "source": "file", "name": "inception", "file": str(file)})
+    change("register.gates", {})
+    return HERE.load_params()
 
 
 def test_a_changed_gate_reruns_no_stage() -> None:
-    assert not [name for name, inputs in STAGES.items() if any(key.startswith("registry") for key in inputs.params)]
+    assert not [
+        name for name, inputs in STAGES.items() if any("register.gates".startswith(key) for key in inputs.params)
+    ]
 
 
 def test_the_content_of_a_weights_file_is_part_of_the_fingerprint() -> None:
@@ -316,11 +321,11 @@ def test_the_content_of_a_weights_file_is_part_of_the_fingerprint() -> None:
     file = Path("weights.pth")
     file.write_bytes(b"weights")
     params = with_judge_file(file)
-    first = stage_fingerprint("judge", params)
+    first = stage_fingerprint(HERE, "judge", params)
     os.utime(file, (0, 0))
-    assert stage_fingerprint("judge", params) == first
+    assert stage_fingerprint(HERE, "judge", params) == first
     file.write_bytes(b"Weights")
-    assert stage_fingerprint("judge", params) != first
+    assert stage_fingerprint(HERE, "judge", params) != first
 
 
 def test_a_missing_weights_file_is_one_line_and_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,7 +353,7 @@ def test_a_result_with_content_passes_that_on_and_not_options_that_left_it_the_s
     def fingerprint_with(content: str) -> str:
         with stage("prepare") as s:
             s.content.append(content)
-        return published_fingerprint("prepare")
+        return published_fingerprint(HERE, "prepare")
 
     first = fingerprint_with("digest of the images")
     assert fingerprint_with("digest of the images") == first
@@ -361,19 +366,19 @@ def test_every_stage_fingerprint_depends_on_each_of_its_parameters_and_no_other(
     for name in STAGES:
         Path("results", name).mkdir(parents=True)
         Path("results", name, "fingerprint.json").write_text('{"fingerprint": "x"}')
-    before = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
+    before = {name: stage_fingerprint(HERE, name, HERE.load_params()) for name in STAGES}
     change("schedule.tau", 0.55)
-    after = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
+    after = {name: stage_fingerprint(HERE, name, HERE.load_params()) for name in STAGES}
     assert {name for name in STAGES if before[name] != after[name]} == {"diffusion", "tune"}
     change("seed", 9)
-    seeded = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
+    seeded = {name: stage_fingerprint(HERE, name, HERE.load_params()) for name in STAGES}
     assert {name for name in STAGES if seeded[name] != after[name]} == {
         name for name, inputs in STAGES.items() if "seed" in inputs.params
     }
 
 
 def fingerprint_of_diffusion() -> str:
-    return stage_fingerprint("diffusion", load_params(Path("params.yaml")), ())
+    return stage_fingerprint(HERE, "diffusion", HERE.load_params(), ())
 
 
 def test_the_model_to_start_from_takes_part_by_its_content_or_its_registered_version() -> None:
@@ -391,11 +396,11 @@ def test_the_model_to_start_from_takes_part_by_its_content_or_its_registered_ver
     with pytest.raises(UserError, match="which version models:/digits@champion means is not known .*run `dvc repro"):
         fingerprint_of_diffusion()
     found = {"init_from": "models:/digits@champion", "version": "3", "run_id": "a"}
-    INIT_FROM.parent.mkdir(parents=True)
-    INIT_FROM.write_text(json.dumps(found))
+    HERE.init_from.parent.mkdir(parents=True)
+    HERE.init_from.write_text(json.dumps(found))
     third = fingerprint_of_diffusion()
     assert fingerprint_of_diffusion() == third
-    INIT_FROM.write_text(json.dumps(found | {"version": "4"}))
+    HERE.init_from.write_text(json.dumps(found | {"version": "4"}))
     assert fingerprint_of_diffusion() != third
     change("diffusion.init_from", "models:/digits@candidate")
     with pytest.raises(UserError, match="models:/digits@candidate means is not known"):
@@ -438,13 +443,13 @@ def test_weights_from_a_file_need_no_latents_and_are_made_anew_when_the_file_cha
     run("prepare")
     run("texture_vae")
     with pytest.raises(UserError, match="result of stage `semantic` is missing"):
-        stage_fingerprint("diffusion", load_params(Path("params.yaml")))
+        stage_fingerprint(HERE, "diffusion", HERE.load_params())
     change("diffusion.source", "file")
     change("diffusion.file", "weights")
     Path("weights").write_text("some")
-    first = stage_fingerprint("diffusion", load_params(Path("params.yaml")))
+    first = stage_fingerprint(HERE, "diffusion", HERE.load_params())
     Path("weights").write_text("others")
-    assert stage_fingerprint("diffusion", load_params(Path("params.yaml"))) != first
+    assert stage_fingerprint(HERE, "diffusion", HERE.load_params()) != first
 
 
 def test_every_stage_reads_only_results_that_come_before_it() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
@@ -20,6 +20,7 @@ from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.pyfunc import SfdModel
 from sfd.registry.register import make_version
+from sfd.workspace import Workspace
 
 ROWS = pd.DataFrame({"label": ["a", "b"], "seed": [1, 2]})
 SAMPLE = {"batch_size": 4, "sampler": "heun", "num_steps": 4, "guidance": {}}
@@ -32,7 +33,7 @@ def save_diffusion(folder: Path, schedule: dict[str, Any], width: int = 32, num_
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
-    statistics = Statistics(torch.zeros(6), torch.ones(6))
+    statistics = ChannelStatistics(torch.zeros(6), torch.ones(6))
     classes = ["a", "b", "c"][:num_classes]
     DiffusionModel(network, ScheduleParams.model_validate(schedule), statistics, classes).save(folder)
 
@@ -141,5 +142,5 @@ def test_a_version_carries_a_weak_model_if_and_only_if_it_is_guided_by_one(
     sample = SampleParams.model_validate(SAMPLE | {"guidance": guidance})
     folders = {name: tmp_path / name for name in ("diffusion", "texture_vae", *(["weak_model"] if has_weak else []))}
     with pytest.raises(UserError, match="a weak model goes into the version with `autoguidance`, and only then"):
-        make_version("name", sample, folders, "run", tmp_path)
+        make_version(Workspace(tmp_path), "name", sample, folders, "run", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ from sfd.serving.address import bind, is_local, read_token, url_of
 from sfd.serving.batches import Batches
 from sfd.serving.follow import Follower
 from sfd.serving.metrics import Metrics
+from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
@@ -248,7 +249,7 @@ def followed(project: ServedProject, monkeypatch: pytest.MonkeyPatch) -> Iterato
     metrics = Metrics()
     batches = Batches(2, 8, metrics)
     batches.start()
-    follower = Follower("followed", "champion", batches.try_out, metrics)
+    follower = Follower(Workspace(project.folder), "followed", "champion", batches.try_out, metrics)
     if not project.client().search_registered_models("name = 'followed'"):
         project.register("followed", untrained_model(["a"], RANGE), {"schedule": {"kind": "offset", "tau": 0.1}})
     project.move_alias("followed", "1")

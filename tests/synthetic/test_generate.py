@@ -24,6 +24,7 @@ from sfd import cli
 from sfd.data.images import png_bytes
 from sfd.data.prepare import prepare
 from sfd.data.synthetic import read_table
+from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
 from sfd.params import DataParams
 from sfd.pipeline.stage import lock
@@ -31,6 +32,9 @@ from sfd.registry.load import load_registered
 from sfd.seeding import derive_seed
 from sfd.synthetic import generate as generation
 from sfd.synthetic.generate import ENOUGH_TRIES, Progress, Project, Request
+from sfd.workspace import Workspace
+
+HERE = Workspace(Path())
 
 pytestmark = pytest.mark.long
 
@@ -92,7 +96,7 @@ def test_every_class_has_its_images_and_the_table_says_where_each_comes_from(out
 
 def test_class_and_seed_of_a_row_give_its_image_again(out: Path) -> None:
     table = read_table(out).sample(frac=1.0, random_state=0)
-    model = load_registered("sfd-digits", "champion")
+    model = load_registered(HERE, "sfd-digits", "champion")
     images = model.images.sample(table["class_index"].tolist(), table["seed"].tolist(), model.sample, fill=True)
     drawn = [hashlib.sha256(png_bytes(image)).hexdigest() for batch in images for image in batch]
     assert drawn == table["sha256"].tolist()
@@ -312,7 +316,7 @@ def test_a_model_of_other_classes_or_of_another_size_is_refused() -> None:
         generation._check_model(model(["a"], input_size=8), project_of(["a"]))
 
 
-class BlindJudge(torch.nn.Module):
+class BlindJudge(Judge):
     """Features without classes, as Inception's are."""
 
     name, digest, num_features, classes = "blind", "0" * 64, 3, None
@@ -326,7 +330,7 @@ class BlindJudge(torch.nn.Module):
 
 
 def test_a_judge_without_classes_gives_no_confidence_and_cannot_be_asked_for_it() -> None:
-    blind = replace(Project.load(), judge=BlindJudge())  # type: ignore[arg-type]
+    blind = replace(Project.load(HERE), judge=BlindJudge())
     with pytest.raises(UserError, match="--min-confidence needs a judge that knows the classes"):
         generation.generate(Path("blind"), Request(2, "champion", 0, 0.5, False), blind)
     generation.generate(Path("blind"), Request(2, "champion", 0, None, False), blind)

@@ -9,8 +9,8 @@ from torch import Tensor
 from sfd.diffusion.guidance import Velocity
 from sfd.diffusion.loss import per_part
 from sfd.diffusion.schedule import Schedule, shift_progress
+from sfd.names import SAMPLERS
 
-Method = Literal["euler", "heun", "ab2", "dopri5"]
 Rule = Literal["exact", "published"]
 
 
@@ -28,7 +28,7 @@ class Sampler:
     ends of the nearest steps are moved onto the borders, so that a part begins where a step does.
     """
 
-    method: Method = "euler"
+    method: str = "euler"
     num_steps: int = 50
     rule: Rule = "exact"
     timestep_shift: float = 0.0
@@ -37,9 +37,9 @@ class Sampler:
 
     def __post_init__(self) -> None:
         """Raises ``ValueError`` for a method or rule that does not exist, or without a step."""
-        if self.method not in get_args(Method) or self.rule not in get_args(Rule):
+        if self.method not in SAMPLERS or self.rule not in get_args(Rule):
             raise ValueError(
-                f"sampler {self.method!r} with rule {self.rule!r}: choose from {get_args(Method)} and {get_args(Rule)}"
+                f"sampler {self.method!r} with rule {self.rule!r}: choose from {tuple(SAMPLERS)} and {get_args(Rule)}"
             )
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, but a sampler needs at least 1 step")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales, guided_velocity
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import Schedule
@@ -73,7 +73,7 @@ class ImageGenerator:
         self.model, self.decoder = model, decoder.to(self.device)
         self.network = model.network.to(self.device)
         self.weak = weak.to(self.device) if weak is not None else None
-        self.statistics = Statistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
+        self.statistics = ChannelStatistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
 
     @classmethod
     def load(cls, model_folder: Path, decoder_folder: Path, weak_folder: Path | None = None) -> "ImageGenerator":
