@@ -22,7 +22,7 @@ SURFACE = {
     "models": [],
     "models compare": ["first", "second"],
     "models list": [],
-    "models promote": ["--force", "--to", "version"],
+    "models promote": ["--force", "version"],
     "models rollback": [],
     "models show": ["version"],
     "params": ["--describe", "--file"],

@@ -290,9 +290,38 @@ def test_a_misspelt_key_is_one_line_that_names_the_right_one(capsys: pytest.Capt
 def test_outside_a_project_folder_a_stage_says_where_to_run_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "params.yaml").unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert "there is no params.yaml in .* or a folder above it" in exit_line("prepare", capsys)
+    line = exit_line("prepare", capsys)
+    assert (
+        f"there is no params.yaml in {tmp_path / 'elsewhere'} or a folder above it; run in the project's folder" in line
+    )
+    assert list(Path().iterdir()) == []
+
+
+def test_a_stage_that_is_started_in_a_subfolder_makes_the_same_result_with_the_same_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change("data.source", "folder")
+    change("data.root", "images")
+    Path("images").mkdir()
+    run("prepare")
+    with_judge_file(Path("weights.pth"))
+    Path("weights.pth").write_bytes(b"weights")
+    at_root = stage_fingerprint(HERE, "judge", HERE.load_params())
+    (tmp_path / "images" / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "images" / "deep")
+    workspace = Workspace.find()
+    params = workspace.load_params()
+    assert stage_fingerprint(workspace, "judge", params) == at_root
+    with stage("judge") as s:
+        assert s.upstream("prepare") == Path("../../results/prepare") and s.upstream("prepare").is_dir()
+        assert s.workspace.resolve_paths(params.judge).file == "../../weights.pth"
+        assert s.workspace.resolve_paths(params.data).root == "../../images"
+        assert s.params.judge.file == "weights.pth", "what is recorded does not depend on the working folder"
+        assert s.workspace.name_of(s.upstream("prepare")) == "results/prepare"
+    assert json.loads((tmp_path / "results/judge/fingerprint.json").read_text())["fingerprint"] == at_root
     assert list(Path().iterdir()) == []
 
 

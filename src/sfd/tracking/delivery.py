@@ -251,7 +251,7 @@ class Store:
 
     def _find_parent(self, child: Journal, stage: str, fingerprint: str) -> str | None:
         """The id of the newest run of an upstream stage, whose journals are delivered first where they are here."""
-        for journal in find_journals(self._folder):
+        for journal in find_journals(self._workspace):
             if journal.read_header()["stage"] != stage:
                 continue
             try:
