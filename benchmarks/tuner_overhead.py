@@ -38,10 +38,10 @@ def main() -> None:
 
 def measure(tree: dict[str, Any], number: int) -> tuple[float, float]:
     """Seconds a trial: the trials' own work in a loop, and a study's trials from the first one's start to the last one's end."""
+    from sfd.tuning.evaluator import STUDY, CandidateEvaluator
     from sfd.tuning.queue import Queue, run
     from sfd.tuning.study import open_study
     from sfd.tuning.trials import Trials
-    from sfd.tuning.workbench import STUDY, Workbench
     from sfd.workspace import Workspace
 
     # One value for the key that changes the cost of a trial, so that both sides do the same work.
@@ -51,17 +51,17 @@ def measure(tree: dict[str, Any], number: int) -> tuple[float, float]:
     workspace = Workspace(Path())
     workspace.params_file.write_text(yaml.safe_dump(tree, sort_keys=False))
     params = workspace.load_params()
-    bench = Workbench(workspace, params)
-    assert bench.trained is not None
-    bench.score(bench.trained, params, STUDY, 0)  # warm
+    evaluator = CandidateEvaluator(workspace, params)
+    assert evaluator.trained is not None
+    evaluator.score(evaluator.trained, params, STUDY, 0)  # warm
     started = time.perf_counter()
     for _ in range(TRIALS):
         for repeat in range(params.tune.repeats):
-            bench.score(bench.trained, params, STUDY, repeat)
+            evaluator.score(evaluator.trained, params, STUDY, repeat)
     bare = time.perf_counter() - started
     queue: Queue = open_study(workspace, params)
     queue.fill(TRIALS)
-    objective = Trials(workspace, params, bench, queue.study.user_attrs["id"], None)
+    objective = Trials(workspace, params, evaluator, queue.study.user_attrs["id"], None)
     started = time.perf_counter()
     run(queue, objective, deadline=time.monotonic() + 3600.0)
     return bare / TRIALS, (time.perf_counter() - started) / TRIALS

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.encoders.judges.resnet import ResnetJudge
@@ -112,7 +113,7 @@ def images_to_the_goal(
         images = ImageGenerator(seen, Decoder())(  # type: ignore[arg-type]
             wanted.tolist(),
             [image_seed(0, n) for n in range(len(wanted))],
-            Sampler("heun", num_steps=6),
+            Sampler(Heun, num_steps=6),
             GuidanceScales(1.25, 1.25),
         )
         averaged.train()

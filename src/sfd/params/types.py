@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from sfd.names import Table, nearest
+from sfd.names import Entry, nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class OneOf:
         extra: further names that have no implementation, and their descriptions.
     """
 
-    table: Table
+    table: Mapping[str, Entry]
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def descriptions(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from sfd.workspace import Workspace
 if TYPE_CHECKING:
     from optuna import Study
 
-    from sfd.tuning.workbench import Workbench
+    from sfd.tuning.evaluator import CandidateEvaluator
 
 PARENT_WAIT_S = 10.0
 BUDGET = ("trials", "minutes", "storage", "heartbeat_seconds", "confirm_repeats")
@@ -37,12 +37,12 @@ def tune(workspace: Workspace) -> None:
         _run_study(current)
 
 
-def work(workspace: Workspace) -> None:
+def run_worker(workspace: Workspace) -> None:
     """Joins the study of params.yaml until its trials are done. Raises :class:`UserError` as :func:`tune` does, or if there is none."""
     params = check(workspace)
     queue = Queue.join(_opened(workspace, params.tune), params.seed, reports(params))
     _check_signature(workspace, queue, params)
-    _work(workspace, queue, params, queue.study.user_attrs.get("mlflow_run_id"))
+    _take_trials(workspace, queue, params, queue.study.user_attrs.get("mlflow_run_id"))
     print(describe_counts(queue, params))
 
 
@@ -142,11 +142,11 @@ def _run_study(current: Stage) -> None:
     parent = current.run.wait_for_run_id(PARENT_WAIT_S)
     queue.study.set_user_attr("mlflow_run_id", parent)
     queue.fill(params.tune.trials)
-    bench = _work(workspace, queue, params, parent)
+    evaluator = _take_trials(workspace, queue, params, parent)
     if not any(trial.state.name == "COMPLETE" for trial in queue.trials()):
         reasons = [trial.user_attrs["reason"] for trial in queue.trials() if "reason" in trial.user_attrs]
         raise UserError(f"no trial of study `{params.tune.study}` was completed: {'; '.join(reasons[:3])}")
-    confirm(queue.study, params, bench, work_folder(workspace, study_id))
+    confirm(queue.study, params, evaluator, work_folder(workspace, study_id))
     files = write_report(queue.study, current.out)
     settle_runs(workspace, queue, params.tracking, parent)
     best = queue.study.best_trials[0]
@@ -177,20 +177,20 @@ def open_study(workspace: Workspace, params: Params) -> Queue:
     return queue
 
 
-def _work(workspace: Workspace, queue: Queue, params: Params, parent: str | None) -> "Workbench":
-    """Takes trials until the queue is empty or the time is over; returns the workbench."""
+def _take_trials(workspace: Workspace, queue: Queue, params: Params, parent: str | None) -> "CandidateEvaluator":
+    """Takes trials until the queue is empty or the time is over; returns the evaluator."""
+    from sfd.tuning.evaluator import CandidateEvaluator
     from sfd.tuning.trials import Trials
-    from sfd.tuning.workbench import Workbench
 
     deadline = time.monotonic() + 60.0 * params.tune.minutes
-    bench = Workbench(workspace, params)
-    queue.study.set_user_attr("num_reference", bench.num_reference)
+    evaluator = CandidateEvaluator(workspace, params)
+    queue.study.set_user_attr("num_reference", evaluator.num_reference)
     try:
-        run(queue, Trials(workspace, params, bench, queue.study.user_attrs["id"], parent), deadline)
+        run(queue, Trials(workspace, params, evaluator, queue.study.user_attrs["id"], parent), deadline)
     except (KeyboardInterrupt, SystemExit):
         print(f"{describe_counts(queue, params)}; the same command continues")
         raise
-    return bench
+    return evaluator
 
 
 def describe_counts(queue: Queue, params: Params) -> str:

@@ -44,7 +44,7 @@ class Repeat:
     classes: list[str]
 
 
-class Workbench:
+class CandidateEvaluator:
     """Loads once what trials share: judge, decoder, the reference's features, the trained model.
 
     The held-out images are cut in two: one half is the reference of all trials, the other is kept for the confirmation.
