@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import click
 import typer
 
 from sfd.errors import UserError
@@ -26,7 +25,8 @@ ParamsFile = Annotated[
 
 @app.callback()
 def main_options(
-    project: Annotated[  # noqa: ARG001  # read by _workspace
+    context: typer.Context,
+    project: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
@@ -36,24 +36,19 @@ def main_options(
     ] = None,
 ) -> None:
     """Semantic-First Diffusion: params, verification, tracking, registry. The pipeline itself is run by `dvc repro`."""
+    context.obj = project or Path()
 
 
-def _project_option() -> Path | None:
-    """The value of ``--project``."""
-    context = click.get_current_context(silent=True)
-    value: Path | None = None if context is None else context.find_root().params.get("project")
-    return value
-
-
-def _workspace() -> "Workspace":
+def _workspace(context: typer.Context) -> "Workspace":
     """The project that the command works on. Raises :class:`UserError` if there is none."""
     from sfd.workspace import Workspace
 
-    return Workspace.find(_project_option() or Path())
+    return Workspace.find(context.obj)
 
 
 @app.command()
 def params(
+    context: typer.Context,
     file: ParamsFile = None,
     describe: Annotated[bool, typer.Option("--describe", help="Print the table of all options instead.")] = False,
 ) -> None:
@@ -63,7 +58,7 @@ def params(
     if describe:
         typer.echo(describe_params())
         return
-    typer.echo(dump_params(load_params(file or _workspace().params_file)).rstrip())
+    typer.echo(dump_params(load_params(file or _workspace(context).params_file)).rstrip())
 
 
 presets = typer.Typer(
@@ -91,6 +86,7 @@ def show_preset(name: PresetName) -> None:
 
 @presets.command("use")
 def use_preset(
+    context: typer.Context,
     name: PresetName,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a params.yaml of your own; it is kept beside the new one.")
@@ -100,9 +96,9 @@ def use_preset(
     from sfd.preset import use
 
     try:
-        file = _workspace().params_file
+        file = _workspace(context).params_file
     except UserError:
-        file = (_project_option() or Path()) / "params.yaml"
+        file = context.obj / "params.yaml"
     typer.echo(use(name, file, force))
 
 
@@ -123,11 +119,11 @@ def verify(
 
 
 @app.command()
-def sync() -> None:
+def sync(context: typer.Context) -> None:
     """Deliver to MLflow what the stages recorded while its server was away."""
     from sfd import tracking
 
-    workspace = _workspace()
+    workspace = _workspace(context)
     typer.echo(f"{tracking.sync(workspace)} records delivered to {tracking.tracking_uri(workspace)}")
 
 
@@ -181,26 +177,27 @@ def tune(
     from sfd.tuning import study
 
     if context.invoked_subcommand is None:
-        study.run_worker(_workspace()) if worker else study.tune(_workspace())
+        study.run_worker(_workspace(context)) if worker else study.tune(_workspace(context))
 
 
 @tuning.command()
-def report(name: StudyName) -> None:
+def report(context: typer.Context, name: StudyName) -> None:
     """Print the table of a study, and write its page with pictures to results/reports/STUDY."""
     from sfd.tuning.study import report_study
 
-    typer.echo(report_study(_workspace(), name))
+    typer.echo(report_study(_workspace(context), name))
 
 
 @tuning.command()
 def apply(
+    context: typer.Context,
     name: StudyName,
     trial: Annotated[int | None, typer.Option(help="The trial's number; without it, the best one.")] = None,
 ) -> None:
     """Write the values of a study's best trial into params.yaml and show what changed."""
     from sfd.tuning.study import apply_study
 
-    typer.echo(apply_study(_workspace(), name, trial))
+    typer.echo(apply_study(_workspace(context), name, trial))
 
 
 models = typer.Typer(
@@ -211,15 +208,16 @@ Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's num
 
 
 @models.command("list")
-def list_models() -> None:
+def list_models(context: typer.Context) -> None:
     """List the versions with their aliases and main metrics."""
     from sfd.registry.lineage import list_versions
 
-    typer.echo(list_versions(_workspace()))
+    typer.echo(list_versions(_workspace(context)))
 
 
 @models.command("show")
 def show_model(
+    context: typer.Context,
     version: Annotated[
         str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, the champion.")
     ] = None,
@@ -227,19 +225,20 @@ def show_model(
     """Say where a version comes from, how good it is, and how to rebuild it."""
     from sfd.registry.lineage import show_version
 
-    typer.echo(show_version(_workspace(), version))
+    typer.echo(show_version(_workspace(context), version))
 
 
 @models.command("compare")
-def compare_models(first: Version, second: Version) -> None:
+def compare_models(context: typer.Context, first: Version, second: Version) -> None:
     """Compare the metrics and parameters of two versions."""
     from sfd.registry.lineage import compare_versions
 
-    typer.echo(compare_versions(_workspace(), first, second))
+    typer.echo(compare_versions(_workspace(context), first, second))
 
 
 @models.command()
 def promote(
+    context: typer.Context,
     version: Annotated[
         str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, `register.alias`.")
     ] = None,
@@ -251,22 +250,23 @@ def promote(
     from sfd.registry import promotion
 
     try:
-        typer.echo(promotion.promote(_workspace(), version, force))
+        typer.echo(promotion.promote(_workspace(context), version, force))
     except promotion.PromotionRefused as reason:
         typer.echo(f"refused: {reason}", err=True)
         raise typer.Exit(1) from None
 
 
 @models.command()
-def rollback() -> None:
+def rollback(context: typer.Context) -> None:
     """Make the previous champion the champion again."""
     from sfd.registry import promotion
 
-    typer.echo(promotion.rollback(_workspace()))
+    typer.echo(promotion.rollback(_workspace(context)))
 
 
 @app.command()
 def serve(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help="The registered model; else `register.name` of params.yaml.")
     ] = None,
@@ -288,12 +288,12 @@ def serve(
     from sfd.workspace import Workspace
 
     try:
-        workspace = _workspace()
+        workspace = _workspace(context)
         name = model or workspace.load_params().register_.name
     except UserError as error:
         if model is None:
             raise UserError(f"{error}; or name the model with --model") from None
-        workspace, name = Workspace(_project_option() or Path()), model  # a store on a server needs no project
+        workspace, name = Workspace(context.obj), model  # a store on a server needs no project
     options = ServerOptions(name, alias, batch_size, max_images, max_queue, timeout_seconds, poll_seconds)
     token = read_token()
     with bind(host, port) as listener:
@@ -308,6 +308,7 @@ def serve(
 
 @app.command()
 def generate(
+    context: typer.Context,
     out: Annotated[
         Path, typer.Argument(help="The folder to make: a new or empty one, or one that this command has begun.")
     ],
@@ -334,7 +335,7 @@ def generate(
     from sfd.synthetic.generate import generate as make
     from sfd.synthetic.report import check_report, report
 
-    upstream = Upstream.load(_workspace())
+    upstream = Upstream.load(_workspace(context))
     if with_report:
         check_report(upstream)
     typer.echo(make(out, GenerateOptions(per_class, version, seed, min_confidence, drop_memorised), upstream))
@@ -344,6 +345,7 @@ def generate(
 
 @app.command()
 def audit(
+    context: typer.Context,
     samples: Annotated[
         Path, typer.Argument(help="results/sample, a folder of `sfd generate`, or any folder of images.")
     ],
@@ -351,7 +353,7 @@ def audit(
     """Look for copies of training images among samples, and attack the model by its loss; writes results/audit."""
     from sfd.audit.audit import audit as run
 
-    typer.echo(run(_workspace(), samples))
+    typer.echo(run(_workspace(context), samples))
 
 
 export = typer.Typer(no_args_is_help=True, help="Hand results to other programs.")
@@ -372,6 +374,7 @@ def export_npz(
 
 @app.command()
 def bench(
+    context: typer.Context,
     job: Annotated[
         Literal["train", "sample", "latents", "load"],
         typer.Argument(help="Training steps, sampler calls, encoder calls, or batches from shards."),
@@ -395,16 +398,16 @@ def bench(
     if preset is not None and file is not None:
         raise UserError(f"--file {file} and --preset {preset} name two sets of parameters; give one of them")
     if preset is None and file is None:
-        file = _workspace().params_file
+        file = _workspace(context).params_file
     typer.echo(run(BenchOptions(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
 @app.command()
-def show() -> None:
+def show(context: typer.Context) -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
     from sfd.pipeline.summary import summarise
 
-    typer.echo(summarise(_workspace()))
+    typer.echo(summarise(_workspace(context)))
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from served import RANGE, Answer, ServedProject, ServerProcess, gated, untrained, untrained_model
 from support import wait_until
+from typer.testing import CliRunner
 
 from sfd import cli
 from sfd.errors import UserError
@@ -210,18 +211,15 @@ def test_addresses_that_others_can_reach_are_told_from_local_ones(host: str, loc
         assert url_of(listener).startswith("http://") and not url_of(listener).endswith(":0")
 
 
-def test_elsewhere_than_on_this_machine_a_missing_token_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_elsewhere_than_on_this_machine_a_missing_token_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[str | None] = []
-    monkeypatch.setattr("sfd.serving.server.serve", lambda *given: served.append(given[1]))
+    monkeypatch.setattr("sfd.serving.server.serve", lambda *given: served.append(given[2]))
 
     def warning(host: str, token: str | None) -> str:
         monkeypatch.delenv("SFD_TOKEN", raising=False)
         if token is not None:
             monkeypatch.setenv("SFD_TOKEN", token)
-        cli.serve(model="m", host=host, port=0)
-        return capsys.readouterr().err
+        return CliRunner().invoke(cli.app, ["serve", "--model", "m", "--host", host, "--port", "0"]).stderr
 
     assert "whoever reaches 0.0.0.0" in warning("0.0.0.0", None)
     assert warning("0.0.0.0", "secret") == warning("127.0.0.1", None) == ""
