@@ -29,7 +29,7 @@ WORK = Path(".sfd/repa_target")
 TARGETS = ("stored", "decoded")
 MEASURED_BATCHES, MEASURED_BATCH = 10, 100
 MEASURES = {
-    "step": "time a step, ms",
+    "step": "time per step, ms",
     "velocity": "velocity loss",
     "repa": "REPA loss against stored features",
     "class_accuracy": "class accuracy",
@@ -70,7 +70,7 @@ def measure(evaluator: CandidateEvaluator, target: str, seed: int, steps: int, n
     params = options(target, steps, num_images)
     dataset = open_latents(params, PROJECT.result("latents"))
     network = build_network(params, dataset, seed)
-    model = DiffusionModel(network, params.schedule, dataset.statistics, dataset.reader.index["classes"])
+    model = DiffusionModel(network, params.schedule, dataset.statistics, dataset.index.classes)
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     task = build_task(PROJECT, params, network, dataset, seed)
