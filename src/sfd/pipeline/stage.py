@@ -9,20 +9,29 @@ import json
 import os
 import resource
 import shutil
-import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from sfd.errors import UserError
 from sfd.params import Params, registered_model
-from sfd.processes import barrier, form_group, is_first_to_say, is_lost_peer, rank, world_size
+from sfd.processes import (
+    barrier,
+    claim_message,
+    form_group,
+    is_alive,
+    is_lost_peer,
+    rank,
+    terminable,
+    undisturbed_end,
+    world_size,
+)
 from sfd.tracking import Run, start_run
 from sfd.workspace import Workspace
 
@@ -101,7 +110,7 @@ class Stage:
         """The finished result of another stage."""
         return self.workspace.result(name)
 
-    def log(self, metrics: dict[str, float], step: int = 0) -> None:
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Metrics to the tracking journal (rank 0 only); never waits for a server."""
         if self.run is not None:
             self.run.log_metrics(metrics, step)
@@ -135,11 +144,10 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
         upstream: replaces what :data:`STAGES` says that the stage reads.
         workspace: the project; None: that of the working folder.
 
-    SIGTERM raises ``SystemExit`` in the stage; training saves a checkpoint first.
-    On several processes a mistake that all of them find is said once, and a process whose peer ended says so and ends.
+    SIGTERM ends the stage with status 143 and without a traceback; training saves a checkpoint first.
+    A mistake that all processes find is printed once. A process whose peer ended says so and ends.
     """
-    signal.signal(signal.SIGTERM, exit_on_sigterm)
-    try:
+    with terminable(), _told(name):
         _check_parallel(name)
         form_group()
         workspace = workspace or Workspace.find()
@@ -152,29 +160,31 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
                 _open_work(current.work, fingerprint)
             barrier()
             _check_shared(current.work, fingerprint)
-            with _tracked(current, upstream) as current.run:
+            with _tracked(current, upstream) as current.run, undisturbed_end():
                 yield current
                 barrier()
                 if rank() == 0:
                     # Linux counts in KiB.
                     current.log({"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
                     _publish(current)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Prints a mistake of the user, or the end of another process, in one line and ends this process with status 2."""
+    try:
+        yield
     except UserError as error:
-        _exit(name, str(error))
+        reason, cause = str(error), ""
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        _exit(
-            name,
-            "a connection between the processes of this job broke; where one has ended, its message is the reason",
-            error,
-        )
-
-
-def _exit(name: str, reason: str, cause: RuntimeError | None = None) -> NoReturn:
-    if is_first_to_say(reason):
-        told = f" ({' '.join(str(cause).split())})" if cause is not None else ""
-        print(f"error: {name}: {reason}{told}", file=sys.stderr, flush=True)
+        reason = "a connection between the processes of this job broke; where one has ended, its message is the reason"
+        cause = f" ({' '.join(str(error).split())})"
+    else:
+        return
+    if claim_message(reason):
+        print(f"error: {name}: {reason}{cause}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -184,11 +194,6 @@ def _check_parallel(name: str) -> None:
             f"this stage runs in one process, and here are {world_size()}; start it without a launcher "
             f"(several processes can share {', '.join(PARALLEL)})"
         )
-
-
-def exit_on_sigterm(_signal: int, _frame: object) -> None:
-    """A handler of SIGTERM that unwinds the stack, so that locks are released and work is kept."""
-    sys.exit(128 + signal.SIGTERM)
 
 
 def stage_fingerprint(workspace: Workspace, name: str, params: Params, upstream: tuple[str, ...] | None = None) -> str:
@@ -312,17 +317,6 @@ def _read_owner(file: Path) -> tuple[str, str]:
     """Process id and machine of the one that holds, or held, the lock; empty and this machine if nobody ever did."""
     pid, _, host = file.read_text().strip().partition(" ") if file.is_file() else ("", "", "")
     return pid, host or socket.gethostname()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives, and is another user's
-        pass
-    return True
 
 
 def _open_work(work: Path, fingerprint: str) -> None:
