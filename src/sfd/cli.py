@@ -151,7 +151,7 @@ def import_weights(
     classes: Annotated[
         Path | None, typer.Option(help="A file with one class name per line; else classes are called 0, 1, ...")
     ] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Leave out the keys that begin so; may be repeated.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Drop the keys that begin with this; may be repeated.")] = None,
 ) -> None:
     """Read published weights strictly, without running code of theirs, and write them in our layout."""
     from sfd.importing.networks import DiffusionFacts
@@ -322,7 +322,7 @@ def generate(
     drop_memorised: Annotated[
         bool,
         typer.Option(
-            "--drop-memorised", help="Leave out images nearer to a training image than 99 % of held-out ones."
+            "--drop-memorised", help="Reject images that are nearer to a training image than 99 % of held-out ones."
         ),
     ] = False,
     with_report: Annotated[

@@ -1,6 +1,6 @@
-"""The command ``sfd audit``: are samples copies of training images, and does the model betray what it was trained on?
+"""The command ``sfd audit``: are samples copies of training images, and does the model reveal what it was trained on?
 
-Samples of any size are centre-cropped as training images are, so that a training file among them is found whatever its size.
+Samples are cropped to the centre and resized as training images are. So a training file among them is found whatever its size.
 """
 
 import json
@@ -41,7 +41,7 @@ from sfd.workspace import Workspace
 
 UPSTREAM = ("prepare", "encoder", "texture_vae", "judge", "semantic", "latents", "diffusion")
 MAX_ATTACKED = 500
-"""Training images, and as many held-out ones, whose losses are compared."""
+"""The most training images, and the most held-out ones, whose losses are compared."""
 
 
 def audit(workspace: Workspace, folder: Path) -> str:

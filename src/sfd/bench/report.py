@@ -1,4 +1,4 @@
-"""``sfd bench``: checks, the measured job, a table and JSON."""
+"""``sfd bench``: checks the options, measures one job, and reports it as a table and as JSON."""
 
 import datetime
 import json
@@ -50,7 +50,7 @@ def bench(options: BenchOptions, json_file: Path | None) -> str:
     """Measures and returns the table; ``json_file`` gets all numbers.
 
     Raises:
-        UserError: the params file or the options is wrong, the device is missing, the batch does not fit into its memory, or
+        UserError: the params file or the options are wrong, the device is missing, the batch does not fit into its memory, or
             ``json_file`` cannot be made.
     """
     params = options.load_params()
@@ -104,7 +104,7 @@ def _check_new(json_file: Path) -> None:
 
 
 def _facts(options: BenchOptions) -> dict[str, Any]:
-    """Where and when: what a number means nothing without."""
+    """The conditions of the measurement: device, threads, versions, time."""
     import torch
 
     on_gpu = torch.cuda.is_available()

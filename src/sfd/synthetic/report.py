@@ -1,4 +1,7 @@
-"""``sfd generate OUT --report``: are generated images worth training with? The judge's network learns from real, generated and all images."""
+"""``sfd generate OUT --report``: does training with generated images help?
+
+The judge's network is trained on the real images, on the generated ones and on both, and scored on held-out real images.
+"""
 
 import hashlib
 import json
@@ -24,7 +27,7 @@ from sfd.training.loop import log_nothing, train
 
 REAL, SYNTHETIC, BOTH = "real", "synthetic", "both"
 REPEATS = 3
-"""Trainings of each set; the k-th of all sets start from the same weights and draw the same augmentations."""
+"""Trainings per set. The k-th training of every set starts from the same weights and draws the same augmentations."""
 
 VERDICTS = {
     "better": "Training on both is better than on real images alone, beyond the noise of the training's seeds.",
@@ -45,7 +48,7 @@ class Outcome:
 
     @property
     def gain(self) -> Comparison:
-        """Both against real."""
+        """Accuracy of training on both, compared with training on real images."""
         return compare(self.accuracies[BOTH], self.accuracies[REAL], "maximize")
 
 
@@ -118,7 +121,7 @@ def _fingerprint(out: Path, upstream: Upstream) -> str:
 
 
 def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Path, fingerprint: str) -> float:
-    """Held-out accuracy of one training, done already or not; ``work`` is its folder."""
+    """Held-out accuracy of one training. It is read from ``work`` if that training has finished before."""
     done = work.with_suffix(".json")
     if done.is_file():
         known = json.loads(done.read_text(encoding="utf-8"))
