@@ -110,7 +110,7 @@ def _fingerprint(out: Path, upstream: Upstream) -> str:
     """sha256 of all that the report depends on."""
     facts = {
         "images": digest_path(out / HIDDEN / COMMAND),
-        "data set": published_fingerprint("prepare"),
+        "data set": published_fingerprint(upstream.workspace, "prepare"),
         "judge": upstream.params.judge.model_dump(mode="json"),
         "image_size": upstream.params.data.image_size,
         "mirror": upstream.params.data.mirror,
