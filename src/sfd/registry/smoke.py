@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
 from sfd.tracking import registry_uri, tracking_uri
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from sfd.models.conditions import Condition
@@ -49,7 +50,7 @@ def as_rows(labels: Sequence[str | None]) -> list[dict[str, str | int]]:
     return [{"seed": seed} if label is None else {"label": label, "seed": seed} for seed, label in enumerate(labels)]
 
 
-def run_smoke(name: str, version: str, labels: Sequence[str | None]) -> Smoke:
+def run_smoke(workspace: Workspace, name: str, version: str, labels: Sequence[str | None]) -> Smoke:
     """Draws the images from the registered artifact, with its own settings and code, in a fresh process.
 
     Raises:
@@ -63,7 +64,9 @@ def run_smoke(name: str, version: str, labels: Sequence[str | None]) -> Smoke:
         input=request,
         capture_output=True,
         text=True,
-        env=os.environ | ONE_THREAD | {"MLFLOW_TRACKING_URI": tracking_uri(), "MLFLOW_REGISTRY_URI": registry_uri()},
+        env=os.environ
+        | ONE_THREAD
+        | {"MLFLOW_TRACKING_URI": tracking_uri(workspace), "MLFLOW_REGISTRY_URI": registry_uri(workspace)},
     )
     if process.returncode != 0:
         reason = (process.stderr.strip().splitlines() or ["it left no message"])[-1][:300]
