@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from filelock import FileLock, Timeout
 
 from sfd.errors import UserError
-from sfd.params import Params, load_params, registered_model
+from sfd.params import Params, load_params, registered_model, select, to_tree
 from sfd.processes import barrier, form_group, is_first_to_say, is_lost_peer, rank, world_size
 from sfd.tracking import Run, start_run
 
@@ -191,42 +191,20 @@ def stage_fingerprint(name: str, params: Params, upstream: tuple[str, ...] | Non
     Raises:
         UserError: an upstream result is missing.
     """
-    tree = params.model_dump(mode="json", by_alias=True)
-    chosen = {key: select(tree, key) for key in STAGES[name].params}
+    keys = STAGES[name].params
+    tree = to_tree(params)
+    chosen = {key: select(tree, key) for key in keys}
+    init_from = params.diffusion.init_from if "diffusion" in keys else None
     facts = {
         "stage": name,
         "params": chosen,
         "upstream": {
             read: published_fingerprint(read) for read in (upstream_of(name, params) if upstream is None else upstream)
         },
-        "files": {str(path): digest_path(path) for path in _named_files(chosen)},
-        "registered": [resolve_registered(name) for name in _values_of(chosen, "init_from") if registered_model(name)],
+        "files": {str(path): digest_path(path) for path in params.paths(*keys)},
+        "registered": [resolve_registered(init_from)] if init_from and registered_model(init_from) else [],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def select(tree: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested mappings and lists; None if a section on its way is null."""
-    node: Any = tree
-    for part in key.split("."):
-        node = None if node is None else node[int(part)] if isinstance(node, list) else node[part]
-    return node
-
-
-def _named_files(node: object) -> Iterator[Path]:
-    """Paths of weights and statistics in parameters: the values of ``file``, ``weak_model``, ``reference`` and ``init_from``."""
-    yield from (Path(name) for name in _values_of(node, "file", "weak_model", "reference"))
-    yield from (Path(name) for name in _values_of(node, "init_from") if registered_model(name) is None)
-
-
-def _values_of(node: object, *keys: str) -> Iterator[str]:
-    """The values of these keys in nested mappings, unless they are null."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in keys and value is not None:
-                yield value
-            else:
-                yield from _values_of(value, *keys)
 
 
 def resolve_registered(address: str) -> dict[str, str]:
@@ -358,7 +336,7 @@ def _tracked(name: str, params: Params, fingerprint: str, upstream: tuple[str, .
         return
     parents = {read: published_fingerprint(read) for read in upstream}
     with start_run(Path(), name, fingerprint, params.tracking, parents) as run:
-        tree = params.model_dump(mode="json", by_alias=True)
+        tree = to_tree(params)
         run.log_params(flatten({key: select(tree, key) for key in STAGES[name].params}))
         yield run
 

@@ -5,9 +5,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sfd.errors import UserError
-from sfd.params import Params, TauRange
+from sfd.params import Params, TauRange, with_values
 from sfd.seeding import derive_seed
-from sfd.tuning.space import with_values
 from sfd.tuning.workbench import CONFIRMATION, Workbench
 
 if TYPE_CHECKING:

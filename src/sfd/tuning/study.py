@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
 from sfd.names import is_higher_better
-from sfd.params import Params, load_params
-from sfd.pipeline.stage import RESULTS, STAGES, Stage, published_fingerprint, select, stage
+from sfd.params import WITHOUT_EFFECT, Params, check_study, current_value, load_params, select, to_tree
+from sfd.pipeline.stage import RESULTS, STAGES, Stage, published_fingerprint, stage
 from sfd.tuning.queue import Queue, check_storage, hide_password, run
-from sfd.tuning.space import WITHOUT_EFFECT, check_space, check_study, check_upstream, current_value, upstream
+from sfd.tuning.space import check_upstream, upstream
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -82,7 +82,6 @@ def check(file: Path) -> Params:
     """All checks that need no heavy import; returns the parameters."""
     params = load_params(file)
     check_study(params)
-    check_space(params)
     check_upstream(params)
     check_storage(params.tune.storage)
     return params
@@ -97,7 +96,7 @@ def reports(params: Params) -> int:
 
 def signature(params: Params) -> str:
     """sha256 of everything that trials of one study share, so that unlike trials never meet in one study."""
-    tree = params.model_dump(mode="json", by_alias=True)
+    tree = to_tree(params)
     for key in (*params.tune.space, *WITHOUT_EFFECT, *(f"tune.{name}" for name in BUDGET)):
         way, _, last = key.rpartition(".")
         node = select(tree, way)

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sfd.generation.model import DiffusionModel
-from sfd.params import Params
+from sfd.params import Params, with_values
 from sfd.pictures import labelled_grid, save_png
 from sfd.tracking import Run, start_run
-from sfd.tuning.space import distributions, with_values
+from sfd.tuning.space import distributions
 from sfd.tuning.workbench import STUDY, Repeat, Workbench
 
 if TYPE_CHECKING:
