@@ -18,7 +18,7 @@ repro: install
 	dvc repro
 	@sfd show
 
-# A worker a core; each test file stays in one, and torch in one thread, because workers that share cores would wait for each other.
+# One worker per core; each test file stays in one, and torch in one thread, because workers that share cores would wait for each other.
 test: install
 	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope-reorder
 

@@ -19,7 +19,11 @@ from filelock import FileLock, Timeout
 WORK = Path(".sfd/amortised_tau")
 TAUS, SEEDS, REPEATS = (0.0, 0.1, 0.3, 0.5, 0.8), (0, 1, 2), 2
 TRAIN_STEPS, REFINE_STEPS = 1600, 200
-METHODS = {"point": "one training a tau", "shared": "one training for all", "refined": "the same, refined at each tau"}
+METHODS = {
+    "point": "one training per tau",
+    "shared": "one training for all",
+    "refined": "the same, refined at each tau",
+}
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
@@ -49,10 +53,12 @@ def measure() -> None:
 
 def run(name: str, seed: int) -> list[dict[str, Any]]:
     """Trains one model and scores it; the shared one at every tau, plain and refined."""
-    from sfd.params import load_params, parse_params
-    from sfd.tuning.workbench import Workbench
+    from sfd.params import parse_params
+    from sfd.tuning.evaluator import CandidateEvaluator
+    from sfd.workspace import Workspace
 
-    tree = load_params(Path("params.yaml")).model_dump(mode="json", by_alias=True)
+    workspace = Workspace.find()
+    tree = workspace.load_params().model_dump(mode="json", by_alias=True)
     tree["schedule"] |= {"kind": "offset", "tau": {"low": 0.0, "high": 1.0} if name == "shared" else float(name)}
     tree["sample"] |= {"guidance": {"kind": "none"}, "sampler": "heun", "num_steps": 10}
     tree["diffusion"]["training"] |= {"num_steps": TRAIN_STEPS, "compile": True}
@@ -62,16 +68,18 @@ def run(name: str, seed: int) -> list[dict[str, Any]]:
         tree["sample"]["schedule"] = tree["schedule"] | {"tau": tau}
         return parse_params(tree)
 
-    bench = Workbench(with_tau(0.5 if name == "shared" else float(name)))
+    evaluator = CandidateEvaluator(workspace, with_tau(0.5 if name == "shared" else float(name)))
     folder = WORK / f"{name}-{seed}"
-    model = bench.train(bench.params, seed, fresh(folder))
+    model = evaluator.train(evaluator.params, seed, fresh(folder))
     rows = []
     for tau in TAUS if name == "shared" else (float(name),):
-        rows.append(row("shared" if name == "shared" else "point", tau, seed, TRAIN_STEPS, bench, model, with_tau(tau)))
+        rows.append(
+            row("shared" if name == "shared" else "point", tau, seed, TRAIN_STEPS, evaluator, model, with_tau(tau))
+        )
     if name == "shared":
         for tau in TAUS:
-            refined = bench.refine(model, with_tau(tau), seed, fresh(folder))
-            rows.append(row("refined", tau, seed, REFINE_STEPS, bench, refined, with_tau(tau)))
+            refined = evaluator.refine(model, with_tau(tau), seed, fresh(folder))
+            rows.append(row("refined", tau, seed, REFINE_STEPS, evaluator, refined, with_tau(tau)))
     shutil.rmtree(folder)
     return rows
 
@@ -83,9 +91,9 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
-def row(method: str, tau: float, seed: int, steps: int, bench: Any, model: Any, params: Any) -> dict[str, Any]:
+def row(method: str, tau: float, seed: int, steps: int, evaluator: Any, model: Any, params: Any) -> dict[str, Any]:
     """Means over the sampling seeds."""
-    found = [bench.score(model, params, "study", repeat).metrics for repeat in range(REPEATS)]
+    found = [evaluator.score(model, params, "study", repeat).metrics for repeat in range(REPEATS)]
     means = {key: statistics.fmean(metrics[key] for metrics in found) for key in ("fd", "kid", "class_accuracy")}
     return {"method": method, "tau": tau, "seed": seed, "steps": steps, **means}
 
@@ -106,7 +114,7 @@ def report(docs: Path = Path("docs")) -> None:
         lines.append(f"| {tau:g} | " + " | ".join(cells) + " |")
     lines += ["", "| | " + " | ".join(METHODS.values()) + " |", "|" + "---|" * (1 + len(METHODS))]
     for metric in ("fd", "class_accuracy"):
-        name = f"rank correlation of {metric} with one training a tau"
+        name = f"rank correlation of {metric} with one training per tau"
         lines.append(
             f"| {name}, means over seeds | " + " | ".join(correlation(found, m, metric) for m in METHODS) + " |"
         )
@@ -124,13 +132,13 @@ def spread(found: Any, method: str, tau: float, metric: str) -> str:
 
 
 def correlation(found: Any, method: str, metric: str) -> str:
-    """Spearman's, of the seeds' mean over the taus with that of one training a tau."""
+    """Spearman's, of the seeds' mean over the taus with that of one training per tau."""
     table = found.pivot_table(index="tau", columns="method", values=metric)
     return f"{table[method].corr(table['point'], method='spearman'):.2f}"
 
 
 def correlations(found: Any, method: str, metric: str) -> str:
-    """Each seed's ranking against that of the mean of one training a tau over all seeds."""
+    """Each seed's ranking against that of the mean of one training per tau over all seeds."""
     truth = found[found.method == "point"].groupby("tau")[metric].mean()
     chosen = found[found.method == method].pivot_table(index="tau", columns="seed", values=metric)
     return ", ".join(f"{chosen[seed].corr(truth, method='spearman'):.2f}" for seed in SEEDS)

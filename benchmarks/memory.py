@@ -53,7 +53,7 @@ def write_latents(folder: Path, num_images: int, feature_dim: int) -> None:
     """Random latents, classes and features in the layout of stage ``latents``, a shard at a time."""
     import torch
 
-    from sfd.data.latents import STATISTICS, ChannelStatistics
+    from sfd.data.latents import STATISTICS, ChannelStatistics, LatentsIndex
     from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
     from sfd.seeding import generator
 
@@ -65,8 +65,7 @@ def write_latents(folder: Path, num_images: int, feature_dim: int) -> None:
 
     bounds = shard_bounds(num_images, SHARD_SIZE)
     write_shards(folder, bounds, make, 0, 1)
-    facts = {"num_views": 1, "grid": GRID, "texture_channels": TEXTURE, "semantic_channels": SEMANTIC}
-    write_index(folder, bounds, facts | {"feature_dim": feature_dim, "classes": [str(n) for n in range(10)]})
+    write_index(folder, bounds, LatentsIndex(1, GRID, TEXTURE, SEMANTIC, feature_dim, [str(n) for n in range(10)]))
     channels = TEXTURE + SEMANTIC
     ChannelStatistics(torch.zeros(channels), torch.ones(channels)).save(folder / STATISTICS)
 
@@ -82,15 +81,16 @@ def train(folder: Path, num_images: int, num_steps: int, feature_dim: int, num_w
     """Makes the data set in a process of its own, then trains on it in this one; prints the peaks in MiB as JSON."""
     subprocess.run([sys.executable, __file__, "write", str(folder), str(num_images), str(feature_dim)], check=True)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    from sfd.params import load_params
     from sfd.pipeline.diffusion import build_network, build_task, open_latents
     from sfd.training.loop import train as run
+    from sfd.workspace import Workspace
 
-    params = load_params(Path("params.yaml"))
+    workspace = Workspace.find()
+    params = workspace.load_params()
     changes = {"num_steps": num_steps, "num_workers": num_workers, "log_every": 10, "compile": False}
     training = params.diffusion.training.model_copy(update=changes)
     dataset = open_latents(params, folder)
-    task = build_task(params, build_network(params, dataset, 0), dataset, 0)
+    task = build_task(workspace, params, build_network(params, dataset, 0), dataset, 0)
     own: list[float] = []
     run(task, training, 0, folder, "memory", lambda _row, _step: own.append(resident("RssAnon")))
     peaks: dict[str, Any] = {"peak resident memory, MiB": resident("VmHWM"), "of it its own, MiB": max(own)}

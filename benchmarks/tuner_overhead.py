@@ -18,7 +18,7 @@ TRIALS, ROUNDS = 3, 3
 
 
 def main() -> None:
-    """Prints the seconds a trial, bare and by the tuner, and their ratio, for several rounds in turn."""
+    """Prints the seconds per trial, bare and by the tuner, and their ratio, for several rounds in turn."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path.cwd()
         tree = yaml.safe_load((project / "params.yaml").read_text())
@@ -29,7 +29,7 @@ def main() -> None:
         os.chdir(folder)
         rows = [measure(tree, number) for number in range(ROUNDS)]
     bare, tuned = (statistics.median(row[n] for row in rows) for n in (0, 1))
-    print(f"| {TRIALS} trials of {tree['tune']['repeats']} x {tree['tune']['num_images']} images | seconds a trial |")
+    print(f"| {TRIALS} trials of {tree['tune']['repeats']} x {tree['tune']['num_images']} images | seconds per trial |")
     print("|---|---|")
     print(f"| bare sampling and scoring | {bare:.2f} |")
     print(f"| by the tuner | {tuned:.2f} |")
@@ -37,30 +37,31 @@ def main() -> None:
 
 
 def measure(tree: dict[str, Any], number: int) -> tuple[float, float]:
-    """Seconds a trial: the trials' own work in a loop, and a study's trials from the first one's start to the last one's end."""
-    from sfd.params import load_params
+    """Seconds per trial: the trials' own work in a loop, and a study's trials from the first one's start to the last one's end."""
+    from sfd.tuning.evaluator import STUDY, CandidateEvaluator
     from sfd.tuning.queue import Queue, run
     from sfd.tuning.study import open_study
     from sfd.tuning.trials import Trials
-    from sfd.tuning.workbench import STUDY, Workbench
+    from sfd.workspace import Workspace
 
     # One value for the key that changes the cost of a trial, so that both sides do the same work.
     tree["tune"]["space"].pop("sample.num_steps", None)
     tree["sample"]["num_steps"] = 10
     tree["tune"] |= {"study": f"round-{number}", "trials": TRIALS, "pruner": "none"}
-    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    params = load_params(Path("params.yaml"))
-    bench = Workbench(params)
-    assert bench.trained is not None
-    bench.score(bench.trained, params, STUDY, 0)  # warm
+    workspace = Workspace(Path())
+    workspace.params_file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    params = workspace.load_params()
+    evaluator = CandidateEvaluator(workspace, params)
+    assert evaluator.trained is not None
+    evaluator.score(evaluator.trained, params, STUDY, 0)  # warm
     started = time.perf_counter()
     for _ in range(TRIALS):
         for repeat in range(params.tune.repeats):
-            bench.score(bench.trained, params, STUDY, repeat)
+            evaluator.score(evaluator.trained, params, STUDY, repeat)
     bare = time.perf_counter() - started
-    queue: Queue = open_study(params)
+    queue: Queue = open_study(workspace, params)
     queue.fill(TRIALS)
-    objective = Trials(params, bench, queue.study.user_attrs["id"], None)
+    objective = Trials(workspace, params, evaluator, queue.study.user_attrs["id"], None)
     started = time.perf_counter()
     run(queue, objective, deadline=time.monotonic() + 3600.0)
     return bare / TRIALS, (time.perf_counter() - started) / TRIALS

@@ -1,4 +1,4 @@
-"""Recomputes recorded numbers (``STEM.json`` + ``STEM.safetensors``) with this implementation."""
+"""Recomputes recorded numbers of the published code (``STEM.json`` + ``STEM.safetensors``) with this implementation."""
 
 import json
 import math
@@ -13,22 +13,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfd.diffusion.guidance import GuidanceScales, guided_velocity
-from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
+from sfd.diffusion.loss import interpolate
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule
+from sfd.diffusion.terms.cosine import cosine_loss
+from sfd.diffusion.terms.repa import repa_loss
+from sfd.diffusion.terms.velocity import velocity_loss
 from sfd.encoders.ldm import autoencoder_from_ldm
 from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.published import config_from_published
+from sfd.names import SAMPLERS, load
 
 SINGLE, TRAJECTORY, ADAPTIVE = 1e-5, 1e-4, 5e-2
-"""Tolerances in float32: one evaluation, a fixed-step trajectory, dopri5 (adaptive over a discontinuous right-hand side)."""
+"""Tolerances in float32: one evaluation, a trajectory of fixed steps, an adaptive one (over a discontinuous right-hand side)."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Largest absolute error of one quantity, and the tolerance that it has to keep."""
+    """Largest absolute error of one quantity, and its tolerance."""
 
     error: float
     tolerance: float
@@ -44,7 +48,7 @@ Results = dict[str, Check]
 
 
 @dataclass(frozen=True)
-class Kind:
+class VectorKind:
     """One kind of vector. Beside ``inputs`` and weights, every tensor of its file is a quantity to recompute."""
 
     check: Callable[[dict[str, Any], Vector], Results]
@@ -122,9 +126,9 @@ def _compare(actual: dict[str, Tensor], tensors: Vector, tolerance: float = SING
 
 
 def _build(published: dict[str, Any], state: Vector) -> tuple[LightningDiT, Results]:
-    """A model with the recorded weights, and how far its own fixed tables are from the recorded ones.
+    """A model with the recorded weights, and the errors of its own fixed tables against the recorded ones.
 
-    The weights also say how wide features are and whether there is a null class.
+    The width of features and the null class follow from the shapes of the weights.
     """
     config = config_from_published(published)
     if "repa_projector.4.weight" in state:
@@ -204,10 +208,14 @@ def _verify_run(
         partial(_velocity, model, y), partial(_velocity, weak or model, weak_y), scales, semantic_channels
     )
     method = run["method"]
-    sampler = Sampler(method, int(run["time_points"]) - 1, "published", float(run.get("timestep_shift", 0.0)))
+    try:
+        solver = load(SAMPLERS, method)
+    except UserError as error:
+        raise ValueError(f"run {name}: sampler {error}") from error
+    sampler = Sampler(solver, int(run["time_points"]) - 1, True, float(run.get("timestep_shift", 0.0)))
     schedule = OffsetSchedule(float(run.get("delta_t", 0.0)))
     sample = sampler(velocity, _tensor(tensors, "noise"), schedule, semantic_channels)
-    return _compare({name: sample}, tensors, ADAPTIVE if method == "dopri5" else TRAJECTORY)
+    return _compare({name: sample}, tensors, ADAPTIVE if SAMPLERS[method].adaptive else TRAJECTORY)
 
 
 def _velocity(model: LightningDiT, y: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
@@ -243,7 +251,7 @@ def _verify_semvae(config: dict[str, Any], tensors: Vector) -> Results:
 
 
 def _verify_texture_vae(_config: dict[str, Any], tensors: Vector) -> Results:
-    """In float64 and decoding the recorded mean: forty convolutions in a row turn float32's rounding into 3e-5 by themselves."""
+    """Computed in float64, and decoding the recorded mean: forty convolutions in a row amplify float32's rounding to 3e-5."""
     model = autoencoder_from_ldm(_part(tensors, "state.")).double()
     posterior = model.encode(_tensor(tensors, "images").double()).latent_dist
     actual = {"mean": posterior.mean, "logvar": posterior.logvar}
@@ -265,13 +273,13 @@ RUN_KEYS = (
 )
 
 
-def _kinds() -> dict[str, Kind]:
+def _kinds() -> dict[str, VectorKind]:
     """Kinds of vectors, by a key that only their configuration has."""
     inputs = ("x0", "x1", "t", "y", "features", "noise", "sample_y")
     return {
-        "model": Kind(_verify_lightningdit, inputs, ("state.", "guide.")),
-        "hidden_dim": Kind(_verify_semvae, ("features",)),
-        "channel_multipliers": Kind(_verify_texture_vae, ("images",)),
+        "model": VectorKind(_verify_lightningdit, inputs, ("state.", "guide.")),
+        "hidden_dim": VectorKind(_verify_semvae, ("features",)),
+        "channel_multipliers": VectorKind(_verify_texture_vae, ("images",)),
     }
 
 

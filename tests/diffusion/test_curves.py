@@ -17,6 +17,7 @@ from sfd.diffusion.schedule import (
     sample_logit_normal,
     sample_progress_per_part,
 )
+from sfd.names import SAMPLERS, load
 
 FINE = torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64)
 SCHEDULES: dict[str, Schedule] = {
@@ -93,7 +94,7 @@ def test_every_sampler_carries_a_straight_path_exactly_to_the_data(schedule: Sch
     def straight(_x: Tensor, _t_tex: Tensor, _t_sem: Tensor) -> Tensor:
         return x1 - x0
 
-    made = Sampler(method, 7)(straight, x0, schedule, 2)
+    made = Sampler(load(SAMPLERS, method), 7)(straight, x0, schedule, 2)
     assert torch.allclose(made, x1, rtol=0, atol=1e-10 if method != "dopri5" else 1e-3)
 
 

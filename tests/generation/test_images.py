@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder
 from sfd.errors import UserError
@@ -17,7 +18,7 @@ from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 
-SAMPLER = Sampler("heun", num_steps=4)
+SAMPLER = Sampler(Heun, num_steps=4)
 CLASSES, SEEDS = [0, 1, 1], [5, 6, 7]
 
 

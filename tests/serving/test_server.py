@@ -17,13 +17,15 @@ import pytest
 from PIL import Image
 from served import RANGE, Answer, ServedProject, ServerProcess, gated, untrained, untrained_model
 from support import wait_until
+from typer.testing import CliRunner
 
 from sfd import cli
 from sfd.errors import UserError
 from sfd.serving.address import bind, is_local, read_token, url_of
-from sfd.serving.batches import Batches
+from sfd.serving.batcher import DynamicBatcher
 from sfd.serving.follow import Follower
 from sfd.serving.metrics import Metrics
+from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
@@ -209,18 +211,15 @@ def test_addresses_that_others_can_reach_are_told_from_local_ones(host: str, loc
         assert url_of(listener).startswith("http://") and not url_of(listener).endswith(":0")
 
 
-def test_elsewhere_than_on_this_machine_a_missing_token_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_elsewhere_than_on_this_machine_a_missing_token_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[str | None] = []
-    monkeypatch.setattr("sfd.serving.server.serve", lambda *given: served.append(given[1]))
+    monkeypatch.setattr("sfd.serving.server.serve", lambda *given: served.append(given[2]))
 
     def warning(host: str, token: str | None) -> str:
         monkeypatch.delenv("SFD_TOKEN", raising=False)
         if token is not None:
             monkeypatch.setenv("SFD_TOKEN", token)
-        cli.serve(model="m", host=host, port=0)
-        return capsys.readouterr().err
+        return CliRunner().invoke(cli.app, ["serve", "--model", "m", "--host", host, "--port", "0"]).stderr
 
     assert "whoever reaches 0.0.0.0" in warning("0.0.0.0", None)
     assert warning("0.0.0.0", "secret") == warning("127.0.0.1", None) == ""
@@ -246,15 +245,15 @@ def followed(project: ServedProject, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Serves a version of a model of its own."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", project.store)
     metrics = Metrics()
-    batches = Batches(2, 8, metrics)
-    batches.start()
-    follower = Follower("followed", "champion", batches.try_out, metrics)
+    batcher = DynamicBatcher(2, 8, metrics)
+    batcher.start()
+    follower = Follower(Workspace(project.folder), "followed", "champion", batcher.try_out, metrics)
     if not project.client().search_registered_models("name = 'followed'"):
         project.register("followed", untrained_model(["a"], RANGE), {"schedule": {"kind": "offset", "tau": 0.1}})
     project.move_alias("followed", "1")
     follower.load("champion")
     yield follower, metrics
-    batches.stop(60)
+    batcher.stop(60)
 
 
 def reloads(metrics: Metrics, result: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The networks that a params file describes, with random weights, and the shape of its latents: nothing is downloaded or trained."""
+"""Builds the networks of a params file with random weights, and the shape of its latents. Nothing is downloaded or trained."""
 
 import json
 from dataclasses import dataclass
@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 
 from sfd.encoders.composite import CompositeEncoder
-from sfd.encoders.semantic.files import SemanticEncoder
-from sfd.encoders.semantic.pca import PcaSemantic
-from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
+from sfd.encoders.semantic.encoder import SemanticEncoder, semantic_class
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, load_pretrained
 from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze
 from sfd.errors import UserError
@@ -19,7 +17,7 @@ from sfd.seeding import generator, seeded_initialisation
 from sfd.training.diffusion import model_config
 
 NUM_CLASSES = {"digits": 10}
-"""Classes of the built-in data; those of others are not known here."""
+"""Number of classes by data source. Of other sources it is not known before their images are read."""
 IMAGENET_CLASSES = 1000
 
 
@@ -45,7 +43,7 @@ class LatentShape:
 
 
 def latent_shape(params: Params) -> LatentShape:
-    """What the stages before ``diffusion`` would leave; 1,000 classes for images that are not built in."""
+    """The shape of the latents that the stages before ``diffusion`` would make; 1,000 classes for images that are not built in."""
     encoder, semantic = params.encoder, params.semantic
     factor = 2 ** (len(params.texture_vae.channels) - 1)
     return LatentShape(
@@ -135,13 +133,8 @@ def random_composite_encoder(params: Params, device: torch.device) -> CompositeE
 
 
 def random_semantic(params: Params, feature_dim: int) -> SemanticEncoder:
-    """The semantic encoder: SemVAE, or principal components (here all zero, which cost the same)."""
-    semantic = params.semantic
-    if semantic.kind == "pca":
-        return PcaSemantic(feature_dim, semantic.latent_channels).eval()
-    widths = (feature_dim, semantic.width, semantic.num_heads, semantic.depth, semantic.latent_channels)
-    with seeded_initialisation(params.seed, "bench/semantic"):
-        return SemVae(SemVaeConfig(*widths)).eval()
+    """The semantic encoder, neither fitted nor trained, which costs the same."""
+    return semantic_class(params.semantic.kind).build(params.semantic, feature_dim, params.seed).eval()
 
 
 def backbone_config(params: Params, shape: LatentShape) -> LightningDiTConfig:

@@ -1,55 +1,32 @@
 """Image files in, square RGB pixels out: strict decoding, the ADM centre crop, batches by manifest row."""
 
 import copy
-import errno
 import hashlib
 import io
 import os
-import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from sfd.data.files import ImageRefused, ImageStore, open_regular
 from sfd.errors import UserError
 
 ALLOWED_FORMATS = "PNG, JPEG, WebP, BMP"
-# Beyond this ratio of the sides, the ends are cut off before the centre crop resizes, which bounds its memory.
+# Longer images lose their ends before the centre crop resizes them, which bounds its memory.
 MAX_ASPECT = 100
 
 _pillow_limit = threading.Lock()
 
 
-class ImageRefused(Exception):
-    """A file that is not used. The message is a short reason, `kind: detail` or just `kind`, without the path."""
-
-
-def open_regular(path: Path) -> io.BufferedReader:
-    """Opens a regular file for reading.
-
-    Raises:
-        ImageRefused: it is anything else (a pipe, a broken or looping link), is missing or cannot be read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageRefused("not a regular file")
-        return path.open("rb")
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ImageRefused("symbolic link loop") from None
-        if error.errno == errno.ENOENT and path.is_symlink():
-            raise ImageRefused("broken symbolic link") from None
-        raise ImageRefused(f"unreadable: {error.strerror}") from None
-
-
 def decode_rgb(file: BinaryIO, max_pixels: int) -> Image.Image:
-    """Decodes one image completely and converts it to 8-bit RGB, turned upright as its EXIF orientation says.
+    """Decodes one image completely, turns it upright by its EXIF orientation, and converts it to 8-bit RGB.
 
     Transparency is composited on white, 16 bits are scaled to 8, and of an animation the first frame is taken.
 
@@ -98,7 +75,7 @@ def _open_header(file: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def _reader_of(prefix: bytes) -> type[ImageFile.ImageFile]:
-    """The Pillow class for the first 16 bytes of a file; the file's name plays no part."""
+    """The Pillow class for the first 16 bytes of a file; the file's name does not matter."""
     if prefix.startswith(b"\x89PNG\r\n\x1a\n"):
         return PngImagePlugin.PngImageFile
     if prefix.startswith(b"\xff\xd8\xff"):
@@ -116,7 +93,7 @@ def _reader_of(prefix: bytes) -> type[ImageFile.ImageFile]:
 
 @contextmanager
 def _pillow_limit_at(max_pixels: int) -> Iterator[None]:
-    """Sets Pillow's global pixel limit, which the WebP reader asks, for the length of one header."""
+    """Sets Pillow's global pixel limit, which the WebP reader checks, while one header is read."""
     with _pillow_limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
@@ -208,34 +185,6 @@ def to_tensor_uint8(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
 
 
-class ImageStore(Protocol):
-    """The files of a manifest's images by row number, wherever they lie. It travels to a data loader's processes, forked or spawned."""
-
-    paths: list[str]
-
-    def read(self, row: int) -> bytes:
-        """The whole file. Raises :class:`ImageRefused` if it is not there any more."""
-
-    def place(self, row: int) -> str:
-        """Where a user finds it."""
-
-
-class FolderStore:
-    """Files in a folder that the paths are relative to."""
-
-    def __init__(self, root: Path, paths: list[str]) -> None:
-        self.root, self.paths = root, paths
-
-    def read(self, row: int) -> bytes:
-        """As :class:`ImageStore` says."""
-        with open_regular(self.root / self.paths[row]) as file:
-            return file.read()
-
-    def place(self, row: int) -> str:
-        """As :class:`ImageStore` says."""
-        return str(self.root / self.paths[row])
-
-
 class _JoinedStore:
     """The rows of one store, then those of another."""
 
@@ -277,11 +226,11 @@ class ManifestImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def paths(self) -> list[str]:
-        """The manifest's names of the images."""
+        """The images' paths in the manifest."""
         return self.store.paths
 
     def joined(self, other: "ManifestImages") -> "ManifestImages":
-        """These images, then those of another set, as crops of this one's size."""
+        """These images, then those of ``other``, as crops of this set's size."""
         both = copy.copy(self)
         both.store = _JoinedStore(self.store, other.store)
         both.sha256 = self.sha256 + other.sha256
@@ -295,7 +244,7 @@ class ManifestImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
         """Images uint8 ``(B, 3, size, size)`` and class indices int64 ``(B,)`` of these rows.
 
         Raises:
-            UserError: a file is not the one any more that ``prepare`` saw.
+            UserError: a file is missing, or differs from the one that ``prepare`` saw.
         """
         return to_tensor_uint8([self._crop(index) for index in indices]), self.class_indices[indices]
 

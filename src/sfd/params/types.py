@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer, PlainValidator
 from pydantic_core import CoreSchema, core_schema
 
-from sfd.names import Table, nearest
+from sfd.names import Entry, nearest
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -51,7 +51,7 @@ class OneOf:
         extra: further names that have no implementation, and their descriptions.
     """
 
-    table: Table
+    table: Mapping[str, Entry]
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def descriptions(self) -> dict[str, str]:

@@ -1,17 +1,17 @@
-"""Gates: what a version must show before it becomes champion."""
+"""Gates: the limits that a version must meet before it becomes champion."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sfd.names import ERROR_PREFIX, combined_error, is_higher_better
 from sfd.params import GateParams
-from sfd.registry.versions import Record
+from sfd.registry.versions import VersionInfo
 from sfd.tables import as_text
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One rule of one gate. ``error``: the version's standard error; with a champion to beat, that of the difference."""
+class GateResult:
+    """The outcome of one rule of a gate. ``error``: the version's standard error; with a champion to beat, that of the difference."""
 
     metric: str
     version: float | None
@@ -23,23 +23,23 @@ class Verdict:
 
 
 def check_gates(
-    gates: Mapping[str, GateParams], version: Record, champion: Record | None, alike: bool
-) -> list[Verdict]:
-    """A verdict a rule. ``alike``: version and champion were measured in the same way; else a rule that compares them fails."""
+    gates: Mapping[str, GateParams], version: VersionInfo, champion: VersionInfo | None, comparable: bool
+) -> list[GateResult]:
+    """One verdict per rule. ``comparable``: version and champion were measured in the same way; if not, rules that compare them fail."""
     verdicts = []
     for metric, gate in gates.items():
         if gate.limit is not None:
-            verdicts.append(_check_limit(metric, gate.limit, version, champion if alike else None))
+            verdicts.append(_check_limit(metric, gate.limit, version, champion if comparable else None))
         if gate.improve:
-            verdicts.append(_check_improvement(metric, version, champion, alike))
+            verdicts.append(_check_improvement(metric, version, champion, comparable))
     return verdicts
 
 
-def _check_limit(metric: str, limit: float, version: Record, champion: Record | None) -> Verdict:
+def _check_limit(metric: str, limit: float, version: VersionInfo, champion: VersionInfo | None) -> GateResult:
     value, is_higher = version.metrics.get(metric), is_higher_better(metric)
     passed = value is not None and (value >= limit if is_higher else value <= limit)
     reason = "not measured" if value is None else "passes" if passed else f"off by {abs(value - limit):.3g}"
-    return Verdict(
+    return GateResult(
         metric,
         value,
         champion.metrics.get(metric) if champion else None,
@@ -50,25 +50,25 @@ def _check_limit(metric: str, limit: float, version: Record, champion: Record | 
     )
 
 
-def _check_improvement(metric: str, version: Record, champion: Record | None, alike: bool) -> Verdict:
+def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo | None, comparable: bool) -> GateResult:
     value, error = version.metrics.get(metric), version.metrics.get(ERROR_PREFIX + metric)
     rule = "> champion + error" if is_higher_better(metric) else "< champion - error"
     if value is None or error is None:
-        return Verdict(metric, value, None, error, rule, False, "not measured")
+        return GateResult(metric, value, None, error, rule, False, "not measured")
     if champion is None:
-        return Verdict(metric, value, None, error, rule, True, "passes: no champion yet")
+        return GateResult(metric, value, None, error, rule, True, "passes: no champion yet")
     theirs, their_error = champion.metrics.get(metric), champion.metrics.get(ERROR_PREFIX + metric)
-    if not alike or theirs is None or their_error is None:
-        return Verdict(metric, value, None, error, rule, False, "cannot be compared")
+    if not comparable or theirs is None or their_error is None:
+        return GateResult(metric, value, None, error, rule, False, "cannot be compared")
     combined = combined_error(error, their_error)
     gain = value - theirs if is_higher_better(metric) else theirs - value
     passed = gain > combined
     reason = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3g}" if gain else "no better"
-    return Verdict(metric, value, theirs, combined, rule, passed, f"passes: {reason}" if passed else reason)
+    return GateResult(metric, value, theirs, combined, rule, passed, f"passes: {reason}" if passed else reason)
 
 
-def gate_table(verdicts: list[Verdict]) -> str:
-    """The verdicts as text, a row a rule, within 100 columns."""
+def gate_table(verdicts: list[GateResult]) -> str:
+    """The verdicts as text, one row per rule, at most 100 columns wide."""
     head = ["metric", "this version", "champion", "error", "rule", "verdict"]
     rows = [
         [

@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
 from sfd.names import ERROR_PREFIX, FLOORS, combined_error, main_distance
-from sfd.params import load_params, read_tree
+from sfd.params import read_tree
 from sfd.pipeline.stage import STAGES, flatten
 from sfd.registry.gates import number
 from sfd.registry.load import open_registry
-from sfd.registry.versions import Record, describe_difference, read_champion, read_shown, read_version, read_versions
+from sfd.registry.versions import (
+    VersionInfo,
+    describe_difference,
+    read_champion,
+    read_shown,
+    read_version,
+    read_versions,
+)
 from sfd.tables import as_text
 from sfd.tracking import tracking_uri
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-PARAMS = Path("params.yaml")
 COMMIT, DIRTY = "mlflow.source.git.commit", "sfd.git_dirty"
 PARENT, FINGERPRINT = "sfd.parent.", "fingerprint:"
 """Tags of a run that name the runs of the stages it read; by fingerprint where a run was not known yet."""
@@ -31,10 +38,10 @@ SHORT = 12
 """Digits of a digest or commit in a table."""
 
 
-def list_versions() -> str:
-    """A row a version, newest first: number, aliases, time, main metrics."""
-    params = load_params(PARAMS)
-    records = read_versions(params.register_.name)
+def list_versions(workspace: Workspace) -> str:
+    """One row per version, newest first: number, aliases, time, main metrics."""
+    params = workspace.load_params()
+    records = read_versions(workspace, params.register_.name)
     if not records:
         return f"model `{params.register_.name}` has no version yet; `dvc repro` registers one"
     distances = list(dict.fromkeys(main_distance(record.metrics) for record in records if record.metrics))
@@ -51,24 +58,24 @@ def list_versions() -> str:
     return as_text([["version", "aliases", "created (UTC)", *metrics], *rows])
 
 
-def compare_versions(first: str, second: str) -> str:
+def compare_versions(workspace: Workspace, first: str, second: str) -> str:
     """Metrics side by side with their differences, and the parameters that differ.
 
     Raises:
-        UserError: a version is missing, or the two were not measured alike.
+        UserError: a version is missing, or the two were measured differently.
     """
-    name = load_params(PARAMS).register_.name
-    one, other = read_version(name, first), read_version(name, second)
+    name = workspace.load_params().register_.name
+    one, other = read_version(workspace, name, first), read_version(workspace, name, second)
     difference = describe_difference(one, other)
     if difference is not None:
         raise UserError(f"{difference}; evaluate and register both alike (`dvc repro`) to compare them")
-    with open_registry() as store:
+    with open_registry(workspace) as store:
         params = [_read_params(store, version.run_id) for version in (one, other)]
     parts = [f"{one} and {other} of model `{name}`", _metric_comparison(one, other)]
     return "\n\n".join([*parts, _params_comparison(one, other, *params)])
 
 
-def _metric_comparison(first: Record, second: Record) -> str:
+def _metric_comparison(first: VersionInfo, second: VersionInfo) -> str:
     rows = [["metric", *map(str, (first, second)), "difference", "its error", "beyond it?"]]
     keys = [key for key in first.metrics if key in second.metrics and not key.startswith(ERROR_PREFIX)]
     for key in keys:
@@ -82,7 +89,7 @@ def _metric_comparison(first: Record, second: Record) -> str:
 
 
 def _params_comparison(
-    first: Record, second: Record, mine: dict[str, object] | None, theirs: dict[str, object] | None
+    first: VersionInfo, second: VersionInfo, mine: dict[str, object] | None, theirs: dict[str, object] | None
 ) -> str:
     if mine is None or theirs is None:
         lacking = first if mine is None else second
@@ -94,29 +101,29 @@ def _params_comparison(
     return "params that differ\n" + as_text([["key", str(first), str(second)], *rows])
 
 
-def show_version(which: str | None) -> str:
-    """All that is known of a version: the champion if none is named, or the one with the alias of registration.
+def show_version(workspace: Workspace, which: str | None) -> str:
+    """Everything that is known of a version. Without a name: of the champion, or of the version with the alias of registration.
 
     Raises:
         UserError: there is no such version, or the store does not answer.
     """
-    params = load_params(PARAMS)
-    version = read_shown(params.register_, which)
-    champion = read_champion(version.name)
-    with open_registry() as store:
+    params = workspace.load_params()
+    version = read_shown(workspace, params.register_, which)
+    champion = read_champion(workspace, version.name)
+    with open_registry(workspace) as store:
         runs = _walk(store, version.run_id)
         mine = _read_params(store, version.run_id)
         theirs = _read_params(store, champion.run_id) if champion else None
     parts = [_facts(version, runs), _metric_table(version), _stage_table(runs)]
     if champion is not None and champion.version != version.version:
         parts.append(_params_comparison(version, champion, mine, theirs))
-    return "\n\n".join([*parts, _promotion_table(version), _rebuild(version, runs)])
+    return "\n\n".join([*parts, _promotion_table(version), _rebuild(workspace, version, runs)])
 
 
 def _walk(store: "MlflowClient", run_id: str) -> "dict[str, MlflowRun | str]":
-    """Stage to its run, upstream of a run and with it, the last stage first. A string names a run that is not in the store.
+    """Stage to run, for a run and everything upstream of it, the last stage first. A string names a run that is not in the store.
 
-    A parent whose records came later than its child's is named by fingerprint, and looked for by that.
+    A parent whose records were delivered after its child's is named by its fingerprint, and found by that.
     """
     from mlflow import MlflowException
 
@@ -139,7 +146,7 @@ def _walk(store: "MlflowClient", run_id: str) -> "dict[str, MlflowRun | str]":
 
 
 def _parents(run: "MlflowRun") -> list[tuple[str, str]]:
-    """Stages that a run read, each with its run."""
+    """The stages whose results a run read, each with the name of its run."""
     return [(key.removeprefix(PARENT), value) for key, value in run.data.tags.items() if key.startswith(PARENT)]
 
 
@@ -152,7 +159,7 @@ def _find_run(store: "MlflowClient", experiment: str, stage: str, parent: str) -
 
 
 def _read_params(store: "MlflowClient", run_id: str) -> dict[str, object] | None:
-    """Of the params.yaml that a run left, what its model depends on, by dotted key; None if it left none."""
+    """The parameters that a run's model depends on, by dotted key; None if the run has no params.yaml."""
     if not any(file.path == "params.yaml" for file in store.list_artifacts(run_id)):
         return None
     with TemporaryDirectory() as folder:
@@ -161,7 +168,7 @@ def _read_params(store: "MlflowClient", run_id: str) -> dict[str, object] | None
     return flatten({section: value for section, value in tree.items() if section in sections})
 
 
-def _facts(version: Record, runs: "Mapping[str, MlflowRun | str]") -> str:
+def _facts(version: VersionInfo, runs: "Mapping[str, MlflowRun | str]") -> str:
     data, measured = version.data, version.measured
     sample = runs.get("sample")
     rows = [
@@ -190,7 +197,7 @@ def _facts(version: Record, runs: "Mapping[str, MlflowRun | str]") -> str:
             ]
         )
     if version.smoke is not None:
-        rows += [["smoke", f"sha256 {version.smoke.sha256[:SHORT]} of {len(version.smoke.labels)} images"]]
+        rows += [["smoke test", f"sha256 {version.smoke.sha256[:SHORT]} of {len(version.smoke.labels)} images"]]
         rows += [["", f"on {version.smoke.device}"]]
     return as_text(rows)
 
@@ -202,7 +209,7 @@ def _describe_code(run: "MlflowRun | str | None") -> str:
     return f"commit {run.data.tags[COMMIT]}" + (", with changes that were not committed" if dirty else "")
 
 
-def _metric_table(version: Record) -> str:
+def _metric_table(version: VersionInfo) -> str:
     """Metrics with standard errors, beside their floors."""
     metrics = version.metrics
     floors = {key: {floor: f"{key}_{floor}" for floor in FLOORS} for key in metrics}
@@ -233,7 +240,7 @@ def _stage_table(runs: "Mapping[str, MlflowRun | str]") -> str:
     return as_text(rows) + legend
 
 
-def _promotion_table(version: Record) -> str:
+def _promotion_table(version: VersionInfo) -> str:
     if not version.promotions:
         return "never promoted"
     rows = [["when (UTC)", "action", "from", "to", "who", "forced because"]]
@@ -244,11 +251,11 @@ def _promotion_table(version: Record) -> str:
     return as_text(rows)
 
 
-def _rebuild(version: Record, runs: "Mapping[str, MlflowRun | str]") -> str:
+def _rebuild(workspace: Workspace, version: VersionInfo, runs: "Mapping[str, MlflowRun | str]") -> str:
     run = runs["register"]
     if isinstance(run, str) or COMMIT not in run.data.tags:
         return "to rebuild it: not possible, because the commit of its code is not known"
-    where = [] if os.environ.get("MLFLOW_TRACKING_URI") else [f"  export MLFLOW_TRACKING_URI={tracking_uri()}"]
+    where = [] if os.environ.get("MLFLOW_TRACKING_URI") else [f"  export MLFLOW_TRACKING_URI={tracking_uri(workspace)}"]
     lines = [
         "to rebuild it:",
         f"  git checkout {run.data.tags[COMMIT]}",

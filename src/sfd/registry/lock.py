@@ -1,13 +1,12 @@
-"""One promotion at a time, from whatever machine.
+"""A lock for promotions that holds across machines.
 
-MLflow moves an alias without asking what it was, but it takes the name of a registered model once. So a promotion holds a registered
-model ``NAME.promotion`` while it runs: creating it is one insert under a unique name, and exactly one of two wins.
+MLflow moves an alias without comparing its old value, but the name of a registered model is unique. So a promotion creates a registered
+model ``NAME.promotion`` and deletes it at its end: of two processes that create it, exactly one succeeds.
 """
 
 import getpass
 import os
 import platform
-import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
-from sfd.pipeline.stage import exit_on_sigterm, is_alive
+from sfd.processes import is_alive, terminable, undisturbed_end
 from sfd.registry.load import open_registry
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,23 +40,24 @@ def now() -> str:
 
 
 @contextmanager
-def promotion_lock(name: str) -> Iterator[None]:
-    """Holds the lock of a model for the block. Ctrl-C and SIGTERM release it; that of a dead process of this machine is taken over.
+def promotion_lock(workspace: Workspace, name: str) -> Iterator[None]:
+    """Holds the lock of a model for the block. Ctrl-C and SIGTERM release it. The lock of a dead process of this machine is taken over.
 
     Raises:
         UserError: another promotion holds it, or the store does not answer.
     """
-    signal.signal(signal.SIGTERM, exit_on_sigterm)
     lock, owner = f"{name}.promotion", _describe_myself()
-    try:
-        with open_registry() as registry:
-            if not _create(registry, lock, owner):
-                _take_over(registry, lock, owner)
-        yield
-    finally:
-        with open_registry() as registry:
-            if _read(registry, lock).get("token") == owner["token"]:
-                registry.delete_registered_model(lock)
+    with terminable():
+        try:
+            with undisturbed_end():
+                with open_registry(workspace) as registry:
+                    if not _create(registry, lock, owner):
+                        _take_over(registry, lock, owner)
+                yield
+        finally:
+            with open_registry(workspace) as registry:
+                if _read(registry, lock).get("token") == owner["token"]:
+                    registry.delete_registered_model(lock)
 
 
 def _describe_myself() -> Owner:
@@ -64,7 +65,7 @@ def _describe_myself() -> Owner:
 
 
 def _machine() -> str:
-    """Where a process id means something: the host since its start, and its namespace (containers may share a host's name)."""
+    """Where a process id is valid: host, boot and PID namespace. Containers may share the name of a host."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     parts = [platform.node()]
     if boot.is_file():
@@ -73,13 +74,13 @@ def _machine() -> str:
 
 
 def _create(registry: "MlflowClient", lock: str, owner: Owner) -> bool:
-    """Whether the registered model could be created, by this call or by one whose answer was lost."""
+    """Creates the registered model. True also if an earlier try of this process, whose answer was lost, created it."""
     from mlflow import MlflowException
 
     try:
         registry.create_registered_model(lock, tags=owner, description="Held while `sfd models promote` runs.")
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it was there, and went before MLflow could describe it
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another process deleted it before MLflow could describe it
             return _create(registry, lock, owner)
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -100,10 +101,10 @@ def _read(registry: "MlflowClient", lock: str) -> Owner:
 
 
 def _take_over(registry: "MlflowClient", lock: str, owner: Owner) -> None:
-    """Removes the lock of a dead process and takes it. Raises :class:`UserError` if its owner lives, or another one was quicker.
+    """Removes the lock of a dead process and takes it. Raises :class:`UserError` if the owner lives or another process was quicker.
 
-    Only the holder of a second lock, which is named after the dead owner, may remove that owner's lock; and it looks once more
-    before it does. So nobody removes a lock that was taken in the meantime.
+    Only the holder of a second lock, named after the dead owner, may remove the owner's lock, and it checks the owner again before.
+    So no process removes a lock that was taken in the meantime.
     """
     other = _read(registry, lock)
     if other and (other.get("machine") != owner["machine"] or is_alive(int(other["pid"]))):

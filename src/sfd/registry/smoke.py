@@ -1,4 +1,4 @@
-"""The smoke: a version answers by itself, in a fresh process, and still with the pixels of its registration."""
+"""The smoke test: a version must answer in a fresh process, with its own code, and with the pixels of its registration."""
 
 import json
 import os
@@ -10,10 +10,11 @@ from pathlib import Path
 
 from sfd.errors import UserError
 from sfd.tracking import registry_uri, tracking_uri
+from sfd.workspace import Workspace
 
 NUM_IMAGES = 8
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Sums are rounded by the number of threads; with one, machines with another number of cores agree, and busy ones are not slower."""
+"""The number of threads decides how sums are rounded. With one thread, machines with different numbers of cores agree."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ def choose_labels(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes[number % len(classes)] for number in range(NUM_IMAGES))
 
 
-def run_smoke(name: str, version: str, labels: Sequence[str]) -> Smoke:
+def run_smoke(workspace: Workspace, name: str, version: str, labels: Sequence[str]) -> Smoke:
     """Draws the images from the registered artifact, with its own settings and code, in a fresh process.
 
     Raises:
-        UserError: it cannot be loaded, does not answer with an image a row, or needs code that it does not carry.
+        UserError: it cannot be loaded, does not answer with one image per row, or needs code that it does not carry.
     """
     what = f"version {version} of model `{name}`"
     rows = [[label, seed] for seed, label in enumerate(labels)]
@@ -55,7 +56,9 @@ def run_smoke(name: str, version: str, labels: Sequence[str]) -> Smoke:
         input=request,
         capture_output=True,
         text=True,
-        env=os.environ | ONE_THREAD | {"MLFLOW_TRACKING_URI": tracking_uri(), "MLFLOW_REGISTRY_URI": registry_uri()},
+        env=os.environ
+        | ONE_THREAD
+        | {"MLFLOW_TRACKING_URI": tracking_uri(workspace), "MLFLOW_REGISTRY_URI": registry_uri(workspace)},
     )
     if process.returncode != 0:
         reason = (process.stderr.strip().splitlines() or ["it left no message"])[-1][:300]

@@ -1,4 +1,4 @@
-"""What stage ``register`` left with a version of the model, read back from its tags."""
+"""Reads the facts that stage ``register`` wrote into the tags of a version."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sfd.params import CHAMPION, RegisterParams
 from sfd.registry.load import find_version, open_registry
 from sfd.registry.smoke import Smoke
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -17,8 +18,8 @@ METRIC, MEASURED, DATA, PROMOTION, SMOKE = "metric.", "measured.", "data.", "pro
 
 
 @dataclass(frozen=True)
-class Record:
-    """A version with its tags, sorted out. ``measured``: what its metrics were measured with; empty for one of an older sfd."""
+class VersionInfo:
+    """A version with the content of its tags. ``measured``: how its metrics were measured; empty if an older sfd registered it."""
 
     name: str
     version: str
@@ -35,45 +36,45 @@ class Record:
         return f"version {self.version}"
 
 
-def read_version(name: str, which: str) -> Record:
+def read_version(workspace: Workspace, name: str, which: str) -> VersionInfo:
     """A version by its number or an alias. Raises :class:`UserError` as :func:`find_version` does."""
-    found = find_version(name, which)
-    return _sort_out(found, read_aliases(name))
+    found = find_version(workspace, name, which)
+    return _parse_tags(found, read_aliases(workspace, name))
 
 
-def read_champion(name: str) -> Record | None:
-    """The version in use; None if there is none yet."""
-    version = read_aliases(name).get(CHAMPION)
-    return None if version is None else read_version(name, version)
+def read_champion(workspace: Workspace, name: str) -> VersionInfo | None:
+    """The champion; None if there is none yet."""
+    version = read_aliases(workspace, name).get(CHAMPION)
+    return None if version is None else read_version(workspace, name, version)
 
 
-def read_shown(register: RegisterParams, which: str | None) -> Record:
-    """The version that was asked for, or the champion, or while there is none the one with the alias of registration."""
-    champion = read_champion(register.name) if which is None else None
-    return champion or read_version(register.name, which or register.alias)
+def read_shown(workspace: Workspace, register: RegisterParams, which: str | None) -> VersionInfo:
+    """The named version; without a name the champion; without a champion the version with the alias of registration."""
+    champion = read_champion(workspace, register.name) if which is None else None
+    return champion or read_version(workspace, register.name, which or register.alias)
 
 
-def read_versions(name: str) -> list[Record]:
+def read_versions(workspace: Workspace, name: str) -> list[VersionInfo]:
     """All versions, newest first. Raises :class:`UserError` if there are none."""
-    aliases = read_aliases(name)
-    with open_registry() as registry:
+    aliases = read_aliases(workspace, name)
+    with open_registry(workspace) as registry:
         found = registry.search_model_versions(f"name = '{name}'")
-    return sorted((_sort_out(each, aliases) for each in found), key=lambda record: -int(record.version))
+    return sorted((_parse_tags(each, aliases) for each in found), key=lambda record: -int(record.version))
 
 
-def read_aliases(name: str) -> dict[str, str]:
+def read_aliases(workspace: Workspace, name: str) -> dict[str, str]:
     """Alias to version. Raises :class:`UserError` if there is no such model."""
-    with open_registry(f"there is no model `{name}`, which stage `register` makes,") as registry:
+    with open_registry(workspace, f"there is no model `{name}`, which stage `register` makes,") as registry:
         return {alias: str(version) for alias, version in registry.get_registered_model(name).aliases.items()}
 
 
-def _sort_out(found: "ModelVersion", aliases: Mapping[str, str]) -> Record:
+def _parse_tags(found: "ModelVersion", aliases: Mapping[str, str]) -> VersionInfo:
     version = str(found.version)
 
     def tags(prefix: str) -> dict[str, str]:
         return {key.removeprefix(prefix): value for key, value in found.tags.items() if key.startswith(prefix)}
 
-    return Record(
+    return VersionInfo(
         name=found.name,
         version=version,
         run_id=found.run_id,
@@ -87,8 +88,8 @@ def _sort_out(found: "ModelVersion", aliases: Mapping[str, str]) -> Record:
     )
 
 
-def describe_difference(version: Record, other: Record) -> str | None:
-    """What two measurements differ in, so that their metrics cannot be compared; None if they are alike."""
+def describe_difference(version: VersionInfo, other: VersionInfo) -> str | None:
+    """How the measurements of two versions differ, so that their metrics cannot be compared; None if they do not."""
     for record in (version, other):
         if not record.measured:
             return f"how {record} was measured is not recorded, because an older sfd registered it"

@@ -19,22 +19,24 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 
 from sfd.generation.schedules import build_schedule
+from sfd.names import SAMPLERS
 from sfd.params import GuidanceParams, ScheduleParams, describe_mistakes
 from sfd.pictures import PHASE_COLOURS, SEMANTIC_COLOUR, TEXTURE_COLOUR, phase_borders
 from sfd.registry.load import RegisteredModel
 from sfd.registry.requests import apply_request
-from sfd.serving.batches import Batches, QueueFull
+from sfd.serving.batcher import DynamicBatcher, QueueFull
 from sfd.serving.follow import Follower
 from sfd.serving.metrics import CountRequests, Metrics
 from sfd.serving.options import ServerOptions
 from sfd.serving.requests import MAX_SEED, GenerateRequest, Order, answer, place_order, step_limit
+from sfd.workspace import Workspace
 
 MAX_BODY_BYTES = 16 * 1024
 CURVE_POINTS = 101
 """Points of the schedule's curves, besides its borders."""
 
 CLIENT_GONE = 499
-"""Nobody reads this status but the metrics (the code that nginx uses)."""
+"""Status of a request whose client has gone, as nginx counts it. Only the metrics show it."""
 
 
 class Service:
@@ -44,18 +46,18 @@ class Service:
         stopping: set when the process is asked to end; what is admitted is still answered.
     """
 
-    def __init__(self, options: ServerOptions, token: str | None) -> None:
+    def __init__(self, workspace: Workspace, options: ServerOptions, token: str | None) -> None:
         self.options, self.token = options, token
         self.metrics = Metrics()
-        self.batches = Batches(options.batch_size, options.max_queue, self.metrics)
-        self.follower = Follower(options.model, options.alias, self.batches.try_out, self.metrics)
+        self.batcher = DynamicBatcher(options.batch_size, options.max_queue, self.metrics)
+        self.follower = Follower(workspace, options.model, options.alias, self.batcher.try_out, self.metrics)
         self.stopping = False
 
     def require_model(self) -> RegisteredModel:
         """The version for a new request. Raises ``HTTPException`` (503) while there is none, and when the server stops."""
         if self.stopping:
             raise HTTPException(503, "the server is stopping; ask again when it is back", {"Connection": "close"})
-        if self.follower.current is None or not self.batches.works:
+        if self.follower.current is None or not self.batcher.works:
             raise HTTPException(503, "the model is being loaded; ask again in some seconds", {"Retry-After": "2"})
         return self.follower.current
 
@@ -67,7 +69,7 @@ class Service:
                 wait then leave the queue.
         """
         try:
-            futures = self.batches.submit(order.model, order.settings, order.class_index, order.seeds)
+            futures = self.batcher.submit(order.model, order.settings, order.class_index, order.seeds)
         except QueueFull as full:
             raise HTTPException(
                 429,
@@ -91,7 +93,7 @@ class Service:
 
     def _too_late(self, futures: list[Future[bytes]]) -> HTTPException:
         done = sum(future.done() for future in futures)
-        wait = self.batches.seconds_for(len(futures))
+        wait = self.batcher.seconds_for(len(futures))
         return HTTPException(
             503,
             f"{done} of {len(futures)} images were drawn within the time limit of {self.options.timeout_seconds:g} s; ask for fewer "
@@ -136,7 +138,7 @@ def _sentence(error: ValidationError, section: Any) -> str:
 
 
 def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
-    """The answer of ``/model``: what can be asked of a version, and what it does by itself."""
+    """The answer of ``/model``: what a client may ask of a version, with limits and defaults."""
     trained, sample = model.images.model.schedule_params, model.sample
     scale = GuidanceParams.model_json_schema()["properties"]["scale_texture"]
     free = trained.tau_range
@@ -149,7 +151,7 @@ def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
         "classes": model.images.model.classes,
         "sampler": sample.sampler,
         "defaults": {
-            "steps": None if sample.sampler == "dopri5" else sample.num_steps,
+            "steps": None if SAMPLERS[sample.sampler].adaptive else sample.num_steps,
             "guidance": {"texture": sample.guidance.scale_texture, "semantic": sample.guidance.scale_semantic},
             "tau": {"offset": chosen.tau, "sync": 0.0}.get(chosen.kind),
         },

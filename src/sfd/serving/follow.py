@@ -1,16 +1,16 @@
-"""The version that the server draws with: loaded at the start, and exchanged when its alias moves."""
+"""The version that the server draws with: loaded at the start, and replaced when its alias moves."""
 
 import threading
 import time
 from collections.abc import Callable
 
-from sfd.errors import UserError
+from sfd.errors import UserError, warn
 from sfd.registry.load import RegisteredModel, find_version, load_registered
 from sfd.serving.metrics import Metrics
-from sfd.tracking.delivery import warn
+from sfd.workspace import Workspace
 
 RETRY_FAILED_S = 300.0
-"""A version that could not be loaded is tried again after this time, for a cause that was not its own."""
+"""Seconds after which a version that could not be loaded is tried again: the cause may have been elsewhere."""
 
 
 class Follower:
@@ -20,23 +20,30 @@ class Follower:
         current: the version that new requests get; None until the first one is loaded.
     """
 
-    def __init__(self, name: str, alias: str, try_out: Callable[[RegisteredModel], None], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        name: str,
+        alias: str,
+        try_out: Callable[[RegisteredModel], None],
+        metrics: Metrics,
+    ) -> None:
         """``try_out`` draws with a version before clients do, and raises if that fails."""
         self.current: RegisteredModel | None = None
-        self._name, self._alias = name, alias
+        self._workspace, self._name, self._alias = workspace, name, alias
         self._try_out, self._metrics = try_out, metrics
         self._stopped = threading.Event()
         self._away = False
         self._failed, self._retry_at = "", 0.0
 
     def load(self, version: str) -> RegisteredModel:
-        """Loads a version or alias beside the current one, draws an image with it, and then exchanges them; returns it.
+        """Loads a version by number or alias, draws an image with it, and makes it the current one; returns it.
 
         Raises:
             UserError: it cannot be loaded or cannot draw; the current one stays.
         """
         try:
-            model = load_registered(self._name, version)
+            model = load_registered(self._workspace, self._name, version)
             self._try_out(model)
         except UserError:
             raise
@@ -50,18 +57,18 @@ class Follower:
         return model
 
     def follow(self, poll_seconds: float) -> None:
-        """Looks at the alias again and again, until :meth:`stop`."""
+        """Polls the alias until :meth:`stop`."""
         while not self._stopped.wait(poll_seconds):
             self.poll()
 
     def stop(self) -> None:
-        """Ends :meth:`follow` after its current look."""
+        """Ends :meth:`follow` after its current poll."""
         self._stopped.set()
 
     def poll(self) -> None:
-        """Looks once at the alias, and loads its version if it is another one. Trouble is told once, and nothing else changes."""
+        """Looks the alias up once, and loads its version if that is another one. A failure is printed once and changes nothing else."""
         try:
-            version = str(find_version(self._name, self._alias).version)
+            version = str(find_version(self._workspace, self._name, self._alias).version)
         except Exception as error:  # MLflow is away, in one of its drivers' many ways; what is loaded needs it no more
             if not self._away:
                 reason = " ".join(str(error).split())[:300]

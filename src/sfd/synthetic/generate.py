@@ -1,9 +1,9 @@
-"""The command ``sfd generate``: a balanced folder of generated images, and the table that says where each one comes from.
+"""The command ``sfd generate``: a folder of generated images, equally many per class, and a table of where each one comes from.
 
-Candidate k of a class is drawn with a seed of its own; the first ``per_class`` candidates that the judge accepts are kept. Candidates are
-drawn in batches of one size, and what a batch holds follows from the batches before it. So a folder that is interrupted and continued has
-the bytes of one that was not, and a larger one begins with the images of a smaller one (with dopri5, whose steps depend on the whole
-batch, up to its tolerance).
+Candidate k of a class has a seed of its own. The first ``per_class`` candidates that the judge accepts are kept. Candidates are drawn in
+batches of one size, and the batches before it decide what a batch holds. So a folder that was interrupted and continued has the same bytes
+as one that was not, and a larger folder begins with the images of a smaller one. With an adaptive sampler, whose steps depend on the whole
+batch, this holds up to its tolerance.
 """
 
 import hashlib
@@ -24,31 +24,37 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfd.data.images import png_bytes
+from sfd.data.layout import HIDDEN
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
-from sfd.data.synthetic import COMMAND, HIDDEN, OWN_NAMES, TABLE, is_unfinished, validate_table_of
 from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import copy_limit, nearest
 from sfd.evaluation.views import ImageBatches, judge_training_images
-from sfd.params import Params, load_params
-from sfd.pipeline.stage import RESULTS, check_current, lock, published_fingerprint
+from sfd.generation.generated import LAYOUT, TABLE, validate_table_of
+from sfd.params import Params
+from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.stage import check_current, lock, published_fingerprint
 from sfd.processes import inference_device
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
+from sfd.workspace import Workspace
 
 LEAST_SHARE, ENOUGH_TRIES = 0.1, 200
-"""A class that keeps a smaller share of at least so many candidates ends the command."""
+"""The command ends when a class has had ENOUGH_TRIES candidates and has kept a smaller share of them than LEAST_SHARE."""
 
+COMMAND = "command.json"
+"""In the folder's hidden folder: the command that makes the images."""
 IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
 
 @dataclass(frozen=True)
-class Request:
-    """``version``: a number or an alias. ``min_confidence``: of the judge in the asked class; None keeps all.
+class GenerateOptions:
+    """Options of the command. ``version``: a number or an alias.
 
-    ``drop_memorised`` leaves out what lies nearer to a training image than the limit of the memorisation check.
+    ``min_confidence``: the least probability that the judge must give the requested class; None keeps all images.
+    ``drop_memorised``: reject images that lie nearer to a training image than the limit of the memorisation check.
     """
 
     per_class: int
@@ -59,20 +65,21 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Project:
-    """What images are judged by: the judge, and the data set that it and the models learnt from."""
+class Upstream:
+    """Upstream results that the command reads: parameters, prepared data set and judge."""
 
+    workspace: Workspace
     params: Params
     data: Prepared
     judge: Judge
 
     @classmethod
-    def load(cls) -> "Project":
+    def load(cls, workspace: Workspace) -> "Upstream":
         """Reads ``params.yaml`` and ``results``. Raises :class:`UserError` if a result is missing or out of date."""
-        params = load_params(Path("params.yaml"))
-        check_current(("prepare", "judge"), params)
-        judge = load_judge(RESULTS / "judge" / "model").to(inference_device())
-        return cls(params, Prepared.load(params.data, RESULTS / "prepare"), judge)
+        params = workspace.load_params()
+        check_current(workspace, ("prepare", "judge"), params)
+        judge = load_judge(workspace.result("judge") / "model").to(inference_device())
+        return cls(workspace, params, open_prepared(workspace, params), judge)
 
     @property
     def classes(self) -> list[str]:
@@ -80,11 +87,11 @@ class Project:
         return self.data.summary.classes
 
 
-class Critic:
-    """What the judge says of generated images: how sure it is of their class, and which training image is the nearest."""
+class CandidateScorer:
+    """Scores generated images with the judge: its confidence in their class, and the nearest training image."""
 
-    def __init__(self, project: Project, batch_size: int) -> None:
-        self.judge, self.data, self.batches = project.judge, project.data, ImageBatches(batch_size, project.judge)
+    def __init__(self, upstream: Upstream, batch_size: int) -> None:
+        self.judge, self.data, self.batches = upstream.judge, upstream.data, ImageBatches(batch_size, upstream.judge)
         train = self.data.images(TRAIN)
         self.paths = train.paths
         self.originals = judge_training_images(self.judge, train, batch_size, self.data.params.mirror).features
@@ -107,8 +114,8 @@ class Critic:
 
 
 @dataclass
-class Progress:
-    """How many candidates of each class were drawn, and how many images kept."""
+class ClassCounts:
+    """Counts for each class: candidates drawn (``tried``) and images kept."""
 
     classes: list[str]
     per_class: int
@@ -118,7 +125,7 @@ class Progress:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no class lacks an image."""
+        """Whether every class has all its images."""
         return all(kept == self.per_class for kept in self.kept)
 
     def add(self, batch: pd.DataFrame) -> None:
@@ -129,7 +136,7 @@ class Progress:
         self.num_batches += 1
 
     def next_batch(self, size: int) -> list[tuple[int, int]]:
-        """Class and number of the next ``size`` candidates: what is lacking, class by class, and if there is room left, more of the same."""
+        """Class and number of the next ``size`` candidates: the missing images class by class, then in turn more of the same classes."""
         lacking = {index: self.per_class - kept for index, kept in enumerate(self.kept) if kept < self.per_class}
         wanted = chain.from_iterable(repeat(index, count) for index, count in lacking.items())
         tried = list(self.tried)
@@ -140,7 +147,7 @@ class Progress:
         return batch
 
     def check_shares(self) -> None:
-        """Raises :class:`UserError` if a class keeps so few candidates that going on is no use."""
+        """Raises :class:`UserError` if a class keeps too few of its candidates."""
         for name, tried, kept in zip(self.classes, self.tried, self.kept, strict=True):
             if kept < self.per_class and tried >= ENOUGH_TRIES and kept < LEAST_SHARE * tried:
                 raise UserError(
@@ -149,22 +156,22 @@ class Progress:
                 )
 
 
-def generate(out: Path, request: Request, project: Project) -> str:
-    """Makes the folder, or what it lacks; returns what it holds in a few lines.
+def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
+    """Makes the folder, or continues it; returns a summary of a few lines.
 
     Raises:
         UserError: before anything is drawn: the model does not fit the data set, the judge cannot do what is asked, the folder holds
             other files or images of another command. Later: a class keeps too few candidates, or files were changed meanwhile.
     """
-    if request.min_confidence is not None and project.judge.classes is None:
+    if options.min_confidence is not None and upstream.judge.classes is None:
         raise UserError(
-            f"--min-confidence needs a judge that knows the classes, but `{project.judge.name}` does not; leave the option out, "
+            f"--min-confidence needs a judge that knows the classes, but `{upstream.judge.name}` does not; leave the option out, "
             "or set judge.source to train"
         )
-    _check_place(out, project)
-    registered = load_registered(project.params.register_.name, request.version)
-    _check_model(registered, project)
-    command = _command(request, registered, project)
+    _check_place(out, upstream)
+    registered = load_registered(upstream.workspace, upstream.params.register_.name, options.version)
+    _check_model(registered, upstream)
+    command = _command(options, registered, upstream)
     _check_command(out, command)
     work = out / HIDDEN / "work"
     try:
@@ -173,28 +180,31 @@ def generate(out: Path, request: Request, project: Project) -> str:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another folder") from None
     with lock(work, str(out)):
         _check_command(out, command)
+        LAYOUT.write(out)
         _write(out / HIDDEN / COMMAND, json.dumps(command, indent=2, ensure_ascii=False).encode() + b"\n", work)
-        if is_unfinished(out):
-            _draw(out, work, request, registered, project)
-            _finish(out, work, project.classes, request.per_class)
+        if not LAYOUT.is_complete(out):
+            _draw(out, work, options, registered, upstream)
+            _finish(out, work, upstream.classes, options.per_class)
         shutil.rmtree(work)
-    return _describe(out, registered, request, project.classes)
+    return _describe(out, registered, options, upstream.classes)
 
 
-def _check_model(registered: RegisteredModel, project: Project) -> None:
-    """Raises :class:`UserError` unless the model draws the data set's classes, at its size, into folders that stay inside."""
+def _check_model(registered: RegisteredModel, upstream: Upstream) -> None:
+    """Raises :class:`UserError` unless the model draws the data set's classes at its size, and their names can name folders."""
     what = f"version {registered.version} of model `{registered.name}`"
     model, decoder = registered.images.model, registered.images.decoder
     remedy = "give a --version that was trained on it, or run `dvc repro`"
-    if model.classes != project.classes:
-        raise UserError(f"{what} knows {_some(model.classes)}, but the data set has {_some(project.classes)}; {remedy}")
-    size = model.network.config.input_size * decoder.factor
-    if size != project.params.data.image_size:
+    if model.classes != upstream.classes:
         raise UserError(
-            f"{what} draws images of {size} pixels, but data.image_size is {project.params.data.image_size}; {remedy}"
+            f"{what} knows {_some(model.classes)}, but the data set has {_some(upstream.classes)}; {remedy}"
+        )
+    size = model.network.config.input_size * decoder.factor
+    if size != upstream.params.data.image_size:
+        raise UserError(
+            f"{what} draws images of {size} pixels, but data.image_size is {upstream.params.data.image_size}; {remedy}"
         )
     for name in model.classes:
-        if name.startswith(".") or "/" in name or "\0" in name or name in OWN_NAMES:
+        if name.startswith(".") or "/" in name or "\0" in name or name in LAYOUT.own_names:
             raise UserError(f"class {name!r} cannot be the name of a folder of images; rename it and train again")
 
 
@@ -202,20 +212,20 @@ def _some(classes: list[str]) -> str:
     return f"{len(classes)} classes ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})"
 
 
-def _command(request: Request, registered: RegisteredModel, project: Project) -> dict[str, object]:
-    """Everything that the images and their table depend on."""
-    facts = asdict(request) | {"version": registered.version, "model": registered.name}
+def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> dict[str, object]:
+    """Everything that the images and their table depend on, for the file that names the command."""
+    facts = asdict(options) | {"version": registered.version, "model": registered.name}
     return facts | {
-        "classes": project.classes,
-        "mirror": project.params.data.mirror,
-        "data set": published_fingerprint("prepare"),
-        "judge": project.judge.digest,
+        "classes": upstream.classes,
+        "mirror": upstream.params.data.mirror,
+        "data set": published_fingerprint(upstream.workspace, "prepare"),
+        "judge": upstream.judge.digest,
         "weights": _digest(registered),
     }
 
 
 def _digest(registered: RegisteredModel) -> str:
-    """sha256 of weights and settings: in another store, the same number can be of another model."""
+    """sha256 of weights and settings. A version's number is not enough: in another store it can name another model."""
     digest = hashlib.sha256(registered.sample.model_dump_json().encode())
     for network in (registered.images.network, registered.images.decoder):
         for name, tensor in network.state_dict().items():
@@ -224,17 +234,16 @@ def _digest(registered: RegisteredModel) -> str:
     return digest.hexdigest()
 
 
-def _check_place(out: Path, project: Project) -> None:
-    """Raises :class:`UserError` if the folder holds anything that is not ours, or lies among the training images."""
-    if project.params.data.source != "digits" and out.resolve().is_relative_to(
-        Path(project.params.data.root).resolve()
-    ):
+def _check_place(out: Path, upstream: Upstream) -> None:
+    """Raises :class:`UserError` if the folder holds foreign files, or lies among the training images."""
+    root = Path(upstream.data.params.root)
+    if upstream.params.data.source != "digits" and out.resolve().is_relative_to(root.resolve()):
         raise UserError(
-            f"{out} lies in data.root {project.params.data.root}, where its images would be taken for real ones; choose another folder"
+            f"{out} lies in data.root {root}, where its images would be taken for real ones; choose another folder"
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a new folder")
-    foreign = next(_foreign(out, project.classes), None) if out.is_dir() else None
+    foreign = next(_foreign(out, upstream.classes), None) if out.is_dir() else None
     if foreign is not None:
         raise UserError(
             f"{foreign} was not made by `sfd generate`, which overwrites nothing; choose a new or empty folder"
@@ -242,10 +251,10 @@ def _check_place(out: Path, project: Project) -> None:
 
 
 def _foreign(out: Path, classes: list[str]) -> Iterator[str]:
-    """Paths that no command of ours makes."""
+    """Paths that `sfd generate` did not make."""
     is_ours = (out / HIDDEN / COMMAND).is_file()
     for entry in os.scandir(out):
-        if entry.name == HIDDEN or (is_ours and entry.name in OWN_NAMES):
+        if entry.name == HIDDEN or (is_ours and entry.name in LAYOUT.own_names):
             continue
         if not (is_ours and entry.name in classes and entry.is_dir(follow_symlinks=False)):
             yield entry.path
@@ -254,7 +263,7 @@ def _foreign(out: Path, classes: list[str]) -> Iterator[str]:
 
 
 def _check_command(out: Path, command: dict[str, object]) -> None:
-    """Raises :class:`UserError` if the folder is one of another command."""
+    """Raises :class:`UserError` if another command made the folder."""
     file = out / HIDDEN / COMMAND
     if not file.is_file():
         return
@@ -275,37 +284,39 @@ def _write(file: Path, content: bytes, work: Path) -> None:
     temporary.replace(file)
 
 
-def _draw(out: Path, work: Path, request: Request, registered: RegisteredModel, project: Project) -> None:
-    """Draws batches until every class has its images. A batch counts once its rows are in ``work``, behind its images."""
-    progress = Progress(project.classes, request.per_class, [0] * len(project.classes), [0] * len(project.classes))
+def _draw(out: Path, work: Path, options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> None:
+    """Draws batches until every class has its images. A batch counts once its rows are in ``work``; they are written after its images."""
+    counts = ClassCounts(upstream.classes, options.per_class, [0] * len(upstream.classes), [0] * len(upstream.classes))
     for file in _batch_files(work):
-        progress.add(pd.read_parquet(file))
-    progress.check_shares()
-    for name in project.classes:
+        counts.add(pd.read_parquet(file))
+    counts.check_shares()
+    for name in upstream.classes:
         (out / name).mkdir(exist_ok=True)
-    draw = _Draw(out, work, request, registered, Critic(project, registered.sample.batch_size))
-    total = request.per_class * len(project.classes)
-    with tqdm(total=total, initial=sum(progress.kept), unit="image", desc="generate", disable=None) as bar:
-        while not progress.is_complete:
-            rows = draw(progress)
-            progress.add(rows)
+    draw = _Draw(out, work, options, registered, CandidateScorer(upstream, registered.sample.batch_size))
+    total = options.per_class * len(upstream.classes)
+    with tqdm(total=total, initial=sum(counts.kept), unit="image", desc="generate", disable=None) as bar:
+        while not counts.is_complete:
+            rows = draw(counts)
+            counts.add(rows)
             bar.update(int(rows["kept"].sum()))
-            progress.check_shares()
+            counts.check_shares()
 
 
 class _Draw:
-    """Draws one batch after another, and leaves images and rows on disk."""
+    """Draws batches one by one, and writes their images and rows to disk."""
 
-    def __init__(self, out: Path, work: Path, request: Request, registered: RegisteredModel, critic: Critic) -> None:
-        self.out, self.work, self.request, self.registered, self.critic = out, work, request, registered, critic
-        self.limit = critic.limit() if request.drop_memorised else None
+    def __init__(
+        self, out: Path, work: Path, options: GenerateOptions, registered: RegisteredModel, scorer: CandidateScorer
+    ) -> None:
+        self.out, self.work, self.options, self.registered, self.scorer = out, work, options, registered, scorer
+        self.limit = scorer.limit() if options.drop_memorised else None
 
-    def __call__(self, progress: Progress) -> pd.DataFrame:
-        """The next batch: a row a candidate, the table's columns and ``kept``."""
-        candidates = progress.next_batch(self.registered.sample.batch_size)
+    def __call__(self, counts: ClassCounts) -> pd.DataFrame:
+        """The next batch: one row per candidate, with the table's columns and ``kept``."""
+        candidates = counts.next_batch(self.registered.sample.batch_size)
         classes, numbers = [index for index, _ in candidates], [number for _, number in candidates]
-        names = [progress.classes[index] for index in classes]
-        seeds = [derive_seed(self.request.seed, f"generate/{name}", k) for name, k in zip(names, numbers, strict=True)]
+        names = [counts.classes[index] for index in classes]
+        seeds = [derive_seed(self.options.seed, f"generate/{name}", k) for name, k in zip(names, numbers, strict=True)]
         (images,) = self.registered.images.sample(classes, seeds, self.registered.sample, fill=True)
         files = [png_bytes(image) for image in images]
         facts = {
@@ -317,22 +328,22 @@ class _Draw:
             "model_version": self.registered.version,
         }
         digests = [hashlib.sha256(file).hexdigest() for file in files]
-        rows = pd.concat([pd.DataFrame(facts), self.critic(images, classes)], axis=1).assign(sha256=digests)
+        rows = pd.concat([pd.DataFrame(facts), self.scorer(images, classes)], axis=1).assign(sha256=digests)
         validate_table_of(self.out, rows)
         accepted = self._accepted(rows)
-        room = rows["class_index"].map(dict(enumerate(progress.per_class - kept for kept in progress.kept)))
+        room = rows["class_index"].map(dict(enumerate(counts.per_class - kept for kept in counts.kept)))
         rows["kept"] = accepted & (accepted.groupby(rows["class_index"]).cumsum() <= room)
         for file, content, kept in zip(rows["file"], files, rows["kept"], strict=True):
             if kept:
                 _write(self.out / file, content, self.work)
         rows.to_parquet(self.work / "unfinished", index=False)
-        (self.work / "unfinished").replace(self.work / f"batch-{progress.num_batches:06d}.parquet")
+        (self.work / "unfinished").replace(self.work / f"batch-{counts.num_batches:06d}.parquet")
         return rows
 
     def _accepted(self, rows: pd.DataFrame) -> pd.Series:
         accepted = pd.Series(True, index=rows.index)
-        if self.request.min_confidence is not None:
-            accepted &= rows["confidence"] >= self.request.min_confidence
+        if self.options.min_confidence is not None:
+            accepted &= rows["confidence"] >= self.options.min_confidence
         if self.limit is not None:
             accepted &= rows["nearest_distance"] >= self.limit
         return accepted
@@ -343,7 +354,7 @@ def _batch_files(work: Path) -> list[Path]:
 
 
 def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
-    """Writes the table, a batch at a time, if every class folder holds its number of files and no other."""
+    """Writes the table, one batch at a time, if every class folder holds its number of files and no other."""
     for name in classes:
         count = sum(1 for _ in os.scandir(out / name))
         if count != per_class:
@@ -362,23 +373,23 @@ def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
     temporary.replace(out / TABLE)
 
 
-def _describe(out: Path, registered: RegisteredModel, request: Request, classes: list[str]) -> str:
+def _describe(out: Path, registered: RegisteredModel, options: GenerateOptions, classes: list[str]) -> str:
     lines = [
-        f"{request.per_class * len(classes)} images, {request.per_class} in each of {len(classes)} classes, by "
+        f"{options.per_class * len(classes)} images, {options.per_class} in each of {len(classes)} classes, by "
         f"{registered.name} version {registered.version}: {out}",
     ]
-    if request.min_confidence is not None or request.drop_memorised:
+    if options.min_confidence is not None or options.drop_memorised:
         looked_at = _looked_at(out, classes)
         total, most = sum(looked_at.values()), max(classes, key=lambda name: looked_at[name])
         lines.append(
-            f"kept {request.per_class * len(classes) / total:.1%} of {total} candidates; fewest of class {most!r}: "
-            f"{request.per_class / looked_at[most]:.1%}"
+            f"kept {options.per_class * len(classes) / total:.1%} of {total} candidates; fewest of class {most!r}: "
+            f"{options.per_class / looked_at[most]:.1%}"
         )
     return "\n".join([*lines, f"table: {out / TABLE}; as a data set: data.source: folder, data.root: {out}"])
 
 
 def _looked_at(out: Path, classes: list[str]) -> dict[str, int]:
-    """Candidates of each class up to the last one kept: their numbers are the files' names."""
+    """For each class the number of candidates up to the last kept one. Files are named by these numbers."""
     last = dict.fromkeys(classes, 0)
     for batch in pq.ParquetFile(out / TABLE).iter_batches(columns=["class", "file"]):
         for name, file in zip(batch["class"].to_pylist(), batch["file"].to_pylist(), strict=True):

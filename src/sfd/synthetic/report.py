@@ -1,4 +1,7 @@
-"""``sfd generate OUT --report``: are generated images worth training with? The judge's network learns from real, generated and all images."""
+"""``sfd generate OUT --report``: does training with generated images help?
+
+The judge's network is trained on the real images, on the generated ones and on both, and scored on held-out real images.
+"""
 
 import hashlib
 import json
@@ -6,23 +9,25 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfd.data.images import FolderStore, ManifestImages
+from sfd.data.files import FolderStore
+from sfd.data.images import ManifestImages
+from sfd.data.layout import HIDDEN
 from sfd.data.manifest import HELDOUT, TRAIN
-from sfd.data.synthetic import COMMAND, HIDDEN, REPORT, REPORT_PAGE, read_table
 from sfd.encoders.judges.resnet import ResnetJudge
 from sfd.errors import UserError
 from sfd.evaluation.accuracy import heldout_accuracy
+from sfd.generation.generated import REPORT, REPORT_PAGE, read_table
 from sfd.params import JudgeParams, TrainingParams
 from sfd.pipeline.stage import digest_path, lock, published_fingerprint
 from sfd.seeding import derive_seed
 from sfd.statistics import Comparison, compare, estimate
-from sfd.synthetic.generate import Project
+from sfd.synthetic.generate import COMMAND, Upstream
 from sfd.training.classifier import ClassifierTask
 from sfd.training.loop import log_nothing, train
 
 REAL, SYNTHETIC, BOTH = "real", "synthetic", "both"
 REPEATS = 3
-"""Trainings of each set; the k-th of all sets start from the same weights and draw the same augmentations."""
+"""Trainings per set. The k-th training of every set starts from the same weights and draws the same augmentations."""
 
 VERDICTS = {
     "better": "Training on both is better than on real images alone, beyond the noise of the training's seeds.",
@@ -43,40 +48,40 @@ class Outcome:
 
     @property
     def gain(self) -> Comparison:
-        """Both against real."""
+        """Accuracy of training on both, compared with training on real images."""
         return compare(self.accuracies[BOTH], self.accuracies[REAL], "maximize")
 
 
-def check_report(project: Project) -> None:
+def check_report(upstream: Upstream) -> None:
     """Raises :class:`UserError` unless the judge is a network that learns the data set's classes, of which there are two or more."""
-    if project.params.judge.source != "train":
+    if upstream.params.judge.source != "train":
         raise UserError(
-            f"--report trains the judge's network, but judge.source is `{project.params.judge.source}`; set it to `train`, "
+            f"--report trains the judge's network, but judge.source is `{upstream.params.judge.source}`; set it to `train`, "
             "or leave --report out"
         )
-    if len(project.classes) < 2:
+    if len(upstream.classes) < 2:
         raise UserError("--report compares class accuracies, but the data set has a single class; leave --report out")
 
 
-def report(out: Path, project: Project) -> str:
+def report(out: Path, upstream: Upstream) -> str:
     """Trains, writes ``report.json`` and ``report.md`` into the folder and returns the latter. Finished trainings are kept.
 
     Raises:
         UserError: the folder's table or its images are damaged.
     """
-    sets = _image_sets(out, project)
-    fingerprint = _fingerprint(out, project)
+    sets = _image_sets(out, upstream)
+    fingerprint = _fingerprint(out, upstream)
     file, work = out / REPORT, out / HIDDEN / "report"
     if not (file.is_file() and json.loads(file.read_text(encoding="utf-8"))["fingerprint"] == fingerprint):
         with lock(work, f"the report of {out}"):
             accuracies = {
                 name: [
-                    _accuracy(images, repeat, project, work / f"{name}-{repeat}", fingerprint)
+                    _accuracy(images, repeat, upstream, work / f"{name}-{repeat}", fingerprint)
                     for repeat in range(REPEATS)
                 ]
                 for name, images in sets.items()
             }
-            heldout, steps = len(project.data.images(HELDOUT)), _training(project.params.judge).num_steps
+            heldout, steps = len(upstream.data.images(HELDOUT)), _training(upstream.params.judge).num_steps
             outcome = Outcome({name: len(images) for name, images in sets.items()}, heldout, steps, accuracies)
             (work / REPORT_PAGE).write_text(_page(outcome), encoding="utf-8")
             (work / REPORT).write_text(json.dumps(_facts(outcome, fingerprint), indent=2) + "\n", encoding="utf-8")
@@ -92,39 +97,39 @@ def _training(params: JudgeParams) -> TrainingParams:
     return params.training
 
 
-def _image_sets(out: Path, project: Project) -> dict[str, ManifestImages]:
+def _image_sets(out: Path, upstream: Upstream) -> dict[str, ManifestImages]:
     """The images of every training set."""
-    data, table = project.data, read_table(out)
+    data, table = upstream.data, read_table(out)
     real = data.images(TRAIN)
     store = FolderStore(out, table["file"].tolist())
     synthetic = ManifestImages(table, store, data.params.image_size, data.params.max_pixels)
     return {REAL: real, SYNTHETIC: synthetic, BOTH: real.joined(synthetic)}
 
 
-def _fingerprint(out: Path, project: Project) -> str:
+def _fingerprint(out: Path, upstream: Upstream) -> str:
     """sha256 of all that the report depends on."""
     facts = {
         "images": digest_path(out / HIDDEN / COMMAND),
-        "data set": published_fingerprint("prepare"),
-        "judge": project.params.judge.model_dump(mode="json"),
-        "image_size": project.params.data.image_size,
-        "mirror": project.params.data.mirror,
-        "seed": project.params.seed,
+        "data set": published_fingerprint(upstream.workspace, "prepare"),
+        "judge": upstream.params.judge.model_dump(mode="json"),
+        "image_size": upstream.params.data.image_size,
+        "mirror": upstream.params.data.mirror,
+        "seed": upstream.params.seed,
         "repeats": REPEATS,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _accuracy(images: ManifestImages, repeat: int, project: Project, work: Path, fingerprint: str) -> float:
-    """Held-out accuracy of one training, done already or not; ``work`` is its folder."""
+def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Path, fingerprint: str) -> float:
+    """Held-out accuracy of one training. It is read from ``work`` if that training has finished before."""
     done = work.with_suffix(".json")
     if done.is_file():
         known = json.loads(done.read_text(encoding="utf-8"))
         if known["fingerprint"] == fingerprint:
             return float(known["accuracy"])
     work.mkdir(exist_ok=True)
-    params, data, num_classes = project.params.judge, project.data, len(project.classes)
-    seed = derive_seed(project.params.seed, "report/training", repeat)
+    params, data, num_classes = upstream.params.judge, upstream.data, len(upstream.classes)
+    seed = derive_seed(upstream.params.seed, "report/training", repeat)
     network = ResnetJudge.trainable(params, num_classes, seed)
     task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)
     train(task, _training(params), seed, work, fingerprint, log_nothing).copy_to(network)

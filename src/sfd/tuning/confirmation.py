@@ -1,4 +1,4 @@
-"""Before a trial is called best: the winner and the baselines on fresh seeds, against images that no trial was scored with."""
+"""Confirmation: the best trial and the baselines are scored again, with fresh seeds and reference images that no trial has seen."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sfd.errors import UserError
 from sfd.params import Params, TauRange, with_values
 from sfd.seeding import derive_seed
-from sfd.tuning.workbench import CONFIRMATION, Workbench
+from sfd.tuning.evaluator import CONFIRMATION, CandidateEvaluator
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -16,11 +16,11 @@ BASELINE_TAUS = (0.3, 0.0)
 """The paper's offset, and ordinary diffusion."""
 
 
-def confirm(study: "Study", params: Params, bench: Workbench, folder: Path) -> None:
+def confirm(study: "Study", params: Params, evaluator: CandidateEvaluator, folder: Path) -> None:
     """Scores the best trial and the baselines ``tune.confirm_repeats`` times each, into the study's attribute ``confirmation``.
 
     A repeat has fresh sampling seeds, and in a study of kind `training` (or with ``tune.refine_steps``) a fresh training too.
-    All candidates share the seeds. What an interrupted process has measured is kept. ``folder`` is for passing work.
+    All candidates share the seeds. Scores of an interrupted confirmation are kept. ``folder`` holds temporary files.
     """
     known: dict[str, dict[str, Any]] = study.user_attrs.get("confirmation", {})
     confirmation: dict[str, dict[str, Any]] = {}
@@ -33,20 +33,20 @@ def confirm(study: "Study", params: Params, bench: Workbench, folder: Path) -> N
         measured.append((candidate, scores))
         confirmation[name] = {"params": values, "values": scores}
         for repeat in range(len(next(iter(scores.values()), [])), params.tune.confirm_repeats):
-            for objective, value in _score(bench, candidate, repeat, folder).items():
+            for objective, value in _score(evaluator, candidate, repeat, folder).items():
                 scores.setdefault(objective, []).append(value)
             study.set_user_attr("confirmation", confirmation)
     study.set_user_attr("confirmation", confirmation)
 
 
 def candidates(study: "Study", params: Params) -> dict[str, dict[str, Any]]:
-    """The values of each candidate by its name. Of several objectives' front, the trial that is best by the first one."""
+    """Name of each candidate to its values. Of a Pareto front, the trial that is best by the first objective is taken."""
     best = min(
         study.best_trials, key=lambda trial: trial.values[0] * (1 if study.directions[0].name == "MINIMIZE" else -1)
     )
     found: dict[str, dict[str, Any]] = {f"best (trial {best.number})": dict(best.params), "params.yaml": {}}
     if params.tune.kind == "sampling" and not isinstance(params.schedule.tau, TauRange):
-        return found  # the model knows its own offset alone
+        return found  # the model was trained for one offset only
     section = "schedule" if params.tune.kind == "training" else "sample.schedule"
     for tau in BASELINE_TAUS:
         values = {f"{section}.kind": "offset", f"{section}.tau": tau}
@@ -58,9 +58,9 @@ def candidates(study: "Study", params: Params) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _score(bench: Workbench, candidate: Params, repeat: int, folder: Path) -> dict[str, float]:
+def _score(evaluator: CandidateEvaluator, candidate: Params, repeat: int, folder: Path) -> dict[str, float]:
     seed = derive_seed(candidate.seed, "tune/confirmation/training", repeat)
     with TemporaryDirectory(dir=folder) as fresh:
-        model = bench.model(candidate, seed, Path(fresh))
-    metrics = bench.score(model, candidate, CONFIRMATION, repeat).metrics
+        model = evaluator.model(candidate, seed, Path(fresh))
+    metrics = evaluator.score(model, candidate, CONFIRMATION, repeat).metrics
     return {name: metrics[name] for name in candidate.tune.objectives}

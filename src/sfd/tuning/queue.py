@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
 from sfd.params import JOURNAL, POSTGRES, SQLITE, TuneParams, check_storage_address
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -82,6 +83,14 @@ def check_storage(url: str) -> None:
                 "make it a folder that you may write to, or name another one"
             ) from None
         _check_sqlite(url, path) if url.startswith(SQLITE) else _check_journal(url, path)
+
+
+def resolve_storage(workspace: Workspace, url: str) -> str:
+    """``tune.storage`` as seen from the working folder: a file that it names is relative to the project's root."""
+    for kind in (SQLITE, JOURNAL):
+        if url.startswith(kind):
+            return f"{kind}{workspace.resolve(_path(url))}"
+    return url
 
 
 def _path(url: str) -> Path:
@@ -273,14 +282,11 @@ class Queue:
             elif _last_reason(slots[slot]) == INTERRUPTED:
                 self._repeat(slots[slot][-1], slots[slot][-1].user_attrs["attempt"])
 
-    def reap(self) -> list[int]:
-        """Fails running trials whose worker is silent, and enqueues each of them again, once. Returns their numbers.
+    def _reap(self, trials: list["FrozenTrial"]) -> None:
+        """Fails running trials whose worker is silent, and enqueues each of them again, once.
 
         It takes two calls, four heartbeats apart, to find a silent one.
         """
-        return self._reap(self.trials())
-
-    def _reap(self, trials: list["FrozenTrial"]) -> list[int]:
         from optuna.trial import TrialState
 
         now, dead = time.monotonic(), []
@@ -299,7 +305,6 @@ class Queue:
         for trial in dead + ended:
             if trial.user_attrs["attempt"] == 1:
                 self._repeat(trial, 2)
-        return [trial.number for trial in dead]
 
     def pop(self) -> "Trial | None":
         """Takes the waiting trial of the lowest slot, which is RUNNING then; None if there is none.
@@ -317,7 +322,9 @@ class Queue:
             if not self._take(trial):
                 continue
             twins = (
-                t.number for t in trials if t.number < trial.number and _work(t) == _work(trial) and not _withdrawn(t)
+                t.number
+                for t in trials
+                if t.number < trial.number and _attempt_key(t) == _attempt_key(trial) and not _withdrawn(t)
             )
             first = next(twins, None)
             if first is not None:
@@ -454,7 +461,7 @@ def _by_slot(trials: list["FrozenTrial"]) -> dict[int, list["FrozenTrial"]]:
     return slots
 
 
-def _work(trial: "FrozenTrial") -> tuple[int, int | None]:
+def _attempt_key(trial: "FrozenTrial") -> tuple[int, int | None]:
     """What two trials share if one of them is superfluous."""
     return trial.user_attrs["slot"], trial.user_attrs["after"]
 
@@ -485,7 +492,7 @@ def run(queue: Queue, objective: "Callable[[Trial], Values]", deadline: float) -
     When nothing waits but others still work, it waits with them, since a trial of theirs may be lost.
 
     Args:
-        objective: proposes params with ``trial.suggest_...``, returns one value an objective, or raises: ``optuna.TrialPruned`` and
+        objective: proposes params with ``trial.suggest_...``, returns one value per objective, or raises: ``optuna.TrialPruned`` and
             :class:`UserError` (stored as FAIL) end the trial, as torch's ``OutOfMemoryError`` does. When the trial was given to
             another worker, because this one was silent, the next write to it (``report``, ``set_user_attr``) raises
             ``optuna.exceptions.UpdateFinishedTrialError``, which must not be caught; nothing is stored then.

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from sfd.params import Params, combinations, fits
 from sfd.pipeline.stage import check_current
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -36,6 +37,6 @@ def upstream(params: Params) -> tuple[str, ...]:
     return ("prepare", "texture_vae", "judge", *model, *latents)
 
 
-def check_upstream(params: Params) -> None:
+def check_upstream(workspace: Workspace, params: Params) -> None:
     """Raises :class:`UserError` unless the stages that a study reads are finished and made from these parameters."""
-    check_current(upstream(params), params)
+    check_current(workspace, upstream(params), params)

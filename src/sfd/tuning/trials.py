@@ -1,4 +1,4 @@
-"""One trial, seen from Optuna and MLflow: propose values, try them on the workbench, report, log a child run."""
+"""One trial for Optuna and MLflow: proposes values, has them scored, reports to the pruner, logs a child run."""
 
 import hashlib
 import statistics
@@ -12,8 +12,9 @@ from sfd.generation.model import DiffusionModel
 from sfd.params import Params, with_values
 from sfd.pictures import labelled_grid, save_png
 from sfd.tracking import Run, start_run
+from sfd.tuning.evaluator import STUDY, CandidateEvaluator, Repeat
 from sfd.tuning.space import distributions
-from sfd.tuning.workbench import STUDY, Repeat, Workbench
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -23,11 +24,14 @@ GRID_PER_CLASS = 10
 
 
 class Trials:
-    """The objective of a study. Each trial is an MLflow run of its own, below ``parent`` if that is known."""
+    """The objective of a study. Each trial is an MLflow run, a child of ``parent`` if that is known."""
 
-    def __init__(self, params: Params, bench: Workbench, study_id: str, parent: str | None) -> None:
+    def __init__(
+        self, workspace: Workspace, params: Params, evaluator: CandidateEvaluator, study_id: str, parent: str | None
+    ) -> None:
         """``study_id`` names the study in MLflow's tags."""
-        self.params, self.bench, self.study_id, self.parent = params, bench, study_id, parent
+        self.workspace, self.params, self.evaluator = workspace, params, evaluator
+        self.study_id, self.parent = study_id, parent
         self.space = distributions(params)
 
     def __call__(self, trial: "Trial") -> list[float]:
@@ -41,14 +45,14 @@ class Trials:
         prefix = f"trial-{trial.number:04d}-"
         with (
             self._tracked(trial, values) as run,
-            TemporaryDirectory(prefix=prefix, dir=work_folder(self.study_id)) as own,
+            TemporaryDirectory(prefix=prefix, dir=work_folder(self.workspace, self.study_id)) as own,
         ):
             folder = Path(own)
             candidate = with_values(self.params, values)
             model = self._model(trial, candidate, folder, run)
             found: list[Repeat] = []
             for repeat in range(self.params.tune.repeats):
-                found.append(self.bench.score(model, candidate, STUDY, repeat))
+                found.append(self.evaluator.score(model, candidate, STUDY, repeat))
                 run.log_metrics(found[-1].metrics, repeat)
                 self._note(trial, run, found)
                 if repeat == 0:
@@ -61,11 +65,11 @@ class Trials:
 
     def _model(self, trial: "Trial", candidate: Params, folder: Path, run: Run) -> DiffusionModel:
         def look(model: DiffusionModel, step: int) -> None:
-            scored = self.bench.score(model, candidate, STUDY, 0)
+            scored = self.evaluator.score(model, candidate, STUDY, 0)
             run.log_metrics({f"intermediate/{name}": value for name, value in scored.metrics.items()}, step)
             self._report(trial, scored, step // self.params.tune.report_every, f"{step} steps")
 
-        return self.bench.model(candidate, self.params.seed, folder, look)
+        return self.evaluator.model(candidate, self.params.seed, folder, look)
 
     def _report(self, trial: "Trial", scored: Repeat, step: int, when: str) -> None:
         """Tells the pruner, whose steps count from 1; Optuna has none for several objectives."""
@@ -81,7 +85,7 @@ class Trials:
         return {name: [repeat.metrics[name] for repeat in found] for name in self.params.tune.objectives}
 
     def _note(self, trial: "Trial", run: Run, found: list[Repeat]) -> None:
-        """Keeps in the study what is known so far."""
+        """Stores the results so far in the trial."""
         trial.set_user_attr("values", self._values(found))
         means = {name: statistics.fmean(repeat.metrics[name] for repeat in found) for name in found[0].metrics}
         trial.set_user_attr("metrics", means)
@@ -89,12 +93,12 @@ class Trials:
 
     @contextmanager
     def _tracked(self, trial: "Trial", values: Mapping[str, object]) -> Iterator[Run]:
-        """The trial's MLflow run, whose status is that of the trial: pruned and interrupted ones are KILLED."""
+        """The trial's MLflow run. It ends with the status of the trial; pruned and interrupted ones are KILLED."""
         from optuna import TrialPruned
 
         name = f"trial-{trial.number:04d}"
         fingerprint = hashlib.sha256(f"{self.study_id}/{trial.number}".encode()).hexdigest()
-        with ExitStack() as afterwards, start_run(Path(), name, fingerprint, self.params.tracking, {}) as run:
+        with ExitStack() as afterwards, start_run(self.workspace, name, fingerprint, self.params.tracking, {}) as run:
             afterwards.callback(link, trial, run)  # once the run is closed, MLflow knows it
             below = {} if self.parent is None else {"mlflow.parentRunId": self.parent}
             run.log_tags({"sfd.study": self.study_id, "sfd.trial": trial.number, **below})
@@ -114,15 +118,15 @@ class Trials:
                 print(f"trial {trial.number}: {state.lower()}, {describe(trial, values)}", flush=True)
 
 
-def work_folder(study_id: str) -> Path:
-    """Where the trials of a study have their passing folders on this machine."""
-    folder = Path(".sfd/tune") / study_id
+def work_folder(workspace: Workspace, study_id: str) -> Path:
+    """The folder of a study's temporary files on this machine."""
+    folder = workspace.trials(study_id)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def propose(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> dict[str, Any]:
-    """Optuna's value for every key."""
+    """Asks Optuna for a value of every key."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     values: dict[str, Any] = {}
@@ -138,7 +142,7 @@ def propose(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> dict[str
 
 
 def describe(trial: "Trial", values: Mapping[str, Any]) -> str:
-    """What a trial has found so far with which values, for the terminal."""
+    """The trial's scores so far and its values, as one line for the terminal."""
     scores = [f"{name} {trial.user_attrs['metrics'][name]:.4g}" for name in trial.user_attrs.get("values", {})]
     tried = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
     return ", ".join([*scores, *tried])
@@ -152,7 +156,7 @@ def link(trial: "Trial", run: Run) -> None:
 
 
 def log_grid(run: Run, scored: Repeat, folder: Path) -> None:
-    """The first samples, a class a row, as an artifact."""
+    """Logs the first samples as an artifact: a picture with one row per class."""
     order = sorted(range(len(scored.classes)), key=lambda n: scored.classes[n])
     labels = [scored.classes[n] for n in order]
     per_row = max(1, min(GRID_PER_CLASS, min(labels.count(label) for label in labels)))
