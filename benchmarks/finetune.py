@@ -20,7 +20,7 @@ import typer
 from torch import Tensor, nn
 
 from sfd.data.latents import LatentDataset
-from sfd.encoders.judge import Judge, load_judge
+from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.evaluation.fidelity import class_accuracy, extract
 from sfd.generation.images import ImageGenerator, image_seed

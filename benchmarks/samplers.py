@@ -69,9 +69,9 @@ class Bench:
     def __init__(self, params: Any, num_images: int) -> None:
         from sfd.data.manifest import HELDOUT
         from sfd.data.prepared import Prepared
-        from sfd.encoders.judge import load_judge
+        from sfd.encoders.judges.judge import load_judge
         from sfd.evaluation.fidelity import Reference, extract
-        from sfd.evaluation.views import Batches
+        from sfd.evaluation.views import ImageBatches
         from sfd.generation.images import ImageGenerator
         from sfd.pipeline.stage import RESULTS, check_current
         from sfd.processes import inference_device
@@ -82,7 +82,7 @@ class Bench:
         self.judge = load_judge(RESULTS / "judge" / "model").to(self.device)
         self.images = ImageGenerator.load(RESULTS / "diffusion" / "model", RESULTS / "texture_vae" / "model")
         heldout = Prepared.load(params.data, RESULTS / "prepare").images(HELDOUT)
-        batches = Batches(params.evaluate.batch_size, self.judge)
+        batches = ImageBatches(params.evaluate.batch_size, self.judge)
         self.reference = Reference.of(extract(self.judge, batches.of_images(heldout, list(range(len(heldout))))))
         self.calls = 0
         self.images.network.register_forward_hook(self._count)

@@ -1,10 +1,10 @@
 """Scores of the samples against their reference, with floors, and the memorisation check. Runs under torchrun on any number of processes."""
 
 from sfd.data.prepared import Prepared
-from sfd.encoders.judge import load_judge
+from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
-from sfd.evaluation.evaluation import Evaluation
 from sfd.evaluation.extraction import FeatureStore
+from sfd.evaluation.protocol import Evaluation
 from sfd.pipeline.stage import stage
 from sfd.processes import barrier, inference_device, rank, world_size
 

@@ -18,7 +18,7 @@ def make_features(s: Stage) -> None:
     bounds = write_features(s.out / "shards", images, encoder, chosen, s.params.features, mirror, rank(), world_size())
     barrier()
     if rank() == 0:
-        facts = {"mirrorings": 1 + mirror, "tokens": encoder.grid**2, "feature_dim": encoder.feature_dim}
+        facts = {"num_views": 1 + mirror, "tokens": encoder.grid**2, "feature_dim": encoder.feature_dim}
         write_index(s.out / "shards", bounds, facts | {"images": chosen})
         s.log({"num_images": len(chosen), **facts})
         s.log_input("train", data.summary.digest, s.upstream("prepare"), "features", {"num_images": len(chosen)})

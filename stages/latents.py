@@ -19,7 +19,7 @@ with stage("latents") as s:
     barrier()
     if rank() == 0:
         facts = {
-            "mirrorings": 1 + mirror,
+            "num_views": 1 + mirror,
             "grid": grid,
             "texture_channels": encode.texture_vae.latent_channels,
             "semantic_channels": encode.semantic_channels,
@@ -28,5 +28,5 @@ with stage("latents") as s:
         }
         write_index(folder, bounds, facts)
         channel_statistics(ShardReader(folder), s.params.latents.statistics_images).save(folder / STATISTICS)
-        s.log({"num_images": len(images), "mirrorings": facts["mirrorings"]})
+        s.log({"num_images": len(images), "num_views": facts["num_views"]})
         s.log_input("train", data.summary.digest, s.upstream("prepare"), "latents", {"num_images": len(images)})

@@ -20,7 +20,7 @@ import torch
 from support import wait_until
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.generation.images import ImageGenerator
 from sfd.generation.model import DiffusionModel
@@ -46,7 +46,7 @@ def untrained_model(classes: list[str], schedule: dict[str, Any], use_null_class
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
-    statistics = Statistics(torch.zeros(6), torch.ones(6))
+    statistics = ChannelStatistics(torch.zeros(6), torch.ones(6))
     schedule_params = ScheduleParams.model_validate(schedule)
     return DiffusionModel(network.eval().requires_grad_(False), schedule_params, statistics, classes)
 

@@ -93,7 +93,7 @@ def small_params() -> dict[str, Any]:
     tree["sample"] |= {"num_images": 12, "batch_size": 5, "num_steps": 3}
     tree["evaluate"] |= {"batch_size": 8, "kid_subsets": 4, "kid_subset_size": 8}
     # Untrained models pass these.
-    tree["registry"]["gates"] = {
+    tree["register"]["gates"] = {
         "class_accuracy": {"limit": 0.0, "improve": False},
         "fd_digits_judge": {"limit": None, "improve": True},
     }

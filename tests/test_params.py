@@ -70,10 +70,12 @@ diffusion.loss.repa_weight
 diffusion.loss.repa_width
 diffusion.loss.semantic_weight
 diffusion.loss.time_mean
-diffusion.loss.time_of
 diffusion.loss.time_std
+diffusion.loss.timestep_sampling
 diffusion.loss.velocity_weight
+diffusion.model.backbone
 diffusion.model.class_dropout
+diffusion.model.condition
 diffusion.model.patch_size
 diffusion.model.size
 diffusion.model.use_qknorm
@@ -101,6 +103,7 @@ features.max_images
 features.shard_size
 judge.channels
 judge.file
+judge.kind
 judge.name
 judge.source
 latents.batch_size
@@ -108,9 +111,9 @@ latents.shard_size
 latents.statistics_images
 latents.store_features
 register.alias
+register.gates.KEY.improve
+register.gates.KEY.limit
 register.name
-registry.gates.KEY.improve
-registry.gates.KEY.limit
 sample.batch_size
 sample.guidance.kind
 sample.guidance.scale_semantic
@@ -242,7 +245,7 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     ]
     assert sorted(KEYS) == KEYS
     dumped = parse_params(DIGITS).model_dump(by_alias=True)
-    for section, mapping in (("tune", "space"), ("registry", "gates")):
+    for section, mapping in (("tune", "space"), ("register", "gates")):
         dumped[section][mapping] = {"KEY": next(iter(dumped[section][mapping].values()))}
     dumped["diffusion"]["lora"] = LoraParams().model_dump()
     assert sorted(leaves(dumped)) == sorted(expanded)
@@ -355,8 +358,13 @@ PLAIN = {
     "diffusion.loss.repa_weight": 0,
 }
 """Texture alone, by itself."""
-PRETRAINED_JUDGE = {"judge.source": "pretrained", "judge.name": "inception", "judge.training": None}
-FID_GATE = {"registry.gates": {"fid": {"limit": 4.0, "improve": True}}}
+PRETRAINED_JUDGE = {
+    "judge.kind": "inception",
+    "judge.source": "pretrained",
+    "judge.name": "inception",
+    "judge.training": None,
+}
+FID_GATE = {"register.gates": {"fid": {"limit": 4.0, "improve": True}}}
 CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
 
 
@@ -443,23 +451,23 @@ WARM = {"diffusion.training.warmup_steps": 10}
         ({"sample.guidance.weak_model": "models/b"}, ["weak_model is needed", "no other kind"]),
         ({"sample.guidance.kind": "none"}, ["kind is `none`", "scales must be 1"]),
         (CFG | {"diffusion.model.class_dropout": 0}, ["class_dropout must be above 0"]),
-        ({"registry.gates": {"fd_digit_judge": {"limit": 1.0}}}, ["no metric `fd_digit_judge`", "`fd_digits_judge`"]),
-        ({"registry.gates": {"fid": {"limit": 1.0}}}, ["judge `digits_judge` gives no metric `fid`"]),
+        ({"register.gates": {"fd_digit_judge": {"limit": 1.0}}}, ["no metric `fd_digit_judge`", "`fd_digits_judge`"]),
+        ({"register.gates": {"fid": {"limit": 1.0}}}, ["judge `digits_judge` gives no metric `fid`"]),
         ({"judge.name": "eye"}, ["no metric `fd_digits_judge`"]),
-        ({"registry.gates": {"kid": {"improve": True}}}, ["kid.improve", "standard error (fd_digits_judge", "limit"]),
-        ({"registry.gates": {"fd_heldout": {"improve": True}}}, ["fd_heldout.improve", "standard error"]),
-        ({"registry.gates": {"recall": {"limit": None}}}, ["a gate needs a limit, or improve: true"]),
+        ({"register.gates": {"kid": {"improve": True}}}, ["kid.improve", "standard error (fd_digits_judge", "limit"]),
+        ({"register.gates": {"fd_heldout": {"improve": True}}}, ["fd_heldout.improve", "standard error"]),
+        ({"register.gates": {"recall": {"limit": None}}}, ["a gate needs a limit, or improve: true"]),
         (
-            {"registry.gates": {"recall": {"limits": 0.5}}},
-            ["unknown key `registry.gates.recall.limits`", "recall.limit`"],
+            {"register.gates": {"recall": {"limits": 0.5}}},
+            ["unknown key `register.gates.recall.limits`", "recall.limit`"],
         ),
-        (PRETRAINED_JUDGE | {"registry.gates": {"class_accuracy": {"limit": 0.9}}}, ["no metric `class_accuracy`"]),
+        (PRETRAINED_JUDGE | {"register.gates": {"class_accuracy": {"limit": 0.9}}}, ["no metric `class_accuracy`"]),
         (
             {"evaluate.reference": "ref.npz"},
             ["evaluate.reference is 'ref.npz'", "the judge is `digits_judge`", "to null"],
         ),
-        ({"registry.gates": {"sfid": {"limit": 9.0}}}, ["judge `digits_judge` gives no metric `sfid`"]),
-        (PRETRAINED_JUDGE | {"registry.gates": {"sfid": {"improve": True}}}, ["sfid.improve", "limit"]),
+        ({"register.gates": {"sfid": {"limit": 9.0}}}, ["judge `digits_judge` gives no metric `sfid`"]),
+        (PRETRAINED_JUDGE | {"register.gates": {"sfid": {"improve": True}}}, ["sfid.improve", "limit"]),
         ({"register.alias": "champion"}, ["alias `champion`", "`sfd models promote`"]),
         ({"register.alias": "previous"}, ["alias `previous`"]),
     ],
@@ -488,9 +496,9 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         PRETRAINED_JUDGE | FID_GATE,
         PRETRAINED_JUDGE | FID_GATE | {"judge.source": "file", "judge.file": "w.pth"},
         PRETRAINED_JUDGE | FID_GATE | {"evaluate.reference": "VIRTUAL_imagenet256_labeled.npz"},
-        PRETRAINED_JUDGE | {"registry.gates": {"sfid": {"limit": 9.0}}},
-        {"registry.gates": {}},
-        {"registry.gates": {"kid": {"limit": 0.01}, "fd_heldout": {"limit": 1}, "recall": {"improve": True}}},
+        PRETRAINED_JUDGE | {"register.gates": {"sfid": {"limit": 9.0}}},
+        {"register.gates": {}},
+        {"register.gates": {"kid": {"limit": 0.01}, "fd_heldout": {"limit": 1}, "recall": {"improve": True}}},
         {"latents.store_features": False, "diffusion.loss.repa_weight": 0},
         {"latents.store_features": False, "diffusion.loss.repa_target": "decoded"},
         WARM | {"diffusion.init_from": "../other/results/diffusion/model"},

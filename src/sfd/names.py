@@ -22,16 +22,27 @@ class Entry:
     description: str
 
 
+@dataclass(frozen=True)
+class SamplerEntry(Entry):
+    """A solver of the sampling ODE (:class:`sfd.diffusion.solver.Solver`).
+
+    ``adaptive``: it chooses its own steps by the error over the whole batch. So it takes no number of steps, and an image depends on
+    the others of its batch.
+    """
+
+    adaptive: bool = False
+
+
 Table = dict[str, Entry]
 
-SAMPLERS: Table = {
-    "euler": Entry("sfd.diffusion.samplers.euler:Euler", "first order, one network evaluation per step"),
-    "heun": Entry("sfd.diffusion.samplers.heun:Heun", "second order, two network evaluations per step"),
-    "ab2": Entry(
+SAMPLERS: dict[str, SamplerEntry] = {
+    "euler": SamplerEntry("sfd.diffusion.samplers.euler:Euler", "first order, one network evaluation per step"),
+    "heun": SamplerEntry("sfd.diffusion.samplers.heun:Heun", "second order, two network evaluations per step"),
+    "ab2": SamplerEntry(
         "sfd.diffusion.samplers.ab2:AdamsBashforth2",
         "exponential Adams-Bashforth, second order, one network evaluation per step",
     ),
-    "dopri5": Entry("sfd.diffusion.samplers.dopri5:Dopri5", "adaptive (atol 1e-6, rtol 1e-3)"),
+    "dopri5": SamplerEntry("sfd.diffusion.samplers.dopri5:Dopri5", "adaptive (atol 1e-6, rtol 1e-3)", adaptive=True),
 }
 """Solvers of the sampling ODE (``sample.sampler``)."""
 
@@ -82,7 +93,7 @@ def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
-def load(table: Table, name: str) -> Any:
+def load(table: Mapping[str, Entry], name: str) -> Any:
     """The implementation of ``name``.
 
     Raises:

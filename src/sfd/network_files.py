@@ -10,36 +10,50 @@ from torch import nn
 
 from sfd.errors import UserError
 
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_network(folder: Path, network: nn.Module, config: dict[str, Any]) -> None:
-    """Writes the weights and what is needed to build the network again."""
+    """Writes the weights, and the configuration that builds the network again."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_config(folder, config)
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Writes ``config.json`` alone, for a network whose weights are of another form."""
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The saved configuration. Raises :class:`UserError` if the folder holds no network."""
-    for file in (folder / "config.json", folder / WEIGHTS):
-        if not file.is_file():
-            raise UserError(
-                f"{folder} holds no network: {file.name} is missing; rerun the stage that makes it, or correct the path"
-            )
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads(_existing(folder, CONFIG).read_text(encoding="utf-8"))
     return config
 
 
 def load_weights(folder: Path, network: nn.Module) -> None:
-    """Loads the weights strictly. Raises :class:`UserError` with the missing, extra and misshapen keys."""
+    """Loads the weights strictly. Raises :class:`UserError` if they are missing, and with all missing, extra and misshapen keys."""
+    file = _existing(folder, WEIGHTS)
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        network.load_state_dict(load_file(file), strict=True)
     except RuntimeError as error:
-        raise UserError(f"{folder / WEIGHTS} does not fit its config.json: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} does not fit its {CONFIG}: {' '.join(str(error).split())}") from error
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 of the weights file."""
-    with (folder / WEIGHTS).open("rb") as stream:
+    """sha256 of the weights file. Raises :class:`UserError` if it is missing."""
+    return file_digest(_existing(folder, WEIGHTS))
+
+
+def file_digest(file: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _existing(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise UserError(
+            f"{folder} holds no network: {name} is missing; rerun the stage that makes it, or correct the path"
+        )
+    return folder / name

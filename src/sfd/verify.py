@@ -21,9 +21,10 @@ from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.published import config_from_published
+from sfd.names import SAMPLERS, load
 
 SINGLE, TRAJECTORY, ADAPTIVE = 1e-5, 1e-4, 5e-2
-"""Tolerances in float32: one evaluation, a fixed-step trajectory, dopri5 (adaptive over a discontinuous right-hand side)."""
+"""Tolerances in float32: one evaluation, a trajectory of fixed steps, an adaptive one (over a discontinuous right-hand side)."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +205,14 @@ def _verify_run(
         partial(_velocity, model, y), partial(_velocity, weak or model, weak_y), scales, semantic_channels
     )
     method = run["method"]
-    sampler = Sampler(method, int(run["time_points"]) - 1, "published", float(run.get("timestep_shift", 0.0)))
+    try:
+        solver = load(SAMPLERS, method)
+    except UserError as error:
+        raise ValueError(f"run {name}: sampler {error}") from error
+    sampler = Sampler(solver, int(run["time_points"]) - 1, True, float(run.get("timestep_shift", 0.0)))
     schedule = OffsetSchedule(float(run.get("delta_t", 0.0)))
     sample = sampler(velocity, _tensor(tensors, "noise"), schedule, semantic_channels)
-    return _compare({name: sample}, tensors, ADAPTIVE if method == "dopri5" else TRAJECTORY)
+    return _compare({name: sample}, tensors, ADAPTIVE if SAMPLERS[method].adaptive else TRAJECTORY)
 
 
 def _velocity(model: LightningDiT, y: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from sfd.audit import audit as auditing
 from sfd.audit.audit import UPSTREAM
 from sfd.audit.membership import image_losses, separation
 from sfd.data.images import read_crop
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
@@ -246,7 +246,7 @@ def test_a_model_that_learnt_its_images_by_heart_betrays_them_and_a_fresh_one_do
     config = LightningDiTConfig(2, 6, 64, 2, 2, 2, semantic_channels=2, two_times=True)
     network = LightningDiT(config).initialise(generator(0, "initialisation"))
     schedule = ScheduleParams.model_validate({"tau": 0.3})
-    model = DiffusionModel(network, schedule, Statistics(torch.zeros(6), torch.ones(6)), ["a", "b"])
+    model = DiffusionModel(network, schedule, ChannelStatistics(torch.zeros(6), torch.ones(6)), ["a", "b"])
 
     def attack() -> float:
         network.eval()
@@ -271,7 +271,7 @@ def test_an_images_loss_does_not_depend_on_its_company() -> None:
     model = DiffusionModel(
         network.eval(),
         ScheduleParams.model_validate({"tau": 0.3}),
-        Statistics(torch.zeros(6), torch.ones(6)),
+        ChannelStatistics(torch.zeros(6), torch.ones(6)),
         ["a", "b"],
     )
     data = Latents(5, 3)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from sfd.data.latents import STATISTICS, LatentDataset, Statistics, channel_statistics, mirrorings, write_latents
+from sfd.data.latents import STATISTICS, ChannelStatistics, LatentDataset, channel_statistics, views_of, write_latents
 from sfd.data.shards import ShardReader, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 from sfd.params import LatentsParams
@@ -44,7 +44,7 @@ def encode(images: Tensor, draws: list[int]) -> tuple[Tensor, Tensor]:
 def write(folder: Path, mirror: bool = True, params: LatentsParams = PARAMS, ranks: int = 1) -> Path:
     for number in range(ranks):
         bounds = write_latents(folder, fetch, NUM_IMAGES, encode, params, mirror, number, ranks)
-    write_index(folder, bounds, {"mirrorings": 1 + mirror})
+    write_index(folder, bounds, {"num_views": 1 + mirror})
     channel_statistics(ShardReader(folder), params.statistics_images).save(folder / STATISTICS)
     return folder
 
@@ -59,7 +59,7 @@ def run_stage() -> None:
         barrier()
         assert all((s.work / f"done-{other}").exists() for other in range(world_size())), "the barrier did not hold"
         if rank() == 0:
-            write_index(folder, bounds, {"mirrorings": 2})
+            write_index(folder, bounds, {"num_views": 2})
             channel_statistics(ShardReader(folder), NUM_IMAGES).save(folder / STATISTICS)
 
 
@@ -97,7 +97,7 @@ def test_statistics_of_some_images_are_taken_from_the_whole_range_and_not_from_t
 
 def test_restoring_undoes_normalising() -> None:
     latent = torch.randn(2, 3, 4, 4)
-    statistics = Statistics(torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 3.0, 20.0]))
+    statistics = ChannelStatistics(torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 3.0, 20.0]))
     torch.testing.assert_close(statistics.restore(statistics.normalise(latent)), latent)
     assert not torch.allclose(statistics.normalise(latent), latent)
 
@@ -111,13 +111,13 @@ def test_a_channel_that_never_varies_is_normalised_to_zero(tmp_path: Path) -> No
 
 
 def test_statistics_survive_the_disk(tmp_path: Path) -> None:
-    statistics = Statistics(torch.randn(5), torch.rand(5))
+    statistics = ChannelStatistics(torch.randn(5), torch.rand(5))
     statistics.save(tmp_path / STATISTICS)
-    loaded = Statistics.load(tmp_path / STATISTICS)
+    loaded = ChannelStatistics.load(tmp_path / STATISTICS)
     assert torch.equal(loaded.mean, statistics.mean) and torch.equal(loaded.std, statistics.std)
 
 
-def test_both_mirrorings_are_stored_where_that_keeps_the_class_and_else_one(tmp_path: Path) -> None:
+def test_both_views_are_stored_where_that_keeps_the_class_and_else_one(tmp_path: Path) -> None:
     both, one = ShardReader(write(tmp_path / "both")), ShardReader(write(tmp_path / "one", mirror=False))
     assert both.rows("latents", [3])[0].shape == (2, 6, 4, 4)
     assert one.rows("latents", [3])[0].shape == (1, 6, 4, 4)
@@ -128,7 +128,7 @@ def test_both_mirrorings_are_stored_where_that_keeps_the_class_and_else_one(tmp_
 
 def test_the_second_latent_is_that_of_the_mirrored_image_in_fp16(tmp_path: Path) -> None:
     images, labels = fetch([11])
-    assert torch.equal(mirrorings(images, True)[1], images.flip(-1))
+    assert torch.equal(views_of(images, True)[1], images.flip(-1))
     reader = ShardReader(write(tmp_path))
     stored, features = reader.rows("latents", [11])[0], reader.rows("features", [11])[0]
     for view, pixels in enumerate((images, images.flip(-1))):
@@ -179,7 +179,7 @@ def test_the_data_set_serves_mean_0_and_deviation_1_with_the_right_classes(tmp_p
     assert features.shape == (2 * NUM_IMAGES, 16, 3)
 
 
-def test_samples_are_image_and_mirroring_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_samples_are_image_and_view_in_the_order_asked_for(tmp_path: Path) -> None:
     dataset = LatentDataset(write(tmp_path), with_features=True)
     latents, labels, features = dataset.__getitems__([45, 0, 7])
     for n, (image, view) in enumerate([(22, 1), (0, 0), (3, 1)]):

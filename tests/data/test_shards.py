@@ -12,7 +12,7 @@ from sfd.data.shards import Shard, ShardReader, shard_bounds, write_index, write
 from sfd.errors import UserError
 
 BOUNDS = shard_bounds(23, 5)
-FACTS = {"mirrorings": 2}
+FACTS = {"num_views": 2}
 READ_SOME_ROWS = """
 import re, sys
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_rows_come_in_the_order_asked_for_across_shards(tmp_path: Path) -> None:
     rows = reader.rows("values", images)
     assert [row.tolist() for row in rows] == [[[image * 10.0] * 3, [image * 10.0 + 1] * 3] for image in images]
     assert len(reader) == 23
-    assert reader.index["mirrorings"] == 2
+    assert reader.index["num_views"] == 2
 
 
 def test_a_single_view_of_each_row_can_be_asked_for(tmp_path: Path) -> None:

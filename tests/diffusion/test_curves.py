@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd.diffusion.sampling import Method, Sampler
+from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import (
     CurveSchedule,
     OffsetRange,
     OffsetSchedule,
     PowerSchedule,
     Schedule,
-    part_weights,
+    per_part_weights,
     sample_logit_normal,
-    sample_progress_of_parts,
+    sample_progress_per_part,
 )
+from sfd.names import SAMPLERS, load
 
 FINE = torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64)
 SCHEDULES: dict[str, Schedule] = {
@@ -87,13 +88,13 @@ def test_progress_at_a_time_is_the_inverse_of_the_times(schedule: Schedule, part
 
 @every_schedule
 @pytest.mark.parametrize("method", ["euler", "heun", "ab2", "dopri5"])
-def test_every_sampler_carries_a_straight_path_exactly_to_the_data(schedule: Schedule, method: Method) -> None:
+def test_every_sampler_carries_a_straight_path_exactly_to_the_data(schedule: Schedule, method: str) -> None:
     x0, x1 = torch.randn(2, 3, 5, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def straight(_x: Tensor, _t_tex: Tensor, _t_sem: Tensor) -> Tensor:
         return x1 - x0
 
-    made = Sampler(method, 7)(straight, x0, schedule, 2)
+    made = Sampler(load(SAMPLERS, method), 7)(straight, x0, schedule, 2)
     assert torch.allclose(made, x1, rtol=0, atol=1e-10 if method != "dopri5" else 1e-3)
 
 
@@ -126,8 +127,8 @@ def test_only_the_ratios_of_knots_count() -> None:
 def test_with_its_weight_each_part_is_trained_on_its_own_logit_normal_times(schedule: Schedule) -> None:
     mean, std = -0.4, 0.8
     draws, random = 400_000, torch.Generator().manual_seed(3)
-    u = sample_progress_of_parts(schedule, draws, mean, std, random)
-    weights = part_weights(schedule, u, mean, std)
+    u = sample_progress_per_part(schedule, draws, mean, std, random)
+    weights = per_part_weights(schedule, u, mean, std)
     wanted = sample_logit_normal(draws, mean, std, random)
     for t, weight in zip(schedule.times(u), weights, strict=True):
         assert float(weight.min()) >= 0.0 and float(weight.max()) <= 2.0
@@ -138,13 +139,13 @@ def test_with_its_weight_each_part_is_trained_on_its_own_logit_normal_times(sche
 
 
 def test_without_an_offset_no_image_is_weighted() -> None:
-    u = sample_progress_of_parts(OffsetSchedule(0.0), 1000, 0.0, 1.0, torch.Generator().manual_seed(0))
-    for weight in part_weights(OffsetSchedule(0.0), u, 0.0, 1.0):
+    u = sample_progress_per_part(OffsetSchedule(0.0), 1000, 0.0, 1.0, torch.Generator().manual_seed(0))
+    for weight in per_part_weights(OffsetSchedule(0.0), u, 0.0, 1.0):
         assert torch.allclose(weight, torch.ones(1000))
 
 
 def test_a_part_that_waits_or_is_done_has_no_weight() -> None:
-    texture, semantic = part_weights(OffsetSchedule(0.5), torch.tensor([0.1, 0.5, 0.9]), 0.0, 1.0)
+    texture, semantic = per_part_weights(OffsetSchedule(0.5), torch.tensor([0.1, 0.5, 0.9]), 0.0, 1.0)
     assert texture.tolist() == pytest.approx([0.0, 1.0, 2.0], abs=1e-5)
     assert semantic.tolist() == pytest.approx([2.0, 1.0, 0.0], abs=1e-5)
 

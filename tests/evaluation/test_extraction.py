@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfd.encoders.judges.judge import Judge
 from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.fidelity import extract
 
 IMAGES = torch.randint(0, 256, (23, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-class SmallJudge(nn.Module):
+class SmallJudge(Judge):
     """A random network with spatial features. ``shown``: how many images it has seen."""
 
     def __init__(self) -> None:

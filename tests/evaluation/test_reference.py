@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sfd.errors import UserError
-from sfd.evaluation.reference import ReferenceFile
+from sfd.evaluation.reference import ReferenceBatch
 
 
 class SizesOfJudge:
@@ -35,8 +35,8 @@ def arrays() -> Arrays:
     }
 
 
-def open_file(path: Path) -> ReferenceFile:
-    return ReferenceFile.open(path, SizesOfJudge())  # type: ignore[arg-type]
+def open_file(path: Path) -> ReferenceBatch:
+    return ReferenceBatch.open(path, SizesOfJudge())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

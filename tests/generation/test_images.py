@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder
 from sfd.errors import UserError
@@ -17,7 +18,7 @@ from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 
-SAMPLER = Sampler("heun", num_steps=4)
+SAMPLER = Sampler(Heun, num_steps=4)
 CLASSES, SEEDS = [0, 1, 1], [5, 6, 7]
 
 
@@ -32,7 +33,7 @@ def network(seed: int, depth: int = 2) -> LightningDiT:
 
 
 def model(seed: int = 0) -> DiffusionModel:
-    statistics = Statistics(torch.arange(6.0) / 10, torch.full((6,), 0.5))
+    statistics = ChannelStatistics(torch.arange(6.0) / 10, torch.full((6,), 0.5))
     return DiffusionModel(network(seed), ScheduleParams.model_validate({"tau": 0.3}), statistics, ["a", "b"])
 
 

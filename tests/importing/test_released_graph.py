@@ -53,7 +53,7 @@ def tiny_twin() -> dict[str, object]:
     released, small = yaml.safe_load((REPOSITORY / GRAPH / "params.yaml").read_text()), small_params()
     released["data"] |= {"image_size": 64, "holdout_fraction": 0.3}
     released["judge"], released["evaluate"] = small["judge"], small["evaluate"]
-    released["registry"], released["register"]["name"] = small["registry"], "released"
+    released["register"] = small["register"] | {"name": "released"}
     released["tune"] = small["tune"]
     released["sample"] |= {"num_images": 8, "batch_size": 4, "sampler": "heun", "num_steps": 4}
     return released  # type: ignore[no-any-return]

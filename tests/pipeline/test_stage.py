@@ -302,13 +302,15 @@ def test_a_mistake_in_the_code_is_not_dressed_up_as_the_users() -> None:
 
 
 def with_judge_file(file: Path) -> Params:
-    change("judge", {"source": "file", "name": "inception", "file": str(file)})
-    change("registry.gates", {})
+    change("judge", {"kind": "inception", "source": "file", "name": "inception", "file": str(file)})
+    change("register.gates", {})
     return load_params(Path("params.yaml"))
 
 
 def test_a_changed_gate_reruns_no_stage() -> None:
-    assert not [name for name, inputs in STAGES.items() if any(key.startswith("registry") for key in inputs.params)]
+    assert not [
+        name for name, inputs in STAGES.items() if any("register.gates".startswith(key) for key in inputs.params)
+    ]
 
 
 def test_the_content_of_a_weights_file_is_part_of_the_fingerprint() -> None:

@@ -201,7 +201,7 @@ def test_a_version_that_was_measured_otherwise_is_not_compared(registry: Registr
 
 def test_limits_alone_need_no_likeness(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
-    del params["registry"]["gates"]["fd_digits_judge"]
+    del params["register"]["gates"]["fd_digits_judge"]
     other = Path("limits.yaml")
     other.write_text(yaml.safe_dump(params))
     monkeypatch.setattr(promotion, "PARAMS", other)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
@@ -32,7 +32,7 @@ def save_diffusion(folder: Path, schedule: dict[str, Any], width: int = 32, num_
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
-    statistics = Statistics(torch.zeros(6), torch.ones(6))
+    statistics = ChannelStatistics(torch.zeros(6), torch.ones(6))
     classes = ["a", "b", "c"][:num_classes]
     DiffusionModel(network, ScheduleParams.model_validate(schedule), statistics, classes).save(folder)
 

@@ -24,6 +24,7 @@ from sfd import cli
 from sfd.data.images import png_bytes
 from sfd.data.prepare import prepare
 from sfd.data.synthetic import read_table
+from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
 from sfd.params import DataParams
 from sfd.pipeline.stage import lock
@@ -312,7 +313,7 @@ def test_a_model_of_other_classes_or_of_another_size_is_refused() -> None:
         generation._check_model(model(["a"], input_size=8), project_of(["a"]))
 
 
-class BlindJudge(torch.nn.Module):
+class BlindJudge(Judge):
     """Features without classes, as Inception's are."""
 
     name, digest, num_features, classes = "blind", "0" * 64, 3, None
@@ -326,7 +327,7 @@ class BlindJudge(torch.nn.Module):
 
 
 def test_a_judge_without_classes_gives_no_confidence_and_cannot_be_asked_for_it() -> None:
-    blind = replace(Project.load(), judge=BlindJudge())  # type: ignore[arg-type]
+    blind = replace(Project.load(), judge=BlindJudge())
     with pytest.raises(UserError, match="--min-confidence needs a judge that knows the classes"):
         generation.generate(Path("blind"), Request(2, "champion", 0, 0.5, False), blind)
     generation.generate(Path("blind"), Request(2, "champion", 0, None, False), blind)

@@ -141,8 +141,8 @@ def test_a_refused_report_leaves_no_folder(workplace: Workplace) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sfd.synthetic.generate.check_current", lambda *_: None)
         tree = yaml.safe_load(original)
-        tree["judge"] |= {"source": "pretrained", "name": "inception", "training": None}
-        tree["registry"]["gates"] = {}
+        tree["judge"] |= {"kind": "inception", "source": "pretrained", "name": "inception", "training": None}
+        tree["register"]["gates"] = {}
         workplace.write_params(tree)
         try:
             with pytest.raises(UserError, match="judge.source is `pretrained`"):

@@ -164,10 +164,10 @@ def test_with_a_range_every_image_has_an_offset_of_its_own() -> None:
 
 
 def test_times_of_parts_come_with_weights_and_times_of_progress_without() -> None:
-    parts, progress = make(time_of="parts").noise(0, 64, CPU), make().noise(0, 64, CPU)
-    assert bool((progress[3] == 1.0).all()) and bool((progress[4] == 1.0).all())
-    assert float(parts[3].std()) > 0.1
-    torch.testing.assert_close(parts[3] + parts[4], torch.full((64,), 2.0))
+    per_part, joint = make(timestep_sampling="per_part").noise(0, 64, CPU), make().noise(0, 64, CPU)
+    assert bool((joint[3] == 1.0).all()) and bool((joint[4] == 1.0).all())
+    assert float(per_part[3].std()) > 0.1
+    torch.testing.assert_close(per_part[3] + per_part[4], torch.full((64,), 2.0))
 
 
 @pytest.mark.parametrize(("dropout", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])

@@ -8,11 +8,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule
-from sfd.encoders.judge import TrainedJudge, build_trainable
+from sfd.encoders.judges.resnet import ResnetJudge
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
@@ -45,7 +46,7 @@ class Digits:
         chosen = (LABELS >= digits.start) & (LABELS < digits.stop)
         self.values = as_images(PIXELS[chosen]) if images else PIXELS[chosen]
         self.labels = LABELS[chosen] - digits.start
-        self.statistics = Statistics(torch.zeros(1), torch.ones(1))
+        self.statistics = ChannelStatistics(torch.zeros(1), torch.ones(1))
         self.reader = type("Reader", (), {"index": {"classes": [str(digit) for digit in digits]}})()
 
     def __len__(self) -> int:
@@ -67,15 +68,17 @@ def options(steps: int) -> TrainingParams:
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> TrainedJudge:
+def judge(tmp_path_factory: pytest.TempPathFactory) -> ResnetJudge:
     """The pipeline's small ResNet, trained on all digits."""
-    params = JudgeParams.model_validate({"source": "train", "name": "small", "channels": [16, 32, 32, 32]})
-    network, data = build_trainable(params, 10, 0), Digits(range(10), images=True)
+    params = JudgeParams.model_validate(
+        {"kind": "resnet", "source": "train", "name": "small", "channels": [16, 32, 32, 32]}
+    )
+    network, data = ResnetJudge.trainable(params, 10, 0), Digits(range(10), images=True)
     task = ClassifierTask("judge", network, data, 10, False, 0)
     train(
         task, options(250).model_copy(update={"decay": "cosine"}), 0, tmp_path_factory.mktemp("judge"), "f", log_nothing
     ).copy_to(network)
-    made = TrainedJudge("small", "", params.channels, 10, 10)
+    made = ResnetJudge("small", "", params.channels, 10, 10)
     made.resnet.load_state_dict(network.state_dict())
     made.eval()
     logits = made(data.values)[1]
@@ -88,7 +91,7 @@ class Reached(Exception):
 
 
 def images_to_the_goal(
-    source: DiffusionModel | None, digits: range, judge: TrainedJudge, folder: Path
+    source: DiffusionModel | None, digits: range, judge: ResnetJudge, folder: Path
 ) -> tuple[int, DiffusionModel]:
     """Trains until the averaged model draws nine in ten as asked; the images that it took, and the model."""
     config = LightningDiTConfig(8, 1, hidden_size=64, depth=3, num_heads=2, num_classes=5, patch_size=2)
@@ -110,7 +113,7 @@ def images_to_the_goal(
         images = ImageGenerator(seen, Decoder())(  # type: ignore[arg-type]
             wanted.tolist(),
             [image_seed(0, n) for n in range(len(wanted))],
-            Sampler("heun", num_steps=6),
+            Sampler(Heun, num_steps=6),
             GuidanceScales(1.25, 1.25),
         )
         averaged.train()
@@ -128,7 +131,7 @@ def images_to_the_goal(
     return taken, model
 
 
-def test_new_digits_are_learnt_from_fewer_images_when_others_are_known(judge: TrainedJudge, tmp_path: Path) -> None:
+def test_new_digits_are_learnt_from_fewer_images_when_others_are_known(judge: ResnetJudge, tmp_path: Path) -> None:
     _, old = images_to_the_goal(None, range(5), judge, tmp_path / "old")
     scratch, _ = images_to_the_goal(None, range(5, 10), judge, tmp_path / "scratch")
     tuned, _ = images_to_the_goal(old, range(5, 10), judge, tmp_path / "tuned")

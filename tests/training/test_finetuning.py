@@ -1,4 +1,4 @@
-"""Starting from a trained model: what is copied, resized, drawn anew and left out; adapters; the real stage and registry."""
+"""Starting from a trained model: what is copied, resized, re-initialised and unused; adapters; the real stage and registry."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
@@ -53,7 +53,7 @@ def trained_model(config: LightningDiTConfig = CONFIG, classes: list[str] = CLAS
     for name, parameter in network.named_parameters():
         if name != "pos_embed":
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
-    statistics = Statistics(torch.full((config.in_channels,), 0.5), torch.full((config.in_channels,), 2.0))
+    statistics = ChannelStatistics(torch.full((config.in_channels,), 0.5), torch.full((config.in_channels,), 2.0))
     return DiffusionModel(network.eval().requires_grad_(False), ScheduleParams(), statistics, classes)
 
 
@@ -66,7 +66,7 @@ class Latents:
             torch.randn(37, channels, 4, 4, generator=random),
             torch.randn(37, 16, 8, generator=random),
         )
-        self.statistics = Statistics(torch.zeros(channels), torch.ones(channels))
+        self.statistics = ChannelStatistics(torch.zeros(channels), torch.ones(channels))
         self.reader = type("Reader", (), {"index": {"classes": classes}})()
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ def test_a_model_of_the_same_kind_and_classes_is_copied_whole() -> None:
     source, network = trained_model(), fresh()
     moved = transfer(source, network, CLASSES)
     assert set(moved.copied) == set(network.state_dict())
-    assert not (moved.in_part or moved.resized or moved.drawn_anew or moved.left_out)
+    assert not (moved.in_part or moved.resized or moved.reinitialised or moved.unused)
     assert not differing(network, source.network)
 
 
@@ -137,13 +137,13 @@ def test_another_grid_has_its_own_tables_and_the_rest_is_copied() -> None:
 
 
 @pytest.mark.parametrize("to_sync", [True, False])
-def test_time_embedders_of_another_number_are_drawn_anew_and_the_old_ones_left_out(to_sync: bool) -> None:
+def test_time_embedders_of_another_number_are_reinitialised_and_the_old_ones_unused(to_sync: bool) -> None:
     sync = replace(CONFIG, two_times=False)
     source, network = trained_model(CONFIG if to_sync else sync), fresh(sync if to_sync else CONFIG)
     moved = transfer(source, network, CLASSES)
     single = [f"t_embedder.mlp.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
-    assert set(moved.drawn_anew) == set(single if to_sync else TIMES)
-    assert set(moved.left_out) == set(TIMES if to_sync else single)
+    assert set(moved.reinitialised) == set(single if to_sync else TIMES)
+    assert set(moved.unused) == set(TIMES if to_sync else single)
 
 
 def test_semantics_are_added_to_a_model_without_them_and_texture_channels_keep_their_weights() -> None:
@@ -173,8 +173,8 @@ def test_the_projector_is_copied_only_where_it_sits_behind_the_same_block() -> N
     source = trained_model()
     projector = {name for name in fresh().state_dict() if name.startswith("repa_projector")}
     assert projector <= set(transfer(source, fresh(), CLASSES).copied)
-    assert set(transfer(source, fresh(replace(CONFIG, repa_depth=2)), CLASSES).drawn_anew) == projector
-    assert set(transfer(source, fresh(replace(CONFIG, repa_depth=0)), CLASSES).left_out) == projector
+    assert set(transfer(source, fresh(replace(CONFIG, repa_depth=2)), CLASSES).reinitialised) == projector
+    assert set(transfer(source, fresh(replace(CONFIG, repa_depth=0)), CLASSES).unused) == projector
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_adapters_start_at_zero_train_only_what_is_new_and_end_in_ordinary_weigh
     assert changed == {PARTS[0].removesuffix(".weight"), *layers}
 
 
-def test_parts_that_are_drawn_anew_are_trained_beside_adapters() -> None:
+def test_parts_that_are_reinitialised_are_trained_beside_adapters() -> None:
     source = trained_model(replace(CONFIG, two_times=False))
     begun, _ = start(source=source, lora=LoraParams(rank=2))
     trainable = {name for name, value in begun.network.named_parameters() if value.requires_grad}
@@ -288,7 +288,7 @@ class Doubler(torch.nn.Module):
 
 
 def test_decoded_features_are_those_of_the_raw_semantic_latent_token_by_token() -> None:
-    statistics = Statistics(torch.arange(6.0), torch.arange(1.0, 7.0))
+    statistics = ChannelStatistics(torch.arange(6.0), torch.arange(1.0, 7.0))
     raw = torch.randn(2, 6, 4, 4)
     found = DecodedFeatures(Doubler(), statistics, 2)(statistics.normalise(raw))
     assert found.shape == (2, 16, 8) and not found.requires_grad
@@ -316,4 +316,4 @@ def test_what_became_of_the_weights_is_written_down(tmp_path: Path) -> None:
     begun.transfer.save(tmp_path / "start.json")
     written = json.loads((tmp_path / "start.json").read_text())
     assert written["in_part"] == {PARTS[0]: "2 of 4: dog, emu"}
-    assert "copied in part: y_embedder.embedding_table.weight (drawn anew: 2 of 4: dog, emu)" in begun.report
+    assert "copied in part: y_embedder.embedding_table.weight (re-initialised: 2 of 4: dog, emu)" in begun.report

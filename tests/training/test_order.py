@@ -2,13 +2,13 @@
 
 import pytest
 
-from sfd.training.order import StepBatches
+from sfd.training.order import SeededBatchSampler
 
 
 def order(
     seed: int = 0, samples: int = 37, batch: int = 8, start: int = 0, steps: int = 20, rows: slice = slice(None)
-) -> StepBatches:
-    return StepBatches(seed, "test", samples, batch, start, steps, rows)
+) -> SeededBatchSampler:
+    return SeededBatchSampler(seed, "test", samples, batch, start, steps, rows)
 
 
 def test_every_sample_comes_once_an_epoch_and_a_batch_may_span_two() -> None:
@@ -38,7 +38,7 @@ def test_the_order_depends_on_the_seed_and_on_nothing_else() -> None:
 
 
 def test_two_purposes_have_two_orders() -> None:
-    assert StepBatches(0, "one", 37, 8, 0, 5, slice(None)).batch(0) != order().batch(0)
+    assert SeededBatchSampler(0, "one", 37, 8, 0, 5, slice(None)).batch(0) != order().batch(0)
 
 
 def test_starting_later_gives_the_rest_of_the_sequence() -> None:

@@ -17,11 +17,18 @@ from sfd.data.images import ImageRefused, ManifestImages, decode_rgb, open_regul
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.composite import CompositeEncoder
-from sfd.encoders.judge import Judge, load_judge
+from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import memorisation
-from sfd.evaluation.views import NUM_CLOSEST, Batches, choose, judge_training_images, picture_nearest, training_views
+from sfd.evaluation.views import (
+    NUM_CLOSEST,
+    ImageBatches,
+    choose,
+    judge_training_images,
+    picture_nearest,
+    training_views,
+)
 from sfd.generation import samples as sampled
 from sfd.generation.model import DiffusionModel
 from sfd.params import DataParams, Params, load_params
@@ -113,7 +120,7 @@ def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Jud
     from scipy.stats import betabinom
 
     size, train, heldout = params.evaluate.batch_size, data.images(TRAIN), data.images(HELDOUT)
-    batches = Batches(size, judge)
+    batches = ImageBatches(size, judge)
     originals = judge_training_images(judge, train, size, data.params.mirror)
     reference = extract(judge, batches.of_images(heldout, range(len(heldout))))
     seen = extract(judge, (batch.to(batches.device) for batch in samples.batches(size, data.params)))

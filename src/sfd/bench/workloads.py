@@ -21,7 +21,7 @@ from sfd.bench.networks import (
     random_semantic,
     random_texture_vae,
 )
-from sfd.data.latents import STATISTICS, LatentDataset, Statistics
+from sfd.data.latents import STATISTICS, ChannelStatistics, LatentDataset
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
 from sfd.encoders.texture_vae import TextureVae
 from sfd.generation.images import ImageGenerator, image_seed
@@ -34,7 +34,7 @@ from sfd.processes import inference_device
 from sfd.seeding import generator
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.loop import BatchedDataset, Tensors, train
-from sfd.training.order import StepBatches
+from sfd.training.order import SeededBatchSampler
 
 
 class OneBatch:
@@ -109,9 +109,9 @@ def _task(params: Params, network: LightningDiT, dataset: BatchedDataset, shape:
     return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of)
 
 
-def _no_statistics(shape: LatentShape) -> Statistics:
+def _no_statistics(shape: LatentShape) -> ChannelStatistics:
     """Latents stay as they are."""
-    return Statistics(torch.zeros(shape.latent[0]), torch.ones(shape.latent[0]))
+    return ChannelStatistics(torch.zeros(shape.latent[0]), torch.ones(shape.latent[0]))
 
 
 def _training_dtype(training: TrainingParams) -> torch.dtype:
@@ -194,11 +194,11 @@ def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> l
 
 def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
     """Batches from shards, without and with features, through as many workers as training has. The files are in the page cache."""
-    shape, mirrorings = latent_shape(params), 1 + params.data.mirror
+    shape, num_views = latent_shape(params), 1 + params.data.mirror
     count = batch_size or params.diffusion.training.batch_size
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        _write_shards(Path(folder), shape, mirrorings, max(64, count), params)
+        _write_shards(Path(folder), shape, num_views, max(64, count), params)
         for with_features in (False, True) if params.needs_features else (False,):
             batches = _batches(LatentDataset(Path(folder), with_features), params, count, WARM_UP_STEPS + num_steps)
             seconds = time_steps(partial(next, batches), num_steps)
@@ -207,12 +207,12 @@ def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list
     return found
 
 
-def _write_shards(folder: Path, shape: LatentShape, mirrorings: int, num_images: int, params: Params) -> None:
+def _write_shards(folder: Path, shape: LatentShape, num_views: int, num_images: int, params: Params) -> None:
     """What stage ``latents`` would leave of so many images."""
     random = generator(params.seed, "bench/shards")
 
     def make(start: int, end: int) -> Shard:
-        rows = (end - start, mirrorings)
+        rows = (end - start, num_views)
         return {
             "latents": torch.randn(*rows, *shape.latent, generator=random).half(),
             "features": torch.randn(*rows, *shape.features, generator=random).half(),
@@ -221,12 +221,12 @@ def _write_shards(folder: Path, shape: LatentShape, mirrorings: int, num_images:
 
     bounds = shard_bounds(num_images, min(params.latents.shard_size, (num_images + 3) // 4))
     write_shards(folder, bounds, make, rank=0, world_size=1)
-    write_index(folder, bounds, {"mirrorings": mirrorings})
+    write_index(folder, bounds, {"num_views": num_views})
     _no_statistics(shape).save(folder / STATISTICS)
 
 
 def _batches(dataset: LatentDataset, params: Params, batch_size: int, num_batches: int) -> Iterator[Tensors]:
-    order = StepBatches(params.seed, "bench", len(dataset), batch_size, 0, num_batches, slice(0, batch_size))
+    order = SeededBatchSampler(params.seed, "bench", len(dataset), batch_size, 0, num_batches, slice(0, batch_size))
     loader: DataLoader[Tensors] = DataLoader(
         dataset,  # type: ignore[arg-type]  # DataLoader needs no more than BatchedDataset has
         batch_sampler=order,

@@ -18,7 +18,7 @@ Encode = Callable[[Tensor, list[int]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Statistics:
+class ChannelStatistics:
     """Mean and standard deviation of every channel of the composite, ``(C,)``."""
 
     mean: Tensor
@@ -37,14 +37,14 @@ class Statistics:
         save_file({"mean": self.mean, "std": self.std}, file)
 
     @classmethod
-    def load(cls, file: Path) -> "Statistics":
+    def load(cls, file: Path) -> "ChannelStatistics":
         """Inverse of :meth:`save`."""
         tensors = load_file(file)
         return cls(tensors["mean"], tensors["std"])
 
 
-def mirrorings(images: Tensor, mirror: bool) -> list[Tensor]:
-    """The images ``(B, C, H, W)``, and mirrored left to right where that is allowed."""
+def views_of(images: Tensor, mirror: bool) -> list[Tensor]:
+    """The images ``(B, C, H, W)``; and flipped horizontally, if ``mirror`` allows that."""
     return [images, images.flip(-1)] if mirror else [images]
 
 
@@ -58,9 +58,9 @@ def write_latents(
     rank: int,
     world_size: int,
 ) -> list[tuple[int, int]]:
-    """Latents of all images in fp16 ``(n, mirrorings, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
+    """Latents of all images in fp16 ``(n, views, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
 
-    ``fetch`` gives images and classes by index. Every draw is numbered by (image, mirroring).
+    ``fetch`` gives images and classes by index. Every draw is numbered by (image, view).
     Raises :class:`UserError` naming the images if a latent is NaN, or infinite in fp16.
     """
     bounds = shard_bounds(num_images, params.shard_size)
@@ -70,7 +70,7 @@ def write_latents(
         for first in range(start, end, params.batch_size):
             indices = list(range(first, min(first + params.batch_size, end)))
             images, classes = fetch(indices)
-            views = enumerate(mirrorings(images, mirror))
+            views = enumerate(views_of(images, mirror))
             encoded = [encode(view, [index * 2 + n for index in indices]) for n, view in views]
             latents.append(torch.stack([latent.half().cpu() for latent, _ in encoded], dim=1))
             if not latents[-1].isfinite().all():
@@ -88,8 +88,8 @@ def write_latents(
     return bounds
 
 
-def channel_statistics(reader: ShardReader, max_images: int) -> Statistics:
-    """Statistics of at most ``max_images`` images, all mirrorings, summed in float64.
+def channel_statistics(reader: ShardReader, max_images: int) -> ChannelStatistics:
+    """Statistics of at most ``max_images`` images, all views, summed in float64.
 
     The images are evenly spaced, because images are stored class by class: the first ones would be of a few classes only.
     """
@@ -101,29 +101,29 @@ def channel_statistics(reader: ShardReader, max_images: int) -> Statistics:
         count += latent.numel() // latent.shape[1]
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
-    return Statistics(mean.float(), std.float())
+    return ChannelStatistics(mean.float(), std.float())
 
 
 class LatentDataset:
-    """Normalised composite latents for training, each mirroring a sample of its own."""
+    """Normalised composite latents for training, each view a sample of its own."""
 
     def __init__(self, folder: Path, with_features: bool, rank: int = 0, world_size: int = 1) -> None:
         """Each process checks its share of the shards. Raises :class:`UserError` naming a shard that is missing or damaged."""
         self.reader = ShardReader(folder, rank, world_size)
-        self.statistics = Statistics.load(folder / STATISTICS)
+        self.statistics = ChannelStatistics.load(folder / STATISTICS)
         self.with_features = with_features
-        self.num_mirrorings: int = self.reader.index["mirrorings"]
+        self.num_views: int = self.reader.index["num_views"]
 
     def __len__(self) -> int:
-        return len(self.reader) * self.num_mirrorings
+        return len(self.reader) * self.num_views
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         """Latents ``(B, C, H, W)`` float32, classes ``(B,)``, and features ``(B, N, D)`` float32 if they are wanted."""
-        images = [index // self.num_mirrorings for index in indices]
+        images = [index // self.num_views for index in indices]
         latents = self.statistics.normalise(self._pick("latents", images, indices))
         batch = (latents, torch.stack(self.reader.rows("labels", images)))
         return (*batch, self._pick("features", images, indices)) if self.with_features else batch
 
     def _pick(self, name: str, images: list[int], indices: list[int]) -> Tensor:
-        views = [index % self.num_mirrorings for index in indices]
+        views = [index % self.num_views for index in indices]
         return torch.stack(self.reader.rows(name, images, views)).float()

@@ -1,6 +1,5 @@
 """Sharded safetensors: written one rank a shard, each in one rename, resumed, checked by sha256."""
 
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfd.errors import UserError
+from sfd.network_files import file_digest
 
 Shard = dict[str, Tensor]
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
@@ -70,12 +70,6 @@ def _checksum_file(file: Path) -> Path:
 def _is_complete(file: Path) -> bool:
     checksum = _checksum_file(file)
     return file.is_file() and checksum.is_file() and checksum.read_text() == file_digest(file)
-
-
-def file_digest(file: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class ShardReader:

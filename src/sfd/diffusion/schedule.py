@@ -211,20 +211,20 @@ def sample_logit_normal(batch_size: int, mean: float, std: float, generator: tor
     return torch.sigmoid(torch.randn(batch_size, generator=generator, device=generator.device) * std + mean)
 
 
-def sample_progress_of_parts(
+def sample_progress_per_part(
     schedule: Schedule, batch_size: int, mean: float, std: float, generator: torch.Generator
 ) -> Tensor:
     """Progress ``(B,)`` at which the time of one part, either with probability 1/2, is logit-normal.
 
-    Together with :func:`part_weights`, each part is trained on its own logit-normal times, whatever the schedule.
+    Together with :func:`per_part_weights`, each part is trained on its own logit-normal times, whatever the schedule.
     """
     t = sample_logit_normal(batch_size, mean, std, generator)
     by_texture = torch.rand(batch_size, generator=generator, device=generator.device) < 0.5
     return torch.where(by_texture, schedule.progress_at(t, "texture"), schedule.progress_at(t, "semantic"))
 
 
-def part_weights(schedule: Schedule, u: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
-    """Weights ``(texture, semantic)``, each ``(B,)``, that make up for where :func:`sample_progress_of_parts` draws.
+def per_part_weights(schedule: Schedule, u: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
+    """Weights ``(texture, semantic)``, each ``(B,)``, that make up for where :func:`sample_progress_per_part` draws.
 
     The density of u is the mean of the two parts' densities; a part's weight is its own density over that mean (the balance
     heuristic of multiple importance sampling). So weights are at most 2, their mean over the parts is 1, both are 1 in ordinary

@@ -4,15 +4,15 @@ from pathlib import Path
 
 from sfd.data.manifest import HELDOUT
 from sfd.data.prepared import Prepared
-from sfd.encoders import judge as judges
+from sfd.encoders.judges.judge import load_judge
 from sfd.evaluation.fidelity import class_accuracy, extract
-from sfd.evaluation.views import Batches
+from sfd.evaluation.views import ImageBatches
 
 JUDGE_BATCH = 200
 
 
 def heldout_accuracy(folder: Path, data: Prepared) -> float:
     """Share of held-out images whose class the judge names."""
-    judge, heldout = judges.load_judge(folder), data.images(HELDOUT)
-    seen = extract(judge, Batches(JUDGE_BATCH, judge).of_images(heldout, range(len(heldout))))
+    judge, heldout = load_judge(folder), data.images(HELDOUT)
+    seen = extract(judge, ImageBatches(JUDGE_BATCH, judge).of_images(heldout, range(len(heldout))))
     return class_accuracy(seen, heldout.class_indices, judge)

@@ -9,16 +9,17 @@ Shapes: N images, D features of the judge, S spatial features of Inception-v3, K
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
 from sfd.evaluation.memorisation import Memorisation
 from sfd.evaluation.uncertainty import binomial_error, frechet_error, moments
-from sfd.names import ERROR_PREFIX, FLOOR_METRICS, FLOORS, distance_name, inception_score_name
+from sfd.names import ERROR_PREFIX, FLOOR_METRICS, distance_name, inception_score_name
 from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
 
@@ -27,38 +28,6 @@ INCEPTION_SCORE_SPLITS = 10
 
 # Rows of one block of distances in precision and recall; a block of this many rows by 50,000 images takes 0.4 GB.
 PRECISION_RECALL_ROWS = 2_000
-
-
-class Judge(Protocol):
-    """A frozen network that scores images, which come on its own device.
-
-    ``name`` appears in metric keys and is ``inception`` for Inception-v3 only. ``digest`` is the SHA-256 of its
-    weights.
-    """
-
-    name: str
-    digest: str
-    num_features: int
-
-    @property
-    def classes(self) -> int | None:
-        """How many classes of the dataset its logits speak of; None if they speak of others, or there are none."""
-        ...
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, 3, H, W) uint8 to features (B, num_features) float32 and logits (B, K), or None if it has none."""
-        ...
-
-
-@runtime_checkable
-class SpatialJudge(Judge, Protocol):
-    """A judge that sFID is defined for: Inception-v3."""
-
-    num_spatial_features: int
-
-    def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """As ``__call__``, and spatial features (B, num_spatial_features)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -80,21 +49,21 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class FeatureStatistics:
     """Mean (D,) and covariance (D, D) of features; what a Frechet distance is taken between."""
 
     mean: "np.ndarray[Any, Any]"
     covariance: "np.ndarray[Any, Any]"
 
     @classmethod
-    def of(cls, features: Tensor) -> "Statistics":
+    def of(cls, features: Tensor) -> "FeatureStatistics":
         """Those of features (N, D)."""
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
         found = fid_features_to_statistics(features)
         return cls(found["mu"], found["sigma"])
 
-    def distance(self, other: "Statistics") -> float:
+    def distance(self, other: "FeatureStatistics") -> float:
         """Frechet distance (arXiv 1706.08500)."""
         from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
@@ -110,15 +79,15 @@ class Reference:
     ``images`` is None where only statistics were published: then kernel distance, precision and recall are absent.
     """
 
-    statistics: Statistics
-    spatial: Statistics | None
+    statistics: FeatureStatistics
+    spatial: FeatureStatistics | None
     images: Features | None
 
     @classmethod
     def of(cls, images: Features) -> "Reference":
         """Images that stand for themselves."""
-        spatial = None if images.spatial is None else Statistics.of(images.spatial)
-        return cls(Statistics.of(images.features), spatial, images)
+        spatial = None if images.spatial is None else FeatureStatistics.of(images.spatial)
+        return cls(FeatureStatistics.of(images.features), spatial, images)
 
 
 @dataclass(frozen=True)
@@ -143,7 +112,7 @@ class Sets:
 def extract(judge: Judge, images: Iterable[Tensor], spatial: bool = False) -> Features:
     """Shows batches of images (B, 3, H, W) uint8, on the judge's device, to the judge; images keep their order.
 
-    ``spatial``: keep spatial features as well; only a :class:`SpatialJudge` has them.
+    ``spatial``: keep spatial features as well, of a judge that has them.
 
     Raises:
         UserError: there are no images, or a feature is not finite.
@@ -151,8 +120,6 @@ def extract(judge: Judge, images: Iterable[Tensor], spatial: bool = False) -> Fe
     features, logits, maps = [], [], []
     for batch in images:
         if spatial:
-            if not isinstance(judge, SpatialJudge):
-                raise ValueError(f"judge {judge.name!r} has no spatial features")
             batch_features, batch_logits, batch_maps = judge.with_spatial(batch)
             maps.append(batch_maps.float().cpu())
         else:
@@ -198,9 +165,9 @@ def compare(samples: Features, reference: Reference, params: EvaluateParams, see
     for images in (samples, reference.images):
         if images is not None:
             check_num_images(len(images), params)
-    metrics = {"fd": Statistics.of(samples.features).distance(reference.statistics)}
+    metrics = {"fd": FeatureStatistics.of(samples.features).distance(reference.statistics)}
     if samples.spatial is not None and reference.spatial is not None:
-        metrics["sfid"] = Statistics.of(samples.spatial).distance(reference.spatial)
+        metrics["sfid"] = FeatureStatistics.of(samples.spatial).distance(reference.spatial)
     if reference.images is not None:
         metrics |= _compare_images(samples, reference.images, params, seed)
     if samples.logits is not None and samples.logits.shape[1] > 1:
@@ -263,8 +230,6 @@ def score(
         UserError: counts differ or are too small, the judge bears a reserved name, or labels exceed its classes.
     """
     _check_counts(sets)
-    if judge.name in FLOORS:
-        raise UserError(f"judge.name must not be {judge.name!r}: `fd_{judge.name}` names a floor; choose another name")
     names = {"fd": distance_name(judge.name), "is": inception_score_name(judge.name)}
 
     reference = sets.reference or Reference.of(sets.heldout)

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfd.data.shards import file_digest
+from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
-from sfd.evaluation.fidelity import SpatialJudge, Statistics
+from sfd.evaluation.fidelity import FeatureStatistics
+from sfd.network_files import file_digest
 
 IMAGES = "arr_0"
 TOLERANCE = 1e-4
@@ -28,16 +29,16 @@ REMEDY = "download ADM's reference batch again (openai/guided-diffusion, folder 
 
 
 @dataclass(frozen=True)
-class ReferenceFile:
+class ReferenceBatch:
     """An opened reference batch. ``image_shape`` is (N, H, W), or None where the file has statistics only."""
 
     path: Path
-    statistics: Statistics
-    spatial: Statistics
+    statistics: FeatureStatistics
+    spatial: FeatureStatistics
     image_shape: tuple[int, int, int] | None
 
     @classmethod
-    def open(cls, path: Path, judge: SpatialJudge) -> "ReferenceFile":
+    def open(cls, path: Path, judge: Judge) -> "ReferenceBatch":
         """Reads the statistics and the header of the images.
 
         Raises:
@@ -91,7 +92,7 @@ def _refused(path: Path, reason: str) -> UserError:
     return UserError(f"evaluate.reference {path} {reason}; {REMEDY}")
 
 
-def _statistics(path: Path, arrays: Any, mean_key: str, covariance_key: str, size: int) -> Statistics:
+def _statistics(path: Path, arrays: Any, mean_key: str, covariance_key: str, size: int) -> FeatureStatistics:
     mean, covariance = arrays[mean_key], arrays[covariance_key]
     for key, value, shape in ((mean_key, mean, (size,)), (covariance_key, covariance, (size, size))):
         if value.shape != shape or value.dtype.kind != "f":
@@ -103,7 +104,7 @@ def _statistics(path: Path, arrays: Any, mean_key: str, covariance_key: str, siz
         or covariance.diagonal().min() < 0
     ):
         raise _refused(path, f"holds a `{covariance_key}` that is no covariance: not symmetric, or a negative variance")
-    return Statistics(mean.astype(np.float64), covariance.astype(np.float64))
+    return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))
 
 
 def _image_shape(path: Path, archive: zipfile.ZipFile) -> tuple[int, int, int]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sfd.data.images import ManifestImages
-from sfd.data.latents import mirrorings
-from sfd.encoders.judge import Judge
+from sfd.data.latents import views_of
+from sfd.encoders.judges.judge import Judge
 from sfd.evaluation.fidelity import Features, extract
 from sfd.pictures import pairs
 from sfd.seeding import generator
@@ -40,7 +40,7 @@ def choose_like(wanted: list[int], labels: list[int], seed: int, purpose: str) -
     return sorted((fitting + others)[: len(wanted)])
 
 
-class Batches:
+class ImageBatches:
     """Images in batches, on the judge's device."""
 
     def __init__(self, size: int, judge: Judge) -> None:
@@ -55,9 +55,9 @@ class Batches:
 
 def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
     """All training images, and behind them all mirrored ones, if the model was trained on those too."""
-    batches = Batches(batch_size, judge)
+    batches = ImageBatches(batch_size, judge)
     views = [
-        extract(judge, (mirrorings(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train))))))
+        extract(judge, (views_of(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train))))))
         for n in range(1 + mirror)
     ]
     logits = [view.logits for view in views if view.logits is not None]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales, guided_velocity
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import Schedule
@@ -16,6 +16,7 @@ from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_schedule
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.names import SAMPLERS, load
 from sfd.params import GuidanceParams, SampleParams
 from sfd.processes import inference_device
 from sfd.seeding import derive_seed
@@ -23,7 +24,7 @@ from sfd.seeding import derive_seed
 
 def build_sampler(params: SampleParams) -> Sampler:
     """The sampler that the parameters describe."""
-    return Sampler(params.sampler, params.num_steps, params.rule, params.timestep_shift)
+    return Sampler(load(SAMPLERS, params.sampler), params.num_steps, params.rule == "published", params.timestep_shift)
 
 
 def build_scales(params: GuidanceParams) -> GuidanceScales:
@@ -53,7 +54,10 @@ def _check_weak(strong: LightningDiTConfig, weak: LightningDiTConfig) -> None:
 
 
 class ImageGenerator:
-    """Draws images. Image i depends on its class and its seed, not on the others in its batch (up to rounding; dopri5: its tolerance)."""
+    """Draws images. Image i depends on its class and its seed, not on the others in its batch.
+
+    That holds up to rounding; with an adaptive sampler, up to its tolerance.
+    """
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class ImageGenerator:
         self.model, self.decoder = model, decoder.to(self.device)
         self.network = model.network.to(self.device)
         self.weak = weak.to(self.device) if weak is not None else None
-        self.statistics = Statistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
+        self.statistics = ChannelStatistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
 
     @classmethod
     def load(cls, model_folder: Path, decoder_folder: Path, weak_folder: Path | None = None) -> "ImageGenerator":
@@ -129,7 +133,7 @@ class ImageGenerator:
         """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images.
 
         ``fill`` draws as many images as there is room for in the last batch, and drops them: matrix products round by the shape of
-        their batch, so with a single shape an image has the same bytes in whatever company (not with dopri5, see above).
+        their batch, so with a single shape an image has the same bytes in whatever company (not with an adaptive sampler, see above).
 
         Raises:
             UserError: as :meth:`__call__` does; or the guidance asked for is not by the weak model that is here, or not here.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfd.data.latents import STATISTICS, Statistics
+from sfd.data.latents import STATISTICS, ChannelStatistics
 from sfd.diffusion.schedule import Schedule
 from sfd.errors import UserError
 from sfd.generation.schedules import build_schedule
@@ -18,7 +18,7 @@ class DiffusionModel:
 
     network: LightningDiT
     schedule_params: ScheduleParams
-    statistics: Statistics
+    statistics: ChannelStatistics
     classes: list[str]
 
     @property
@@ -52,6 +52,6 @@ class DiffusionModel:
         return cls(
             network.eval().requires_grad_(False),
             schedule,
-            Statistics.load(folder / STATISTICS),
+            ChannelStatistics.load(folder / STATISTICS),
             list(config["classes"]),
         )

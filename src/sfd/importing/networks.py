@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import nn
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.encoders.ldm import ldm_config, rename_ldm_keys
 from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig, save_semvae
 from sfd.encoders.texture_vae import TextureVae, save_texture_vae
@@ -126,7 +126,7 @@ def read_diffusion(source: Path, content: Any, facts: DiffusionFacts, drop: tupl
     except ValueError as error:
         raise UserError(f"{source} holds no diffusion model that is known here: {error}") from error
     load_strictly(network, weights, f"a diffusion model of {config.depth} blocks, {config.hidden_size} wide")
-    statistics = Statistics(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
+    statistics = ChannelStatistics(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
     names = names or [str(index) for index in range(config.num_classes)]
     _check_against_weights(facts, config, len(statistics.mean), len(names))
     said = _describe(config, schedule)
@@ -192,7 +192,7 @@ def _semantic_channels(facts: DiffusionFacts, counts: list[int], two_times: bool
     return PUBLISHED_SEMANTIC_CHANNELS if two_times else 0
 
 
-def _read_statistics(file: Path) -> Statistics:
+def _read_statistics(file: Path) -> ChannelStatistics:
     """Mean and standard deviation of channels, of any shape with the channels alone in it. Raises :class:`UserError`."""
     content = read_checkpoint(file)
     found = [content.get(key) if isinstance(content, Mapping) else None for key in ("mean", "std")]
@@ -201,7 +201,7 @@ def _read_statistics(file: Path) -> Statistics:
         raise UserError(f"{file} holds no statistics: tensors `mean` and `std` of the same shape are needed")
     if not (mean.isfinite().all() and std.isfinite().all() and (std > 0.0).all()):
         raise UserError(f"{file}: means must be finite and standard deviations above 0; get the file again")
-    return Statistics(mean.clone(), std.clone())
+    return ChannelStatistics(mean.clone(), std.clone())
 
 
 def _read_classes(file: Path) -> list[str]:

@@ -16,7 +16,21 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic.fields import FieldInfo
 
 from sfd.errors import UserError
-from sfd.names import FLOORS, INCEPTION, SIZES, has_error, metric_names
+from sfd.names import (
+    BACKBONES,
+    CONDITIONS,
+    DATA_SOURCES,
+    FLOORS,
+    INCEPTION,
+    JUDGES,
+    LOSS_TERMS,
+    SAMPLERS,
+    SEMANTIC_ENCODERS,
+    SIZES,
+    has_error,
+    metric_names,
+)
+from sfd.params.types import OneOf
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -32,10 +46,7 @@ class Section(BaseModel):
 class DataParams(Section):
     """Images in (stage ``prepare``)."""
 
-    source: Literal["digits", "folder", "tar", "huggingface"] = Field(
-        description="`digits`: built in; `folder`: class subfolders; `tar`: WebDataset shards, the class is the number in NAME.cls, "
-        "else `label` in NAME.json, else the folder in CLASS/NAME.jpg; `huggingface`: a data set of the library `datasets`"
-    )
+    source: Annotated[str, OneOf(DATA_SOURCES)] = Field(description="where images come from")
     root: str = Field(
         "images",
         min_length=1,
@@ -143,8 +154,9 @@ class TextureVaeParams(Section):
 class JudgeParams(Section):
     """The network whose features score samples. Never the encoder."""
 
+    kind: Annotated[str, OneOf(JUDGES)] = Field(description="the network")
     source: Literal["pretrained", "file", "train"] = Field(
-        description="Inception-v3 through torch-fidelity, its weights in a file, or train a small ResNet on class labels"
+        description="where weights come from: downloaded by torch-fidelity or in a file (`inception`), or trained here (`resnet`)"
     )
     name: str = Field(
         pattern=r"^\w[\w.-]*$", description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`"
@@ -173,9 +185,8 @@ class FeaturesParams(Section):
 class SemanticParams(Section):
     """From patch features to the semantic latent."""
 
-    kind: Literal["semvae", "pca", "none"] = Field(
-        "semvae",
-        description="`semvae`: a VAE (the paper); `pca`: principal components (ReDi, arXiv 2504.16064); `none`: no semantic channels",
+    kind: Annotated[str, OneOf(SEMANTIC_ENCODERS, {"none": "no semantic channels"})] = Field(
+        "semvae", description="what makes semantic latents"
     )
     latent_channels: Positive = Field(16, description="channels of the semantic latent (C_sem)")
     width: Positive = Field(768, description="width of the transformer (`semvae`)")
@@ -259,8 +270,9 @@ ModelSize = Literal["tiny", "S", "B", "L", "XL", "1p0B", "1p6B"]
 
 
 class ModelParams(Section):
-    """The backbone, a LightningDiT."""
+    """The backbone, and what it is told about an image."""
 
+    backbone: Annotated[str, OneOf(BACKBONES)] = Field("lightningdit", description="network that predicts the velocity")
     size: ModelSize = Field(
         description="width x depth x heads: "
         + ", ".join(f"{name} {width}x{depth}x{heads}" for name, (width, depth, heads) in SIZES.items())
@@ -271,6 +283,7 @@ class ModelParams(Section):
     use_swiglu: bool = Field(True, description="SwiGLU; else GELU")
     use_rope: bool = Field(True, description="2D rotary embedding on queries and keys")
     use_shift: bool = Field(True, description="adaLN with shift")
+    condition: Annotated[str, OneOf(CONDITIONS)] = Field("class", description="what the model is told about an image")
     class_dropout: Fraction = Field(0.1, description="share of images trained with the null class")
 
 
@@ -290,13 +303,17 @@ class LossParams(Section):
         description="the features to align with: `stored` beside the latents, or `decoded` from the semantic latent in every step "
         "(no disk, one more forward pass of the semantic decoder)",
     )
-    time_of: Literal["progress", "parts"] = Field(
-        "progress",
-        description="what the logit-normal draw is: `progress` u of both parts (the paper), or the time of each part, whatever the "
-        "schedule (`parts`, arXiv 2606.19662), so that schedules can be compared",
+    timestep_sampling: Literal["joint", "per_part"] = Field(
+        "joint",
+        description="where the logit-normal applies: to joint progress u (`joint`, the paper), or to each part's own time, whatever the "
+        "schedule (`per_part`, arXiv 2606.19662), so that schedules can be compared",
     )
     time_mean: float = Field(0.0, ge=-5.0, le=5.0, description="mean of the logit-normal draw")
     time_std: float = Field(1.0, gt=0.0, le=5.0, description="standard deviation of the logit-normal draw")
+
+    def weights(self) -> dict[str, float]:
+        """The weight of every term of the loss, in the order of :data:`sfd.names.LOSS_TERMS`; 1 for a term without an option."""
+        return {name: getattr(self, f"{name}_weight", 1.0) for name in LOSS_TERMS}
 
 
 class LoraParams(Section):
@@ -372,11 +389,7 @@ class SampleParams(Section):
 
     num_images: Positive = Field(50_000, description="images, classes balanced")
     batch_size: Positive = Field(250, description="images per sampler call")
-    sampler: Literal["euler", "heun", "ab2", "dopri5"] = Field(
-        "dopri5",
-        description="solver; an evaluation of the network a step: `euler`, `ab2` (exponential Adams-Bashforth, second order); two: `heun`; "
-        "`dopri5` is adaptive (atol 1e-6, rtol 1e-3)",
-    )
+    sampler: Annotated[str, OneOf(SAMPLERS)] = Field("dopri5", description="solver of the sampling ODE")
     num_steps: Positive = Field(50, description="steps of euler, heun and ab2 (dopri5 chooses its own)")
     rule: Literal["exact", "published"] = Field(
         "exact", description="`exact` increments of each part, or the publication's left-end rule"
@@ -407,21 +420,6 @@ CHAMPION, PREVIOUS = "champion", "previous"
 """Aliases of the version in use, and of the one that it replaced."""
 
 
-class RegisterParams(Section):
-    """The MLflow model registry."""
-
-    name: str = Field(min_length=1, pattern=r"^[^/:]+$", description="registered model")
-    alias: str = Field("candidate", pattern=r"^[a-zA-Z][\w-]*$", description="alias that the new version gets")
-
-    @model_validator(mode="after")
-    def _check_alias(self) -> "RegisterParams":
-        if self.alias in (CHAMPION, PREVIOUS):
-            raise ValueError(
-                f"alias `{self.alias}` is moved by `sfd models promote` and `rollback` alone: choose another one"
-            )
-        return self
-
-
 class GateParams(Section):
     """What a version must show in one metric to become champion."""
 
@@ -438,12 +436,23 @@ class GateParams(Section):
         return self
 
 
-class RegistryParams(Section):
-    """Promotion in the model registry (``sfd models``)."""
+class RegisterParams(Section):
+    """The MLflow model registry."""
 
+    name: str = Field(min_length=1, pattern=r"^[^/:]+$", description="registered model")
+    alias: str = Field("candidate", pattern=r"^[a-zA-Z][\w-]*$", description="alias that the new version gets")
     gates: dict[str, GateParams] = Field(
-        description="metric of the evaluation to `{limit, improve}`; whether lower or higher is better follows from the metric"
+        description="metric of the evaluation to `{limit, improve}`, which `sfd models promote` asks for; whether lower or higher is "
+        "better follows from the metric"
     )
+
+    @model_validator(mode="after")
+    def _check_alias(self) -> "RegisterParams":
+        if self.alias in (CHAMPION, PREVIOUS):
+            raise ValueError(
+                f"alias `{self.alias}` is moved by `sfd models promote` and `rollback` alone: choose another one"
+            )
+        return self
 
 
 class TrackingParams(Section):
@@ -552,7 +561,6 @@ class Params(Section):
     sample: SampleParams
     evaluate: EvaluateParams
     register_: RegisterParams = Field(alias="register", description="")
-    registry: RegistryParams
     tune: TuneParams
     tracking: TrackingParams
 
@@ -567,7 +575,7 @@ class Params(Section):
             _check_frozen_network(name, getattr(self, name))
         _check_source(self.data)
         _check_file("diffusion", self.diffusion)
-        _check_judge_name(self.judge)
+        _check_judge(self.judge)
         _check_grid(self)
         _check_semantic(self)
         if self.encoder.source == "train":
@@ -578,7 +586,7 @@ class Params(Section):
         _check_guidance(self.sample.guidance, self.diffusion.model)
         check_sampling_schedule(self.schedule, self.sample.schedule)
         _check_reference(self)
-        _check_gates(self.registry.gates, self.judge)
+        _check_gates(self.register_.gates, self.judge)
         return self
 
 
@@ -611,12 +619,20 @@ def _check_source(data: DataParams) -> None:
         )
 
 
-def _check_judge_name(judge: JudgeParams) -> None:
-    if judge.source != "train" and judge.name != "inception":
+def _check_judge(judge: JudgeParams) -> None:
+    is_inception = judge.kind == "inception"
+    if is_inception and judge.source == "train":
         raise ValueError(
-            f"judge.name is {judge.name!r}, but the judge of source `{judge.source}` is Inception-v3: call it `inception`"
+            "judge.kind is `inception`, which is never trained here: set judge.source to `pretrained` or `file`"
         )
-    if judge.source == "train" and judge.name == "inception":
+    if judge.kind == "resnet" and judge.source != "train":
+        raise ValueError(
+            f"judge.kind is `resnet`, which has no published weights, but judge.source is `{judge.source}`: set it to `train`, "
+            "or judge.kind to `inception`"
+        )
+    if is_inception and judge.name != INCEPTION:
+        raise ValueError(f"judge.name is {judge.name!r}, but judge.kind is `inception`: call it `inception`")
+    if not is_inception and judge.name == INCEPTION:
         raise ValueError(
             "judge.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name"
         )
@@ -760,6 +776,15 @@ def _check_init(diffusion: DiffusionParams) -> None:
 def _check_guidance(guidance: GuidanceParams, model: ModelParams) -> None:
     if (guidance.kind == "autoguidance") != (guidance.weak_model is not None):
         raise ValueError("sample.guidance.weak_model is needed by kind `autoguidance`, and by no other kind")
+    if model.condition == "none" and model.class_dropout > 0.0:
+        raise ValueError(
+            f"diffusion.model.condition is `none`, so there is nothing to drop: set diffusion.model.class_dropout {model.class_dropout:g} to 0"
+        )
+    if model.condition == "none" and guidance.kind == "cfg":
+        raise ValueError(
+            "sample.guidance.kind is `cfg`, which compares with the null condition, but diffusion.model.condition is `none`: set the kind to "
+            "`none` or `autoguidance`"
+        )
     if guidance.kind == "cfg" and model.class_dropout == 0.0:
         raise ValueError(
             "sample.guidance.kind is `cfg`, so diffusion.model.class_dropout must be above 0: the null class is not trained otherwise"
@@ -774,7 +799,7 @@ def _check_reference(params: Params) -> None:
     if params.evaluate.reference is not None and params.judge.name != INCEPTION:
         raise ValueError(
             f"evaluate.reference is {params.evaluate.reference!r}, which holds statistics of Inception-v3, but the judge is "
-            f"`{params.judge.name}`: set evaluate.reference to null, or judge.source to `pretrained` or `file`"
+            f"`{params.judge.name}`: set evaluate.reference to null, or judge.kind to `inception`"
         )
 
 
@@ -784,12 +809,12 @@ def _check_gates(gates: dict[str, GateParams], judge: JudgeParams) -> None:
         if metric not in known:
             nearest = difflib.get_close_matches(metric, known, n=1, cutoff=0.0)[0]
             raise ValueError(
-                f"registry.gates.{metric}: judge `{judge.name}` gives no metric `{metric}`; nearest metric: `{nearest}`"
+                f"register.gates.{metric}: judge `{judge.name}` gives no metric `{metric}`; nearest metric: `{nearest}`"
             )
         if gate.improve and not has_error(metric):
             able = ", ".join(name for name in known if has_error(name))
             raise ValueError(
-                f"registry.gates.{metric}.improve needs a metric with a standard error ({able}): give {metric} a limit instead"
+                f"register.gates.{metric}.improve needs a metric with a standard error ({able}): give {metric} a limit instead"
             )
 
 
@@ -954,7 +979,19 @@ def _describe_section(
             continue
         kind = f"the keys of `{described[inner]}`, or null" if inner and described[inner] else _type_text(field)
         default = "required" if field.is_required() else f"`{_as_yaml(field.get_default())}`"
-        rows.append(f"| `{key}` | {kind} | {default} | {field.description} |")
+        rows.append(f"| `{key}` | {kind} | {default} | {_meaning(field)} |")
+
+
+def _one_of(field: FieldInfo) -> OneOf | None:
+    return next((rule for rule in field.metadata if isinstance(rule, OneOf)), None)
+
+
+def _meaning(field: FieldInfo) -> str:
+    """The field's description, and that of every name it may hold."""
+    names = _one_of(field)
+    if names is None:
+        return str(field.description)
+    return f"{field.description}: " + ", ".join(f"`{name}` ({text})" for name, text in names.descriptions().items())
 
 
 def _as_yaml(value: object) -> str:
@@ -968,6 +1005,9 @@ def _as_yaml(value: object) -> str:
 
 
 def _type_text(field: FieldInfo) -> str:
+    names = _one_of(field)
+    if names is not None:
+        return " or ".join(f"`{name}`" for name in names.descriptions())
     limits = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
         f"{sign} {getattr(rule, attr):g}"

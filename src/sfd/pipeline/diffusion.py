@@ -7,6 +7,7 @@ from torch import nn
 
 from sfd.data.latents import LatentDataset
 from sfd.diffusion.guidance import GuidanceScales
+from sfd.diffusion.samplers.euler import Euler
 from sfd.diffusion.sampling import Sampler
 from sfd.encoders.semantic.files import load_semantic
 from sfd.encoders.texture_vae import load_texture_vae
@@ -25,7 +26,7 @@ from sfd.training.diffusion import DecodedFeatures, DiffusionTask, model_config
 from sfd.training.finetuning import Start, start_from
 from sfd.training.loop import train
 
-GRID_SAMPLER = Sampler("euler", num_steps=50)
+GRID_SAMPLER = Sampler(Euler, num_steps=50)
 """Sample grids during training are quick looks, not results."""
 
 

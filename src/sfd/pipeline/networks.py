@@ -5,9 +5,9 @@ import torch
 from sfd.data.images import ManifestImages
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
-from sfd.encoders import judge as judges
 from sfd.encoders import texture_vae as texture_vaes
 from sfd.encoders import vision
+from sfd.encoders.judges.judge import judge_class
 from sfd.evaluation.accuracy import heldout_accuracy
 from sfd.params import EncoderParams, JudgeParams, TextureVaeParams
 from sfd.pictures import pairs
@@ -35,16 +35,16 @@ def make_encoder(params: EncoderParams, data: Prepared, stage: Stage) -> vision.
 
 def make_judge(params: JudgeParams, data: Prepared, stage: Stage) -> None:
     """Writes the judge as ``judge.source`` says; a trained one is scored on the held-out images."""
-    folder = stage.out / "model"
+    kind, folder = judge_class("resnet" if params.source == "train" else "inception"), stage.out / "model"
     if params.source != "train":
-        judges.save_inception(folder, params)
+        kind.save_pretrained(folder, params)
         return
     outputs = num_outputs(data.num_classes)
-    network = judges.build_trainable(params, outputs, stage.params.seed)
+    network = kind.trainable(params, outputs, stage.params.seed)
     task = ClassifierTask("judge", network, data.images(TRAIN), data.num_classes, data.params.mirror, stage.params.seed)
     train_stage(task, params.training, stage).copy_to(network)
     classes = data.num_classes if data.num_classes > 1 else None
-    judges.save_trained(folder, params, network, outputs, classes)
+    kind.save_trained(folder, params, network, outputs, classes)
     if classes is not None:
         stage.log({"heldout_accuracy": heldout_accuracy(folder, data)})
 

@@ -48,7 +48,7 @@ def make_semantic(params: SemanticParams, shards: Path, data: Prepared, stage: S
 
 
 def _fit(params: SemanticParams, dataset: FeatureDataset) -> PcaSemantic:
-    """Components of all stored tokens, every mirroring."""
+    """Components of all stored tokens, every view."""
 
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(dataset), PCA_BATCH):
@@ -79,7 +79,7 @@ def _picture(network: SemanticEncoder, dataset: FeatureDataset, data: Prepared, 
     reader = dataset.reader
     shown = torch.linspace(0, len(reader) - 1, min(NUM_PICTURES, len(reader))).long().tolist()
     side = math.isqrt(reader.index["tokens"])
-    features = dataset.__getitems__([number * dataset.num_mirrorings for number in shown])[0]
+    features = dataset.__getitems__([number * dataset.num_views for number in shown])[0]
     with torch.no_grad():
         reconstruction = network.decode(network.encode(features))
     images = data.images(TRAIN).__getitems__([reader.index["images"][number] for number in shown])[0]

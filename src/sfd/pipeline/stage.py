@@ -56,7 +56,9 @@ STAGES: dict[str, Inputs] = {
     "evaluate": Inputs(
         ("seed", "data.image_size", "data.mirror", "evaluate"), ("prepare", "texture_vae", "judge", "sample")
     ),
-    "register": Inputs(("sample", "register"), ("prepare", "texture_vae", "diffusion", "sample", "evaluate")),
+    "register": Inputs(
+        ("sample", "register.name", "register.alias"), ("prepare", "texture_vae", "diffusion", "sample", "evaluate")
+    ),
     "tune": Inputs(("seed", "data.image_size", "data.mirror", "schedule", "diffusion", "sample", "evaluate", "tune")),
 }
 """The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal. What `tune` reads depends on the kind of its study."""

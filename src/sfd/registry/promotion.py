@@ -94,12 +94,12 @@ def rollback() -> str:
 
 def _pass_gates(params: Params, version: Record, champion: Record | None, force: str | None) -> list[Verdict]:
     """Prints the verdicts. Raises :class:`Refused` if one fails and is not forced."""
-    gates = params.registry.gates
+    gates = params.register_.gates
     difference = describe_difference(version, champion) if champion else None
     verdicts = check_gates(gates, version, champion, alike=difference is None)
     against = f"champion {champion.version}" if champion else "no champion yet"
     print(f"{version} of model `{version.name}`, {against}\n")
-    print(gate_table(verdicts) if verdicts else "no gates: registry.gates in params.yaml is empty", flush=True)
+    print(gate_table(verdicts) if verdicts else "no gates: register.gates in params.yaml is empty", flush=True)
     failed = dict.fromkeys(verdict.metric for verdict in verdicts if not verdict.passed)
     reason, remedy = f"gates fail: {', '.join(failed)}", "--force REASON promotes in spite of them"
     if difference is not None and any(gate.improve for gate in gates.values()):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sfd.names import SAMPLERS
 from sfd.params import SampleParams, check_sampling_schedule
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ def apply_request(registered: SampleParams, model: "DiffusionModel", given: Mapp
     """
     tree = registered.model_dump()
     if "num_steps" in given:
-        if registered.sampler == "dopri5":
-            raise ValueError("the number of steps cannot be chosen: this model samples with dopri5, which chooses them")
+        if SAMPLERS[registered.sampler].adaptive:
+            raise ValueError(
+                f"the number of steps cannot be chosen: this model samples with {registered.sampler}, which chooses them"
+            )
         tree["num_steps"] = given["num_steps"]
     scales = {key: given[key] for key in ("scale_texture", "scale_semantic") if key in given}
     tree["guidance"] |= scales

@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 
 from sfd.generation.schedules import build_schedule
+from sfd.names import SAMPLERS
 from sfd.params import GuidanceParams, ScheduleParams, describe_mistakes
 from sfd.pictures import PHASE_COLOURS, SEMANTIC_COLOUR, TEXTURE_COLOUR, phase_borders
 from sfd.registry.load import RegisteredModel
@@ -149,7 +150,7 @@ def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
         "classes": model.images.model.classes,
         "sampler": sample.sampler,
         "defaults": {
-            "steps": None if sample.sampler == "dopri5" else sample.num_steps,
+            "steps": None if SAMPLERS[sample.sampler].adaptive else sample.num_steps,
             "guidance": {"texture": sample.guidance.scale_texture, "semantic": sample.guidance.scale_semantic},
             "tau": {"offset": chosen.tau, "sync": 0.0}.get(chosen.kind),
         },

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from sfd.data.images import png_bytes
+from sfd.names import SAMPLERS
 from sfd.params import SampleParams
 from sfd.registry.load import RegisteredModel
 from sfd.serving.metrics import Metrics
@@ -147,9 +148,9 @@ class Batches:
     def _shape(self, settings: SampleParams) -> int:
         """Images a call, always filled up, because matrix products round by the shape of their batch.
 
-        dopri5 chooses its steps by the error over the whole batch, so an image would depend on its company: it is drawn alone.
+        An adaptive sampler chooses its steps by the error over the whole batch, so that an image would depend on the others: it is drawn alone.
         """
-        return 1 if settings.sampler == "dopri5" else self._batch_size
+        return 1 if SAMPLERS[settings.sampler].adaptive else self._batch_size
 
     def _draw(self, jobs: list[Job]) -> None:
         model, settings = jobs[0].model, jobs[0].settings

@@ -2,7 +2,7 @@
 
 Candidate k of a class is drawn with a seed of its own; the first ``per_class`` candidates that the judge accepts are kept. Candidates are
 drawn in batches of one size, and what a batch holds follows from the batches before it. So a folder that is interrupted and continued has
-the bytes of one that was not, and a larger one begins with the images of a smaller one (with dopri5, whose steps depend on the whole
+the bytes of one that was not, and a larger one begins with the images of a smaller one (with an adaptive sampler, whose steps depend on the whole
 batch, up to its tolerance).
 """
 
@@ -27,11 +27,11 @@ from sfd.data.images import png_bytes
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.synthetic import COMMAND, HIDDEN, OWN_NAMES, TABLE, is_unfinished, validate_table_of
-from sfd.encoders.judge import Judge, load_judge
+from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import copy_limit, nearest
-from sfd.evaluation.views import Batches, judge_training_images
+from sfd.evaluation.views import ImageBatches, judge_training_images
 from sfd.params import Params, load_params
 from sfd.pipeline.stage import RESULTS, check_current, lock, published_fingerprint
 from sfd.processes import inference_device
@@ -84,7 +84,7 @@ class Critic:
     """What the judge says of generated images: how sure it is of their class, and which training image is the nearest."""
 
     def __init__(self, project: Project, batch_size: int) -> None:
-        self.judge, self.data, self.batches = project.judge, project.data, Batches(batch_size, project.judge)
+        self.judge, self.data, self.batches = project.judge, project.data, ImageBatches(batch_size, project.judge)
         train = self.data.images(TRAIN)
         self.paths = train.paths
         self.originals = judge_training_images(self.judge, train, batch_size, self.data.params.mirror).features

@@ -9,7 +9,7 @@ from pathlib import Path
 from sfd.data.images import FolderStore, ManifestImages
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.synthetic import COMMAND, HIDDEN, REPORT, REPORT_PAGE, read_table
-from sfd.encoders.judge import build_trainable, save_trained
+from sfd.encoders.judges.resnet import ResnetJudge
 from sfd.errors import UserError
 from sfd.evaluation.accuracy import heldout_accuracy
 from sfd.params import JudgeParams, TrainingParams
@@ -125,10 +125,10 @@ def _accuracy(images: ManifestImages, repeat: int, project: Project, work: Path,
     work.mkdir(exist_ok=True)
     params, data, num_classes = project.params.judge, project.data, len(project.classes)
     seed = derive_seed(project.params.seed, "report/training", repeat)
-    network = build_trainable(params, num_classes, seed)
+    network = ResnetJudge.trainable(params, num_classes, seed)
     task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)
     train(task, _training(params), seed, work, fingerprint, log_nothing).copy_to(network)
-    save_trained(work / "model", params, network, num_classes, num_classes)
+    ResnetJudge.save_trained(work / "model", params, network, num_classes, num_classes)
     accuracy = heldout_accuracy(work / "model", data)
     temporary = work.with_suffix(".tmp")
     temporary.write_text(json.dumps({"fingerprint": fingerprint, "accuracy": accuracy}), encoding="utf-8")

@@ -6,9 +6,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sfd.data.latents import Statistics
+from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
-from sfd.diffusion.schedule import OffsetRange, Schedule, part_weights, sample_logit_normal, sample_progress_of_parts
+from sfd.diffusion.schedule import (
+    OffsetRange,
+    Schedule,
+    per_part_weights,
+    sample_logit_normal,
+    sample_progress_per_part,
+)
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.names import SIZES
@@ -76,13 +82,13 @@ class SemanticDecoder(Protocol):
 class DecodedFeatures:
     """REPA's target from the latents themselves: the semantic part, decoded. Costs a forward pass of the decoder, and no disk."""
 
-    def __init__(self, decoder: SemanticDecoder, statistics: Statistics, semantic_channels: int) -> None:
+    def __init__(self, decoder: SemanticDecoder, statistics: ChannelStatistics, semantic_channels: int) -> None:
         self.decoder, self.statistics, self.semantic_channels = decoder, statistics, semantic_channels
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
         """Normalised composite latents ``(B, C, H, W)`` -> features ``(B, N, D)``."""
-        statistics = Statistics(self.statistics.mean.to(latents.device), self.statistics.std.to(latents.device))
+        statistics = ChannelStatistics(self.statistics.mean.to(latents.device), self.statistics.std.to(latents.device))
         semantic = statistics.restore(latents)[:, -self.semantic_channels :]
         return self.decoder.decode(semantic.flatten(2).transpose(1, 2)).float()
 
@@ -124,9 +130,9 @@ class DiffusionTask:
             batch_size, config.in_channels, config.input_size, config.input_size, generator=random, device=device
         )
         schedule = self.schedule.draw(batch_size, random) if isinstance(self.schedule, OffsetRange) else self.schedule
-        if loss.time_of == "parts":
-            u = sample_progress_of_parts(schedule, batch_size, loss.time_mean, loss.time_std, random)
-            weights = part_weights(schedule, u, loss.time_mean, loss.time_std)
+        if loss.timestep_sampling == "per_part":
+            u = sample_progress_per_part(schedule, batch_size, loss.time_mean, loss.time_std, random)
+            weights = per_part_weights(schedule, u, loss.time_mean, loss.time_std)
         else:
             u = sample_logit_normal(batch_size, loss.time_mean, loss.time_std, random)
             weights = (torch.ones_like(u), torch.ones_like(u))

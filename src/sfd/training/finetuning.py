@@ -1,4 +1,4 @@
-"""Starting from a trained model: what is copied, resized, drawn anew and left out; and low-rank adapters (arXiv 2106.09685)."""
+"""Starting from a trained model: what is copied, resized, re-initialised and unused; and low-rank adapters (arXiv 2106.09685)."""
 
 import json
 import textwrap
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfd.data.latents import LatentDataset, Statistics
+from sfd.data.latents import ChannelStatistics, LatentDataset
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
@@ -46,22 +46,22 @@ ADAPTED_LAYERS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
 
 @dataclass(frozen=True)
 class Transfer:
-    """Names of tensors, by what became of them; ``in_part`` says of each what was drawn anew."""
+    """Names of tensors, by what became of them; ``in_part`` says of each what was re-initialised."""
 
     copied: tuple[str, ...]
     in_part: dict[str, str]
     resized: tuple[str, ...]
-    drawn_anew: tuple[str, ...]
-    left_out: tuple[str, ...]
+    reinitialised: tuple[str, ...]
+    unused: tuple[str, ...]
 
     def describe(self) -> list[str]:
         """A line for each fate that any tensor had."""
         lines = [f"copied: {_modules(self.copied)}"]
-        lines += [f"copied in part: {name} (drawn anew: {what})" for name, what in self.in_part.items()]
+        lines += [f"copied in part: {name} (re-initialised: {what})" for name, what in self.in_part.items()]
         for fate, names in (
             ("resized (computed for the new grid)", self.resized),
-            ("drawn anew", self.drawn_anew),
-            ("left out", self.left_out),
+            ("re-initialised", self.reinitialised),
+            ("unused", self.unused),
         ):
             lines += [f"{fate}: {_modules(names)}"] if names else []
         return lines
@@ -101,15 +101,15 @@ def transfer(source: DiffusionModel, network: LightningDiT, classes: list[str]) 
     old = source.network.state_dict()
     copied: list[str] = []
     resized: list[str] = []
-    drawn: list[str] = []
+    reinitialised: list[str] = []
     in_part: dict[str, str] = {}
     for name, value in network.state_dict().items():
         entries = _entries(name, value, ours, classes)
         is_projector = name.startswith("repa_projector.")
         if entries is not None:
-            anew = copy_entries(entries, _entries(name, old[name], theirs, source.classes))
-            if anew:
-                in_part[name] = f"{len(anew)} of {len(entries.names)}: {textwrap.shorten(', '.join(anew), 100)}"
+            missing = copy_entries(entries, _entries(name, old[name], theirs, source.classes))
+            if missing:
+                in_part[name] = f"{len(missing)} of {len(entries.names)}: {textwrap.shorten(', '.join(missing), 100)}"
             else:
                 copied.append(name)
         elif (
@@ -120,9 +120,9 @@ def transfer(source: DiffusionModel, network: LightningDiT, classes: list[str]) 
             value.copy_(old[name])
             copied.append(name)
         else:
-            (resized if name in OF_THE_GRID else drawn).append(name)
-    left_out = [name for name in old if name not in {*copied, *in_part, *resized}]
-    return Transfer(tuple(copied), in_part, tuple(resized), tuple(drawn), tuple(left_out))
+            (resized if name in OF_THE_GRID else reinitialised).append(name)
+    unused = [name for name in old if name not in {*copied, *in_part, *resized}]
+    return Transfer(tuple(copied), in_part, tuple(resized), tuple(reinitialised), tuple(unused))
 
 
 def _check_backbone(theirs: LightningDiTConfig, ours: LightningDiTConfig) -> None:
@@ -168,16 +168,16 @@ def copy_entries(target: Entries, source: Entries | None) -> list[str]:
     return [name for name in target.names if name not in places]
 
 
-def source_statistics(source: DiffusionModel, network: LightningDiT, new: Statistics) -> Statistics:
+def source_statistics(source: DiffusionModel, network: LightningDiT, new: ChannelStatistics) -> ChannelStatistics:
     """The statistics that the weights expect; those of the new latents for channels that the source does not have."""
     theirs, ours = _channels(source.network.config), _channels(network.config)
     mean, std = new.mean.clone(), new.std.clone()
     copy_entries(Entries(mean, 0, ours), Entries(source.statistics.mean, 0, theirs))
     copy_entries(Entries(std, 0, ours), Entries(source.statistics.std, 0, theirs))
-    return Statistics(mean, std)
+    return ChannelStatistics(mean, std)
 
 
-def describe_statistics(chosen: Statistics, new: Statistics) -> str:
+def describe_statistics(chosen: ChannelStatistics, new: ChannelStatistics) -> str:
     """How far the new latents are from mean 0 and standard deviation 1 when they are normalised: far means another encoder."""
     shift = ((new.mean - chosen.mean) / chosen.std).abs().max()
     ratio = new.std / chosen.std
@@ -231,7 +231,7 @@ def start_from(
 
 
 def add_adapters(network: LightningDiT, params: LoraParams, moved: Transfer, seed: int) -> Any:
-    """Freezes the network but for the class table and what was drawn anew, and adds adapters in place; returns peft's tuner.
+    """Freezes the network but for the class table and what was re-initialised, and adds adapters in place; returns peft's tuner.
 
     An adapter is zero at first. The average of the weights holds the averages of its two factors.
     """
@@ -240,6 +240,6 @@ def add_adapters(network: LightningDiT, params: LoraParams, moved: Transfer, see
     config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=ADAPTED_LAYERS)
     with seeded_initialisation(seed, "diffusion/lora"):
         adapters = LoraModel(network, config, "default")
-    for name in (CLASS_TABLE, *moved.in_part, *moved.drawn_anew):
+    for name in (CLASS_TABLE, *moved.in_part, *moved.reinitialised):
         network.get_parameter(name).requires_grad_(True)
     return adapters

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams
 from sfd.processes import form_group
-from sfd.training.order import StepBatches
+from sfd.training.order import SeededBatchSampler
 from sfd.training.sharding import gather, local, shard, share
 
 Tensors = tuple[Tensor, ...]
@@ -72,7 +72,7 @@ class Task(Protocol):
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """What a checkpoint holds beside weights: where training is, and its loss curve so far."""
 
     step: int = 0
@@ -119,7 +119,7 @@ def train(
     trainer = _Trainer(task, params, seed, work, fingerprint, log, sharding)
     trainer.restore()
     trainer.run(preview, preview_every)
-    return Trained(trainer.whole_average().eval().cpu(), trainer.progress.curve)
+    return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve)
 
 
 class _Trainer:
@@ -141,7 +141,7 @@ class _Trainer:
         self.rows = self._rows()
         self.checkpoint = work / "checkpoint.pt"
         self.fingerprint = fingerprint
-        self.progress = Progress()
+        self.state = TrainingState()
         device = self.accelerator.device
         # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
         self.sharded = sharding == "fsdp" and self.accelerator.num_processes > 1
@@ -199,8 +199,8 @@ class _Trainer:
             self._stop()
 
     def _run_steps(self, preview: Preview | None, preview_every: int) -> None:
-        params, first = self.params, self.progress.step
-        order = StepBatches(
+        params, first = self.params, self.state.step
+        order = SeededBatchSampler(
             self.seed, self.task.purpose, len(self.task.dataset), params.batch_size, first, params.num_steps, self.rows
         )
         loader: DataLoader[Any] = DataLoader(
@@ -224,8 +224,8 @@ class _Trainer:
                 if isinstance(data, UserError):
                     raise data
                 self._step(data)
-                self.progress.step += 1
-                step = self.progress.step
+                self.state.step += 1
+                step = self.state.step
                 last = step == params.num_steps
                 bar.update(size)
                 if step % params.log_every == 0 or last:
@@ -274,16 +274,16 @@ class _Trainer:
     def _preview(self, preview: Preview) -> None:
         network = self.whole_average()
         if self.accelerator.is_main_process:
-            preview(network, self.progress.step)
+            preview(network, self.state.step)
             if self.sharded:
                 network.cpu()  # makes room on the device again
 
     def _step(self, data: Tensors) -> None:
         params, device = self.params, self.accelerator.device
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.progress.step)
+            group["lr"] = self.learning_rate(self.state.step)
         data = tuple(value.to(device, non_blocking=True) for value in data)
-        noise = tuple(value[self.rows] for value in self.task.noise(self.progress.step, params.batch_size, device))
+        noise = tuple(value[self.rows] for value in self.task.noise(self.state.step, params.batch_size, device))
         parts = params.accumulation_steps
         totals = torch.zeros_like(self.sums)
         for n, (micro_data, micro_noise) in enumerate(zip(_split(data, parts), _split(noise, parts), strict=True)):
@@ -302,7 +302,7 @@ class _Trainer:
         self.averaged.update_parameters(self.raw)
         self.sums += totals
         # The first step that is not finite is remembered on the device, so that no step waits for it.
-        bad_now = torch.cat([totals.new_tensor([self.progress.step + 1.0]), totals])
+        bad_now = torch.cat([totals.new_tensor([self.state.step + 1.0]), totals])
         self.bad = torch.where((self.bad[0] == 0) & ~totals.isfinite().all(), bad_now, self.bad)
 
     @contextmanager
@@ -319,11 +319,11 @@ class _Trainer:
     def _log_interval(self) -> dict[str, float]:
         """Averages of all terms since the last call, over all processes."""
         self._check_finite()
-        steps = self.progress.step % self.params.log_every or self.params.log_every
+        steps = self.state.step % self.params.log_every or self.params.log_every
         means = self.accelerator.reduce(self.sums, reduction="mean") / steps
         self.sums.zero_()
         row = dict(zip(self.terms, means.tolist(), strict=True))
-        self.progress.curve.append({"step": self.progress.step, **row})
+        self.state.curve.append({"step": self.state.step, **row})
         return row
 
     def _check_finite(self) -> None:
@@ -338,7 +338,7 @@ class _Trainer:
         """A finite loss can have a gradient that is not finite. Raises :class:`UserError` on all processes if it reached the weights."""
         finite = torch.stack([local(p).isfinite().all() for p in self.raw.parameters()]).all()
         if self.accelerator.reduce((~finite).double(), reduction="sum") > 0:
-            raise self._diverged(f"the weights are not finite after step {self.progress.step}")
+            raise self._diverged(f"the weights are not finite after step {self.state.step}")
 
     def _diverged(self, what: str) -> UserError:
         kept = (
@@ -354,8 +354,8 @@ class _Trainer:
         self._check_weights()
         state = {
             "fingerprint": self.fingerprint,
-            "step": self.progress.step,
-            "curve": self.progress.curve,
+            "step": self.state.step,
+            "curve": self.state.curve,
             "sums": self.accelerator.gather(self.sums[None]),
             "network": self.raw.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -383,7 +383,7 @@ class _Trainer:
                     f"{self.task.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning",
                     file=sys.stderr,
                 )
-        steps = self.accelerator.gather(torch.tensor([self.progress.step], device=self.accelerator.device)).tolist()
+        steps = self.accelerator.gather(torch.tensor([self.state.step], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
             raise UserError(
                 f"{self.task.purpose}: processes would continue from different steps {steps}; their machines must share {self.checkpoint}"
@@ -404,7 +404,7 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"] | {"state": moments})
         sums, process = state["sums"].to(self.sums.device), self.accelerator.process_index
         self.sums = sums[process].clone() if len(sums) == self.accelerator.num_processes else sums.mean(dim=0)
-        self.progress = Progress(state["step"], state["curve"])
+        self.state = TrainingState(state["step"], state["curve"])
 
 
 class _Fetched:

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 from sfd.seeding import generator
 
 
-class StepBatches(Sampler[list[int]]):
+class SeededBatchSampler(Sampler[list[int]]):
     """Batches of one process: sample indices for steps ``start_step`` to ``num_steps``.
 
     The endless sequence of samples is a new permutation an epoch, seeded by the epoch; a batch may span two epochs.

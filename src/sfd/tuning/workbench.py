@@ -16,10 +16,10 @@ from torch import Tensor
 from sfd.data.latents import LatentDataset
 from sfd.data.manifest import HELDOUT
 from sfd.data.prepared import Prepared
-from sfd.encoders.judge import load_judge
+from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
-from sfd.evaluation.views import Batches
+from sfd.evaluation.views import ImageBatches
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT
@@ -71,7 +71,7 @@ class Workbench:
         middle = (len(order) + 1) // 2
         self.num_reference = middle
         halves = {STUDY: sorted(order[:middle]), CONFIRMATION: sorted(order[middle:])}
-        batches = Batches(params.evaluate.batch_size, self.judge)
+        batches = ImageBatches(params.evaluate.batch_size, self.judge)
         self.references: dict[str, Reference] = {
             purpose: Reference.of(extract(self.judge, batches.of_images(heldout, rows)))
             for purpose, rows in halves.items()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sfd.data.images import ManifestImages
-from sfd.data.latents import mirrorings
+from sfd.data.latents import views_of
 from sfd.data.shards import Shard, ShardReader, shard_bounds, write_shards
 from sfd.encoders.vision import VisionEncoder
 from sfd.params import FeaturesParams
@@ -29,7 +29,7 @@ def write_features(
     rank: int,
     world_size: int,
 ) -> list[tuple[int, int]]:
-    """Features of the chosen images as fp16 ``(n, mirrorings, N, D)``; returns the shards' bounds."""
+    """Features of the chosen images as fp16 ``(n, views, N, D)``; returns the shards' bounds."""
     bounds = shard_bounds(len(chosen), params.shard_size)
 
     def make(start: int, end: int) -> Shard:
@@ -38,7 +38,7 @@ def write_features(
             pixels, _ = images.__getitems__(chosen[first : min(first + params.batch_size, end)])
             parts.append(
                 torch.stack(
-                    [encoder(view.to(encoder.mean.device)).half().cpu() for view in mirrorings(pixels, mirror)], dim=1
+                    [encoder(view.to(encoder.mean.device)).half().cpu() for view in views_of(pixels, mirror)], dim=1
                 )
             )
         return {"features": torch.cat(parts)}
@@ -48,18 +48,16 @@ def write_features(
 
 
 class FeatureDataset:
-    """Stored features, each mirroring a sample of its own."""
+    """Stored features, each view a sample of its own."""
 
     def __init__(self, reader: ShardReader) -> None:
         self.reader = reader
-        self.num_mirrorings: int = reader.index["mirrorings"]
+        self.num_views: int = reader.index["num_views"]
 
     def __len__(self) -> int:
-        return len(self.reader) * self.num_mirrorings
+        return len(self.reader) * self.num_views
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor]:
         """Features ``(B, N, D)`` float32."""
-        rows = self.reader.rows("features", [index // self.num_mirrorings for index in indices])
-        return (
-            torch.stack([row[index % self.num_mirrorings] for row, index in zip(rows, indices, strict=True)]).float(),
-        )
+        rows = self.reader.rows("features", [index // self.num_views for index in indices])
+        return (torch.stack([row[index % self.num_views] for row, index in zip(rows, indices, strict=True)]).float(),)

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from sfd.cli import app
 from sfd.data.manifest import HELDOUT
 from sfd.data.prepared import Prepared
-from sfd.encoders.judge import load_judge
+from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
-from sfd.evaluation.evaluation import Evaluation
 from sfd.evaluation.extraction import FeatureStore
-from sfd.evaluation.fidelity import Statistics, extract
+from sfd.evaluation.fidelity import FeatureStatistics, extract
+from sfd.evaluation.protocol import Evaluation
 from sfd.evaluation.views import choose_like
 from sfd.generation.export import export_npz
 from sfd.params import load_params
@@ -61,7 +61,7 @@ class SmallInception(nn.Module):
 def write_reference(file: Path, images: Tensor, has_images: bool = True) -> None:
     """Statistics of a data set, and a part of it, as ADM publishes them."""
     seen = extract(SmallInception(), [images], spatial=True)  # type: ignore[arg-type]
-    features, spatial = Statistics.of(seen.features), Statistics.of(seen.spatial)  # type: ignore[arg-type]
+    features, spatial = FeatureStatistics.of(seen.features), FeatureStatistics.of(seen.spatial)  # type: ignore[arg-type]
     arrays = {"mu": features.mean, "sigma": features.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance}
     if has_images:
         arrays["arr_0"] = images[:17].permute(0, 2, 3, 1).numpy()
@@ -179,8 +179,8 @@ def test_the_stage_needs_the_file_and_depends_on_its_content(project: Project, t
     copied = project.copy_to(tmp_path / "copy")
     params = yaml.safe_load((copied.folder / "params.yaml").read_text())
     params["evaluate"]["reference"] = "ref.npz"
-    params["judge"] |= {"source": "pretrained", "name": "inception"}
-    params["registry"]["gates"] = {}
+    params["judge"] |= {"kind": "inception", "source": "pretrained", "name": "inception"}
+    params["register"]["gates"] = {}
     copied.write_params(params)
     status, output = copied.run(sys.executable, "stages/evaluate.py")
     assert status == 2 and "ref.npz does not exist, but params.yaml names it" in output and "Traceback" not in output

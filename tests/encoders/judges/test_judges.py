@@ -8,18 +8,19 @@ import torch
 from torch import nn
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from sfd.encoders.judge import InceptionJudge, build_trainable, load_judge, save_inception, save_trained
+from sfd.encoders.judges.inception import InceptionJudge
+from sfd.encoders.judges.judge import load_judge
+from sfd.encoders.judges.resnet import ResnetJudge
 from sfd.errors import UserError
-from sfd.evaluation.fidelity import SpatialJudge
 from sfd.params import JudgeParams
 from sfd.seeding import seeded_initialisation
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-PARAMS = JudgeParams.model_validate({"source": "train", "name": "tiny", "channels": (8, 8, 8, 16)})
+PARAMS = JudgeParams.model_validate({"kind": "resnet", "source": "train", "name": "tiny", "channels": (8, 8, 8, 16)})
 
 
 def inception_params(file: Path) -> JudgeParams:
-    return JudgeParams.model_validate({"source": "file", "name": "inception", "file": str(file)})
+    return JudgeParams.model_validate({"kind": "inception", "source": "file", "name": "inception", "file": str(file)})
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,8 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_trained_judge_keeps_features_logits_and_digest(tmp_path: Path) -> None:
-    network = build_trainable(PARAMS, 10, seed=0).eval()
-    save_trained(tmp_path, PARAMS, network, 10, classes=10)
+    network = ResnetJudge.trainable(PARAMS, 10, seed=0).eval()
+    ResnetJudge.save_trained(tmp_path, PARAMS, network, 10, classes=10)
     first, second = load_judge(tmp_path), load_judge(tmp_path)
     features, logits = first(IMAGES)
     assert features.shape == (3, 16) and logits is not None and logits.shape == (3, 10)
@@ -49,12 +50,12 @@ def test_a_trained_judge_keeps_features_logits_and_digest(tmp_path: Path) -> Non
 
 
 def test_a_judge_without_class_labels_has_no_logits(tmp_path: Path) -> None:
-    save_trained(tmp_path, PARAMS, build_trainable(PARAMS, 4, seed=0), 4, classes=None)
+    ResnetJudge.save_trained(tmp_path, PARAMS, ResnetJudge.trainable(PARAMS, 4, seed=0), 4, classes=None)
     assert load_judge(tmp_path)(IMAGES)[1] is None
 
 
 def test_inception_loads_from_its_file_and_speaks_of_no_class_of_ours(inception_file: Path, tmp_path: Path) -> None:
-    save_inception(tmp_path / "model", inception_params(inception_file))
+    InceptionJudge.save_pretrained(tmp_path / "model", inception_params(inception_file))
     judge = load_judge(tmp_path / "model")
     assert isinstance(judge, InceptionJudge) and judge.classes is None and judge.name == "inception"
     features, logits = judge(IMAGES)
@@ -63,9 +64,9 @@ def test_inception_loads_from_its_file_and_speaks_of_no_class_of_ours(inception_
 
 def test_spatial_features_are_those_of_the_published_graph_channels_last(inception_file: Path, tmp_path: Path) -> None:
     """Against the network taken apart: block `mixed_6` of TensorFlow's graph is the fourth of 17x17, its `conv` the 1x1 one with ReLU."""
-    save_inception(tmp_path / "model", inception_params(inception_file))
+    InceptionJudge.save_pretrained(tmp_path / "model", inception_params(inception_file))
     judge = load_judge(tmp_path / "model")
-    assert isinstance(judge, InceptionJudge) and isinstance(judge, SpatialJudge)
+    assert isinstance(judge, InceptionJudge)
     features, logits, spatial = judge.with_spatial(IMAGES)
     plain_features, plain_logits = judge(IMAGES)
     assert torch.equal(features, plain_features) and plain_logits is not None and torch.equal(logits, plain_logits)
@@ -90,15 +91,18 @@ def test_spatial_features_are_those_of_the_published_graph_channels_last(incepti
 
 
 def test_a_trained_judge_has_no_spatial_features(tmp_path: Path) -> None:
-    save_trained(tmp_path, PARAMS, build_trainable(PARAMS, 10, seed=0).eval(), 10, classes=10)
-    assert not isinstance(load_judge(tmp_path), SpatialJudge)
+    ResnetJudge.save_trained(tmp_path, PARAMS, ResnetJudge.trainable(PARAMS, 10, seed=0).eval(), 10, classes=10)
+    judge = load_judge(tmp_path)
+    assert judge.num_spatial_features == 0
+    with pytest.raises(NotImplementedError):
+        judge.with_spatial(IMAGES)
 
 
 def test_a_file_that_is_not_inception_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     file = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(1)}, file)
     with pytest.raises(UserError, match="6726825d.pth"):
-        save_inception(tmp_path / "model", inception_params(file))
+        InceptionJudge.save_pretrained(tmp_path / "model", inception_params(file))
     assert not list((tmp_path / "model").iterdir())
 
 
@@ -106,4 +110,4 @@ def test_a_file_that_needs_unpickling_of_objects_is_refused(tmp_path: Path) -> N
     file = tmp_path / "pickled.pth"
     torch.save({"path": Path("x")}, file)
     with pytest.raises(UserError, match=r"could not be loaded"):
-        save_inception(tmp_path / "model", inception_params(file))
+        InceptionJudge.save_pretrained(tmp_path / "model", inception_params(file))

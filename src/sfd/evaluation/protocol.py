@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from sfd.data.images import ManifestImages
-from sfd.data.latents import mirrorings
+from sfd.data.latents import views_of
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.texture_vae import TextureVae
 from sfd.errors import UserError
 from sfd.evaluation.extraction import FeatureStore
-from sfd.evaluation.fidelity import Reference, Sets, SpatialJudge, check_num_images, score
+from sfd.evaluation.fidelity import Reference, Sets, check_num_images, score
 from sfd.evaluation.memorisation import memorisation
-from sfd.evaluation.reference import ReferenceFile
+from sfd.evaluation.reference import ReferenceBatch
 from sfd.evaluation.views import NUM_CLOSEST, choose, choose_like, picture_nearest
 from sfd.generation.samples import read_images, read_table
+from sfd.names import INCEPTION
 from sfd.params import EvaluateParams
 from sfd.seeding import generator
 
@@ -45,7 +46,7 @@ class Evaluation:
     table: pd.DataFrame
     heldout: ManifestImages
     train: ManifestImages
-    reference: ReferenceFile | None
+    reference: ReferenceBatch | None
 
     @classmethod
     def open(
@@ -54,12 +55,12 @@ class Evaluation:
         """Raises :class:`UserError` before the judge sees an image: samples are missing, or the reference is broken or too small."""
         reference = None
         if params.reference is not None:
-            if not isinstance(store.judge, SpatialJudge):
+            if store.judge.name != INCEPTION:
                 raise UserError(
                     f"evaluate.reference holds statistics of Inception-v3, but the judge in results/judge is {store.judge.name!r}; "
                     f"run `dvc repro judge`, or set evaluate.reference to null"
                 )
-            reference = ReferenceFile.open(Path(params.reference), store.judge)
+            reference = ReferenceBatch.open(Path(params.reference), store.judge)
             if reference.image_shape is not None:
                 check_num_images(reference.image_shape[0], params)
         table, heldout, train = read_table(samples), data.images(HELDOUT), data.images(TRAIN)
@@ -91,7 +92,7 @@ class Evaluation:
         """This process's share of all features."""
         files, train_rows, mirror = self.table["file"].tolist(), self.train_rows, self.data.params.mirror
         everything = (
-            ["features", "logits", "spatial"] if isinstance(self.store.judge, SpatialJudge) else ["features", "logits"]
+            ["features", "logits", "spatial"] if self.store.judge.num_spatial_features else ["features", "logits"]
         )
 
         def images(source: ManifestImages, rows: Sequence[int]) -> Tensor:
@@ -112,7 +113,7 @@ class Evaluation:
         if self.reference is not None and self.reference.image_shape is not None:
             with self.reference.images() as read:
                 fill([REFERENCE], self.reference.image_shape[0], lambda rows: [read(rows)])
-        fill(self._training_sets, len(self.train), lambda rows: mirrorings(images(self.train, rows), mirror))
+        fill(self._training_sets, len(self.train), lambda rows: views_of(images(self.train, rows), mirror))
 
     @property
     def _training_sets(self) -> list[str]:

@@ -1,0 +1,1 @@
+"""Solvers of the sampling ODE, one per file (the table is ``sfd.names.SAMPLERS``)."""

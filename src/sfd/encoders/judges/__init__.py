@@ -1,0 +1,1 @@
+"""Judges: the frozen networks whose features score samples."""

@@ -1,0 +1,86 @@
+"""What a judge is, and the judge that stage ``judge`` left. A new kind is one file beside this one and one line of ``names.JUDGES``."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sfd import names
+from sfd.network_files import read_config
+from sfd.params import JudgeParams
+
+
+class Judge(nn.Module):
+    """A frozen network that scores images. Never the encoder whose features became semantic latents.
+
+    Attributes:
+        kind: its name in ``names.JUDGES``, and in ``config.json``.
+        name: appears in the keys of metrics; ``inception`` for Inception-v3, and for nothing else.
+        digest: sha256 of its weights.
+        num_features: D, the channels of its features.
+        num_spatial_features: S, the size of the spatial features that sFID needs; 0 if it has none.
+        classes: how many classes of the data set its logits score; None if they score other classes, or if it has no logits.
+    """
+
+    kind: ClassVar[str]
+    name: str
+    digest: str
+    num_features: int
+    num_spatial_features: int = 0
+    classes: int | None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images uint8 ``(B, 3, H, W)`` on its device -> features float32 ``(B, D)`` and logits ``(B, K)``, or None if it has none."""
+        raise NotImplementedError
+
+    def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """As :meth:`forward`, and spatial features ``(B, S)``. Only a judge whose ``num_spatial_features`` is above 0 has it."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and where it expects images."""
+        return next(self.parameters()).device
+
+    @classmethod
+    def trainable(cls, params: JudgeParams, num_outputs: int, seed: int) -> nn.Module:
+        """The network that stage ``judge`` trains, initialised: pixels ``(B, 3, H, W)`` in [-1, 1] -> logits ``(B, num_outputs)``.
+
+        Only a kind that ``judge.source: train`` can mean has it.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def save_trained(
+        cls, folder: Path, params: JudgeParams, network: nn.Module, num_outputs: int, classes: int | None
+    ) -> None:
+        """Writes what :meth:`trainable` gave, after its training. ``classes``: as the attribute."""
+        raise NotImplementedError
+
+    @classmethod
+    def save_pretrained(cls, folder: Path, params: JudgeParams) -> None:
+        """Writes the judge with weights that others trained, as ``judge.source`` says.
+
+        Only a kind that ``judge.source: pretrained`` or ``file`` can mean has it.
+
+        Raises:
+            UserError: the weights cannot be loaded.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, folder: Path) -> "Judge":
+        """The judge in ``folder``. Raises :class:`UserError` if its files are missing or do not fit."""
+        raise NotImplementedError
+
+
+def judge_class(kind: str) -> type[Judge]:
+    """The implementation of ``judge.kind``."""
+    found: type[Judge] = names.load(names.JUDGES, kind)
+    return found
+
+
+def load_judge(folder: Path) -> Judge:
+    """The judge that stage ``judge`` left in ``folder``, in evaluation mode. Raises :class:`UserError` if there is none, or it does not fit."""
+    return judge_class(read_config(folder)["kind"]).load(folder).eval().requires_grad_(False)
