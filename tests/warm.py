@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parents[1] / "src"
+PROGRAMS = "SFD_TEST_PROGRAMS"
+"""The environment variable that names the folder of programs to all processes of a test run."""
 NAMES = ("python", "sfd", "dvc", "torchrun")
 LAZY = ("datasets", "diffusers.models.autoencoders.autoencoder_kl", "dvc.api", "mlflow.pyfunc", "mlflow.store.db.utils")
 LAZY += ("mlflow.store.tracking.sqlalchemy_store", "optuna.importance", "optuna.samplers", "optuna.storages", "sklearn")
@@ -34,7 +36,8 @@ import json, os, signal, socket, sys
 arguments = sys.argv[1:]
 connection = socket.socket(socket.AF_UNIX)
 connection.connect({address!r})
-request = {{"program": os.path.basename(sys.argv[0]), "arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}}
+request = {{"program": os.path.basename(sys.argv[0]), "path": {folder!r} + "/python", "arguments": arguments}}
+request |= {{"folder": os.getcwd(), "environment": dict(os.environ)}}
 request["ignores_sigint"] = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 fork, early = [], []
 def pass_on(number, frame):
@@ -67,7 +70,7 @@ class Warm:
         address = folder / "socket"
         for name in NAMES:
             program = self.programs / name
-            program.write_text(CLIENT.format(python=sys.executable, address=str(address)))
+            program.write_text(CLIENT.format(python=sys.executable, address=str(address), folder=str(self.programs)))
             program.chmod(0o755)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1"}
         self.log = (folder / "log").open("wb")
@@ -101,6 +104,7 @@ class Request:
 
     def run(self) -> None:
         """In the fork: becomes the program, as a new interpreter would."""
+        interpreter = sys.executable
         for number, stream in enumerate(self.streams):
             os.dup2(stream, number)
             os.close(stream)
@@ -110,8 +114,12 @@ class Request:
         signal.signal(signal.SIGINT, signal.SIG_IGN if self.asked["ignores_sigint"] else signal.default_int_handler)
         sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         name, arguments = self.asked["program"], self.asked["arguments"]
+        sys.executable = str(Path(self.asked["path"]).with_name("python"))  # what it starts is forked, too
         if name != "python":
-            arguments = [str(Path(sys.executable).with_name(name)), *arguments]
+            arguments = [str(Path(interpreter).with_name(name)), *arguments]
+        is_safe = arguments[:1] == ["-P"]
+        if is_safe:
+            arguments = arguments[1:]
         if arguments[:1] == ["-c"]:
             sys.argv = ["-c", *arguments[2:]]
             sys.path.insert(0, "")
@@ -124,10 +132,11 @@ class Request:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         elif arguments and not arguments[0].startswith("-"):
             sys.argv = arguments
-            sys.path.insert(0, str(Path(arguments[0]).parent.absolute()))
+            if not is_safe:
+                sys.path.insert(0, str(Path(arguments[0]).parent.absolute()))
             runpy.run_path(arguments[0], run_name="__main__")
         else:
-            os.execv(sys.executable, [sys.executable, *arguments])
+            os.execv(interpreter, [interpreter, *arguments])
 
 
 def import_everything() -> None:

@@ -35,7 +35,7 @@ from sfd.synthetic.generate import ENOUGH_TRIES, Progress, Project, Request
 
 pytestmark = pytest.mark.long
 
-SFD = [sys.executable, "-c", "from sfd.cli import main; main()"]
+SFD = ["sfd"]
 CLASSES = ["hoch ü", "quer"]
 PER_CLASS = 4
 
