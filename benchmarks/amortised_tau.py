@@ -50,7 +50,7 @@ def measure() -> None:
 def run(name: str, seed: int) -> list[dict[str, Any]]:
     """Trains one model and scores it; the shared one at every tau, plain and refined."""
     from sfd.params import load_params, parse_params
-    from sfd.tuning.workbench import Workbench
+    from sfd.tuning.evaluator import CandidateEvaluator
 
     tree = load_params(Path("params.yaml")).model_dump(mode="json", by_alias=True)
     tree["schedule"] |= {"kind": "offset", "tau": {"low": 0.0, "high": 1.0} if name == "shared" else float(name)}
@@ -62,16 +62,18 @@ def run(name: str, seed: int) -> list[dict[str, Any]]:
         tree["sample"]["schedule"] = tree["schedule"] | {"tau": tau}
         return parse_params(tree)
 
-    bench = Workbench(with_tau(0.5 if name == "shared" else float(name)))
+    evaluator = CandidateEvaluator(with_tau(0.5 if name == "shared" else float(name)))
     folder = WORK / f"{name}-{seed}"
-    model = bench.train(bench.params, seed, fresh(folder))
+    model = evaluator.train(evaluator.params, seed, fresh(folder))
     rows = []
     for tau in TAUS if name == "shared" else (float(name),):
-        rows.append(row("shared" if name == "shared" else "point", tau, seed, TRAIN_STEPS, bench, model, with_tau(tau)))
+        rows.append(
+            row("shared" if name == "shared" else "point", tau, seed, TRAIN_STEPS, evaluator, model, with_tau(tau))
+        )
     if name == "shared":
         for tau in TAUS:
-            refined = bench.refine(model, with_tau(tau), seed, fresh(folder))
-            rows.append(row("refined", tau, seed, REFINE_STEPS, bench, refined, with_tau(tau)))
+            refined = evaluator.refine(model, with_tau(tau), seed, fresh(folder))
+            rows.append(row("refined", tau, seed, REFINE_STEPS, evaluator, refined, with_tau(tau)))
     shutil.rmtree(folder)
     return rows
 
@@ -83,9 +85,9 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
-def row(method: str, tau: float, seed: int, steps: int, bench: Any, model: Any, params: Any) -> dict[str, Any]:
+def row(method: str, tau: float, seed: int, steps: int, evaluator: Any, model: Any, params: Any) -> dict[str, Any]:
     """Means over the sampling seeds."""
-    found = [bench.score(model, params, "study", repeat).metrics for repeat in range(REPEATS)]
+    found = [evaluator.score(model, params, "study", repeat).metrics for repeat in range(REPEATS)]
     means = {key: statistics.fmean(metrics[key] for metrics in found) for key in ("fd", "kid", "class_accuracy")}
     return {"method": method, "tau": tau, "seed": seed, "steps": steps, **means}
 

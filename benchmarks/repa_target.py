@@ -22,7 +22,7 @@ from sfd.params import Params, load_params
 from sfd.pipeline.diffusion import build_network, build_task, open_latents
 from sfd.pipeline.stage import RESULTS
 from sfd.training.loop import log_nothing, train
-from sfd.tuning.workbench import STUDY, Workbench
+from sfd.tuning.evaluator import STUDY, CandidateEvaluator
 
 WORK = Path(".sfd/repa_target")
 TARGETS = ("stored", "decoded")
@@ -64,7 +64,7 @@ def final_losses(params: Params, model: DiffusionModel) -> dict[str, float]:
     return sums
 
 
-def measure(bench: Workbench, target: str, seed: int, steps: int, num_images: int) -> dict[str, float]:
+def measure(evaluator: CandidateEvaluator, target: str, seed: int, steps: int, num_images: int) -> dict[str, float]:
     """One training with its measures."""
     params = options(target, steps, num_images)
     dataset = open_latents(params, RESULTS / "latents")
@@ -77,7 +77,7 @@ def measure(bench: Workbench, target: str, seed: int, steps: int, num_images: in
     trained = train(task, params.diffusion.training, seed, WORK, "f", log_nothing)
     seconds = time.perf_counter() - began
     trained.copy_to(network)
-    scored = bench.score(model, params, STUDY, 0).metrics
+    scored = evaluator.score(model, params, STUDY, 0).metrics
     found = {"step": 1000.0 * seconds / steps, **final_losses(options("stored", steps, num_images), model)}
     found |= {name: scored[name] for name in ("class_accuracy", "fd")}
     print(f"seed {seed}, {target}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()), flush=True)
@@ -101,11 +101,11 @@ def main(
     num_images: Annotated[int, typer.Option(help="images that a model is scored with")] = 500,
 ) -> None:
     """Prints both targets' means over the seeds, and their difference with its standard error over pairs of a seed."""
-    bench, disk = Workbench(options("stored", steps, num_images)), disk_bytes()
+    evaluator, disk = CandidateEvaluator(options("stored", steps, num_images)), disk_bytes()
     found: dict[str, list[dict[str, float]]] = {target: [] for target in TARGETS}
     for seed in range(seeds):
         for target in TARGETS:
-            found[target].append(measure(bench, target, seed, steps, num_images))
+            found[target].append(measure(evaluator, target, seed, steps, num_images))
     print(f"\n| {steps} steps, {seeds} seeds | stored | decoded | decoded - stored |\n|---|---|---|---|")
     ratio = disk["decoded"] / disk["stored"]
     print(f"| latents on disk, bytes | {disk['stored']:,} | {disk['decoded']:,} | x {ratio:.2f} |")

@@ -140,7 +140,7 @@ def tune(
     from sfd.tuning import study
 
     if context.invoked_subcommand is None:
-        study.work() if worker else study.tune()
+        study.run_worker() if worker else study.tune()
 
 
 @tuning.command()
@@ -212,7 +212,7 @@ def promote(
 
     try:
         typer.echo(promotion.promote(version, force))
-    except promotion.Refused as reason:
+    except promotion.PromotionRefused as reason:
         typer.echo(f"refused: {reason}", err=True)
         raise typer.Exit(1) from None
 
@@ -287,16 +287,16 @@ def generate(
     ] = False,
 ) -> None:
     """Write a balanced data set of generated images: class folders and samples.parquet. Interrupted, it continues."""
-    from sfd.synthetic.generate import Project, Request
+    from sfd.synthetic.generate import GenerateOptions, Upstream
     from sfd.synthetic.generate import generate as make
     from sfd.synthetic.report import check_report, report
 
-    project = Project.load()
+    upstream = Upstream.load()
     if with_report:
-        check_report(project)
-    typer.echo(make(out, Request(per_class, version, seed, min_confidence, drop_memorised), project))
+        check_report(upstream)
+    typer.echo(make(out, GenerateOptions(per_class, version, seed, min_confidence, drop_memorised), upstream))
     if with_report:
-        typer.echo(report(out, project))
+        typer.echo(report(out, upstream))
 
 
 @app.command()
@@ -346,12 +346,12 @@ def bench(
     ] = False,
 ) -> None:
     """Measure speed, memory and utilisation on synthetic data and random weights."""
-    from sfd.bench.report import Request
+    from sfd.bench.report import BenchOptions
     from sfd.bench.report import bench as run
 
     if preset is not None and file != Path("params.yaml"):
         raise UserError(f"--file {file} and --preset {preset} name two sets of parameters; give one of them")
-    typer.echo(run(Request(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
+    typer.echo(run(BenchOptions(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from sfd.bench.measure import Measurement, matmul_ceiling
 from sfd.bench.networks import latent_shape, random_backbone, random_texture_vae
-from sfd.bench.report import Request, bench
+from sfd.bench.report import BenchOptions, bench
 from sfd.bench.workloads import OneBatch, training_flops
 from sfd.cli import app
 from sfd.errors import UserError
@@ -63,7 +63,7 @@ def test_sampling_counts_evaluations_and_can_leave_the_decoder_out(file: Path, t
         tree["sample"] |= sample
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
         target = tmp_path / f"{name}.json"
-        bench(Request("sample", tmp_path / f"{name}.yaml", "auto", 2, 1, with_decoder), target)
+        bench(BenchOptions("sample", tmp_path / f"{name}.yaml", "auto", 2, 1, with_decoder), target)
         row: dict[str, Any] = json.loads(target.read_text())["measured"][0]
         return row
 
@@ -114,7 +114,7 @@ def test_every_kind_of_semantics_and_of_target_is_measured(file: Path, tmp_path:
 
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(merge(yaml.safe_load(file.read_text()), changes)))
     for job in ("train", "latents", "load"):
-        assert job in bench(Request(job, tmp_path / "params.yaml", "auto", 2, 1), None)
+        assert job in bench(BenchOptions(job, tmp_path / "params.yaml", "auto", 2, 1), None)
 
 
 def test_a_preset_is_measured_by_name_and_not_beside_a_file(file: Path) -> None:
@@ -183,12 +183,12 @@ def test_the_numerics_are_measured_where_tracking_and_decoders_are_not_installed
 import sys
 sys.modules.update(dict.fromkeys(("mlflow", "dvc", "optuna", "pandera", "diffusers")))
 from pathlib import Path
-from sfd.bench.report import Request, bench
+from sfd.bench.report import BenchOptions, bench
 for job in ("train", "load"):
-    print(bench(Request(job, Path({str(file)!r}), "cpu", 4, 1), None))
-print(bench(Request("sample", Path({str(file)!r}), "cpu", 4, 1, with_decoder=False), None))
+    print(bench(BenchOptions(job, Path({str(file)!r}), "cpu", 4, 1), None))
+print(bench(BenchOptions("sample", Path({str(file)!r}), "cpu", 4, 1, with_decoder=False), None))
 try:
-    bench(Request("sample", Path({str(file)!r}), "cpu", 4, 1), None)
+    bench(BenchOptions("sample", Path({str(file)!r}), "cpu", 4, 1), None)
 except Exception as error:
     print(type(error).__name__, error)
 """

@@ -7,21 +7,21 @@ import pytest
 
 from sfd.errors import UserError
 from sfd.params import GateParams
-from sfd.registry.gates import Verdict, check_gates, gate_table
+from sfd.registry.gates import GateResult, check_gates, gate_table
 from sfd.registry.smoke import Smoke, check_smoke
-from sfd.registry.versions import Record, describe_difference
+from sfd.registry.versions import VersionInfo, describe_difference
 
 MEASURED = {"judge": "eye", "judge_digest": "a" * 64, "num_images": "450", "reference": "b" * 64}
 
 
-def record(version: str = "2", **metrics: float) -> Record:
+def record(version: str = "2", **metrics: float) -> VersionInfo:
     time = datetime.fromtimestamp(0, UTC)
-    return Record("digits", version, "run", time, (), metrics, dict(MEASURED), {}, None, {})
+    return VersionInfo("digits", version, "run", time, (), metrics, dict(MEASURED), {}, None, {})
 
 
 def verdict(
-    metric: str, gate: dict[str, object], version: Record, champion: Record | None = None, alike: bool = True
-) -> Verdict:
+    metric: str, gate: dict[str, object], version: VersionInfo, champion: VersionInfo | None = None, alike: bool = True
+) -> GateResult:
     (found,) = check_gates({metric: GateParams.model_validate(gate)}, version, champion, alike)
     return found
 

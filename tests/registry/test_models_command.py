@@ -190,7 +190,7 @@ def test_without_a_previous_champion_there_is_nothing_to_roll_back_to(registry: 
 def test_a_version_that_was_measured_otherwise_is_not_compared(registry: Registry) -> None:
     registry.set_aliases(champion="1")
     unlike = registry.add(**BETTER, **{"measured.num_images": "450", "measured.reference": "f" * 64})
-    with pytest.raises(promotion.Refused) as refused:
+    with pytest.raises(promotion.PromotionRefused) as refused:
         promotion.promote(unlike, None)
     for part in ("num_images 450 and 12", "reference ffffffffffff and", "evaluate both alike, or give --force REASON"):
         assert part in str(refused.value)
@@ -221,7 +221,7 @@ def test_an_artifact_that_was_tampered_with_is_never_promoted_not_even_by_force(
     settings.write_text(original.replace('"num_steps":3', '"num_steps":2'))
     try:
         with pytest.raises(
-            promotion.Refused, match="the smoke fails: its pixels differ from those of its registration"
+            promotion.PromotionRefused, match="the smoke fails: its pixels differ from those of its registration"
         ):
             promotion.promote(better, "I insist")
     finally:

@@ -345,7 +345,7 @@ def test_a_server_that_stops_is_not_ready_and_admits_nothing_more() -> None:
 
 def test_without_its_worker_a_server_is_not_ready() -> None:
     with running(MODEL) as server:
-        server.service.batches.stop(60)
+        server.service.batcher.stop(60)
         assert server.ask("/readyz").status == 503
 
 

@@ -21,7 +21,7 @@ from support import wait_until
 from sfd import cli
 from sfd.errors import UserError
 from sfd.serving.address import bind, is_local, read_token, url_of
-from sfd.serving.batches import Batches
+from sfd.serving.batcher import DynamicBatcher
 from sfd.serving.follow import Follower
 from sfd.serving.metrics import Metrics
 
@@ -246,15 +246,15 @@ def followed(project: ServedProject, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Serves a version of a model of its own."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", project.store)
     metrics = Metrics()
-    batches = Batches(2, 8, metrics)
-    batches.start()
-    follower = Follower("followed", "champion", batches.try_out, metrics)
+    batcher = DynamicBatcher(2, 8, metrics)
+    batcher.start()
+    follower = Follower("followed", "champion", batcher.try_out, metrics)
     if not project.client().search_registered_models("name = 'followed'"):
         project.register("followed", untrained_model(["a"], RANGE), {"schedule": {"kind": "offset", "tau": 0.1}})
     project.move_alias("followed", "1")
     follower.load("champion")
     yield follower, metrics
-    batches.stop(60)
+    batcher.stop(60)
 
 
 def reloads(metrics: Metrics, result: str) -> float | None:

@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from support import Project as Workplace
-from support import finished_project, wait_until
+from support import Project, finished_project, wait_until
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -31,7 +30,7 @@ from sfd.pipeline.stage import lock
 from sfd.registry.load import load_registered
 from sfd.seeding import derive_seed
 from sfd.synthetic import generate as generation
-from sfd.synthetic.generate import ENOUGH_TRIES, Progress, Project, Request
+from sfd.synthetic.generate import ENOUGH_TRIES, ClassCounts, GenerateOptions, Upstream
 
 pytestmark = pytest.mark.long
 
@@ -41,7 +40,7 @@ PER_CLASS = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A copy of the finished project, in which this process works."""
     with finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("generate") / "project").entered() as made:
         yield made
@@ -80,13 +79,13 @@ def contents(out: Path) -> dict[str, str]:
     return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_every_class_has_its_images_and_the_table_says_where_each_comes_from(out: Path, workplace: Workplace) -> None:
+def test_every_class_has_its_images_and_the_table_says_where_each_comes_from(out: Path, project: Project) -> None:
     table = read_table(out)
     assert table["class"].value_counts().to_dict() == dict.fromkeys(CLASSES, PER_CLASS)
     assert sorted([*table["file"], "samples.parquet"]) == sorted(contents(out))
     assert set(table["model"]) == {"sfd-digits"} and set(table["model_version"]) == {"1"}
     assert table["confidence"].between(0.0, 1.0).all() and (table["nearest_distance"] > 0.0).all()
-    assert all((workplace.folder / "images" / path).is_file() for path in table["nearest_file"])
+    assert all((project.folder / "images" / path).is_file() for path in table["nearest_file"])
     digests = contents(out)
     assert table["sha256"].tolist() == [digests[file] for file in table["file"]]
 
@@ -122,11 +121,11 @@ def test_prepare_takes_the_folder_as_a_data_set_and_refuses_nothing(out: Path, t
     assert (summary.num_images, summary.num_rejected, summary.classes) == (2 * PER_CLASS, 0, CLASSES)
 
 
-def test_killed_and_started_again_it_ends_with_the_same_bytes(workplace: Workplace, limit: str, tmp_path: Path) -> None:
+def test_killed_and_started_again_it_ends_with_the_same_bytes(project: Project, limit: str, tmp_path: Path) -> None:
     number = 40
     command = [*SFD, "generate", "killed", "--per-class", str(number), "--min-confidence", limit]
-    process = workplace.start(*command, OMP_NUM_THREADS=str(torch.get_num_threads()))
-    killed = workplace.folder / "killed"
+    process = project.start(*command, OMP_NUM_THREADS=str(torch.get_num_threads()))
+    killed = project.folder / "killed"
     done = killed / ".sfd" / "work" / "batch-000003.parquet"
     wait_until(lambda: done.is_file() or process.poll() is not None, 200)
     process.send_signal(signal.SIGKILL)
@@ -137,7 +136,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(workplace: Workpla
         prepare(DataParams.model_validate(fields), 0, tmp_path)
     generate("killed", "--min-confidence", limit, per_class=number)
     generate("whole", "--min-confidence", limit, per_class=number)
-    assert contents(killed) == contents(workplace.folder / "whole")
+    assert contents(killed) == contents(project.folder / "whole")
 
 
 def test_whichever_write_it_dies_at_it_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +189,7 @@ def test_a_limit_that_hardly_any_image_passes_ends_with_the_class_the_share_and_
     for _ in range(2):
         with pytest.raises(UserError, match=r"class 'hoch ü' keeps only 0 of \d+ candidates \(0.0%.*--min-confidence"):
             generate("impossible", "--min-confidence", "1.0")
-        monkeypatch.setattr(generation, "Critic", None)  # the second time it draws nothing, and says the same
+        monkeypatch.setattr(generation, "CandidateScorer", None)  # the second time it draws nothing, and says the same
     rows = pd.concat(map(pd.read_parquet, Path("impossible/.sfd/work").glob("batch-*.parquet")))
     assert len(rows[rows["class"] == "hoch ü"]) >= ENOUGH_TRIES
 
@@ -263,23 +262,23 @@ def test_a_second_process_at_the_same_folder_is_turned_away_with_the_pid_of_the_
     generate(out.name)
 
 
-def test_a_file_and_a_place_among_the_training_images_are_refused(workplace: Workplace, tmp_path: Path) -> None:
+def test_a_file_and_a_place_among_the_training_images_are_refused(project: Project, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         generate(str(tmp_path / "file"))
     with pytest.raises(UserError, match="lies in data.root images"):
         generate("images/new class")
-    assert not (workplace.folder / "images" / "new class").exists()
+    assert not (project.folder / "images" / "new class").exists()
 
 
 @pytest.mark.parametrize("stage", ["prepare", "judge"])
-def test_a_missing_result_is_named_before_anything_is_made(stage: str, workplace: Workplace, tmp_path: Path) -> None:
-    workplace.result(stage).rename(tmp_path / stage)
+def test_a_missing_result_is_named_before_anything_is_made(stage: str, project: Project, tmp_path: Path) -> None:
+    project.result(stage).rename(tmp_path / stage)
     try:
         with pytest.raises(UserError, match=f"the result of stage `{stage}` is missing .*dvc repro {stage}"):
             generate("nothing")
     finally:
-        (tmp_path / stage).rename(workplace.result(stage))
+        (tmp_path / stage).rename(project.result(stage))
     assert not Path("nothing").exists()
 
 
@@ -327,27 +326,27 @@ class BlindJudge(Judge):
 
 
 def test_a_judge_without_classes_gives_no_confidence_and_cannot_be_asked_for_it() -> None:
-    blind = replace(Project.load(), judge=BlindJudge())
+    blind = replace(Upstream.load(), judge=BlindJudge())
     with pytest.raises(UserError, match="--min-confidence needs a judge that knows the classes"):
-        generation.generate(Path("blind"), Request(2, "champion", 0, 0.5, False), blind)
-    generation.generate(Path("blind"), Request(2, "champion", 0, None, False), blind)
+        generation.generate(Path("blind"), GenerateOptions(2, "champion", 0, 0.5, False), blind)
+    generation.generate(Path("blind"), GenerateOptions(2, "champion", 0, None, False), blind)
     assert read_table(Path("blind"))["confidence"].isna().all()
 
 
 @pytest.fixture
-def progress() -> Callable[..., Progress]:
-    return lambda **fields: Progress(["a", "b", "c"], 5, **({"tried": [0, 0, 0], "kept": [0, 0, 0]} | fields))
+def counts() -> Callable[..., ClassCounts]:
+    return lambda **fields: ClassCounts(["a", "b", "c"], 5, **({"tried": [0, 0, 0], "kept": [0, 0, 0]} | fields))
 
 
-def test_a_batch_asks_for_what_is_lacking_class_by_class(progress: Callable[..., Progress]) -> None:
-    assert progress().next_batch(7) == [("a b".index("a"), k) for k in range(5)] + [(1, 0), (1, 1)]
-    assert progress(tried=[9, 6, 0], kept=[5, 3, 0]).next_batch(4) == [(1, 6), (1, 7), (2, 0), (2, 1)]
+def test_a_batch_asks_for_what_is_lacking_class_by_class(counts: Callable[..., ClassCounts]) -> None:
+    assert counts().next_batch(7) == [("a b".index("a"), k) for k in range(5)] + [(1, 0), (1, 1)]
+    assert counts(tried=[9, 6, 0], kept=[5, 3, 0]).next_batch(4) == [(1, 6), (1, 7), (2, 0), (2, 1)]
 
 
 def test_room_that_is_left_in_a_batch_goes_to_the_classes_that_lack_most_of_all_in_turn(
-    progress: Callable[..., Progress],
+    counts: Callable[..., ClassCounts],
 ) -> None:
-    batch = progress(tried=[9, 6, 8], kept=[5, 4, 4]).next_batch(6)
+    batch = counts(tried=[9, 6, 8], kept=[5, 4, 4]).next_batch(6)
     assert batch == [(1, 6), (2, 8), (1, 7), (2, 9), (1, 8), (2, 10)]
 
 
@@ -355,9 +354,9 @@ def test_room_that_is_left_in_a_batch_goes_to_the_classes_that_lack_most_of_all_
     ("tried", "kept", "stops"), [(200, 19, True), (200, 20, False), (199, 0, False), (900, 100, False)]
 )
 def test_a_class_may_keep_one_in_ten_but_not_less(tried: int, kept: int, stops: bool) -> None:
-    progress = Progress(["a"], 100, [tried], [kept])
+    counts = ClassCounts(["a"], 100, [tried], [kept])
     if stops:
         with pytest.raises(UserError, match="class 'a' keeps only 19 of 200"):
-            progress.check_shares()
+            counts.check_shares()
     else:
-        progress.check_shares()
+        counts.check_shares()

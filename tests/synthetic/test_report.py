@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import Project as Workplace
-from support import finished_project
+from support import Project, finished_project
 from typer.testing import CliRunner
 
 from sfd import cli
@@ -24,7 +23,7 @@ OUT = Path("out")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A copy of the finished project, in which this process works."""
     with finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("report") / "project").entered() as made:
         yield made
@@ -102,14 +101,14 @@ def test_interrupted_it_goes_on_with_the_training_that_was_not_finished(
 
 
 def test_other_hyperparameters_are_another_report(
-    printed: str, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+    printed: str, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = (workplace.folder / "params.yaml").read_text()
+    original = (project.folder / "params.yaml").read_text()
     tree = yaml.safe_load(original)
     tree["judge"]["training"]["num_steps"] = 3
     before = facts()
     try:
-        workplace.write_params(tree)
+        project.write_params(tree)
         with pytest.raises(UserError, match="results/judge was made from other parameters"):
             generate()
         # As after `dvc repro judge`, whose weights would make it another command for the images, too.
@@ -117,7 +116,7 @@ def test_other_hyperparameters_are_another_report(
         assert generate() != printed
         assert facts()["num_steps"] == 3
     finally:
-        (workplace.folder / "params.yaml").write_text(original)
+        (project.folder / "params.yaml").write_text(original)
     generate()
     assert facts() == before
 
@@ -136,19 +135,19 @@ def test_a_judge_that_is_not_trained_on_classes_is_refused_before_anything_is_ge
         check_report(project_of("train", 1))
 
 
-def test_a_refused_report_leaves_no_folder(workplace: Workplace) -> None:
-    original = (workplace.folder / "params.yaml").read_text()
+def test_a_refused_report_leaves_no_folder(project: Project) -> None:
+    original = (project.folder / "params.yaml").read_text()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sfd.synthetic.generate.check_current", lambda *_: None)
         tree = yaml.safe_load(original)
         tree["judge"] |= {"kind": "inception", "source": "pretrained", "name": "inception", "training": None}
         tree["register"]["gates"] = {}
-        workplace.write_params(tree)
+        project.write_params(tree)
         try:
             with pytest.raises(UserError, match="judge.source is `pretrained`"):
                 generate(Path("refused"))
         finally:
-            (workplace.folder / "params.yaml").write_text(original)
+            (project.folder / "params.yaml").write_text(original)
     assert not Path("refused").exists()
 
 

@@ -22,7 +22,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchOptions:
     """What to measure: the parameters of ``file``, or of ``preset`` if it names one. ``batch_size`` None: that of the parameters."""
 
     job: Job
@@ -39,38 +39,38 @@ class Request:
         return str(self.file) if self.preset is None else f"preset {self.preset}"
 
 
-def bench(request: Request, json_file: Path | None) -> str:
+def bench(options: BenchOptions, json_file: Path | None) -> str:
     """Measures and returns the table; ``json_file`` gets all numbers.
 
     Raises:
-        UserError: the params file or the request is wrong, the device is missing, the batch does not fit into its memory, or
+        UserError: the params file or the options is wrong, the device is missing, the batch does not fit into its memory, or
             ``json_file`` cannot be made.
     """
-    params = load_params(request.file) if request.preset is None else load_preset(request.preset)
-    if not request.with_decoder and request.job != "sample":
+    params = load_params(options.file) if options.preset is None else load_preset(options.preset)
+    if not options.with_decoder and options.job != "sample":
         raise UserError(
-            f"--without-decoder belongs to `sfd bench sample`; `{request.job}` decodes nothing: leave it out"
+            f"--without-decoder belongs to `sfd bench sample`; `{options.job}` decodes nothing: leave it out"
         )
     if json_file is not None:
         _check_new(json_file)
-    if request.device == "cpu":
+    if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: then all code finds the CPU
     import torch
 
     from sfd.bench import workloads
     from sfd.bench.measure import matmul_ceiling
 
-    if request.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch finds no GPU; use --device cpu, or install torch for your GPU")
-    arguments: dict[str, Any] = {"batch_size": request.batch_size, "num_steps": request.num_steps}
-    if request.job == "sample":
-        arguments["with_decoder"] = request.with_decoder
+    arguments: dict[str, Any] = {"batch_size": options.batch_size, "num_steps": options.num_steps}
+    if options.job == "sample":
+        arguments["with_decoder"] = options.with_decoder
     measure = {
         "train": workloads.measure_train,
         "sample": workloads.measure_sample,
         "latents": workloads.measure_latents,
         "load": workloads.measure_load,
-    }[request.job]
+    }[options.job]
     try:
         measured = measure(params, **arguments)
         ceiling = matmul_ceiling(measured[0].dtype) if measured[0].flops is not None else None
@@ -79,10 +79,10 @@ def bench(request: Request, json_file: Path | None) -> str:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(
-            f"a batch of {request.batch_size or 'the size in ' + request.origin} does not fit into memory "
+            f"a batch of {options.batch_size or 'the size in ' + options.origin} does not fit into memory "
             f"({' '.join(str(error).split())[:120]}); give a smaller --batch-size"
         ) from None
-    facts = _facts(request)
+    facts = _facts(options)
     rows = [_row(measurement, ceiling) for measurement in measured]
     if json_file is not None:
         json_file.write_text(json.dumps(facts | {"matmul_ceiling_flops": ceiling, "measured": rows}, indent=2) + "\n")
@@ -96,14 +96,14 @@ def _check_new(json_file: Path) -> None:
         raise UserError(f"--json {json_file} lies in a folder that does not exist; make {json_file.parent} first")
 
 
-def _facts(request: Request) -> dict[str, Any]:
+def _facts(options: BenchOptions) -> dict[str, Any]:
     """Where and when: what a number means nothing without."""
     import torch
 
     on_gpu = torch.cuda.is_available()
     return {
-        "job": request.job,
-        "params": request.origin,
+        "job": options.job,
+        "params": options.origin,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from sfd.names import ERROR_PREFIX, combined_error, is_higher_better
 from sfd.params import GateParams
-from sfd.registry.versions import Record
+from sfd.registry.versions import VersionInfo
 from sfd.tables import as_text
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """One rule of one gate. ``error``: the version's standard error; with a champion to beat, that of the difference."""
 
     metric: str
@@ -23,8 +23,8 @@ class Verdict:
 
 
 def check_gates(
-    gates: Mapping[str, GateParams], version: Record, champion: Record | None, alike: bool
-) -> list[Verdict]:
+    gates: Mapping[str, GateParams], version: VersionInfo, champion: VersionInfo | None, alike: bool
+) -> list[GateResult]:
     """A verdict a rule. ``alike``: version and champion were measured in the same way; else a rule that compares them fails."""
     verdicts = []
     for metric, gate in gates.items():
@@ -35,11 +35,11 @@ def check_gates(
     return verdicts
 
 
-def _check_limit(metric: str, limit: float, version: Record, champion: Record | None) -> Verdict:
+def _check_limit(metric: str, limit: float, version: VersionInfo, champion: VersionInfo | None) -> GateResult:
     value, is_higher = version.metrics.get(metric), is_higher_better(metric)
     passed = value is not None and (value >= limit if is_higher else value <= limit)
     reason = "not measured" if value is None else "passes" if passed else f"off by {abs(value - limit):.3g}"
-    return Verdict(
+    return GateResult(
         metric,
         value,
         champion.metrics.get(metric) if champion else None,
@@ -50,24 +50,24 @@ def _check_limit(metric: str, limit: float, version: Record, champion: Record | 
     )
 
 
-def _check_improvement(metric: str, version: Record, champion: Record | None, alike: bool) -> Verdict:
+def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo | None, alike: bool) -> GateResult:
     value, error = version.metrics.get(metric), version.metrics.get(ERROR_PREFIX + metric)
     rule = "> champion + error" if is_higher_better(metric) else "< champion - error"
     if value is None or error is None:
-        return Verdict(metric, value, None, error, rule, False, "not measured")
+        return GateResult(metric, value, None, error, rule, False, "not measured")
     if champion is None:
-        return Verdict(metric, value, None, error, rule, True, "passes: no champion yet")
+        return GateResult(metric, value, None, error, rule, True, "passes: no champion yet")
     theirs, their_error = champion.metrics.get(metric), champion.metrics.get(ERROR_PREFIX + metric)
     if not alike or theirs is None or their_error is None:
-        return Verdict(metric, value, None, error, rule, False, "cannot be compared")
+        return GateResult(metric, value, None, error, rule, False, "cannot be compared")
     combined = combined_error(error, their_error)
     gain = value - theirs if is_higher_better(metric) else theirs - value
     passed = gain > combined
     reason = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3g}" if gain else "no better"
-    return Verdict(metric, value, theirs, combined, rule, passed, f"passes: {reason}" if passed else reason)
+    return GateResult(metric, value, theirs, combined, rule, passed, f"passes: {reason}" if passed else reason)
 
 
-def gate_table(verdicts: list[Verdict]) -> str:
+def gate_table(verdicts: list[GateResult]) -> str:
     """The verdicts as text, a row a rule, within 100 columns."""
     head = ["metric", "this version", "champion", "error", "rule", "verdict"]
     rows = [

@@ -14,7 +14,14 @@ from sfd.params import load_params, read_tree
 from sfd.pipeline.stage import STAGES, flatten
 from sfd.registry.gates import number
 from sfd.registry.load import open_registry
-from sfd.registry.versions import Record, describe_difference, read_champion, read_shown, read_version, read_versions
+from sfd.registry.versions import (
+    VersionInfo,
+    describe_difference,
+    read_champion,
+    read_shown,
+    read_version,
+    read_versions,
+)
 from sfd.tables import as_text
 from sfd.tracking import tracking_uri
 
@@ -68,7 +75,7 @@ def compare_versions(first: str, second: str) -> str:
     return "\n\n".join([*parts, _params_comparison(one, other, *params)])
 
 
-def _metric_comparison(first: Record, second: Record) -> str:
+def _metric_comparison(first: VersionInfo, second: VersionInfo) -> str:
     rows = [["metric", *map(str, (first, second)), "difference", "its error", "beyond it?"]]
     keys = [key for key in first.metrics if key in second.metrics and not key.startswith(ERROR_PREFIX)]
     for key in keys:
@@ -82,7 +89,7 @@ def _metric_comparison(first: Record, second: Record) -> str:
 
 
 def _params_comparison(
-    first: Record, second: Record, mine: dict[str, object] | None, theirs: dict[str, object] | None
+    first: VersionInfo, second: VersionInfo, mine: dict[str, object] | None, theirs: dict[str, object] | None
 ) -> str:
     if mine is None or theirs is None:
         lacking = first if mine is None else second
@@ -161,7 +168,7 @@ def _read_params(store: "MlflowClient", run_id: str) -> dict[str, object] | None
     return flatten({section: value for section, value in tree.items() if section in sections})
 
 
-def _facts(version: Record, runs: "Mapping[str, MlflowRun | str]") -> str:
+def _facts(version: VersionInfo, runs: "Mapping[str, MlflowRun | str]") -> str:
     data, measured = version.data, version.measured
     sample = runs.get("sample")
     rows = [
@@ -202,7 +209,7 @@ def _describe_code(run: "MlflowRun | str | None") -> str:
     return f"commit {run.data.tags[COMMIT]}" + (", with changes that were not committed" if dirty else "")
 
 
-def _metric_table(version: Record) -> str:
+def _metric_table(version: VersionInfo) -> str:
     """Metrics with standard errors, beside their floors."""
     metrics = version.metrics
     floors = {key: {floor: f"{key}_{floor}" for floor in FLOORS} for key in metrics}
@@ -233,7 +240,7 @@ def _stage_table(runs: "Mapping[str, MlflowRun | str]") -> str:
     return as_text(rows) + legend
 
 
-def _promotion_table(version: Record) -> str:
+def _promotion_table(version: VersionInfo) -> str:
     if not version.promotions:
         return "never promoted"
     rows = [["when (UTC)", "action", "from", "to", "who", "forced because"]]
@@ -244,7 +251,7 @@ def _promotion_table(version: Record) -> str:
     return as_text(rows)
 
 
-def _rebuild(version: Record, runs: "Mapping[str, MlflowRun | str]") -> str:
+def _rebuild(version: VersionInfo, runs: "Mapping[str, MlflowRun | str]") -> str:
     run = runs["register"]
     if isinstance(run, str) or COMMIT not in run.data.tags:
         return "to rebuild it: not possible, because the commit of its code is not known"

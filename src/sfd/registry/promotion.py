@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
 from sfd.params import CHAMPION, PREVIOUS, Params, TrackingParams, load_params
-from sfd.registry.gates import Verdict, check_gates, gate_table
+from sfd.registry.gates import GateResult, check_gates, gate_table
 from sfd.registry.load import open_registry
 from sfd.registry.lock import now, promotion_lock, who
 from sfd.registry.smoke import Smoke, check_smoke, run_smoke
-from sfd.registry.versions import PROMOTION, Record, describe_difference, read_aliases, read_champion, read_version
+from sfd.registry.versions import PROMOTION, VersionInfo, describe_difference, read_aliases, read_champion, read_version
 from sfd.tracking import start_run
 from sfd.tracking.run import describe_origin
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 PARAMS = Path("params.yaml")
 
 
-class Refused(Exception):
+class PromotionRefused(Exception):
     """A version may not become champion: the message says why, in one line. Nothing was changed."""
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditEntry:
     """What is kept of one move of the champion. ``before``: the champion until now; None: there was none."""
 
     action: str
     model: str
     before: str | None
     after: str
-    gates: list[Verdict] = field(default_factory=list)
+    gates: list[GateResult] = field(default_factory=list)
     smoke: str = ""
     forced: str | None = None
 
@@ -47,7 +47,7 @@ def promote(which: str | None, force: str | None) -> str:
     Prints the table of gates on its way. ``force``: the reason to go on although gates fail.
 
     Raises:
-        Refused: a gate or the smoke fails.
+        PromotionRefused: a gate or the smoke fails.
         UserError: there is no such version, it is champion already or not complete, another promotion is going on, or the store
             does not answer.
     """
@@ -68,7 +68,7 @@ def promote(which: str | None, force: str | None) -> str:
         smoke = _pass_smoke(version, version.smoke)
         before = champion.version if champion else None
         forced = None if all(verdict.passed for verdict in verdicts) else force
-        audit = Audit("promote", name, before, version.version, verdicts, smoke, forced)
+        audit = AuditEntry("promote", name, before, version.version, verdicts, smoke, forced)
         _move(audit, {PREVIOUS: before, CHAMPION: version.version}, params.tracking)
     return f"models:/{name}@{CHAMPION} is {version} now; before: {f'version {before}' if before else 'none'}"
 
@@ -88,12 +88,16 @@ def rollback() -> str:
             raise UserError(
                 f"model `{name}` has no previous champion to return to; promote the version that you want: `sfd models list`"
             )
-        _move(Audit("rollback", name, champion, previous), {CHAMPION: previous, PREVIOUS: champion}, params.tracking)
+        _move(
+            AuditEntry("rollback", name, champion, previous), {CHAMPION: previous, PREVIOUS: champion}, params.tracking
+        )
     return f"models:/{name}@{CHAMPION} is version {previous} again; before: version {champion}"
 
 
-def _pass_gates(params: Params, version: Record, champion: Record | None, force: str | None) -> list[Verdict]:
-    """Prints the verdicts. Raises :class:`Refused` if one fails and is not forced."""
+def _pass_gates(
+    params: Params, version: VersionInfo, champion: VersionInfo | None, force: str | None
+) -> list[GateResult]:
+    """Prints the verdicts. Raises :class:`PromotionRefused` if one fails and is not forced."""
     gates = params.register_.gates
     difference = describe_difference(version, champion) if champion else None
     verdicts = check_gates(gates, version, champion, alike=difference is None)
@@ -105,23 +109,23 @@ def _pass_gates(params: Params, version: Record, champion: Record | None, force:
     if difference is not None and any(gate.improve for gate in gates.values()):
         reason, remedy = difference, "evaluate both alike, or give --force REASON"
     if failed and force is None:
-        raise Refused(f"{reason}; {remedy}")
+        raise PromotionRefused(f"{reason}; {remedy}")
     if failed:
         print(f"\nforced ({force}) in spite of: {reason}", flush=True)
     return verdicts
 
 
-def _pass_smoke(version: Record, recorded: Smoke) -> str:
-    """Prints what the smoke says. Raises :class:`Refused` if it fails; it cannot be forced."""
+def _pass_smoke(version: VersionInfo, recorded: Smoke) -> str:
+    """Prints what the smoke says. Raises :class:`PromotionRefused` if it fails; it cannot be forced."""
     try:
         said = check_smoke(recorded, run_smoke(version.name, version.version, recorded.labels))
     except UserError as error:
-        raise Refused(f"the smoke fails: {error}") from None
+        raise PromotionRefused(f"the smoke fails: {error}") from None
     print(f"\nsmoke: {said}", flush=True)
     return said
 
 
-def _move(audit: Audit, aliases: Mapping[str, str | None], tracking: TrackingParams) -> None:
+def _move(audit: AuditEntry, aliases: Mapping[str, str | None], tracking: TrackingParams) -> None:
     """Moves the aliases and leaves the audit entry. Its run is opened first, so that a kill in between leaves a trace."""
     old = read_aliases(audit.model)
     tags = {"sfd.model": audit.model, "sfd.who": who(), "sfd.from": audit.before or "none", "sfd.to": audit.after}

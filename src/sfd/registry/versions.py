@@ -17,7 +17,7 @@ METRIC, MEASURED, DATA, PROMOTION, SMOKE = "metric.", "measured.", "data.", "pro
 
 
 @dataclass(frozen=True)
-class Record:
+class VersionInfo:
     """A version with its tags, sorted out. ``measured``: what its metrics were measured with; empty for one of an older sfd."""
 
     name: str
@@ -35,30 +35,30 @@ class Record:
         return f"version {self.version}"
 
 
-def read_version(name: str, which: str) -> Record:
+def read_version(name: str, which: str) -> VersionInfo:
     """A version by its number or an alias. Raises :class:`UserError` as :func:`find_version` does."""
     found = find_version(name, which)
-    return _sort_out(found, read_aliases(name))
+    return _parse_tags(found, read_aliases(name))
 
 
-def read_champion(name: str) -> Record | None:
+def read_champion(name: str) -> VersionInfo | None:
     """The version in use; None if there is none yet."""
     version = read_aliases(name).get(CHAMPION)
     return None if version is None else read_version(name, version)
 
 
-def read_shown(register: RegisterParams, which: str | None) -> Record:
+def read_shown(register: RegisterParams, which: str | None) -> VersionInfo:
     """The version that was asked for, or the champion, or while there is none the one with the alias of registration."""
     champion = read_champion(register.name) if which is None else None
     return champion or read_version(register.name, which or register.alias)
 
 
-def read_versions(name: str) -> list[Record]:
+def read_versions(name: str) -> list[VersionInfo]:
     """All versions, newest first. Raises :class:`UserError` if there are none."""
     aliases = read_aliases(name)
     with open_registry() as registry:
         found = registry.search_model_versions(f"name = '{name}'")
-    return sorted((_sort_out(each, aliases) for each in found), key=lambda record: -int(record.version))
+    return sorted((_parse_tags(each, aliases) for each in found), key=lambda record: -int(record.version))
 
 
 def read_aliases(name: str) -> dict[str, str]:
@@ -67,13 +67,13 @@ def read_aliases(name: str) -> dict[str, str]:
         return {alias: str(version) for alias, version in registry.get_registered_model(name).aliases.items()}
 
 
-def _sort_out(found: "ModelVersion", aliases: Mapping[str, str]) -> Record:
+def _parse_tags(found: "ModelVersion", aliases: Mapping[str, str]) -> VersionInfo:
     version = str(found.version)
 
     def tags(prefix: str) -> dict[str, str]:
         return {key.removeprefix(prefix): value for key, value in found.tags.items() if key.startswith(prefix)}
 
-    return Record(
+    return VersionInfo(
         name=found.name,
         version=version,
         run_id=found.run_id,
@@ -87,7 +87,7 @@ def _sort_out(found: "ModelVersion", aliases: Mapping[str, str]) -> Record:
     )
 
 
-def describe_difference(version: Record, other: Record) -> str | None:
+def describe_difference(version: VersionInfo, other: VersionInfo) -> str | None:
     """What two measurements differ in, so that their metrics cannot be compared; None if they are alike."""
     for record in (version, other):
         if not record.measured:

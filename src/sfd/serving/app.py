@@ -24,7 +24,7 @@ from sfd.params import GuidanceParams, ScheduleParams, describe_mistakes
 from sfd.pictures import PHASE_COLOURS, SEMANTIC_COLOUR, TEXTURE_COLOUR, phase_borders
 from sfd.registry.load import RegisteredModel
 from sfd.registry.requests import apply_request
-from sfd.serving.batches import Batches, QueueFull
+from sfd.serving.batcher import DynamicBatcher, QueueFull
 from sfd.serving.follow import Follower
 from sfd.serving.metrics import CountRequests, Metrics
 from sfd.serving.options import ServerOptions
@@ -48,15 +48,15 @@ class Service:
     def __init__(self, options: ServerOptions, token: str | None) -> None:
         self.options, self.token = options, token
         self.metrics = Metrics()
-        self.batches = Batches(options.batch_size, options.max_queue, self.metrics)
-        self.follower = Follower(options.model, options.alias, self.batches.try_out, self.metrics)
+        self.batcher = DynamicBatcher(options.batch_size, options.max_queue, self.metrics)
+        self.follower = Follower(options.model, options.alias, self.batcher.try_out, self.metrics)
         self.stopping = False
 
     def require_model(self) -> RegisteredModel:
         """The version for a new request. Raises ``HTTPException`` (503) while there is none, and when the server stops."""
         if self.stopping:
             raise HTTPException(503, "the server is stopping; ask again when it is back", {"Connection": "close"})
-        if self.follower.current is None or not self.batches.works:
+        if self.follower.current is None or not self.batcher.works:
             raise HTTPException(503, "the model is being loaded; ask again in some seconds", {"Retry-After": "2"})
         return self.follower.current
 
@@ -68,7 +68,7 @@ class Service:
                 wait then leave the queue.
         """
         try:
-            futures = self.batches.submit(order.model, order.settings, order.class_index, order.seeds)
+            futures = self.batcher.submit(order.model, order.settings, order.class_index, order.seeds)
         except QueueFull as full:
             raise HTTPException(
                 429,
@@ -92,7 +92,7 @@ class Service:
 
     def _too_late(self, futures: list[Future[bytes]]) -> HTTPException:
         done = sum(future.done() for future in futures)
-        wait = self.batches.seconds_for(len(futures))
+        wait = self.batcher.seconds_for(len(futures))
         return HTTPException(
             503,
             f"{done} of {len(futures)} images were drawn within the time limit of {self.options.timeout_seconds:g} s; ask for fewer "

@@ -70,14 +70,14 @@ def serve(options: ServerOptions, token: str | None, listener: socket.socket) ->
     follower = threading.Thread(
         target=server.load_and_follow, args=(url_of(listener),), name="sfd-follower", daemon=True
     )
-    service.batches.start()
+    service.batcher.start()
     follower.start()
     try:
         server.run(sockets=[listener])
     finally:
         service.stopping = True
         service.follower.stop()
-        service.batches.stop(GRACE_S)
+        service.batcher.stop(GRACE_S)
         follower.join(GRACE_S)
     if server.failure is not None:
         raise server.failure

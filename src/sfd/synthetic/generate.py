@@ -45,7 +45,7 @@ IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerateOptions:
     """``version``: a number or an alias. ``min_confidence``: of the judge in the asked class; None keeps all.
 
     ``drop_memorised`` leaves out what lies nearer to a training image than the limit of the memorisation check.
@@ -59,7 +59,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Project:
+class Upstream:
     """What images are judged by: the judge, and the data set that it and the models learnt from."""
 
     params: Params
@@ -67,7 +67,7 @@ class Project:
     judge: Judge
 
     @classmethod
-    def load(cls) -> "Project":
+    def load(cls) -> "Upstream":
         """Reads ``params.yaml`` and ``results``. Raises :class:`UserError` if a result is missing or out of date."""
         params = load_params(Path("params.yaml"))
         check_current(("prepare", "judge"), params)
@@ -80,11 +80,11 @@ class Project:
         return self.data.summary.classes
 
 
-class Critic:
+class CandidateScorer:
     """What the judge says of generated images: how sure it is of their class, and which training image is the nearest."""
 
-    def __init__(self, project: Project, batch_size: int) -> None:
-        self.judge, self.data, self.batches = project.judge, project.data, ImageBatches(batch_size, project.judge)
+    def __init__(self, upstream: Upstream, batch_size: int) -> None:
+        self.judge, self.data, self.batches = upstream.judge, upstream.data, ImageBatches(batch_size, upstream.judge)
         train = self.data.images(TRAIN)
         self.paths = train.paths
         self.originals = judge_training_images(self.judge, train, batch_size, self.data.params.mirror).features
@@ -107,7 +107,7 @@ class Critic:
 
 
 @dataclass
-class Progress:
+class ClassCounts:
     """How many candidates of each class were drawn, and how many images kept."""
 
     classes: list[str]
@@ -149,22 +149,22 @@ class Progress:
                 )
 
 
-def generate(out: Path, request: Request, project: Project) -> str:
+def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
     """Makes the folder, or what it lacks; returns what it holds in a few lines.
 
     Raises:
         UserError: before anything is drawn: the model does not fit the data set, the judge cannot do what is asked, the folder holds
             other files or images of another command. Later: a class keeps too few candidates, or files were changed meanwhile.
     """
-    if request.min_confidence is not None and project.judge.classes is None:
+    if options.min_confidence is not None and upstream.judge.classes is None:
         raise UserError(
-            f"--min-confidence needs a judge that knows the classes, but `{project.judge.name}` does not; leave the option out, "
+            f"--min-confidence needs a judge that knows the classes, but `{upstream.judge.name}` does not; leave the option out, "
             "or set judge.source to train"
         )
-    _check_place(out, project)
-    registered = load_registered(project.params.register_.name, request.version)
-    _check_model(registered, project)
-    command = _command(request, registered, project)
+    _check_place(out, upstream)
+    registered = load_registered(upstream.params.register_.name, options.version)
+    _check_model(registered, upstream)
+    command = _command(options, registered, upstream)
     _check_command(out, command)
     work = out / HIDDEN / "work"
     try:
@@ -175,23 +175,25 @@ def generate(out: Path, request: Request, project: Project) -> str:
         _check_command(out, command)
         _write(out / HIDDEN / COMMAND, json.dumps(command, indent=2, ensure_ascii=False).encode() + b"\n", work)
         if is_unfinished(out):
-            _draw(out, work, request, registered, project)
-            _finish(out, work, project.classes, request.per_class)
+            _draw(out, work, options, registered, upstream)
+            _finish(out, work, upstream.classes, options.per_class)
         shutil.rmtree(work)
-    return _describe(out, registered, request, project.classes)
+    return _describe(out, registered, options, upstream.classes)
 
 
-def _check_model(registered: RegisteredModel, project: Project) -> None:
+def _check_model(registered: RegisteredModel, upstream: Upstream) -> None:
     """Raises :class:`UserError` unless the model draws the data set's classes, at its size, into folders that stay inside."""
     what = f"version {registered.version} of model `{registered.name}`"
     model, decoder = registered.images.model, registered.images.decoder
     remedy = "give a --version that was trained on it, or run `dvc repro`"
-    if model.classes != project.classes:
-        raise UserError(f"{what} knows {_some(model.classes)}, but the data set has {_some(project.classes)}; {remedy}")
-    size = model.network.config.input_size * decoder.factor
-    if size != project.params.data.image_size:
+    if model.classes != upstream.classes:
         raise UserError(
-            f"{what} draws images of {size} pixels, but data.image_size is {project.params.data.image_size}; {remedy}"
+            f"{what} knows {_some(model.classes)}, but the data set has {_some(upstream.classes)}; {remedy}"
+        )
+    size = model.network.config.input_size * decoder.factor
+    if size != upstream.params.data.image_size:
+        raise UserError(
+            f"{what} draws images of {size} pixels, but data.image_size is {upstream.params.data.image_size}; {remedy}"
         )
     for name in model.classes:
         if name.startswith(".") or "/" in name or "\0" in name or name in OWN_NAMES:
@@ -202,14 +204,14 @@ def _some(classes: list[str]) -> str:
     return f"{len(classes)} classes ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})"
 
 
-def _command(request: Request, registered: RegisteredModel, project: Project) -> dict[str, object]:
+def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> dict[str, object]:
     """Everything that the images and their table depend on."""
-    facts = asdict(request) | {"version": registered.version, "model": registered.name}
+    facts = asdict(options) | {"version": registered.version, "model": registered.name}
     return facts | {
-        "classes": project.classes,
-        "mirror": project.params.data.mirror,
+        "classes": upstream.classes,
+        "mirror": upstream.params.data.mirror,
         "data set": published_fingerprint("prepare"),
-        "judge": project.judge.digest,
+        "judge": upstream.judge.digest,
         "weights": _digest(registered),
     }
 
@@ -224,17 +226,17 @@ def _digest(registered: RegisteredModel) -> str:
     return digest.hexdigest()
 
 
-def _check_place(out: Path, project: Project) -> None:
+def _check_place(out: Path, upstream: Upstream) -> None:
     """Raises :class:`UserError` if the folder holds anything that is not ours, or lies among the training images."""
-    if project.params.data.source != "digits" and out.resolve().is_relative_to(
-        Path(project.params.data.root).resolve()
+    if upstream.params.data.source != "digits" and out.resolve().is_relative_to(
+        Path(upstream.params.data.root).resolve()
     ):
         raise UserError(
-            f"{out} lies in data.root {project.params.data.root}, where its images would be taken for real ones; choose another folder"
+            f"{out} lies in data.root {upstream.params.data.root}, where its images would be taken for real ones; choose another folder"
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a new folder")
-    foreign = next(_foreign(out, project.classes), None) if out.is_dir() else None
+    foreign = next(_foreign(out, upstream.classes), None) if out.is_dir() else None
     if foreign is not None:
         raise UserError(
             f"{foreign} was not made by `sfd generate`, which overwrites nothing; choose a new or empty folder"
@@ -275,37 +277,39 @@ def _write(file: Path, content: bytes, work: Path) -> None:
     temporary.replace(file)
 
 
-def _draw(out: Path, work: Path, request: Request, registered: RegisteredModel, project: Project) -> None:
+def _draw(out: Path, work: Path, options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> None:
     """Draws batches until every class has its images. A batch counts once its rows are in ``work``, behind its images."""
-    progress = Progress(project.classes, request.per_class, [0] * len(project.classes), [0] * len(project.classes))
+    counts = ClassCounts(upstream.classes, options.per_class, [0] * len(upstream.classes), [0] * len(upstream.classes))
     for file in _batch_files(work):
-        progress.add(pd.read_parquet(file))
-    progress.check_shares()
-    for name in project.classes:
+        counts.add(pd.read_parquet(file))
+    counts.check_shares()
+    for name in upstream.classes:
         (out / name).mkdir(exist_ok=True)
-    draw = _Draw(out, work, request, registered, Critic(project, registered.sample.batch_size))
-    total = request.per_class * len(project.classes)
-    with tqdm(total=total, initial=sum(progress.kept), unit="image", desc="generate", disable=None) as bar:
-        while not progress.is_complete:
-            rows = draw(progress)
-            progress.add(rows)
+    draw = _Draw(out, work, options, registered, CandidateScorer(upstream, registered.sample.batch_size))
+    total = options.per_class * len(upstream.classes)
+    with tqdm(total=total, initial=sum(counts.kept), unit="image", desc="generate", disable=None) as bar:
+        while not counts.is_complete:
+            rows = draw(counts)
+            counts.add(rows)
             bar.update(int(rows["kept"].sum()))
-            progress.check_shares()
+            counts.check_shares()
 
 
 class _Draw:
     """Draws one batch after another, and leaves images and rows on disk."""
 
-    def __init__(self, out: Path, work: Path, request: Request, registered: RegisteredModel, critic: Critic) -> None:
-        self.out, self.work, self.request, self.registered, self.critic = out, work, request, registered, critic
-        self.limit = critic.limit() if request.drop_memorised else None
+    def __init__(
+        self, out: Path, work: Path, options: GenerateOptions, registered: RegisteredModel, scorer: CandidateScorer
+    ) -> None:
+        self.out, self.work, self.options, self.registered, self.scorer = out, work, options, registered, scorer
+        self.limit = scorer.limit() if options.drop_memorised else None
 
-    def __call__(self, progress: Progress) -> pd.DataFrame:
+    def __call__(self, counts: ClassCounts) -> pd.DataFrame:
         """The next batch: a row a candidate, the table's columns and ``kept``."""
-        candidates = progress.next_batch(self.registered.sample.batch_size)
+        candidates = counts.next_batch(self.registered.sample.batch_size)
         classes, numbers = [index for index, _ in candidates], [number for _, number in candidates]
-        names = [progress.classes[index] for index in classes]
-        seeds = [derive_seed(self.request.seed, f"generate/{name}", k) for name, k in zip(names, numbers, strict=True)]
+        names = [counts.classes[index] for index in classes]
+        seeds = [derive_seed(self.options.seed, f"generate/{name}", k) for name, k in zip(names, numbers, strict=True)]
         (images,) = self.registered.images.sample(classes, seeds, self.registered.sample, fill=True)
         files = [png_bytes(image) for image in images]
         facts = {
@@ -317,22 +321,22 @@ class _Draw:
             "model_version": self.registered.version,
         }
         digests = [hashlib.sha256(file).hexdigest() for file in files]
-        rows = pd.concat([pd.DataFrame(facts), self.critic(images, classes)], axis=1).assign(sha256=digests)
+        rows = pd.concat([pd.DataFrame(facts), self.scorer(images, classes)], axis=1).assign(sha256=digests)
         validate_table_of(self.out, rows)
         accepted = self._accepted(rows)
-        room = rows["class_index"].map(dict(enumerate(progress.per_class - kept for kept in progress.kept)))
+        room = rows["class_index"].map(dict(enumerate(counts.per_class - kept for kept in counts.kept)))
         rows["kept"] = accepted & (accepted.groupby(rows["class_index"]).cumsum() <= room)
         for file, content, kept in zip(rows["file"], files, rows["kept"], strict=True):
             if kept:
                 _write(self.out / file, content, self.work)
         rows.to_parquet(self.work / "unfinished", index=False)
-        (self.work / "unfinished").replace(self.work / f"batch-{progress.num_batches:06d}.parquet")
+        (self.work / "unfinished").replace(self.work / f"batch-{counts.num_batches:06d}.parquet")
         return rows
 
     def _accepted(self, rows: pd.DataFrame) -> pd.Series:
         accepted = pd.Series(True, index=rows.index)
-        if self.request.min_confidence is not None:
-            accepted &= rows["confidence"] >= self.request.min_confidence
+        if self.options.min_confidence is not None:
+            accepted &= rows["confidence"] >= self.options.min_confidence
         if self.limit is not None:
             accepted &= rows["nearest_distance"] >= self.limit
         return accepted
@@ -362,17 +366,17 @@ def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
     temporary.replace(out / TABLE)
 
 
-def _describe(out: Path, registered: RegisteredModel, request: Request, classes: list[str]) -> str:
+def _describe(out: Path, registered: RegisteredModel, options: GenerateOptions, classes: list[str]) -> str:
     lines = [
-        f"{request.per_class * len(classes)} images, {request.per_class} in each of {len(classes)} classes, by "
+        f"{options.per_class * len(classes)} images, {options.per_class} in each of {len(classes)} classes, by "
         f"{registered.name} version {registered.version}: {out}",
     ]
-    if request.min_confidence is not None or request.drop_memorised:
+    if options.min_confidence is not None or options.drop_memorised:
         looked_at = _looked_at(out, classes)
         total, most = sum(looked_at.values()), max(classes, key=lambda name: looked_at[name])
         lines.append(
-            f"kept {request.per_class * len(classes) / total:.1%} of {total} candidates; fewest of class {most!r}: "
-            f"{request.per_class / looked_at[most]:.1%}"
+            f"kept {options.per_class * len(classes) / total:.1%} of {total} candidates; fewest of class {most!r}: "
+            f"{options.per_class / looked_at[most]:.1%}"
         )
     return "\n".join([*lines, f"table: {out / TABLE}; as a data set: data.source: folder, data.root: {out}"])
 

@@ -16,7 +16,7 @@ from sfd.params import JudgeParams, TrainingParams
 from sfd.pipeline.stage import digest_path, lock, published_fingerprint
 from sfd.seeding import derive_seed
 from sfd.statistics import Comparison, compare, estimate
-from sfd.synthetic.generate import Project
+from sfd.synthetic.generate import Upstream
 from sfd.training.classifier import ClassifierTask
 from sfd.training.loop import log_nothing, train
 
@@ -47,36 +47,36 @@ class Outcome:
         return compare(self.accuracies[BOTH], self.accuracies[REAL], "maximize")
 
 
-def check_report(project: Project) -> None:
+def check_report(upstream: Upstream) -> None:
     """Raises :class:`UserError` unless the judge is a network that learns the data set's classes, of which there are two or more."""
-    if project.params.judge.source != "train":
+    if upstream.params.judge.source != "train":
         raise UserError(
-            f"--report trains the judge's network, but judge.source is `{project.params.judge.source}`; set it to `train`, "
+            f"--report trains the judge's network, but judge.source is `{upstream.params.judge.source}`; set it to `train`, "
             "or leave --report out"
         )
-    if len(project.classes) < 2:
+    if len(upstream.classes) < 2:
         raise UserError("--report compares class accuracies, but the data set has a single class; leave --report out")
 
 
-def report(out: Path, project: Project) -> str:
+def report(out: Path, upstream: Upstream) -> str:
     """Trains, writes ``report.json`` and ``report.md`` into the folder and returns the latter. Finished trainings are kept.
 
     Raises:
         UserError: the folder's table or its images are damaged.
     """
-    sets = _image_sets(out, project)
-    fingerprint = _fingerprint(out, project)
+    sets = _image_sets(out, upstream)
+    fingerprint = _fingerprint(out, upstream)
     file, work = out / REPORT, out / HIDDEN / "report"
     if not (file.is_file() and json.loads(file.read_text(encoding="utf-8"))["fingerprint"] == fingerprint):
         with lock(work, f"the report of {out}"):
             accuracies = {
                 name: [
-                    _accuracy(images, repeat, project, work / f"{name}-{repeat}", fingerprint)
+                    _accuracy(images, repeat, upstream, work / f"{name}-{repeat}", fingerprint)
                     for repeat in range(REPEATS)
                 ]
                 for name, images in sets.items()
             }
-            heldout, steps = len(project.data.images(HELDOUT)), _training(project.params.judge).num_steps
+            heldout, steps = len(upstream.data.images(HELDOUT)), _training(upstream.params.judge).num_steps
             outcome = Outcome({name: len(images) for name, images in sets.items()}, heldout, steps, accuracies)
             (work / REPORT_PAGE).write_text(_page(outcome), encoding="utf-8")
             (work / REPORT).write_text(json.dumps(_facts(outcome, fingerprint), indent=2) + "\n", encoding="utf-8")
@@ -92,30 +92,30 @@ def _training(params: JudgeParams) -> TrainingParams:
     return params.training
 
 
-def _image_sets(out: Path, project: Project) -> dict[str, ManifestImages]:
+def _image_sets(out: Path, upstream: Upstream) -> dict[str, ManifestImages]:
     """The images of every training set."""
-    data, table = project.data, read_table(out)
+    data, table = upstream.data, read_table(out)
     real = data.images(TRAIN)
     store = FolderStore(out, table["file"].tolist())
     synthetic = ManifestImages(table, store, data.params.image_size, data.params.max_pixels)
     return {REAL: real, SYNTHETIC: synthetic, BOTH: real.joined(synthetic)}
 
 
-def _fingerprint(out: Path, project: Project) -> str:
+def _fingerprint(out: Path, upstream: Upstream) -> str:
     """sha256 of all that the report depends on."""
     facts = {
         "images": digest_path(out / HIDDEN / COMMAND),
         "data set": published_fingerprint("prepare"),
-        "judge": project.params.judge.model_dump(mode="json"),
-        "image_size": project.params.data.image_size,
-        "mirror": project.params.data.mirror,
-        "seed": project.params.seed,
+        "judge": upstream.params.judge.model_dump(mode="json"),
+        "image_size": upstream.params.data.image_size,
+        "mirror": upstream.params.data.mirror,
+        "seed": upstream.params.seed,
         "repeats": REPEATS,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _accuracy(images: ManifestImages, repeat: int, project: Project, work: Path, fingerprint: str) -> float:
+def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Path, fingerprint: str) -> float:
     """Held-out accuracy of one training, done already or not; ``work`` is its folder."""
     done = work.with_suffix(".json")
     if done.is_file():
@@ -123,8 +123,8 @@ def _accuracy(images: ManifestImages, repeat: int, project: Project, work: Path,
         if known["fingerprint"] == fingerprint:
             return float(known["accuracy"])
     work.mkdir(exist_ok=True)
-    params, data, num_classes = project.params.judge, project.data, len(project.classes)
-    seed = derive_seed(project.params.seed, "report/training", repeat)
+    params, data, num_classes = upstream.params.judge, upstream.data, len(upstream.classes)
+    seed = derive_seed(upstream.params.seed, "report/training", repeat)
     network = ResnetJudge.trainable(params, num_classes, seed)
     task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)
     train(task, _training(params), seed, work, fingerprint, log_nothing).copy_to(network)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from sfd.errors import UserError
 from sfd.params import Params, TauRange
 from sfd.seeding import derive_seed
+from sfd.tuning.evaluator import CONFIRMATION, CandidateEvaluator
 from sfd.tuning.space import with_values
-from sfd.tuning.workbench import CONFIRMATION, Workbench
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -17,7 +17,7 @@ BASELINE_TAUS = (0.3, 0.0)
 """The paper's offset, and ordinary diffusion."""
 
 
-def confirm(study: "Study", params: Params, bench: Workbench, folder: Path) -> None:
+def confirm(study: "Study", params: Params, evaluator: CandidateEvaluator, folder: Path) -> None:
     """Scores the best trial and the baselines ``tune.confirm_repeats`` times each, into the study's attribute ``confirmation``.
 
     A repeat has fresh sampling seeds, and in a study of kind `training` (or with ``tune.refine_steps``) a fresh training too.
@@ -34,7 +34,7 @@ def confirm(study: "Study", params: Params, bench: Workbench, folder: Path) -> N
         measured.append((candidate, scores))
         confirmation[name] = {"params": values, "values": scores}
         for repeat in range(len(next(iter(scores.values()), [])), params.tune.confirm_repeats):
-            for objective, value in _score(bench, candidate, repeat, folder).items():
+            for objective, value in _score(evaluator, candidate, repeat, folder).items():
                 scores.setdefault(objective, []).append(value)
             study.set_user_attr("confirmation", confirmation)
     study.set_user_attr("confirmation", confirmation)
@@ -59,9 +59,9 @@ def candidates(study: "Study", params: Params) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _score(bench: Workbench, candidate: Params, repeat: int, folder: Path) -> dict[str, float]:
+def _score(evaluator: CandidateEvaluator, candidate: Params, repeat: int, folder: Path) -> dict[str, float]:
     seed = derive_seed(candidate.seed, "tune/confirmation/training", repeat)
     with TemporaryDirectory(dir=folder) as fresh:
-        model = bench.model(candidate, seed, Path(fresh))
-    metrics = bench.score(model, candidate, CONFIRMATION, repeat).metrics
+        model = evaluator.model(candidate, seed, Path(fresh))
+    metrics = evaluator.score(model, candidate, CONFIRMATION, repeat).metrics
     return {name: metrics[name] for name in candidate.tune.objectives}

@@ -44,7 +44,7 @@ class Picture:
     is_wide: bool = False
 
 
-class _LeftOut(Exception):
+class _CannotDraw(Exception):
     """A picture cannot be drawn from this study; the message says why."""
 
 
@@ -71,7 +71,7 @@ def draw_study(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
         ):
             try:
                 pictures.append(draw(view, folder / f"{name}{suffix}.png"))
-            except _LeftOut as error:
+            except _CannotDraw as error:
                 left_out.append(f"{name.capitalize()} is left out: {error}.")
     if len(objectives) > 1:
         pictures = _draw_fronts(study, objectives, folder) + pictures
@@ -246,9 +246,9 @@ def _draw_importance(view: _View, path: Path) -> Picture:
 
     keys = view.varying_keys()
     if len(keys) < 2:
-        raise _LeftOut("importance compares two keys or more, each with two values or more")
+        raise _CannotDraw("importance compares two keys or more, each with two values or more")
     if len({view.value(trial) for trial in view.trials}) < 2:
-        raise _LeftOut(f"all complete trials have the same {view.objective}")
+        raise _CannotDraw(f"all complete trials have the same {view.objective}")
     with _optuna_drawing():
         axes = plot_param_importances(view.study, params=keys, target=view.cost, target_name=view.objective)
         axes.legend_.remove()  # type: ignore[union-attr]
@@ -270,7 +270,7 @@ def _draw_slice(view: _View, path: Path) -> Picture:
 
     keys = view.varying_keys()[:SLICE_KEYS]
     if not keys:
-        raise _LeftOut("no key has two values or more")
+        raise _CannotDraw("no key has two values or more")
     with _optuna_drawing():
         drawn: Any = plot_slice(view.study, params=keys, target=view.target, target_name=view.label)
         all_axes = np.atleast_1d(drawn)
@@ -299,7 +299,7 @@ def _draw_contour(view: _View, path: Path) -> Picture:
 
     keys = view.varying_keys()[:CONTOUR_KEYS]
     if len(keys) < 2:
-        raise _LeftOut("a contour needs two keys, each with two values or more")
+        raise _CannotDraw("a contour needs two keys, each with two values or more")
     with _optuna_drawing(side=4.8 if len(keys) == 2 else 2.7 * len(keys)):
         drawn: Any = plot_contour(view.study, params=keys, target=view.target, target_name=view.objective)
         all_axes = np.atleast_2d(drawn)

@@ -331,7 +331,9 @@ class Queue:
             if not self._take(trial):
                 continue
             twins = (
-                t.number for t in trials if t.number < trial.number and _work(t) == _work(trial) and not _withdrawn(t)
+                t.number
+                for t in trials
+                if t.number < trial.number and _attempt_key(t) == _attempt_key(trial) and not _withdrawn(t)
             )
             first = next(twins, None)
             if first is not None:
@@ -468,7 +470,7 @@ def _by_slot(trials: list["FrozenTrial"]) -> dict[int, list["FrozenTrial"]]:
     return slots
 
 
-def _work(trial: "FrozenTrial") -> tuple[int, int | None]:
+def _attempt_key(trial: "FrozenTrial") -> tuple[int, int | None]:
     """What two trials share if one of them is superfluous."""
     return trial.user_attrs["slot"], trial.user_attrs["after"]
 

@@ -18,7 +18,7 @@ from sfd.tuning.space import WITHOUT_EFFECT, check_space, check_study, check_ups
 if TYPE_CHECKING:
     from optuna import Study
 
-    from sfd.tuning.workbench import Workbench
+    from sfd.tuning.evaluator import CandidateEvaluator
 
 PARAMS = Path("params.yaml")
 PARENT_WAIT_S = 10.0
@@ -38,12 +38,12 @@ def tune() -> None:
         _run_study(current)
 
 
-def work() -> None:
+def run_worker() -> None:
     """Joins the study of params.yaml until its trials are done. Raises :class:`UserError` as :func:`tune` does, or if there is none."""
     params = check(PARAMS)
     queue = Queue.join(params.tune, params.seed, reports(params))
     _check_signature(queue, params)
-    _work(queue, params, queue.study.user_attrs.get("mlflow_run_id"))
+    _take_trials(queue, params, queue.study.user_attrs.get("mlflow_run_id"))
     print(describe_counts(queue, params))
 
 
@@ -137,11 +137,11 @@ def _run_study(current: Stage) -> None:
     parent = current.run.wait_for_run_id(PARENT_WAIT_S)
     queue.study.set_user_attr("mlflow_run_id", parent)
     queue.fill(params.tune.trials)
-    bench = _work(queue, params, parent)
+    evaluator = _take_trials(queue, params, parent)
     if not any(trial.state.name == "COMPLETE" for trial in queue.trials()):
         reasons = [trial.user_attrs["reason"] for trial in queue.trials() if "reason" in trial.user_attrs]
         raise UserError(f"no trial of study `{params.tune.study}` was completed: {'; '.join(reasons[:3])}")
-    confirm(queue.study, params, bench, work_folder(study_id))
+    confirm(queue.study, params, evaluator, work_folder(study_id))
     files = write_report(queue.study, current.out)
     settle_runs(queue, params.tracking, parent)
     best = queue.study.best_trials[0]
@@ -172,20 +172,20 @@ def open_study(params: Params) -> Queue:
     return queue
 
 
-def _work(queue: Queue, params: Params, parent: str | None) -> "Workbench":
-    """Takes trials until the queue is empty or the time is over; returns the workbench."""
+def _take_trials(queue: Queue, params: Params, parent: str | None) -> "CandidateEvaluator":
+    """Takes trials until the queue is empty or the time is over; returns the evaluator."""
+    from sfd.tuning.evaluator import CandidateEvaluator
     from sfd.tuning.trials import Trials
-    from sfd.tuning.workbench import Workbench
 
     deadline = time.monotonic() + 60.0 * params.tune.minutes
-    bench = Workbench(params)
-    queue.study.set_user_attr("num_reference", bench.num_reference)
+    evaluator = CandidateEvaluator(params)
+    queue.study.set_user_attr("num_reference", evaluator.num_reference)
     try:
-        run(queue, Trials(params, bench, queue.study.user_attrs["id"], parent), deadline)
+        run(queue, Trials(params, evaluator, queue.study.user_attrs["id"], parent), deadline)
     except (KeyboardInterrupt, SystemExit):
         print(f"{describe_counts(queue, params)}; the same command continues")
         raise
-    return bench
+    return evaluator
 
 
 def describe_counts(queue: Queue, params: Params) -> str:

@@ -1,4 +1,4 @@
-"""One trial, seen from Optuna and MLflow: propose values, try them on the workbench, report, log a child run."""
+"""One trial, seen from Optuna and MLflow: propose values, try them with the evaluator, report, log a child run."""
 
 import hashlib
 import statistics
@@ -12,8 +12,8 @@ from sfd.generation.model import DiffusionModel
 from sfd.params import Params
 from sfd.pictures import labelled_grid, save_png
 from sfd.tracking import Run, start_run
+from sfd.tuning.evaluator import STUDY, CandidateEvaluator, Repeat
 from sfd.tuning.space import distributions, with_values
-from sfd.tuning.workbench import STUDY, Repeat, Workbench
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -25,9 +25,9 @@ GRID_PER_CLASS = 10
 class Trials:
     """The objective of a study. Each trial is an MLflow run of its own, below ``parent`` if that is known."""
 
-    def __init__(self, params: Params, bench: Workbench, study_id: str, parent: str | None) -> None:
+    def __init__(self, params: Params, evaluator: CandidateEvaluator, study_id: str, parent: str | None) -> None:
         """``study_id`` names the study in MLflow's tags."""
-        self.params, self.bench, self.study_id, self.parent = params, bench, study_id, parent
+        self.params, self.evaluator, self.study_id, self.parent = params, evaluator, study_id, parent
         self.space = distributions(params)
 
     def __call__(self, trial: "Trial") -> list[float]:
@@ -48,7 +48,7 @@ class Trials:
             model = self._model(trial, candidate, folder, run)
             found: list[Repeat] = []
             for repeat in range(self.params.tune.repeats):
-                found.append(self.bench.score(model, candidate, STUDY, repeat))
+                found.append(self.evaluator.score(model, candidate, STUDY, repeat))
                 run.log_metrics(found[-1].metrics, repeat)
                 self._note(trial, run, found)
                 if repeat == 0:
@@ -61,11 +61,11 @@ class Trials:
 
     def _model(self, trial: "Trial", candidate: Params, folder: Path, run: Run) -> DiffusionModel:
         def look(model: DiffusionModel, step: int) -> None:
-            scored = self.bench.score(model, candidate, STUDY, 0)
+            scored = self.evaluator.score(model, candidate, STUDY, 0)
             run.log_metrics({f"intermediate/{name}": value for name, value in scored.metrics.items()}, step)
             self._report(trial, scored, step // self.params.tune.report_every, f"{step} steps")
 
-        return self.bench.model(candidate, self.params.seed, folder, look)
+        return self.evaluator.model(candidate, self.params.seed, folder, look)
 
     def _report(self, trial: "Trial", scored: Repeat, step: int, when: str) -> None:
         """Tells the pruner, whose steps count from 1; Optuna has none for several objectives."""

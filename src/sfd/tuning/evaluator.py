@@ -51,7 +51,7 @@ def load_weak(folder: Path) -> LightningDiT:
     return DiffusionModel.load(folder).network
 
 
-class Workbench:
+class CandidateEvaluator:
     """Loads once what trials share: judge, decoder, the reference's features, the trained model.
 
     The held-out images are cut in two: one half is the reference of all trials, the other is kept for the confirmation.

@@ -45,7 +45,7 @@ class Job:
         return self.model is other.model and self.settings == other.settings
 
 
-class Batches:
+class DynamicBatcher:
     """Admits images and draws them: oldest first, together with all waiting ones of equal model and settings.
 
     A call begins with the oldest image, so every image has its turn after at most as many calls as there are images before it.
