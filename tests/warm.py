@@ -72,7 +72,8 @@ class Warm:
             program = self.programs / name
             program.write_text(CLIENT.format(python=sys.executable, address=str(address), folder=str(self.programs)))
             program.chmod(0o755)
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1"}
+        kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = kept | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1"}
         self.log = (folder / "log").open("wb")
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(address))
@@ -105,6 +106,7 @@ class Request:
     def run(self) -> None:
         """In the fork: becomes the program, as a new interpreter would."""
         interpreter = sys.executable
+        sys.dont_write_bytecode = False  # each project is compiled once, as a user's is
         for number, stream in enumerate(self.streams):
             os.dup2(stream, number)
             os.close(stream)
@@ -117,9 +119,10 @@ class Request:
         sys.executable = str(Path(self.asked["path"]).with_name("python"))  # what it starts is forked, too
         if name != "python":
             arguments = [str(Path(interpreter).with_name(name)), *arguments]
-        is_safe = arguments[:1] == ["-P"]
-        if is_safe:
-            arguments = arguments[1:]
+        options = [option for option in arguments[:1] if option in ("-P", "-u")]
+        arguments = arguments[len(options) :]
+        if "-u" in options:
+            sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
         if arguments[:1] == ["-c"]:
             sys.argv = ["-c", *arguments[2:]]
             sys.path.insert(0, "")
@@ -132,7 +135,7 @@ class Request:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         elif arguments and not arguments[0].startswith("-"):
             sys.argv = arguments
-            if not is_safe:
+            if "-P" not in options:
                 sys.path.insert(0, str(Path(arguments[0]).parent.absolute()))
             runpy.run_path(arguments[0], run_name="__main__")
         else:
@@ -141,7 +144,7 @@ class Request:
 
 def import_everything() -> None:
     """All libraries that modules of `sfd` import, but `sfd` itself."""
-    sys.path.insert(0, str(SOURCE))
+    sys.path[0] = str(SOURCE)  # instead of this file's folder
     package = importlib.import_module("sfd")
     for module in pkgutil.walk_packages(package.__path__, "sfd."):
         if not module.name.endswith("__main__"):
