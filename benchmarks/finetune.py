@@ -12,6 +12,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from sfd.data.latents import LatentDataset
+from sfd.data.latents import LatentDataset, LatentsIndex
 from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.evaluation.fidelity import class_accuracy, extract
@@ -45,11 +46,15 @@ class ClassesOf(LatentDataset):
 
     def __init__(self, whole: LatentDataset, classes: list[str]) -> None:
         self.whole, self.statistics = whole, whole.statistics
-        indices = [whole.reader.index["classes"].index(name) for name in classes]
-        self.reader = _Reader(whole.reader.index | {"classes": classes})  # type: ignore[assignment]
+        indices = [whole.index.classes.index(name) for name in classes]
+        self.classes = classes
         labels = whole.reader.rows("labels", list(range(len(whole.reader))))
         self.rows = [n for n, label in enumerate(labels) if int(label) in indices]
         self.new_label = {index: place for place, index in enumerate(indices)}
+
+    @property
+    def index(self) -> LatentsIndex:
+        return replace(self.whole.index, classes=self.classes)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,11 +63,6 @@ class ClassesOf(LatentDataset):
         latents, labels, *features = self.whole.__getitems__([self.rows[index] for index in indices])
         latents = self.statistics.normalise(self.whole.statistics.restore(latents))
         return latents, torch.tensor([self.new_label[label] for label in labels.tolist()]), *features
-
-
-class _Reader:
-    def __init__(self, index: dict[str, Any]) -> None:
-        self.index = index
 
 
 class Reached(Exception):
@@ -74,7 +74,7 @@ class Watch:
 
     def __init__(self, params: Params, start: Start, dataset: ClassesOf, judge: Judge, decoder: TextureVae) -> None:
         self.params, self.start, self.dataset, self.judge, self.decoder = params, start, dataset, judge, decoder
-        self.names = dataset.reader.index["classes"]
+        self.names = dataset.index.classes
         self.accuracies: list[tuple[int, float]] = []
         self.goal: float | None = None
         self.trained = start.trainable
@@ -86,7 +86,7 @@ class Watch:
         seeds = [image_seed(self.params.seed, n) for n in range(len(wanted))]
         images = list(ImageGenerator(model, self.decoder).sample(wanted, seeds, self.params.sample))
         network.train()
-        known = self.dataset.whole.reader.index["classes"]
+        known = self.dataset.whole.index.classes
         labels = torch.tensor([known.index(self.names[index]) for index in wanted])
         seen = extract(self.judge, (batch.to(inference_device()) for batch in images))
         self.accuracies.append((step, class_accuracy(seen, labels, self.judge)))
@@ -113,7 +113,7 @@ def options(steps: int, num_images: int, seed: int) -> Params:
 def learn(
     params: Params, source: DiffusionModel | None, classes: list[str], every: int, goal: float | None, tools: Any
 ) -> tuple[Start, Watch, float]:
-    """One training from nothing or from ``source``; it ends early when ``goal`` is reached. Returns the seconds a step, too."""
+    """One training from nothing or from ``source``; it ends early when ``goal`` is reached. Returns the seconds per step, too."""
     dataset = ClassesOf(open_latents(params, RESULTS / "latents"), classes)
     start = prepare_network(params, dataset, params.seed, source)
     watch = Watch(params, start, dataset, *tools)

@@ -53,7 +53,7 @@ def write_latents(folder: Path, num_images: int, feature_dim: int) -> None:
     """Random latents, classes and features in the layout of stage ``latents``, a shard at a time."""
     import torch
 
-    from sfd.data.latents import STATISTICS, ChannelStatistics
+    from sfd.data.latents import STATISTICS, ChannelStatistics, LatentsIndex
     from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
     from sfd.seeding import generator
 
@@ -65,8 +65,7 @@ def write_latents(folder: Path, num_images: int, feature_dim: int) -> None:
 
     bounds = shard_bounds(num_images, SHARD_SIZE)
     write_shards(folder, bounds, make, 0, 1)
-    facts = {"num_views": 1, "grid": GRID, "texture_channels": TEXTURE, "semantic_channels": SEMANTIC}
-    write_index(folder, bounds, facts | {"feature_dim": feature_dim, "classes": [str(n) for n in range(10)]})
+    write_index(folder, bounds, LatentsIndex(1, GRID, TEXTURE, SEMANTIC, feature_dim, [str(n) for n in range(10)]))
     channels = TEXTURE + SEMANTIC
     ChannelStatistics(torch.zeros(channels), torch.ones(channels)).save(folder / STATISTICS)
 

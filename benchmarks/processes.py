@@ -28,7 +28,7 @@ def main(
     num_images: Annotated[int, typer.Option(help="samples that are scored")] = 450,
     processes: Annotated[int, typer.Option(help="processes under torchrun")] = 2,
 ) -> None:
-    """Prints a row a metric: each seed on one process, their mean and deviation, and the first seed on several processes."""
+    """Prints one row per metric: each seed on one process, their mean and deviation, and the first seed on several processes."""
     with tempfile.TemporaryDirectory() as folder:
         project = copy_project(Path.cwd(), Path(folder) / "project")
         tree = yaml.safe_load((project / "params.yaml").read_text())

@@ -28,7 +28,7 @@ WORK = Path(".sfd/repa_target")
 TARGETS = ("stored", "decoded")
 MEASURED_BATCHES, MEASURED_BATCH = 10, 100
 MEASURES = {
-    "step": "time a step, ms",
+    "step": "time per step, ms",
     "velocity": "velocity loss",
     "repa": "REPA loss against stored features",
     "class_accuracy": "class accuracy",
@@ -69,7 +69,7 @@ def measure(evaluator: CandidateEvaluator, target: str, seed: int, steps: int, n
     params = options(target, steps, num_images)
     dataset = open_latents(params, RESULTS / "latents")
     network = build_network(params, dataset, seed)
-    model = DiffusionModel(network, params.schedule, dataset.statistics, dataset.reader.index["classes"])
+    model = DiffusionModel(network, params.schedule, dataset.statistics, dataset.index.classes)
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     task = build_task(params, network, dataset, seed)

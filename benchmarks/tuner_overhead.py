@@ -18,7 +18,7 @@ TRIALS, ROUNDS = 3, 3
 
 
 def main() -> None:
-    """Prints the seconds a trial, bare and by the tuner, and their ratio, for several rounds in turn."""
+    """Prints the seconds per trial, bare and by the tuner, and their ratio, for several rounds in turn."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path.cwd()
         tree = yaml.safe_load((project / "params.yaml").read_text())
@@ -29,7 +29,7 @@ def main() -> None:
         os.chdir(folder)
         rows = [measure(tree, number) for number in range(ROUNDS)]
     bare, tuned = (statistics.median(row[n] for row in rows) for n in (0, 1))
-    print(f"| {TRIALS} trials of {tree['tune']['repeats']} x {tree['tune']['num_images']} images | seconds a trial |")
+    print(f"| {TRIALS} trials of {tree['tune']['repeats']} x {tree['tune']['num_images']} images | seconds per trial |")
     print("|---|---|")
     print(f"| bare sampling and scoring | {bare:.2f} |")
     print(f"| by the tuner | {tuned:.2f} |")
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def measure(tree: dict[str, Any], number: int) -> tuple[float, float]:
-    """Seconds a trial: the trials' own work in a loop, and a study's trials from the first one's start to the last one's end."""
+    """Seconds per trial: the trials' own work in a loop, and a study's trials from the first one's start to the last one's end."""
     from sfd.params import load_params
     from sfd.tuning.evaluator import STUDY, CandidateEvaluator
     from sfd.tuning.queue import Queue, run

@@ -3,7 +3,7 @@
 from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.shards import write_index
-from sfd.encoders.semantic.features import feature_order, write_features
+from sfd.encoders.semantic.features import FeaturesIndex, feature_order, write_features
 from sfd.encoders.vision import load_encoder
 from sfd.pipeline.stage import Stage, stage
 from sfd.processes import barrier, inference_device, rank, world_size
@@ -18,9 +18,10 @@ def make_features(s: Stage) -> None:
     bounds = write_features(s.out / "shards", images, encoder, chosen, s.params.features, mirror, rank(), world_size())
     barrier()
     if rank() == 0:
-        facts = {"num_views": 1 + mirror, "tokens": encoder.grid**2, "feature_dim": encoder.feature_dim}
-        write_index(s.out / "shards", bounds, facts | {"images": chosen})
-        s.log({"num_images": len(chosen), **facts})
+        facts = FeaturesIndex(1 + mirror, encoder.grid**2, encoder.feature_dim, chosen)
+        write_index(s.out / "shards", bounds, facts)
+        sizes = {"num_views": facts.num_views, "tokens": facts.tokens, "feature_dim": facts.feature_dim}
+        s.log({"num_images": len(chosen), **sizes})
         s.log_input("train", data.summary.digest, s.upstream("prepare"), "features", {"num_images": len(chosen)})
 
 

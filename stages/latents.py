@@ -1,6 +1,6 @@
 """Composite latents of the training images, in shards, with statistics. Runs under torchrun on any number of processes."""
 
-from sfd.data.latents import STATISTICS, channel_statistics, write_latents
+from sfd.data.latents import STATISTICS, LatentsIndex, channel_statistics, write_latents
 from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.shards import ShardReader, write_index
@@ -18,15 +18,17 @@ with stage("latents") as s:
     )
     barrier()
     if rank() == 0:
-        facts = {
-            "num_views": 1 + mirror,
-            "grid": grid,
-            "texture_channels": encode.texture_vae.latent_channels,
-            "semantic_channels": encode.semantic_channels,
-            "feature_dim": encode.feature_dim,
-            "classes": data.summary.classes,
-        }
+        facts = LatentsIndex(
+            num_views=1 + mirror,
+            grid=grid,
+            texture_channels=encode.texture_vae.latent_channels,
+            semantic_channels=encode.semantic_channels,
+            feature_dim=encode.feature_dim,
+            classes=data.summary.classes,
+        )
         write_index(folder, bounds, facts)
-        channel_statistics(ShardReader(folder), s.params.latents.statistics_images).save(folder / STATISTICS)
-        s.log({"num_images": len(images), "num_views": facts["num_views"]})
+        channel_statistics(ShardReader(folder, LatentsIndex), s.params.latents.statistics_images).save(
+            folder / STATISTICS
+        )
+        s.log({"num_images": len(images), "num_views": facts.num_views})
         s.log_input("train", data.summary.digest, s.upstream("prepare"), "latents", {"num_images": len(images)})

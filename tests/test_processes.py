@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ pytestmark = pytest.mark.long
 REPOSITORY = Path(__file__).parents[1]
 SOON_S = 60
 """A job ends within a minute after one of its processes."""
+
+
+@dataclass(frozen=True)
+class NoFacts:
+    """An index that says nothing about the images."""
 
 
 def make(start: int, end: int) -> Shard:
@@ -45,7 +51,7 @@ def run_stage(what: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         barrier()
         if rank() == 0:
-            write_index(s.out, bounds, {})
+            write_index(s.out, bounds, NoFacts())
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def import_weights(
         typer.Option(min=0.0, max=1.0, help="The offset of its training; else 0.3 with two times, and none with one."),
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="A file with a class name a line; else classes are called 0, 1, ...")
+        Path | None, typer.Option(help="A file with one class name per line; else classes are called 0, 1, ...")
     ] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Leave out the keys that begin so; may be repeated.")] = None,
 ) -> None:
@@ -233,14 +233,14 @@ def serve(
     alias: Annotated[str, typer.Option(help="The alias to follow, or a version's number.")] = ServerOptions.alias,
     host: Annotated[str, typer.Option(help="The address; with another one than this, set SFD_TOKEN.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: a free one, which is printed.")] = 8000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a sampler call.")] = ServerOptions.batch_size,
-    max_images: Annotated[int, typer.Option(min=1, help="Images a request.")] = ServerOptions.max_images,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per sampler call.")] = ServerOptions.batch_size,
+    max_images: Annotated[int, typer.Option(min=1, help="Images per request.")] = ServerOptions.max_images,
     max_queue: Annotated[int, typer.Option(min=1, help="Images that may wait.")] = ServerOptions.max_queue,
     timeout_seconds: Annotated[
         float, typer.Option(min=1.0, help="A request is refused after this time.")
     ] = ServerOptions.timeout_seconds,
     poll_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time between looks at the alias.")
+        float, typer.Option(min=0.1, help="Time between two look-ups of the alias.")
     ] = ServerOptions.poll_seconds,
 ) -> None:
     """Serve a registered model over HTTP, with a page to try it out."""
@@ -337,7 +337,7 @@ def bench(
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset instead of a params file.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where; `auto`: the GPU if any.")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a step; without it, that of the params file.")
+        int | None, typer.Option(min=1, help="Images per step; without it, that of the params file.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Measured steps, after some to warm up.")] = 20,
     json_file: Annotated[Path | None, typer.Option("--json", help="A new file for all numbers.")] = None,

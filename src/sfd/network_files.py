@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sfd.errors import UserError
+from sfd.names import Table, load
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -29,6 +30,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The saved configuration. Raises :class:`UserError` if the folder holds no network."""
     config: dict[str, Any] = json.loads(_existing(folder, CONFIG).read_text(encoding="utf-8"))
     return config
+
+
+def read_implementation(folder: Path, table: Table) -> Any:
+    """What the table has under the ``kind`` of the saved configuration. Raises :class:`UserError` if it has none of this name."""
+    kind = read_config(folder).get("kind")
+    if kind not in table:
+        raise UserError(
+            f"{folder / CONFIG}: kind is {kind!r}, but must be one of {', '.join(table)}; rerun the stage that makes it"
+        )
+    return load(table, kind)
 
 
 def load_weights(folder: Path, network: nn.Module) -> None:

@@ -50,7 +50,7 @@ def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
 
 
 def labelled_grid(images: Tensor, labels: Sequence[str], per_row: int) -> Image.Image:
-    """One class a row, its name at the left; rows in order of first appearance, each with its first ``per_row`` images.
+    """One row per class, its name at the left; rows in order of first appearance, each with its first ``per_row`` images.
 
     Images are (N, 3, H, W) uint8, with one label each. Small images are enlarged by a whole factor.
     """

@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 def list_presets() -> str:
-    """A line a preset: its name and what it is, the first line of its comments."""
+    """One line per preset: its name and the first line of its comments, which says what it is."""
     width = max(map(len, names()))
     titles = {name: _comments(_text(name)).splitlines()[0] for name in names()}
     return "\n".join(

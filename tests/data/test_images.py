@@ -14,16 +14,9 @@ import torch
 from PIL import Image
 
 from sfd.data import images
-from sfd.data.images import (
-    FolderStore,
-    ImageRefused,
-    ManifestImages,
-    center_crop,
-    decode_rgb,
-    open_regular,
-    to_tensor_uint8,
-)
-from sfd.data.sources.common import scan_folder
+from sfd.data.files import FolderStore, ImageRefused, open_regular
+from sfd.data.images import ManifestImages, center_crop, decode_rgb, to_tensor_uint8
+from sfd.data.sources.folder import scan_folder
 from sfd.errors import UserError
 
 MAX_PIXELS = 1_000_000

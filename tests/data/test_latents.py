@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from sfd.data.latents import STATISTICS, ChannelStatistics, LatentDataset, channel_statistics, views_of, write_latents
+from sfd.data.latents import (
+    STATISTICS,
+    ChannelStatistics,
+    LatentDataset,
+    LatentsIndex,
+    channel_statistics,
+    views_of,
+    write_latents,
+)
 from sfd.data.shards import ShardReader, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 from sfd.params import LatentsParams
@@ -39,11 +47,15 @@ def encode(images: Tensor, draws: list[int]) -> tuple[Tensor, Tensor]:
     return conv2d(pixels, kernel, stride=2) * scale + 0.1 * noise, pixels[:, :, ::2, ::2].flatten(2).transpose(1, 2)
 
 
+def facts(num_views: int) -> LatentsIndex:
+    return LatentsIndex(num_views, grid=4, texture_channels=4, semantic_channels=2, feature_dim=3, classes=["a", "b"])
+
+
 def write(folder: Path, mirror: bool = True, params: LatentsParams = PARAMS, ranks: int = 1) -> Path:
     for number in range(ranks):
         bounds = write_latents(folder, fetch, NUM_IMAGES, encode, params, mirror, number, ranks)
-    write_index(folder, bounds, {"num_views": 1 + mirror})
-    channel_statistics(ShardReader(folder), params.statistics_images).save(folder / STATISTICS)
+    write_index(folder, bounds, facts(1 + mirror))
+    channel_statistics(ShardReader(folder, LatentsIndex), params.statistics_images).save(folder / STATISTICS)
     return folder
 
 
@@ -57,8 +69,8 @@ def run_stage() -> None:
         barrier()
         assert all((s.work / f"done-{other}").exists() for other in range(world_size())), "the barrier did not hold"
         if rank() == 0:
-            write_index(folder, bounds, {"num_views": 2})
-            channel_statistics(ShardReader(folder), NUM_IMAGES).save(folder / STATISTICS)
+            write_index(folder, bounds, facts(2))
+            channel_statistics(ShardReader(folder, LatentsIndex), NUM_IMAGES).save(folder / STATISTICS)
 
 
 def run_in_project(folder: Path, *launcher: str) -> dict[str, bytes]:
@@ -76,7 +88,7 @@ def run_in_project(folder: Path, *launcher: str) -> dict[str, bytes]:
 
 
 def test_statistics_are_the_mean_and_deviation_of_every_channel(tmp_path: Path) -> None:
-    reader = ShardReader(write(tmp_path))
+    reader = ShardReader(write(tmp_path), LatentsIndex)
     statistics = channel_statistics(reader, 10_000)
     latents = torch.stack(reader.rows("latents", list(range(NUM_IMAGES)))).double()
     torch.testing.assert_close(statistics.mean, latents.mean(dim=(0, 1, 3, 4)).float())
@@ -88,8 +100,8 @@ def test_statistics_are_the_mean_and_deviation_of_every_channel(tmp_path: Path) 
 def test_statistics_of_some_images_are_taken_from_the_whole_range_and_not_from_the_first_class(tmp_path: Path) -> None:
     bounds = shard_bounds(100, 30)
     write_shards(tmp_path, bounds, lambda a, b: {"latents": torch.arange(a, b).half().reshape(-1, 1, 1, 1, 1)}, 0, 1)
-    write_index(tmp_path, bounds, {})
-    statistics = channel_statistics(ShardReader(tmp_path), 10)
+    write_index(tmp_path, bounds, facts(1))
+    statistics = channel_statistics(ShardReader(tmp_path, LatentsIndex), 10)
     assert float(statistics.mean) == pytest.approx(45.0)  # of 0, 10, ... 90
     assert float(statistics.std) == pytest.approx(math.sqrt(825.0))
 
@@ -104,8 +116,8 @@ def test_restoring_undoes_normalising() -> None:
 def test_a_channel_that_never_varies_is_normalised_to_zero(tmp_path: Path) -> None:
     bounds = shard_bounds(4, 4)
     write_shards(tmp_path, bounds, lambda a, b: {"latents": torch.full((b - a, 1, 2, 3, 3), 7.0).half()}, 0, 1)
-    write_index(tmp_path, bounds, {})
-    statistics = channel_statistics(ShardReader(tmp_path), 4)
+    write_index(tmp_path, bounds, facts(1))
+    statistics = channel_statistics(ShardReader(tmp_path, LatentsIndex), 4)
     assert torch.equal(statistics.normalise(torch.full((1, 2, 3, 3), 7.0)), torch.zeros(1, 2, 3, 3))
 
 
@@ -117,7 +129,10 @@ def test_statistics_survive_the_disk(tmp_path: Path) -> None:
 
 
 def test_both_views_are_stored_where_that_keeps_the_class_and_else_one(tmp_path: Path) -> None:
-    both, one = ShardReader(write(tmp_path / "both")), ShardReader(write(tmp_path / "one", mirror=False))
+    both, one = (
+        ShardReader(write(tmp_path / "both"), LatentsIndex),
+        ShardReader(write(tmp_path / "one", mirror=False), LatentsIndex),
+    )
     assert both.rows("latents", [3])[0].shape == (2, 6, 4, 4)
     assert one.rows("latents", [3])[0].shape == (1, 6, 4, 4)
     assert len(LatentDataset(tmp_path / "both", True)) == 2 * NUM_IMAGES
@@ -128,7 +143,7 @@ def test_both_views_are_stored_where_that_keeps_the_class_and_else_one(tmp_path:
 def test_the_second_latent_is_that_of_the_mirrored_image_in_fp16(tmp_path: Path) -> None:
     images, labels = fetch([11])
     assert torch.equal(views_of(images, True)[1], images.flip(-1))
-    reader = ShardReader(write(tmp_path))
+    reader = ShardReader(write(tmp_path), LatentsIndex)
     stored, features = reader.rows("latents", [11])[0], reader.rows("features", [11])[0]
     for view, pixels in enumerate((images, images.flip(-1))):
         latent, feature = encode(pixels, [22 + view])
@@ -161,8 +176,8 @@ def test_a_latent_that_fp16_cannot_hold_is_refused_with_its_images(tmp_path: Pat
 
 
 def test_the_batch_size_does_not_change_what_is_stored_beyond_rounding(tmp_path: Path) -> None:
-    small = ShardReader(write(tmp_path / "small"))
-    large = ShardReader(write(tmp_path / "large", params=PARAMS.model_copy(update={"batch_size": 50})))
+    small = ShardReader(write(tmp_path / "small"), LatentsIndex)
+    large = ShardReader(write(tmp_path / "large", params=PARAMS.model_copy(update={"batch_size": 50})), LatentsIndex)
     images = list(range(NUM_IMAGES))
     for a, b in zip(small.rows("latents", images), large.rows("latents", images), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-3)

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from sfd.data.manifest import digest, read_manifest
-from sfd.data.prepare import Summary, image_root, prepare
+from sfd.data.prepare import Summary, prepare
+from sfd.data.sources.source import open_source
 from sfd.errors import UserError
 from sfd.params import DataParams
 
@@ -82,7 +83,7 @@ def test_the_digits_become_a_manifest_of_1797_images_in_ten_classes(tmp_path: Pa
     share = (rows["split"] == "heldout").groupby(rows["label"]).mean()
     assert share.between(0.195, 0.205).all()
     assert (rows["class_index"].astype(str) == rows["label"]).all()
-    assert all((image_root(params, tmp_path) / path).is_file() for path in rows["path"])
+    assert all((open_source(params, tmp_path).root / path).is_file() for path in rows["path"])
     assert (tmp_path / "rejected.csv").read_text() == "path,reason\n"
 
 
@@ -91,7 +92,7 @@ def test_the_summary_is_what_the_manifest_says(tmp_path: Path) -> None:
     rows = read_manifest(tmp_path / "out")
     assert summary == Summary(80, 64, 16, ["cat", "dog"], 0, digest(rows))
     assert Summary(**json.loads((tmp_path / "out" / "summary.json").read_text())) == summary
-    assert image_root(folder_params(tmp_path / "root"), tmp_path / "out") == tmp_path / "root"
+    assert open_source(folder_params(tmp_path / "root"), tmp_path / "out").root == tmp_path / "root"
 
 
 def test_two_runs_give_the_same_bytes_and_another_seed_another_split(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,29 @@ from sfd.data.shards import Shard, ShardReader, shard_bounds, write_index, write
 from sfd.errors import UserError
 
 BOUNDS = shard_bounds(23, 5)
-FACTS = {"num_views": 2}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an index says about all images."""
+
+    num_views: int = 2
+
+
 READ_SOME_ROWS = """
 import re, sys
 from pathlib import Path
+from dataclasses import dataclass
 from sfd.data.shards import ShardReader
+
+@dataclass(frozen=True)
+class Facts:
+    num_views: int
 
 def resident_mib():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
-reader = ShardReader(Path(sys.argv[1]))
+reader = ShardReader(Path(sys.argv[1]), Facts)
 before = resident_mib()
 rows = reader.rows("big", list(range(0, 64, 4)))
 assert all(float(row[0]) == 4 * n for n, row in enumerate(rows))
@@ -48,7 +62,7 @@ class Maker:
 def write(folder: Path, ranks: int = 1, order: list[int] | None = None) -> Path:
     for rank in order or range(ranks):
         write_shards(folder, BOUNDS, Maker(), rank, ranks)
-    write_index(folder, BOUNDS, FACTS)
+    write_index(folder, BOUNDS, Facts())
     return folder
 
 
@@ -80,7 +94,7 @@ def test_a_run_that_was_ended_between_shards_makes_only_the_missing_ones(tmp_pat
     resumed = Maker()
     write_shards(tmp_path / "cut", BOUNDS, resumed, 0, 1)
     assert resumed.made == [10, 15, 20]
-    write_index(tmp_path / "cut", BOUNDS, FACTS)
+    write_index(tmp_path / "cut", BOUNDS, Facts())
     assert content(tmp_path / "cut") == content(write(tmp_path / "whole"))
 
 
@@ -92,7 +106,7 @@ def test_damaged_unconfirmed_and_half_written_shards_are_made_anew_and_no_others
     maker = Maker()
     write_shards(mended, BOUNDS, maker, 0, 1)
     assert maker.made == [5, 15, 20]
-    write_index(mended, BOUNDS, FACTS)
+    write_index(mended, BOUNDS, Facts())
     assert content(mended) == content(whole)
 
 
@@ -103,47 +117,47 @@ def test_a_run_that_was_ended_after_the_index_makes_nothing_anew(tmp_path: Path)
 
 
 def test_rows_come_in_the_order_asked_for_across_shards(tmp_path: Path) -> None:
-    reader = ShardReader(write(tmp_path))
+    reader = ShardReader(write(tmp_path), Facts)
     images = [22, 0, 4, 5, 9, 10, 0, 19, 20]
     rows = reader.rows("values", images)
     assert [row.tolist() for row in rows] == [[[image * 10.0] * 3, [image * 10.0 + 1] * 3] for image in images]
     assert len(reader) == 23
-    assert reader.index["num_views"] == 2
+    assert reader.facts == Facts(2)
 
 
 def test_a_single_view_of_each_row_can_be_asked_for(tmp_path: Path) -> None:
-    rows = ShardReader(write(tmp_path)).rows("values", [7, 21, 7], [1, 0, 0])
+    rows = ShardReader(write(tmp_path), Facts).rows("values", [7, 21, 7], [1, 0, 0])
     assert [row.tolist() for row in rows] == [[71.0] * 3, [210.0] * 3, [70.0] * 3]
 
 
 def test_a_row_beyond_the_last_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="shard-00005"):
-        ShardReader(write(tmp_path)).rows("values", [23])
+        ShardReader(write(tmp_path), Facts).rows("values", [23])
 
 
 def test_rows_of_one_number_are_read_too(tmp_path: Path) -> None:
-    labels = ShardReader(write(tmp_path)).rows("labels", list(range(23)))
+    labels = ShardReader(write(tmp_path), Facts).rows("labels", list(range(23)))
     assert torch.equal(torch.stack(labels), torch.arange(23) % 4)
 
 
 def test_a_reader_with_open_files_can_be_sent_to_another_process(tmp_path: Path) -> None:
-    reader = ShardReader(write(tmp_path))
+    reader = ShardReader(write(tmp_path), Facts)
     reader.rows("labels", [22])
     copy = pickle.loads(pickle.dumps(reader))
     assert torch.equal(copy.rows("values", [11])[0], reader.rows("values", [11])[0])
 
 
 def test_a_damaged_shard_is_named_before_anything_is_read(tmp_path: Path) -> None:
-    ShardReader(write(tmp_path))
+    ShardReader(write(tmp_path), Facts)
     damage(tmp_path / "shard-00002.safetensors")
     with pytest.raises(UserError, match=r"shard-00002\.safetensors is missing or damaged .*; rerun the stage"):
-        ShardReader(tmp_path)
+        ShardReader(tmp_path, Facts)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (write(tmp_path) / "shard-00004.safetensors").unlink()
     with pytest.raises(UserError, match=r"shard-00004\.safetensors is missing or damaged"):
-        ShardReader(tmp_path)
+        ShardReader(tmp_path, Facts)
 
 
 def test_processes_share_the_check_of_the_shards_and_together_they_check_all(tmp_path: Path) -> None:
@@ -153,7 +167,7 @@ def test_processes_share_the_check_of_the_shards_and_together_they_check_all(tmp
         stopped = 0
         for rank in range(2):
             try:
-                ShardReader(folder, rank, 2)
+                ShardReader(folder, Facts, rank, 2)
             except UserError as error:
                 assert f"shard-{number:05d}" in str(error)
                 stopped += 1
@@ -161,7 +175,7 @@ def test_processes_share_the_check_of_the_shards_and_together_they_check_all(tmp
 
 
 def test_a_shard_that_is_cut_short_after_its_check_is_named(tmp_path: Path) -> None:
-    reader = ShardReader(write(tmp_path))
+    reader = ShardReader(write(tmp_path), Facts)
     file = tmp_path / "shard-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"shard-00000\.safetensors was cut short"):
@@ -171,9 +185,18 @@ def test_a_shard_that_is_cut_short_after_its_check_is_named(tmp_path: Path) -> N
 def test_shards_without_an_index_are_not_complete(tmp_path: Path) -> None:
     write_shards(tmp_path, BOUNDS, Maker(), 0, 1)
     with pytest.raises(UserError, match=r"index\.json is missing, so these shards are not complete; rerun"):
-        ShardReader(tmp_path)
-    write_index(tmp_path, BOUNDS, FACTS)
-    assert len(ShardReader(tmp_path)) == 23
+        ShardReader(tmp_path, Facts)
+    write_index(tmp_path, BOUNDS, Facts())
+    assert len(ShardReader(tmp_path, Facts)) == 23
+
+
+def test_an_index_that_lacks_a_fact_is_refused_with_its_name(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class More(Facts):
+        grid: int = 0
+
+    with pytest.raises(UserError, match=r"index\.json has no 'grid'; rerun the stage"):
+        ShardReader(write(tmp_path), More)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
@@ -181,7 +204,7 @@ def test_reading_some_rows_of_a_large_shard_does_not_load_it(tmp_path: Path) -> 
     bounds = shard_bounds(64, 64)
     rows = torch.arange(64, dtype=torch.float32)[:, None].expand(-1, 2**18)
     write_shards(tmp_path, bounds, lambda start, end: {"big": rows[start:end].contiguous()}, 0, 1)
-    write_index(tmp_path, bounds, {})
+    write_index(tmp_path, bounds, Facts())
     done = subprocess.run([sys.executable, "-c", READ_SOME_ROWS, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 32.0, "16 rows of 1 MiB out of a shard of 64 MiB"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfd import cli
 from sfd.data.latents import STATISTICS
-from sfd.encoders.semantic.semvae import load_semvae
+from sfd.encoders.semantic.encoder import load_semantic
 from sfd.encoders.texture_vae import load_texture_vae, to_uint8
 from sfd.generation.model import DiffusionModel
 
@@ -159,7 +159,7 @@ def test_a_semantic_vae_computes_the_published_numbers_with_the_heads_of_its_con
 ) -> None:
     content = {"model_state_dict": weights("semvae_tiny"), "config": YAML, "global_step": 3}
     said = sfd_import(stored(tmp_path / "vae.pt", content), str(tmp_path / "out"), "--kind", "semantic-vae")
-    tensors, network = vector("semvae_tiny"), load_semvae(tmp_path / "out")
+    tensors, network = vector("semvae_tiny"), load_semantic(tmp_path / "out")
     expected = json.loads((VECTORS / "semvae_tiny.json").read_text())
     assert (network.config.heads, network.config.blocks) == (expected["heads"], expected["blocks"])
     assert (network.encode(tensors["features"]) - tensors["mean"]).abs().max() < 1e-5

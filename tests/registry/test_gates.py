@@ -20,9 +20,13 @@ def record(version: str = "2", **metrics: float) -> VersionInfo:
 
 
 def verdict(
-    metric: str, gate: dict[str, object], version: VersionInfo, champion: VersionInfo | None = None, alike: bool = True
+    metric: str,
+    gate: dict[str, object],
+    version: VersionInfo,
+    champion: VersionInfo | None = None,
+    comparable: bool = True,
 ) -> GateResult:
-    (found,) = check_gates({metric: GateParams.model_validate(gate)}, version, champion, alike)
+    (found,) = check_gates({metric: GateParams.model_validate(gate)}, version, champion, comparable)
     return found
 
 
@@ -84,16 +88,16 @@ def test_a_metric_that_was_not_measured_fails(gate: dict[str, object]) -> None:
 
 def test_an_unlike_champion_is_no_measure_but_a_limit_holds_without_it() -> None:
     version, champion = record(fd_eye=0.1, se_fd_eye=0.01), record("1", fd_eye=0.9, se_fd_eye=0.01)
-    improved = verdict("fd_eye", {"improve": True}, version, champion, alike=False)
+    improved = verdict("fd_eye", {"improve": True}, version, champion, comparable=False)
     assert not improved.passed and improved.champion is None and improved.reason == "cannot be compared"
-    assert verdict("fd_eye", {"limit": 0.2}, version, champion, alike=False).passed
+    assert verdict("fd_eye", {"limit": 0.2}, version, champion, comparable=False).passed
 
 
 def test_a_gate_with_both_rules_has_a_row_for_each_within_100_columns() -> None:
     gate = GateParams(limit=0.95, improve=True)
     version = record(class_accuracy=0.9, se_class_accuracy=0.0123)
     champion = record("1", class_accuracy=0.98, se_class_accuracy=0.0123)
-    rows = gate_table(check_gates({"class_accuracy": gate}, version, champion, alike=True)).splitlines()
+    rows = gate_table(check_gates({"class_accuracy": gate}, version, champion, comparable=True)).splitlines()
     assert ">= 0.95" in rows[1] and "FAILS: off by 0.05" in rows[1]
     assert "> champion + error" in rows[2] and "FAILS: worse by 0.08" in rows[2]
     assert max(map(len, rows)) <= 100

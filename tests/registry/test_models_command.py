@@ -221,7 +221,7 @@ def test_an_artifact_that_was_tampered_with_is_never_promoted_not_even_by_force(
     settings.write_text(original.replace('"num_steps":3', '"num_steps":2'))
     try:
         with pytest.raises(
-            promotion.PromotionRefused, match="the smoke fails: its pixels differ from those of its registration"
+            promotion.PromotionRefused, match="the smoke test fails: its pixels differ from those of its registration"
         ):
             promotion.promote(better, "I insist")
     finally:

@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from sfd import cli
 from sfd.data.images import png_bytes
 from sfd.data.prepare import prepare
-from sfd.data.synthetic import read_table
 from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
+from sfd.generation.generated import read_table
 from sfd.params import DataParams
 from sfd.pipeline.stage import lock
 from sfd.registry.load import load_registered

@@ -1,6 +1,7 @@
 """Does fine-tuning pay? Real handwritten digits, 8 x 8 pixels as latents: a model of 0 to 4 learns 5 to 9."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ class Digits:
         self.values = as_images(PIXELS[chosen]) if images else PIXELS[chosen]
         self.labels = LABELS[chosen] - digits.start
         self.statistics = ChannelStatistics(torch.zeros(1), torch.ones(1))
-        self.reader = type("Reader", (), {"index": {"classes": [str(digit) for digit in digits]}})()
+        self.index = SimpleNamespace(classes=[str(digit) for digit in digits])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,7 +101,7 @@ def images_to_the_goal(
         {"model": {"size": "tiny"}, "loss": {"repa_weight": 0.0}, "training": options(MOST), "init_from": "the old one"}
     )
     start = Start(network) if source is None else start_from(source, network, data, diffusion, 0)  # type: ignore[arg-type]
-    model = DiffusionModel(start.network, SYNC, data.statistics, data.reader.index["classes"])
+    model = DiffusionModel(start.network, SYNC, data.statistics, data.index.classes)
     task = DiffusionTask(start.network, data, LossParams(repa_weight=0.0), OffsetSchedule(0.0), 0.1, 0)
     wanted = torch.arange(200) % 5
     taken = 0

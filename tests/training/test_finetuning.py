@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ class Latents:
             torch.randn(37, 16, 8, generator=random),
         )
         self.statistics = ChannelStatistics(torch.zeros(channels), torch.ones(channels))
-        self.reader = type("Reader", (), {"index": {"classes": classes}})()
+        self.index = SimpleNamespace(classes=classes)
 
     def __len__(self) -> int:
         return len(self.raw)

@@ -55,7 +55,7 @@ def diffusion_task(seed: int) -> DiffusionTask:
 
 
 class Numbers:
-    """One number a sample: 0, 1, 2, ..."""
+    """One number per sample: 0, 1, 2, ..."""
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples

@@ -213,7 +213,7 @@ def test_a_second_attempt_that_is_killed_is_not_repeated(journal: str) -> None:
     prepared(journal, 1)
     kill_in_trial(journal)
     observer = hasty(journal)
-    wait_until(lambda: bool(observer.reap()), 60)
+    wait_until(lambda: observer.pop() is None and len(trials(journal)) == 2, 60)
     assert [trial.user_attrs["attempt"] for trial in trials(journal)] == [1, 2]
     kill_in_trial(journal)
     run(observer, square, FOREVER)
@@ -228,7 +228,7 @@ def test_a_lost_trial_is_repeated_even_if_its_observer_died_before_enqueuing(jou
     assert trial is not None
     square(trial)
     worker._finish(trial.number, TrialState.FAIL, reason=LOST)
-    join(journal).reap()
+    assert join(journal).pop() is None
     lost, repeated = trials(journal)
     assert [(t.state.name, t.user_attrs["attempt"]) for t in (lost, repeated)] == [("FAIL", 1), ("WAITING", 2)]
     assert repeated.system_attrs["fixed_params"] == lost.params != {}

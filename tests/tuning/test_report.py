@@ -278,16 +278,16 @@ def test_several_objectives_have_a_front_and_no_best_file(tmp_path: Path) -> Non
     assert "best.yaml" not in names and "history_kid.png" in names
 
 
-def test_pictures_that_the_trials_do_not_give_are_left_out_with_a_reason(tmp_path: Path) -> None:
-    pictures, left_out = draw_study(tau_study(), tmp_path)
+def test_pictures_that_the_trials_do_not_give_are_named_with_the_reason(tmp_path: Path) -> None:
+    pictures, not_drawn = draw_study(tau_study(), tmp_path)
     assert [picture.path.name for picture in pictures] == [f"curve_{TAU}.png", "history.png", "slice.png"]
     assert pictures[0].caption.startswith("The tau curve")
-    assert [line.split(":")[0] for line in left_out] == ["Importance is left out", "Contour is left out"]
+    assert [line.split(":")[0] for line in not_drawn] == ["Importance is not drawn", "Contour is not drawn"]
 
     single = empty_study(repeats=1)
     add(single, TrialState.COMPLETE, dict(zip(SPACE, POINTS[0], strict=True)), [[0.5]])
-    pictures, left_out = draw_study(single, tmp_path)
-    assert len(pictures) == 3 and len(left_out) == 3  # two curves and the history
+    pictures, not_drawn = draw_study(single, tmp_path)
+    assert len(pictures) == 3 and len(not_drawn) == 3  # two curves and the history
 
     assert draw_study(empty_study(), tmp_path) == ([], ["There are no pictures yet: no trial is complete."])
     assert [file.name for file in write_report(empty_study(), tmp_path)] == ["report.html", "trials.csv"]

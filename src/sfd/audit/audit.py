@@ -12,8 +12,8 @@ import pandas as pd
 from sfd.audit.findings import Attack, Neighbours, Samples
 from sfd.audit.membership import CONFIDENCE, losses_of_images, separation
 from sfd.audit.report import describe, page, table
-from sfd.data import synthetic
-from sfd.data.images import ImageRefused, ManifestImages, decode_rgb, open_regular
+from sfd.data.files import ImageRefused, open_regular
+from sfd.data.images import ManifestImages, decode_rgb
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.composite import CompositeEncoder
@@ -29,6 +29,7 @@ from sfd.evaluation.views import (
     picture_nearest,
     training_views,
 )
+from sfd.generation import generated
 from sfd.generation import samples as sampled
 from sfd.generation.model import DiffusionModel
 from sfd.params import DataParams, Params, load_params
@@ -75,8 +76,8 @@ def find_samples(folder: Path, params: DataParams) -> Samples:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one that holds images")
     version, has_table = None, True
-    if (folder / synthetic.TABLE).is_file() or synthetic.is_generated(folder):
-        table = synthetic.read_table(folder)
+    if (folder / generated.TABLE).is_file() or generated.is_generated(folder):
+        table = generated.read_table(folder)
         files, version = table["file"].tolist(), (table["model"].iloc[0], table["model_version"].iloc[0])
     elif (folder / sampled.TABLE).is_file():
         table = sampled.read_table(folder)

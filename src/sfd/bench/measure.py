@@ -1,4 +1,4 @@
-"""How to measure: seconds of a step, floating-point operations, memory, and the fastest matrix product of the device."""
+"""How to measure: seconds per step, floating-point operations, memory, and the fastest matrix product of the device."""
 
 import resource
 import statistics
@@ -18,7 +18,7 @@ WARM_UP_STEPS = 3
 class Measurement:
     """One measured job. ``step_seconds``: each measured step; ``flops``: of one step, None where no network runs.
 
-    ``evaluations``: forward passes of the backbone in a step (sampling), else None. ``peak_memory_gib``: on a GPU what torch allocated
+    ``evaluations``: forward passes of the backbone per step (sampling), else None. ``peak_memory_gib``: on a GPU what torch allocated
     at most; on a CPU the most that the whole process held.
     """
 
@@ -74,7 +74,7 @@ def count_flops(call: Callable[[], object]) -> int:
 
 
 def reset_peak_memory() -> None:
-    """Starts the count of the GPU's memory anew; that of a CPU process cannot be."""
+    """Restarts the count of the GPU's memory. That of a CPU process cannot be restarted."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
@@ -87,7 +87,7 @@ def peak_memory_gib() -> float:
 
 
 def matmul_ceiling(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the fastest of many products of two large square matrices."""
+    """Floating-point operations per second of the fastest of many products of two large square matrices."""
     size, device = (8192, "cuda") if torch.cuda.is_available() else (2048, "cpu")
     a, b = torch.randn(2, size, size, device=device).to(dtype).unbind()
     timer = Timer("torch.mm(a, b)", globals={"torch": torch, "a": a, "b": b}, num_threads=torch.get_num_threads())

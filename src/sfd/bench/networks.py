@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 
 from sfd.encoders.composite import CompositeEncoder
-from sfd.encoders.semantic.files import SemanticEncoder
-from sfd.encoders.semantic.pca import PcaSemantic
-from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
+from sfd.encoders.semantic.encoder import SemanticEncoder, semantic_class
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, load_pretrained
 from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze
 from sfd.errors import UserError
@@ -135,13 +133,8 @@ def random_composite_encoder(params: Params, device: torch.device) -> CompositeE
 
 
 def random_semantic(params: Params, feature_dim: int) -> SemanticEncoder:
-    """The semantic encoder: SemVAE, or principal components (here all zero, which cost the same)."""
-    semantic = params.semantic
-    if semantic.kind == "pca":
-        return PcaSemantic(feature_dim, semantic.latent_channels).eval()
-    widths = (feature_dim, semantic.width, semantic.num_heads, semantic.depth, semantic.latent_channels)
-    with seeded_initialisation(params.seed, "bench/semantic"):
-        return SemVae(SemVaeConfig(*widths)).eval()
+    """The semantic encoder, neither fitted nor trained, which costs the same."""
+    return semantic_class(params.semantic.kind).build(params.semantic, feature_dim, params.seed).eval()
 
 
 def backbone_config(params: Params, shape: LatentShape) -> LightningDiTConfig:

@@ -131,7 +131,17 @@ def _row(measurement: "Measurement", ceiling: float | None) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["job", "batch", "images/s", "ms a step", "middle half", "peak GiB", "TFLOP/s", "of ceiling", "evaluations"]
+    head = [
+        "job",
+        "batch",
+        "images/s",
+        "ms per step",
+        "middle half",
+        "peak GiB",
+        "TFLOP/s",
+        "of ceiling",
+        "evaluations",
+    ]
     cells = [head]
     for row in rows:
         low, high = row["step_seconds_quartiles"]

@@ -21,7 +21,7 @@ from sfd.bench.networks import (
     random_semantic,
     random_texture_vae,
 )
-from sfd.data.latents import STATISTICS, ChannelStatistics, LatentDataset
+from sfd.data.latents import STATISTICS, ChannelStatistics, LatentDataset, LatentsIndex
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
 from sfd.encoders.texture_vae import TextureVae
 from sfd.generation.images import ImageGenerator, image_seed
@@ -221,8 +221,15 @@ def _write_shards(folder: Path, shape: LatentShape, num_views: int, num_images: 
 
     bounds = shard_bounds(num_images, min(params.latents.shard_size, (num_images + 3) // 4))
     write_shards(folder, bounds, make, rank=0, world_size=1)
-    write_index(folder, bounds, {"num_views": num_views})
+    write_index(folder, bounds, _latents_index(shape, num_views))
     _no_statistics(shape).save(folder / STATISTICS)
+
+
+def _latents_index(shape: LatentShape, num_views: int) -> LatentsIndex:
+    names = [str(index) for index in range(shape.num_classes)]
+    return LatentsIndex(
+        num_views, shape.grid, shape.texture_channels, shape.semantic_channels, shape.feature_dim, names
+    )
 
 
 def _batches(dataset: LatentDataset, params: Params, batch_size: int, num_batches: int) -> Iterator[Tensors]:

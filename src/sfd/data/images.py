@@ -1,22 +1,21 @@
 """Image files in, square RGB pixels out: strict decoding, the ADM centre crop, batches by manifest row."""
 
 import copy
-import errno
 import hashlib
 import io
 import os
-import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from sfd.data.files import ImageRefused, ImageStore, open_regular
 from sfd.errors import UserError
 
 ALLOWED_FORMATS = "PNG, JPEG, WebP, BMP"
@@ -24,28 +23,6 @@ ALLOWED_FORMATS = "PNG, JPEG, WebP, BMP"
 MAX_ASPECT = 100
 
 _pillow_limit = threading.Lock()
-
-
-class ImageRefused(Exception):
-    """A file that is not used. The message is a short reason, `kind: detail` or just `kind`, without the path."""
-
-
-def open_regular(path: Path) -> io.BufferedReader:
-    """Opens a regular file for reading.
-
-    Raises:
-        ImageRefused: it is anything else (a pipe, a broken or looping link), is missing or cannot be read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageRefused("not a regular file")
-        return path.open("rb")
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ImageRefused("symbolic link loop") from None
-        if error.errno == errno.ENOENT and path.is_symlink():
-            raise ImageRefused("broken symbolic link") from None
-        raise ImageRefused(f"unreadable: {error.strerror}") from None
 
 
 def decode_rgb(file: BinaryIO, max_pixels: int) -> Image.Image:
@@ -206,34 +183,6 @@ def png_bytes(image: torch.Tensor) -> bytes:
 def to_tensor_uint8(images: Sequence[Image.Image]) -> torch.Tensor:
     """Stacks RGB images of one size: uint8 ``(B, 3, H, W)``, values 0..255."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
-
-
-class ImageStore(Protocol):
-    """The files of a manifest's images by row number, wherever they lie. It travels to a data loader's processes, forked or spawned."""
-
-    paths: list[str]
-
-    def read(self, row: int) -> bytes:
-        """The whole file. Raises :class:`ImageRefused` if it is not there any more."""
-
-    def place(self, row: int) -> str:
-        """Where a user finds it."""
-
-
-class FolderStore:
-    """Files in a folder that the paths are relative to."""
-
-    def __init__(self, root: Path, paths: list[str]) -> None:
-        self.root, self.paths = root, paths
-
-    def read(self, row: int) -> bytes:
-        """As :class:`ImageStore` says."""
-        with open_regular(self.root / self.paths[row]) as file:
-            return file.read()
-
-    def place(self, row: int) -> str:
-        """As :class:`ImageStore` says."""
-        return str(self.root / self.paths[row])
 
 
 class _JoinedStore:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,8 +14,31 @@ from sfd.errors import UserError
 from sfd.params import LatentsParams
 
 STATISTICS = "statistics.safetensors"
+LATENTS, LABELS, FEATURES = "latents", "labels", "features"
+"""Tensors of a shard. ``labels`` is the class of each image, which conditions are made of."""
 Encode = Callable[[Tensor, list[int]], tuple[Tensor, Tensor]]
-"""Images uint8 ``(B, 3, S, S)`` and one draw number an image -> composite latent ``(B, C, H, W)`` and features ``(B, N, D)``."""
+"""Images uint8 ``(B, 3, S, S)`` and one draw number per image -> composite latent ``(B, C, H, W)`` and features ``(B, N, D)``."""
+
+
+@dataclass(frozen=True)
+class LatentsIndex:
+    """What holds for all stored latents ``(num_views, C, grid, grid)``.
+
+    Attributes:
+        num_views: 2 if each image is stored flipped, too; else 1.
+        grid: side of the latents, positions.
+        texture_channels: the first channels of the composite.
+        semantic_channels: the last ones; 0 without semantics.
+        feature_dim: channels of the encoder's patch features, stored or not; 0 without an encoder.
+        classes: names of the classes, by class index.
+    """
+
+    num_views: int
+    grid: int
+    texture_channels: int
+    semantic_channels: int
+    feature_dim: int
+    classes: list[str]
 
 
 @dataclass(frozen=True)
@@ -25,7 +49,7 @@ class ChannelStatistics:
     std: Tensor
 
     def normalise(self, latent: Tensor) -> Tensor:
-        """``(B, C, H, W)`` raw -> mean 0, standard deviation 1 a channel."""
+        """``(B, C, H, W)`` raw -> mean 0 and standard deviation 1 per channel."""
         return (latent - self.mean[:, None, None]) / self.std[:, None, None]
 
     def restore(self, latent: Tensor) -> Tensor:
@@ -81,14 +105,14 @@ def write_latents(
             if params.store_features:
                 features.append(torch.stack([feature.half().cpu() for _, feature in encoded], dim=1))
             labels.append(classes)
-        shard = {"latents": torch.cat(latents), "labels": torch.cat(labels)}
-        return shard | ({"features": torch.cat(features)} if features else {})
+        shard = {LATENTS: torch.cat(latents), LABELS: torch.cat(labels)}
+        return shard | ({FEATURES: torch.cat(features)} if features else {})
 
     write_shards(folder, bounds, make, rank, world_size)
     return bounds
 
 
-def channel_statistics(reader: ShardReader, max_images: int) -> ChannelStatistics:
+def channel_statistics(reader: ShardReader[Any], max_images: int) -> ChannelStatistics:
     """Statistics of at most ``max_images`` images, all views, summed in float64.
 
     The images are evenly spaced, because images are stored class by class: the first ones would be of a few classes only.
@@ -96,7 +120,7 @@ def channel_statistics(reader: ShardReader, max_images: int) -> ChannelStatistic
     num_images = min(max_images, len(reader))
     total, squares, count = torch.zeros(1), torch.zeros(1), 0
     for n in range(num_images):
-        latent = reader.rows("latents", [n * len(reader) // num_images])[0].double()
+        latent = reader.rows(LATENTS, [n * len(reader) // num_images])[0].double()
         total, squares = total + latent.sum(dim=(0, 2, 3)), squares + latent.square().sum(dim=(0, 2, 3))
         count += latent.numel() // latent.shape[1]
     mean = total / count
@@ -109,21 +133,25 @@ class LatentDataset:
 
     def __init__(self, folder: Path, with_features: bool, rank: int = 0, world_size: int = 1) -> None:
         """Each process checks its share of the shards. Raises :class:`UserError` naming a shard that is missing or damaged."""
-        self.reader = ShardReader(folder, rank, world_size)
+        self.reader = ShardReader(folder, LatentsIndex, rank, world_size)
         self.statistics = ChannelStatistics.load(folder / STATISTICS)
         self.with_features = with_features
-        self.num_views: int = self.reader.index["num_views"]
+
+    @property
+    def index(self) -> LatentsIndex:
+        """What holds for all latents."""
+        return self.reader.facts
 
     def __len__(self) -> int:
-        return len(self.reader) * self.num_views
+        return len(self.reader) * self.index.num_views
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         """Latents ``(B, C, H, W)`` float32, classes ``(B,)``, and features ``(B, N, D)`` float32 if they are wanted."""
-        images = [index // self.num_views for index in indices]
-        latents = self.statistics.normalise(self._pick("latents", images, indices))
-        batch = (latents, torch.stack(self.reader.rows("labels", images)))
-        return (*batch, self._pick("features", images, indices)) if self.with_features else batch
+        images = [index // self.index.num_views for index in indices]
+        latents = self.statistics.normalise(self._pick(LATENTS, images, indices))
+        batch = (latents, torch.stack(self.reader.rows(LABELS, images)))
+        return (*batch, self._pick(FEATURES, images, indices)) if self.with_features else batch
 
     def _pick(self, name: str, images: list[int], indices: list[int]) -> Tensor:
-        views = [index % self.num_views for index in indices]
+        views = [index % self.index.num_views for index in indices]
         return torch.stack(self.reader.rows(name, images, views)).float()

@@ -43,7 +43,7 @@ SCHEMA = pa.DataFrameSchema(
         "height": pa.Column("int64", pa.Check.ge(1)),
         "size_bytes": pa.Column("int64", pa.Check.ge(1)),
         "sha256": pa.Column(str, pa.Check.str_matches(SHA256)),
-        # Of images in archives: where their bytes begin. The digest leaves it out, for packing anew changes no image.
+        # Of images in archives: where their bytes begin. It is no part of the digest, because packing again changes no image.
         "offset": pa.Column("int64", pa.Check.ge(0), required=False),
     },
     checks=[

@@ -1,19 +1,14 @@
 """Stage ``prepare``: images in, a checked manifest out."""
 
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from sfd.data.listing import EXPECTED_ROOT
 from sfd.data.manifest import FILE_NAME, HELDOUT, TRAIN, digest, split_by_content, write_manifest
-from sfd.data.sources.common import Found, Rejected, Scan, scan_folder, write_digits
-from sfd.data.sources.huggingface import scan_dataset
-from sfd.data.sources.tar import SEPARATOR, scan_archives
-from sfd.data.synthetic import is_unfinished
+from sfd.data.sources.source import Found, Rejected, Scan, open_source
 from sfd.errors import UserError
 from sfd.params import DataParams
 
@@ -34,67 +29,32 @@ class Summary:
     digest: str
 
 
-def image_root(params: DataParams, prepare_folder: Path) -> Path:
-    """Where the images are: what the manifest's paths are relative to, if it is a folder."""
-    return prepare_folder / "images" if params.source == "digits" else Path(params.root)
-
-
 def prepare(params: DataParams, seed: int, out: Path) -> Summary:
     """Reads all images; writes ``manifest.parquet``, ``rejected.csv`` (path, reason) and ``summary.json`` to ``out``.
 
-    ``rejected.csv`` is there even when the stage then fails. Copies that ``data.duplicates: drop`` leaves out are
-    listed in it too, but do not count towards ``data.max_rejected_fraction``, since dropping them was asked for.
+    ``rejected.csv`` is there even if the stage then fails. It also lists copies that ``data.duplicates: drop`` drops; these do not
+    count towards ``data.max_rejected_fraction``, because dropping them was asked for.
 
     Raises:
         UserError: the root is missing or holds no classes of images, too many files are refused, a class has too few
             images, or the same content is in two classes.
     """
-    root = image_root(params, out)
-    if params.source in ("folder", "tar") or (params.source == "huggingface" and root.is_dir()):
-        _check_root(root, out, params.source)
+    source = open_source(params, out)
+    source.check_root()
     out.mkdir(parents=True, exist_ok=True)
     for stale in (FILE_NAME, SUMMARY_NAME):
         (out / stale).unlink(missing_ok=True)
-    if params.source == "digits":
-        write_digits(root)
-    scan = _scan(params, root)
+    scan = source.scan()
     found, copies = _drop_copies(scan.found) if params.duplicates == "drop" else (scan.found, [])
     rejected = sorted(scan.rejected + copies, key=lambda item: item.path)
     pd.DataFrame(rejected, columns=["path", "reason"]).to_csv(out / REJECTED_NAME, index=False)
-    if params.source == "tar":
-        _check_archives(scan, out / REJECTED_NAME)
-    _check_usable(scan, params, root, out / REJECTED_NAME)
+    source.check_scan(scan, out / REJECTED_NAME)
+    _check_rejected(scan, params.max_rejected_fraction, source.root, out / REJECTED_NAME)
     _check_classes(scan.classes, found, out / REJECTED_NAME)
     _check_labels(found)
     rows = _manifest(found, params.holdout_fraction, seed)
     write_manifest(rows, out)
     return _summarise(rows, len(rejected), out)
-
-
-def _scan(params: DataParams, root: Path) -> Scan:
-    if params.source == "tar":
-        return scan_archives(root, params.max_pixels)
-    if params.source == "huggingface":
-        return scan_dataset(params)
-    return scan_folder(root, params.max_pixels)
-
-
-def _check_root(root: Path, out: Path, source: str) -> None:
-    remedy = f"point data.root at {EXPECTED_ROOT[source]}"
-    if not root.exists():
-        raise UserError(f"data.root {root} does not exist; {remedy}")
-    if source == "tar" and root.is_file():
-        return
-    if not root.is_dir():
-        raise UserError(f"data.root {root} is not a folder; {remedy}")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise UserError(f"data.root {root} is not readable for this user; change its permissions (chmod), or {remedy}")
-    if is_unfinished(root):
-        raise UserError(
-            f"data.root {root} is being made by `sfd generate`; give that command again until it is complete"
-        )
-    if out.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"data.root {root} holds the results folder {out}, which is no image; {remedy}")
 
 
 def _drop_copies(found: list[Found]) -> tuple[list[Found], list[Rejected]]:
@@ -107,28 +67,8 @@ def _drop_copies(found: list[Found]) -> tuple[list[Found], list[Rejected]]:
     return list(first.values()), copies
 
 
-def _check_archives(scan: Scan, list_path: Path) -> None:
-    """A refused archive counts as one file, but thousands of images are missing with it."""
-    whole = [item for item in scan.rejected if SEPARATOR not in item.path]
-    if whole:
-        shown = "; ".join(f"{item.path} ({item.reason})" for item in whole[:_SHOWN_REASONS])
-        raise UserError(
-            f"{len(whole)} archives cannot be read: {shown}; all of them are listed in {list_path}: mend them or take them out of data.root"
-        )
-
-
-def _check_usable(scan: Scan, params: DataParams, root: Path, list_path: Path) -> None:
-    num_files, max_rejected_fraction = len(scan.found) + len(scan.rejected), params.max_rejected_fraction
-    if params.source in ("tar", "huggingface") and not scan.found:
-        raise UserError(
-            f"{root} has no usable image ({num_files} are refused, with their reasons in {list_path}); point data.root at "
-            f"{EXPECTED_ROOT[params.source]}"
-        )
-    if not num_files or not scan.classes:
-        raise UserError(
-            f"{root} has no class folder with images ({num_files} files lie directly in it); make one subfolder per "
-            f"class, as in {root / 'cat' / '1.png'}, or set data.source to digits"
-        )
+def _check_rejected(scan: Scan, max_rejected_fraction: float, root: Path, list_path: Path) -> None:
+    num_files = len(scan.found) + len(scan.rejected)
     if len(scan.rejected) > max_rejected_fraction * num_files:
         counts = Counter(item.reason.split(":")[0] for item in scan.rejected)
         reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(_SHOWN_REASONS))

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from sfd.data.images import FolderStore, ImageStore, ManifestImages
+from sfd.data.images import ManifestImages
 from sfd.data.manifest import read_manifest
-from sfd.data.prepare import SUMMARY_NAME, Summary, image_root
-from sfd.data.sources.huggingface import HuggingfaceStore
-from sfd.data.sources.tar import TarStore
+from sfd.data.prepare import SUMMARY_NAME, Summary
+from sfd.data.sources.source import DataSource, open_source
 from sfd.params import DataParams
 
 
@@ -35,18 +34,12 @@ class Prepared:
         """Classes of the data set."""
         return len(self.summary.classes)
 
+    @property
+    def source(self) -> DataSource:
+        """Where the images come from."""
+        return open_source(self.params, self.folder)
+
     def images(self, split: str) -> ManifestImages:
         """The images of ``train`` or ``heldout``, in the manifest's order."""
         rows = self.manifest[self.manifest["split"] == split]
-        store = open_store(self.params, self.folder, rows)
-        return ManifestImages(rows, store, self.params.image_size, self.params.max_pixels)
-
-
-def open_store(params: DataParams, prepare_folder: Path, manifest: pd.DataFrame) -> ImageStore:
-    """The files of these rows, from where ``data.source`` has them. Raises :class:`UserError` if the data set cannot be opened."""
-    if params.source == "tar":
-        return TarStore(Path(params.root), manifest)
-    paths = manifest["path"].tolist()
-    if params.source == "huggingface":
-        return HuggingfaceStore(params, paths)
-    return FolderStore(image_root(params, prepare_folder), paths)
+        return ManifestImages(rows, self.source.open_store(rows), self.params.image_size, self.params.max_pixels)

@@ -1,13 +1,14 @@
-"""Sharded safetensors: written one rank a shard, each in one rename, resumed, checked by sha256."""
+"""Sharded safetensors: each shard is written by one rank, in one rename; they are resumed, and checked by sha256."""
 
 import json
 import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,11 @@ from torch import Tensor
 from sfd.errors import UserError
 from sfd.network_files import file_digest
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Facts = TypeVar("Facts", bound="DataclassInstance")
+"""What the index of a set of shards says about all of its images: a frozen dataclass of plain values."""
 Shard = dict[str, Tensor]
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
 """The types of tensors in our shards, by their names in safetensors."""
@@ -45,16 +51,25 @@ def write_shards(
         _checksum_file(file).write_text(digest)
 
 
-def write_index(folder: Path, bounds: list[tuple[int, int]], facts: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class ShardFile:
+    """One shard, as the index names it."""
+
+    file: str
+    num_images: int
+    sha256: str
+
+
+def write_index(folder: Path, bounds: list[tuple[int, int]], facts: "DataclassInstance") -> None:
     """Closes a set of shards: ``index.json`` with every file, its images and its sha256, beside ``facts``.
 
-    The checksum files stay, so that a stage that is killed after this point does not make its shards anew.
+    The checksum files stay, so that a stage that is killed after this point does not make its shards again.
     """
     shards = []
     for number, (start, end) in enumerate(bounds):
         file = folder / shard_name(number)
-        shards.append({"file": file.name, "num_images": end - start, "sha256": _checksum_file(file).read_text()})
-    index = facts | {"num_images": bounds[-1][1], "shards": shards}
+        shards.append(ShardFile(file.name, end - start, _checksum_file(file).read_text()))
+    index = asdict(facts) | {"num_images": bounds[-1][1], "shards": [asdict(shard) for shard in shards]}
     (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -72,44 +87,54 @@ def _is_complete(file: Path) -> bool:
     return file.is_file() and checksum.is_file() and checksum.read_text() == file_digest(file)
 
 
-class ShardReader:
-    """Reads rows of a closed set of shards: nothing is loaded but the rows asked for.
+class ShardReader(Generic[Facts]):
+    """Reads rows of a closed set of shards. Nothing is loaded but the rows asked for.
 
     Rows are read at their place in the file. A slice of ``safe_open`` is a view of a memory map, whose pages stay in a process once they
     were read: its resident memory would grow with the rows that it has seen, and a file that is cut short would end it by SIGBUS.
+
+    Attributes:
+        facts: what the index says about all images.
+        shards: the files, in order.
     """
 
-    def __init__(self, folder: Path, rank: int = 0, world_size: int = 1) -> None:
-        """Checks the sha256 of every shard; of ``world_size`` processes that open the same shards, each one checks its share.
+    def __init__(self, folder: Path, facts: type[Facts], rank: int = 0, world_size: int = 1) -> None:
+        """Checks the sha256 of every shard. If ``world_size`` processes open the same shards, each one checks its share.
 
-        Raises :class:`UserError` if the index is missing, or naming the shard that is missing or damaged.
+        Raises:
+            UserError: the index is missing or lacks one of the ``facts``, or a shard is missing or damaged; it is named.
         """
         index_file = folder / "index.json"
         if not index_file.is_file():
             raise UserError(
                 f"{index_file} is missing, so these shards are not complete; rerun the stage that writes {folder}"
             )
-        self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
+        try:
+            self.facts = facts(**{field.name: index[field.name] for field in fields(facts)})
+        except KeyError as error:
+            raise UserError(f"{index_file} has no {error}; rerun the stage that writes {folder}") from None
+        self.shards = [ShardFile(**shard) for shard in index["shards"]]
         self.folder = folder
-        self._ends = list(accumulate(shard["num_images"] for shard in self.index["shards"]))
-        for number, shard in enumerate(self.index["shards"]):
-            file = folder / shard["file"]
+        self._ends = list(accumulate(shard.num_images for shard in self.shards))
+        for number, shard in enumerate(self.shards):
+            file = folder / shard.file
             checked = number % world_size == rank
-            if not file.is_file() or (checked and file_digest(file) != shard["sha256"]):
+            if not file.is_file() or (checked and file_digest(file) != shard.sha256):
                 raise UserError(
                     f"{file} is missing or damaged (its sha256 is not the one in index.json); rerun the stage that writes {folder}"
                 )
         self._open: dict[int, _OpenShard] = {}
 
     def __len__(self) -> int:
-        return int(self.index["num_images"])
+        return self._ends[-1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files stay behind where a data loader's worker gets a pickled copy."""
         return self.__dict__ | {"_open": {}}
 
     def rows(self, name: str, images: list[int], views: list[int] | None = None) -> list[Tensor]:
-        """One row a requested image of tensor ``name``; with ``views``, only that entry of the row's first dimension."""
+        """Rows of tensor ``name``, one per requested image. ``views``: only that entry of each row's first dimension."""
         found = []
         for n, image in enumerate(images):
             number = bisect_right(self._ends, image)

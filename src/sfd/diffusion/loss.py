@@ -6,7 +6,7 @@ from torch.nn.functional import cosine_similarity
 
 
 def per_part(tex: Tensor, sem: Tensor, num_channels: int, semantic_channels: int) -> Tensor:
-    """Spreads one value a part over the composite's channels: two ``(B,)`` -> ``(B, C_tex + C_sem, 1, 1)``."""
+    """Spreads one value per part over the composite's channels: two ``(B,)`` -> ``(B, C_tex + C_sem, 1, 1)``."""
     texture_channels = num_channels - semantic_channels
     columns = [tex[:, None].expand(-1, texture_channels), sem[:, None].expand(-1, semantic_channels)]
     return torch.cat(columns, dim=1)[:, :, None, None]

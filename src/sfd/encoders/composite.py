@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sfd.encoders.semantic.files import SemanticEncoder, load_semantic
+from sfd.encoders.semantic.encoder import SemanticEncoder, load_semantic
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.encoders.vision import VisionEncoder, load_encoder
 from sfd.errors import UserError
@@ -29,7 +29,7 @@ class CompositeEncoder:
 
     @classmethod
     def load(cls, params: Params, results: Path, seed: int, device: torch.device) -> "CompositeEncoder":
-        """From what the stages ``texture_vae``, ``encoder`` and ``semantic`` left; only what is needed is loaded."""
+        """Loads the results of stages ``texture_vae``, ``encoder`` and ``semantic``; only what is needed."""
         encoder = load_encoder(results / "encoder/model").to(device) if params.needs_features else None
         semantic = load_semantic(results / "semantic/model").to(device) if params.semantic.kind != "none" else None
         return cls(load_texture_vae(results / "texture_vae/model").to(device), encoder, semantic, seed, device)
@@ -45,7 +45,7 @@ class CompositeEncoder:
         return self.encoder.feature_dim if self.encoder is not None else 0
 
     def check_grid(self, image_size: int) -> int:
-        """The latents' side. Raises :class:`UserError` if texture and semantics do not share one grid."""
+        """The side of the latents, positions. Raises :class:`UserError` if texture and semantics have different grids."""
         factor = self.texture_vae.factor
         if image_size % factor:
             raise UserError(
@@ -55,13 +55,13 @@ class CompositeEncoder:
         if self.encoder is not None and texture_grid != self.encoder.grid:
             raise UserError(
                 f"texture and semantic latents must share one grid, but data.image_size {image_size} / {factor} = {texture_grid} "
-                f"and the encoder has {self.encoder.grid} patches a side; change data.image_size or encoder.input_size"
+                f"and the encoder has {self.encoder.grid} patches per side; change data.image_size or encoder.input_size"
             )
         return texture_grid
 
     @torch.no_grad()
     def __call__(self, images: Tensor, draws: list[int]) -> tuple[Tensor, Tensor]:
-        """Images uint8 ``(B, 3, S, S)`` and the number of each one's posterior draw -> latent ``(B, C, H, W)``, features ``(B, N, D)``.
+        """Images uint8 ``(B, 3, S, S)`` and one posterior draw number per image -> latent ``(B, C, H, W)``, features ``(B, N, D)``.
 
         Without an encoder, features have no channels (D = 0).
         """

@@ -30,7 +30,7 @@ class TextureVae(nn.Module):
         return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
 
     def latent_shape(self, num_images: int, image_size: int) -> tuple[int, int, int, int]:
-        """Shape ``(B, C, S/f, S/f)`` of the latents of so many images."""
+        """Shape ``(B, C, S/f, S/f)`` of the latents of B = ``num_images`` images."""
         return num_images, self.latent_channels, image_size // self.factor, image_size // self.factor
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Features of whole image sets, shared among processes and kept on disk, so that an interrupted extraction goes on where it was.
+"""Features of whole image sets, shared among processes and kept on disk, so that an interrupted extraction continues where it was.
 
-One file a batch: 1.28 million images of 2,048 features take 10.5 GB (and as much again for mirrored ones), which is too much for memory.
+One file per batch. 1.28 million images of 2,048 features take 10.5 GB, and flipped ones as much again: too much for memory.
 """
 
 import os
@@ -18,26 +18,26 @@ from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import CHUNK
 
 Load = Callable[[range], Sequence[Tensor]]
-"""Rows of a set to images uint8 (B, 3, H, W), once for every view of them (as they are, mirrored)."""
+"""Rows of a set to images uint8 (B, 3, H, W), once per view: as they are, and flipped horizontally."""
 
 
 class FeatureStore:
     """Sets of features by name, in ``folder``, which all processes see.
 
-    Batches are the same whatever the number of processes, so that features are, too: to the last bit.
+    Any number of processes makes the same batches, and so the same features, to the last bit.
     """
 
     def __init__(self, folder: Path, judge: Judge, batch_size: int, rank: int, world_size: int) -> None:
         self.folder, self.judge, self.batch_size = folder, judge, batch_size
         self.rank, self.world_size = rank, world_size
-        self.device = next(judge.parameters()).device
+        self.device = judge.device
         self.num_images: dict[str, int] = {}
 
     def fill(self, names: Sequence[str], num_images: int, load: Load, keep: Sequence[str] = ("features",)) -> None:
-        """Shows this process's share of the batches to the judge, but those that are there already. A name for every view.
+        """Extracts this process's share of the batches, except those that are on disk. ``names``: one per view.
 
         ``keep``: which fields of :class:`Features` to keep; logits of all of ImageNet would take another 5 GB.
-        Other processes' batches can be read behind a barrier only.
+        Batches of other processes can be read only behind a barrier.
         """
         for name in names:
             self.num_images[name] = num_images
@@ -72,7 +72,7 @@ class FeatureStore:
         return Features(features, logits, spatial)
 
     def blocks(self, names: Sequence[str]) -> Iterator[Tensor]:
-        """Features of several sets, one behind the other, in blocks of about :data:`CHUNK` rows."""
+        """Features of several sets, one after another, in blocks of about :data:`CHUNK` rows."""
         waiting: list[Tensor] = []
         for name in names:
             for start in range(0, self.num_images[name], self.batch_size):

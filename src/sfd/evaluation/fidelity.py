@@ -1,8 +1,8 @@
 """How close samples come to held-out images, or to published statistics, in the features of a judge.
 
 Every metric is torch-fidelity's own, computed by its functions from features to numbers. Its front door,
-``calculate_metrics``, is left aside: it would extract features once more for every comparison, and its cache is keyed
-by names alone, so that a judge trained anew would be scored with old features.
+``calculate_metrics``, is not used: it would extract features again for every comparison. Its cache has names as keys,
+so a judge that was trained again would be scored with old features.
 
 Shapes: N images, D features of the judge, S spatial features of Inception-v3, K classes of the judge's logits.
 """
@@ -32,8 +32,10 @@ PRECISION_RECALL_ROWS = 2_000
 
 @dataclass(frozen=True)
 class Features:
-    """What a judge says of N images, on the CPU: features (N, D) float32, logits (N, K) if it classifies, spatial features (N, S) if
-    they were asked for."""
+    """What a judge gives for N images, on the CPU.
+
+    Features (N, D) float32; logits (N, K), if it has them; spatial features (N, S), if they were asked for.
+    """
 
     features: Tensor
     logits: Tensor | None
@@ -50,14 +52,14 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean (D,) and covariance (D, D) of features; what a Frechet distance is taken between."""
+    """Mean (D,) and covariance (D, D) of features. A Frechet distance is between two of these."""
 
     mean: "np.ndarray[Any, Any]"
     covariance: "np.ndarray[Any, Any]"
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":
-        """Those of features (N, D)."""
+        """The statistics of features (N, D)."""
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
         found = fid_features_to_statistics(features)
@@ -74,9 +76,9 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are compared with: statistics of its features, those of its spatial features for sFID, and its images.
+    """What images are compared with: statistics of its features, of its spatial features (for sFID), and its images.
 
-    ``images`` is None where only statistics were published: then kernel distance, precision and recall are absent.
+    ``images`` is None if only statistics were published; then kernel distance, precision and recall are absent.
     """
 
     statistics: FeatureStatistics
@@ -85,7 +87,7 @@ class Reference:
 
     @classmethod
     def of(cls, images: Features) -> "Reference":
-        """Images that stand for themselves."""
+        """A reference whose images are at hand."""
         spatial = None if images.spatial is None else FeatureStatistics.of(images.spatial)
         return cls(FeatureStatistics.of(images.features), spatial, images)
 
@@ -110,7 +112,7 @@ class Sets:
 
 @torch.no_grad()
 def extract(judge: Judge, images: Iterable[Tensor], spatial: bool = False) -> Features:
-    """Shows batches of images (B, 3, H, W) uint8, on the judge's device, to the judge; images keep their order.
+    """The judge's features of batches of images (B, 3, H, W) uint8 on its device; images keep their order.
 
     ``spatial``: keep spatial features as well, of a judge that has them.
 
@@ -216,9 +218,9 @@ def score(
     Returns:
         Samples against the reference: ``fid`` for Inception-v3 and ``fd_JUDGE`` for any other judge, ``sfid`` for Inception-v3, ``kid``,
         ``kid_std``, ``precision``, ``recall``; ``inception_score`` or ``is_JUDGE`` if the judge classifies.
-        Floors, what a perfect model could reach: ``fd_heldout``, ``kid_heldout``, ``precision_heldout`` and
-        ``recall_heldout`` put training images in the samples' place; ``fd_reconstruction`` and so on put their
-        texture-VAE reconstructions there. Equal counts give floors and samples the same finite-sample bias.
+        Floors, what a perfect model could reach. ``fd_heldout``, ``kid_heldout``, ``precision_heldout`` and ``recall_heldout``
+        score real training images as if they were samples; ``fd_reconstruction`` and so on score those images after the VAE round
+        trip. Equal counts give floors and samples the same finite-sample bias.
         ``class_accuracy``: share of samples that the judge assigns to the class they were asked for, and
         ``class_accuracy_heldout``: the judge on real images. Both are absent unless the judge tells two or more classes
         of this dataset apart.
@@ -238,7 +240,7 @@ def score(
     for floor, images in (("heldout", sets.train), ("reconstruction", sets.reconstruction)):
         found = compare(images, reference, params, seed)
         metrics |= {f"{key}_{floor}": found[key] for key in FLOOR_METRICS if key in found}
-    if judge.classes is not None and judge.classes > 1:
+    if judge.knows_classes:
         metrics["class_accuracy"] = class_accuracy(sets.samples, sets.sample_labels, judge)
         metrics["class_accuracy_heldout"] = class_accuracy(sets.heldout, sets.heldout_labels, judge)
     metrics |= {"num_images": float(len(sets.samples)), "memorised_fraction": memorised.memorised_fraction}
@@ -253,7 +255,7 @@ def _standard_errors(
     seed: int,
     device: torch.device | None,
 ) -> dict[str, float]:
-    """By the names of :func:`score`. All fractions count samples but recall, which counts as many reference images."""
+    """By the names of :func:`score`. All fractions are of samples, except recall, which is a fraction of reference images."""
     counts = dict.fromkeys(("class_accuracy", "precision", "recall"), len(sets.samples))
     counts["memorised_fraction"] = len(memorised.table)
     if sets.reference is None:

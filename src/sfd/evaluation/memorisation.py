@@ -6,8 +6,8 @@ training images show how near an honest sample can be by chance.
 Limits:
     The threshold is a low quantile of the held-out distances, which N held-out images resolve no finer than 1/N: with
     100 of them, the 1 % quantile is about the single smallest distance, and an honest model can be far from 1 %.
-    Copies that differ only in what the judge ignores count as copies; copies that it sees as different (mirrored, say,
-    when the reference has no mirrored training images) do not.
+    Copies that differ only in what the judge ignores count as copies. Copies that it sees as different do not: flipped ones, for
+    example, if the reference has no flipped training images.
     Near duplicates between training and held-out images lower the threshold and hide copies; exact ones are refused
     when they reach the quantile.
 """
@@ -96,7 +96,7 @@ def memorisation(
     """Counts samples that are nearer to a training image than the nearest ``quantile`` of held-out images are.
 
     All three are judge features, (N, D), (M, D) in blocks of rows, and (L, D). ``train`` should hold all images that the model was
-    trained on, mirrored ones too. An honest model gives a fraction of about ``quantile``. ``device``: as in :func:`nearest`.
+    trained on, flipped ones too. An honest model gives a fraction of about ``quantile``. ``device``: as in :func:`nearest`.
 
     Raises:
         UserError: there are no images in a set, or as :func:`copy_limit` does.

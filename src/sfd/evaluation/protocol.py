@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: puts samples, their reference and the floors before the judge."""
+"""The evaluation protocol: which images the judge sees, how many, and what they are compared with."""
 
 import hashlib
 import json
@@ -26,15 +26,15 @@ from sfd.names import INCEPTION
 from sfd.params import EvaluateParams
 from sfd.seeding import generator
 
-SAMPLES, REFERENCE, RECONSTRUCTIONS, MIRRORED = "samples", "reference", "reconstructions", "mirrored"
+SAMPLES, REFERENCE, RECONSTRUCTIONS, FLIPPED = "samples", "reference", "reconstructions", "flipped"
 """Names of sets of features, beside those of the manifest's splits."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation. Every process extracts its share of the features; behind a barrier, one computes the metrics.
+    """One evaluation. Every process extracts its share of the features; behind a barrier, one process computes the metrics.
 
-    ``table``: that of the samples in folder ``samples``. ``reference``: None if the held-out images are the reference.
+    ``table``: the table of the samples in folder ``samples``. ``reference``: None if the held-out images are the reference.
     """
 
     params: EvaluateParams
@@ -68,24 +68,24 @@ class Evaluation:
 
     @property
     def count(self) -> int:
-        """Images in every set that is compared: the smallest one's. A reference file is as large as it is."""
+        """Images in every set that is compared: as many as the smallest has. A published reference keeps its own count."""
         counts = [len(self.table), len(self.train)]
         return min(counts if self.reference else [*counts, len(self.heldout)])
 
     @property
     def heldout_rows(self) -> Sequence[int]:
-        """The held-out images that are the reference; all of them if it is a file."""
+        """The held-out images that are the reference; all of them if the reference is a file."""
         everyone = range(len(self.heldout))
         return everyone if self.reference else choose(len(self.heldout), self.count, self.seed, "heldout")
 
     @property
     def train_rows(self) -> list[int]:
-        """The training images of the floors, of the samples' classes: a random choice would score other class sizes, too."""
+        """The training images of the floors. They have the samples' class counts; else floors would also score other class counts."""
         return choose_like(self.wanted_classes, self.train.class_indices.tolist(), self.seed, "train")
 
     @property
     def wanted_classes(self) -> list[int]:
-        """The class index that each of the compared samples was asked for."""
+        """The class index that each compared sample was drawn for."""
         return self.table["class_index"].tolist()[: self.count]
 
     def extract(self) -> None:
@@ -117,12 +117,12 @@ class Evaluation:
 
     @property
     def _training_sets(self) -> list[str]:
-        return [TRAIN, MIRRORED] if self.data.params.mirror else [TRAIN]
+        return [TRAIN, FLIPPED] if self.data.params.mirror else [TRAIN]
 
     def measure(self, out: Path) -> tuple[dict[str, float], list[Path]]:
         """Writes ``metrics.json``, ``measurement.json``, ``nearest.csv`` and ``nearest.png``; returns the metrics and the files.
 
-        ``measurement.json`` says what the metrics were measured with: only metrics of equal measurements can be compared.
+        ``measurement.json`` says what the metrics were measured with. Only metrics of equal measurements can be compared.
         """
         samples, heldout = self.store.read(SAMPLES), self.store.read(HELDOUT)
         sets = Sets(
@@ -168,7 +168,7 @@ class Evaluation:
 
 
 def _reconstruct(images: Tensor, vae: TextureVae, seed: int, number: int) -> Tensor:
-    """What the texture VAE makes of batch ``number`` of images, by a sample of the posterior, as in the training set of diffusion."""
+    """Batch ``number`` of images after the VAE round trip, through a sample of the posterior, as in the training set of diffusion."""
     random = generator(seed, "evaluate/reconstruction", number)
     noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
     return vae.decode(vae.encode(images, noise.to(images.device)))

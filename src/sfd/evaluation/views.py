@@ -1,4 +1,4 @@
-"""Images as the judge sees them: in batches, mirrored, beside their nearest training images."""
+"""Which images are compared, and how the judge sees them: in batches, flipped, beside their nearest training images."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,15 @@ NUM_CLOSEST = 12
 
 
 def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:
-    """A random choice of ``count`` images, in order."""
+    """A random choice of ``count`` of the images; rows in ascending order."""
     chosen = torch.randperm(num_images, generator=generator(seed, f"evaluate/{purpose}"))[:count]
     return sorted(chosen.tolist())
 
 
 def choose_like(wanted: list[int], labels: list[int], seed: int, purpose: str) -> list[int]:
-    """A random choice of images, of which ``labels`` are the classes, in order: as many as ``wanted`` has classes, and of the same ones.
+    """Draws images with the class counts of ``wanted``; classes that run out are filled from others.
 
-    Where a class has too few images, others take the places.
+    ``labels``: the class of each image to draw from. Returns rows of it, in ascending order.
     """
     order = torch.randperm(len(labels), generator=generator(seed, f"evaluate/{purpose}")).tolist()
     missing = Counter(wanted)
@@ -45,16 +45,16 @@ class ImageBatches:
 
     def __init__(self, size: int, judge: Judge) -> None:
         self.size = size
-        self.device = next(judge.parameters()).device
+        self.device = judge.device
 
     def of_images(self, images: ManifestImages, rows: Sequence[int]) -> Iterator[Tensor]:
-        """Rows of the manifest, uint8 ``(B, 3, S, S)``."""
+        """These rows of the images, uint8 ``(B, 3, S, S)`` per batch."""
         for start in range(0, len(rows), self.size):
             yield images.__getitems__(list(rows[start : start + self.size]))[0].to(self.device)
 
 
 def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
-    """All training images, and behind them all mirrored ones, if the model was trained on those too."""
+    """All training images; and after them all of these flipped horizontally, if the model was trained on both."""
     batches = ImageBatches(batch_size, judge)
     views = [
         extract(judge, (views_of(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train))))))
@@ -65,7 +65,7 @@ def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, 
 
 
 def training_views(train: ManifestImages, rows: Sequence[int]) -> Tensor:
-    """Training images uint8 ``(B, 3, S, S)`` by their rows in :func:`judge_training_images`: behind the last one they are mirrored."""
+    """Training images uint8 ``(B, 3, S, S)`` by their rows in :func:`judge_training_images`; rows past the last image are flipped ones."""
     originals = train.__getitems__([row % len(train) for row in rows])[0]
     return torch.stack(
         [image.flip(-1) if row >= len(train) else image for image, row in zip(originals, rows, strict=True)]

@@ -94,7 +94,7 @@ class ImageGenerator:
         scales: GuidanceScales,
         schedule: Schedule | None = None,
     ) -> Tensor:
-        """Images uint8 ``(B, 3, S, S)`` on the CPU, one a class index and seed, along ``schedule`` or that of the training.
+        """Images uint8 ``(B, 3, S, S)`` on the CPU, one per class index and seed, along ``schedule`` or that of the training.
 
         Raises:
             UserError: a class index is out of range (``num_classes`` itself asks for no class), or the model was trained with a

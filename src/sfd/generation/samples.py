@@ -54,7 +54,7 @@ def write_samples(
 
 
 def finish_samples(out: Path, table: pd.DataFrame) -> Path:
-    """Closes a complete set: the table and a grid with a class a row; returns the grid's file."""
+    """Closes a complete set: the table and a grid with one row per class; returns the grid's file."""
     for mark in out.glob(".batch-*"):
         mark.unlink()
     table.to_csv(out / TABLE, index=False)

@@ -12,7 +12,8 @@ from torch import nn
 
 from sfd.data.latents import ChannelStatistics
 from sfd.encoders.ldm import ldm_config, rename_ldm_keys
-from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig, save_semvae
+from sfd.encoders.semantic.encoder import save_semantic
+from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.encoders.texture_vae import TextureVae, save_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
@@ -42,7 +43,7 @@ class DiffusionFacts:
         statistics: files with ``mean`` and ``std`` of the latents' channels: of all in one, or of texture's and of semantics'.
         semantic_channels: None: as many as the second file of statistics has; else 16 for a model of two times, and 0 for one of one.
         tau: the offset that it was trained with. None: 0.3 for a model of two times; one of one time is synchronous.
-        classes: file with a class name a line, in the order of their indices. None: the indices are the names, and the last row of the
+        classes: file with one class name per line, in the order of their indices. None: the indices are the names, and the last row of the
             class table is the null class.
     """
 
@@ -208,7 +209,7 @@ def _read_classes(file: Path) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); give a text file with a class name a line") from error
+        raise UserError(f"{file} cannot be read ({error}); give a text file with one class name per line") from error
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
         raise UserError(
@@ -237,7 +238,7 @@ def read_semantic_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) ->
     said = [
         f"{blocks} + {blocks} blocks, {width} wide, {heads} heads; features of {input_dim} to {latent_dim} channels"
     ]
-    return Imported(network, weights, lambda folder: save_semvae(folder, network), said)
+    return Imported(network, weights, lambda folder: save_semantic(folder, network), said)
 
 
 def _read_heads(source: Path, content: Any, width: int) -> int:

@@ -170,7 +170,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """One row a class; the last is the null class."""
+    """One row per class; the last is the null class."""
 
     def __init__(self, num_rows: int, width: int) -> None:
         super().__init__()

@@ -516,7 +516,7 @@ class TuneParams(Section):
         "`hyperband` compares after equal budgets (repeats, or `report_every` steps of training)",
     )
     num_images: int = Field(
-        500, ge=10, description="images a repeat; a Frechet distance falls with it, so it is the same in all trials"
+        500, ge=10, description="images per repeat; a Frechet distance falls with it, so it is the same in all trials"
     )
     repeats: Positive = Field(3, description="sampling seeds that a trial's objective averages over")
     confirm_repeats: int = Field(
@@ -966,7 +966,7 @@ def _is_trained(field: FieldInfo) -> bool:
 def _describe_section(
     section: type[Section], prefix: str, rows: list[str], described: dict[type[Section], str]
 ) -> None:
-    """Appends a row a key; a section that stands in a second place is described in its first (``described``: class to place)."""
+    """Appends one row per key; a section that stands in a second place is described in its first (``described``: class to place)."""
     for name, field in section.model_fields.items():
         key = prefix + (field.alias or name)
         inner = _section_of(field)

@@ -9,7 +9,7 @@ from sfd.data.latents import LatentDataset
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.samplers.euler import Euler
 from sfd.diffusion.sampling import Sampler
-from sfd.encoders.semantic.files import load_semantic
+from sfd.encoders.semantic.encoder import load_semantic
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
@@ -32,16 +32,16 @@ GRID_SAMPLER = Sampler(Euler, num_steps=50)
 
 def build_network(params: Params, dataset: LatentDataset, seed: int) -> LightningDiT:
     """The backbone for a data set, freshly initialised. Raises :class:`UserError` if parameters and latents do not fit."""
-    facts, diffusion = dataset.reader.index, params.diffusion
+    index, diffusion = dataset.index, params.diffusion
     config = model_config(
         diffusion.model,
         diffusion.loss,
         params.schedule,
-        grid=facts["grid"],
-        texture_channels=facts["texture_channels"],
-        semantic_channels=facts["semantic_channels"],
-        num_classes=len(facts["classes"]),
-        feature_dim=facts["feature_dim"],
+        grid=index.grid,
+        texture_channels=index.texture_channels,
+        semantic_channels=index.semantic_channels,
+        num_classes=len(index.classes),
+        feature_dim=index.feature_dim,
     )
     return LightningDiT(config).initialise(generator(seed, "diffusion/initialisation"))
 
@@ -71,7 +71,7 @@ def decoded_features(params: Params, dataset: LatentDataset) -> DecodedFeatures 
     if not wants_features(params, "decoded"):
         return None
     decoder = load_semantic(Stage.upstream("semantic") / "model").to(inference_device())
-    return DecodedFeatures(decoder, dataset.statistics, dataset.reader.index["semantic_channels"])
+    return DecodedFeatures(decoder, dataset.statistics, dataset.index.semantic_channels)
 
 
 def build_task(params: Params, network: LightningDiT, dataset: LatentDataset, seed: int) -> DiffusionTask:
@@ -115,12 +115,11 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``; ``source``: folder of the model to start from."""
     params, seed = stage.params.diffusion, stage.params.seed
     dataset = open_latents(stage.params, stage.upstream("latents"))
-    facts = dataset.reader.index
     start = prepare_network(stage.params, dataset, seed, None if source is None else DiffusionModel.load(source))
     network = start.network
     _tell_start(start, stage)
     task = build_task(stage.params, network, dataset, seed)
-    model = DiffusionModel(network, stage.params.schedule, dataset.statistics, facts["classes"])
+    model = DiffusionModel(network, stage.params.schedule, dataset.statistics, dataset.index.classes)
     grids = SampleGrids(model, stage, params.grid_images)
     trained = train(
         task, params.training, seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every, params.sharding
@@ -131,7 +130,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     _leave_model(model, stage)
     stage.log_input(
         "latents",
-        facts["shards"][0]["sha256"],
+        dataset.reader.shards[0].sha256,
         stage.upstream("latents"),
         "training",
         {"num_images": len(dataset.reader)},

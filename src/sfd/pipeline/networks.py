@@ -35,7 +35,7 @@ def make_encoder(params: EncoderParams, data: Prepared, stage: Stage) -> vision.
 
 def make_judge(params: JudgeParams, data: Prepared, stage: Stage) -> None:
     """Writes the judge as ``judge.source`` says; a trained one is scored on the held-out images."""
-    kind, folder = judge_class("resnet" if params.source == "train" else "inception"), stage.out / "model"
+    kind, folder = judge_class(params.kind), stage.out / "model"
     if params.source != "train":
         kind.save_pretrained(folder, params)
         return

@@ -1,4 +1,4 @@
-"""Gates: what a version must show before it becomes champion."""
+"""Gates: the limits that a version must meet before it becomes champion."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sfd.tables import as_text
 
 @dataclass(frozen=True)
 class GateResult:
-    """One rule of one gate. ``error``: the version's standard error; with a champion to beat, that of the difference."""
+    """The outcome of one rule of a gate. ``error``: the version's standard error; with a champion to beat, that of the difference."""
 
     metric: str
     version: float | None
@@ -23,15 +23,15 @@ class GateResult:
 
 
 def check_gates(
-    gates: Mapping[str, GateParams], version: VersionInfo, champion: VersionInfo | None, alike: bool
+    gates: Mapping[str, GateParams], version: VersionInfo, champion: VersionInfo | None, comparable: bool
 ) -> list[GateResult]:
-    """A verdict a rule. ``alike``: version and champion were measured in the same way; else a rule that compares them fails."""
+    """One verdict per rule. ``comparable``: version and champion were measured in the same way; if not, rules that compare them fail."""
     verdicts = []
     for metric, gate in gates.items():
         if gate.limit is not None:
-            verdicts.append(_check_limit(metric, gate.limit, version, champion if alike else None))
+            verdicts.append(_check_limit(metric, gate.limit, version, champion if comparable else None))
         if gate.improve:
-            verdicts.append(_check_improvement(metric, version, champion, alike))
+            verdicts.append(_check_improvement(metric, version, champion, comparable))
     return verdicts
 
 
@@ -50,7 +50,7 @@ def _check_limit(metric: str, limit: float, version: VersionInfo, champion: Vers
     )
 
 
-def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo | None, alike: bool) -> GateResult:
+def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo | None, comparable: bool) -> GateResult:
     value, error = version.metrics.get(metric), version.metrics.get(ERROR_PREFIX + metric)
     rule = "> champion + error" if is_higher_better(metric) else "< champion - error"
     if value is None or error is None:
@@ -58,7 +58,7 @@ def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo 
     if champion is None:
         return GateResult(metric, value, None, error, rule, True, "passes: no champion yet")
     theirs, their_error = champion.metrics.get(metric), champion.metrics.get(ERROR_PREFIX + metric)
-    if not alike or theirs is None or their_error is None:
+    if not comparable or theirs is None or their_error is None:
         return GateResult(metric, value, None, error, rule, False, "cannot be compared")
     combined = combined_error(error, their_error)
     gain = value - theirs if is_higher_better(metric) else theirs - value
@@ -68,7 +68,7 @@ def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo 
 
 
 def gate_table(verdicts: list[GateResult]) -> str:
-    """The verdicts as text, a row a rule, within 100 columns."""
+    """The verdicts as text, one row per rule, at most 100 columns wide."""
     head = ["metric", "this version", "champion", "error", "rule", "verdict"]
     rows = [
         [

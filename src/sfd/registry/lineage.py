@@ -39,7 +39,7 @@ SHORT = 12
 
 
 def list_versions() -> str:
-    """A row a version, newest first: number, aliases, time, main metrics."""
+    """One row per version, newest first: number, aliases, time, main metrics."""
     params = load_params(PARAMS)
     records = read_versions(params.register_.name)
     if not records:
@@ -62,7 +62,7 @@ def compare_versions(first: str, second: str) -> str:
     """Metrics side by side with their differences, and the parameters that differ.
 
     Raises:
-        UserError: a version is missing, or the two were not measured alike.
+        UserError: a version is missing, or the two were measured differently.
     """
     name = load_params(PARAMS).register_.name
     one, other = read_version(name, first), read_version(name, second)
@@ -102,7 +102,7 @@ def _params_comparison(
 
 
 def show_version(which: str | None) -> str:
-    """All that is known of a version: the champion if none is named, or the one with the alias of registration.
+    """Everything that is known of a version. Without a name: of the champion, or of the version with the alias of registration.
 
     Raises:
         UserError: there is no such version, or the store does not answer.
@@ -121,9 +121,9 @@ def show_version(which: str | None) -> str:
 
 
 def _walk(store: "MlflowClient", run_id: str) -> "dict[str, MlflowRun | str]":
-    """Stage to its run, upstream of a run and with it, the last stage first. A string names a run that is not in the store.
+    """Stage to run, for a run and everything upstream of it, the last stage first. A string names a run that is not in the store.
 
-    A parent whose records came later than its child's is named by fingerprint, and looked for by that.
+    A parent whose records were delivered after its child's is named by its fingerprint, and found by that.
     """
     from mlflow import MlflowException
 
@@ -146,7 +146,7 @@ def _walk(store: "MlflowClient", run_id: str) -> "dict[str, MlflowRun | str]":
 
 
 def _parents(run: "MlflowRun") -> list[tuple[str, str]]:
-    """Stages that a run read, each with its run."""
+    """The stages whose results a run read, each with the name of its run."""
     return [(key.removeprefix(PARENT), value) for key, value in run.data.tags.items() if key.startswith(PARENT)]
 
 
@@ -159,7 +159,7 @@ def _find_run(store: "MlflowClient", experiment: str, stage: str, parent: str) -
 
 
 def _read_params(store: "MlflowClient", run_id: str) -> dict[str, object] | None:
-    """Of the params.yaml that a run left, what its model depends on, by dotted key; None if it left none."""
+    """The parameters that a run's model depends on, by dotted key; None if the run has no params.yaml."""
     if not any(file.path == "params.yaml" for file in store.list_artifacts(run_id)):
         return None
     with TemporaryDirectory() as folder:
@@ -197,7 +197,7 @@ def _facts(version: VersionInfo, runs: "Mapping[str, MlflowRun | str]") -> str:
             ]
         )
     if version.smoke is not None:
-        rows += [["smoke", f"sha256 {version.smoke.sha256[:SHORT]} of {len(version.smoke.labels)} images"]]
+        rows += [["smoke test", f"sha256 {version.smoke.sha256[:SHORT]} of {len(version.smoke.labels)} images"]]
         rows += [["", f"on {version.smoke.device}"]]
     return as_text(rows)
 

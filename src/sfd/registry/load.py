@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """``sample``: the settings that the version was registered, and scored, with."""
+    """A version that draws images. ``sample``: the settings that it was registered and scored with."""
 
     name: str
     version: str
@@ -31,9 +31,9 @@ class RegisteredModel:
 
 @contextmanager
 def open_registry(missing: str = "") -> Iterator["MlflowClient"]:
-    """A client of the store and its registry; whatever the store refuses to the block becomes one line.
+    """A client of the store and its registry. An error of the store within the block becomes a :class:`UserError` of one line.
 
-    ``missing``: what to say when the store lacks what the block asks for.
+    ``missing``: the message if the store does not have what the block asks for.
 
     Raises:
         UserError: the store does not answer, or refuses.
@@ -70,7 +70,7 @@ def find_version(name: str, which: str) -> "ModelVersion":
 
 @contextmanager
 def download_version(name: str, version: str) -> Iterator[dict[str, Path]]:
-    """Files and folders that a version was registered with, by the names of its artifacts, for the block.
+    """Downloads the artifacts of a version for the block: name to file or folder.
 
     Raises:
         UserError: the store does not answer or has no such version; or the version is not one of ours.
@@ -92,7 +92,7 @@ def download_version(name: str, version: str) -> Iterator[dict[str, Path]]:
 
 
 def load_registered(name: str, which: str) -> RegisteredModel:
-    """Weights, schedule, statistics and decoder of a version, by its number or an alias, as they were registered.
+    """Loads a version by its number or an alias: weights, schedule, statistics and decoder as they were registered.
 
     Raises:
         UserError: as :func:`find_version` does; or the version is not one of ours.

@@ -1,7 +1,7 @@
-"""One promotion at a time, from whatever machine.
+"""A lock for promotions that holds across machines.
 
-MLflow moves an alias without asking what it was, but it takes the name of a registered model once. So a promotion holds a registered
-model ``NAME.promotion`` while it runs: creating it is one insert under a unique name, and exactly one of two wins.
+MLflow moves an alias without comparing its old value, but the name of a registered model is unique. So a promotion creates a registered
+model ``NAME.promotion`` and deletes it at its end: of two processes that create it, exactly one succeeds.
 """
 
 import getpass
@@ -41,7 +41,7 @@ def now() -> str:
 
 @contextmanager
 def promotion_lock(name: str) -> Iterator[None]:
-    """Holds the lock of a model for the block. Ctrl-C and SIGTERM release it; that of a dead process of this machine is taken over.
+    """Holds the lock of a model for the block. Ctrl-C and SIGTERM release it. The lock of a dead process of this machine is taken over.
 
     Raises:
         UserError: another promotion holds it, or the store does not answer.
@@ -64,7 +64,7 @@ def _describe_myself() -> Owner:
 
 
 def _machine() -> str:
-    """Where a process id means something: the host since its start, and its namespace (containers may share a host's name)."""
+    """Where a process id is valid: host, boot and PID namespace. Containers may share the name of a host."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     parts = [platform.node()]
     if boot.is_file():
@@ -73,13 +73,13 @@ def _machine() -> str:
 
 
 def _create(registry: "MlflowClient", lock: str, owner: Owner) -> bool:
-    """Whether the registered model could be created, by this call or by one whose answer was lost."""
+    """Creates the registered model. True also if an earlier try of this process, whose answer was lost, created it."""
     from mlflow import MlflowException
 
     try:
         registry.create_registered_model(lock, tags=owner, description="Held while `sfd models promote` runs.")
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it was there, and went before MLflow could describe it
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another process deleted it before MLflow could describe it
             return _create(registry, lock, owner)
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -100,10 +100,10 @@ def _read(registry: "MlflowClient", lock: str) -> Owner:
 
 
 def _take_over(registry: "MlflowClient", lock: str, owner: Owner) -> None:
-    """Removes the lock of a dead process and takes it. Raises :class:`UserError` if its owner lives, or another one was quicker.
+    """Removes the lock of a dead process and takes it. Raises :class:`UserError` if the owner lives or another process was quicker.
 
-    Only the holder of a second lock, which is named after the dead owner, may remove that owner's lock; and it looks once more
-    before it does. So nobody removes a lock that was taken in the meantime.
+    Only the holder of a second lock, named after the dead owner, may remove the owner's lock, and it checks the owner again before.
+    So no process removes a lock that was taken in the meantime.
     """
     other = _read(registry, lock)
     if other and (other.get("machine") != owner["machine"] or is_alive(int(other["pid"]))):

@@ -1,4 +1,7 @@
-"""``sfd models promote`` and ``rollback``: aliases move behind gates, one promotion at a time, and leave an audit entry."""
+"""``sfd models promote`` and ``rollback``: move aliases, one process at a time, and record each move in an audit entry.
+
+A version must pass the gates and the smoke test first.
+"""
 
 import json
 import uuid
@@ -30,7 +33,7 @@ class PromotionRefused(Exception):
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """What is kept of one move of the champion. ``before``: the champion until now; None: there was none."""
+    """The record of one move of the champion alias. ``before``: the champion until now, or None if there was none."""
 
     action: str
     model: str
@@ -42,12 +45,12 @@ class AuditEntry:
 
 
 def promote(which: str | None, force: str | None) -> str:
-    """Makes a version champion, the one with the alias of registration if none is named; returns what was done.
+    """Makes a version the champion; returns one line that says what was done. Prints the table of gates.
 
-    Prints the table of gates on its way. ``force``: the reason to go on although gates fail.
+    ``which``: a number or an alias; None for the alias of registration. ``force``: the reason to go on although gates fail.
 
     Raises:
-        PromotionRefused: a gate or the smoke fails.
+        PromotionRefused: a gate or the smoke test fails.
         UserError: there is no such version, it is champion already or not complete, another promotion is going on, or the store
             does not answer.
     """
@@ -58,7 +61,7 @@ def promote(which: str | None, force: str | None) -> str:
     version = read_version(name, which or params.register_.alias)
     if version.smoke is None:
         raise UserError(
-            f"{version} of model `{name}` has no images to compare with, because an older sfd registered it; run `dvc repro` to register anew"
+            f"{version} of model `{name}` has no images to compare with, because an older sfd registered it; run `dvc repro` to register it again"
         )
     with promotion_lock(name):
         champion = read_champion(name)
@@ -74,7 +77,7 @@ def promote(which: str | None, force: str | None) -> str:
 
 
 def rollback() -> str:
-    """Makes the previous champion champion again, and the present one previous; returns what was done.
+    """Makes the previous champion the champion again, and the present one the previous; returns one line that says so.
 
     Raises:
         UserError: there is no previous champion, another promotion is going on, or the store does not answer.
@@ -100,7 +103,7 @@ def _pass_gates(
     """Prints the verdicts. Raises :class:`PromotionRefused` if one fails and is not forced."""
     gates = params.register_.gates
     difference = describe_difference(version, champion) if champion else None
-    verdicts = check_gates(gates, version, champion, alike=difference is None)
+    verdicts = check_gates(gates, version, champion, comparable=difference is None)
     against = f"champion {champion.version}" if champion else "no champion yet"
     print(f"{version} of model `{version.name}`, {against}\n")
     print(gate_table(verdicts) if verdicts else "no gates: register.gates in params.yaml is empty", flush=True)
@@ -116,17 +119,17 @@ def _pass_gates(
 
 
 def _pass_smoke(version: VersionInfo, recorded: Smoke) -> str:
-    """Prints what the smoke says. Raises :class:`PromotionRefused` if it fails; it cannot be forced."""
+    """Prints the result of the smoke test. Raises :class:`PromotionRefused` if it fails; it cannot be forced."""
     try:
         said = check_smoke(recorded, run_smoke(version.name, version.version, recorded.labels))
     except UserError as error:
-        raise PromotionRefused(f"the smoke fails: {error}") from None
-    print(f"\nsmoke: {said}", flush=True)
+        raise PromotionRefused(f"the smoke test fails: {error}") from None
+    print(f"\nsmoke test: {said}", flush=True)
     return said
 
 
 def _move(audit: AuditEntry, aliases: Mapping[str, str | None], tracking: TrackingParams) -> None:
-    """Moves the aliases and leaves the audit entry. Its run is opened first, so that a kill in between leaves a trace."""
+    """Moves the aliases and writes the audit entry. The entry's run is opened first, so that a kill in between leaves a trace."""
     old = read_aliases(audit.model)
     tags = {"sfd.model": audit.model, "sfd.who": who(), "sfd.from": audit.before or "none", "sfd.to": audit.after}
     forced = {} if audit.forced is None else {"sfd.forced": audit.forced}

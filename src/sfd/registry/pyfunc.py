@@ -22,7 +22,7 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
         self.defaults = SampleParams.model_validate_json(folders["sample"].read_text())
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
-        """One PNG a row.
+        """One PNG per row.
 
         Args:
             model_input: columns ``label`` (class name) and ``seed`` (0 or more; the seeds of ``samples.csv`` give those images).

@@ -1,4 +1,4 @@
-"""Stage ``register``: a self-contained model version that says how it was measured, with an alias."""
+"""Stage ``register``: registers a self-contained model version, with tags that say how it was measured, and an alias."""
 
 import json
 from importlib.metadata import version

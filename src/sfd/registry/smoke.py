@@ -1,4 +1,4 @@
-"""The smoke: a version answers by itself, in a fresh process, and still with the pixels of its registration."""
+"""The smoke test: a version must answer in a fresh process, with its own code, and with the pixels of its registration."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from sfd.tracking import registry_uri, tracking_uri
 
 NUM_IMAGES = 8
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Sums are rounded by the number of threads; with one, machines with another number of cores agree, and busy ones are not slower."""
+"""The number of threads decides how sums are rounded. With one thread, machines with different numbers of cores agree."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run_smoke(name: str, version: str, labels: Sequence[str]) -> Smoke:
     """Draws the images from the registered artifact, with its own settings and code, in a fresh process.
 
     Raises:
-        UserError: it cannot be loaded, does not answer with an image a row, or needs code that it does not carry.
+        UserError: it cannot be loaded, does not answer with one image per row, or needs code that it does not carry.
     """
     what = f"version {version} of model `{name}`"
     rows = [[label, seed] for seed, label in enumerate(labels)]

@@ -1,4 +1,4 @@
-"""A registered version asked for images in a process of its own. Run as a script, so that the only ``sfd`` here is the artifact's.
+"""Asks a registered version for images. Run as a script, so that the only ``sfd`` it can import is the artifact's.
 
 Reads ``{"model": URI, "rows": [[label, seed], ...]}`` from standard input; its last line of output is the answer as JSON.
 """
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def digest_pixels(pngs: Any) -> str:
-    """sha256 over size and RGB values of the images, in order; how a PNG is compressed does not matter."""
+    """sha256 of size and RGB values of the images, in order. It does not depend on how a PNG is compressed."""
     from PIL import Image
 
     digest = hashlib.sha256()
@@ -41,7 +41,7 @@ def digest_pixels(pngs: Any) -> str:
 
 
 def describe_device() -> str:
-    """What decides how sums are rounded: the processor, and on a CPU its threads; and torch's version."""
+    """What decides how sums are rounded: processor, torch's version, and on a CPU the number of threads."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """The model that training starts from (``diffusion.init_from``): a folder, or a version of the model registry.
 
-An alias can move. So stage ``scan`` looks it up at every ``dvc repro`` and writes down the version behind it; DVC sees when that file
-changes, and stage ``diffusion`` takes the version from there.
+An alias can move. So stage ``scan`` looks it up at every ``dvc repro`` and writes its version to a file. DVC reruns stage ``diffusion``
+when that file changes, and the stage reads the version from it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What stage ``register`` left with a version of the model, read back from its tags."""
+"""Reads the facts that stage ``register`` wrote into the tags of a version."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ METRIC, MEASURED, DATA, PROMOTION, SMOKE = "metric.", "measured.", "data.", "pro
 
 @dataclass(frozen=True)
 class VersionInfo:
-    """A version with its tags, sorted out. ``measured``: what its metrics were measured with; empty for one of an older sfd."""
+    """A version with the content of its tags. ``measured``: how its metrics were measured; empty if an older sfd registered it."""
 
     name: str
     version: str
@@ -42,13 +42,13 @@ def read_version(name: str, which: str) -> VersionInfo:
 
 
 def read_champion(name: str) -> VersionInfo | None:
-    """The version in use; None if there is none yet."""
+    """The champion; None if there is none yet."""
     version = read_aliases(name).get(CHAMPION)
     return None if version is None else read_version(name, version)
 
 
 def read_shown(register: RegisterParams, which: str | None) -> VersionInfo:
-    """The version that was asked for, or the champion, or while there is none the one with the alias of registration."""
+    """The named version; without a name the champion; without a champion the version with the alias of registration."""
     champion = read_champion(register.name) if which is None else None
     return champion or read_version(register.name, which or register.alias)
 
@@ -88,7 +88,7 @@ def _parse_tags(found: "ModelVersion", aliases: Mapping[str, str]) -> VersionInf
 
 
 def describe_difference(version: VersionInfo, other: VersionInfo) -> str | None:
-    """What two measurements differ in, so that their metrics cannot be compared; None if they are alike."""
+    """How the measurements of two versions differ, so that their metrics cannot be compared; None if they do not."""
     for record in (version, other):
         if not record.measured:
             return f"how {record} was measured is not recorded, because an older sfd registered it"

@@ -1,4 +1,4 @@
-"""Where the server is and who may use it: what can be refused before anything heavy is imported."""
+"""The server's address and token. They are checked before anything heavy is imported."""
 
 import ipaddress
 import os

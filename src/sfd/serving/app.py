@@ -35,7 +35,7 @@ CURVE_POINTS = 101
 """Points of the schedule's curves, besides its borders."""
 
 CLIENT_GONE = 499
-"""Nobody reads this status but the metrics (the code that nginx uses)."""
+"""Status of a request whose client has gone, as nginx counts it. Only the metrics show it."""
 
 
 class Service:
@@ -137,7 +137,7 @@ def _sentence(error: ValidationError, section: Any) -> str:
 
 
 def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
-    """The answer of ``/model``: what can be asked of a version, and what it does by itself."""
+    """The answer of ``/model``: what a client may ask of a version, with limits and defaults."""
     trained, sample = model.images.model.schedule_params, model.sample
     scale = GuidanceParams.model_json_schema()["properties"]["scale_texture"]
     free = trained.tau_range

@@ -1,4 +1,4 @@
-"""The queue of images, and the one thread that draws them in batches."""
+"""Dynamic batching: a queue of requested images, and one thread that draws them in batches."""
 
 import math
 import threading
@@ -15,14 +15,14 @@ from sfd.registry.load import RegisteredModel
 from sfd.serving.metrics import Metrics
 
 COMPANY_S = 0.005
-"""The oldest image waits this long for others that can share its sampler call."""
+"""Seconds that the oldest image waits for others that can share its sampler call."""
 
 SPEED_MEMORY = 0.8
-"""Weight of the past in the running mean of seconds an image."""
+"""Weight of the past in the running mean of seconds per image."""
 
 
 class QueueFull(Exception):
-    """There is no room for a request's images. ``retry_after``: seconds until there should be."""
+    """The queue has no room for a request's images. ``retry_after``: seconds until it should have."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"no room for about {retry_after} s")
@@ -46,9 +46,9 @@ class Job:
 
 
 class DynamicBatcher:
-    """Admits images and draws them: oldest first, together with all waiting ones of equal model and settings.
+    """Admits images and draws them in batches: the oldest image first, together with waiting ones of equal model and settings.
 
-    A call begins with the oldest image, so every image has its turn after at most as many calls as there are images before it.
+    Every call contains the oldest image. So an image waits for at most as many calls as there were images before it.
     """
 
     def __init__(self, batch_size: int, max_queue: int, metrics: Metrics) -> None:
@@ -83,7 +83,7 @@ class DynamicBatcher:
     def submit(
         self, model: RegisteredModel, settings: SampleParams, class_index: int, seeds: Sequence[int]
     ) -> list[Future[bytes]]:
-        """Admits one image a seed, all or none; returns their PNG files to be. Cancelling one takes it from the queue.
+        """Admits one image per seed, all or none; returns futures of their PNG files. Cancelling one removes it from the queue.
 
         Raises:
             QueueFull: with them, more than ``max_queue`` images would wait.
@@ -95,16 +95,16 @@ class DynamicBatcher:
             return self._admit([Job(model, settings, class_index, seed) for seed in seeds])
 
     def try_out(self, model: RegisteredModel) -> None:
-        """Draws one image as the version was registered, and drops it. Raises whatever drawing raises.
+        """Draws one image with the registered settings and discards it. Raises whatever drawing raises.
 
-        It takes its turn in the queue, whose limit is for clients.
+        The image waits in the queue like all others, but the queue's limit does not apply to it.
         """
         with self._changed:
             (png,) = self._admit([Job(model, model.sample, 0, 0)])
         png.result()
 
     def seconds_for(self, images: int) -> int:
-        """Whole seconds, at least 1, that drawing so many images takes at the measured speed."""
+        """Seconds that drawing so many images takes at the measured speed, rounded up, at least 1."""
         return max(1, math.ceil(images * self._seconds_per_image))
 
     def _admit(self, jobs: list[Job]) -> list[Future[bytes]]:
@@ -115,7 +115,7 @@ class DynamicBatcher:
         return [job.png for job in jobs]
 
     def _withdraw(self, png: Future[bytes]) -> None:
-        """Called when an image is done or cancelled; only the latter can still be in the queue."""
+        """Called when an image is done or cancelled. Only a cancelled one can still be in the queue."""
         if png.cancelled():
             with self._changed:
                 self._waiting = deque(job for job in self._waiting if job.png is not png)
@@ -126,7 +126,7 @@ class DynamicBatcher:
             self._draw(jobs)
 
     def _take(self) -> list[Job]:
-        """The jobs of the next call, as soon as they are many enough or the oldest has waited long enough; none at the end."""
+        """The jobs of the next call: waits until they fill a batch or the oldest has waited long enough. Empty once stopped."""
         with self._changed:
             while not self._stopped:
                 if not self._waiting:
@@ -146,7 +146,7 @@ class DynamicBatcher:
         return []
 
     def _shape(self, settings: SampleParams) -> int:
-        """Images a call, always filled up, because matrix products round by the shape of their batch.
+        """Images per call. Batches are always filled up to it, because matrix products round by the shape of their batch.
 
         An adaptive sampler chooses its steps by the error over the whole batch, so that an image would depend on the others: it is drawn alone.
         """

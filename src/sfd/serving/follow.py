@@ -1,4 +1,4 @@
-"""The version that the server draws with: loaded at the start, and exchanged when its alias moves."""
+"""The version that the server draws with: loaded at the start, and replaced when its alias moves."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from sfd.serving.metrics import Metrics
 from sfd.tracking.delivery import warn
 
 RETRY_FAILED_S = 300.0
-"""A version that could not be loaded is tried again after this time, for a cause that was not its own."""
+"""Seconds after which a version that could not be loaded is tried again: the cause may have been elsewhere."""
 
 
 class Follower:
@@ -30,7 +30,7 @@ class Follower:
         self._failed, self._retry_at = "", 0.0
 
     def load(self, version: str) -> RegisteredModel:
-        """Loads a version or alias beside the current one, draws an image with it, and then exchanges them; returns it.
+        """Loads a version by number or alias, draws an image with it, and makes it the current one; returns it.
 
         Raises:
             UserError: it cannot be loaded or cannot draw; the current one stays.
@@ -50,16 +50,16 @@ class Follower:
         return model
 
     def follow(self, poll_seconds: float) -> None:
-        """Looks at the alias again and again, until :meth:`stop`."""
+        """Polls the alias until :meth:`stop`."""
         while not self._stopped.wait(poll_seconds):
             self.poll()
 
     def stop(self) -> None:
-        """Ends :meth:`follow` after its current look."""
+        """Ends :meth:`follow` after its current poll."""
         self._stopped.set()
 
     def poll(self) -> None:
-        """Looks once at the alias, and loads its version if it is another one. Trouble is told once, and nothing else changes."""
+        """Looks the alias up once, and loads its version if that is another one. A failure is printed once and changes nothing else."""
         try:
             version = str(find_version(self._name, self._alias).version)
         except Exception as error:  # MLflow is away, in one of its drivers' many ways; what is loaded needs it no more

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""The server's metrics, for Prometheus."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OTHER_PATH = "other"
-"""The label of all unknown paths, since a label must not have as many values as clients can think of."""
+"""The label of all unknown paths. Clients can invent paths without limit, and a label must have few values."""
 
 
 class Metrics:
@@ -20,7 +20,7 @@ class Metrics:
         self.queue_images = Gauge("sfd_queue_images", "Images that wait for a sampler call", registry=self.registry)
         self.batch_images = Histogram(
             "sfd_batch_images",
-            "Images a sampler call, without filling",
+            "Images per sampler call, without filling",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=self.registry,
         )
@@ -36,7 +36,7 @@ class Metrics:
             self.reloads.labels(result)  # shown as 0 from the start, so that an alert can be written on them
 
     def watch_queue(self, length: Callable[[], int]) -> None:
-        """The queue's length is asked for when metrics are read."""
+        """Registers the function that gives the queue's length whenever metrics are read."""
         self.queue_images.set_function(length)
 
 

@@ -1,4 +1,4 @@
-"""How a server is run. These are options of the command ``sfd serve``, not keys of ``params.yaml``: no result depends on them."""
+"""Options of the command ``sfd serve``. They are no keys of ``params.yaml``, because no result depends on them."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ class ServerOptions:
     Attributes:
         model: name of the registered model.
         alias: which version of it: an alias, which is followed when it moves, or a number.
-        batch_size: images a sampler call.
-        max_images: images a request.
+        batch_size: images per sampler call.
+        max_images: images per request.
         max_queue: images that may wait, over all requests.
-        timeout_seconds: a request that is not answered by then is refused.
-        poll_seconds: time between looks at the alias.
+        timeout_seconds: a request that is not answered within this time is refused.
+        poll_seconds: time between two look-ups of the alias.
     """
 
     model: str

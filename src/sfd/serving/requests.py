@@ -91,7 +91,7 @@ def place_order(request: GenerateRequest, model: RegisteredModel, max_images: in
     """
     if request.count > max_images:
         raise ValueError(
-            f"count is {request.count}, but this server draws at most {max_images} images a request; send several requests"
+            f"count is {request.count}, but this server draws at most {max_images} images per request; send several requests"
         )
     if request.steps is not None and request.steps > step_limit(model):
         raise ValueError(

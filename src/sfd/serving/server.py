@@ -15,11 +15,11 @@ from sfd.serving.app import Service, build_app
 from sfd.serving.options import ServerOptions
 
 GRACE_S = 5.0
-"""What answers that are ready get to be sent, and a sampler call that nobody waits for any more to end."""
+"""Seconds that the server waits at its end: for ready answers to be sent, and for the current sampler call."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which tells the service when it is asked to end."""
+    """uvicorn's server. It tells the service when a signal asks it to end."""
 
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(

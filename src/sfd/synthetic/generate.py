@@ -24,14 +24,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfd.data.images import png_bytes
+from sfd.data.layout import HIDDEN
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
-from sfd.data.synthetic import COMMAND, HIDDEN, OWN_NAMES, TABLE, is_unfinished, validate_table_of
 from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import copy_limit, nearest
 from sfd.evaluation.views import ImageBatches, judge_training_images
+from sfd.generation.generated import LAYOUT, TABLE, validate_table_of
 from sfd.params import Params, load_params
 from sfd.pipeline.stage import RESULTS, check_current, lock, published_fingerprint
 from sfd.processes import inference_device
@@ -41,6 +42,8 @@ from sfd.seeding import derive_seed
 LEAST_SHARE, ENOUGH_TRIES = 0.1, 200
 """A class that keeps a smaller share of at least so many candidates ends the command."""
 
+COMMAND = "command.json"
+"""In the folder's hidden folder: the command that makes the images."""
 IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
 
@@ -173,8 +176,9 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another folder") from None
     with lock(work, str(out)):
         _check_command(out, command)
+        LAYOUT.write(out)
         _write(out / HIDDEN / COMMAND, json.dumps(command, indent=2, ensure_ascii=False).encode() + b"\n", work)
-        if is_unfinished(out):
+        if not LAYOUT.is_complete(out):
             _draw(out, work, options, registered, upstream)
             _finish(out, work, upstream.classes, options.per_class)
         shutil.rmtree(work)
@@ -196,7 +200,7 @@ def _check_model(registered: RegisteredModel, upstream: Upstream) -> None:
             f"{what} draws images of {size} pixels, but data.image_size is {upstream.params.data.image_size}; {remedy}"
         )
     for name in model.classes:
-        if name.startswith(".") or "/" in name or "\0" in name or name in OWN_NAMES:
+        if name.startswith(".") or "/" in name or "\0" in name or name in LAYOUT.own_names:
             raise UserError(f"class {name!r} cannot be the name of a folder of images; rename it and train again")
 
 
@@ -247,7 +251,7 @@ def _foreign(out: Path, classes: list[str]) -> Iterator[str]:
     """Paths that no command of ours makes."""
     is_ours = (out / HIDDEN / COMMAND).is_file()
     for entry in os.scandir(out):
-        if entry.name == HIDDEN or (is_ours and entry.name in OWN_NAMES):
+        if entry.name == HIDDEN or (is_ours and entry.name in LAYOUT.own_names):
             continue
         if not (is_ours and entry.name in classes and entry.is_dir(follow_symlinks=False)):
             yield entry.path
@@ -305,7 +309,7 @@ class _Draw:
         self.limit = scorer.limit() if options.drop_memorised else None
 
     def __call__(self, counts: ClassCounts) -> pd.DataFrame:
-        """The next batch: a row a candidate, the table's columns and ``kept``."""
+        """The next batch: one row per candidate, with the table's columns and ``kept``."""
         candidates = counts.next_batch(self.registered.sample.batch_size)
         classes, numbers = [index for index, _ in candidates], [number for _, number in candidates]
         names = [counts.classes[index] for index in classes]
@@ -347,7 +351,7 @@ def _batch_files(work: Path) -> list[Path]:
 
 
 def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
-    """Writes the table, a batch at a time, if every class folder holds its number of files and no other."""
+    """Writes the table, one batch at a time, if every class folder holds its number of files and no other."""
     for name in classes:
         count = sum(1 for _ in os.scandir(out / name))
         if count != per_class:

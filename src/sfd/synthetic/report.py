@@ -6,17 +6,19 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfd.data.images import FolderStore, ManifestImages
+from sfd.data.files import FolderStore
+from sfd.data.images import ManifestImages
+from sfd.data.layout import HIDDEN
 from sfd.data.manifest import HELDOUT, TRAIN
-from sfd.data.synthetic import COMMAND, HIDDEN, REPORT, REPORT_PAGE, read_table
 from sfd.encoders.judges.resnet import ResnetJudge
 from sfd.errors import UserError
 from sfd.evaluation.accuracy import heldout_accuracy
+from sfd.generation.generated import REPORT, REPORT_PAGE, read_table
 from sfd.params import JudgeParams, TrainingParams
 from sfd.pipeline.stage import digest_path, lock, published_fingerprint
 from sfd.seeding import derive_seed
 from sfd.statistics import Comparison, compare, estimate
-from sfd.synthetic.generate import Upstream
+from sfd.synthetic.generate import COMMAND, Upstream
 from sfd.training.classifier import ClassifierTask
 from sfd.training.loop import log_nothing, train
 

@@ -216,7 +216,7 @@ def start_from(
     Raises:
         UserError: the models do not fit, see :func:`transfer`.
     """
-    moved = transfer(source, network, dataset.reader.index["classes"])
+    moved = transfer(source, network, dataset.index.classes)
     new = dataset.statistics
     if params.init_statistics == "source":
         dataset.statistics = source_statistics(source, network, new)

@@ -12,7 +12,7 @@ from sfd.seeding import generator
 class SeededBatchSampler(Sampler[list[int]]):
     """Batches of one process: sample indices for steps ``start_step`` to ``num_steps``.
 
-    The endless sequence of samples is a new permutation an epoch, seeded by the epoch; a batch may span two epochs.
+    The endless sequence of samples is a new permutation per epoch, seeded by the epoch; a batch may span two epochs.
     Process ``rank`` takes its share of the rows of every batch, so the batch is the same on any number of processes.
     """
 

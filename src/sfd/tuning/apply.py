@@ -1,4 +1,4 @@
-"""Values written into a params file; its comments, order and the format of its other values stay."""
+"""Writes values into a params file. Its comments, its order and the format of its other values stay."""
 
 import difflib
 import io
@@ -19,10 +19,10 @@ FLOAT = "tag:yaml.org,2002:float"
 
 
 def apply_values(file: Path, values: Mapping[str, object]) -> str:
-    """Writes values under dotted keys (a number picks from a list) into a params file; returns the change as a unified diff.
+    """Writes values under dotted keys into a params file; returns the change as a unified diff. A number in a key is a list index.
 
-    Below a section that is ``null``, such as ``sample.schedule``, keys make a mapping. The file is replaced at once, with the
-    permissions it has, or not at all. The diff is empty if every value stands there already.
+    A section that is ``null``, such as ``sample.schedule``, becomes a mapping. The file is replaced in one rename and keeps its
+    permissions. The diff is empty if nothing changes.
 
     Raises:
         UserError: the file is not a valid params file, lacks a key, would not be valid with the new values, or cannot be written.
@@ -43,7 +43,10 @@ def apply_values(file: Path, values: Mapping[str, object]) -> str:
 
 
 def _round_trip(text: str) -> "YAML":
-    """ruamel's round trip, set to the indentation of the text; it would write null as nothing and fold long lines."""
+    """ruamel's round-trip parser, set to the indentation of the text.
+
+    By default it writes null as nothing and folds long lines.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.util import load_yaml_guess_indent
 
@@ -87,7 +90,7 @@ def _set(tree: Any, key: str, value: object, file: Path) -> None:
 
 
 def _replace(file: Path, text: str) -> bool:
-    """Puts the text in the file's place if it is a valid params file; whether any parameter changed."""
+    """Replaces the file by the text if that is a valid params file; returns whether any parameter changed."""
     try:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
             fresh = Path(folder) / file.name

@@ -1,4 +1,4 @@
-"""Before a trial is called best: the winner and the baselines on fresh seeds, against images that no trial was scored with."""
+"""Confirmation: the best trial and the baselines are scored again, with fresh seeds and reference images that no trial has seen."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ def confirm(study: "Study", params: Params, evaluator: CandidateEvaluator, folde
     """Scores the best trial and the baselines ``tune.confirm_repeats`` times each, into the study's attribute ``confirmation``.
 
     A repeat has fresh sampling seeds, and in a study of kind `training` (or with ``tune.refine_steps``) a fresh training too.
-    All candidates share the seeds. What an interrupted process has measured is kept. ``folder`` is for passing work.
+    All candidates share the seeds. Scores of an interrupted confirmation are kept. ``folder`` holds temporary files.
     """
     known: dict[str, dict[str, Any]] = study.user_attrs.get("confirmation", {})
     confirmation: dict[str, dict[str, Any]] = {}
@@ -41,13 +41,13 @@ def confirm(study: "Study", params: Params, evaluator: CandidateEvaluator, folde
 
 
 def candidates(study: "Study", params: Params) -> dict[str, dict[str, Any]]:
-    """The values of each candidate by its name. Of several objectives' front, the trial that is best by the first one."""
+    """Name of each candidate to its values. Of a Pareto front, the trial that is best by the first objective is taken."""
     best = min(
         study.best_trials, key=lambda trial: trial.values[0] * (1 if study.directions[0].name == "MINIMIZE" else -1)
     )
     found: dict[str, dict[str, Any]] = {f"best (trial {best.number})": dict(best.params), "params.yaml": {}}
     if params.tune.kind == "sampling" and not isinstance(params.schedule.tau, TauRange):
-        return found  # the model knows its own offset alone
+        return found  # the model was trained for one offset only
     section = "schedule" if params.tune.kind == "training" else "sample.schedule"
     for tau in BASELINE_TAUS:
         values = {f"{section}.kind": "offset", f"{section}.tau": tau}

@@ -1,6 +1,6 @@
-"""What one trial does: train if need be, sample, score. Knows nothing of Optuna and MLflow.
+"""Scores a candidate: trains it if need be, samples, and measures. Knows nothing of Optuna and MLflow.
 
-Every candidate is scored on the same noise (common random numbers), so that differences between candidates are not those of seeds.
+Every candidate is scored on the same noise (common random numbers), so that seeds cause no difference between candidates.
 """
 
 import copy
@@ -33,12 +33,12 @@ from sfd.training.loop import log_nothing, train
 
 GRID_IMAGES = 100
 STUDY, CONFIRMATION = "study", "confirmation"
-"""Purposes of the two halves of the held-out images, and of the seeds that go with them."""
+"""Names of the two halves of the held-out images, and of the seeds used with them."""
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """One set of samples, scored. ``images``: the first ones, uint8 ``(n, 3, S, S)``, and their classes."""
+    """The scores of one set of samples. ``images``: the first :data:`GRID_IMAGES` of them, uint8 ``(n, 3, S, S)``; ``classes``: theirs."""
 
     metrics: dict[str, float]
     images: Tensor
@@ -52,9 +52,9 @@ def load_weak(folder: Path) -> LightningDiT:
 
 
 class CandidateEvaluator:
-    """Loads once what trials share: judge, decoder, the reference's features, the trained model.
+    """Holds what all trials share: judge, decoder, the features of the reference, the trained model.
 
-    The held-out images are cut in two: one half is the reference of all trials, the other is kept for the confirmation.
+    The held-out images are split in two halves: one is the reference of all trials, the other is kept for the confirmation.
     """
 
     def __init__(self, params: Params) -> None:
@@ -78,7 +78,7 @@ class CandidateEvaluator:
         }
 
     def score(self, model: DiffusionModel, params: Params, purpose: str, repeat: int) -> Repeat:
-        """Samples ``tune.num_images`` images, classes balanced, and scores them against the purpose's half of the reference.
+        """Samples ``tune.num_images`` images with balanced classes and scores them against the half of the reference that ``purpose`` names.
 
         Metrics: ``fd`` (``fid`` if the judge is Inception), ``kid``, ``precision``, ``recall``, ``class_accuracy`` if the judge knows
         the classes, and ``seconds_per_image`` of sampling.
@@ -96,7 +96,7 @@ class CandidateEvaluator:
         metrics = compare(features, self.references[purpose], params.evaluate, seed)
         if self.judge.name == "inception":
             metrics["fid"] = metrics.pop("fd")
-        if self.judge.classes is not None and self.judge.classes > 1:
+        if self.judge.knows_classes:
             metrics["class_accuracy"] = class_accuracy(features, torch.tensor(indices), self.judge)
         metrics["seconds_per_image"] = seconds
         return Repeat(metrics, pixels[:GRID_IMAGES], [classes[index] for index in indices[:GRID_IMAGES]])
@@ -104,8 +104,11 @@ class CandidateEvaluator:
     def model(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
     ) -> DiffusionModel:
-        """A candidate's model: kind `training` trains it (see :meth:`train`), kind `sampling` takes the trained one, refined at the
-        candidate's schedule if that is wanted."""
+        """A candidate's model.
+
+        Kind `training` trains it, see :meth:`train`. Kind `sampling` takes the trained model, refined at the candidate's schedule if
+        ``tune.refine_steps`` is above 0.
+        """
         if self.trained is None:
             return self.train(params, seed, folder, look)
         return self.refine(self.trained, params, seed, folder) if params.tune.refine_steps else self.trained
@@ -113,13 +116,13 @@ class CandidateEvaluator:
     def train(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
     ) -> DiffusionModel:
-        """A model trained on the latents, from nothing or as ``diffusion.init_from`` says.
+        """A model trained on the latents, from random weights or from those of ``diffusion.init_from``.
 
-        ``look`` gets it every ``tune.report_every`` steps before the last.
+        ``look`` is called with the model and the step every ``tune.report_every`` steps before the last.
         """
         dataset = self._latents(params)
         start = prepare_network(params, dataset, seed, self.source)
-        model = DiffusionModel(start.network, params.schedule, dataset.statistics, dataset.reader.index["classes"])
+        model = DiffusionModel(start.network, params.schedule, dataset.statistics, dataset.index.classes)
         last = params.diffusion.training.num_steps
 
         def preview(averaged: torch.nn.Module, step: int) -> None:
@@ -142,14 +145,14 @@ class CandidateEvaluator:
         return model
 
     def _latents(self, params: Params) -> LatentDataset:
-        """The latents, with features or without; opened once, because that hashes every shard."""
+        """The latents, with features if the loss needs them. They are opened once, because opening hashes every shard."""
         with_features = wants_features(params, "stored")
         if with_features not in self._opened:
             self._opened[with_features] = open_latents(params, RESULTS / "latents")
         return copy.copy(self._opened[with_features])  # a trial may normalise them by other statistics
 
     def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:
-        """A model trained for a range of offsets, trained on for ``tune.refine_steps`` steps at the schedule that it is sampled with."""
+        """Trains a model of a range of offsets for ``tune.refine_steps`` more steps, at the schedule that it is sampled with."""
         assert params.sample.schedule is not None
         params = params.model_copy(update={"schedule": params.sample.schedule})
         dataset = self._latents(params)

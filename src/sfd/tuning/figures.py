@@ -1,7 +1,7 @@
 """Pictures of a study. Equal studies give equal bytes.
 
-History, importance, slice, contour and Pareto front are Optuna's, in the style of the other pictures; the curves are drawn here,
-because they show what Optuna does not know of: standard errors and the confirmation.
+Optuna draws history, importance, slice, contour and Pareto front; this module restyles them. It draws the curves itself, because
+they show standard errors and the confirmation, which Optuna does not know.
 """
 
 import itertools
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SLICE_KEYS, CONTOUR_KEYS = 4, 3
-"""More keys than these in one picture would not be readable; the most important ones are shown."""
+"""The most keys that one picture shows: the most important ones. More would not be readable."""
 
 BASELINE = "params.yaml"
 MARKERS = "sD^vP*X"
@@ -37,7 +37,7 @@ TRIALS = "trials ± standard error"
 
 @dataclass(frozen=True)
 class Picture:
-    """``is_wide``: several axes stand beside each other in it."""
+    """A file with its caption. ``is_wide``: it has several axes side by side."""
 
     path: Path
     caption: str
@@ -52,11 +52,11 @@ def draw_study(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
     """Draws every picture that the study has the trials for as PNG into the folder, which is made if need be.
 
     Returns:
-        The pictures with captions, and a line for each picture left out that says why.
+        The pictures with captions, and one line for each picture that cannot be drawn, which says why.
     """
     objectives: list[str] = study.user_attrs["objectives"]
     pictures: list[Picture] = []
-    left_out: list[str] = []
+    not_drawn: list[str] = []
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         return [], ["There are no pictures yet: no trial is complete."]
     for index, objective in enumerate(objectives):
@@ -72,31 +72,32 @@ def draw_study(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
             try:
                 pictures.append(draw(view, folder / f"{name}{suffix}.png"))
             except _CannotDraw as error:
-                left_out.append(f"{name.capitalize()} is left out: {error}.")
+                not_drawn.append(f"{name.capitalize()} is not drawn: {error}.")
     if len(objectives) > 1:
         pictures = _draw_fronts(study, objectives, folder) + pictures
-    return pictures, list(dict.fromkeys(left_out))
+    return pictures, list(dict.fromkeys(not_drawn))
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key's shortest ending that no other of the keys shares; a number keeps its list's name."""
+    """For each dotted key its shortest unique ending. A list index keeps the name of its list."""
     keys = list(keys)
     names = {}
     for key in keys:
         parts = key.split(".")
         endings = [".".join(parts[-length:]) for length in range(1, len(parts) + 1) if not parts[-length].isdecimal()]
         unique = (end for end in endings if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
-        # The whole of a key can be another's ending.
+        # A whole key can be the ending of another one.
         names[key] = next(unique, key)
     return names
 
 
 def with_direction(objective: str, direction: StudyDirection) -> str:
+    """The objective's name, and which way it gets better."""
     return f"{objective} ({'lower' if direction == StudyDirection.MINIMIZE else 'higher'} is better)"
 
 
 class _View:
-    """One objective of a study, and the keys that its complete trials have."""
+    """One objective of a study with its complete trials and their keys."""
 
     def __init__(self, study: Study, index: int, objective: str) -> None:
         self.study, self.index, self.objective = study, index, objective
@@ -110,11 +111,11 @@ class _View:
 
     @property
     def target(self) -> Callable[[FrozenTrial], float] | None:
-        """What Optuna's pictures show; None for a study of one objective, of which Optuna then knows the direction."""
+        """The value that Optuna's pictures show. None for a single objective, whose direction Optuna then knows."""
         return self.value if len(self.study.directions) > 1 else None
 
     def cost(self, trial: FrozenTrial) -> float:
-        """Lower is better, as importance assumes of every value that it is given."""
+        """The value with its sign turned so that lower is better, which Optuna's importance assumes."""
         return self.value(trial) * (1 if self.study.directions[self.index] == StudyDirection.MINIMIZE else -1)
 
     def numeric_keys(self) -> list[str]:
@@ -129,7 +130,7 @@ class _View:
         return isinstance(kind, FloatDistribution | IntDistribution) and kind.log
 
     def varying_keys(self) -> list[str]:
-        """Keys with two values or more, the most important first if importance can be told."""
+        """Keys that take two values or more, the most important first if importance can be computed."""
         keys = [key for key in self.distributions if len({trial.params.get(key) for trial in self.trials}) > 1]
         if len(keys) < 2 or len({self.value(trial) for trial in self.trials}) < 2:
             return keys
@@ -144,7 +145,7 @@ def _is_numeric(kind: CategoricalDistribution) -> bool:
 
 
 def _draw_curve(view: _View, key: str, path: Path) -> Picture:
-    """The objective against one key: a point a complete trial, and the confirmation."""
+    """The objective against one key: one point per complete trial, and the confirmation."""
     figure, axes = plain_axes(key, view.label)
     points = [
         (float(trial.params[key]), estimate(trial.user_attrs["values"][view.objective]))
@@ -184,7 +185,10 @@ def _draw_curve(view: _View, key: str, path: Path) -> Picture:
 
 
 def _mark_confirmation(axes: "Axes", candidates: dict[str, tuple[float | None, Sequence[float]]]) -> None:
-    """Each candidate (value of the key, if it has one; objective of each repeat) as a hollow mark; params.yaml also as a line."""
+    """Draws each candidate as a hollow mark, and params.yaml also as a line.
+
+    ``candidates``: name to (value of the key or None, objective of each repeat).
+    """
     from matplotlib.figure import Figure
     from matplotlib.transforms import ScaledTranslation
 
@@ -229,7 +233,7 @@ def _draw_history(view: _View, path: Path) -> Picture:
         _restyle(axes)
         axes.set(xlabel="trial", ylabel=view.label)
         axes.collections[0].set_color(PALETTE[0])
-        # The best stays what it is until a trial is better; beyond the last complete trial there is nothing to show.
+        # The best value changes only where a trial beats it; the axis ends at the last complete trial.
         for line in axes.lines:
             line.set(color=PALETTE[1], alpha=1.0, drawstyle="steps-post")
         axes.set_xlim(-0.5, view.trials[-1].number + 0.5)
@@ -361,12 +365,12 @@ def _draw_front(study: Study, objectives: list[str], pair: tuple[int, int], path
 def _listed(view: _View, keys: list[str]) -> str:
     shown = ", ".join(view.names[key] for key in keys)
     more = len(view.distributions) - len(keys)
-    return f"{shown} ({more} less important or constant left out)" if more else shown
+    return f"{shown} ({more} less important or constant are not shown)" if more else shown
 
 
 @contextmanager
 def _optuna_drawing(side: float | None = None) -> Iterator[None]:
-    """Optuna draws with pyplot and sets its style for the whole process: both are undone, and its warning of young functions is silent."""
+    """Undoes what Optuna's drawing does to the process: pyplot figures and style. Silences its warnings of experimental functions."""
     import matplotlib
     from matplotlib import pyplot
 

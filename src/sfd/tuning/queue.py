@@ -287,14 +287,11 @@ class Queue:
             elif _last_reason(slots[slot]) == INTERRUPTED:
                 self._repeat(slots[slot][-1], slots[slot][-1].user_attrs["attempt"])
 
-    def reap(self) -> list[int]:
-        """Fails running trials whose worker is silent, and enqueues each of them again, once. Returns their numbers.
+    def _reap(self, trials: list["FrozenTrial"]) -> None:
+        """Fails running trials whose worker is silent, and enqueues each of them again, once.
 
         It takes two calls, four heartbeats apart, to find a silent one.
         """
-        return self._reap(self.trials())
-
-    def _reap(self, trials: list["FrozenTrial"]) -> list[int]:
         from optuna.trial import TrialState
 
         now, dead = time.monotonic(), []
@@ -313,7 +310,6 @@ class Queue:
         for trial in dead + ended:
             if trial.user_attrs["attempt"] == 1:
                 self._repeat(trial, 2)
-        return [trial.number for trial in dead]
 
     def pop(self) -> "Trial | None":
         """Takes the waiting trial of the lowest slot, which is RUNNING then; None if there is none.
@@ -501,7 +497,7 @@ def run(queue: Queue, objective: "Callable[[Trial], Values]", deadline: float) -
     When nothing waits but others still work, it waits with them, since a trial of theirs may be lost.
 
     Args:
-        objective: proposes params with ``trial.suggest_...``, returns one value an objective, or raises: ``optuna.TrialPruned`` and
+        objective: proposes params with ``trial.suggest_...``, returns one value per objective, or raises: ``optuna.TrialPruned`` and
             :class:`UserError` (stored as FAIL) end the trial, as torch's ``OutOfMemoryError`` does. When the trial was given to
             another worker, because this one was silent, the next write to it (``report``, ``set_user_attr``) raises
             ``optuna.exceptions.UpdateFinishedTrialError``, which must not be caught; nothing is stored then.

@@ -1,4 +1,4 @@
-"""What a study found: a table for the terminal, a folder for people, the trial to go on with."""
+"""Reports of a study: a table for the terminal, a folder with page, pictures and files, and the choice of a trial."""
 
 import base64
 import csv
@@ -23,7 +23,7 @@ BEST, MARK = "best", "*"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells as text. ``kinds``: of each row, ``best``, else a trial's state or nothing."""
+    """Rows of cells as text. ``kinds``: for each row ``best``, or the trial's state, or an empty string."""
 
     head: list[str]
     rows: list[list[str]]
@@ -31,7 +31,7 @@ class Table:
 
 
 def table(study: Study) -> str:
-    """Trials, confirmation and verdict as plain text: a row a trial by number, ``*`` before the best (several: the Pareto front)."""
+    """Trials, confirmation and verdict as plain text: one row per trial, by number; ``*`` marks the best, or the Pareto front."""
     parts = [f"Study {study.study_name}: {_headline(study)}", _as_text(_trial_table(study))]
     confirmed = _confirmation_table(study)
     if confirmed is not None:
@@ -40,7 +40,7 @@ def table(study: Study) -> str:
 
 
 def choose(study: Study, number: int | None) -> FrozenTrial:
-    """The trial of that number, or without one the best trial.
+    """The trial with this number, or the best one if ``number`` is None.
 
     Raises:
         UserError: no trial is complete, the trial does not exist or is not complete, or a study of several objectives is asked
@@ -68,13 +68,13 @@ def choose(study: Study, number: int | None) -> FrozenTrial:
 def write_report(study: Study, folder: Path) -> list[Path]:
     """Writes ``report.html``, ``trials.csv``, ``best.yaml`` (one objective and a complete trial) and the pictures into the folder.
 
-    The folder is made if need be; files of these names are replaced. Returns what was written, the page first. The page needs no
-    other file and no network.
+    The folder is made if need be, and files of these names are replaced. Returns the written files, the page first. The page needs
+    no other file and no network.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures, left_out = draw_study(study, folder)
+    pictures, not_drawn = draw_study(study, folder)
     files = [folder / "report.html", folder / "trials.csv"]
-    files[0].write_text(_page(study, pictures, left_out), encoding="utf-8")
+    files[0].write_text(_page(study, pictures, not_drawn), encoding="utf-8")
     _write_csv(study, files[1])
     if len(study.directions) == 1 and pictures:
         files.append(folder / "best.yaml")
@@ -87,7 +87,7 @@ def _objectives(study: Study) -> list[tuple[str, StudyDirection]]:
 
 
 def _best_numbers(study: Study) -> list[int]:
-    """The best trial, or the front; none without a complete trial."""
+    """Numbers of the best trial or of the Pareto front; empty if no trial is complete."""
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         return []
     return sorted(trial.number for trial in (study.best_trials if len(study.directions) > 1 else [study.best_trial]))
@@ -127,14 +127,14 @@ def _trial_table(study: Study) -> Table:
 
 
 def _score(values: Sequence[float], repeats: int) -> str:
-    """Mean and standard error, and how many of the repeats are done if not all are."""
+    """Mean and standard error; also the number of finished repeats, if some are missing."""
     if not values:
         return ""
     return _with_error(estimate(values)) + (f" ({len(values)} of {repeats})" if len(values) < repeats else "")
 
 
 def _with_error(found: Estimate) -> str:
-    """Mean and standard error, both to the error's second digit."""
+    """Mean and standard error, both rounded to two digits of the error."""
     decimals = _decimals(found)
     if decimals is None:
         return f"{found.mean:.4g}"
@@ -151,7 +151,7 @@ def _with_interval(found: Estimate) -> str:
 
 
 def _decimals(found: Estimate) -> int | None:
-    """Places up to the standard error's second digit; None if there is no error but that of rounding."""
+    """Decimal places that show two digits of the standard error; None if the error is only rounding."""
     if found.error is None or found.error <= 1e-9 * max(1.0, abs(found.mean)):
         return None
     return max(0, 1 - math.floor(math.log10(found.error)))
@@ -162,20 +162,20 @@ def _number(value: object) -> str:
 
 
 def _reference(study: Study) -> str:
-    """The candidate that the others are compared with: the best of the study; with several objectives params.yaml."""
+    """The candidate that the others are compared with: the best trial, else params.yaml."""
     names = list(study.user_attrs["confirmation"])
     best = [name for name in names if name.startswith("best")]
     return best[0] if best else BASELINE if BASELINE in names else names[0]
 
 
 def _confirmation_repeats(study: Study) -> int:
-    """Repeats of the candidate that has most; one that is being scored, or whose scoring was interrupted, has fewer."""
+    """The largest number of repeats. A candidate whose scoring was interrupted, or still runs, has fewer."""
     confirmation: dict[str, Any] = study.user_attrs["confirmation"]
     return max(len(values) for candidate in confirmation.values() for values in candidate["values"].values())
 
 
 def _comparison(study: Study, name: str, other: str, objective: str, direction: StudyDirection) -> Comparison:
-    """Over the repeats that both candidates have: repeat k has the same seed in all of them."""
+    """Compares two candidates over the repeats that both have. Repeat k has the same seed in all of them."""
     confirmation: dict[str, Any] = study.user_attrs["confirmation"]
     sense: Direction = "minimize" if direction == StudyDirection.MINIMIZE else "maximize"
     mine, theirs = (confirmation[candidate]["values"][objective] for candidate in (name, other))
@@ -184,7 +184,9 @@ def _comparison(study: Study, name: str, other: str, objective: str, direction: 
 
 
 def _confirmation_table(study: Study) -> Table | None:
-    """A row a candidate: each objective, its difference to the reference with the 95 % interval, the verdict. None without one."""
+    """One row per candidate: each objective, its difference to the reference with the 95 % interval, the verdict.
+
+    None if there is no confirmation yet."""
     confirmation: dict[str, Any] = study.user_attrs.get("confirmation", {})
     if not confirmation:
         return None
@@ -217,7 +219,7 @@ def _sentences(study: Study) -> list[str]:
 
 
 def verdicts(study: Study) -> list[str]:
-    """A sentence an objective, on what the confirmation says of the reference against every other candidate."""
+    """One sentence per objective: how the reference compares with every other candidate in the confirmation."""
     confirmation: dict[str, Any] = study.user_attrs.get("confirmation", {})
     if not confirmation:
         return ["There is no confirmation with fresh seeds yet: the best of several trials looks better than it is."]
@@ -256,7 +258,7 @@ def _as_text(content: Table) -> str:
 
 
 def _write_csv(study: Study, file: Path) -> None:
-    """A row a trial with full keys, in the order of trials; metrics as ``metrics.NAME``."""
+    """One row per trial with full keys, by number; metrics as ``metrics.NAME``."""
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
     objectives = [name for name, _ in _objectives(study)]
     rows = []
@@ -298,7 +300,7 @@ def _best_yaml(study: Study) -> str:
     return head + yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
 
 
-def _page(study: Study, pictures: list[Picture], left_out: list[str]) -> str:
+def _page(study: Study, pictures: list[Picture], not_drawn: list[str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     template = importlib.resources.files("sfd.tuning").joinpath("report.html").read_text(encoding="utf-8")
@@ -314,5 +316,5 @@ def _page(study: Study, pictures: list[Picture], left_out: list[str]) -> str:
         baseline=study.user_attrs["baseline"],
         best=study.best_trial if len(study.directions) == 1 and pictures else None,
         pictures=list(zip(pictures, images, strict=True)),
-        left_out=left_out,
+        not_drawn=not_drawn,
     )

@@ -1,4 +1,4 @@
-"""MLflow runs of a study, put in order at its end."""
+"""Closes the MLflow runs of a study at its end."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sfd.tuning.queue import Queue
 def settle_runs(queue: Queue, tracking: TrackingParams, parent: str | None) -> None:
     """Ends the runs of killed workers as FAILED, and puts all runs of the study below its newest parent.
 
-    A server that is away is warned of: the study itself is whole without it.
+    If the server does not answer, a warning is printed: the study itself is complete without it.
     """
     from mlflow import MlflowException
 

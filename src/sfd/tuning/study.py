@@ -48,7 +48,11 @@ def run_worker() -> None:
 
 
 def report_study(name: str) -> str:
-    """The table of a study in the storage of params.yaml; its page is written beside. Raises :class:`UserError` if there is none."""
+    """The table of a study in the storage of params.yaml; writes its page to ``results/reports/NAME``.
+
+    Raises:
+        UserError: the storage has no such study.
+    """
     from sfd.tuning.report import table, write_report
 
     study = _load_study(name)
@@ -58,7 +62,9 @@ def report_study(name: str) -> str:
 
 
 def apply_study(name: str, trial: int | None) -> str:
-    """Writes the values of the best trial, or of one by its number, into params.yaml; returns the difference, and what the confirmation says.
+    """Writes the values of a trial into params.yaml; returns the diff and the verdicts of the confirmation.
+
+    ``trial``: its number; None for the best one.
 
     Raises:
         UserError: there is no such study or completed trial, or the values do not fit params.yaml, which then stays as it is.
@@ -89,14 +95,14 @@ def check(file: Path) -> Params:
 
 
 def reports(params: Params) -> int:
-    """How many values a trial reports to the pruner at most."""
+    """The most values that a trial reports to the pruner."""
     if params.tune.kind == "sampling":
         return params.tune.repeats
     return max(1, (params.diffusion.training.num_steps - 1) // params.tune.report_every)
 
 
 def signature(params: Params) -> str:
-    """sha256 of everything that trials of one study share, so that unlike trials never meet in one study."""
+    """sha256 of everything that all trials of one study share. Trials with another signature cannot join the study."""
     tree = params.model_dump(mode="json", by_alias=True)
     for key in (*params.tune.space, *WITHOUT_EFFECT, *(f"tune.{name}" for name in BUDGET)):
         way, _, last = key.rpartition(".")
@@ -153,7 +159,7 @@ def _run_study(current: Stage) -> None:
 
 
 def open_study(params: Params) -> Queue:
-    """The study, new or continued. Raises :class:`UserError` if it is another one of the same name."""
+    """Creates or continues the study. Raises :class:`UserError` if the name belongs to a study of other parameters."""
     tune, names = params.tune, list(params.tune.objectives)
     directions: list[Literal["maximize", "minimize"]] = [
         "maximize" if is_higher_better(name) else "minimize" for name in names
@@ -173,7 +179,7 @@ def open_study(params: Params) -> Queue:
 
 
 def _take_trials(queue: Queue, params: Params, parent: str | None) -> "CandidateEvaluator":
-    """Takes trials until the queue is empty or the time is over; returns the evaluator."""
+    """Runs trials until the queue is empty or ``tune.minutes`` are over; returns the evaluator."""
     from sfd.tuning.evaluator import CandidateEvaluator
     from sfd.tuning.trials import Trials
 

@@ -1,4 +1,4 @@
-"""One trial, seen from Optuna and MLflow: propose values, try them with the evaluator, report, log a child run."""
+"""One trial for Optuna and MLflow: proposes values, has them scored, reports to the pruner, logs a child run."""
 
 import hashlib
 import statistics
@@ -23,7 +23,7 @@ GRID_PER_CLASS = 10
 
 
 class Trials:
-    """The objective of a study. Each trial is an MLflow run of its own, below ``parent`` if that is known."""
+    """The objective of a study. Each trial is an MLflow run, a child of ``parent`` if that is known."""
 
     def __init__(self, params: Params, evaluator: CandidateEvaluator, study_id: str, parent: str | None) -> None:
         """``study_id`` names the study in MLflow's tags."""
@@ -81,7 +81,7 @@ class Trials:
         return {name: [repeat.metrics[name] for repeat in found] for name in self.params.tune.objectives}
 
     def _note(self, trial: "Trial", run: Run, found: list[Repeat]) -> None:
-        """Keeps in the study what is known so far."""
+        """Stores the results so far in the trial."""
         trial.set_user_attr("values", self._values(found))
         means = {name: statistics.fmean(repeat.metrics[name] for repeat in found) for name in found[0].metrics}
         trial.set_user_attr("metrics", means)
@@ -89,7 +89,7 @@ class Trials:
 
     @contextmanager
     def _tracked(self, trial: "Trial", values: Mapping[str, object]) -> Iterator[Run]:
-        """The trial's MLflow run, whose status is that of the trial: pruned and interrupted ones are KILLED."""
+        """The trial's MLflow run. It ends with the status of the trial; pruned and interrupted ones are KILLED."""
         from optuna import TrialPruned
 
         name = f"trial-{trial.number:04d}"
@@ -115,14 +115,14 @@ class Trials:
 
 
 def work_folder(study_id: str) -> Path:
-    """Where the trials of a study have their passing folders on this machine."""
+    """The folder of a study's temporary files on this machine."""
     folder = Path(".sfd/tune") / study_id
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def propose(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> dict[str, Any]:
-    """Optuna's value for every key."""
+    """Asks Optuna for a value of every key."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     values: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def propose(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> dict[str
 
 
 def describe(trial: "Trial", values: Mapping[str, Any]) -> str:
-    """What a trial has found so far with which values, for the terminal."""
+    """The trial's scores so far and its values, as one line for the terminal."""
     scores = [f"{name} {trial.user_attrs['metrics'][name]:.4g}" for name in trial.user_attrs.get("values", {})]
     tried = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
     return ", ".join([*scores, *tried])
@@ -152,7 +152,7 @@ def link(trial: "Trial", run: Run) -> None:
 
 
 def log_grid(run: Run, scored: Repeat, folder: Path) -> None:
-    """The first samples, a class a row, as an artifact."""
+    """Logs the first samples as an artifact: a picture with one row per class."""
     order = sorted(range(len(scored.classes)), key=lambda n: scored.classes[n])
     labels = [scored.classes[n] for n in order]
     per_row = max(1, min(GRID_PER_CLASS, min(labels.count(label) for label in labels)))

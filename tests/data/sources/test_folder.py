@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sfd.data.sources.common import Scan, scan_folder, write_digits
+from sfd.data.layout import FolderLayout
+from sfd.data.sources.digits import write_digits
+from sfd.data.sources.folder import scan_folder
+from sfd.data.sources.source import Scan
 
 MAX_PIXELS = 1_000_000
 
@@ -147,8 +150,7 @@ def test_what_sfd_generate_leaves_beside_its_class_folders_is_passed_over_and_th
     for name in own:
         (tmp_path / name).touch()
     assert set(refusals(scan_folder(tmp_path, MAX_PIXELS))) == {*own, "cat/report.json"}
-    (tmp_path / ".sfd").mkdir()
-    (tmp_path / ".sfd" / "command.json").touch()
+    FolderLayout("sfd generate", own, own[0]).write(tmp_path)
     (tmp_path / "loose.txt").touch()
     scan = scan_folder(tmp_path, MAX_PIXELS)
     assert set(refusals(scan)) == {"cat/report.json", "loose.txt"}

@@ -21,7 +21,7 @@ from sfd.data.manifest import read_manifest
 from sfd.data.prepare import prepare
 from sfd.data.prepared import Prepared
 from sfd.data.sources import tar as archives
-from sfd.data.sources.common import Scan
+from sfd.data.sources.source import Scan
 from sfd.data.sources.tar import TarStore, scan_archives
 from sfd.errors import UserError
 from sfd.params import DataParams

@@ -1,18 +1,29 @@
 """The judge: a trained ResNet, or Inception-v3 from a file in torch-fidelity's layout."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from sfd import names
+from sfd.data.manifest import TRAIN
+from sfd.data.prepare import prepare
+from sfd.data.prepared import Prepared
 from sfd.encoders.judges.inception import InceptionJudge
-from sfd.encoders.judges.judge import load_judge
+from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.encoders.judges.resnet import ResnetJudge
 from sfd.errors import UserError
-from sfd.params import JudgeParams
+from sfd.evaluation.fidelity import class_accuracy, extract
+from sfd.names import Entry
+from sfd.network_files import load_weights, read_config, save_network, weights_digest, write_config
+from sfd.params import DataParams, JudgeParams
+from sfd.pipeline.networks import make_judge
 from sfd.seeding import seeded_initialisation
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -111,3 +122,80 @@ def test_a_file_that_needs_unpickling_of_objects_is_refused(tmp_path: Path) -> N
     torch.save({"path": Path("x")}, file)
     with pytest.raises(UserError, match=r"could not be loaded"):
         InceptionJudge.save_pretrained(tmp_path / "model", inception_params(file))
+
+
+class MeanColourJudge(Judge):
+    """Features are the mean colour; a linear layer on them tells classes apart."""
+
+    kind = "colour"
+
+    def __init__(self, name: str, digest: str, classes: int) -> None:
+        super().__init__()
+        self.name, self.digest, self.classes, self.num_features = name, digest, classes, 3
+        self.layers = self.trainable(PARAMS, classes, 0)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = images.float() / 127.5 - 1.0
+        return pixels.mean(dim=(2, 3)), self.layers(pixels)
+
+    @classmethod
+    def trainable(cls, _params: JudgeParams, num_outputs: int, _seed: int) -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_outputs))
+
+    @classmethod
+    def save_trained(
+        cls, folder: Path, params: JudgeParams, network: nn.Module, _num_outputs: int, classes: int | None
+    ) -> None:
+        save_network(folder, network, {"kind": cls.kind, "name": params.name, "classes": classes})
+
+    @classmethod
+    def load(cls, folder: Path) -> "MeanColourJudge":
+        config = read_config(folder)
+        judge = cls(config["name"], weights_digest(folder), config["classes"])
+        load_weights(folder, judge.layers)
+        return judge
+
+
+def write_colours(root: Path) -> Path:
+    for number, (name, colour) in enumerate((("green", (0, 200, 0)), ("red", (200, 0, 0)))):
+        (root / name).mkdir(parents=True)
+        for shade in range(5):
+            pixels = Image.new("RGB", (8, 8), tuple(max(value - 10 * shade - number, 0) for value in colour))
+            pixels.save(root / name / f"{shade}.png")
+    return root
+
+
+def test_a_new_kind_of_judge_is_made_loaded_and_scores_without_touching_another_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(names.JUDGES, "colour", Entry(f"{__name__}:MeanColourJudge", "the mean colour"))
+    data_params = DataParams(source="folder", root=str(write_colours(tmp_path / "images")), image_size=8)
+    prepare(data_params, 0, tmp_path / "prepare")
+    training = {"num_steps": 30, "batch_size": 4, "learning_rate": 0.1, "ema_decay": 0.0, "log_every": 10}
+    params = JudgeParams.model_validate({"kind": "colour", "source": "train", "name": "toy", "training": training})
+    logged: dict[str, float] = {}
+    (tmp_path / "out").mkdir()
+    stage: Any = SimpleNamespace(
+        name="judge",
+        params=SimpleNamespace(seed=0),
+        work=tmp_path,
+        out=tmp_path / "out",
+        fingerprint="",
+        log=lambda metrics, *_: logged.update(metrics),
+        log_artifacts=lambda *_: None,
+    )
+    data = Prepared.load(data_params, tmp_path / "prepare")
+    make_judge(params, data, stage)
+    judge = load_judge(tmp_path / "out" / "model")
+    assert (judge.kind, judge.name, judge.classes, len(judge.digest)) == ("colour", "toy", 2, 64)
+    assert logged["heldout_accuracy"] == 1.0
+    seen = extract(judge, [data.images(TRAIN).__getitems__([0, 7])[0]])
+    assert seen.features.shape == (2, 3) and seen.spatial is None
+    assert class_accuracy(seen, torch.tensor([0, 1]), judge) == 1.0
+
+
+def test_a_folder_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path, {"kind": "resnets"})
+    with pytest.raises(UserError, match="kind is 'resnets', but must be one of resnet, inception; rerun the stage"):
+        load_judge(tmp_path)

@@ -8,10 +8,11 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from sfd.encoders.semantic.files import load_semantic, save_pca
-from sfd.encoders.semantic.pca import PcaSemantic, fit_pca
-from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig, save_semvae
+from sfd.encoders.semantic.encoder import load_semantic, save_semantic
+from sfd.encoders.semantic.pca import PcaSemantic
+from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.errors import UserError
+from sfd.params import SemanticParams
 
 DIM = 12
 
@@ -24,7 +25,9 @@ def features() -> Tensor:
 
 
 def fitted(features: Tensor, channels: int = 4, batch: int = 16) -> PcaSemantic:
-    return fit_pca(features.split(batch), DIM, channels)
+    network = PcaSemantic.build(SemanticParams(kind="pca", latent_channels=channels), DIM, 0)
+    network.fit(features.split(batch))
+    return network.eval()
 
 
 def test_components_are_those_of_scikit_learn_up_to_sign(features: Tensor) -> None:
@@ -68,11 +71,11 @@ def test_more_components_than_features_and_features_that_are_not_finite_are_refu
 
 def test_a_folder_says_which_kind_it_holds(features: Tensor, tmp_path: Path) -> None:
     network = fitted(features)
-    save_pca(tmp_path / "pca", network)
+    save_semantic(tmp_path / "pca", network)
     loaded = load_semantic(tmp_path / "pca")
     assert isinstance(loaded, PcaSemantic) and not loaded.training and loaded.latent_channels == 4
     assert torch.equal(loaded.encode(features), network.encode(features))
-    save_semvae(tmp_path / "vae", SemVae(SemVaeConfig(input_dim=DIM, hidden_dim=8, heads=2, blocks=1, latent_dim=3)))
+    save_semantic(tmp_path / "vae", SemVae(SemVaeConfig(input_dim=DIM, hidden_dim=8, heads=2, blocks=1, latent_dim=3)))
     vae = load_semantic(tmp_path / "vae")
     assert isinstance(vae, SemVae) and vae.latent_channels == 3 and vae.encode(features).shape == (60, 9, 3)
 
@@ -81,14 +84,14 @@ def test_a_folder_says_which_kind_it_holds(features: Tensor, tmp_path: Path) -> 
     ("changes", "named"),
     [
         ({"latent_channels": 5}, "does not fit its config.json"),
-        ({"width": 8}, "does not describe principal components: .*width"),
+        ({"width": 8}, "does not describe a semantic encoder of kind `pca`: .*width"),
         ({"kind": "ica"}, "kind is 'ica'"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(
     features: Tensor, tmp_path: Path, changes: dict[str, object], named: str
 ) -> None:
-    save_pca(tmp_path, fitted(features))
+    save_semantic(tmp_path, fitted(features))
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(UserError, match=named):

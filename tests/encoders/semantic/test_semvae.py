@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfd.encoders.semantic.semvae import Posterior, SemVae, SemVaeConfig, load_semvae, save_semvae
+from sfd.encoders.semantic.encoder import load_semantic, save_semantic
+from sfd.encoders.semantic.semvae import Posterior, SemVae, SemVaeConfig
 from sfd.errors import UserError
 
 SMALL = SemVaeConfig(input_dim=12, hidden_dim=16, heads=2, blocks=2, latent_dim=3)
@@ -88,9 +89,9 @@ def test_the_loss_terms_are_those_of_the_reconstruction_of_a_sample(network: Sem
 def test_a_saved_network_loads_frozen_and_computes_the_same(
     network: SemVae, features: torch.Tensor, tmp_path: Path
 ) -> None:
-    save_semvae(tmp_path, network)
-    loaded = load_semvae(tmp_path)
-    assert loaded.config == SMALL and not loaded.training
+    save_semantic(tmp_path, network)
+    loaded = load_semantic(tmp_path)
+    assert isinstance(loaded, SemVae) and loaded.shape == SMALL and not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
     assert torch.allclose(loaded.encode(features), network.encode(features), atol=1e-6)
@@ -100,19 +101,19 @@ def test_a_saved_network_loads_frozen_and_computes_the_same(
     ("changes", "named"),
     [
         ({"hidden_dim": 8}, "does not fit its config.json"),
-        ({"width": 8}, "config.json does not describe a SemVAE: .*width"),
-        ({"heads": 3}, "config.json does not describe a SemVAE: .*divisible"),
+        ({"width": 8}, "config.json does not describe a semantic encoder of kind `semvae`: .*width"),
+        ({"heads": 3}, "config.json does not describe a semantic encoder of kind `semvae`: .*divisible"),
     ],
 )
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(
     network: SemVae, tmp_path: Path, changes: dict[str, int], named: str
 ) -> None:
-    save_semvae(tmp_path, network)
-    (tmp_path / "config.json").write_text(json.dumps(asdict(SMALL) | changes))
+    save_semantic(tmp_path, network)
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "semvae"} | asdict(SMALL) | changes))
     with pytest.raises(UserError, match=named):
-        load_semvae(tmp_path)
+        load_semantic(tmp_path)
 
 
 def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no network: config.json is missing"):
-        load_semvae(tmp_path)
+        load_semantic(tmp_path)

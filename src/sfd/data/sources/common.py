@@ -1,91 +1,87 @@
-"""Where images come from: the built-in digits, the walk through a folder of class subfolders, and what all sources share."""
+"""What sources share: the order of a scan, classes, names, checks of a folder, and its listing."""
 
 import hashlib
 import io
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from sfd.data.images import ImageRefused, decode_rgb, open_regular
-from sfd.data.synthetic import OWN_NAMES, is_generated
+from sfd.data.files import ImageRefused
+from sfd.data.layout import FolderLayout
+from sfd.data.sources.source import DataSource, Found, Rejected, Scan
+from sfd.errors import UserError
 
 _FILES_IN_FLIGHT = 1024
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Found:
-    """An accepted image. Its size is that of the upright image, in pixels."""
-
-    path: str
-    label: str
-    width: int
-    height: int
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A file or folder that is not used, and why. ``path`` is relative to the root."""
-
-    path: str
-    reason: str
+def check_folder(source: DataSource) -> None:
+    """Raises :class:`UserError` unless the root is a folder that can be read, is complete, and does not hold the results."""
+    root, remedy = source.root, f"point data.root at {source.expected_root}"
+    if not root.exists():
+        raise UserError(f"data.root {root} does not exist; {remedy}")
+    if not root.is_dir():
+        raise UserError(f"data.root {root} is not a folder; {remedy}")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UserError(f"data.root {root} is not readable for this user; change its permissions (chmod), or {remedy}")
+    layout = FolderLayout.read(root)
+    if layout is not None and not layout.is_complete(root):
+        raise UserError(
+            f"data.root {root} is being made by `{layout.made_by}`; give that command again until it is complete"
+        )
+    if source.prepared.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"data.root {root} holds the results folder {source.prepared}, which is no image; {remedy}")
 
 
-@dataclass(frozen=True)
-class Scan:
-    """All that a root holds. ``classes`` also names those without an accepted image."""
+def list_folder(source: DataSource) -> dict[str, object]:
+    """The number of files below the root, and a digest of their paths, sizes and modification times.
 
-    found: list[Found]
-    rejected: list[Rejected]
-    classes: list[str]
-
-
-def write_digits(out: Path) -> None:
-    """Writes scikit-learn's 1,797 handwritten digits as 8x8 greyscale PNG files ``out/CLASS/NUMBER.png``.
-
-    Names and bytes are the same on every run. Source: load_digits, values 0..16, here scaled to 0..255.
+    Raises:
+        UserError: the root is not a folder.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for index, (scan, target) in enumerate(zip(digits.images, digits.target, strict=True)):
-        folder = out / str(target)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.rint(scan * (255 / 16)).astype(np.uint8)).save(folder / f"{index:04d}.png")
+    if not source.root.is_dir():
+        raise UserError(f"data.root {source.root} is not a folder; write the path of {source.expected_root}")
+    return _summarise(source, sorted(_lines(source.root)))
 
 
-def scan_folder(root: Path, max_pixels: int) -> Scan:
-    """Decodes every file below ``root`` once; each one ends in ``found`` or, with its reason, in ``rejected``.
+def list_file(source: DataSource) -> dict[str, object]:
+    """As :func:`list_folder`, if the root is a file."""
+    return _summarise(source, [_line(str(source.root), source.root.name)])
 
-    The class of a file is the subfolder of ``root`` that it lies in, however deep; names are compared in Unicode form
-    NFC, while paths stay as they are on disk. Links to files are read, links to folders outside the root followed once.
-    Hidden files and folders (with a leading dot) are refused, except ``.gitkeep``, which only keeps a folder in git.
-    What `sfd generate` leaves beside its class folders is passed over.
 
-    Args:
-        root: an existing folder.
-        max_pixels: as in :func:`sfd.data.images.decode_rgb`.
-    """
-    files, classes, rejected = _walk(root)
-    found: list[Found] = []
-    outcomes = in_threads(lambda path: _examine(root, path, max_pixels), files)
-    for outcome in tqdm(outcomes, total=len(files), desc="images", disable=None):
-        if isinstance(outcome, Found):
-            found.append(outcome)
-        else:
-            rejected.append(outcome)
-    return in_order(found, rejected, classes)
+def _summarise(source: DataSource, lines: list[str]) -> dict[str, object]:
+    digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return {"source": source.params.source, "num_files": len(lines), "sha256": digest}
+
+
+def _lines(root: Path) -> Iterator[str]:
+    """One line per file, named relative to the root; linked folders are entered once, links within them are only named."""
+    links: list[str] = []
+    for folder, folders, files in os.walk(root):
+        links += [linked for name in folders if os.path.islink(linked := os.path.join(folder, name))]
+        for path in (os.path.join(folder, name) for name in files):
+            yield _line(path, os.path.relpath(path, root))
+    for link in links:
+        target = os.path.realpath(link)
+        for folder, _, files in os.walk(target):
+            for path in (os.path.join(folder, name) for name in files):
+                yield _line(path, os.path.join(os.path.relpath(link, root), os.path.relpath(path, target)))
+
+
+def _line(path: str, name: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:  # a broken link or a loop; stage `prepare` refuses it by name
+        status = os.lstat(path)
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
 
 
 def in_order(found: Iterable[Found], rejected: Iterable[Rejected], classes: Iterable[str]) -> Scan:
@@ -143,79 +139,10 @@ def in_threads(examine: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 def describe(path: str, label: str, data: bytes, max_pixels: int) -> Found:
     """An image whose file is ``data``. Raises :class:`ImageRefused` as :func:`sfd.data.images.decode_rgb` does."""
+    from sfd.data.images import decode_rgb
+
     image = decode_rgb(io.BytesIO(data), max_pixels)
     return Found(path, label, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
-
-
-def _walk(root: Path) -> tuple[list[Path], set[str], list[Rejected]]:
-    """The files below ``root``, relative to it; the names of the class folders; the folders that are not entered."""
-    files: list[Path] = []
-    classes: set[str] = set()
-    rejected: list[Rejected] = []
-    real_root = root.resolve()
-    followed: set[Path] = set()
-    own_names = OWN_NAMES if is_generated(root) else frozenset()
-    pending = [root]
-    while pending:
-        folder = pending.pop()
-        try:
-            entries = sorted(folder.iterdir())
-        except OSError as error:
-            rejected.append(Rejected(_relative(folder, root), f"unreadable folder: {error.strerror}"))
-            continue
-        for entry in entries:
-            if folder == root and entry.name in own_names:
-                continue
-            reason = _link_refusal(entry, real_root, followed)
-            if reason is not None:
-                rejected.append(Rejected(_relative(entry, root), reason))
-            elif entry.is_dir() and entry.name.startswith("."):
-                rejected.append(Rejected(_relative(entry, root), "hidden folder"))
-            elif entry.is_dir():
-                pending.append(entry)
-                if folder == root:
-                    classes.add(nfc(entry.name))
-            elif entry.name != ".gitkeep":
-                files.append(entry.relative_to(root))
-    return sorted(files), classes, rejected
-
-
-def _link_refusal(entry: Path, real_root: Path, followed: set[Path]) -> str | None:
-    """Why a link to a folder is not followed. A followed target is remembered, so that no walk is endless."""
-    if not (entry.is_symlink() and entry.is_dir()):
-        return None
-    target = entry.resolve()
-    if entry.parent.resolve().is_relative_to(target) or real_root.is_relative_to(target):
-        return "symbolic link loop"
-    if target.is_relative_to(real_root):
-        return "symbolic link to a folder of the same root, which is read there"
-    if target in followed:
-        return "symbolic link to a folder that another link has led to"
-    followed.add(target)
-    return None
-
-
-def _examine(root: Path, relative: Path, max_pixels: int) -> Found | Rejected:
-    path = printable(relative.as_posix())
-    try:
-        if path != relative.as_posix():
-            raise ImageRefused("file name is not valid UTF-8")
-        if len(relative.parts) == 1:
-            raise ImageRefused("not in a class folder")
-        if relative.name.startswith("."):
-            raise ImageRefused("hidden file")
-        with open_regular(root / relative) as file:
-            image = decode_rgb(file, max_pixels)
-            size_bytes = file.seek(0, 2)
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except ImageRefused as refusal:
-        return Rejected(path, str(refusal))
-    return Found(path, nfc(relative.parts[0]), image.width, image.height, size_bytes, sha256)
-
-
-def _relative(path: Path, root: Path) -> str:
-    return printable(path.relative_to(root).as_posix())
 
 
 def printable(text: str) -> str:

@@ -1,19 +1,81 @@
-"""Data sets of the library ``datasets``: from a folder or from the hub, their images read as the files that were put in, by row."""
+"""Data sets of the library ``datasets``, from a folder or from the hub. Images are read by row, as the encoded files in the cells."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfd.data.images import ImageRefused
-from sfd.data.sources.common import Outcome, Rejected, Scan, class_of, collect, describe, in_threads, nfc
+from sfd.data.files import ImageRefused
+from sfd.data.sources.common import (
+    Outcome,
+    check_folder,
+    class_of,
+    collect,
+    describe,
+    in_threads,
+    list_folder,
+    nfc,
+)
+from sfd.data.sources.source import DataSource, Rejected, Scan
 from sfd.errors import UserError
 from sfd.params import DataParams
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 _ROWS_AT_ONCE = 64
 _SHOWN = 300
+
+
+class HuggingfaceSource(DataSource):
+    """Rows of a data set in folder ``data.root``, or of the one on the hub that has this name."""
+
+    expected_root = "a folder that holds a data set of the library `datasets`"
+
+    def listing(self) -> dict[str, object]:
+        """The files of the folder, or the commit on the hub.
+
+        Raises:
+            UserError: the hub does not know the name, or it cannot be reached.
+        """
+        if self.root.is_dir():
+            return list_folder(self)
+        return {"source": "huggingface", "root": self.params.root, "revision": _commit_on_hub(self.params)}
+
+    def check_root(self) -> None:
+        """As :func:`sfd.data.sources.common.check_folder` says, if the root is a folder."""
+        if self.root.is_dir():
+            check_folder(self)
+
+    def scan(self) -> Scan:
+        """As :func:`scan_dataset` says."""
+        return scan_dataset(self.params)
+
+    def open_store(self, manifest: "pd.DataFrame") -> "HuggingfaceStore":
+        """As :class:`DataSource` says."""
+        return HuggingfaceStore(self.params, manifest["path"].tolist())
+
+
+def _commit_on_hub(params: DataParams) -> str:
+    """The commit that ``data.root`` at ``data.revision`` is now. Asks the hub, unless the revision is a commit.
+
+    Raises:
+        UserError: the name is unknown or the hub cannot be reached.
+    """
+    revision = params.revision or ""
+    if len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        commit = HfApi().dataset_info(params.root, revision=params.revision).sha
+    except (OSError, ValueError, HTTPError) as error:
+        raise UserError(
+            f"data.root {params.root} is no folder, and its revision on the hub is not known: {' '.join(str(error).split())[:300]}; "
+            "correct the name, check the connection, set data.revision to a commit that was loaded before, or point data.root at a folder"
+        ) from error
+    return str(commit)
 
 
 def scan_dataset(params: DataParams) -> Scan:
@@ -120,7 +182,7 @@ def _check_columns(dataset: "Dataset", params: DataParams) -> None:
 
 def _remedy(params: DataParams, error: Exception) -> str:
     if Path(params.root).is_dir():
-        return "correct data.split and data.image_column, or save the data set anew with `save_to_disk`"
+        return "correct data.split and data.image_column, or save the data set again with `save_to_disk`"
     if isinstance(error, ConnectionError):
         return (
             "check the connection, or fetch it elsewhere (`hf download --repo-type dataset NAME --local-dir FOLDER`) and point data.root "
@@ -150,14 +212,14 @@ class HuggingfaceStore:
         self._images = open_dataset(params).select_columns([params.image_column])
 
     def read(self, row: int) -> bytes:
-        """As :class:`sfd.data.images.ImageStore` says."""
+        """As :class:`sfd.data.files.ImageStore` says."""
         place = self._place(row)
         if place >= len(self._images):
             raise ImageRefused(f"the data set has only {len(self._images)} rows")
         return _file_in(self._images[place][self._column])
 
     def place(self, row: int) -> str:
-        """As :class:`sfd.data.images.ImageStore` says."""
+        """As :class:`sfd.data.files.ImageStore` says."""
         return f"{self._root} row {self.paths[row]}"
 
     def _place(self, row: int) -> int:

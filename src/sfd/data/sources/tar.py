@@ -1,7 +1,7 @@
 """Tar archives of images in WebDataset's layout: scanned once, then read at random places, never unpacked.
 
 A sample is all members whose names are equal up to the first dot of the file name, in any order. The library ``webdataset`` streams
-samples and drops damaged ones by a handler; its ``wids`` indexes every shard anew in every process and refuses neither links, nor
+samples and drops damaged ones by a handler; its ``wids`` indexes every shard again in every process, and refuses neither links, nor
 doubles, nor an archive that ends early. Here the manifest holds the place of each image, and sha256 guards it, as with folders.
 """
 
@@ -14,23 +14,26 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from sfd.data.images import ImageRefused, open_regular
+from sfd.data.files import ImageRefused, open_regular
 from sfd.data.sources.common import (
-    Found,
     Outcome,
-    Rejected,
-    Scan,
+    check_folder,
     class_of,
     collect,
     describe,
     in_threads,
+    list_file,
+    list_folder,
     nfc,
     printable,
 )
+from sfd.data.sources.source import DataSource, Found, Rejected, Scan
 from sfd.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -47,6 +50,43 @@ _MAX_READ_BYTES = 2**31 - 4096
 
 _COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd")
 """How files of gzip, bzip2, xz and zstd begin."""
+
+
+_SHOWN_ARCHIVES = 3
+
+
+class TarSource(DataSource):
+    """Archives directly in ``data.root``, or the one archive that it names. The manifest's paths are ``ARCHIVE#MEMBER``."""
+
+    expected_root = "a folder that holds *.tar files, or of one such file"
+
+    def listing(self) -> dict[str, object]:
+        """As :func:`sfd.data.sources.common.list_folder` says, of the folder or of the one archive."""
+        return list_file(self) if self.root.is_file() else list_folder(self)
+
+    def check_root(self) -> None:
+        """As :func:`sfd.data.sources.common.check_folder` says, if the root is no file."""
+        if not self.root.is_file():
+            check_folder(self)
+
+    def scan(self) -> Scan:
+        """As :func:`scan_archives` says."""
+        return scan_archives(self.root, self.params.max_pixels)
+
+    def check_scan(self, scan: Scan, rejected_file: Path) -> None:
+        """As :class:`DataSource` says. A refused archive counts as one file, but thousands of images are missing with it."""
+        archives = [item for item in scan.rejected if SEPARATOR not in item.path]
+        if archives:
+            shown = "; ".join(f"{item.path} ({item.reason})" for item in archives[:_SHOWN_ARCHIVES])
+            raise UserError(
+                f"{len(archives)} archives cannot be read: {shown}; all of them are listed in {rejected_file}: mend them or take them "
+                "out of data.root"
+            )
+        super().check_scan(scan, rejected_file)
+
+    def open_store(self, manifest: "pd.DataFrame") -> "TarStore":
+        """As :class:`DataSource` says."""
+        return TarStore(self.root, manifest)
 
 
 @dataclass(frozen=True)
@@ -193,7 +233,7 @@ def _examine(descriptor: int, archive: str, key: str, sample: _Sample, max_pixel
         image = _image(sample)
         path = f"{archive}{SEPARATOR}{image.name}"
         label = _label(descriptor, sample, image.name)
-        # No format has more than 8 bytes a pixel; headers and profiles come on top.
+        # No format has more than 8 bytes per pixel; headers and profiles come on top.
         data = _read(descriptor, image, min(8 * max_pixels + 2**20, _MAX_READ_BYTES))
         found = describe(path, str(label), data, max_pixels)
     except ImageRefused as refusal:
@@ -241,7 +281,7 @@ def _read(descriptor: int, member: _Member, max_bytes: int) -> bytes:
 
 
 class TarStore:
-    """Images in archives, read in place. It keeps the files that it reads open; forked processes may share them, for pread has no position.
+    """Images in archives, read in place. Read files stay open. Forked processes may share them, for pread has no position.
 
     Args:
         root: as in :func:`scan_archives`.
@@ -251,7 +291,7 @@ class TarStore:
         UserError: the manifest is of another source.
     """
 
-    def __init__(self, root: Path, manifest: pd.DataFrame) -> None:
+    def __init__(self, root: Path, manifest: "pd.DataFrame") -> None:
         if "offset" not in manifest:
             raise UserError("the manifest was made from another data.source than `tar`; rerun `dvc repro prepare`")
         self._folder = root if root.is_dir() else root.parent
@@ -264,12 +304,12 @@ class TarStore:
         return self.__dict__ | {"_open": OrderedDict()}
 
     def read(self, row: int) -> bytes:
-        """As :class:`sfd.data.images.ImageStore` says. One thread at a time."""
+        """As :class:`sfd.data.files.ImageStore` says. One thread at a time."""
         archive = self.paths[row].partition(SEPARATOR)[0]
         return os.pread(self._descriptor(archive), int(self._sizes[row]), int(self._offsets[row]))
 
     def place(self, row: int) -> str:
-        """As :class:`sfd.data.images.ImageStore` says."""
+        """As :class:`sfd.data.files.ImageStore` says."""
         return str(self._folder / self.paths[row])
 
     def _descriptor(self, archive: str) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd import names
-from sfd.network_files import read_config
+from sfd.network_files import read_implementation
 from sfd.params import JudgeParams
 
 
@@ -37,6 +37,11 @@ class Judge(nn.Module):
     def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """As :meth:`forward`, and spatial features ``(B, S)``. Only a judge whose ``num_spatial_features`` is above 0 has it."""
         raise NotImplementedError
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether its logits tell classes of the data set apart."""
+        return self.classes is not None and self.classes > 1
 
     @property
     def device(self) -> torch.device:
@@ -83,4 +88,5 @@ def judge_class(kind: str) -> type[Judge]:
 
 def load_judge(folder: Path) -> Judge:
     """The judge that stage ``judge`` left in ``folder``, in evaluation mode. Raises :class:`UserError` if there is none, or it does not fit."""
-    return judge_class(read_config(folder)["kind"]).load(folder).eval().requires_grad_(False)
+    kind: type[Judge] = read_implementation(folder, names.JUDGES)
+    return kind.load(folder).eval().requires_grad_(False)

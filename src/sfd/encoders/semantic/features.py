@@ -1,5 +1,6 @@
 """Patch features: the training set of the semantic VAE."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -47,17 +48,34 @@ def write_features(
     return bounds
 
 
+@dataclass(frozen=True)
+class FeaturesIndex:
+    """What holds for all stored features ``(num_views, tokens, feature_dim)``. ``images``: the rows of the training images, in order."""
+
+    num_views: int
+    tokens: int
+    feature_dim: int
+    images: list[int]
+
+
 class FeatureDataset:
     """Stored features, each view a sample of its own."""
 
-    def __init__(self, reader: ShardReader) -> None:
-        self.reader = reader
-        self.num_views: int = reader.index["num_views"]
+    def __init__(self, folder: Path) -> None:
+        """Raises :class:`UserError` if a shard is missing or damaged."""
+        self.reader = ShardReader(folder, FeaturesIndex)
+
+    @property
+    def index(self) -> FeaturesIndex:
+        """What holds for all features."""
+        return self.reader.facts
 
     def __len__(self) -> int:
-        return len(self.reader) * self.num_views
+        return len(self.reader) * self.index.num_views
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor]:
         """Features ``(B, N, D)`` float32."""
-        rows = self.reader.rows("features", [index // self.num_views for index in indices])
-        return (torch.stack([row[index % self.num_views] for row, index in zip(rows, indices, strict=True)]).float(),)
+        rows = self.reader.rows("features", [index // self.index.num_views for index in indices])
+        return (
+            torch.stack([row[index % self.index.num_views] for row, index in zip(rows, indices, strict=True)]).float(),
+        )

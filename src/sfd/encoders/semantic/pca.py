@@ -1,25 +1,35 @@
 """Semantic latents by principal components of the encoder's patch features (ReDi, arXiv 2504.16064): the baseline without training."""
 
 from collections.abc import Iterable
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sfd.encoders.semantic.encoder import SemanticEncoder
 from sfd.errors import UserError
+from sfd.params import SemanticParams
 
 
-class PcaSemantic(nn.Module):
+class PcaSemantic(SemanticEncoder):
     """Tokens in, tokens out: ``latent = components @ (features - mean)``, and the linear reconstruction back."""
 
+    kind = "pca"
+    is_trained = False
     mean: Tensor
     components: Tensor
 
     def __init__(self, input_dim: int, latent_channels: int) -> None:
-        """``mean`` ``(input_dim,)`` and orthonormal ``components`` ``(latent_channels, input_dim)`` come from :func:`fit_pca` or a file."""
+        """``mean`` ``(input_dim,)`` and orthonormal ``components`` ``(latent_channels, input_dim)`` come from :meth:`fit` or a file."""
         super().__init__()
-        self.input_dim, self.latent_channels = input_dim, latent_channels
+        self.input_dim = input_dim
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("components", torch.zeros(latent_channels, input_dim))
+
+    @property
+    def latent_channels(self) -> int:
+        """As :class:`SemanticEncoder` says."""
+        return len(self.components)
 
     def encode(self, features: Tensor) -> Tensor:
         """Features ``(B, N, input_dim)`` to the latent ``(B, N, latent_channels)``."""
@@ -29,31 +39,46 @@ class PcaSemantic(nn.Module):
         """Latent ``(B, N, latent_channels)`` to features ``(B, N, input_dim)``."""
         return latent @ self.components + self.mean
 
+    @classmethod
+    def build(cls, params: SemanticParams, feature_dim: int, _seed: int) -> Self:
+        """As :class:`SemanticEncoder` says; nothing is drawn. Raises :class:`UserError` if it has more components than features."""
+        if params.latent_channels > feature_dim:
+            raise UserError(
+                f"semantic.latent_channels is {params.latent_channels}, but the encoder's features have {feature_dim} channels; lower it"
+            )
+        return cls(feature_dim, params.latent_channels)
 
-def fit_pca(batches: Iterable[Tensor], input_dim: int, latent_channels: int) -> PcaSemantic:
-    """The leading eigenvectors of the covariance of all tokens in batches ``(B, N, input_dim)``, one batch in memory at a time.
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """The leading eigenvectors of the covariance of all tokens.
 
-    Exact and in float64 (``torch.pca_lowrank`` draws random numbers). An eigenvector's sign is arbitrary: here its entry of largest
-    magnitude is positive.
+        Exact and in float64 (``torch.pca_lowrank`` draws random numbers). An eigenvector's sign is arbitrary: here its entry of
+        largest magnitude is positive.
 
-    Raises:
-        UserError: there are more components than features, or a feature is not finite.
-    """
-    if latent_channels > input_dim:
-        raise UserError(
-            f"semantic.latent_channels is {latent_channels}, but the encoder's features have {input_dim} channels; lower it"
-        )
-    count, total, products = 0, torch.zeros(input_dim).double(), torch.zeros(input_dim, input_dim).double()
-    for batch in batches:
-        tokens = batch.double().flatten(0, 1)
-        count, total, products = count + len(tokens), total + tokens.sum(0).cpu(), products + (tokens.T @ tokens).cpu()
-    mean = total / count
-    covariance = products / count - torch.outer(mean, mean)
-    if not covariance.isfinite().all():
-        raise UserError("a stored feature is not finite; check the encoder's weights, then run stage `features` again")
-    components = torch.linalg.eigh(covariance).eigenvectors.T.flip(0)[:latent_channels]
-    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
-    network = PcaSemantic(input_dim, latent_channels)
-    network.mean.copy_(mean)
-    network.components.copy_(components * largest.sign())
-    return network.eval()
+        Raises:
+            UserError: a feature is not finite.
+        """
+        total, products = torch.zeros(self.input_dim).double(), torch.zeros(self.input_dim, self.input_dim).double()
+        count = 0
+        for batch in batches:
+            tokens = batch.double().flatten(0, 1)
+            count, total = count + len(tokens), total + tokens.sum(0).cpu()
+            products = products + (tokens.T @ tokens).cpu()
+        mean = total / count
+        covariance = products / count - torch.outer(mean, mean)
+        if not covariance.isfinite().all():
+            raise UserError(
+                "a stored feature is not finite; check the encoder's weights, then run stage `features` again"
+            )
+        components = torch.linalg.eigh(covariance).eigenvectors.T.flip(0)[: self.latent_channels]
+        largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+        self.mean.copy_(mean)
+        self.components.copy_(components * largest.sign())
+
+    def config(self) -> dict[str, Any]:
+        """As :class:`SemanticEncoder` says."""
+        return {"input_dim": self.input_dim, "latent_channels": self.latent_channels}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """As :class:`SemanticEncoder` says."""
+        return cls(**config)

@@ -1,21 +1,22 @@
-"""Semantic VAE (arXiv 2512.04926): a Gaussian a token over frozen encoder features. Parameter names as published."""
+"""Semantic VAE (arXiv 2512.04926): a Gaussian per token over frozen encoder features. Parameter names as published."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
 
-from sfd.errors import UserError
-from sfd.network_files import load_weights, read_config, save_network
+from sfd.encoders.semantic.encoder import SemanticEncoder
+from sfd.params import SemanticParams
+from sfd.seeding import seeded_initialisation
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True)
 class SemVaeConfig:
-    """Widths of one SemVAE: ``input_dim`` encoder features in, ``latent_dim`` channels a token between."""
+    """Widths of one SemVAE: ``input_dim`` encoder features in, ``latent_dim`` channels per token between."""
 
     input_dim: int
     hidden_dim: int
@@ -26,7 +27,7 @@ class SemVaeConfig:
 
 @dataclass(frozen=True)
 class Posterior:
-    """A diagonal Gaussian a token: ``mean`` and ``logvar`` ``(B, N, latent_dim)``."""
+    """A diagonal Gaussian per token: ``mean`` and ``logvar`` ``(B, N, latent_dim)``."""
 
     mean: Tensor
     logvar: Tensor
@@ -57,19 +58,22 @@ class SemVaeBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class SemVae(nn.Module):
+class SemVae(SemanticEncoder):
     """Tokens ``(B, N, input_dim)`` in, tokens out."""
 
-    def __init__(self, config: SemVaeConfig) -> None:
+    kind = "semvae"
+    is_trained = True
+
+    def __init__(self, shape: SemVaeConfig) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = _half(config, config.input_dim, 2 * config.latent_dim)
-        self.decoder = _half(config, config.latent_dim, config.input_dim)
+        self.shape = shape
+        self.encoder = _half(shape, shape.input_dim, 2 * shape.latent_dim)
+        self.decoder = _half(shape, shape.latent_dim, shape.input_dim)
 
     @property
     def latent_channels(self) -> int:
         """Channels of the semantic latent."""
-        return self.config.latent_dim
+        return self.shape.latent_dim
 
     def encode(self, features: Tensor) -> Tensor:
         """Features ``(B, N, input_dim)`` to the posterior's mean ``(B, N, latent_dim)``."""
@@ -98,6 +102,30 @@ class SemVae(nn.Module):
         """:meth:`losses`, so that wrappers which hook ``forward`` (data parallel, compile) see the training step."""
         return self.losses(features, noise)
 
+    @classmethod
+    def build(cls, params: SemanticParams, feature_dim: int, seed: int) -> Self:
+        """As :class:`SemanticEncoder` says."""
+        with seeded_initialisation(seed, "semantic_vae/initialisation"):
+            return cls(SemVaeConfig(feature_dim, params.width, params.num_heads, params.depth, params.latent_channels))
+
+    @staticmethod
+    def loss_weights(params: SemanticParams) -> dict[str, float]:
+        """As :class:`SemanticEncoder` says."""
+        return {"mse": 1.0, "cosine": 1.0, "kl": params.kl_weight}
+
+    def quality(self, features: Tensor) -> dict[str, float]:
+        """The KL of the posterior, per image."""
+        return {"kl_per_image": float(self.posterior(features).kl().mean())}
+
+    def config(self) -> dict[str, Any]:
+        """As :class:`SemanticEncoder` says."""
+        return asdict(self.shape)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """As :class:`SemanticEncoder` says."""
+        return cls(SemVaeConfig(**config))
+
 
 def _half(config: SemVaeConfig, in_dim: int, out_dim: int) -> nn.Sequential:
     blocks = [SemVaeBlock(config.hidden_dim, config.heads) for _ in range(config.blocks)]
@@ -107,20 +135,3 @@ def _half(config: SemVaeConfig, in_dim: int, out_dim: int) -> nn.Sequential:
         nn.LayerNorm(config.hidden_dim),
         nn.Linear(config.hidden_dim, out_dim),
     )
-
-
-def save_semvae(folder: Path, network: SemVae) -> None:
-    """Writes ``config.json`` and ``model.safetensors``."""
-    save_network(folder, network, asdict(network.config))
-
-
-def load_semvae(folder: Path) -> SemVae:
-    """Inverse of :func:`save_semvae`, in evaluation mode. Raises :class:`UserError` if files are missing or do not fit."""
-    try:
-        network = SemVae(SemVaeConfig(**read_config(folder)))
-    except (TypeError, AssertionError) as error:
-        raise UserError(
-            f"{folder / 'config.json'} does not describe a SemVAE: {error}; rerun the stage that makes it"
-        ) from error
-    load_weights(folder, network)
-    return network.eval().requires_grad_(False)

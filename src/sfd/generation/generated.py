@@ -1,21 +1,18 @@
-"""A folder that `sfd generate` makes: class folders of PNG files, the table of its images, and what it needs itself."""
+"""A folder of generated images, as `sfd generate` leaves it: class folders of PNG files, and the table of the images beside them."""
 
 from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
 
+from sfd.data.layout import FolderLayout
 from sfd.data.manifest import SHA256, is_relative, validate_table
 from sfd.errors import UserError
 
 TABLE = "samples.parquet"
 REPORT, REPORT_PAGE = "report.json", "report.md"
-HIDDEN = ".sfd"
-"""Folder of the command that made the images, and of work that is not finished."""
-COMMAND = "command.json"
-
-OWN_NAMES = frozenset({TABLE, REPORT, REPORT_PAGE, HIDDEN})
-"""All that lies beside the class folders."""
+LAYOUT = FolderLayout(made_by="sfd generate", beside=(TABLE, REPORT, REPORT_PAGE), complete_with=TABLE)
+"""What the folder says about itself to whoever reads it as images."""
 
 
 def _lies_in_its_class(rows: pd.DataFrame) -> pd.Series:
@@ -48,12 +45,7 @@ training image ``nearest_file``. ``sha256``: of the file. ``seed`` and ``class``
 
 def is_generated(root: Path) -> bool:
     """Whether `sfd generate` made, or is making, this folder."""
-    return (root / HIDDEN / COMMAND).is_file()
-
-
-def is_unfinished(root: Path) -> bool:
-    """Whether `sfd generate` began this folder and was interrupted."""
-    return is_generated(root) and not (root / TABLE).is_file()
+    return FolderLayout.read(root) == LAYOUT
 
 
 def validate_table_of(folder: Path, rows: pd.DataFrame) -> pd.DataFrame:

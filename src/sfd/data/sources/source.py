@@ -1,0 +1,109 @@
+"""What a source of images is. A new source is one file beside this one, one line of ``names.DATA_SOURCES``, and its params.
+
+Stage ``scan`` imports the sources at every `dvc repro`, so their modules import nothing heavy: torch, Pillow and `datasets` are
+imported where they are used.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from sfd import names
+from sfd.data.files import ImageStore
+from sfd.errors import UserError
+from sfd.params import DataParams
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Found:
+    """An accepted image. Width and height are those of the upright image, in pixels."""
+
+    path: str
+    label: str
+    width: int
+    height: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file or folder that is not used, and why. ``path`` is relative to the root."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All that a root holds. ``classes`` also names those without an accepted image."""
+
+    found: list[Found]
+    rejected: list[Rejected]
+    classes: list[str]
+
+
+class DataSource(ABC):
+    """Images of one ``data.source``.
+
+    Args:
+        params: section `data`; ``params.root`` can be opened as it is.
+        prepared: the folder that stage ``prepare`` writes, or has written.
+    """
+
+    expected_root: ClassVar[str]
+    """What ``data.root`` must name, as in: point data.root at ..."""
+
+    def __init__(self, params: DataParams, prepared: Path) -> None:
+        self.params, self.prepared = params, prepared
+
+    @property
+    def root(self) -> Path:
+        """Where the images are: what the manifest's paths are relative to, if it is a folder."""
+        return Path(self.params.root)
+
+    @abstractmethod
+    def listing(self) -> dict[str, object]:
+        """Facts that differ if the images differ, and that take seconds to find. Stage ``scan`` writes them.
+
+        Raises:
+            UserError: the images are not there.
+        """
+
+    @abstractmethod
+    def check_root(self) -> None:
+        """What can be refused before any image is read. Raises :class:`UserError`."""
+
+    @abstractmethod
+    def scan(self) -> Scan:
+        """Decodes every image once. Each one ends in ``found`` or, with its reason, in ``rejected``.
+
+        Raises:
+            UserError: the images cannot be reached.
+        """
+
+    def check_scan(self, scan: Scan, rejected_file: Path) -> None:
+        """What can be refused of a scan as a whole. ``rejected_file``: where its refused images are listed.
+
+        Raises:
+            UserError: no image can be used, or too much is missing.
+        """
+        if not scan.found:
+            raise UserError(
+                f"{self.root} has no usable image ({len(scan.rejected)} are refused, with their reasons in {rejected_file}); "
+                f"point data.root at {self.expected_root}"
+            )
+
+    @abstractmethod
+    def open_store(self, manifest: "pd.DataFrame") -> ImageStore:
+        """The files of these rows of the manifest. Raises :class:`UserError` if they cannot be opened."""
+
+
+def open_source(params: DataParams, prepared: Path) -> DataSource:
+    """The source that ``data.source`` names. ``prepared``: as in :class:`DataSource`."""
+    found: DataSource = names.load(names.DATA_SOURCES, params.source)(params, prepared)
+    return found

@@ -1,0 +1,134 @@
+"""The open place of semantic encoders: a new kind is a class and an entry of the table, and stage `semantic` makes it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfd import names
+from sfd.data.shards import shard_bounds, write_index, write_shards
+from sfd.encoders.semantic.encoder import SemanticEncoder, load_semantic
+from sfd.encoders.semantic.features import FeaturesIndex
+from sfd.names import Entry
+from sfd.params import SemanticParams
+from sfd.pipeline.semantic import make_semantic
+
+DIM, TOKENS, NUM_IMAGES = 6, 4, 12
+
+
+class FirstChannels(SemanticEncoder):
+    """Keeps the first channels of the centred features."""
+
+    kind = "first"
+    is_trained = False
+    mean: Tensor
+
+    def __init__(self, input_dim: int, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("mean", torch.zeros(input_dim))
+
+    @property
+    def latent_channels(self) -> int:
+        return self.channels
+
+    def encode(self, features: Tensor) -> Tensor:
+        return (features - self.mean)[..., : self.channels]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return nn.functional.pad(latent, (0, len(self.mean) - self.channels)) + self.mean
+
+    @classmethod
+    def build(cls, params: SemanticParams, feature_dim: int, _seed: int) -> Self:
+        return cls(feature_dim, params.latent_channels)
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        self.mean.copy_(torch.cat(list(batches)).mean(dim=(0, 1)))
+
+    def config(self) -> dict[str, Any]:
+        return {"input_dim": len(self.mean), "channels": self.channels}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(**config)
+
+
+class LearntScale(FirstChannels):
+    """The same, trained: one factor of the reconstruction."""
+
+    kind = "scale"
+    is_trained = True
+
+    def __init__(self, input_dim: int, channels: int) -> None:
+        super().__init__(input_dim, channels)
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.scale * super().decode(latent)
+
+    def forward(self, features: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        return {"error": (self.decode(self.encode(features) + 0.0 * noise) - features).square().mean()}
+
+    @staticmethod
+    def loss_weights(_params: SemanticParams) -> dict[str, float]:
+        return {"error": 2.0}
+
+
+class Images:
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(rows), 3, 8, 8, dtype=torch.uint8), torch.zeros(len(rows), dtype=torch.int64)
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Tensor:
+    """Stored by stage `features` in ``tmp_path / "shards"``, with one view per image."""
+    values = torch.randn(NUM_IMAGES, 1, TOKENS, DIM, generator=torch.Generator().manual_seed(0)).half() + 3.0
+    bounds = shard_bounds(NUM_IMAGES, 5)
+    write_shards(tmp_path / "shards", bounds, lambda start, end: {"features": values[start:end].clone()}, 0, 1)
+    write_index(tmp_path / "shards", bounds, FeaturesIndex(1, TOKENS, DIM, list(range(NUM_IMAGES))))
+    return values[:, 0].float()
+
+
+def run_stage(params: SemanticParams, folder: Path) -> tuple[SemanticEncoder, dict[str, float]]:
+    """The encoder that stage `semantic` leaves, and what it logs."""
+    logged: dict[str, float] = {}
+    (folder / "out").mkdir()
+    stage: Any = SimpleNamespace(
+        name="semantic",
+        params=SimpleNamespace(seed=0),
+        work=folder,
+        out=folder / "out",
+        fingerprint="",
+        log=lambda metrics, *_: logged.update(metrics),
+        log_artifacts=lambda *_: None,
+    )
+    data: Any = SimpleNamespace(images=lambda _: Images())
+    make_semantic(params, folder / "shards", data, stage)
+    return load_semantic(folder / "out" / "model"), logged
+
+
+def test_a_new_kind_that_is_fitted_needs_no_other_module(
+    features: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(names.SEMANTIC_ENCODERS, "first", Entry(f"{__name__}:FirstChannels", "the first channels"))
+    made, logged = run_stage(SemanticParams(kind="first", latent_channels=2), tmp_path)
+    assert type(made).__name__ == "FirstChannels" and made.latent_channels == 2 and not made.training
+    torch.testing.assert_close(made.encode(features), (features - features.mean(dim=(0, 1)))[..., :2])
+    assert logged.keys() == {"reconstruction_cosine", "explained_variance"}
+    assert 0.1 < logged["explained_variance"] < 0.6
+
+
+def test_a_new_kind_that_is_trained_needs_no_other_module(
+    features: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(names.SEMANTIC_ENCODERS, "scale", Entry(f"{__name__}:LearntScale", "a factor"))
+    training = {"num_steps": 30, "batch_size": 4, "learning_rate": 0.1, "ema_decay": 0.0, "log_every": 10}
+    made, logged = run_stage(
+        SemanticParams.model_validate({"kind": "scale", "latent_channels": 5, "training": training}), tmp_path
+    )
+    assert float(made.scale.detach()) == pytest.approx(1.0, abs=0.2)  # type: ignore[arg-type]
+    assert logged["reconstruction_cosine"] > 0.85 and features.shape == (NUM_IMAGES, TOKENS, DIM)
