@@ -68,10 +68,9 @@ def torchrun(project: Path, what: str) -> tuple[int, str]:
 
     own = {"CUDA_VISIBLE_DEVICES": "", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody listens there
     command = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__, what]
+    given = environment() | own
     started = time.monotonic()
-    done = subprocess.run(
-        command, cwd=project, env=environment() | own, capture_output=True, text=True, timeout=SOON_S + 60
-    )
+    done = subprocess.run(command, cwd=project, env=given, capture_output=True, text=True, timeout=SOON_S + 60)
     assert time.monotonic() - started < SOON_S, "a job must not hang"
     return done.returncode, done.stdout + done.stderr
 
