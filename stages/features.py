@@ -1,17 +1,17 @@
 """Patch features of training images, in shards; nothing without semantic latents. Runs under torchrun on any number of processes."""
 
 from sfd.data.manifest import TRAIN
-from sfd.data.prepared import Prepared
 from sfd.data.shards import write_index
 from sfd.encoders.semantic.features import FeaturesIndex, feature_order, write_features
 from sfd.encoders.vision import load_encoder
+from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage, stage
 from sfd.processes import barrier, inference_device, rank, world_size
 
 
 def make_features(s: Stage) -> None:
     """Shards and their index."""
-    data, mirror = Prepared.load(s.params.data, s.upstream("prepare")), s.params.data.mirror
+    data, mirror = open_prepared(s.workspace, s.params), s.params.data.mirror
     encoder = load_encoder(s.upstream("encoder") / "model").to(inference_device())
     images = data.images(TRAIN)
     chosen = feature_order(len(images), s.params.features, s.params.seed)

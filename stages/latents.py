@@ -2,15 +2,15 @@
 
 from sfd.data.latents import STATISTICS, LatentsIndex, channel_statistics, write_latents
 from sfd.data.manifest import TRAIN
-from sfd.data.prepared import Prepared
 from sfd.data.shards import ShardReader, write_index
 from sfd.encoders.composite import CompositeEncoder
-from sfd.pipeline.stage import RESULTS, stage
+from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.stage import stage
 from sfd.processes import barrier, inference_device, rank, world_size
 
 with stage("latents") as s:
-    data, mirror, device = Prepared.load(s.params.data, s.upstream("prepare")), s.params.data.mirror, inference_device()
-    encode = CompositeEncoder.load(s.params, RESULTS, s.params.seed, device)
+    data, mirror, device = open_prepared(s.workspace, s.params), s.params.data.mirror, inference_device()
+    encode = CompositeEncoder.load(s.params, s.workspace.results, s.params.seed, device)
     grid = encode.check_grid(s.params.data.image_size)
     images, folder = data.images(TRAIN), s.out / "shards"
     bounds = write_latents(

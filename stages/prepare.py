@@ -5,7 +5,7 @@ from sfd.data.sources.source import open_source
 from sfd.pipeline.stage import stage
 
 with stage("prepare") as s:
-    summary = prepare(s.params.data, s.params.seed, s.out)
+    summary = prepare(s.workspace.resolve_paths(s.params.data), s.params.seed, s.out)
     s.content.append(summary.digest)
     counts = {"num_images": summary.num_images, "num_train": summary.num_train, "num_heldout": summary.num_heldout}
     s.log(counts | {"num_classes": len(summary.classes), "num_rejected": summary.num_rejected})

@@ -1,7 +1,5 @@
 """Images from the trained model: PNG files and a table of class, seed and file."""
 
-from pathlib import Path
-
 from sfd.generation.images import ImageGenerator
 from sfd.generation.samples import finish_samples, write_facts, write_samples
 from sfd.pipeline.stage import stage
@@ -10,7 +8,9 @@ from sfd.processes import barrier, rank, world_size
 with stage("sample") as s:
     weak = s.params.sample.guidance.weak_model
     images = ImageGenerator.load(
-        s.upstream("diffusion") / "model", s.upstream("texture_vae") / "model", Path(weak) if weak else None
+        s.upstream("diffusion") / "model",
+        s.upstream("texture_vae") / "model",
+        s.workspace.resolve(weak) if weak else None,
     )
     table = write_samples(s.out, images, s.params.sample, s.params.seed, rank(), world_size())
     barrier()

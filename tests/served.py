@@ -30,6 +30,7 @@ from sfd.serving.address import bind, url_of
 from sfd.serving.app import Service
 from sfd.serving.options import ServerOptions
 from sfd.serving.server import Server
+from sfd.workspace import Workspace
 
 SAMPLE = {"batch_size": 5, "sampler": "heun", "num_steps": 3, "guidance": {"kind": "cfg", "scale_texture": 1.5}}
 RANGE = {"kind": "offset", "tau": {"low": 0.0, "high": 0.5}}
@@ -119,7 +120,7 @@ class ServedProject:
             place = (self.folder / "mlruns" / "artifacts").as_uri()
             number = experiment.experiment_id if experiment else client.create_experiment("sfd", place)
             run_id = client.create_run(number).info.run_id
-            version = make_version(name, settings, folders, run_id, folder)
+            version = make_version(Workspace(self.folder), name, settings, folders, run_id, folder)
         self.move_alias(name, version)
         return version
 
@@ -250,7 +251,7 @@ def running(
     model: RegisteredModel | None, options: ServerOptions = SMALL_SERVER, token: str | None = None
 ) -> Iterator[Running]:
     """A server without a registry, at a free port."""
-    service = Service(options, token)
+    service = Service(Workspace(Path()), options, token)
     service.follower.current = model
     service.batches.start()
     with bind("127.0.0.1", 0) as listener:

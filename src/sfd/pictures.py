@@ -1,7 +1,7 @@
 """Pictures of a run: sample grids, curves, the schedule, pairs, features. Equal input gives equal bytes.
 
-Images are put together with Pillow and enlarged by repeating pixels only, so that what is seen is what was generated;
-curves are drawn with matplotlib's Agg canvas, without pyplot and its global state.
+Pillow joins the images. They are enlarged by repeating pixels only, so that the picture shows what was generated. Curves are drawn
+with matplotlib's Agg canvas, without pyplot and its global state.
 """
 
 import math
@@ -38,7 +38,7 @@ DOTS_PER_INCH = 150
 def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
     """Images (N, 3, H, W) uint8 row by row, each pixel ``scale`` pixels wide, with thin gaps between and around.
 
-    The width is ``columns * (W * scale + GAP) + GAP``; the last row may be left unfinished.
+    The width is ``columns * (W * scale + GAP) + GAP``. The last row may have fewer images.
     """
     height, width = (side * scale for side in images.shape[2:])
     rows = math.ceil(len(images) / columns)
@@ -97,9 +97,9 @@ def plot_curves(
 
 
 def phase_borders(u: Tensor, t_tex: Tensor, t_sem: Tensor) -> tuple[float, float, float, float]:
-    """Where the phases of ``PHASE_COLOURS`` begin and the last one ends, as progress; ``u`` (N,) goes from 0 to 1.
+    """The progress at which each phase of ``PHASE_COLOURS`` begins and the last one ends. ``u`` (N,) goes from 0 to 1.
 
-    Semantics are alone while texture still waits at 0, and texture is alone once the semantics are done.
+    Only the semantics move while texture stays at 0; only texture moves once the semantics have reached 1.
     """
     start, end = float(u[t_tex <= 1e-6].amax()), float(u[t_sem >= 1.0 - 1e-6].amin())
     return 0.0, min(start, end), max(start, end), 1.0

@@ -1,4 +1,4 @@
-"""Means of repeats, and whether two candidates differ by more than the noise of their seeds."""
+"""Means of repeats, and paired comparisons: do two candidates differ by more than the noise of their seeds?"""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Verdict = Literal["better", "worse", "not told apart"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of repeats. ``error``: its standard error; None for a single repeat, which tells nothing of noise."""
+    """The mean of repeats. ``error``: its standard error; None for a single repeat, which says nothing about noise."""
 
     mean: float
     error: float | None

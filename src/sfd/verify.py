@@ -1,4 +1,4 @@
-"""Recomputes recorded numbers (``STEM.json`` + ``STEM.safetensors``) with this implementation."""
+"""Recomputes recorded numbers of the published code (``STEM.json`` + ``STEM.safetensors``) with this implementation."""
 
 import json
 import math
@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfd.diffusion.guidance import GuidanceScales, guided_velocity
-from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
+from sfd.diffusion.loss import interpolate
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import OffsetSchedule
+from sfd.diffusion.terms.cosine import cosine_loss
+from sfd.diffusion.terms.repa import repa_loss
+from sfd.diffusion.terms.velocity import velocity_loss
 from sfd.encoders.ldm import autoencoder_from_ldm
 from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.errors import UserError
@@ -29,7 +32,7 @@ SINGLE, TRAJECTORY, ADAPTIVE = 1e-5, 1e-4, 5e-2
 
 @dataclass(frozen=True)
 class Check:
-    """Largest absolute error of one quantity, and the tolerance that it has to keep."""
+    """Largest absolute error of one quantity, and its tolerance."""
 
     error: float
     tolerance: float
@@ -45,7 +48,7 @@ Results = dict[str, Check]
 
 
 @dataclass(frozen=True)
-class Kind:
+class VectorKind:
     """One kind of vector. Beside ``inputs`` and weights, every tensor of its file is a quantity to recompute."""
 
     check: Callable[[dict[str, Any], Vector], Results]
@@ -53,19 +56,19 @@ class Kind:
     weights: tuple[str, ...] = ("state.",)
 
 
-def verify(stem: Path) -> Results:
-    """Recomputes every quantity of one vector.
+def verify(stem: Path, device: str = "cpu") -> Results:
+    """Recomputes every quantity of one vector on ``device``.
 
     Raises:
         UserError: a file is missing or unreadable, the kind is not known, the weights do not fit the configuration, or
             something in the files was not recomputed.
     """
-    config, tensors = _read(stem)
+    config, tensors = _read(stem, device)
     kind = next((kind for key, kind in _kinds().items() if key in config), None)
     if kind is None:
         raise UserError(f"{stem}.json is no vector that is known here: it needs one of the keys {', '.join(_kinds())}")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device(device):
             results = kind.check(config, tensors)
     # Whatever is wrong in the two files (types, sizes, indices) surfaces as one of these in torch.
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
@@ -83,7 +86,7 @@ def verify(stem: Path) -> Results:
     return results
 
 
-def _read(stem: Path) -> tuple[dict[str, Any], Vector]:
+def _read(stem: Path, device: str) -> tuple[dict[str, Any], Vector]:
     files = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".safetensors")
     for file in files:
         if not file.is_file():
@@ -92,7 +95,7 @@ def _read(stem: Path) -> tuple[dict[str, Any], Vector]:
             )
     try:
         config = json.loads(files[0].read_text(encoding="utf-8"))
-        tensors = load_file(files[1])
+        tensors = load_file(files[1], device)
     except Exception as error:
         raise UserError(f"{stem}: cannot be read ({' '.join(str(error).split())}); copy the two files again") from error
     if not isinstance(config, dict):
@@ -123,9 +126,9 @@ def _compare(actual: dict[str, Tensor], tensors: Vector, tolerance: float = SING
 
 
 def _build(published: dict[str, Any], state: Vector) -> tuple[LightningDiT, Results]:
-    """A model with the recorded weights, and how far its own fixed tables are from the recorded ones.
+    """A model with the recorded weights, and the errors of its own fixed tables against the recorded ones.
 
-    The weights also say how wide features are and whether there is a null class.
+    The width of features and the null class follow from the shapes of the weights.
     """
     config = config_from_published(published)
     if "repa_projector.4.weight" in state:
@@ -248,7 +251,7 @@ def _verify_semvae(config: dict[str, Any], tensors: Vector) -> Results:
 
 
 def _verify_texture_vae(_config: dict[str, Any], tensors: Vector) -> Results:
-    """In float64 and decoding the recorded mean: forty convolutions in a row turn float32's rounding into 3e-5 by themselves."""
+    """Computed in float64, and decoding the recorded mean: forty convolutions in a row amplify float32's rounding to 3e-5."""
     model = autoencoder_from_ldm(_part(tensors, "state.")).double()
     posterior = model.encode(_tensor(tensors, "images").double()).latent_dist
     actual = {"mean": posterior.mean, "logvar": posterior.logvar}
@@ -270,13 +273,13 @@ RUN_KEYS = (
 )
 
 
-def _kinds() -> dict[str, Kind]:
+def _kinds() -> dict[str, VectorKind]:
     """Kinds of vectors, by a key that only their configuration has."""
     inputs = ("x0", "x1", "t", "y", "features", "noise", "sample_y")
     return {
-        "model": Kind(_verify_lightningdit, inputs, ("state.", "guide.")),
-        "hidden_dim": Kind(_verify_semvae, ("features",)),
-        "channel_multipliers": Kind(_verify_texture_vae, ("images",)),
+        "model": VectorKind(_verify_lightningdit, inputs, ("state.", "guide.")),
+        "hidden_dim": VectorKind(_verify_semvae, ("features",)),
+        "channel_multipliers": VectorKind(_verify_texture_vae, ("images",)),
     }
 
 

@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfd.diffusion.loss import cosine_loss, interpolate, per_part, repa_loss, velocity_loss
+from sfd.diffusion.loss import interpolate, per_part
 from sfd.diffusion.schedule import OffsetSchedule
+from sfd.diffusion.terms.cosine import SHORTEST_VELOCITY, cosine_loss
+from sfd.diffusion.terms.repa import repa_loss
+from sfd.diffusion.terms.velocity import velocity_loss
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.published import config_from_published
 from sfd.params import LossParams
-from sfd.training.diffusion import SHORTEST_VELOCITY, DiffusionTask
+from sfd.training.diffusion import DiffusionDraws, DiffusionTask
 
 VECTOR = Path(__file__).parents[1] / "data/conformance/sfd_tiny"
 TERMS = ("velocity", "cosine", "repa")
@@ -134,7 +137,7 @@ def task_losses(
     task = DiffusionTask(network, OneBatch(), loss, OffsetSchedule(0.3), dropout, seed=0)
     features = recorded["features"].flatten(2).transpose(1, 2)
     times, ones = OffsetSchedule(0.3).times(recorded["t"]), torch.ones(4)
-    noise = (recorded["x0"], *times, ones, ones, torch.full((4,), 0.5))
+    noise = DiffusionDraws(recorded["x0"], *times, ones, ones, torch.full((4,), 0.5))
     return task.losses(network, (recorded["x1"], recorded["y"], features), noise)
 
 

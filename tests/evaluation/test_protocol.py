@@ -27,6 +27,7 @@ from sfd.evaluation.views import choose_like
 from sfd.generation.export import export_npz
 from sfd.params import load_params
 from sfd.pipeline.stage import stage_fingerprint
+from sfd.workspace import Workspace
 from tests.support import Project, finished_project, free_port
 
 
@@ -187,7 +188,7 @@ def test_the_stage_needs_the_file_and_depends_on_its_content(project: Project, t
         prints = set()
         for content in (b"one", b"two", b"one"):
             Path("ref.npz").write_bytes(content)
-            prints.add(stage_fingerprint("evaluate", load_params(Path("params.yaml"))))
+            prints.add(stage_fingerprint(Workspace(Path()), "evaluate", load_params(Path("params.yaml"))))
     assert len(prints) == 2
 
 

@@ -83,8 +83,8 @@ def test_the_averaged_weights_of_a_checkpoint_compute_the_published_numbers(
     assert model.network.config.semantic_channels == 4
     assert model.statistics.mean.tolist() == [*range(8), *range(4)]
     assert f"{sum(p.numel() for p in model.network.parameters()):,} parameters" in said
-    assert "left out: beside the weights: model, opt, steps" in said
-    assert "left out: the prefix module." in said and "left out: the prefix _orig_mod." in said
+    assert "unused: beside the weights: model, opt, steps" in said
+    assert "unused: the prefix module." in said and "unused: the prefix _orig_mod." in said
 
 
 def test_files_of_any_format_with_the_same_weights_become_the_same_folder(
@@ -161,7 +161,7 @@ def test_a_semantic_vae_computes_the_published_numbers_with_the_heads_of_its_con
     said = sfd_import(stored(tmp_path / "vae.pt", content), str(tmp_path / "out"), "--kind", "semantic-vae")
     tensors, network = vector("semvae_tiny"), load_semantic(tmp_path / "out")
     expected = json.loads((VECTORS / "semvae_tiny.json").read_text())
-    assert (network.config.heads, network.config.blocks) == (expected["heads"], expected["blocks"])
+    assert (network.shape.heads, network.shape.blocks) == (expected["heads"], expected["blocks"])
     assert (network.encode(tensors["features"]) - tensors["mean"]).abs().max() < 1e-5
     assert "2 + 2 blocks, 32 wide, 4 heads; features of 24 to 5 channels" in said
 
@@ -175,7 +175,7 @@ def test_a_texture_vae_computes_the_published_pixels_and_loses_what_only_its_tra
     said = sfd_import(stored(tmp_path / "vae.ckpt", content), str(tmp_path / "out"), "--kind", "texture-vae")
     vae = load_texture_vae(tmp_path / "out")
     assert (vae.decode(tensors["mean"]).int() - to_uint8(tensors["reconstruction_of_mean"]).int()).abs().max() <= 1
-    assert "left out: 2 keys loss.*" in said
+    assert "unused: 2 keys loss.*" in said
 
 
 def test_what_a_user_names_is_left_out_and_a_name_that_fits_nothing_is_refused(
@@ -187,7 +187,7 @@ def test_what_a_user_names_is_left_out_and_a_name_that_fits_nothing_is_refused(
     assert "1 extra (linear_proj.weight)" in sfd_import(file, "x", "--kind", "texture-vae", refused=True)
     assert "no key of" in sfd_import(file, "x", "--kind", "texture-vae", "--drop", "foundation.", refused=True)
     said = sfd_import(file, str(tmp_path / "out"), "--kind", "texture-vae", "--drop", "linear_proj.")
-    assert "left out: 1 keys linear_proj.*" in said
+    assert "unused: 1 keys linear_proj.*" in said
 
 
 # --- what is refused ---

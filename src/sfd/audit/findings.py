@@ -1,4 +1,4 @@
-"""What an audit looks at, and what it finds."""
+"""Types of an audit: the samples that it examines, and its findings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sfd.params import DataParams
 class Samples:
     """Images to be audited: paths relative to ``folder``. ``version``: model and version that made them, if a table says so.
 
-    ``refused``: files of a folder without a table that are no images, with reasons. ``num_cropped``: images of another size.
+    ``refused``: files that are no images, with reasons (only of a folder without a table). ``num_cropped``: images of another size.
     """
 
     folder: Path
@@ -32,18 +32,18 @@ class Samples:
         )
 
     def batches(self, size: int, params: DataParams) -> Iterator[Tensor]:
-        """All of them in order."""
+        """All samples in order, as batches of :meth:`load`."""
         for start in range(0, len(self.files), size):
             yield self.load(range(start, min(start + size, len(self.files))), params)
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Samples against their nearest training images.
+    """How near samples lie to training images.
 
     ``identical``: rows of ``found.table`` below the limit whose pixels are those of the training image.
     ``interval``: of the share of samples below the limit; ``expected``: share of held-out images, with its interval.
-    ``p_value``: how often honest samples would be as many below the limit, or more.
+    ``p_value``: probability that as many honest samples, or more, lie below the limit.
     """
 
     found: Memorisation

@@ -1,6 +1,6 @@
-"""Membership by loss: can an attacker who has the model tell training images from held-out ones?
+"""Membership inference by loss: can an attacker who has the model tell training images from held-out ones?
 
-A model that has learnt its images by heart has a lower loss on them than on images of the same source that it never saw
+A model that has memorised its images has a lower loss on them than on unseen images of the same source
 (arXiv 1709.01604; on diffusion models arXiv 2302.03262). This is a baseline: attacks with reference models, such as
 LiRA (arXiv 2112.03570), find more.
 """
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sfd.data.images import ManifestImages
-from sfd.diffusion.loss import interpolate, velocity_loss
+from sfd.diffusion.loss import interpolate
+from sfd.diffusion.terms.velocity import velocity_loss
 from sfd.encoders.composite import CompositeEncoder
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import middle_schedule
@@ -23,7 +24,7 @@ from sfd.seeding import derive_seed, generator
 PROGRESS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Values of u at which the loss is taken."""
 DRAWS = 4
-"""Noises at each of them."""
+"""Noise draws at each value of u."""
 
 Array = npt.NDArray[np.float64]
 
@@ -32,9 +33,9 @@ CONFIDENCE, RESAMPLES = 0.95, 2000
 
 @dataclass(frozen=True)
 class Separation:
-    """``auc``: the chance that a member has a lower loss than another image; 0.5 for an attacker who learns nothing.
+    """``auc``: the probability that a member has a lower loss than a non-member; 0.5 means that the attacker learns nothing.
 
-    ``interval``: 95 %, percentile bootstrap, members and others drawn again each by themselves.
+    ``interval``: 95 %, percentile bootstrap; members and non-members are resampled separately.
     """
 
     auc: float
@@ -46,7 +47,7 @@ def image_losses(model: DiffusionModel, latents: Tensor, labels: Tensor, semanti
     """Mean squared velocity error of each image, ``(B,)`` float64 on the CPU, over the same times and noises for all.
 
     ``latents``: normalised ``(B, C, H, W)``, and classes ``(B,)``, on the model's device. ``semantic_weight``: see
-    :func:`sfd.diffusion.loss.velocity_loss`.
+    :func:`sfd.diffusion.terms.velocity.velocity_loss`.
     """
     schedule, channels = middle_schedule(model.schedule_params), model.network.config.semantic_channels
     total = torch.zeros(len(latents), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The words of `sfd audit`: for programs, for the terminal, for people."""
+"""Reports of `sfd audit`: as JSON, as a table for the terminal, as Markdown."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ SHOWN_REFUSED = 5
 
 
 def describe(samples: Samples, neighbours: Neighbours, attack: Attack, note: str) -> dict[str, Any]:
-    """The audit for programs."""
+    """The findings as a tree for JSON. ``note``: which model was attacked."""
     found, score = neighbours.found, attack.separation
     return {
         "samples": {
@@ -66,12 +66,12 @@ def _verdict_on_attack(attack: Attack) -> str:
     if low > 0.5:
         return "The model's loss tells training images from held-out ones better than chance: something of them is remembered."
     if high < 0.5:
-        return "The loss is higher on training images than on held-out ones, which is no sign of memorising; look how the two were split."
+        return "The loss is higher on training images than on held-out ones, which is no sign of memorisation; check how the two were split."
     return f"The model's loss does not tell training images from held-out ones, as far as {attack.num_images} of each can show."
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The audit for the terminal."""
+    """The findings of :func:`describe` as a table for the terminal."""
     near, attack = facts["nearest"], facts["membership"]
     rows = [
         ("check", "found", "95 % interval", "honest"),
@@ -99,13 +99,13 @@ def _numbers(interval: tuple[float, float]) -> str:
 
 
 def page(facts: dict[str, Any]) -> str:
-    """The audit for people, as Markdown."""
+    """The findings of :func:`describe` as Markdown."""
     about, near, attack = facts["samples"], facts["nearest"], facts["membership"]
     refused = [f"`{file}` ({reason})" for file, reason in list(about["refused"].items())[:SHOWN_REFUSED]]
-    left_out = f" {len(about['refused'])} files are left out, such as {', '.join(refused)}." if refused else ""
+    unread = f" {len(about['refused'])} files were not read, such as {', '.join(refused)}." if refused else ""
     return f"""# Audit of {about["folder"]}
 
-{about["num_images"]} images, {about["num_cropped"]} of them of another size and centre-cropped as training images are.{left_out}
+{about["num_images"]} images, {about["num_cropped"]} of them of another size and centre-cropped as training images are.{unread}
 
 ## Nearest training images
 
@@ -129,9 +129,9 @@ of a sample is {near["smallest_distance"]:.4f}. `nearest.csv` has all of them, `
 **{attack["verdict"]}** {attack["model"]}
 
 An attacker who has the model guesses that images with a low loss were trained on. The loss is the squared velocity error, averaged over
-u = {", ".join(f"{u:g}" for u in PROGRESS)} with {DRAWS} noises each, the same for all images. All images are encoded anew, with
-draws of the posterior that training did not use. AUC is the chance that a training image has the lower loss of two; 0.5: the attacker
-learns nothing. Interval: {attack["interval_method"]}.
+u = {", ".join(f"{u:g}" for u in PROGRESS)} with {DRAWS} noises each, the same for all images. All images are encoded again, with
+draws of the posterior that training did not use. AUC is the probability that a training image has a lower loss than a held-out one; 0.5: the
+attacker learns nothing. Interval: {attack["interval_method"]}.
 
 ## What this does not prove
 
@@ -139,9 +139,9 @@ learns nothing. Interval: {attack["interval_method"]}.
 - {near["num_heldout"]} held-out images resolve a quantile no finer than {_percent(1.0 / near["num_heldout"])}: the interval of their share says
   how loose the limit is.
 - Near duplicates between training and held-out images lower the limit and hide copies. Duplicates within the training images are
-  not looked for, though they are what models learn by heart first.
+  not searched for, though models memorise these first.
 - Loss is a weak attack: those with reference models (LiRA, arXiv 2112.03570) find members that it misses. An AUC of 0.5 is no proof of
   privacy, and an average says nothing of single images.
-- Encoder, texture VAE and semantic VAE may have been trained on the same images: what they betray counts as the model's.
+- Encoder, texture VAE and semantic VAE may have been trained on the same images: what they reveal counts as the model's.
 - The attack looks at the model, not at the samples: other samples of the same model give the same AUC.
 """

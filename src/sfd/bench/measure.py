@@ -16,10 +16,10 @@ WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured job. ``step_seconds``: each measured step; ``flops``: of one step, None where no network runs.
+    """One measured job. ``step_seconds``: each measured step; ``flops``: of one step; None where no network runs.
 
-    ``evaluations``: forward passes of the backbone per step (sampling), else None. ``peak_memory_gib``: on a GPU what torch allocated
-    at most; on a CPU the most that the whole process held.
+    ``evaluations``: forward passes of the backbone per step (sampling), else None. ``peak_memory_gib``: on a GPU the peak of torch's
+    allocations; on a CPU the peak of the whole process.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Measurement:
 
     @property
     def images_per_second(self) -> float:
-        """Of the median step."""
+        """At the median step."""
         return self.batch_size / self.median_seconds
 
     @property
     def flops_per_second(self) -> float | None:
-        """Of the median step."""
+        """At the median step."""
         return None if self.flops is None else self.flops / self.median_seconds
 
 
@@ -80,14 +80,14 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_gib() -> float:
-    """The most that torch held on the GPU, or, without one, that this process held since it began."""
+    """The peak of torch's allocations on the GPU; without a GPU the peak of this process since it began."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def matmul_ceiling(dtype: torch.dtype) -> float:
-    """Floating-point operations per second of the fastest of many products of two large square matrices."""
+    """Floating-point operations per second of the fastest of many products of two large square matrices in ``dtype``."""
     size, device = (8192, "cuda") if torch.cuda.is_available() else (2048, "cpu")
     a, b = torch.randn(2, size, size, device=device).to(dtype).unbind()
     timer = Timer("torch.mm(a, b)", globals={"torch": torch, "a": a, "b": b}, num_threads=torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""The networks that a params file describes, with random weights, and the shape of its latents: nothing is downloaded or trained."""
+"""Builds the networks of a params file with random weights, and the shape of its latents. Nothing is downloaded or trained."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sfd.seeding import generator, seeded_initialisation
 from sfd.training.diffusion import model_config
 
 NUM_CLASSES = {"digits": 10}
-"""Classes of the built-in data; those of others are not known here."""
+"""Number of classes by data source. Of other sources it is not known before their images are read."""
 IMAGENET_CLASSES = 1000
 
 
@@ -43,7 +43,7 @@ class LatentShape:
 
 
 def latent_shape(params: Params) -> LatentShape:
-    """What the stages before ``diffusion`` would leave; 1,000 classes for images that are not built in."""
+    """The shape of the latents that the stages before ``diffusion`` would make; 1,000 classes for images that are not built in."""
     encoder, semantic = params.encoder, params.semantic
     factor = 2 ** (len(params.texture_vae.channels) - 1)
     return LatentShape(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from sfd.bench.measure import WARM_UP_STEPS, Measurement, count_flops, peak_memory_gib, reset_peak_memory, time_steps
@@ -38,7 +39,7 @@ from sfd.training.order import SeededBatchSampler
 
 
 class OneBatch:
-    """A data set whose every batch is the same random one, already in memory."""
+    """A data set in memory that returns the same random batch every time."""
 
     def __init__(self, shape: LatentShape, batch_size: int, with_features: bool, seed: int) -> None:
         random = generator(seed, "bench/latents")
@@ -110,12 +111,12 @@ def _task(params: Params, network: LightningDiT, dataset: BatchedDataset, shape:
 
 
 def _no_statistics(shape: LatentShape) -> ChannelStatistics:
-    """Latents stay as they are."""
+    """Statistics that leave latents unchanged."""
     return ChannelStatistics(torch.zeros(shape.latent[0]), torch.ones(shape.latent[0]))
 
 
 def _training_dtype(training: TrainingParams) -> torch.dtype:
-    """The type in which the loop multiplies matrices."""
+    """The dtype in which the training loop multiplies matrices."""
     use_bf16 = training.precision == "bf16" or (training.precision == "auto" and torch.cuda.is_available())
     return torch.bfloat16 if use_bf16 else torch.float32
 
@@ -125,9 +126,8 @@ def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
     with torch.device("meta"):
         network = LightningDiT(backbone_config(params, shape))
     task = _task(params, network, image, shape)
-    data, noise = (
-        tuple(value.to("meta") for value in values) for values in (image.batch, task.noise(0, 1, torch.device("cpu")))
-    )
+    drawn = image.batch, task.noise(0, 1, torch.device("cpu"))
+    data, noise = tree_map(lambda value: value.to("meta"), drawn)
 
     def step() -> None:
         losses = task.losses(network, data, noise)
@@ -137,7 +137,7 @@ def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
 
 
 class NoDecoder(TextureVae):
-    """Stands in for the texture VAE where only the backbone is measured: hands texture latents on."""
+    """Replaces the texture VAE where only the backbone is measured: returns the texture latents."""
 
     def __init__(self) -> None:
         super().__init__(torch.nn.Identity())
@@ -193,7 +193,7 @@ def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> l
 
 
 def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
-    """Batches from shards, without and with features, through as many workers as training has. The files are in the page cache."""
+    """Reads batches from shards, without and with features, with as many workers as training. The files are in the page cache."""
     shape, num_views = latent_shape(params), 1 + params.data.mirror
     count = batch_size or params.diffusion.training.batch_size
     found = []

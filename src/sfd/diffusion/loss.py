@@ -1,8 +1,10 @@
-"""The training loss: three terms that do not depend on one another (arXiv 2512.04926)."""
+"""The path between noise and data, and what a term of the training loss is."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 
 def per_part(tex: Tensor, sem: Tensor, num_channels: int, semantic_channels: int) -> Tensor:
@@ -21,31 +23,32 @@ def interpolate(x0: Tensor, x1: Tensor, t_tex: Tensor, t_sem: Tensor, semantic_c
     return t * x1 + (1.0 - t) * x0
 
 
-def velocity_loss(
-    prediction: Tensor,
-    target: Tensor,
-    semantic_channels: int,
-    semantic_weight: float,
-    part_weights: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Squared velocity error per image ``(B,)``: mean over channels and positions, semantic channels weighted.
+@dataclass(frozen=True)
+class Predicted:
+    """What the network predicted for a batch, and what it should have predicted. All tensors are float32.
 
-    ``part_weights`` are further weights of texture and semantics for each image, each ``(B,)``.
+    Attributes:
+        velocity: the prediction, ``(B, C, H, W)``; texture channels come first.
+        target: data minus noise, ``(B, C, H, W)``.
+        semantic_channels: how many of the C channels are semantic.
+        part_weights: weights of texture and semantics for each image, each ``(B,)``.
+        projection: hidden states projected to the features' width, ``(B, N, D)``; None unless a term needs features.
+        features: the encoder's features of the images, ``(B, N, D)``; None unless a term needs features.
     """
-    texture, semantic = part_weights or (prediction.new_ones(len(prediction)),) * 2
-    weight = per_part(texture, semantic_weight * semantic, target.shape[1], semantic_channels)
-    return ((prediction - target).square() * weight).mean(dim=(1, 2, 3))
+
+    velocity: Tensor
+    target: Tensor
+    semantic_channels: int
+    part_weights: tuple[Tensor, Tensor]
+    projection: Tensor | None = None
+    features: Tensor | None = None
 
 
-def cosine_loss(prediction: Tensor, target: Tensor, shortest: float = 1e-8) -> Tensor:
-    """``1 - cosine`` along channels (all together), mean over positions, per image ``(B,)``.
+class LossTerm(Protocol):
+    """A term of the loss. Its class is called with the options of the loss (``sfd.params.LossParams``)."""
 
-    A vector shorter than ``shortest`` counts as that long. Training raises it from torch's default, see
-    :data:`sfd.training.diffusion.SHORTEST_VELOCITY`.
-    """
-    return (1.0 - cosine_similarity(prediction, target, dim=1, eps=shortest)).mean(dim=(1, 2))
+    needs_features: ClassVar[bool]
+    """Whether the term uses ``projection`` and ``features``."""
 
-
-def repa_loss(projection: Tensor, features: Tensor) -> Tensor:
-    """REPA (arXiv 2410.06940): ``1 - cosine`` of projected tokens and encoder features ``(B, tokens, D)``, mean over tokens, ``(B,)``."""
-    return (1.0 - cosine_similarity(projection, features, dim=-1)).mean(dim=1)
+    def __call__(self, batch: Predicted) -> Tensor:
+        """One value per image ``(B,)``."""

@@ -1,4 +1,4 @@
-"""Published files read safely: only tensors and plain values are unpickled, whatever else a file holds is named and refused."""
+"""Reads published files safely: only tensors and plain values are unpickled; a file with other objects is refused, and they are named."""
 
 import pickle
 import re
@@ -31,11 +31,11 @@ TELLTALES = {
 
 @dataclass
 class Weights:
-    """The parameters found in a file, by their published names. ``left_out``: what of the file was not read, in words."""
+    """The parameters found in a file, by their published names. ``unused``: descriptions of what else the file holds."""
 
     source: Path
     state: dict[str, Tensor]
-    left_out: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
 
 def read_checkpoint(source: Path) -> Any:
@@ -81,7 +81,7 @@ def read_checkpoint(source: Path) -> Any:
 
 
 def _foreign_objects(source: Path, is_zip: bool, error: Exception) -> list[str]:
-    """What a file wants unpickled that weights do not need; of an old file the first one, which torch's message names."""
+    """Names of objects in a file that are neither tensors nor plain values; of an old file only the first one, which torch names."""
     if not isinstance(error, pickle.UnpicklingError):
         return []
     if is_zip:
@@ -92,13 +92,13 @@ def _foreign_objects(source: Path, is_zip: bool, error: Exception) -> list[str]:
 def pick_weights(
     source: Path, content: Any, kind: str, keys: tuple[str, ...], drop: tuple[str, ...], known: tuple[str, ...] = ()
 ) -> Weights:
-    """The parameters of a checkpoint, without the prefixes of wrappers and without the keys that are to be left out.
+    """The parameters of a checkpoint, without the prefixes of wrappers and without the keys to drop.
 
     Args:
         kind: one of :data:`TELLTALES`.
         keys: where the parameters may lie in the file, the preferred one first; else the file itself is a state dict.
-        drop: beginnings of keys that the user wants left out.
-        known: beginnings of keys that files of this kind may have and nobody needs.
+        drop: prefixes of keys that the user wants to drop.
+        known: prefixes of keys that files of this kind may have and nobody needs.
 
     Raises:
         UserError: the file holds another kind, or no parameters under a known key; something among them is no float tensor; or a
@@ -109,18 +109,18 @@ def pick_weights(
     if key is None and not _is_state(content):
         found = list(content) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{source} holds {_list(found)}, but a {kind} file holds its weights under {' or '.join(keys)}")
-    state, left_out = _unwrap(dict(content if key is None else content[key]))
+    state, unused = _unwrap(dict(content if key is None else content[key]))
     if key is not None and len(content) > 1:
-        left_out.insert(0, "beside the weights: " + _list([name for name in content if name != key]))
+        unused.insert(0, "beside the weights: " + _list([name for name in content if name != key]))
     for beginning in (*known, *drop):
         kept = {name: value for name, value in state.items() if not name.startswith(beginning)}
         if len(kept) < len(state):
-            left_out.append(f"{len(state) - len(kept)} keys {beginning}*")
+            unused.append(f"{len(state) - len(kept)} keys {beginning}*")
         elif beginning in drop:
             raise UserError(f"no key of {source} begins with {beginning}, as --drop says; keys are {_list(state)}")
         state = kept
     _check_tensors(source, state)
-    return Weights(source, _separate(state), left_out)
+    return Weights(source, _separate(state), unused)
 
 
 def _is_state(content: Any) -> bool:
@@ -155,7 +155,7 @@ def _check_tensors(source: Path, state: Mapping[str, Any]) -> None:
 
 
 def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In float32, each tensor with memory of its own, as safetensors wants it; those that have it already are not copied."""
+    """Converts to float32 and gives each tensor its own memory, as safetensors requires. Tensors that have both are not copied."""
     separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for key, value in state.items():
@@ -193,7 +193,7 @@ def load_strictly(network: nn.Module, weights: Weights, what: str) -> None:
     if found:
         raise UserError(
             f"{weights.source} does not fit {what}: {'; '.join(found)}; give the whole published file"
-            + ("; what is known to be superfluous can be left out with --drop" if mistakes["extra"] else "")
+            + ("; drop keys that are known to be superfluous with --drop" if mistakes["extra"] else "")
         )
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:

@@ -63,10 +63,10 @@ class Imported:
     facts: list[str]
 
     def report(self, kind: Kind, out: Path) -> str:
-        """What was read, what was left out, and where it is."""
+        """Lines that say what was read, what of the file is unused, and where the result is."""
         count = sum(parameter.numel() for parameter in self.network.parameters())
         lines = [f"{kind}: {count:,} parameters from {self.weights.source}", *self.facts]
-        return "\n".join([*lines, *(f"left out: {part}" for part in self.weights.left_out), f"written to {out}"])
+        return "\n".join([*lines, *(f"unused: {part}" for part in self.weights.unused), f"written to {out}"])
 
 
 def import_weights(source: Path, kind: Kind, out: Path, facts: DiffusionFacts, drop: tuple[str, ...] = ()) -> str:
@@ -75,7 +75,7 @@ def import_weights(source: Path, kind: Kind, out: Path, facts: DiffusionFacts, d
     Args:
         out: a folder that does not exist yet, or is empty.
         facts: for kind ``diffusion``.
-        drop: beginnings of keys to leave out.
+        drop: prefixes of keys to drop.
 
     Raises:
         UserError: ``out`` is in use, the file cannot be read safely, is of another kind, or does not fit strictly.
@@ -272,7 +272,7 @@ def _walk(node: Any) -> list[tuple[str, Any]]:
 
 
 def read_texture_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) -> Imported:
-    """An LDM autoencoder: a file with ``state_dict``, or a plain state dict; the training's ``loss.*`` is left out.
+    """An LDM autoencoder: a file with ``state_dict``, or a plain state dict; its training keys ``loss.*`` are dropped.
 
     Raises:
         UserError: the weights do not fit strictly. Keys are then named as in diffusers.

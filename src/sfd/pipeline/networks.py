@@ -24,7 +24,7 @@ NUM_PICTURES = 8
 def make_encoder(params: EncoderParams, data: Prepared, stage: Stage) -> vision.VisionEncoder:
     """The encoder as ``encoder.source`` says."""
     if params.source != "train":
-        return vision.load_pretrained(params)
+        return vision.load_pretrained(stage.workspace.resolve_paths(params))
     network = vision.TrainableEncoder(params, num_outputs(data.num_classes), stage.params.seed)
     task = ClassifierTask(
         "encoder", network, data.images(TRAIN), data.num_classes, data.params.mirror, stage.params.seed
@@ -37,7 +37,7 @@ def make_judge(params: JudgeParams, data: Prepared, stage: Stage) -> None:
     """Writes the judge as ``judge.source`` says; a trained one is scored on the held-out images."""
     kind, folder = judge_class(params.kind), stage.out / "model"
     if params.source != "train":
-        kind.save_pretrained(folder, params)
+        kind.save_pretrained(folder, stage.workspace.resolve_paths(params))
         return
     outputs = num_outputs(data.num_classes)
     network = kind.trainable(params, outputs, stage.params.seed)
@@ -57,7 +57,7 @@ def make_texture_vae(params: TextureVaeParams, data: Prepared, stage: Stage) -> 
         train_stage(task, params.training, stage).copy_to(network)
         vae = texture_vaes.TextureVae(network.autoencoder).eval()
     else:
-        vae = texture_vaes.load_pretrained(params)
+        vae = texture_vaes.load_pretrained(stage.workspace.resolve_paths(params))
     _picture_reconstructions(vae, data.images(HELDOUT), stage)
     return vae
 

@@ -1,1 +1,1 @@
-"""Data sets of generated images: made by a registered model, and weighed against real ones."""
+"""Data sets of generated images: drawn by a registered model, and compared with real ones."""

@@ -1,9 +1,9 @@
-"""The command ``sfd generate``: a balanced folder of generated images, and the table that says where each one comes from.
+"""The command ``sfd generate``: a folder of generated images, equally many per class, and a table of where each one comes from.
 
-Candidate k of a class is drawn with a seed of its own; the first ``per_class`` candidates that the judge accepts are kept. Candidates are
-drawn in batches of one size, and what a batch holds follows from the batches before it. So a folder that is interrupted and continued has
-the bytes of one that was not, and a larger one begins with the images of a smaller one (with an adaptive sampler, whose steps depend on the whole
-batch, up to its tolerance).
+Candidate k of a class has a seed of its own. The first ``per_class`` candidates that the judge accepts are kept. Candidates are drawn in
+batches of one size, and the batches before it decide what a batch holds. So a folder that was interrupted and continued has the same bytes
+as one that was not, and a larger folder begins with the images of a smaller one. With an adaptive sampler, whose steps depend on the whole
+batch, this holds up to its tolerance.
 """
 
 import hashlib
@@ -33,14 +33,16 @@ from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import copy_limit, nearest
 from sfd.evaluation.views import ImageBatches, judge_training_images
 from sfd.generation.generated import LAYOUT, TABLE, validate_table_of
-from sfd.params import Params, load_params
-from sfd.pipeline.stage import RESULTS, check_current, lock, published_fingerprint
+from sfd.params import Params
+from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.stage import check_current, lock, published_fingerprint
 from sfd.processes import inference_device
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
+from sfd.workspace import Workspace
 
 LEAST_SHARE, ENOUGH_TRIES = 0.1, 200
-"""A class that keeps a smaller share of at least so many candidates ends the command."""
+"""The command ends when a class has had ENOUGH_TRIES candidates and has kept a smaller share of them than LEAST_SHARE."""
 
 COMMAND = "command.json"
 """In the folder's hidden folder: the command that makes the images."""
@@ -49,9 +51,10 @@ IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """``version``: a number or an alias. ``min_confidence``: of the judge in the asked class; None keeps all.
+    """Options of the command. ``version``: a number or an alias.
 
-    ``drop_memorised`` leaves out what lies nearer to a training image than the limit of the memorisation check.
+    ``min_confidence``: the least probability that the judge must give the requested class; None keeps all images.
+    ``drop_memorised``: reject images that lie nearer to a training image than the limit of the memorisation check.
     """
 
     per_class: int
@@ -63,19 +66,20 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Upstream:
-    """What images are judged by: the judge, and the data set that it and the models learnt from."""
+    """Upstream results that the command reads: parameters, prepared data set and judge."""
 
+    workspace: Workspace
     params: Params
     data: Prepared
     judge: Judge
 
     @classmethod
-    def load(cls) -> "Upstream":
+    def load(cls, workspace: Workspace) -> "Upstream":
         """Reads ``params.yaml`` and ``results``. Raises :class:`UserError` if a result is missing or out of date."""
-        params = load_params(Path("params.yaml"))
-        check_current(("prepare", "judge"), params)
-        judge = load_judge(RESULTS / "judge" / "model").to(inference_device())
-        return cls(params, Prepared.load(params.data, RESULTS / "prepare"), judge)
+        params = workspace.load_params()
+        check_current(workspace, ("prepare", "judge"), params)
+        judge = load_judge(workspace.result("judge") / "model").to(inference_device())
+        return cls(workspace, params, open_prepared(workspace, params), judge)
 
     @property
     def classes(self) -> list[str]:
@@ -84,7 +88,7 @@ class Upstream:
 
 
 class CandidateScorer:
-    """What the judge says of generated images: how sure it is of their class, and which training image is the nearest."""
+    """Scores generated images with the judge: its confidence in their class, and the nearest training image."""
 
     def __init__(self, upstream: Upstream, batch_size: int) -> None:
         self.judge, self.data, self.batches = upstream.judge, upstream.data, ImageBatches(batch_size, upstream.judge)
@@ -111,7 +115,7 @@ class CandidateScorer:
 
 @dataclass
 class ClassCounts:
-    """How many candidates of each class were drawn, and how many images kept."""
+    """Counts for each class: candidates drawn (``tried``) and images kept."""
 
     classes: list[str]
     per_class: int
@@ -121,7 +125,7 @@ class ClassCounts:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no class lacks an image."""
+        """Whether every class has all its images."""
         return all(kept == self.per_class for kept in self.kept)
 
     def add(self, batch: pd.DataFrame) -> None:
@@ -132,7 +136,7 @@ class ClassCounts:
         self.num_batches += 1
 
     def next_batch(self, size: int) -> list[tuple[int, int]]:
-        """Class and number of the next ``size`` candidates: what is lacking, class by class, and if there is room left, more of the same."""
+        """Class and number of the next ``size`` candidates: the missing images class by class, then in turn more of the same classes."""
         lacking = {index: self.per_class - kept for index, kept in enumerate(self.kept) if kept < self.per_class}
         wanted = chain.from_iterable(repeat(index, count) for index, count in lacking.items())
         tried = list(self.tried)
@@ -143,7 +147,7 @@ class ClassCounts:
         return batch
 
     def check_shares(self) -> None:
-        """Raises :class:`UserError` if a class keeps so few candidates that going on is no use."""
+        """Raises :class:`UserError` if a class keeps too few of its candidates."""
         for name, tried, kept in zip(self.classes, self.tried, self.kept, strict=True):
             if kept < self.per_class and tried >= ENOUGH_TRIES and kept < LEAST_SHARE * tried:
                 raise UserError(
@@ -153,7 +157,7 @@ class ClassCounts:
 
 
 def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
-    """Makes the folder, or what it lacks; returns what it holds in a few lines.
+    """Makes the folder, or continues it; returns a summary of a few lines.
 
     Raises:
         UserError: before anything is drawn: the model does not fit the data set, the judge cannot do what is asked, the folder holds
@@ -165,7 +169,7 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
             "or set judge.source to train"
         )
     _check_place(out, upstream)
-    registered = load_registered(upstream.params.register_.name, options.version)
+    registered = load_registered(upstream.workspace, upstream.params.register_.name, options.version)
     _check_model(registered, upstream)
     command = _command(options, registered, upstream)
     _check_command(out, command)
@@ -186,7 +190,7 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
 
 
 def _check_model(registered: RegisteredModel, upstream: Upstream) -> None:
-    """Raises :class:`UserError` unless the model draws the data set's classes, at its size, into folders that stay inside."""
+    """Raises :class:`UserError` unless the model draws the data set's classes at its size, and their names can name folders."""
     what = f"version {registered.version} of model `{registered.name}`"
     model, decoder = registered.images.model, registered.images.decoder
     remedy = "give a --version that was trained on it, or run `dvc repro`"
@@ -209,19 +213,19 @@ def _some(classes: list[str]) -> str:
 
 
 def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> dict[str, object]:
-    """Everything that the images and their table depend on."""
+    """Everything that the images and their table depend on, for the file that names the command."""
     facts = asdict(options) | {"version": registered.version, "model": registered.name}
     return facts | {
         "classes": upstream.classes,
         "mirror": upstream.params.data.mirror,
-        "data set": published_fingerprint("prepare"),
+        "data set": published_fingerprint(upstream.workspace, "prepare"),
         "judge": upstream.judge.digest,
         "weights": _digest(registered),
     }
 
 
 def _digest(registered: RegisteredModel) -> str:
-    """sha256 of weights and settings: in another store, the same number can be of another model."""
+    """sha256 of weights and settings. A version's number is not enough: in another store it can name another model."""
     digest = hashlib.sha256(registered.sample.model_dump_json().encode())
     for network in (registered.images.network, registered.images.decoder):
         for name, tensor in network.state_dict().items():
@@ -231,12 +235,11 @@ def _digest(registered: RegisteredModel) -> str:
 
 
 def _check_place(out: Path, upstream: Upstream) -> None:
-    """Raises :class:`UserError` if the folder holds anything that is not ours, or lies among the training images."""
-    if upstream.params.data.source != "digits" and out.resolve().is_relative_to(
-        Path(upstream.params.data.root).resolve()
-    ):
+    """Raises :class:`UserError` if the folder holds foreign files, or lies among the training images."""
+    root = Path(upstream.data.params.root)
+    if upstream.params.data.source != "digits" and out.resolve().is_relative_to(root.resolve()):
         raise UserError(
-            f"{out} lies in data.root {upstream.params.data.root}, where its images would be taken for real ones; choose another folder"
+            f"{out} lies in data.root {root}, where its images would be taken for real ones; choose another folder"
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a new folder")
@@ -248,7 +251,7 @@ def _check_place(out: Path, upstream: Upstream) -> None:
 
 
 def _foreign(out: Path, classes: list[str]) -> Iterator[str]:
-    """Paths that no command of ours makes."""
+    """Paths that `sfd generate` did not make."""
     is_ours = (out / HIDDEN / COMMAND).is_file()
     for entry in os.scandir(out):
         if entry.name == HIDDEN or (is_ours and entry.name in LAYOUT.own_names):
@@ -260,7 +263,7 @@ def _foreign(out: Path, classes: list[str]) -> Iterator[str]:
 
 
 def _check_command(out: Path, command: dict[str, object]) -> None:
-    """Raises :class:`UserError` if the folder is one of another command."""
+    """Raises :class:`UserError` if another command made the folder."""
     file = out / HIDDEN / COMMAND
     if not file.is_file():
         return
@@ -282,7 +285,7 @@ def _write(file: Path, content: bytes, work: Path) -> None:
 
 
 def _draw(out: Path, work: Path, options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> None:
-    """Draws batches until every class has its images. A batch counts once its rows are in ``work``, behind its images."""
+    """Draws batches until every class has its images. A batch counts once its rows are in ``work``; they are written after its images."""
     counts = ClassCounts(upstream.classes, options.per_class, [0] * len(upstream.classes), [0] * len(upstream.classes))
     for file in _batch_files(work):
         counts.add(pd.read_parquet(file))
@@ -300,7 +303,7 @@ def _draw(out: Path, work: Path, options: GenerateOptions, registered: Registere
 
 
 class _Draw:
-    """Draws one batch after another, and leaves images and rows on disk."""
+    """Draws batches one by one, and writes their images and rows to disk."""
 
     def __init__(
         self, out: Path, work: Path, options: GenerateOptions, registered: RegisteredModel, scorer: CandidateScorer
@@ -386,7 +389,7 @@ def _describe(out: Path, registered: RegisteredModel, options: GenerateOptions, 
 
 
 def _looked_at(out: Path, classes: list[str]) -> dict[str, int]:
-    """Candidates of each class up to the last one kept: their numbers are the files' names."""
+    """For each class the number of candidates up to the last kept one. Files are named by these numbers."""
     last = dict.fromkeys(classes, 0)
     for batch in pq.ParquetFile(out / TABLE).iter_batches(columns=["class", "file"]):
         for name, file in zip(batch["class"].to_pylist(), batch["file"].to_pylist(), strict=True):

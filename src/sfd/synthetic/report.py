@@ -1,4 +1,7 @@
-"""``sfd generate OUT --report``: are generated images worth training with? The judge's network learns from real, generated and all images."""
+"""``sfd generate OUT --report``: does training with generated images help?
+
+The judge's network is trained on the real images, on the generated ones and on both, and scored on held-out real images.
+"""
 
 import hashlib
 import json
@@ -10,7 +13,7 @@ from sfd.data.files import FolderStore
 from sfd.data.images import ManifestImages
 from sfd.data.layout import HIDDEN
 from sfd.data.manifest import HELDOUT, TRAIN
-from sfd.encoders.judges.resnet import ResnetJudge
+from sfd.encoders.judges.judge import judge_class
 from sfd.errors import UserError
 from sfd.evaluation.accuracy import heldout_accuracy
 from sfd.generation.generated import REPORT, REPORT_PAGE, read_table
@@ -24,7 +27,7 @@ from sfd.training.loop import log_nothing, train
 
 REAL, SYNTHETIC, BOTH = "real", "synthetic", "both"
 REPEATS = 3
-"""Trainings of each set; the k-th of all sets start from the same weights and draw the same augmentations."""
+"""Trainings per set. The k-th training of every set starts from the same weights and draws the same augmentations."""
 
 VERDICTS = {
     "better": "Training on both is better than on real images alone, beyond the noise of the training's seeds.",
@@ -45,7 +48,7 @@ class Outcome:
 
     @property
     def gain(self) -> Comparison:
-        """Both against real."""
+        """Accuracy of training on both, compared with training on real images."""
         return compare(self.accuracies[BOTH], self.accuracies[REAL], "maximize")
 
 
@@ -107,7 +110,7 @@ def _fingerprint(out: Path, upstream: Upstream) -> str:
     """sha256 of all that the report depends on."""
     facts = {
         "images": digest_path(out / HIDDEN / COMMAND),
-        "data set": published_fingerprint("prepare"),
+        "data set": published_fingerprint(upstream.workspace, "prepare"),
         "judge": upstream.params.judge.model_dump(mode="json"),
         "image_size": upstream.params.data.image_size,
         "mirror": upstream.params.data.mirror,
@@ -118,7 +121,7 @@ def _fingerprint(out: Path, upstream: Upstream) -> str:
 
 
 def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Path, fingerprint: str) -> float:
-    """Held-out accuracy of one training, done already or not; ``work`` is its folder."""
+    """Held-out accuracy of one training. It is read from ``work`` if that training has finished before."""
     done = work.with_suffix(".json")
     if done.is_file():
         known = json.loads(done.read_text(encoding="utf-8"))
@@ -126,11 +129,11 @@ def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Pat
             return float(known["accuracy"])
     work.mkdir(exist_ok=True)
     params, data, num_classes = upstream.params.judge, upstream.data, len(upstream.classes)
-    seed = derive_seed(upstream.params.seed, "report/training", repeat)
-    network = ResnetJudge.trainable(params, num_classes, seed)
+    kind, seed = judge_class(params.kind), derive_seed(upstream.params.seed, "report/training", repeat)
+    network = kind.trainable(params, num_classes, seed)
     task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)
     train(task, _training(params), seed, work, fingerprint, log_nothing).copy_to(network)
-    ResnetJudge.save_trained(work / "model", params, network, num_classes, num_classes)
+    kind.save_trained(work / "model", params, network, num_classes, num_classes)
     accuracy = heldout_accuracy(work / "model", data)
     temporary = work.with_suffix(".tmp")
     temporary.write_text(json.dumps({"fingerprint": fingerprint, "accuracy": accuracy}), encoding="utf-8")

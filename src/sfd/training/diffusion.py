@@ -1,13 +1,14 @@
-"""Training of the diffusion model: the schedule's two times, the three terms of the loss."""
+"""Training of the diffusion model: the schedule's two times, the terms of the loss."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sfd.data.latents import ChannelStatistics
-from sfd.diffusion.loss import cosine_loss, interpolate, repa_loss, velocity_loss
+from sfd.diffusion.loss import LossTerm, Predicted, interpolate
 from sfd.diffusion.schedule import (
     OffsetRange,
     Schedule,
@@ -17,17 +18,10 @@ from sfd.diffusion.schedule import (
 )
 from sfd.errors import UserError
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.names import SIZES
+from sfd.names import LOSS_TERMS, SIZES, load
 from sfd.params import LossParams, ModelParams, ScheduleParams
 from sfd.seeding import generator
 from sfd.training.loop import BatchedDataset, Tensors
-
-SHORTEST_VELOCITY = 0.1
-"""Floor of a predicted velocity's length in the cosine term; usual lengths are 3 to 10.
-
-The slope of a cosine is 1 / length. A fresh model predicts exactly zero, and with torch's floor of 1e-8 its first gradient is 1e7
-times the usual one: Adam's second moment remembers that and keeps the output layer nearly still for thousands of steps.
-"""
 
 
 def model_config(
@@ -93,11 +87,30 @@ class DecodedFeatures:
         return self.decoder.decode(semantic.flatten(2).transpose(1, 2)).float()
 
 
+class DiffusionDraws(NamedTuple):
+    """What a training step draws, for B images.
+
+    Attributes:
+        x0: noise, ``(B, C, H, W)``.
+        t_tex: time of the texture, ``(B,)``.
+        t_sem: time of the semantics, ``(B,)``.
+        weight_tex: weight of the texture's velocity error, ``(B,)``.
+        weight_sem: weight of the semantics' velocity error, ``(B,)``.
+        dropout: uniform in [0, 1), ``(B,)``; an image is told nothing if it is below the share that is dropped.
+    """
+
+    x0: Tensor
+    t_tex: Tensor
+    t_sem: Tensor
+    weight_tex: Tensor
+    weight_sem: Tensor
+    dropout: Tensor
+
+
 class DiffusionTask:
     """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged.
 
-    ``features_of``: gives REPA's target for a batch of latents, where the data set does not hold it.
-    Raises :class:`UserError` if all weights are 0.
+    ``features_of``: gives the encoder's features for a batch of latents, where the data set does not hold them.
     """
 
     purpose = "diffusion"
@@ -115,15 +128,12 @@ class DiffusionTask:
         self.network, self.dataset, self.config = network, dataset, network.config
         self.features_of = features_of
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
-        weights = {"velocity": loss.velocity_weight, "cosine": loss.cosine_weight, "repa": loss.repa_weight}
-        self.weights: Mapping[str, float] = {term: weight for term, weight in weights.items() if weight > 0.0}
-        if not self.weights:
-            raise UserError(
-                "diffusion.loss: velocity_weight, cosine_weight and repa_weight are all 0, so nothing would be learnt; raise one of them"
-            )
+        self.weights: Mapping[str, float] = {name: weight for name, weight in loss.weights().items() if weight > 0.0}
+        self.terms: dict[str, LossTerm] = {name: load(LOSS_TERMS, name)(loss) for name in self.weights}
+        self.needs_features = any(term.needs_features for term in self.terms.values())
 
-    def noise(self, step: int, batch_size: int, device: torch.device) -> Tensors:
-        """Noise ``(B, C, H, W)``, times of texture and semantics, weights of both, and uniform draws for class dropout, each ``(B,)``."""
+    def noise(self, step: int, batch_size: int, device: torch.device) -> DiffusionDraws:
+        """All random draws of a step."""
         config, loss = self.config, self.loss
         random = generator(self.seed, "diffusion/step", step, device)
         x0 = torch.randn(
@@ -136,26 +146,24 @@ class DiffusionTask:
         else:
             u = sample_logit_normal(batch_size, loss.time_mean, loss.time_std, random)
             weights = (torch.ones_like(u), torch.ones_like(u))
-        return x0, *schedule.times(u), *weights, torch.rand(batch_size, generator=random, device=device)
+        dropout = torch.rand(batch_size, generator=random, device=device)
+        return DiffusionDraws(x0, *schedule.times(u), *weights, dropout)
 
-    def losses(self, network: nn.Module, data: Tensors, noise: Tensors) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, data: Tensors, noise: DiffusionDraws) -> dict[str, Tensor]:
         """``data``: latents ``(B, C, H, W)``, classes ``(B,)``, and stored features ``(B, N, D)``. Terms are batch means."""
         x1, labels = data[:2]
-        x0, t_tex, t_sem, texture_weight, semantic_weight, drop = noise
         semantic_channels = self.config.semantic_channels
-        labels = torch.where(drop < self.class_dropout, self.config.null_class, labels)
-        xt = interpolate(x0, x1, t_tex, t_sem, semantic_channels)
-        output = network(xt, t_tex, t_sem, labels, with_projection="repa" in self.weights)
-        velocity, target = output.velocity.float(), x1 - x0
-        terms = {}
-        if "velocity" in self.weights:
-            weights = (texture_weight, semantic_weight)
-            terms["velocity"] = velocity_loss(
-                velocity, target, semantic_channels, self.loss.semantic_weight, weights
-            ).mean()
-        if "cosine" in self.weights:
-            terms["cosine"] = cosine_loss(velocity, target, SHORTEST_VELOCITY).mean()
-        if "repa" in self.weights:
+        condition = self._condition(labels, noise.dropout < self.class_dropout)
+        xt = interpolate(noise.x0, x1, noise.t_tex, noise.t_sem, semantic_channels)
+        output = network(xt, noise.t_tex, noise.t_sem, condition, with_projection=self.needs_features)
+        batch = Predicted(
+            output.velocity.float(), x1 - noise.x0, semantic_channels, (noise.weight_tex, noise.weight_sem)
+        )
+        if self.needs_features:
             features = data[2] if self.features_of is None else self.features_of(x1)
-            terms["repa"] = repa_loss(output.projection.float(), features).mean()
-        return terms
+            batch = replace(batch, projection=output.projection.float(), features=features)
+        return {name: term(batch).mean() for name, term in self.terms.items()}
+
+    def _condition(self, labels: Tensor, dropped: Tensor) -> Tensor:
+        """What the network is told: the class of each image ``(B,)``, or the null class for the ones that are ``dropped`` ``(B,)``."""
+        return torch.where(dropped, self.config.null_class, labels)

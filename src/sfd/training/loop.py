@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from sfd.training.order import SeededBatchSampler
 from sfd.training.sharding import gather, local, shard, share
 
 Tensors = tuple[Tensor, ...]
+"""Tensors with the images along the first dimension; a ``NamedTuple`` says what each one is."""
 LogMetrics = Callable[[dict[str, float], int], None]
 Preview = Callable[[nn.Module, int], None]
 
@@ -67,8 +69,8 @@ class Task(Protocol):
     def noise(self, step: int, batch_size: int, device: torch.device) -> Tensors:
         """All random draws of a step for the whole batch (first dimension), seeded by the step."""
 
-    def losses(self, network: nn.Module, data: Tensors, noise: Tensors) -> dict[str, Tensor]:
-        """The terms of the loss as means over the images given."""
+    def losses(self, network: nn.Module, data: Any, noise: Any) -> dict[str, Tensor]:
+        """The terms of the loss as means over the images given: a batch of ``dataset``, and what ``noise`` draws, of the same types."""
 
 
 @dataclass
@@ -282,8 +284,8 @@ class _Trainer:
         params, device = self.params, self.accelerator.device
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.state.step)
-        data = tuple(value.to(device, non_blocking=True) for value in data)
-        noise = tuple(value[self.rows] for value in self.task.noise(self.state.step, params.batch_size, device))
+        data = tree_map(lambda value: value.to(device, non_blocking=True), data)
+        noise = tree_map(lambda draw: draw[self.rows], self.task.noise(self.state.step, params.batch_size, device))
         parts = params.accumulation_steps
         totals = torch.zeros_like(self.sums)
         for n, (micro_data, micro_noise) in enumerate(zip(_split(data, parts), _split(noise, parts), strict=True)):
@@ -428,5 +430,5 @@ def _as_fetched(batch: Tensors | UserError) -> Tensors | UserError:
 
 
 def _split(tensors: Tensors, parts: int) -> list[Tensors]:
-    """Equal micro-batches along the first dimension."""
-    return list(zip(*(value.chunk(parts) for value in tensors), strict=True))
+    """Equal micro-batches along the first dimension, of the same type as ``tensors``."""
+    return [tree_map(lambda value, n=n: value.chunk(parts)[n], tensors) for n in range(parts)]

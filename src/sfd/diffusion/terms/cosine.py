@@ -1,0 +1,36 @@
+"""The direction of the velocity."""
+
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from sfd.diffusion.loss import Predicted
+
+SHORTEST_VELOCITY = 0.1
+"""Floor of a predicted velocity's length in training; usual lengths are 3 to 10.
+
+The slope of a cosine is 1 / length. A fresh model predicts exactly zero, and with torch's floor of 1e-8 its first gradient is 1e7
+times the usual one: Adam's second moment remembers that and keeps the output layer nearly still for thousands of steps.
+"""
+
+
+class CosineTerm:
+    """:func:`cosine_loss` with the floor :data:`SHORTEST_VELOCITY`."""
+
+    needs_features: ClassVar[bool] = False
+
+    def __init__(self, _options: object) -> None:
+        pass
+
+    def __call__(self, batch: Predicted) -> Tensor:
+        """One value per image ``(B,)``."""
+        return cosine_loss(batch.velocity, batch.target, SHORTEST_VELOCITY)
+
+
+def cosine_loss(prediction: Tensor, target: Tensor, shortest: float = 1e-8) -> Tensor:
+    """``1 - cosine`` along channels (all together), mean over positions, per image ``(B,)``.
+
+    A vector shorter than ``shortest`` counts as that long.
+    """
+    return (1.0 - cosine_similarity(prediction, target, dim=1, eps=shortest)).mean(dim=(1, 2))
