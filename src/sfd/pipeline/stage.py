@@ -184,7 +184,9 @@ def _told(name: str) -> Iterator[None]:
     else:
         return
     if claim_message(reason):
-        print(f"error: {name}: {reason}{cause}", file=sys.stderr, flush=True)
+        # One write: `print` writes the line's end by itself, and the delivery may say something in between.
+        sys.stderr.write(f"error: {name}: {reason}{cause}\n")
+        sys.stderr.flush()
     sys.exit(2)
 
 
