@@ -107,10 +107,10 @@ def _check_grid(params: Params) -> None:
                 f"texture and semantic latents must share one grid: data.image_size {params.data.image_size} / {factor} = "
                 f"{texture_grid:g}, but {origin} = {grid}; change one of them"
             )
-    check_patch_size(patch, grid, origin)
+    _check_patch_size(patch, grid, origin)
 
 
-def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
+def _check_patch_size(patch_size: int, grid: int, origin: str) -> None:
     """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from."""
     if grid % patch_size:
         raise ValueError(
