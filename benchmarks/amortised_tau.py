@@ -19,7 +19,11 @@ from filelock import FileLock, Timeout
 WORK = Path(".sfd/amortised_tau")
 TAUS, SEEDS, REPEATS = (0.0, 0.1, 0.3, 0.5, 0.8), (0, 1, 2), 2
 TRAIN_STEPS, REFINE_STEPS = 1600, 200
-METHODS = {"point": "one training a tau", "shared": "one training for all", "refined": "the same, refined at each tau"}
+METHODS = {
+    "point": "one training per tau",
+    "shared": "one training for all",
+    "refined": "the same, refined at each tau",
+}
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
@@ -106,13 +110,15 @@ def report(docs: Path = Path("docs")) -> None:
         lines.append(f"| {tau:g} | " + " | ".join(cells) + " |")
     lines += ["", "| | " + " | ".join(METHODS.values()) + " |", "|" + "---|" * (1 + len(METHODS))]
     for metric in ("fd", "class_accuracy"):
-        name = f"rank correlation of {metric} with one training a tau"
+        name = f"rank correlation of {metric} with one training per tau"
         lines.append(
             f"| {name}, means over seeds | " + " | ".join(correlation(found, m, metric) for m in METHODS) + " |"
         )
         lines.append(f"| {name}, each seed | " + " | ".join(correlations(found, m, metric) for m in METHODS) + " |")
     lines.append("| lowest mean fd at tau | " + " | ".join(f"{best(found, method):g}" for method in METHODS) + " |")
-    lines.append("| training steps for all taus, a seed | " + " | ".join(str(steps(found, m)) for m in METHODS) + " |")
+    lines.append(
+        "| training steps for all taus, per seed | " + " | ".join(str(steps(found, m)) for m in METHODS) + " |"
+    )
     draw(found, docs / "amortised-tau.png")
     print("\n".join(lines))
 
@@ -124,13 +130,13 @@ def spread(found: Any, method: str, tau: float, metric: str) -> str:
 
 
 def correlation(found: Any, method: str, metric: str) -> str:
-    """Spearman's, of the seeds' mean over the taus with that of one training a tau."""
+    """Spearman's, of the seeds' mean over the taus with that of one training per tau."""
     table = found.pivot_table(index="tau", columns="method", values=metric)
     return f"{table[method].corr(table['point'], method='spearman'):.2f}"
 
 
 def correlations(found: Any, method: str, metric: str) -> str:
-    """Each seed's ranking against that of the mean of one training a tau over all seeds."""
+    """Each seed's ranking against that of the mean of one training per tau over all seeds."""
     truth = found[found.method == "point"].groupby("tau")[metric].mean()
     chosen = found[found.method == method].pivot_table(index="tau", columns="seed", values=metric)
     return ", ".join(f"{chosen[seed].corr(truth, method='spearman'):.2f}" for seed in SEEDS)
