@@ -53,10 +53,12 @@ def measure() -> None:
 
 def run(name: str, seed: int) -> list[dict[str, Any]]:
     """Trains one model and scores it; the shared one at every tau, plain and refined."""
-    from sfd.params import load_params, parse_params
+    from sfd.params import parse_params
     from sfd.tuning.evaluator import CandidateEvaluator
+    from sfd.workspace import Workspace
 
-    tree = load_params(Path("params.yaml")).model_dump(mode="json", by_alias=True)
+    workspace = Workspace.find()
+    tree = workspace.load_params().model_dump(mode="json", by_alias=True)
     tree["schedule"] |= {"kind": "offset", "tau": {"low": 0.0, "high": 1.0} if name == "shared" else float(name)}
     tree["sample"] |= {"guidance": {"kind": "none"}, "sampler": "heun", "num_steps": 10}
     tree["diffusion"]["training"] |= {"num_steps": TRAIN_STEPS, "compile": True}
@@ -66,7 +68,7 @@ def run(name: str, seed: int) -> list[dict[str, Any]]:
         tree["sample"]["schedule"] = tree["schedule"] | {"tau": tau}
         return parse_params(tree)
 
-    evaluator = CandidateEvaluator(with_tau(0.5 if name == "shared" else float(name)))
+    evaluator = CandidateEvaluator(workspace, with_tau(0.5 if name == "shared" else float(name)))
     folder = WORK / f"{name}-{seed}"
     model = evaluator.train(evaluator.params, seed, fresh(folder))
     rows = []

@@ -27,13 +27,14 @@ from sfd.evaluation.fidelity import class_accuracy, extract
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT
-from sfd.params import LoraParams, Params, load_params
+from sfd.params import LoraParams, Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network
-from sfd.pipeline.stage import RESULTS
 from sfd.processes import inference_device
 from sfd.training.finetuning import Start
 from sfd.training.loop import log_nothing, train
+from sfd.workspace import Workspace
 
+PROJECT = Workspace(Path())
 WORK = Path(".sfd/finetune")
 OLD, NEW = ["0", "1", "2", "3", "4"], ["5", "6", "7", "8", "9"]
 METHODS = ("from scratch", "all weights", "adapters")
@@ -96,7 +97,7 @@ class Watch:
 
 def options(steps: int, num_images: int, seed: int) -> Params:
     """The project's parameters with a constant learning rate, so that a longer training begins as a shorter one."""
-    params = load_params(Path("params.yaml"))
+    params = PROJECT.load_params()
     training = params.diffusion.training.model_copy(
         update={"num_steps": steps, "decay": "constant", "ema_decay": EMA_DECAY, "checkpoint_every": steps}
     )
@@ -114,7 +115,7 @@ def learn(
     params: Params, source: DiffusionModel | None, classes: list[str], every: int, goal: float | None, tools: Any
 ) -> tuple[Start, Watch, float]:
     """One training from nothing or from ``source``; it ends early when ``goal`` is reached. Returns the seconds per step, too."""
-    dataset = ClassesOf(open_latents(params, RESULTS / "latents"), classes)
+    dataset = ClassesOf(open_latents(params, PROJECT.result("latents")), classes)
     start = prepare_network(params, dataset, params.seed, source)
     watch = Watch(params, start, dataset, *tools)
     watch.goal = goal
@@ -124,7 +125,7 @@ def learn(
     look: Callable[[nn.Module, int], None] = watch
     began = time.perf_counter()
     try:
-        task = build_task(params, start.network, dataset, params.seed)
+        task = build_task(PROJECT, params, start.network, dataset, params.seed)
         start.finish(train(task, params.diffusion.training, params.seed, folder, "f", log_nothing, look, every))
     except Reached:
         pass
@@ -135,8 +136,8 @@ def measure(seed: int, steps: int, every: int, num_images: int, rank: int, goal:
     """All methods with one seed."""
     params = options(steps, num_images, seed)
     tools = (
-        load_judge(RESULTS / "judge" / "model").to(inference_device()),
-        load_texture_vae(RESULTS / "texture_vae" / "model"),
+        load_judge(PROJECT.result("judge") / "model").to(inference_device()),
+        load_texture_vae(PROJECT.result("texture_vae") / "model"),
     )
     begun, watch, _ = learn(params, None, OLD, steps, None, tools)
     source = DiffusionModel(begun.network, params.schedule, watch.dataset.statistics, OLD)

@@ -81,15 +81,16 @@ def train(folder: Path, num_images: int, num_steps: int, feature_dim: int, num_w
     """Makes the data set in a process of its own, then trains on it in this one; prints the peaks in MiB as JSON."""
     subprocess.run([sys.executable, __file__, "write", str(folder), str(num_images), str(feature_dim)], check=True)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    from sfd.params import load_params
     from sfd.pipeline.diffusion import build_network, build_task, open_latents
     from sfd.training.loop import train as run
+    from sfd.workspace import Workspace
 
-    params = load_params(Path("params.yaml"))
+    workspace = Workspace.find()
+    params = workspace.load_params()
     changes = {"num_steps": num_steps, "num_workers": num_workers, "log_every": 10, "compile": False}
     training = params.diffusion.training.model_copy(update=changes)
     dataset = open_latents(params, folder)
-    task = build_task(params, build_network(params, dataset, 0), dataset, 0)
+    task = build_task(workspace, params, build_network(params, dataset, 0), dataset, 0)
     own: list[float] = []
     run(task, training, 0, folder, "memory", lambda _row, _step: own.append(resident("RssAnon")))
     peaks: dict[str, Any] = {"peak resident memory, MiB": resident("VmHWM"), "of it its own, MiB": max(own)}

@@ -18,12 +18,13 @@ import typer
 from safetensors import safe_open
 
 from sfd.generation.model import DiffusionModel
-from sfd.params import Params, load_params
+from sfd.params import Params
 from sfd.pipeline.diffusion import build_network, build_task, open_latents
-from sfd.pipeline.stage import RESULTS
 from sfd.training.loop import log_nothing, train
 from sfd.tuning.evaluator import STUDY, CandidateEvaluator
+from sfd.workspace import Workspace
 
+PROJECT = Workspace(Path())
 WORK = Path(".sfd/repa_target")
 TARGETS = ("stored", "decoded")
 MEASURED_BATCHES, MEASURED_BATCH = 10, 100
@@ -38,7 +39,7 @@ MEASURES = {
 
 def options(target: str, steps: int, num_images: int) -> Params:
     """The project's parameters with this target, the training shortened as a whole."""
-    params = load_params(Path("params.yaml"))
+    params = PROJECT.load_params()
     training = params.diffusion.training.model_copy(update={"num_steps": steps, "checkpoint_every": steps})
     loss = params.diffusion.loss.model_copy(update={"repa_target": target, "repa_weight": 1.0})
     changed = {
@@ -52,8 +53,8 @@ def options(target: str, steps: int, num_images: int) -> Params:
 @torch.no_grad()
 def final_losses(params: Params, model: DiffusionModel) -> dict[str, float]:
     """Velocity and REPA losses of the averaged weights on the first training images, against stored features."""
-    dataset = open_latents(params, RESULTS / "latents")
-    task = build_task(params, model.network, dataset, params.seed)
+    dataset = open_latents(params, PROJECT.result("latents"))
+    task = build_task(PROJECT, params, model.network, dataset, params.seed)
     sums = dict.fromkeys(("velocity", "repa"), 0.0)
     for number in range(MEASURED_BATCHES):
         first = number * MEASURED_BATCH
@@ -67,12 +68,12 @@ def final_losses(params: Params, model: DiffusionModel) -> dict[str, float]:
 def measure(evaluator: CandidateEvaluator, target: str, seed: int, steps: int, num_images: int) -> dict[str, float]:
     """One training with its measures."""
     params = options(target, steps, num_images)
-    dataset = open_latents(params, RESULTS / "latents")
+    dataset = open_latents(params, PROJECT.result("latents"))
     network = build_network(params, dataset, seed)
     model = DiffusionModel(network, params.schedule, dataset.statistics, dataset.index.classes)
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
-    task = build_task(params, network, dataset, seed)
+    task = build_task(PROJECT, params, network, dataset, seed)
     began = time.perf_counter()
     trained = train(task, params.diffusion.training, seed, WORK, "f", log_nothing)
     seconds = time.perf_counter() - began
@@ -87,7 +88,7 @@ def measure(evaluator: CandidateEvaluator, target: str, seed: int, steps: int, n
 def disk_bytes() -> dict[str, int]:
     """Bytes of the latents' shards with features and without."""
     total = features = 0
-    for file in sorted((RESULTS / "latents" / "shards").glob("*.safetensors")):
+    for file in sorted((PROJECT.result("latents") / "shards").glob("*.safetensors")):
         with safe_open(file, framework="pt") as shard:
             sizes = {name: shard.get_tensor(name).nbytes for name in shard.keys()}  # noqa: SIM118  # no mapping
         total += sum(sizes.values())
@@ -101,7 +102,7 @@ def main(
     num_images: Annotated[int, typer.Option(help="images that a model is scored with")] = 500,
 ) -> None:
     """Prints both targets' means over the seeds, and their difference with its standard error over pairs of a seed."""
-    evaluator, disk = CandidateEvaluator(options("stored", steps, num_images)), disk_bytes()
+    evaluator, disk = CandidateEvaluator(PROJECT, options("stored", steps, num_images)), disk_bytes()
     found: dict[str, list[dict[str, float]]] = {target: [] for target in TARGETS}
     for seed in range(seeds):
         for target in TARGETS:

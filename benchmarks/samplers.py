@@ -11,7 +11,6 @@ import datetime
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -35,13 +34,14 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds of 50 images, few samplers.")] = False,
 ) -> None:
     """Prints the table."""
-    from sfd.params import load_params
+    from sfd.workspace import Workspace
 
-    params = load_params(Path("params.yaml"))
+    workspace = Workspace.find()
+    params = workspace.load_params()
     steps = {"euler": (10,), "heun": (5,), "ab2": (10,)} if quick else STEPS
     if quick:
         seeds, num_images = 2, 50
-    bench = Bench(params, num_images)
+    bench = Bench(workspace, params, num_images)
     print(
         "| sampler | steps | evaluations | fewer | fd | fd - dopri5's | class accuracy | accuracy - dopri5's | seconds |"
     )
@@ -66,22 +66,24 @@ def main(
 class Bench:
     """Loads model, decoder, judge and the held-out images' features once."""
 
-    def __init__(self, params: Any, num_images: int) -> None:
+    def __init__(self, workspace: Any, params: Any, num_images: int) -> None:
         from sfd.data.manifest import HELDOUT
-        from sfd.data.prepared import Prepared
         from sfd.encoders.judges.judge import load_judge
         from sfd.evaluation.fidelity import Reference, extract
         from sfd.evaluation.views import ImageBatches
         from sfd.generation.images import ImageGenerator
-        from sfd.pipeline.stage import RESULTS, check_current
+        from sfd.pipeline.prepare import open_prepared
+        from sfd.pipeline.stage import check_current
         from sfd.processes import inference_device
 
-        check_current(("prepare", "texture_vae", "judge", "diffusion"), params)
+        check_current(workspace, ("prepare", "texture_vae", "judge", "diffusion"), params)
         self.params, self.device = params, inference_device()
         self.classes = [index % 10 for index in range(num_images)]
-        self.judge = load_judge(RESULTS / "judge" / "model").to(self.device)
-        self.images = ImageGenerator.load(RESULTS / "diffusion" / "model", RESULTS / "texture_vae" / "model")
-        heldout = Prepared.load(params.data, RESULTS / "prepare").images(HELDOUT)
+        self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
+        self.images = ImageGenerator.load(
+            workspace.result("diffusion") / "model", workspace.result("texture_vae") / "model"
+        )
+        heldout = open_prepared(workspace, params).images(HELDOUT)
         batches = ImageBatches(params.evaluate.batch_size, self.judge)
         self.reference = Reference.of(extract(self.judge, batches.of_images(heldout, list(range(len(heldout))))))
         self.calls = 0

@@ -38,19 +38,20 @@ def main() -> None:
 
 def measure(tree: dict[str, Any], number: int) -> tuple[float, float]:
     """Seconds per trial: the trials' own work in a loop, and a study's trials from the first one's start to the last one's end."""
-    from sfd.params import load_params
     from sfd.tuning.evaluator import STUDY, CandidateEvaluator
     from sfd.tuning.queue import Queue, run
     from sfd.tuning.study import open_study
     from sfd.tuning.trials import Trials
+    from sfd.workspace import Workspace
 
     # One value for the key that changes the cost of a trial, so that both sides do the same work.
     tree["tune"]["space"].pop("sample.num_steps", None)
     tree["sample"]["num_steps"] = 10
     tree["tune"] |= {"study": f"round-{number}", "trials": TRIALS, "pruner": "none"}
-    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    params = load_params(Path("params.yaml"))
-    evaluator = CandidateEvaluator(params)
+    workspace = Workspace(Path())
+    workspace.params_file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    params = workspace.load_params()
+    evaluator = CandidateEvaluator(workspace, params)
     assert evaluator.trained is not None
     evaluator.score(evaluator.trained, params, STUDY, 0)  # warm
     started = time.perf_counter()
@@ -58,9 +59,9 @@ def measure(tree: dict[str, Any], number: int) -> tuple[float, float]:
         for repeat in range(params.tune.repeats):
             evaluator.score(evaluator.trained, params, STUDY, repeat)
     bare = time.perf_counter() - started
-    queue: Queue = open_study(params)
+    queue: Queue = open_study(workspace, params)
     queue.fill(TRIALS)
-    objective = Trials(params, evaluator, queue.study.user_attrs["id"], None)
+    objective = Trials(workspace, params, evaluator, queue.study.user_attrs["id"], None)
     started = time.perf_counter()
     run(queue, objective, deadline=time.monotonic() + 3600.0)
     return bare / TRIALS, (time.perf_counter() - started) / TRIALS

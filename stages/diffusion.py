@@ -4,5 +4,5 @@ from sfd.pipeline.diffusion import make_diffusion
 from sfd.pipeline.stage import stage
 from sfd.registry.source import open_source
 
-with stage("diffusion") as s, open_source(s.params.diffusion.init_from) as source:
+with stage("diffusion") as s, open_source(s.workspace, s.params.diffusion.init_from) as source:
     make_diffusion(s, source)

@@ -1,16 +1,15 @@
 """A self-contained model version in the MLflow registry, with an alias."""
 
-from pathlib import Path
-
 from sfd.pipeline.stage import stage
 from sfd.registry.register import describe, register
 
 with stage("register") as s:
-    s.log_artifacts(Path("params.yaml"))
+    s.log_artifacts(s.workspace.params_file)
     folders = {name: s.upstream(name) / "model" for name in ("diffusion", "texture_vae")}
     if s.params.sample.guidance.weak_model is not None:
-        folders["weak_model"] = Path(s.params.sample.guidance.weak_model)
+        folders["weak_model"] = s.workspace.resolve(s.params.sample.guidance.weak_model)
     version = register(
+        s.workspace,
         s.params.register_,
         s.params.sample,
         folders=folders,

@@ -1,16 +1,16 @@
 """Looks whether the images, or the model to start from, changed. Runs at every `dvc repro`, so it imports nothing heavy."""
 
 import sys
-from pathlib import Path
 
 from sfd.data.listing import write_listing
 from sfd.errors import UserError
-from sfd.params import load_params
 from sfd.registry.source import write_init_from
+from sfd.workspace import Workspace
 
 try:
-    params = load_params(Path("params.yaml"))
-    write_listing(params.data, Path("results/scan/listing.json"))
-    write_init_from(params.diffusion.init_from)
+    workspace = Workspace.find()
+    params = workspace.load_params()
+    write_listing(workspace.resolve_paths(params.data), workspace.listing)
+    write_init_from(workspace, params.diffusion.init_from)
 except UserError as error:
     sys.exit(f"error: scan: {error}")

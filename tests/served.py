@@ -1,11 +1,9 @@
 """Registered models with random weights, and real `sfd serve` processes of them."""
 
 import json
-import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -17,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import wait_until
+from support import environment, wait_until
 from torch import Tensor
 
 from sfd.data.latents import ChannelStatistics
@@ -32,6 +30,7 @@ from sfd.serving.address import bind, url_of
 from sfd.serving.app import Service
 from sfd.serving.options import ServerOptions
 from sfd.serving.server import Server
+from sfd.workspace import Workspace
 
 SAMPLE = {"batch_size": 5, "sampler": "heun", "num_steps": 3, "guidance": {"kind": "cfg", "scale_texture": 1.5}}
 RANGE = {"kind": "offset", "tau": {"low": 0.0, "high": 0.5}}
@@ -121,7 +120,7 @@ class ServedProject:
             place = (self.folder / "mlruns" / "artifacts").as_uri()
             number = experiment.experiment_id if experiment else client.create_experiment("sfd", place)
             run_id = client.create_run(number).info.run_id
-            version = make_version(name, settings, folders, run_id, folder)
+            version = make_version(Workspace(self.folder), name, settings, folders, run_id, folder)
         self.move_alias(name, version)
         return version
 
@@ -140,23 +139,20 @@ class ServedProject:
         self.client().set_registered_model_alias(name, "champion", version)
 
     @contextmanager
-    def serve(self, *options: str, **environment: str) -> Iterator["ServerProcess"]:
+    def serve(self, *options: str, **changes: str) -> Iterator["ServerProcess"]:
         """A server that is ready, at a free port; ended at the end of the block."""
-        server = self.start(*options, **environment)
+        server = self.start(*options, **changes)
         try:
             server.wait_until_ready()
             yield server
         finally:
             server.stop()
 
-    def start(self, *options: str, **environment: str) -> "ServerProcess":
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SFD_"))}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-        own = {"PATH": path, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "MLFLOW_TRACKING_URI": self.store}
+    def start(self, *options: str, forked: bool = True, **changes: str) -> "ServerProcess":
         process = subprocess.Popen(
             ["sfd", "serve", "--port", "0", *options],
             cwd=self.folder,
-            env=kept | {"OMP_NUM_THREADS": "1"} | own | environment,
+            env=environment(forked=forked) | {"MLFLOW_TRACKING_URI": self.store} | changes,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -255,7 +251,7 @@ def running(
     model: RegisteredModel | None, options: ServerOptions = SMALL_SERVER, token: str | None = None
 ) -> Iterator[Running]:
     """A server without a registry, at a free port."""
-    service = Service(options, token)
+    service = Service(Workspace(Path()), options, token)
     service.follower.current = model
     service.batches.start()
     with bind("127.0.0.1", 0) as listener:

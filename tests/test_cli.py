@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from sfd import cli
 from sfd.errors import UserError
+from sfd.workspace import Workspace
 
+REPOSITORY = Path(__file__).parents[1]
 SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
     "audit": ["samples"],
@@ -22,7 +25,7 @@ SURFACE = {
     "models": [],
     "models compare": ["first", "second"],
     "models list": [],
-    "models promote": ["--force", "--to", "version"],
+    "models promote": ["--force", "version"],
     "models rollback": [],
     "models show": ["version"],
     "params": ["--describe", "--file"],
@@ -105,6 +108,74 @@ def test_a_users_mistake_ends_in_one_line_and_exit_status_2(
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a folder below it and one beside it; the current folder is the one below."""
+    folder = tmp_path / "project"
+    (folder / "deep" / "deeper").mkdir(parents=True)
+    (tmp_path / "beside").mkdir()
+    (folder / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    monkeypatch.chdir(folder / "deep" / "deeper")
+    return folder
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, output, and the error if it is the user's."""
+    run = CliRunner().invoke(cli.app, arguments)
+    assert run.exception is None or isinstance(run.exception, SystemExit | UserError), run.exception
+    return run.exit_code, run.stdout, str(run.exception or "")
+
+
+def test_a_command_finds_its_project_from_any_folder_below_it_and_by_name(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, at_depth, _ = invoke("params")
+    assert status == 0
+    monkeypatch.chdir(project)
+    assert invoke("params") == (0, at_depth, "")
+    monkeypatch.chdir(project.parent / "beside")
+    for name in ("../project", str(project), "../project/deep"):
+        assert invoke("--project", name, "params") == (0, at_depth, "")
+    assert "../project/results/sample/grid.png is missing" in invoke("--project", "../project", "show")[2]
+
+
+def test_paths_are_printed_as_they_can_be_used_where_the_user_stands(project: Path) -> None:
+    assert "../../results/sample/grid.png is missing" in invoke("show")[2]
+    (project / "deep" / "deeper" / "mine.yaml").write_text("seed: 1")
+    assert "mine.yaml: key `data` is missing" in invoke("params", "--file", "mine.yaml")[2], "relative to the user"
+
+
+def test_without_a_project_a_command_is_refused_in_one_line_and_those_that_need_none_work(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.parent / "beside")
+    for command in (["params"], ["show"], ["sync"], ["models", "list"], ["tune"], ["audit", "x"], ["generate", "x"]):
+        status, _, error = invoke(*command)
+        assert status == 1 and "there is no params.yaml in" in error and "--project DIR" in error and "\n" not in error
+    assert "nowhere is not a folder" in invoke("--project", "nowhere", "params")[2]
+    assert invoke("params", "--describe")[0] == invoke("preset", "list")[0] == 0
+    assert list(Path().iterdir()) == []
+
+
+def test_a_preset_is_written_to_the_projects_root_or_makes_a_project_here(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert invoke("preset", "use", "imagenet256-sfd-b")[1].startswith("../../params.yaml is now preset")
+    assert not Path("params.yaml").exists()
+    monkeypatch.chdir(project.parent / "beside")
+    assert invoke("preset", "use", "digits")[1] == "params.yaml is now preset digits\n"
+    assert invoke("params")[0] == 0
+
+
+def test_the_folder_of_presets_belongs_to_the_project_and_that_of_published_weights_is_one_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(REPOSITORY / "presets")
+    assert Workspace.find() == Workspace(Path(".."))
+    monkeypatch.chdir(REPOSITORY / "presets" / "released-xl")
+    assert Workspace.find() == Workspace(Path())
 
 
 def test_a_fault_of_ours_is_not_dressed_up_as_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

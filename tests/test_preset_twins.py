@@ -14,6 +14,7 @@ from sfd.audit.audit import audit
 from sfd.params import parse_params
 from sfd.pipeline.stage import check_current
 from sfd.preset import load_preset, names
+from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
@@ -111,7 +112,7 @@ def test_a_twin_leaves_what_its_kind_of_semantics_needs_and_nothing_else(
         assert project.result(name).exists() == (kind != "none")
     assert project.result("semantic/curves.csv").exists() == (kind == "semvae")
     with project.entered():
-        check_current(("encoder", *OWN), parse_params(tree))
+        check_current(Workspace(Path()), ("encoder", *OWN), parse_params(tree))
 
 
 def test_the_audit_encodes_images_as_the_twin_does(finished: tuple[Project, dict[str, Any]]) -> None:
@@ -119,4 +120,4 @@ def test_the_audit_encodes_images_as_the_twin_does(finished: tuple[Project, dict
     if tree["semantic"]["kind"] == "semvae":
         pytest.skip("the audit of the default kind has tests of its own")
     with project.entered():
-        assert "attack" in audit(Path("results/sample")).lower()
+        assert "attack" in audit(Workspace(Path()), Path("results/sample")).lower()

@@ -1,5 +1,6 @@
 """Stages on several real processes: what all find wrong, what one finds wrong, and deaths. As a script, this file is such a stage."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import torch
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 from sfd.pipeline.stage import stage
-from sfd.processes import barrier, is_first_to_say, rank, world_size
+from sfd.processes import barrier, claim_message, rank, terminable, world_size
 
 pytestmark = pytest.mark.long
 
@@ -64,11 +65,13 @@ def project(tmp_path: Path) -> Path:
 
 def torchrun(project: Path, what: str) -> tuple[int, str]:
     """Exit status and output of two processes."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody listens there
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, what]
+    from support import environment  # not in the processes that run this file as a script
+
+    own = {"CUDA_VISIBLE_DEVICES": "", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody listens there
+    command = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__, what]
+    given = environment() | own
     started = time.monotonic()
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=SOON_S + 60)
+    done = subprocess.run(command, cwd=project, env=given, capture_output=True, text=True, timeout=SOON_S + 60)
     assert time.monotonic() - started < SOON_S, "a job must not hang"
     return done.returncode, done.stdout + done.stderr
 
@@ -133,8 +136,68 @@ def test_a_stage_that_is_not_made_for_several_processes_says_which_ones_are(proj
     assert not (project / ".sfd").exists()
 
 
+SIGTERM_AT_MANY_MOMENTS = """
+import atexit, os, signal, sys, time
+from sfd.processes import terminable, undisturbed_end
+
+def spin(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+class Slow:
+    def __del__(self):
+        spin(0.001)
+
+def work():
+    with terminable():
+        try:
+            with undisturbed_end():
+                os.write(1, b"entered\\n")
+                for _ in range(15):
+                    Slow()
+                    spin(0.001)
+        finally:
+            spin(0.02)
+            os.write(1, b"released\\n")
+    atexit.register(spin, 0.02)
+
+statuses = set()
+for moment in range(60):
+    child = os.fork()
+    if not child:
+        work()
+        sys.exit(0)
+    time.sleep(moment * 0.0015)
+    os.kill(child, signal.SIGTERM)
+    statuses.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(sorted(statuses))
+"""
+
+
+def test_a_signal_to_end_shows_no_traceback_and_leaves_nothing_locked_whenever_it_comes() -> None:
+    command = [sys.executable, "-c", SIGTERM_AT_MANY_MOMENTS]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    *marks, statuses = done.stdout.splitlines()
+    assert marks.count("entered") == marks.count("released") > 10
+    assert set(json.loads(statuses)) <= {-signal.SIGTERM, 0, 128 + signal.SIGTERM}
+    assert 128 + signal.SIGTERM in json.loads(statuses)
+
+
+def test_after_a_block_that_sigterm_ends_the_handler_that_stood_before_is_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ending, terminable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ending.value.code == 128 + signal.SIGTERM
+    with terminable():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_what_a_lone_process_has_to_say_is_always_said() -> None:
-    assert is_first_to_say("x") and is_first_to_say("x")
+    assert claim_message("x") and claim_message("x")
 
 
 if __name__ == "__main__":

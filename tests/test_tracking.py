@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import Server, wait_until
+from support import Server, own_time, wait_until
 
 from sfd.errors import UserError
 from sfd.params import TrackingParams
 from sfd.tracking import Run, client, delivery, journal, start_run, sync, tracking_uri
 from sfd.tracking.journal import Journal, State, find_journals
+from sfd.workspace import Workspace
 
 PARAMS = TrackingParams()
 FINGERPRINT = "0123456789abcdef" * 4
@@ -26,9 +27,10 @@ import sys, time
 from pathlib import Path
 from sfd.params import TrackingParams
 from sfd.tracking import start_run
+from sfd.workspace import Workspace
 
 first, last, pause_s = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-with start_run(Path(sys.argv[1]), "diffusion", "f" * 64, TrackingParams(), {}) as run:
+with start_run(Workspace(Path(sys.argv[1])), "diffusion", "f" * 64, TrackingParams(), {}) as run:
     run.log_params({"diffusion.training.num_steps": last})
     for step in range(first, last):
         run.log_metrics({"loss": 1.0 / (step + 1), "seconds": time.time()}, step)
@@ -47,30 +49,30 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An embedded store with its tables; making them takes 2 s."""
-    project = tmp_path_factory.mktemp("template")
+    project = Workspace(tmp_path_factory.mktemp("template"))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         client(project).search_experiments()
-    return project / "mlruns" / "mlflow.db"
+    return project.mlruns / "mlflow.db"
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_template: Path) -> Path:
-    """A project folder with an embedded store."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_template: Path) -> Workspace:
+    """A project with an embedded store."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(store_template.read_bytes())
-    return tmp_path
+    return Workspace(tmp_path)
 
 
-def runs_of(folder: Path) -> list:
-    mlflow = client(folder)
+def runs_of(workspace: Workspace) -> list:
+    mlflow = client(workspace)
     experiments = [e.experiment_id for e in mlflow.search_experiments() if e.name == "sfd"]
     return mlflow.search_runs(experiments, order_by=["attributes.start_time ASC"]) if experiments else []
 
 
-def points_of(folder: Path, run_id: str, key: str = "loss") -> list[tuple[int, float]]:
-    return sorted((m.step, m.value) for m in client(folder).get_metric_history(run_id, key))
+def points_of(workspace: Workspace, run_id: str, key: str = "loss") -> list[tuple[int, float]]:
+    return sorted((m.step, m.value) for m in client(workspace).get_metric_history(run_id, key))
 
 
 def closed_port_uri() -> str:
@@ -88,16 +90,16 @@ def silent_server() -> Iterator[str]:
 
 def test_the_embedded_store_is_the_default_and_the_environment_overrides_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking_uri() == "sqlite:///mlruns/mlflow.db"
+    assert tracking_uri(Workspace(Path())) == "sqlite:///mlruns/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking_uri() == "http://127.0.0.1:5000"
+    assert tracking_uri(Workspace(Path())) == "http://127.0.0.1:5000"
 
 
-def test_a_run_arrives_with_params_metrics_tags_data_and_artifacts(project: Path) -> None:
-    (project / "grid.png").write_bytes(b"first")
-    (project / "curves").mkdir()
-    (project / "curves" / "loss.csv").write_text("1")
-    (project / "dvc.lock").write_text("stages: {prepare: {deps: [{path: images, md5: abc.dir}]}}")
+def test_a_run_arrives_with_params_metrics_tags_data_and_artifacts(project: Workspace) -> None:
+    (project.root / "grid.png").write_bytes(b"first")
+    (project.root / "curves").mkdir()
+    (project.root / "curves" / "loss.csv").write_text("1")
+    (project.root / "dvc.lock").write_text("stages: {prepare: {deps: [{path: images, md5: abc.dir}]}}")
     with start_run(project, "prepare", FINGERPRINT, PARAMS, {}) as run:
         run.log_params({f"data.p{index}": index for index in range(150)} | {"data.root": "images"})
         run.log_metrics({f"m{index}": index for index in range(1500)}, step=7)
@@ -105,9 +107,9 @@ def test_a_run_arrives_with_params_metrics_tags_data_and_artifacts(project: Path
         run.log_tags({"note": "one"})
         run.log_tags({"note": "two"})
         run.log_input("digits", "d" * 64, "images", "training", {"images": 1797})
-        run.log_artifact(project / "grid.png", "pictures")
-        (project / "grid.png").write_bytes(b"later")
-        run.log_artifact(project / "curves")
+        run.log_artifact(project.root / "grid.png", "pictures")
+        (project.root / "grid.png").write_bytes(b"later")
+        run.log_artifact(project.root / "curves")
     (found,) = runs_of(project)
     assert found.info.run_id == run.run_id()
     assert (found.info.run_name, found.info.status) == ("prepare", "FINISHED")
@@ -121,20 +123,20 @@ def test_a_run_arrives_with_params_metrics_tags_data_and_artifacts(project: Path
     (data,) = found.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("digits", "d" * 36, "training")
     assert json.loads(data.dataset.profile) == {"images": 1797}
-    artifacts = project / "mlruns" / "artifacts" / found.info.run_id / "artifacts"
+    artifacts = project.mlruns / "artifacts" / found.info.run_id / "artifacts"
     assert (artifacts / "pictures" / "grid.png").read_bytes() == b"first"
     assert (artifacts / "curves" / "loss.csv").exists()
-    assert not list((project / ".sfd" / "journal" / "artifacts").iterdir())
+    assert not list((project.root / ".sfd" / "journal" / "artifacts").iterdir())
     assert sync(project) == 0
 
 
-def test_a_run_names_the_commit_and_whether_the_tree_was_changed(project: Path) -> None:
-    (project / "code.py").write_text("")
+def test_a_run_names_the_commit_and_whether_the_tree_was_changed(project: Workspace) -> None:
+    (project.root / "code.py").write_text("")
     name = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     for command in (["init", "-q"], ["add", "code.py"], [*name, "commit", "-qm", "first"]):
-        subprocess.run(["git", "-C", str(project), *command], check=True)
+        subprocess.run(["git", "-C", str(project.root), *command], check=True)
     with start_run(project, "prepare", "a" * 64, PARAMS, {}):
-        (project / "code.py").write_text("changed")
+        (project.root / "code.py").write_text("changed")
     with start_run(project, "prepare", "b" * 64, PARAMS, {}):
         pass
     clean, dirty = (run.data.tags for run in runs_of(project))
@@ -142,7 +144,7 @@ def test_a_run_names_the_commit_and_whether_the_tree_was_changed(project: Path) 
     assert (clean["sfd.git_dirty"], dirty["sfd.git_dirty"]) == ("false", "true")
 
 
-def test_a_run_points_to_its_upstream_run_or_to_the_fingerprint_of_an_unknown_one(project: Path) -> None:
+def test_a_run_points_to_its_upstream_run_or_to_the_fingerprint_of_an_unknown_one(project: Workspace) -> None:
     with start_run(project, "prepare", "a" * 64, PARAMS, {}) as upstream:
         pass
     with start_run(project, "features", "b" * 64, PARAMS, {"prepare": "a" * 64, "encoder": "e" * 64}):
@@ -152,13 +154,13 @@ def test_a_run_points_to_its_upstream_run_or_to_the_fingerprint_of_an_unknown_on
     assert tags["sfd.parent.encoder"] == "fingerprint:" + "e" * 64
 
 
-def test_a_stage_that_fails_is_a_failed_run_and_its_error_stays(project: Path) -> None:
+def test_a_stage_that_fails_is_a_failed_run_and_its_error_stays(project: Workspace) -> None:
     with pytest.raises(KeyError, match="boom"), start_run(project, "prepare", FINGERPRINT, PARAMS, {}):
         raise KeyError("boom")
     assert [run.info.status for run in runs_of(project)] == ["FAILED"]
 
 
-def test_an_interrupted_stage_continues_its_run_and_an_ended_one_begins_a_new_run(project: Path) -> None:
+def test_an_interrupted_stage_continues_its_run_and_an_ended_one_begins_a_new_run(project: Workspace) -> None:
     with pytest.raises(KeyboardInterrupt), start_run(project, "prepare", FINGERPRINT, PARAMS, {}) as run:
         run.log_metrics({"loss": 1.0}, 1)
         raise KeyboardInterrupt
@@ -171,7 +173,7 @@ def test_an_interrupted_stage_continues_its_run_and_an_ended_one_begins_a_new_ru
     assert [points_of(project, run.info.run_id) for run in runs] == [[(1, 1.0), (2, 2.0)]] * 2
 
 
-def test_a_torn_last_line_is_dropped_and_a_damaged_one_is_refused(project: Path) -> None:
+def test_a_torn_last_line_is_dropped_and_a_damaged_one_is_refused(project: Workspace) -> None:
     with pytest.raises(KeyboardInterrupt), start_run(project, "prepare", FINGERPRINT, PARAMS, {}) as run:
         run.log_metrics({"loss": 1.0}, 1)
         raise KeyboardInterrupt
@@ -187,7 +189,7 @@ def test_a_torn_last_line_is_dropped_and_a_damaged_one_is_refused(project: Path)
 
 
 def test_the_same_stage_cannot_run_twice_at_once_but_another_can(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "WRITER_WAIT_S", 0.2)
     with start_run(project, "prepare", FINGERPRINT, PARAMS, {}):
@@ -197,7 +199,7 @@ def test_the_same_stage_cannot_run_twice_at_once_but_another_can(
             pass
 
 
-def test_a_crash_between_delivery_and_its_note_doubles_nothing(project: Path) -> None:
+def test_a_crash_between_delivery_and_its_note_doubles_nothing(project: Workspace) -> None:
     with start_run(project, "prepare", FINGERPRINT, PARAMS, {}) as run:
         run.log_params({"a": 1})
         run.log_input("digits", "d", "images", "training")
@@ -211,7 +213,7 @@ def test_a_crash_between_delivery_and_its_note_doubles_nothing(project: Path) ->
     assert len(found.inputs.dataset_inputs) == 1
 
 
-def test_names_that_mlflow_would_refuse_are_refused_at_once(project: Path) -> None:
+def test_names_that_mlflow_would_refuse_are_refused_at_once(project: Workspace) -> None:
     with start_run(project, "prepare", FINGERPRINT, PARAMS, {}) as run:
         for name in ("a//b", "/a", "a/../b", "loss(%)", "", "k" * 251):
             with pytest.raises(ValueError, match="MLflow takes names"):
@@ -221,7 +223,7 @@ def test_names_that_mlflow_would_refuse_are_refused_at_once(project: Path) -> No
 
 
 def test_a_long_param_is_cut_loudly_and_a_changed_one_keeps_its_first_value(
-    project: Path, capfd: pytest.CaptureFixture[str]
+    project: Workspace, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with start_run(project, "prepare", FINGERPRINT, PARAMS, {}) as run:
         run.log_params({"long": "x" * 7000, "a": 1})
@@ -232,7 +234,7 @@ def test_a_long_param_is_cut_loudly_and_a_changed_one_keeps_its_first_value(
 
 
 def test_a_refused_record_is_told_once_kept_and_does_not_hold_up_other_journals(
-    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Workspace, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "POLL_S", 0.1)
     with start_run(project, "prepare", "a" * 64, PARAMS, {}) as run:
@@ -248,9 +250,9 @@ def test_a_refused_record_is_told_once_kept_and_does_not_hold_up_other_journals(
     assert [run.info.status for run in runs_of(project)] == ["RUNNING", "FINISHED"]
 
 
-def test_a_killed_process_that_is_continued_gives_one_run_with_every_point_once(project: Path) -> None:
+def test_a_killed_process_that_is_continued_gives_one_run_with_every_point_once(project: Workspace) -> None:
     def start_stage(first: int, pause_s: float) -> subprocess.Popen[bytes]:
-        arguments = [str(project), str(first), "2000", str(pause_s)]
+        arguments = [str(project.root), str(first), "2000", str(pause_s)]
         return subprocess.Popen([sys.executable, "-c", LONG_STAGE, *arguments])
 
     def delivered_bytes() -> int:
@@ -271,26 +273,26 @@ def test_a_killed_process_that_is_continued_gives_one_run_with_every_point_once(
 
 
 def test_training_goes_on_while_the_server_is_killed_and_every_point_arrives_once(
-    project: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    project: Workspace, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setattr(delivery, "LONGEST_BACKOFF_S", 1.0)
     slowest_s = 0.0
-    (project / "grid.png").write_bytes(b"x" * 1000)
+    (project.root / "grid.png").write_bytes(b"x" * 1000)
 
     def log(run: Run, steps: range) -> None:
         nonlocal slowest_s
         for step in steps:
-            start = time.monotonic()
+            start = own_time()
             run.log_metrics({"loss": step / 3, "lr": 0.1}, step)
-            slowest_s = max(slowest_s, time.monotonic() - start)
+            slowest_s = max(slowest_s, own_time() - start)
             time.sleep(0.002)
 
     with start_run(project, "diffusion", "1" * 64, PARAMS, {}) as run:
         log(run, range(500))
         wait_until(lambda: run.run_id() is not None, 20)
         server.kill()
-        run.log_artifact(project / "grid.png")
+        run.log_artifact(project.root / "grid.png")
         log(run, range(500, 1500))
         server.start()
         log(run, range(1500, 2000))
@@ -305,7 +307,7 @@ def test_training_goes_on_while_the_server_is_killed_and_every_point_arrives_onc
 
 
 def test_what_a_stage_could_not_deliver_is_delivered_by_sync(
-    project: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    project: Workspace, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", closed_port_uri())
     for stage, fingerprint, parents in (("prepare", "2" * 64, {}), ("encoder", "3" * 64, {"prepare": "2" * 64})):
@@ -327,7 +329,7 @@ def test_what_a_stage_could_not_deliver_is_delivered_by_sync(
 
 
 def test_a_required_store_that_is_away_stops_the_stage_before_its_work(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     required = TrackingParams(required=True)
     with silent_server() as silent:
@@ -337,11 +339,11 @@ def test_a_required_store_that_is_away_stops_the_stage_before_its_work(
             with pytest.raises(UserError, match="cannot be used"), start_run(project, "a", "4" * 64, required, {}):
                 raise AssertionError("the stage's work began")
             assert time.monotonic() - start < 5
-    assert not (project / ".sfd").exists()
+    assert not (project.root / ".sfd").exists()
 
 
 def test_a_required_store_that_hangs_fails_the_stage_at_its_end_only_and_sync_delivers(
-    project: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    project: Workspace, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     with pytest.raises(UserError, match="lacks [0-9]+ records of stage prepare"):
@@ -358,32 +360,32 @@ def test_a_required_store_that_hangs_fails_the_stage_at_its_end_only_and_sync_de
 
 
 def test_a_server_that_never_answers_delays_neither_training_nor_the_end(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    project: Workspace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with silent_server() as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         with start_run(project, "prepare", "6" * 64, PARAMS, {}) as run:
-            start = time.monotonic()
+            start = own_time()
             for step in range(1000):
                 run.log_metrics({"loss": 1.0}, step)
-            assert time.monotonic() - start < 1
+            assert own_time() - start < 1
             ended = time.monotonic()
         assert time.monotonic() - ended < 10
     assert capfd.readouterr().err.count("is away") == 1
 
 
 def test_credentials_of_the_store_are_neither_printed_nor_kept(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    project: Workspace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", closed_port_uri().replace("//", "//user:secret@"))
     with start_run(project, "prepare", "7" * 64, PARAMS, {}):
         pass
     assert "secret" not in capfd.readouterr().err
-    kept = [path for path in (project / ".sfd").rglob("*") if path.is_file()]
+    kept = [path for path in (project.root / ".sfd").rglob("*") if path.is_file()]
     assert kept and not any("secret" in path.read_text() for path in kept)
 
 
-def test_two_deliveries_at_once_double_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_deliveries_at_once_double_nothing(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "POLL_S", 0.02)
     with start_run(project, "prepare", "8" * 64, PARAMS, {}) as run:
         stop, taken = threading.Event(), []
@@ -405,7 +407,7 @@ def test_two_deliveries_at_once_double_nothing(project: Path, monkeypatch: pytes
 
 def test_a_large_file_is_linked_and_a_small_one_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "LINK_ABOVE_BYTES", 10)
-    with journal.open_journal(tmp_path, "prepare", FINGERPRINT, "sfd") as writer:
+    with journal.open_journal(Workspace(tmp_path), "prepare", FINGERPRINT, "sfd") as writer:
         for name in ("large", "small"):
             (tmp_path / name).write_bytes(b"x" * (100 if name == "large" else 5))
             writer.add_artifact(tmp_path / name, "")

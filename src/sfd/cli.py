@@ -2,32 +2,63 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sfd.errors import UserError
 from sfd.serving.options import ServerOptions
 
+if TYPE_CHECKING:
+    from sfd.workspace import Workspace
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Semantic-First Diffusion: params, verification, tracking, registry. The pipeline itself is run by `dvc repro`.",
 )
 
-ParamsFile = Annotated[Path, typer.Option("--file", help="The params file to read.")]
+ParamsFile = Annotated[
+    Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
+]
+
+
+@app.callback()
+def main_options(
+    context: typer.Context,
+    project: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The folder of the project, or one below it; without it, the working folder. "
+            "Paths in commands are relative to the working folder in any case.",
+        ),
+    ] = None,
+) -> None:
+    """Semantic-First Diffusion: params, verification, tracking, registry. The pipeline itself is run by `dvc repro`."""
+    context.obj = project or Path()
+
+
+def _workspace(context: typer.Context) -> "Workspace":
+    """The project that the command works on. Raises :class:`UserError` if there is none."""
+    from sfd.workspace import Workspace
+
+    return Workspace.find(context.obj)
 
 
 @app.command()
 def params(
-    file: ParamsFile = Path("params.yaml"),
+    context: typer.Context,
+    file: ParamsFile = None,
     describe: Annotated[bool, typer.Option("--describe", help="Print the table of all options instead.")] = False,
 ) -> None:
     """Check params.yaml and print the resolved configuration."""
     from sfd.params import describe_params, dump_params, load_params
 
-    typer.echo(describe_params() if describe else dump_params(load_params(file)).rstrip())
+    if describe:
+        typer.echo(describe_params())
+        return
+    typer.echo(dump_params(load_params(file or _workspace(context).params_file)).rstrip())
 
 
 presets = typer.Typer(
@@ -55,15 +86,20 @@ def show_preset(name: PresetName) -> None:
 
 @presets.command("use")
 def use_preset(
+    context: typer.Context,
     name: PresetName,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a params.yaml of your own; it is kept beside the new one.")
     ] = False,
 ) -> None:
-    """Write a preset to params.yaml; one that is no preset is not overwritten."""
+    """Write a preset to the project's params.yaml, or make one here; one that is no preset is not overwritten."""
     from sfd.preset import use
 
-    typer.echo(use(name, Path("params.yaml"), force))
+    try:
+        file = _workspace(context).params_file
+    except UserError:
+        file = context.obj / "params.yaml"
+    typer.echo(use(name, file, force))
 
 
 @app.command()
@@ -83,11 +119,12 @@ def verify(
 
 
 @app.command()
-def sync() -> None:
+def sync(context: typer.Context) -> None:
     """Deliver to MLflow what the stages recorded while its server was away."""
     from sfd import tracking
 
-    typer.echo(f"{tracking.sync()} records delivered to {tracking.tracking_uri()}")
+    workspace = _workspace(context)
+    typer.echo(f"{tracking.sync(workspace)} records delivered to {tracking.tracking_uri(workspace)}")
 
 
 @app.command("import")
@@ -140,26 +177,27 @@ def tune(
     from sfd.tuning import study
 
     if context.invoked_subcommand is None:
-        study.run_worker() if worker else study.tune()
+        study.run_worker(_workspace(context)) if worker else study.tune(_workspace(context))
 
 
 @tuning.command()
-def report(name: StudyName) -> None:
+def report(context: typer.Context, name: StudyName) -> None:
     """Print the table of a study, and write its page with pictures to results/reports/STUDY."""
     from sfd.tuning.study import report_study
 
-    typer.echo(report_study(name))
+    typer.echo(report_study(_workspace(context), name))
 
 
 @tuning.command()
 def apply(
+    context: typer.Context,
     name: StudyName,
     trial: Annotated[int | None, typer.Option(help="The trial's number; without it, the best one.")] = None,
 ) -> None:
     """Write the values of a study's best trial into params.yaml and show what changed."""
     from sfd.tuning.study import apply_study
 
-    typer.echo(apply_study(name, trial))
+    typer.echo(apply_study(_workspace(context), name, trial))
 
 
 models = typer.Typer(
@@ -170,15 +208,16 @@ Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's num
 
 
 @models.command("list")
-def list_models() -> None:
+def list_models(context: typer.Context) -> None:
     """List the versions with their aliases and main metrics."""
     from sfd.registry.lineage import list_versions
 
-    typer.echo(list_versions())
+    typer.echo(list_versions(_workspace(context)))
 
 
 @models.command("show")
 def show_model(
+    context: typer.Context,
     version: Annotated[
         str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, the champion.")
     ] = None,
@@ -186,23 +225,23 @@ def show_model(
     """Say where a version comes from, how good it is, and how to rebuild it."""
     from sfd.registry.lineage import show_version
 
-    typer.echo(show_version(version))
+    typer.echo(show_version(_workspace(context), version))
 
 
 @models.command("compare")
-def compare_models(first: Version, second: Version) -> None:
+def compare_models(context: typer.Context, first: Version, second: Version) -> None:
     """Compare the metrics and parameters of two versions."""
     from sfd.registry.lineage import compare_versions
 
-    typer.echo(compare_versions(first, second))
+    typer.echo(compare_versions(_workspace(context), first, second))
 
 
 @models.command()
 def promote(
+    context: typer.Context,
     version: Annotated[
         str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, `register.alias`.")
     ] = None,
-    to: Annotated[Literal["champion"], typer.Option(help="The alias to give.")] = "champion",  # noqa: ARG001  # the only one
     force: Annotated[
         str | None, typer.Option(metavar="REASON", help="Promote in spite of failing gates; the reason is kept.")
     ] = None,
@@ -211,22 +250,23 @@ def promote(
     from sfd.registry import promotion
 
     try:
-        typer.echo(promotion.promote(version, force))
+        typer.echo(promotion.promote(_workspace(context), version, force))
     except promotion.PromotionRefused as reason:
         typer.echo(f"refused: {reason}", err=True)
         raise typer.Exit(1) from None
 
 
 @models.command()
-def rollback() -> None:
+def rollback(context: typer.Context) -> None:
     """Make the previous champion the champion again."""
     from sfd.registry import promotion
 
-    typer.echo(promotion.rollback())
+    typer.echo(promotion.rollback(_workspace(context)))
 
 
 @app.command()
 def serve(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help="The registered model; else `register.name` of params.yaml.")
     ] = None,
@@ -244,13 +284,16 @@ def serve(
     ] = ServerOptions.poll_seconds,
 ) -> None:
     """Serve a registered model over HTTP, with a page to try it out."""
-    from sfd.params import load_params
     from sfd.serving.address import bind, is_local, read_token
+    from sfd.workspace import Workspace
 
     try:
-        name = model or load_params(Path("params.yaml")).register_.name
+        workspace = _workspace(context)
+        name = model or workspace.load_params().register_.name
     except UserError as error:
-        raise UserError(f"{error}; or name the model with --model") from None
+        if model is None:
+            raise UserError(f"{error}; or name the model with --model") from None
+        workspace, name = Workspace(context.obj), model  # a store on a server needs no project
     options = ServerOptions(name, alias, batch_size, max_images, max_queue, timeout_seconds, poll_seconds)
     token = read_token()
     with bind(host, port) as listener:
@@ -260,11 +303,12 @@ def serve(
             )
         from sfd.serving.server import serve as run_server
 
-        run_server(options, token, listener)
+        run_server(workspace, options, token, listener)
 
 
 @app.command()
 def generate(
+    context: typer.Context,
     out: Annotated[
         Path, typer.Argument(help="The folder to make: a new or empty one, or one that this command has begun.")
     ],
@@ -291,7 +335,7 @@ def generate(
     from sfd.synthetic.generate import generate as make
     from sfd.synthetic.report import check_report, report
 
-    upstream = Upstream.load()
+    upstream = Upstream.load(_workspace(context))
     if with_report:
         check_report(upstream)
     typer.echo(make(out, GenerateOptions(per_class, version, seed, min_confidence, drop_memorised), upstream))
@@ -301,6 +345,7 @@ def generate(
 
 @app.command()
 def audit(
+    context: typer.Context,
     samples: Annotated[
         Path, typer.Argument(help="results/sample, a folder of `sfd generate`, or any folder of images.")
     ],
@@ -308,7 +353,7 @@ def audit(
     """Look for copies of training images among samples, and attack the model by its loss; writes results/audit."""
     from sfd.audit.audit import audit as run
 
-    typer.echo(run(samples))
+    typer.echo(run(_workspace(context), samples))
 
 
 export = typer.Typer(no_args_is_help=True, help="Hand results to other programs.")
@@ -329,11 +374,12 @@ def export_npz(
 
 @app.command()
 def bench(
+    context: typer.Context,
     job: Annotated[
         Literal["train", "sample", "latents", "load"],
         typer.Argument(help="Training steps, sampler calls, encoder calls, or batches from shards."),
     ],
-    file: ParamsFile = Path("params.yaml"),
+    file: ParamsFile = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset instead of a params file.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where; `auto`: the GPU if any.")] = "auto",
     batch_size: Annotated[
@@ -349,17 +395,19 @@ def bench(
     from sfd.bench.report import BenchOptions
     from sfd.bench.report import bench as run
 
-    if preset is not None and file != Path("params.yaml"):
+    if preset is not None and file is not None:
         raise UserError(f"--file {file} and --preset {preset} name two sets of parameters; give one of them")
+    if preset is None and file is None:
+        file = _workspace(context).params_file
     typer.echo(run(BenchOptions(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
 @app.command()
-def show() -> None:
+def show(context: typer.Context) -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
     from sfd.pipeline.summary import summarise
 
-    typer.echo(summarise(Path("results")))
+    typer.echo(summarise(_workspace(context)))
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""The one exception that users meet."""
+"""What users are told: the one exception that they meet, and warnings."""
+
+import sys
 
 
 class UserError(Exception):
@@ -6,3 +8,8 @@ class UserError(Exception):
 
     Entry points (CLI and stages) print it as ``error: MESSAGE`` and exit with status 2; nobody sees a traceback.
     """
+
+
+def warn(message: str) -> None:
+    """Prints one line ``warning: MESSAGE`` on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)

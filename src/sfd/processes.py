@@ -2,6 +2,11 @@
 
 import hashlib
 import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -14,6 +19,9 @@ WAIT = timedelta(hours=2)
 Process 0 alone hashes inputs, draws previews, writes checkpoints and publishes, which may outlast torch's own 10 to 30 minutes. A process
 that dies is noticed in seconds all the same: by its launcher, which ends the others, or by its closed connection.
 """
+
+RESEND_S = 0.05
+"""Until a SIGTERM that arrived in a destructor is sent again."""
 
 
 def rank() -> int:
@@ -56,8 +64,8 @@ def barrier() -> None:
         PartialState().wait_for_everyone()
 
 
-def is_first_to_say(message: str) -> bool:
-    """Whether no other process of the job has asked this of the same message: what all find wrong is printed once."""
+def claim_message(message: str) -> bool:
+    """True in exactly one process per message, so that a shared error prints once."""
     if world_size() == 1:
         return True
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # it is public, and not declared so
@@ -68,7 +76,7 @@ def is_first_to_say(message: str) -> bool:
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
         )
         return bool(store.add(f"sfd/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{digest}", 1) == 1)
-    except DistError:  # the process that keeps the store has ended: rather twice than never
+    except DistError:  # the process that keeps the store has ended: two prints are better than none
         return True
 
 
@@ -79,3 +87,64 @@ def is_lost_peer(error: RuntimeError) -> bool:
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "gloo" in str(error).lower()
+
+
+class Terminated(SystemExit):
+    """SIGTERM came: unwinds the stack, so that locks are released and work is kept, and ends the process with status 143."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises :class:`Terminated` in the block, once; later signals are ignored.
+
+    After the block the previous handler is back. By default the process then ends at once and prints nothing, even if the interpreter
+    is shutting down. Python may run the handler inside a destructor, which cannot pass an exception on and would print it: then the
+    signal is sent again a moment later.
+    """
+    handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+
+    def terminate(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, _ignore)
+        raise Terminated
+
+    def send_again(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, Terminated):
+            hook(unraisable)
+            return
+        signal.signal(signal.SIGTERM, terminate)
+        threading.Timer(RESEND_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    signal.signal(signal.SIGTERM, terminate)
+    sys.unraisablehook = send_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def undisturbed_end() -> Iterator[None]:
+    """From the end of the block to the end of :func:`terminable`, SIGTERM is ignored: locks are released and errors are printed."""
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, _ignore)
+
+
+def _ignore(_signal: int, _frame: object) -> None:
+    """A handler that does nothing. Unlike ``SIG_IGN`` it is not inherited by the programs that this process starts."""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        pass
+    return True

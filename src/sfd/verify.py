@@ -56,19 +56,19 @@ class VectorKind:
     weights: tuple[str, ...] = ("state.",)
 
 
-def verify(stem: Path) -> Results:
-    """Recomputes every quantity of one vector.
+def verify(stem: Path, device: str = "cpu") -> Results:
+    """Recomputes every quantity of one vector on ``device``.
 
     Raises:
         UserError: a file is missing or unreadable, the kind is not known, the weights do not fit the configuration, or
             something in the files was not recomputed.
     """
-    config, tensors = _read(stem)
+    config, tensors = _read(stem, device)
     kind = next((kind for key, kind in _kinds().items() if key in config), None)
     if kind is None:
         raise UserError(f"{stem}.json is no vector that is known here: it needs one of the keys {', '.join(_kinds())}")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device(device):
             results = kind.check(config, tensors)
     # Whatever is wrong in the two files (types, sizes, indices) surfaces as one of these in torch.
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
@@ -86,7 +86,7 @@ def verify(stem: Path) -> Results:
     return results
 
 
-def _read(stem: Path) -> tuple[dict[str, Any], Vector]:
+def _read(stem: Path, device: str) -> tuple[dict[str, Any], Vector]:
     files = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".safetensors")
     for file in files:
         if not file.is_file():
@@ -95,7 +95,7 @@ def _read(stem: Path) -> tuple[dict[str, Any], Vector]:
             )
     try:
         config = json.loads(files[0].read_text(encoding="utf-8"))
-        tensors = load_file(files[1])
+        tensors = load_file(files[1], device)
     except Exception as error:
         raise UserError(f"{stem}: cannot be read ({' '.join(str(error).split())}); copy the two files again") from error
     if not isinstance(config, dict):

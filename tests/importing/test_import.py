@@ -161,7 +161,7 @@ def test_a_semantic_vae_computes_the_published_numbers_with_the_heads_of_its_con
     said = sfd_import(stored(tmp_path / "vae.pt", content), str(tmp_path / "out"), "--kind", "semantic-vae")
     tensors, network = vector("semvae_tiny"), load_semantic(tmp_path / "out")
     expected = json.loads((VECTORS / "semvae_tiny.json").read_text())
-    assert (network.config.heads, network.config.blocks) == (expected["heads"], expected["blocks"])
+    assert (network.shape.heads, network.shape.blocks) == (expected["heads"], expected["blocks"])
     assert (network.encode(tensors["features"]) - tensors["mean"]).abs().max() < 1e-5
     assert "2 + 2 blocks, 32 wide, 4 heads; features of 24 to 5 channels" in said
 

@@ -16,9 +16,12 @@ import yaml
 from filelock import FileLock
 
 from sfd.errors import UserError
-from sfd.params import Params, load_params, parse_params
-from sfd.pipeline.stage import INIT_FROM, STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
+from sfd.params import Params, parse_params
+from sfd.pipeline.stage import STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
 from sfd.tuning.space import upstream
+from sfd.workspace import Workspace
+
+HERE = Workspace(Path())
 
 REPOSITORY = Path(__file__).parents[2]
 NOBODY = "http://127.0.0.1:9"
@@ -287,9 +290,38 @@ def test_a_misspelt_key_is_one_line_that_names_the_right_one(capsys: pytest.Capt
 def test_outside_a_project_folder_a_stage_says_where_to_run_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "params.yaml").unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert "params.yaml does not exist; run in the project's folder" in exit_line("prepare", capsys)
+    line = exit_line("prepare", capsys)
+    assert (
+        f"there is no params.yaml in {tmp_path / 'elsewhere'} or a folder above it; run in the project's folder" in line
+    )
+    assert list(Path().iterdir()) == []
+
+
+def test_a_stage_that_is_started_in_a_subfolder_makes_the_same_result_with_the_same_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change("data.source", "folder")
+    change("data.root", "images")
+    Path("images").mkdir()
+    run("prepare")
+    with_judge_file(Path("weights.pth"))
+    Path("weights.pth").write_bytes(b"weights")
+    at_root = stage_fingerprint(HERE, "judge", HERE.load_params())
+    (tmp_path / "images" / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "images" / "deep")
+    workspace = Workspace.find()
+    params = workspace.load_params()
+    assert stage_fingerprint(workspace, "judge", params) == at_root
+    with stage("judge") as s:
+        assert s.upstream("prepare") == Path("../../results/prepare") and s.upstream("prepare").is_dir()
+        assert s.workspace.resolve_paths(params.judge).file == "../../weights.pth"
+        assert s.workspace.resolve_paths(params.data).root == "../../images"
+        assert s.params.judge.file == "weights.pth", "what is recorded does not depend on the working folder"
+        assert s.workspace.name_of(s.upstream("prepare")) == "results/prepare"
+    assert json.loads((tmp_path / "results/judge/fingerprint.json").read_text())["fingerprint"] == at_root
     assert list(Path().iterdir()) == []
 
 
@@ -304,7 +336,7 @@ def test_a_mistake_in_the_code_is_not_dressed_up_as_the_users() -> None:
 def with_judge_file(file: Path) -> Params:
     change("judge", {"kind": "inception", "source": "file", "name": "inception", "file": str(file)})
     change("register.gates", {})
-    return load_params(Path("params.yaml"))
+    return HERE.load_params()
 
 
 def test_a_changed_gate_reruns_no_stage() -> None:
@@ -318,11 +350,11 @@ def test_the_content_of_a_weights_file_is_part_of_the_fingerprint() -> None:
     file = Path("weights.pth")
     file.write_bytes(b"weights")
     params = with_judge_file(file)
-    first = stage_fingerprint("judge", params)
+    first = stage_fingerprint(HERE, "judge", params)
     os.utime(file, (0, 0))
-    assert stage_fingerprint("judge", params) == first
+    assert stage_fingerprint(HERE, "judge", params) == first
     file.write_bytes(b"Weights")
-    assert stage_fingerprint("judge", params) != first
+    assert stage_fingerprint(HERE, "judge", params) != first
 
 
 def test_a_missing_weights_file_is_one_line_and_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,7 +382,7 @@ def test_a_result_with_content_passes_that_on_and_not_options_that_left_it_the_s
     def fingerprint_with(content: str) -> str:
         with stage("prepare") as s:
             s.content.append(content)
-        return published_fingerprint("prepare")
+        return published_fingerprint(HERE, "prepare")
 
     first = fingerprint_with("digest of the images")
     assert fingerprint_with("digest of the images") == first
@@ -363,19 +395,19 @@ def test_every_stage_fingerprint_depends_on_each_of_its_parameters_and_no_other(
     for name in STAGES:
         Path("results", name).mkdir(parents=True)
         Path("results", name, "fingerprint.json").write_text('{"fingerprint": "x"}')
-    before = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
+    before = {name: stage_fingerprint(HERE, name, HERE.load_params()) for name in STAGES}
     change("schedule.tau", 0.55)
-    after = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
+    after = {name: stage_fingerprint(HERE, name, HERE.load_params()) for name in STAGES}
     assert {name for name in STAGES if before[name] != after[name]} == {"diffusion", "tune"}
     change("seed", 9)
-    seeded = {name: stage_fingerprint(name, load_params(Path("params.yaml"))) for name in STAGES}
+    seeded = {name: stage_fingerprint(HERE, name, HERE.load_params()) for name in STAGES}
     assert {name for name in STAGES if seeded[name] != after[name]} == {
         name for name, inputs in STAGES.items() if "seed" in inputs.params
     }
 
 
 def fingerprint_of_diffusion() -> str:
-    return stage_fingerprint("diffusion", load_params(Path("params.yaml")), ())
+    return stage_fingerprint(HERE, "diffusion", HERE.load_params(), ())
 
 
 def test_the_model_to_start_from_takes_part_by_its_content_or_its_registered_version() -> None:
@@ -393,11 +425,11 @@ def test_the_model_to_start_from_takes_part_by_its_content_or_its_registered_ver
     with pytest.raises(UserError, match="which version models:/digits@champion means is not known .*run `dvc repro"):
         fingerprint_of_diffusion()
     found = {"init_from": "models:/digits@champion", "version": "3", "run_id": "a"}
-    INIT_FROM.parent.mkdir(parents=True)
-    INIT_FROM.write_text(json.dumps(found))
+    HERE.init_from.parent.mkdir(parents=True)
+    HERE.init_from.write_text(json.dumps(found))
     third = fingerprint_of_diffusion()
     assert fingerprint_of_diffusion() == third
-    INIT_FROM.write_text(json.dumps(found | {"version": "4"}))
+    HERE.init_from.write_text(json.dumps(found | {"version": "4"}))
     assert fingerprint_of_diffusion() != third
     change("diffusion.init_from", "models:/digits@candidate")
     with pytest.raises(UserError, match="models:/digits@candidate means is not known"):
@@ -440,13 +472,13 @@ def test_weights_from_a_file_need_no_latents_and_are_made_anew_when_the_file_cha
     run("prepare")
     run("texture_vae")
     with pytest.raises(UserError, match="result of stage `semantic` is missing"):
-        stage_fingerprint("diffusion", load_params(Path("params.yaml")))
+        stage_fingerprint(HERE, "diffusion", HERE.load_params())
     change("diffusion.source", "file")
     change("diffusion.file", "weights")
     Path("weights").write_text("some")
-    first = stage_fingerprint("diffusion", load_params(Path("params.yaml")))
+    first = stage_fingerprint(HERE, "diffusion", HERE.load_params())
     Path("weights").write_text("others")
-    assert stage_fingerprint("diffusion", load_params(Path("params.yaml"))) != first
+    assert stage_fingerprint(HERE, "diffusion", HERE.load_params()) != first
 
 
 def test_every_stage_reads_only_results_that_come_before_it() -> None:

@@ -10,6 +10,9 @@ from sfd.errors import UserError
 from sfd.registry import lock
 from sfd.registry.load import open_registry
 from sfd.registry.lock import promotion_lock
+from sfd.workspace import Workspace
+
+HERE = Workspace(Path())
 
 NAME = "digits"
 LOCK = "digits.promotion"
@@ -20,18 +23,18 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty store with its tables, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    with open_registry() as registry:
+    with open_registry(HERE) as registry:
         registry.search_registered_models()
 
 
 def names() -> list[str]:
-    with open_registry() as registry:
+    with open_registry(HERE) as registry:
         return sorted(model.name for model in registry.search_registered_models())
 
 
 def hold(**changes: str) -> None:
     """A lock that somebody left."""
-    with open_registry() as registry:
+    with open_registry(HERE) as registry:
         registry.create_registered_model(LOCK, tags=lock._describe_myself() | changes)
 
 
@@ -42,17 +45,17 @@ def dead_pid() -> str:
 
 
 def test_the_lock_is_there_for_the_block_alone_whatever_ends_it() -> None:
-    with promotion_lock(NAME):
+    with promotion_lock(HERE, NAME):
         assert names() == [LOCK]
     assert names() == []
-    with pytest.raises(KeyboardInterrupt), promotion_lock(NAME):
+    with pytest.raises(KeyboardInterrupt), promotion_lock(HERE, NAME):
         raise KeyboardInterrupt
     assert names() == []
 
 
 def test_another_promotion_is_named_with_what_to_do_if_it_is_gone() -> None:
     hold(who="ada@far", machine="another host", since="2026-01-02T03:04:05Z", pid="77")
-    with pytest.raises(UserError) as refused, promotion_lock(NAME):
+    with pytest.raises(UserError) as refused, promotion_lock(HERE, NAME):
         pytest.fail("two hold the lock")
     for part in ("ada@far", "process 77", "2026-01-02T03:04:05Z", f"delete the registered model `{LOCK}`"):
         assert part in str(refused.value)
@@ -61,17 +64,17 @@ def test_another_promotion_is_named_with_what_to_do_if_it_is_gone() -> None:
 
 def test_a_living_process_of_this_machine_keeps_its_lock() -> None:
     hold()
-    with pytest.raises(UserError, match="another promotion is going on"), promotion_lock(NAME):
+    with pytest.raises(UserError, match="another promotion is going on"), promotion_lock(HERE, NAME):
         pytest.fail("two hold the lock")
 
 
 def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over_and_of_another_machine_not() -> None:
     hold(pid=dead_pid())
-    with promotion_lock(NAME):
+    with promotion_lock(HERE, NAME):
         assert names() == [LOCK]
     assert names() == []
     hold(pid=dead_pid(), machine="another host")
-    with pytest.raises(UserError, match="another promotion is going on"), promotion_lock(NAME):
+    with pytest.raises(UserError, match="another promotion is going on"), promotion_lock(HERE, NAME):
         pytest.fail("two hold the lock")
 
 
@@ -82,7 +85,7 @@ def test_who_looked_too_late_does_not_remove_the_lock_of_a_quicker_one(monkeypat
     answers = [stale]
     read = lock._read
     monkeypatch.setattr(lock, "_read", lambda registry, name: answers.pop() if answers else read(registry, name))
-    with open_registry() as registry, pytest.raises(UserError, match="another promotion is going on"):
+    with open_registry(HERE) as registry, pytest.raises(UserError, match="another promotion is going on"):
         lock._take_over(registry, LOCK, lock._describe_myself())
     assert names() == [LOCK]
 
@@ -110,12 +113,12 @@ def test_of_processes_that_start_together_exactly_one_gets_the_lock(is_left: boo
 
 def main() -> None:
     """Takes the lock when told to, says how that went, and holds it until told to stop."""
-    with open_registry() as registry:
+    with open_registry(HERE) as registry:
         registry.search_registered_models()
     print("ready", flush=True)
     sys.stdin.readline()
     try:
-        with promotion_lock(NAME):
+        with promotion_lock(HERE, NAME):
             print("won", flush=True)
             sys.stdin.readline()
     except UserError as error:

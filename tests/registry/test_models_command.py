@@ -23,6 +23,9 @@ from support import Project, draw_images, free_port, small_params, wait_until
 from sfd.errors import UserError
 from sfd.registry import lineage, promotion
 from sfd.registry.lock import promotion_lock
+from sfd.workspace import Workspace
+
+HERE = Workspace(Path())
 
 pytestmark = pytest.mark.long
 
@@ -88,7 +91,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     draw_images(made.folder / "images" / "lying", 40, 1, vertical=False)
     draw_images(made.folder / "images" / "upright", 40, 2, vertical=True)
     in_one_process = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
-    status, output = made.run(sys.executable, "-c", in_one_process, *STAGES)
+    status, output = made.run("python", "-c", in_one_process, *STAGES)
     assert status == 0, output
     yield made
 
@@ -137,7 +140,7 @@ def test_the_first_champion_is_promoted_by_the_command_and_leaves_an_audit_entry
     (entry,) = (json.loads(value) for key, value in registry.first().tags.items() if key.startswith("promotion."))
     assert entry["run_id"] == run.info.run_id
     with pytest.raises(UserError, match="version 1 .* is the champion already"):
-        promotion.promote(None, None)
+        promotion.promote(HERE, None, None)
 
 
 def test_a_worse_candidate_is_refused_with_a_table_that_says_why_and_nothing_changes(registry: Registry) -> None:
@@ -157,33 +160,33 @@ def test_a_forced_promotion_keeps_its_reason_and_a_rollback_returns_to_the_champ
     monkeypatch.setattr(promotion, "_pass_smoke", lambda *_: "not run here")
     worse = registry.add(**{"metric.fd_digits_judge": "0.5"})
     registry.set_aliases(champion="1")
-    promotion.promote(worse, "the demo needs it")
+    promotion.promote(HERE, worse, "the demo needs it")
     assert "forced (the demo needs it) in spite of: gates fail: fd_digits_judge" in capsys.readouterr().out
     assert registry.aliases() == {"champion": worse, "previous": "1"}
     run = registry.runs("promote")[0]
     audit = json.loads(Path(registry.client.download_artifacts(run.info.run_id, "audit.json")).read_text())
     assert run.data.tags["sfd.forced"] == audit["forced"] == "the demo needs it"
     assert [gate["passed"] for gate in audit["gates"]] == [True, False]
-    assert "the demo needs it" in lineage.show_version("champion")
+    assert "the demo needs it" in lineage.show_version(HERE, "champion")
 
-    assert promotion.rollback() == f"models:/{NAME}@champion is version 1 again; before: version {worse}"
+    assert promotion.rollback(HERE) == f"models:/{NAME}@champion is version 1 again; before: version {worse}"
     assert registry.aliases() == {"champion": "1", "previous": worse}
     assert [run.info.run_name for run in registry.runs("rollback")] == ["rollback"]
-    shown = lineage.show_version(worse)
+    shown = lineage.show_version(HERE, worse)
     assert [line.split()[2:5] for line in shown.splitlines() if " rollback " in line] == [["rollback", worse, "1"]]
 
 
 def test_force_without_a_reason_is_refused(registry: Registry) -> None:
     with pytest.raises(UserError, match="--force needs a reason"):
-        promotion.promote(registry.add(**BETTER), " ")
+        promotion.promote(HERE, registry.add(**BETTER), " ")
 
 
 def test_without_a_previous_champion_there_is_nothing_to_roll_back_to(registry: Registry) -> None:
     with pytest.raises(UserError, match=f"model `{NAME}` has no previous champion"):
-        promotion.rollback()
+        promotion.rollback(HERE)
     registry.set_aliases(champion="1", previous="1")
     with pytest.raises(UserError, match="has no previous champion"):
-        promotion.rollback()
+        promotion.rollback(HERE)
     assert registry.models() == [NAME]
 
 
@@ -191,11 +194,11 @@ def test_a_version_that_was_measured_otherwise_is_not_compared(registry: Registr
     registry.set_aliases(champion="1")
     unlike = registry.add(**BETTER, **{"measured.num_images": "450", "measured.reference": "f" * 64})
     with pytest.raises(promotion.PromotionRefused) as refused:
-        promotion.promote(unlike, None)
+        promotion.promote(HERE, unlike, None)
     for part in ("num_images 450 and 12", "reference ffffffffffff and", "evaluate both alike, or give --force REASON"):
         assert part in str(refused.value)
     with pytest.raises(UserError, match="num_images 12 and 450.*evaluate and register both alike"):
-        lineage.compare_versions("1", unlike)
+        lineage.compare_versions(HERE, "1", unlike)
     assert registry.aliases() == {"champion": "1"}
 
 
@@ -204,11 +207,11 @@ def test_limits_alone_need_no_likeness(registry: Registry, monkeypatch: pytest.M
     del params["register"]["gates"]["fd_digits_judge"]
     other = Path("limits.yaml")
     other.write_text(yaml.safe_dump(params))
-    monkeypatch.setattr(promotion, "PARAMS", other)
+    monkeypatch.setattr(Workspace, "params_file", other)
     monkeypatch.setattr(promotion, "_pass_smoke", lambda *_: "not run here")
     registry.set_aliases(champion="1")
     unlike = registry.add(**{"measured.num_images": "450"})
-    promotion.promote(unlike, "not needed, so not kept")
+    promotion.promote(HERE, unlike, "not needed, so not kept")
     assert registry.aliases()["champion"] == unlike
     assert "sfd.forced" not in registry.runs("promote")[0].data.tags
 
@@ -223,7 +226,7 @@ def test_an_artifact_that_was_tampered_with_is_never_promoted_not_even_by_force(
         with pytest.raises(
             promotion.PromotionRefused, match="the smoke test fails: its pixels differ from those of its registration"
         ):
-            promotion.promote(better, "I insist")
+            promotion.promote(HERE, better, "I insist")
     finally:
         settings.write_text(original)
     assert registry.state() == before
@@ -232,7 +235,7 @@ def test_an_artifact_that_was_tampered_with_is_never_promoted_not_even_by_force(
 def test_a_version_without_smoke_is_refused_before_anything_else(registry: Registry) -> None:
     made = registry.client.create_model_version(NAME, registry.first().source, registry.first().run_id, {})
     with pytest.raises(UserError, match="an older sfd registered it; run `dvc repro`"):
-        promotion.promote(str(made.version), None)
+        promotion.promote(HERE, str(made.version), None)
 
 
 def test_of_two_promotions_the_second_is_told_of_the_first_and_a_terminated_one_lets_go(registry: Registry) -> None:
@@ -268,7 +271,7 @@ def test_a_move_that_breaks_off_leaves_the_aliases_as_they_were(
     tags = registry.first().tags
     monkeypatch.setattr(MlflowClient, "set_model_version_tag", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        promotion.promote(None, "not needed")
+        promotion.promote(HERE, None, "not needed")
     assert registry.first().tags == tags
     assert registry.aliases() == {"champion": "1", "candidate": better} and registry.models() == [NAME]
     assert registry.runs("promote")[0].info.status == "FAILED"
@@ -276,8 +279,8 @@ def test_a_move_that_breaks_off_leaves_the_aliases_as_they_were(
 
 def test_a_lock_in_hand_stops_a_rollback_too(registry: Registry) -> None:
     registry.set_aliases(champion="1", previous=registry.add())
-    with promotion_lock(NAME), pytest.raises(UserError, match="another promotion is going on"):
-        promotion.rollback()
+    with promotion_lock(HERE, NAME), pytest.raises(UserError, match="another promotion is going on"):
+        promotion.rollback(HERE)
 
 
 @pytest.mark.usefixtures("registry")
@@ -335,14 +338,14 @@ def test_uncommitted_code_and_a_parent_that_was_delivered_later_are_told(registr
     late = {"sfd.parent.evaluate": f"fingerprint:{evaluate.data.tags['sfd.fingerprint']}"}
     run_id = other_run(registry, tmp_path, **late, **{"sfd.git_dirty": "true"})
     registry.set_aliases(champion="1")
-    shown = lineage.show_version(registry.add(run_id))
+    shown = lineage.show_version(HERE, registry.add(run_id))
     words = [line.split() for line in shown.splitlines()]
     assert ["evaluate", evaluate.info.run_id] in [line[:2] for line in words]
     assert ["judge", registry.runs("judge")[0].info.run_id] in [line[:2] for line in words]
     assert "these cannot be restored" in shown and "+: with changes that were not committed" in shown
     assert ["sample.num_steps", "2", "3"] in words and "tune.trials" not in shown
     nowhere = {"sfd.parent.evaluate": f"fingerprint:{'0' * 64}"}
-    shown = lineage.show_version(registry.add(other_run(registry, tmp_path, **nowhere)))
+    shown = lineage.show_version(HERE, registry.add(other_run(registry, tmp_path, **nowhere)))
     assert ["evaluate", "not", "in", "MLflow", "(fingerprint:000000000000)"] in [
         line.split() for line in shown.splitlines()
     ]
@@ -359,13 +362,13 @@ def test_compare_shows_differences_beyond_their_error_and_the_params_that_differ
     assert rows["recall"][3] == "+0" and rows["recall"][-1] == "no" and rows["kid"][3:] == ["+0", "-"]
     assert rows["sample.num_steps"] == ["sample.num_steps", "3", "2"]
     assert max(map(len, output.splitlines())) <= 100
-    assert "params: those of version 1 and version 1 are the same" in lineage.compare_versions("1", "candidate")
+    assert "params: those of version 1 and version 1 are the same" in lineage.compare_versions(HERE, "1", "candidate")
 
 
 def test_list_names_versions_aliases_and_metrics_newest_first(registry: Registry) -> None:
     newest = registry.add(**BETTER)
     registry.set_aliases(champion="1", candidate=newest)
-    rows = [line.split() for line in lineage.list_versions().splitlines()]
+    rows = [line.split() for line in lineage.list_versions(HERE).splitlines()]
     assert rows[0][:1] + rows[0][-3:] == ["version", "fd_digits_judge", "class_accuracy", "memorised_fraction"]
     assert rows[1][0] == newest and rows[1][1] == "candidate" and rows[1][-3:] == ["0.001", "0.75", "0"]
     assert rows[-1][:2] == ["1", "champion"]
@@ -374,13 +377,13 @@ def test_list_names_versions_aliases_and_metrics_newest_first(registry: Registry
 @pytest.mark.usefixtures("registry")
 def test_a_model_or_version_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="there is no version 999 of model"):
-        lineage.show_version("999")
+        lineage.show_version(HERE, "999")
     with pytest.raises(UserError, match="there is no alias `best` of model"):
-        promotion.promote("best", None)
+        promotion.promote(HERE, "best", None)
     Path("other.yaml").write_text(Path("params.yaml").read_text().replace(NAME, "other"))
-    monkeypatch.setattr(lineage, "PARAMS", Path("other.yaml"))
+    monkeypatch.setattr(Workspace, "params_file", Path("other.yaml"))
     with pytest.raises(UserError, match="there is no model `other`, which stage `register` makes"):
-        lineage.list_versions()
+        lineage.list_versions(HERE)
 
 
 def test_mlflow_serves_the_champion_as_the_images_of_the_sample_stage(registry: Registry) -> None:

@@ -14,11 +14,12 @@ from support import IN_ONE_PROCESS, Project, finished_project, small_params
 
 from sfd.errors import UserError
 from sfd.registry.source import open_source, write_init_from
+from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 RACERS = """
 import importlib, sys, threading
-from sfd.tracking.delivery import import_mlflow
+from sfd.tracking import import_mlflow
 
 def run(module, name):
     import_mlflow()
@@ -56,7 +57,7 @@ def here(project: Project) -> Iterator[Project]:
 
 def train(project: Project, **changes: Any) -> tuple[int, str]:
     project.write_params(params_with(**changes))
-    return project.run(sys.executable, "-c", IN_ONE_PROCESS, "scan", "diffusion")
+    return project.run("python", "-c", IN_ONE_PROCESS, "scan", "diffusion")
 
 
 def test_a_moved_alias_trains_again_and_one_that_stays_does_not(here: Project) -> None:
@@ -90,7 +91,7 @@ def test_adapters_and_decoded_features_leave_a_model_that_samples(project: Proje
     tree = params_with(lora={"rank": 2, "alpha": 4}, init_from="models:/sfd-digits/1")
     tree["diffusion"]["loss"]["repa_target"] = "decoded"
     project.write_params(tree)
-    status, output = project.run(sys.executable, "-c", IN_ONE_PROCESS, "scan", "diffusion", "sample")
+    status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "diffusion", "sample")
     assert status == 0, output
     trained = next(line for line in output.splitlines() if line.startswith("diffusion: trained:"))
     number, total = (int(word.replace(",", "")) for word in trained.split() if word[0].isdigit())
@@ -113,18 +114,20 @@ def test_mlflow_is_imported_whole_while_the_delivery_imports_it_too() -> None:
 
 
 def test_an_address_without_a_model_and_a_folder_that_does_not_exist_are_refused(here: Project) -> None:
+    elsewhere = Workspace(here.folder / "elsewhere")
     for address, said in (
         ("models:/sfd-digits@nobody", "there is no alias `nobody` of model `sfd-digits`"),
         ("models:/sfd-digits/77", "there is no version 77 of model `sfd-digits`"),
         ("nowhere", "nowhere does not exist"),
     ):
         with pytest.raises(UserError, match=said):
-            write_init_from(address, here.folder / "init_from.json")
-    assert not (here.folder / "init_from.json").exists()
+            write_init_from(elsewhere, address)
+    assert not elsewhere.init_from.exists()
 
 
 def test_nothing_to_start_from_is_written_down_as_nothing(tmp_path: Path) -> None:
-    write_init_from(None, tmp_path / "init_from.json")
-    assert json.loads((tmp_path / "init_from.json").read_text()) == {"init_from": None}
-    with open_source(None) as folder:
+    workspace = Workspace(tmp_path)
+    write_init_from(workspace, None)
+    assert json.loads(workspace.init_from.read_text()) == {"init_from": None}
+    with open_source(workspace, None) as folder:
         assert folder is None

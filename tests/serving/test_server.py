@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from served import RANGE, Answer, ServedProject, ServerProcess, gated, untrained, untrained_model
 from support import wait_until
+from typer.testing import CliRunner
 
 from sfd import cli
 from sfd.errors import UserError
@@ -24,6 +25,7 @@ from sfd.serving.address import bind, is_local, read_token, url_of
 from sfd.serving.batcher import DynamicBatcher
 from sfd.serving.follow import Follower
 from sfd.serving.metrics import Metrics
+from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
@@ -153,7 +155,7 @@ def test_asked_to_end_the_server_answers_what_it_has_admitted_and_exits_with_0(p
 def test_while_it_loads_the_server_lives_without_being_ready_and_can_be_ended(project: ServedProject) -> None:
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    server = project.start("--model", "plain", "--port", str(port))
+    server = project.start("--model", "plain", "--port", str(port), forked=False)
     server.url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -209,18 +211,15 @@ def test_addresses_that_others_can_reach_are_told_from_local_ones(host: str, loc
         assert url_of(listener).startswith("http://") and not url_of(listener).endswith(":0")
 
 
-def test_elsewhere_than_on_this_machine_a_missing_token_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_elsewhere_than_on_this_machine_a_missing_token_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[str | None] = []
-    monkeypatch.setattr("sfd.serving.server.serve", lambda *given: served.append(given[1]))
+    monkeypatch.setattr("sfd.serving.server.serve", lambda *given: served.append(given[2]))
 
     def warning(host: str, token: str | None) -> str:
         monkeypatch.delenv("SFD_TOKEN", raising=False)
         if token is not None:
             monkeypatch.setenv("SFD_TOKEN", token)
-        cli.serve(model="m", host=host, port=0)
-        return capsys.readouterr().err
+        return CliRunner().invoke(cli.app, ["serve", "--model", "m", "--host", host, "--port", "0"]).stderr
 
     assert "whoever reaches 0.0.0.0" in warning("0.0.0.0", None)
     assert warning("0.0.0.0", "secret") == warning("127.0.0.1", None) == ""
@@ -248,7 +247,7 @@ def followed(project: ServedProject, monkeypatch: pytest.MonkeyPatch) -> Iterato
     metrics = Metrics()
     batcher = DynamicBatcher(2, 8, metrics)
     batcher.start()
-    follower = Follower("followed", "champion", batcher.try_out, metrics)
+    follower = Follower(Workspace(project.folder), "followed", "champion", batcher.try_out, metrics)
     if not project.client().search_registered_models("name = 'followed'"):
         project.register("followed", untrained_model(["a"], RANGE), {"schedule": {"kind": "offset", "tau": 0.1}})
     project.move_alias("followed", "1")

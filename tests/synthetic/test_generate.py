@@ -31,10 +31,13 @@ from sfd.registry.load import load_registered
 from sfd.seeding import derive_seed
 from sfd.synthetic import generate as generation
 from sfd.synthetic.generate import ENOUGH_TRIES, ClassCounts, GenerateOptions, Upstream
+from sfd.workspace import Workspace
+
+HERE = Workspace(Path())
 
 pytestmark = pytest.mark.long
 
-SFD = [sys.executable, "-c", "from sfd.cli import main; main()"]
+SFD = ["sfd"]
 CLASSES = ["hoch ü", "quer"]
 PER_CLASS = 4
 
@@ -92,7 +95,7 @@ def test_every_class_has_its_images_and_the_table_says_where_each_comes_from(out
 
 def test_class_and_seed_of_a_row_give_its_image_again(out: Path) -> None:
     table = read_table(out).sample(frac=1.0, random_state=0)
-    model = load_registered("sfd-digits", "champion")
+    model = load_registered(HERE, "sfd-digits", "champion")
     images = model.images.sample(table["class_index"].tolist(), table["seed"].tolist(), model.sample, fill=True)
     drawn = [hashlib.sha256(png_bytes(image)).hexdigest() for batch in images for image in batch]
     assert drawn == table["sha256"].tolist()
@@ -326,7 +329,7 @@ class BlindJudge(Judge):
 
 
 def test_a_judge_without_classes_gives_no_confidence_and_cannot_be_asked_for_it() -> None:
-    blind = replace(Upstream.load(), judge=BlindJudge())
+    blind = replace(Upstream.load(HERE), judge=BlindJudge())
     with pytest.raises(UserError, match="--min-confidence needs a judge that knows the classes"):
         generation.generate(Path("blind"), GenerateOptions(2, "champion", 0, 0.5, False), blind)
     generation.generate(Path("blind"), GenerateOptions(2, "champion", 0, None, False), blind)

@@ -32,39 +32,42 @@ from sfd.evaluation.views import (
 from sfd.generation import generated
 from sfd.generation import samples as sampled
 from sfd.generation.model import DiffusionModel
-from sfd.params import DataParams, Params, load_params
-from sfd.pipeline.stage import RESULTS, WORK, check_current, lock, replace_result
+from sfd.params import DataParams, Params
+from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.stage import check_current, lock, replace_result
 from sfd.processes import inference_device
 from sfd.seeding import derive_seed
+from sfd.workspace import Workspace
 
 UPSTREAM = ("prepare", "encoder", "texture_vae", "judge", "semantic", "latents", "diffusion")
 MAX_ATTACKED = 500
 """The most training images, and the most held-out ones, whose losses are compared."""
 
 
-def audit(folder: Path) -> str:
+def audit(workspace: Workspace, folder: Path) -> str:
     """Writes ``results/audit`` and returns a short table with the verdicts.
 
     Raises:
         UserError: before anything is computed: a result is missing or out of date, or the folder holds no images.
     """
-    params = load_params(Path("params.yaml"))
-    check_current(UPSTREAM, params)
+    params = workspace.load_params()
+    check_current(workspace, UPSTREAM, params)
     samples = find_samples(folder, params.data)
-    data = Prepared.load(params.data, RESULTS / "prepare")
-    judge = load_judge(RESULTS / "judge" / "model").to(inference_device())
-    with lock(WORK / "audit", "an audit"):
-        out = WORK / "audit" / "out"
+    data = open_prepared(workspace, params)
+    judge = load_judge(workspace.result("judge") / "model").to(inference_device())
+    work = workspace.work("audit")
+    with lock(work, "an audit"):
+        out = work / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         neighbours = find_neighbours(samples, params, data, judge)
         _write_neighbours(neighbours, samples, data, out)
-        attack = attack_model(params, data)
-        facts = describe(samples, neighbours, attack, _note(samples, params))
+        attack = attack_model(workspace, params, data)
+        facts = describe(samples, neighbours, attack, _note(workspace, samples, params))
         (out / "audit.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (out / "report.md").write_text(page(facts), encoding="utf-8")
-        replace_result("audit", out)
-    return f"{table(facts)}\n\nreport: {RESULTS / 'audit' / 'report.md'}"
+        replace_result(workspace, "audit", out)
+    return f"{table(facts)}\n\nreport: {workspace.result('audit') / 'report.md'}"
 
 
 def find_samples(folder: Path, params: DataParams) -> Samples:
@@ -183,13 +186,13 @@ def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, 
     picture_nearest(closest, samples.load(closest["sample_index"].tolist(), data.params), train, out / "closest.png")
 
 
-def attack_model(params: Params, data: Prepared) -> Attack:
+def attack_model(workspace: Workspace, params: Params, data: Prepared) -> Attack:
     """Membership by loss: equally many training and held-out images, chosen by the seed, against the model in ``results/diffusion``."""
     device, seed = inference_device(), params.seed
-    model = DiffusionModel.load(RESULTS / "diffusion" / "model")
+    model = DiffusionModel.load(workspace.result("diffusion") / "model")
     model.network.to(device)
     # Posterior draws that training never saw: an attacker has the image, and not the latent that the model was shown.
-    encode = CompositeEncoder.load(params, RESULTS, derive_seed(seed, "audit/posterior"), device)
+    encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), device)
     train, heldout = data.images(TRAIN), data.images(HELDOUT)
     count = min(MAX_ATTACKED, len(train), len(heldout))
     size, weight = params.evaluate.batch_size, params.diffusion.loss.semantic_weight
@@ -200,20 +203,20 @@ def attack_model(params: Params, data: Prepared) -> Attack:
     return Attack(count, float(members.mean()), float(others.mean()), separation(members, others, seed))
 
 
-def _note(samples: Samples, params: Params) -> str:
+def _note(workspace: Workspace, samples: Samples, params: Params) -> str:
     """Which model was attacked, and whether it made the samples."""
     attacked = "The attack is on the model in results/diffusion"
-    if samples.folder.resolve() == (RESULTS / "sample").resolve() and _is_current("sample", params):
+    if samples.folder.resolve() == workspace.result("sample").resolve() and _is_current(workspace, "sample", params):
         return f"{attacked}, which made these samples."
     if samples.version is None:
         return f"{attacked}; nothing says whether it made these samples."
     made_by = f"{samples.version[0]} version {samples.version[1]}"
-    if not _is_current("register", params):
+    if not _is_current(workspace, "register", params):
         return (
             f"{attacked}; the samples are of {made_by}, and whether that is the same model cannot be told, because "
             "results/register is missing or out of date."
         )
-    facts = json.loads((RESULTS / "register" / "version.json").read_text(encoding="utf-8"))
+    facts = json.loads((workspace.result("register") / "version.json").read_text(encoding="utf-8"))
     if (facts["name"], facts["version"]) == samples.version:
         return f"{attacked}, {made_by}, which made these samples."
     return (
@@ -222,9 +225,9 @@ def _note(samples: Samples, params: Params) -> str:
     )
 
 
-def _is_current(name: str, params: Params) -> bool:
+def _is_current(workspace: Workspace, name: str, params: Params) -> bool:
     try:
-        check_current((name,), params)
+        check_current(workspace, (name,), params)
     except UserError:
         return False
     return True

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfd.errors import UserError
-from sfd.params import load_params
+from sfd.params import Params, load_params
 from sfd.preset import load_preset
 from sfd.tables import as_text
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from sfd.bench.measure import Measurement
@@ -23,10 +24,10 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure, with the parameters of ``preset``, or of ``file`` if there is no preset. ``batch_size`` None: that of the parameters."""
+    """What to measure: with the parameters of ``file`` or of ``preset``, one of which is None. ``batch_size`` None: theirs."""
 
     job: Job
-    file: Path
+    file: Path | None
     device: Device = "auto"
     batch_size: int | None = None
     num_steps: int = 20
@@ -38,6 +39,12 @@ class BenchOptions:
         """Where the parameters come from."""
         return str(self.file) if self.preset is None else f"preset {self.preset}"
 
+    def load_params(self) -> Params:
+        """The parameters, with paths as seen from the working folder. Raises :class:`UserError` as :func:`load_params` does."""
+        if self.file is None:
+            return load_preset(self.preset or "")
+        return Workspace(self.file.parent).resolve_paths(load_params(self.file))
+
 
 def bench(options: BenchOptions, json_file: Path | None) -> str:
     """Measures and returns the table; ``json_file`` gets all numbers.
@@ -46,7 +53,7 @@ def bench(options: BenchOptions, json_file: Path | None) -> str:
         UserError: the params file or the options are wrong, the device is missing, the batch does not fit into its memory, or
             ``json_file`` cannot be made.
     """
-    params = load_params(options.file) if options.preset is None else load_preset(options.preset)
+    params = options.load_params()
     if not options.with_decoder and options.job != "sample":
         raise UserError(
             f"--without-decoder belongs to `sfd bench sample`; `{options.job}` decodes nothing: leave it out"

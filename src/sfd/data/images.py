@@ -19,14 +19,14 @@ from sfd.data.files import ImageRefused, ImageStore, open_regular
 from sfd.errors import UserError
 
 ALLOWED_FORMATS = "PNG, JPEG, WebP, BMP"
-# Beyond this ratio of the sides, the ends are cut off before the centre crop resizes, which bounds its memory.
+# Longer images lose their ends before the centre crop resizes them, which bounds its memory.
 MAX_ASPECT = 100
 
 _pillow_limit = threading.Lock()
 
 
 def decode_rgb(file: BinaryIO, max_pixels: int) -> Image.Image:
-    """Decodes one image completely and converts it to 8-bit RGB, turned upright as its EXIF orientation says.
+    """Decodes one image completely, turns it upright by its EXIF orientation, and converts it to 8-bit RGB.
 
     Transparency is composited on white, 16 bits are scaled to 8, and of an animation the first frame is taken.
 
@@ -75,7 +75,7 @@ def _open_header(file: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def _reader_of(prefix: bytes) -> type[ImageFile.ImageFile]:
-    """The Pillow class for the first 16 bytes of a file; the file's name plays no part."""
+    """The Pillow class for the first 16 bytes of a file; the file's name does not matter."""
     if prefix.startswith(b"\x89PNG\r\n\x1a\n"):
         return PngImagePlugin.PngImageFile
     if prefix.startswith(b"\xff\xd8\xff"):
@@ -93,7 +93,7 @@ def _reader_of(prefix: bytes) -> type[ImageFile.ImageFile]:
 
 @contextmanager
 def _pillow_limit_at(max_pixels: int) -> Iterator[None]:
-    """Sets Pillow's global pixel limit, which the WebP reader asks, for the length of one header."""
+    """Sets Pillow's global pixel limit, which the WebP reader checks, while one header is read."""
     with _pillow_limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
@@ -226,11 +226,11 @@ class ManifestImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def paths(self) -> list[str]:
-        """The manifest's names of the images."""
+        """The images' paths in the manifest."""
         return self.store.paths
 
     def joined(self, other: "ManifestImages") -> "ManifestImages":
-        """These images, then those of another set, as crops of this one's size."""
+        """These images, then those of ``other``, as crops of this set's size."""
         both = copy.copy(self)
         both.store = _JoinedStore(self.store, other.store)
         both.sha256 = self.sha256 + other.sha256
@@ -244,7 +244,7 @@ class ManifestImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
         """Images uint8 ``(B, 3, size, size)`` and class indices int64 ``(B,)`` of these rows.
 
         Raises:
-            UserError: a file is not the one any more that ``prepare`` saw.
+            UserError: a file is missing, or differs from the one that ``prepare`` saw.
         """
         return to_tensor_uint8([self._crop(index) for index in indices]), self.class_indices[indices]
 

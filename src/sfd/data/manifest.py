@@ -19,7 +19,7 @@ _SHOWN_FAILURES = 5
 
 
 def is_relative(paths: pd.Series) -> pd.Series:
-    """Which paths stay within the folder that they are relative to."""
+    """Per path: whether it stays in the folder that it is relative to."""
     return paths.map(lambda path: bool(path) and not path.startswith("/") and ".." not in path.split("/"))
 
 
@@ -66,7 +66,7 @@ def validate_manifest(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def validate_table(rows: pd.DataFrame, schema: pa.DataFrameSchema, what: str, remedy: str) -> pd.DataFrame:
-    """Returns ``rows`` unchanged. Raises :class:`UserError` as :func:`validate_manifest` does, about ``what`` and with its remedy."""
+    """As :func:`validate_manifest`, for any table. ``what`` and ``remedy``: its name and its remedy in the message."""
     try:
         return schema.validate(rows, lazy=True)
     except pa.errors.SchemaErrors as error:
@@ -77,7 +77,7 @@ def validate_table(rows: pd.DataFrame, schema: pa.DataFrameSchema, what: str, re
 
 
 def _describe(case: dict[Hashable, Any]) -> str:
-    """One failure in words. A rule on whole rows is reported once per column, so it is described without one."""
+    """One failure in words. A rule on whole rows is reported once per column, so the column is not named."""
     row = "" if pd.isna(case["index"]) else f"row {case['index']} "
     if case["schema_context"] == "Column":
         return f"{row}{case['column']} {str(case['failure_case'])[:80]!r} breaks {case['check']}"
@@ -103,7 +103,7 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
 
 def write_manifest(rows: pd.DataFrame, folder: Path) -> None:
-    """Checks ``rows`` and writes ``folder/manifest.parquet`` at once, so that a kill leaves no half file."""
+    """Checks ``rows`` and writes ``folder/manifest.parquet`` in one rename, so that a kill leaves no half file."""
     partial = folder / f"{FILE_NAME}.partial"
     validate_manifest(rows).to_parquet(partial, index=False)
     os.replace(partial, folder / FILE_NAME)
@@ -120,11 +120,11 @@ def digest(rows: pd.DataFrame) -> str:
 def split_by_content(rows: pd.DataFrame, holdout_fraction: float, seed: int) -> pd.Series:
     """Assigns every image to ``train`` or ``heldout`` by its content.
 
-    Within a class, the n distinct contents are ranked by sha256(seed, content), and the ``round(holdout_fraction * n)``
-    lowest are held out, at least one and at most n - 1. So every class has its exact share, copies within a class stay
-    together, names and order play no part, and files of other classes do not matter at all. A content that is added to
-    or removed from the same class moves at most one other content, the one at the border. (A plain threshold on the
-    hash would move none, but would leave small classes far from their share: 8 +- 2.5 of 40 images.)
+    Within a class, the n distinct contents are ranked by sha256(seed, content). The ``round(holdout_fraction * n)`` lowest
+    are held out, at least one and at most n - 1. So every class has its exact share, and copies within a class stay together.
+    Names, order and other classes do not matter. Adding a content to a class, or removing one, moves at most one other
+    content, the one at the border. (A plain threshold on the hash would move none, but would leave small classes far from
+    their share: 8 +- 2.5 of 40 images.)
 
     Args:
         rows: columns ``label`` and ``sha256``.

@@ -1,4 +1,4 @@
-"""How well the judge names the classes of held-out images."""
+"""How well a trained judge classifies held-out images."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ JUDGE_BATCH = 200
 
 
 def heldout_accuracy(folder: Path, data: Prepared) -> float:
-    """Share of held-out images whose class the judge names."""
+    """Fraction of held-out images that the judge in ``folder`` assigns to their classes."""
     judge, heldout = load_judge(folder), data.images(HELDOUT)
     seen = extract(judge, ImageBatches(JUDGE_BATCH, judge).of_images(heldout, range(len(heldout))))
     return class_accuracy(seen, heldout.class_indices, judge)

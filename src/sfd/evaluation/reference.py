@@ -24,7 +24,7 @@ from sfd.network_files import file_digest
 
 IMAGES = "arr_0"
 TOLERANCE = 1e-4
-"""Largest asymmetry of a covariance, as a share of its largest value: a file may hold float32."""
+"""Largest asymmetry of a covariance, as a fraction of its largest value: a file may hold float32."""
 REMEDY = "download ADM's reference batch again (openai/guided-diffusion, folder evaluations)"
 
 
@@ -42,8 +42,8 @@ class ReferenceBatch:
         """Reads the statistics and the header of the images.
 
         Raises:
-            UserError: the file is missing or no npz, a key is missing, or a value has another shape or type than it must have, is not
-                finite, or is no covariance.
+            UserError: the file is missing or no npz, a key is missing, or a value has a wrong shape or type, is not finite, or is no
+                covariance.
         """
         if not path.is_file():
             raise UserError(f"evaluate.reference is {path}, which does not exist; correct the path, or set it to null")
@@ -61,7 +61,7 @@ class ReferenceBatch:
 
     @contextmanager
     def images(self) -> Iterator[Callable[[range], Tensor]]:
-        """A function from rows to images uint8 (B, 3, H, W). Rows that ascend from call to call are read in one pass.
+        """A function from rows to images uint8 (B, 3, H, W). If rows ascend from call to call, the file is read in one pass.
 
         Raises:
             UserError: in the block: the file is damaged.

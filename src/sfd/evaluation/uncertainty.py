@@ -1,6 +1,6 @@
-"""Standard errors of metrics, so that two models can be told apart beyond the chance of one set of samples.
+"""Standard errors of metrics: how much a metric would vary over other sets of samples of the same model.
 
-Only the samples are random here: models are compared on the same reference, whose own chance is common to both.
+Only the samples count as random. Models are compared on the same reference, whose own randomness is common to both.
 """
 
 import math
@@ -11,9 +11,9 @@ from torch import Tensor
 from sfd.seeding import generator
 
 RESAMPLES = 20
-"""Bootstrap resamples. What B of them give is itself known to about 1 / sqrt(2 * (B - 1)) of its value, whatever the metric and the
-number of images: 16 % for 20, enough to tell noise from progress. A resample of 50,000 images with 2,048 features costs 450 GFLOP
-in float64: seconds in all on a data centre's GPU, minutes on a CPU."""
+"""Bootstrap resamples. A standard error from B of them has a relative error of about 1 / sqrt(2 * (B - 1)), whatever the metric and the
+number of images: 16 % for 20, enough to tell noise from progress. One resample of 50,000 images with 2,048 features costs 450 GFLOP
+in float64. All of them take seconds on a data centre's GPU, and minutes on a CPU."""
 
 
 def binomial_error(fraction: float, count: int) -> float:
@@ -28,9 +28,9 @@ def frechet_error(
 
     ``reference``: mean (D,) and covariance (D, D), float64. ``device``: where to compute; None: where the samples are.
 
-    Each of :data:`RESAMPLES` resamples draws as many samples of every class as there are, with replacement (Efron 1979): samples are
-    balanced over the classes by design, so that their shares are no chance. On the digits the plain bootstrap gave seven times the
-    spread over fresh samples, this one twice; close to the floors it stays too large, so that it errs on the side of caution.
+    Each of :data:`RESAMPLES` resamples draws with replacement (Efron 1979), from every class as many samples as it has: samples are
+    balanced over the classes by design, so their shares are not random. On the digits the plain bootstrap gave seven times the
+    spread over new samples, and this one twice. Close to the floors it stays too large, so it errs on the side of caution.
 
     With R the root of the reference's covariance, ``trace(sqrt(S1 S2))`` is the sum of the roots of the eigenvalues of the symmetric
     ``R S1 R``: several times cheaper than those of ``S1 S2``, which torch-fidelity takes.
@@ -68,7 +68,7 @@ def _draw_within_classes(labels: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _moments(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of features (N, D), each row standing there as often as ``counts`` (N,) says."""
+    """Mean (D,) and covariance (D, D) of features (N, D), in which each row occurs ``counts`` (N,) times."""
     number = counts.sum()
     mean = counts @ features / number
     centred = (features - mean) * counts.sqrt()[:, None]

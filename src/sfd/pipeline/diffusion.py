@@ -25,6 +25,7 @@ from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, model_config
 from sfd.training.finetuning import Start, start_from
 from sfd.training.loop import train
+from sfd.workspace import Workspace
 
 GRID_SAMPLER = Sampler(Euler, num_steps=50)
 """Sample grids during training are quick looks, not results."""
@@ -66,18 +67,20 @@ def prepare_network(params: Params, dataset: LatentDataset, seed: int, source: D
     return Start(network) if source is None else start_from(source, network, dataset, params.diffusion, seed)
 
 
-def decoded_features(params: Params, dataset: LatentDataset) -> DecodedFeatures | None:
+def decoded_features(workspace: Workspace, params: Params, dataset: LatentDataset) -> DecodedFeatures | None:
     """The semantic decoder as REPA's target, if the parameters want it."""
     if not wants_features(params, "decoded"):
         return None
-    decoder = load_semantic(Stage.upstream("semantic") / "model").to(inference_device())
+    decoder = load_semantic(workspace.result("semantic") / "model").to(inference_device())
     return DecodedFeatures(decoder, dataset.statistics, dataset.index.semantic_channels)
 
 
-def build_task(params: Params, network: LightningDiT, dataset: LatentDataset, seed: int) -> DiffusionTask:
+def build_task(
+    workspace: Workspace, params: Params, network: LightningDiT, dataset: LatentDataset, seed: int
+) -> DiffusionTask:
     """What the training loop must know."""
     schedule, diffusion = build_training_schedule(params.schedule), params.diffusion
-    features_of = decoded_features(params, dataset)
+    features_of = decoded_features(workspace, params, dataset)
     return DiffusionTask(network, dataset, diffusion.loss, schedule, diffusion.model.class_dropout, seed, features_of)
 
 
@@ -95,7 +98,7 @@ def adopt_diffusion(stage: Stage) -> None:
     Raises:
         UserError: the folder holds no diffusion model, or one of another schedule, image size or texture VAE than the parameters say.
     """
-    folder, params = Path(stage.params.diffusion.file or ""), stage.params
+    folder, params = stage.workspace.resolve(stage.params.diffusion.file or ""), stage.params
     model = DiffusionModel.load(folder)
     config, vae = model.network.config, load_texture_vae(stage.upstream("texture_vae") / "model")
     if model.schedule_params != params.schedule:
@@ -118,7 +121,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     start = prepare_network(stage.params, dataset, seed, None if source is None else DiffusionModel.load(source))
     network = start.network
     _tell_start(start, stage)
-    task = build_task(stage.params, network, dataset, seed)
+    task = build_task(stage.workspace, stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics, dataset.index.classes)
     grids = SampleGrids(model, stage, params.grid_images)
     trained = train(
@@ -151,7 +154,7 @@ def _tell_start(start: Start, stage: Stage) -> None:
     stage.log({"trainable_parameters": float(start.trainable)})
     if start.transfer is None or rank() != 0:
         return
-    source = _describe_source(stage.params.diffusion.init_from or "")
+    source = _describe_source(stage.workspace, stage.params.diffusion.init_from or "")
     if stage.run is not None:
         stage.run.log_tags({"sfd.init_from": source})
     lines = [f"starts from {source}", *start.report]
@@ -162,11 +165,11 @@ def _tell_start(start: Start, stage: Stage) -> None:
     stage.log_artifacts(report, stage.out / "start.json")
 
 
-def _describe_source(init_from: str) -> str:
+def _describe_source(workspace: Workspace, init_from: str) -> str:
     """The model to start from, with the version that an address means now."""
-    return (
-        f"{init_from}, version {resolve_registered(init_from)['version']}" if registered_model(init_from) else init_from
-    )
+    if registered_model(init_from) is None:
+        return init_from
+    return f"{init_from}, version {resolve_registered(workspace, init_from)['version']}"
 
 
 class SampleGrids:

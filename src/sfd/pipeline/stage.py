@@ -9,26 +9,32 @@ import json
 import os
 import resource
 import shutil
-import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from sfd.errors import UserError
-from sfd.params import Params, load_params, registered_model
-from sfd.processes import barrier, form_group, is_first_to_say, is_lost_peer, rank, world_size
+from sfd.params import Params, registered_model
+from sfd.processes import (
+    barrier,
+    claim_message,
+    form_group,
+    is_alive,
+    is_lost_peer,
+    rank,
+    terminable,
+    undisturbed_end,
+    world_size,
+)
 from sfd.tracking import Run, start_run
+from sfd.workspace import Workspace
 
-RESULTS = Path("results")
-INIT_FROM = RESULTS / "scan" / "init_from.json"
-"""What stage ``scan`` found ``diffusion.init_from`` to be."""
-WORK = Path(".sfd/work")
 ORPHANS_WAIT_S = 10.0
 """Data loader workers of a killed stage hold its lock for some seconds more."""
 
@@ -76,29 +82,35 @@ def upstream_of(name: str, params: Params) -> tuple[str, ...]:
 
 @dataclass
 class Stage:
-    """One running stage. ``work`` survives a kill, ``out`` inside it becomes ``results/NAME`` at the end.
+    """One running stage.
 
-    ``content``: digests that say all that later stages can see of the result; empty if only parameters and inputs say it.
+    Attributes:
+        params: the parameters as ``params.yaml`` has them; paths in them are relative to the project's root.
+        content: digests of everything that downstream stages read; if set, they replace the input fingerprint.
     """
 
     name: str
+    workspace: Workspace
     params: Params
     fingerprint: str
     run: Run | None
-    work: Path
     content: list[str] = field(default_factory=list)
 
     @property
+    def work(self) -> Path:
+        """Where the stage works. It survives a kill."""
+        return self.workspace.work(self.name)
+
+    @property
     def out(self) -> Path:
-        """Where the result is built."""
+        """Where the result is built; it becomes ``results/NAME`` at the end."""
         return self.work / "out"
 
-    @staticmethod
-    def upstream(name: str) -> Path:
+    def upstream(self, name: str) -> Path:
         """The finished result of another stage."""
-        return RESULTS / name
+        return self.workspace.result(name)
 
-    def log(self, metrics: dict[str, float], step: int = 0) -> None:
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Metrics to the tracking journal (rank 0 only); never waits for a server."""
         if self.run is not None:
             self.run.log_metrics(metrics, step)
@@ -106,7 +118,7 @@ class Stage:
     def log_input(self, name: str, digest: str, source: Path, context: str, profile: dict[str, object]) -> None:
         """A data set that the stage reads, as an MLflow dataset (rank 0 only)."""
         if self.run is not None:
-            self.run.log_input(name, digest, str(source), context, profile)
+            self.run.log_input(name, digest, self.workspace.name_of(source), context, profile)
 
     def require_run_id(self) -> str:
         """The MLflow run's id, waiting for the store. Raises :class:`UserError` if the store cannot be reached."""
@@ -125,50 +137,56 @@ class Stage:
 
 
 @contextmanager
-def stage(name: str, upstream: tuple[str, ...] | None = None) -> Iterator[Stage]:
+def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspace | None = None) -> Iterator[Stage]:
     """Everything around a stage's own work. A mistake of the user ends in one line on stderr and exit status 2.
 
-    ``upstream`` replaces what :data:`STAGES` says that the stage reads.
-    SIGTERM raises ``SystemExit`` in the stage; training saves a checkpoint first.
-    On several processes a mistake that all of them find is said once, and a process whose peer ended says so and ends.
+    Args:
+        upstream: replaces what :data:`STAGES` says that the stage reads.
+        workspace: the project; None: that of the working folder.
+
+    SIGTERM ends the stage with status 143 and without a traceback; training saves a checkpoint first.
+    A mistake that all processes find is printed once. A process whose peer ended says so and ends.
     """
-    signal.signal(signal.SIGTERM, exit_on_sigterm)
-    try:
+    with terminable(), _told(name):
         _check_parallel(name)
         form_group()
-        params = load_params(Path("params.yaml"))
+        workspace = workspace or Workspace.find()
+        params = workspace.load_params()
         upstream = upstream_of(name, params) if upstream is None else upstream
-        fingerprint = stage_fingerprint(name, params, upstream)
-        work = WORK / name
-        with lock(work) if rank() == 0 else nullcontext():
+        fingerprint = stage_fingerprint(workspace, name, params, upstream)
+        current = Stage(name, workspace, params, fingerprint, None)
+        with lock(current.work) if rank() == 0 else nullcontext():
             if rank() == 0:
-                _open_work(work, fingerprint)
+                _open_work(current.work, fingerprint)
             barrier()
-            _check_shared(work, fingerprint)
-            with _tracked(name, params, fingerprint, upstream) as run:
-                current = Stage(name, params, fingerprint, run, work)
+            _check_shared(current.work, fingerprint)
+            with _tracked(current, upstream) as current.run, undisturbed_end():
                 yield current
                 barrier()
                 if rank() == 0:
                     # Linux counts in KiB.
                     current.log({"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
                     _publish(current)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Prints a mistake of the user, or the end of another process, in one line and ends this process with status 2."""
+    try:
+        yield
     except UserError as error:
-        _exit(name, str(error))
+        reason, cause = str(error), ""
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        _exit(
-            name,
-            "a connection between the processes of this job broke; where one has ended, its message is the reason",
-            error,
-        )
-
-
-def _exit(name: str, reason: str, cause: RuntimeError | None = None) -> NoReturn:
-    if is_first_to_say(reason):
-        told = f" ({' '.join(str(cause).split())})" if cause is not None else ""
-        print(f"error: {name}: {reason}{told}", file=sys.stderr, flush=True)
+        reason = "a connection between the processes of this job broke; where one has ended, its message is the reason"
+        cause = f" ({' '.join(str(error).split())})"
+    else:
+        return
+    if claim_message(reason):
+        # One write: `print` writes the line's end by itself, and the delivery may say something in between.
+        sys.stderr.write(f"error: {name}: {reason}{cause}\n")
+        sys.stderr.flush()
     sys.exit(2)
 
 
@@ -180,27 +198,22 @@ def _check_parallel(name: str) -> None:
         )
 
 
-def exit_on_sigterm(_signal: int, _frame: object) -> None:
-    """A handler of SIGTERM that unwinds the stack, so that locks are released and work is kept."""
-    sys.exit(128 + signal.SIGTERM)
-
-
-def stage_fingerprint(name: str, params: Params, upstream: tuple[str, ...] | None = None) -> str:
+def stage_fingerprint(workspace: Workspace, name: str, params: Params, upstream: tuple[str, ...] | None = None) -> str:
     """sha256 over the stage's parameters, the weights files that they name, and the fingerprints of what it reads.
 
     Raises:
         UserError: an upstream result is missing.
     """
+    upstream = upstream_of(name, params) if upstream is None else upstream
     tree = params.model_dump(mode="json", by_alias=True)
     chosen = {key: select(tree, key) for key in STAGES[name].params}
+    addresses = [value for value in _values_of(chosen, "init_from") if registered_model(value)]
     facts = {
         "stage": name,
         "params": chosen,
-        "upstream": {
-            read: published_fingerprint(read) for read in (upstream_of(name, params) if upstream is None else upstream)
-        },
-        "files": {str(path): digest_path(path) for path in _named_files(chosen)},
-        "registered": [resolve_registered(name) for name in _values_of(chosen, "init_from") if registered_model(name)],
+        "upstream": {read: published_fingerprint(workspace, read) for read in upstream},
+        "files": {str(path): digest_path(workspace.resolve(path)) for path in _named_files(chosen)},
+        "registered": [resolve_registered(workspace, address) for address in addresses],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -229,17 +242,18 @@ def _values_of(node: object, *keys: str) -> Iterator[str]:
                 yield from _values_of(value, *keys)
 
 
-def resolve_registered(address: str) -> dict[str, str]:
+def resolve_registered(workspace: Workspace, address: str) -> dict[str, str]:
     """``name`` and ``version`` behind a registered model's address, and the ``run_id`` that made it, as stage ``scan`` found them.
 
     Raises:
         UserError: the stage has not looked this address up.
     """
-    known = json.loads(INIT_FROM.read_text(encoding="utf-8")) if INIT_FROM.is_file() else {}
+    file = workspace.init_from
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     registered = registered_model(address)
     if registered is None or known.get("init_from") != address:
         raise UserError(
-            f"which version {address} means is not known ({INIT_FROM}); run `dvc repro diffusion`, which looks it up"
+            f"which version {address} means is not known ({file}); run `dvc repro diffusion`, which looks it up"
         )
     return {"name": registered[0], "version": known["version"], "run_id": known["run_id"]}
 
@@ -257,22 +271,24 @@ def digest_path(path: Path) -> str:
     return digest.hexdigest()
 
 
-def published_fingerprint(name: str) -> str:
+def published_fingerprint(workspace: Workspace, name: str) -> str:
     """The fingerprint that a finished stage left beside its result. Raises :class:`UserError` when there is none."""
-    file = RESULTS / name / "fingerprint.json"
+    file = workspace.result(name) / "fingerprint.json"
     if not file.is_file():
         raise UserError(f"the result of stage `{name}` is missing ({file}); run `dvc repro {name}` first")
     fingerprint: str = json.loads(file.read_text())["fingerprint"]
     return fingerprint
 
 
-def check_current(names: Iterable[str], params: Params) -> None:
+def check_current(workspace: Workspace, names: Iterable[str], params: Params) -> None:
     """Raises :class:`UserError` unless these stages are finished and made from these parameters."""
     for name in names:
-        found = published_fingerprint(name)
-        if name != "prepare" and found != stage_fingerprint(name, params):  # that of prepare is of its content
+        found = published_fingerprint(workspace, name)
+        if name != "prepare" and found != stage_fingerprint(
+            workspace, name, params
+        ):  # that of prepare is of its content
             raise UserError(
-                f"results/{name} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"
+                f"{workspace.result(name)} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"
             )
 
 
@@ -303,17 +319,6 @@ def _read_owner(file: Path) -> tuple[str, str]:
     """Process id and machine of the one that holds, or held, the lock; empty and this machine if nobody ever did."""
     pid, _, host = file.read_text().strip().partition(" ") if file.is_file() else ("", "", "")
     return pid, host or socket.gethostname()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives, and is another user's
-        pass
-    return True
 
 
 def _open_work(work: Path, fingerprint: str) -> None:
@@ -352,12 +357,14 @@ def _check_shared(work: Path, fingerprint: str) -> None:
 
 
 @contextmanager
-def _tracked(name: str, params: Params, fingerprint: str, upstream: tuple[str, ...]) -> Iterator[Run | None]:
+def _tracked(current: Stage, upstream: tuple[str, ...]) -> Iterator[Run | None]:
+    """The stage's run, in process 0."""
     if rank() != 0:
         yield None
         return
-    parents = {read: published_fingerprint(read) for read in upstream}
-    with start_run(Path(), name, fingerprint, params.tracking, parents) as run:
+    workspace, name, params = current.workspace, current.name, current.params
+    parents = {read: published_fingerprint(workspace, read) for read in upstream}
+    with start_run(workspace, name, current.fingerprint, params.tracking, parents) as run:
         tree = params.model_dump(mode="json", by_alias=True)
         run.log_params(flatten({key: select(tree, key) for key in STAGES[name].params}))
         yield run
@@ -382,13 +389,13 @@ def _publish(current: Stage) -> None:
     (current.out / "fingerprint.json").write_text(
         json.dumps({"stage": current.name, "fingerprint": published}, indent=2) + "\n"
     )
-    replace_result(current.name, current.out)
+    replace_result(current.workspace, current.name, current.out)
     shutil.rmtree(current.work)
 
 
-def replace_result(name: str, finished: Path) -> None:
+def replace_result(workspace: Workspace, name: str, finished: Path) -> None:
     """Moves a finished folder to ``results/NAME`` in one rename. An old result goes whole, to ``replaced`` beside the finished one."""
-    target = RESULTS / name
+    target = workspace.result(name)
     target.parent.mkdir(exist_ok=True)
     if target.exists():
         replaced = finished.with_name("replaced")

@@ -1,25 +1,23 @@
 """What a finished run gave, and where it is."""
 
 import json
-from pathlib import Path
 
 from sfd.errors import UserError
 from sfd.names import FLOORS, main_distance
+from sfd.workspace import Workspace
 
 SHOWN = ("class_accuracy", "precision", "recall", "memorised_fraction", "num_images")
 
 
-def summarise(results: Path) -> str:
+def summarise(workspace: Workspace) -> str:
     """Where sample grid, metrics and registered model are, and the metrics that matter most beside their floors.
 
     Raises:
         UserError: the graph has not been run to its end.
     """
-    grid, metrics_file, version_file = (
-        results / "sample/grid.png",
-        results / "evaluate/metrics.json",
-        results / "register/version.json",
-    )
+    grid = workspace.result("sample") / "grid.png"
+    metrics_file = workspace.result("evaluate") / "metrics.json"
+    version_file = workspace.result("register") / "version.json"
     for file in (grid, metrics_file, version_file):
         if not file.is_file():
             raise UserError(f"{file} is missing, so the graph has not been run to its end; run `dvc repro`")

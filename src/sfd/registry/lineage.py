@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
 from sfd.names import ERROR_PREFIX, FLOORS, combined_error, main_distance
-from sfd.params import load_params, read_tree
+from sfd.params import read_tree
 from sfd.pipeline.stage import STAGES, flatten
 from sfd.registry.gates import number
 from sfd.registry.load import open_registry
@@ -24,12 +24,12 @@ from sfd.registry.versions import (
 )
 from sfd.tables import as_text
 from sfd.tracking import tracking_uri
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-PARAMS = Path("params.yaml")
 COMMIT, DIRTY = "mlflow.source.git.commit", "sfd.git_dirty"
 PARENT, FINGERPRINT = "sfd.parent.", "fingerprint:"
 """Tags of a run that name the runs of the stages it read; by fingerprint where a run was not known yet."""
@@ -38,10 +38,10 @@ SHORT = 12
 """Digits of a digest or commit in a table."""
 
 
-def list_versions() -> str:
+def list_versions(workspace: Workspace) -> str:
     """One row per version, newest first: number, aliases, time, main metrics."""
-    params = load_params(PARAMS)
-    records = read_versions(params.register_.name)
+    params = workspace.load_params()
+    records = read_versions(workspace, params.register_.name)
     if not records:
         return f"model `{params.register_.name}` has no version yet; `dvc repro` registers one"
     distances = list(dict.fromkeys(main_distance(record.metrics) for record in records if record.metrics))
@@ -58,18 +58,18 @@ def list_versions() -> str:
     return as_text([["version", "aliases", "created (UTC)", *metrics], *rows])
 
 
-def compare_versions(first: str, second: str) -> str:
+def compare_versions(workspace: Workspace, first: str, second: str) -> str:
     """Metrics side by side with their differences, and the parameters that differ.
 
     Raises:
         UserError: a version is missing, or the two were measured differently.
     """
-    name = load_params(PARAMS).register_.name
-    one, other = read_version(name, first), read_version(name, second)
+    name = workspace.load_params().register_.name
+    one, other = read_version(workspace, name, first), read_version(workspace, name, second)
     difference = describe_difference(one, other)
     if difference is not None:
         raise UserError(f"{difference}; evaluate and register both alike (`dvc repro`) to compare them")
-    with open_registry() as store:
+    with open_registry(workspace) as store:
         params = [_read_params(store, version.run_id) for version in (one, other)]
     parts = [f"{one} and {other} of model `{name}`", _metric_comparison(one, other)]
     return "\n\n".join([*parts, _params_comparison(one, other, *params)])
@@ -101,23 +101,23 @@ def _params_comparison(
     return "params that differ\n" + as_text([["key", str(first), str(second)], *rows])
 
 
-def show_version(which: str | None) -> str:
+def show_version(workspace: Workspace, which: str | None) -> str:
     """Everything that is known of a version. Without a name: of the champion, or of the version with the alias of registration.
 
     Raises:
         UserError: there is no such version, or the store does not answer.
     """
-    params = load_params(PARAMS)
-    version = read_shown(params.register_, which)
-    champion = read_champion(version.name)
-    with open_registry() as store:
+    params = workspace.load_params()
+    version = read_shown(workspace, params.register_, which)
+    champion = read_champion(workspace, version.name)
+    with open_registry(workspace) as store:
         runs = _walk(store, version.run_id)
         mine = _read_params(store, version.run_id)
         theirs = _read_params(store, champion.run_id) if champion else None
     parts = [_facts(version, runs), _metric_table(version), _stage_table(runs)]
     if champion is not None and champion.version != version.version:
         parts.append(_params_comparison(version, champion, mine, theirs))
-    return "\n\n".join([*parts, _promotion_table(version), _rebuild(version, runs)])
+    return "\n\n".join([*parts, _promotion_table(version), _rebuild(workspace, version, runs)])
 
 
 def _walk(store: "MlflowClient", run_id: str) -> "dict[str, MlflowRun | str]":
@@ -251,11 +251,11 @@ def _promotion_table(version: VersionInfo) -> str:
     return as_text(rows)
 
 
-def _rebuild(version: VersionInfo, runs: "Mapping[str, MlflowRun | str]") -> str:
+def _rebuild(workspace: Workspace, version: VersionInfo, runs: "Mapping[str, MlflowRun | str]") -> str:
     run = runs["register"]
     if isinstance(run, str) or COMMIT not in run.data.tags:
         return "to rebuild it: not possible, because the commit of its code is not known"
-    where = [] if os.environ.get("MLFLOW_TRACKING_URI") else [f"  export MLFLOW_TRACKING_URI={tracking_uri()}"]
+    where = [] if os.environ.get("MLFLOW_TRACKING_URI") else [f"  export MLFLOW_TRACKING_URI={tracking_uri(workspace)}"]
     lines = [
         "to rebuild it:",
         f"  git checkout {run.data.tags[COMMIT]}",

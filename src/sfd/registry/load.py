@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
 from sfd.params import SampleParams
-from sfd.tracking import client, tracking_uri
-from sfd.tracking.delivery import Store, StoreAway, import_mlflow
+from sfd.tracking import Store, StoreAway, client, import_mlflow, tracking_uri
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +30,7 @@ class RegisteredModel:
 
 
 @contextmanager
-def open_registry(missing: str = "") -> Iterator["MlflowClient"]:
+def open_registry(workspace: Workspace, missing: str = "") -> Iterator["MlflowClient"]:
     """A client of the store and its registry. An error of the store within the block becomes a :class:`UserError` of one line.
 
     ``missing``: the message if the store does not have what the block asks for.
@@ -41,10 +41,10 @@ def open_registry(missing: str = "") -> Iterator["MlflowClient"]:
     import_mlflow()
     from mlflow import MlflowException
 
-    store = Store(Path())
+    store = Store(workspace)
     try:
         store.probe()
-        yield client()
+        yield client(workspace)
     except StoreAway as error:
         raise UserError(f"MLflow at {store.name} is away ({error}); start it, or correct MLFLOW_TRACKING_URI") from None
     except MlflowException as error:
@@ -55,21 +55,21 @@ def open_registry(missing: str = "") -> Iterator["MlflowClient"]:
         raise UserError(f"MLflow at {store.name} refuses: {store.describe(error)}") from None
 
 
-def find_version(name: str, which: str) -> "ModelVersion":
+def find_version(workspace: Workspace, name: str, which: str) -> "ModelVersion":
     """The version of a registered model by its number or an alias.
 
     Raises:
         UserError: the store does not answer, or has no such model, version or alias.
     """
     what = f"version {which}" if which.isdecimal() else f"alias `{which}`"
-    with open_registry(f"there is no {what} of model `{name}`") as registry:
+    with open_registry(workspace, f"there is no {what} of model `{name}`") as registry:
         if which.isdecimal():
             return registry.get_model_version(name, which)
         return registry.get_model_version_by_alias(name, which)
 
 
 @contextmanager
-def download_version(name: str, version: str) -> Iterator[dict[str, Path]]:
+def download_version(workspace: Workspace, name: str, version: str) -> Iterator[dict[str, Path]]:
     """Downloads the artifacts of a version for the block: name to file or folder.
 
     Raises:
@@ -81,9 +81,9 @@ def download_version(name: str, version: str) -> Iterator[dict[str, Path]]:
     from mlflow.models import Model
 
     # A `models:/` address is looked up in MLflow's process-wide store, whatever a call says.
-    mlflow.set_tracking_uri(tracking_uri())
+    mlflow.set_tracking_uri(tracking_uri(workspace))
     with TemporaryDirectory() as temporary:
-        with open_registry(f"there is no version {version} of model `{name}`"):
+        with open_registry(workspace, f"there is no version {version} of model `{name}`"):
             where = download_artifacts(f"models:/{name}/{version}", dst_path=temporary)
         paths = Model.load(where).flavors["python_function"].get("artifacts", {})
         if not {"diffusion", "texture_vae", "sample"} <= paths.keys():
@@ -91,7 +91,7 @@ def download_version(name: str, version: str) -> Iterator[dict[str, Path]]:
         yield {artifact: Path(where) / entry["path"] for artifact, entry in paths.items()}
 
 
-def load_registered(name: str, which: str) -> RegisteredModel:
+def load_registered(workspace: Workspace, name: str, which: str) -> RegisteredModel:
     """Loads a version by its number or an alias: weights, schedule, statistics and decoder as they were registered.
 
     Raises:
@@ -99,8 +99,8 @@ def load_registered(name: str, which: str) -> RegisteredModel:
     """
     from sfd.generation.images import ImageGenerator
 
-    version = str(find_version(name, which).version)
-    with download_version(name, version) as folders:
+    version = str(find_version(workspace, name, which).version)
+    with download_version(workspace, name, version) as folders:
         images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"], folders.get("weak_model"))
         sample = SampleParams.model_validate_json(folders["sample"].read_text(encoding="utf-8"))
     return RegisteredModel(name, version, images, sample)

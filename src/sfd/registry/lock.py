@@ -7,7 +7,6 @@ model ``NAME.promotion`` and deletes it at its end: of two processes that create
 import getpass
 import os
 import platform
-import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
-from sfd.pipeline.stage import exit_on_sigterm, is_alive
+from sfd.processes import is_alive, terminable, undisturbed_end
 from sfd.registry.load import open_registry
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,23 +40,24 @@ def now() -> str:
 
 
 @contextmanager
-def promotion_lock(name: str) -> Iterator[None]:
+def promotion_lock(workspace: Workspace, name: str) -> Iterator[None]:
     """Holds the lock of a model for the block. Ctrl-C and SIGTERM release it. The lock of a dead process of this machine is taken over.
 
     Raises:
         UserError: another promotion holds it, or the store does not answer.
     """
-    signal.signal(signal.SIGTERM, exit_on_sigterm)
     lock, owner = f"{name}.promotion", _describe_myself()
-    try:
-        with open_registry() as registry:
-            if not _create(registry, lock, owner):
-                _take_over(registry, lock, owner)
-        yield
-    finally:
-        with open_registry() as registry:
-            if _read(registry, lock).get("token") == owner["token"]:
-                registry.delete_registered_model(lock)
+    with terminable():
+        try:
+            with undisturbed_end():
+                with open_registry(workspace) as registry:
+                    if not _create(registry, lock, owner):
+                        _take_over(registry, lock, owner)
+                yield
+        finally:
+            with open_registry(workspace) as registry:
+                if _read(registry, lock).get("token") == owner["token"]:
+                    registry.delete_registered_model(lock)
 
 
 def _describe_myself() -> Owner:

@@ -12,19 +12,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
-from sfd.params import CHAMPION, PREVIOUS, Params, TrackingParams, load_params
+from sfd.params import CHAMPION, PREVIOUS, Params, TrackingParams
 from sfd.registry.gates import GateResult, check_gates, gate_table
 from sfd.registry.load import open_registry
 from sfd.registry.lock import now, promotion_lock, who
 from sfd.registry.smoke import Smoke, check_smoke, run_smoke
 from sfd.registry.versions import PROMOTION, VersionInfo, describe_difference, read_aliases, read_champion, read_version
-from sfd.tracking import start_run
-from sfd.tracking.run import describe_origin
+from sfd.tracking import describe_origin, start_run
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-PARAMS = Path("params.yaml")
 
 
 class PromotionRefused(Exception):
@@ -44,7 +42,7 @@ class AuditEntry:
     forced: str | None = None
 
 
-def promote(which: str | None, force: str | None) -> str:
+def promote(workspace: Workspace, which: str | None, force: str | None) -> str:
     """Makes a version the champion; returns one line that says what was done. Prints the table of gates.
 
     ``which``: a number or an alias; None for the alias of registration. ``force``: the reason to go on although gates fail.
@@ -54,45 +52,48 @@ def promote(which: str | None, force: str | None) -> str:
         UserError: there is no such version, it is champion already or not complete, another promotion is going on, or the store
             does not answer.
     """
-    params = load_params(PARAMS)
+    params = workspace.load_params()
     name = params.register_.name
     if force is not None and not force.strip():
         raise UserError("--force needs a reason, which is kept with the version; say why the gates do not matter")
-    version = read_version(name, which or params.register_.alias)
+    version = read_version(workspace, name, which or params.register_.alias)
     if version.smoke is None:
         raise UserError(
             f"{version} of model `{name}` has no images to compare with, because an older sfd registered it; run `dvc repro` to register it again"
         )
-    with promotion_lock(name):
-        champion = read_champion(name)
+    with promotion_lock(workspace, name):
+        champion = read_champion(workspace, name)
         if champion is not None and champion.version == version.version:
             raise UserError(f"{version} of model `{name}` is the champion already; name another version")
         verdicts = _pass_gates(params, version, champion, force)
-        smoke = _pass_smoke(version, version.smoke)
+        smoke = _pass_smoke(workspace, version, version.smoke)
         before = champion.version if champion else None
         forced = None if all(verdict.passed for verdict in verdicts) else force
         audit = AuditEntry("promote", name, before, version.version, verdicts, smoke, forced)
-        _move(audit, {PREVIOUS: before, CHAMPION: version.version}, params.tracking)
+        _move(workspace, audit, {PREVIOUS: before, CHAMPION: version.version}, params.tracking)
     return f"models:/{name}@{CHAMPION} is {version} now; before: {f'version {before}' if before else 'none'}"
 
 
-def rollback() -> str:
+def rollback(workspace: Workspace) -> str:
     """Makes the previous champion the champion again, and the present one the previous; returns one line that says so.
 
     Raises:
         UserError: there is no previous champion, another promotion is going on, or the store does not answer.
     """
-    params = load_params(PARAMS)
+    params = workspace.load_params()
     name = params.register_.name
-    with promotion_lock(name):
-        aliases = read_aliases(name)
+    with promotion_lock(workspace, name):
+        aliases = read_aliases(workspace, name)
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
         if previous is None or previous == champion:
             raise UserError(
                 f"model `{name}` has no previous champion to return to; promote the version that you want: `sfd models list`"
             )
         _move(
-            AuditEntry("rollback", name, champion, previous), {CHAMPION: previous, PREVIOUS: champion}, params.tracking
+            workspace,
+            AuditEntry("rollback", name, champion, previous),
+            {CHAMPION: previous, PREVIOUS: champion},
+            params.tracking,
         )
     return f"models:/{name}@{CHAMPION} is version {previous} again; before: version {champion}"
 
@@ -118,35 +119,41 @@ def _pass_gates(
     return verdicts
 
 
-def _pass_smoke(version: VersionInfo, recorded: Smoke) -> str:
+def _pass_smoke(workspace: Workspace, version: VersionInfo, recorded: Smoke) -> str:
     """Prints the result of the smoke test. Raises :class:`PromotionRefused` if it fails; it cannot be forced."""
     try:
-        said = check_smoke(recorded, run_smoke(version.name, version.version, recorded.labels))
+        said = check_smoke(recorded, run_smoke(workspace, version.name, version.version, recorded.labels))
     except UserError as error:
         raise PromotionRefused(f"the smoke test fails: {error}") from None
     print(f"\nsmoke test: {said}", flush=True)
     return said
 
 
-def _move(audit: AuditEntry, aliases: Mapping[str, str | None], tracking: TrackingParams) -> None:
+def _move(workspace: Workspace, audit: AuditEntry, aliases: Mapping[str, str | None], tracking: TrackingParams) -> None:
     """Moves the aliases and writes the audit entry. The entry's run is opened first, so that a kill in between leaves a trace."""
-    old = read_aliases(audit.model)
+    old = read_aliases(workspace, audit.model)
     tags = {"sfd.model": audit.model, "sfd.who": who(), "sfd.from": audit.before or "none", "sfd.to": audit.after}
     forced = {} if audit.forced is None else {"sfd.forced": audit.forced}
-    with start_run(Path(), audit.action, uuid.uuid4().hex, tracking, {}) as run, TemporaryDirectory() as folder:
+    with start_run(workspace, audit.action, uuid.uuid4().hex, tracking, {}) as run, TemporaryDirectory() as folder:
         run.final_status = "FAILED"  # until all is done: an interrupted promotion is not continued
         run.log_tags(tags | forced)
         when, run_id = now(), run.wait_for_run_id()
-        entry = {"who": who(), "when": when, "run_id": run_id, **asdict(audit), **describe_origin(Path(), audit.action)}
+        entry = {
+            "who": who(),
+            "when": when,
+            "run_id": run_id,
+            **asdict(audit),
+            **describe_origin(workspace, audit.action),
+        }
         line = json.dumps({key: entry[key] for key in ("action", "who", "before", "after", "forced", "run_id")})
         versions = [version for version in (audit.before, audit.after) if version is not None]
         try:
-            with open_registry() as registry:
+            with open_registry(workspace) as registry:
                 _set_aliases(registry, audit.model, aliases)
                 for version in versions:
                     registry.set_model_version_tag(audit.model, version, PROMOTION + when, line)
         except BaseException:  # an interruption, too: all or nothing
-            with open_registry() as registry:
+            with open_registry(workspace) as registry:
                 _set_aliases(registry, audit.model, {alias: old.get(alias) for alias in aliases})
                 for version in versions:
                     registry.delete_model_version_tag(audit.model, version, PROMOTION + when)

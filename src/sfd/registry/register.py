@@ -11,7 +11,8 @@ from sfd.params import RegisterParams, SampleParams
 from sfd.registry.requests import MODELS_OWN_TAU
 from sfd.registry.smoke import choose_labels, run_smoke
 from sfd.registry.versions import DATA, MEASURED, METRIC, SMOKE
-from sfd.tracking import client, tracking_uri
+from sfd.tracking import client, import_mlflow, tracking_uri
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -35,6 +36,7 @@ REQUIREMENTS = (
 
 
 def register(
+    workspace: Workspace,
     params: RegisterParams,
     sample: SampleParams,
     folders: dict[str, Path],
@@ -53,12 +55,14 @@ def register(
     Raises:
         UserError: as :func:`make_version` does; or the registered version does not answer in a process of its own.
     """
-    created = make_version(params.name, sample, folders, run_id, out)
-    store, labels = client(), choose_labels(_classes(folders))
-    for key, value in (tags | {SMOKE: run_smoke(params.name, created, labels).to_tag()}).items():
+    created = make_version(workspace, params.name, sample, folders, run_id, out)
+    store, labels = client(workspace), choose_labels(_classes(folders))
+    for key, value in (tags | {SMOKE: run_smoke(workspace, params.name, created, labels).to_tag()}).items():
         store.set_model_version_tag(params.name, created, key, value)
     store.set_registered_model_alias(params.name, params.alias, created)
-    written = {"name": params.name, "version": created, "alias": params.alias, "tracking_uri": tracking_uri()}
+    # As seen from the project's root, so that the result does not depend on the working folder.
+    uri = tracking_uri(Workspace(Path()))
+    written = {"name": params.name, "version": created, "alias": params.alias, "tracking_uri": uri}
     (out / "version.json").write_text(json.dumps(written, indent=2) + "\n")
     return store.get_model_version(params.name, created)
 
@@ -68,7 +72,9 @@ def _classes(folders: dict[str, Path]) -> list[str]:
     return classes
 
 
-def make_version(name: str, sample: SampleParams, folders: dict[str, Path], run_id: str, out: Path) -> str:
+def make_version(
+    workspace: Workspace, name: str, sample: SampleParams, folders: dict[str, Path], run_id: str, out: Path
+) -> str:
     """Logs the model to a run and registers it; returns the version's number.
 
     Args:
@@ -78,6 +84,7 @@ def make_version(name: str, sample: SampleParams, folders: dict[str, Path], run_
     Raises:
         UserError: the weak model's folder does not come with AutoGuidance alone, or the store refuses.
     """
+    import_mlflow()
     import mlflow
     import pandas as pd
 
@@ -88,7 +95,7 @@ def make_version(name: str, sample: SampleParams, folders: dict[str, Path], run_
         )
     settings = out / "sample.json"
     settings.write_text(sample.model_dump_json())
-    mlflow.set_tracking_uri(tracking_uri())
+    mlflow.set_tracking_uri(tracking_uri(workspace))
     try:
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
@@ -103,7 +110,7 @@ def make_version(name: str, sample: SampleParams, folders: dict[str, Path], run_
             )
     except mlflow.MlflowException as error:
         raise UserError(
-            f"MLflow at {tracking_uri()} did not take the model: {' '.join(str(error).split())[:300]}; run `dvc repro` again when it does"
+            f"MLflow at {tracking_uri(workspace)} did not take the model: {' '.join(str(error).split())[:300]}; run `dvc repro` again when it does"
         ) from error
     return str(info.registered_model_version)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sfd.errors import UserError
 from sfd.tracking import registry_uri, tracking_uri
+from sfd.workspace import Workspace
 
 NUM_IMAGES = 8
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -40,7 +41,7 @@ def choose_labels(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes[number % len(classes)] for number in range(NUM_IMAGES))
 
 
-def run_smoke(name: str, version: str, labels: Sequence[str]) -> Smoke:
+def run_smoke(workspace: Workspace, name: str, version: str, labels: Sequence[str]) -> Smoke:
     """Draws the images from the registered artifact, with its own settings and code, in a fresh process.
 
     Raises:
@@ -55,7 +56,9 @@ def run_smoke(name: str, version: str, labels: Sequence[str]) -> Smoke:
         input=request,
         capture_output=True,
         text=True,
-        env=os.environ | ONE_THREAD | {"MLFLOW_TRACKING_URI": tracking_uri(), "MLFLOW_REGISTRY_URI": registry_uri()},
+        env=os.environ
+        | ONE_THREAD
+        | {"MLFLOW_TRACKING_URI": tracking_uri(workspace), "MLFLOW_REGISTRY_URI": registry_uri(workspace)},
     )
     if process.returncode != 0:
         reason = (process.stderr.strip().splitlines() or ["it left no message"])[-1][:300]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sfd.params import CHAMPION, RegisterParams
 from sfd.registry.load import find_version, open_registry
 from sfd.registry.smoke import Smoke
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -35,35 +36,35 @@ class VersionInfo:
         return f"version {self.version}"
 
 
-def read_version(name: str, which: str) -> VersionInfo:
+def read_version(workspace: Workspace, name: str, which: str) -> VersionInfo:
     """A version by its number or an alias. Raises :class:`UserError` as :func:`find_version` does."""
-    found = find_version(name, which)
-    return _parse_tags(found, read_aliases(name))
+    found = find_version(workspace, name, which)
+    return _parse_tags(found, read_aliases(workspace, name))
 
 
-def read_champion(name: str) -> VersionInfo | None:
+def read_champion(workspace: Workspace, name: str) -> VersionInfo | None:
     """The champion; None if there is none yet."""
-    version = read_aliases(name).get(CHAMPION)
-    return None if version is None else read_version(name, version)
+    version = read_aliases(workspace, name).get(CHAMPION)
+    return None if version is None else read_version(workspace, name, version)
 
 
-def read_shown(register: RegisterParams, which: str | None) -> VersionInfo:
+def read_shown(workspace: Workspace, register: RegisterParams, which: str | None) -> VersionInfo:
     """The named version; without a name the champion; without a champion the version with the alias of registration."""
-    champion = read_champion(register.name) if which is None else None
-    return champion or read_version(register.name, which or register.alias)
+    champion = read_champion(workspace, register.name) if which is None else None
+    return champion or read_version(workspace, register.name, which or register.alias)
 
 
-def read_versions(name: str) -> list[VersionInfo]:
+def read_versions(workspace: Workspace, name: str) -> list[VersionInfo]:
     """All versions, newest first. Raises :class:`UserError` if there are none."""
-    aliases = read_aliases(name)
-    with open_registry() as registry:
+    aliases = read_aliases(workspace, name)
+    with open_registry(workspace) as registry:
         found = registry.search_model_versions(f"name = '{name}'")
     return sorted((_parse_tags(each, aliases) for each in found), key=lambda record: -int(record.version))
 
 
-def read_aliases(name: str) -> dict[str, str]:
+def read_aliases(workspace: Workspace, name: str) -> dict[str, str]:
     """Alias to version. Raises :class:`UserError` if there is no such model."""
-    with open_registry(f"there is no model `{name}`, which stage `register` makes,") as registry:
+    with open_registry(workspace, f"there is no model `{name}`, which stage `register` makes,") as registry:
         return {alias: str(version) for alias, version in registry.get_registered_model(name).aliases.items()}
 
 

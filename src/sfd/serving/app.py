@@ -29,6 +29,7 @@ from sfd.serving.follow import Follower
 from sfd.serving.metrics import CountRequests, Metrics
 from sfd.serving.options import ServerOptions
 from sfd.serving.requests import MAX_SEED, GenerateRequest, Order, answer, place_order, step_limit
+from sfd.workspace import Workspace
 
 MAX_BODY_BYTES = 16 * 1024
 CURVE_POINTS = 101
@@ -45,11 +46,11 @@ class Service:
         stopping: set when the process is asked to end; what is admitted is still answered.
     """
 
-    def __init__(self, options: ServerOptions, token: str | None) -> None:
+    def __init__(self, workspace: Workspace, options: ServerOptions, token: str | None) -> None:
         self.options, self.token = options, token
         self.metrics = Metrics()
         self.batcher = DynamicBatcher(options.batch_size, options.max_queue, self.metrics)
-        self.follower = Follower(options.model, options.alias, self.batcher.try_out, self.metrics)
+        self.follower = Follower(workspace, options.model, options.alias, self.batcher.try_out, self.metrics)
         self.stopping = False
 
     def require_model(self) -> RegisteredModel:

@@ -4,10 +4,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from sfd.errors import UserError
+from sfd.errors import UserError, warn
 from sfd.registry.load import RegisteredModel, find_version, load_registered
 from sfd.serving.metrics import Metrics
-from sfd.tracking.delivery import warn
+from sfd.workspace import Workspace
 
 RETRY_FAILED_S = 300.0
 """Seconds after which a version that could not be loaded is tried again: the cause may have been elsewhere."""
@@ -20,10 +20,17 @@ class Follower:
         current: the version that new requests get; None until the first one is loaded.
     """
 
-    def __init__(self, name: str, alias: str, try_out: Callable[[RegisteredModel], None], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        name: str,
+        alias: str,
+        try_out: Callable[[RegisteredModel], None],
+        metrics: Metrics,
+    ) -> None:
         """``try_out`` draws with a version before clients do, and raises if that fails."""
         self.current: RegisteredModel | None = None
-        self._name, self._alias = name, alias
+        self._workspace, self._name, self._alias = workspace, name, alias
         self._try_out, self._metrics = try_out, metrics
         self._stopped = threading.Event()
         self._away = False
@@ -36,7 +43,7 @@ class Follower:
             UserError: it cannot be loaded or cannot draw; the current one stays.
         """
         try:
-            model = load_registered(self._name, version)
+            model = load_registered(self._workspace, self._name, version)
             self._try_out(model)
         except UserError:
             raise
@@ -61,7 +68,7 @@ class Follower:
     def poll(self) -> None:
         """Looks the alias up once, and loads its version if that is another one. A failure is printed once and changes nothing else."""
         try:
-            version = str(find_version(self._name, self._alias).version)
+            version = str(find_version(self._workspace, self._name, self._alias).version)
         except Exception as error:  # MLflow is away, in one of its drivers' many ways; what is loaded needs it no more
             if not self._away:
                 reason = " ".join(str(error).split())[:300]

@@ -13,6 +13,7 @@ from sfd.registry.load import find_version
 from sfd.serving.address import url_of
 from sfd.serving.app import Service, build_app
 from sfd.serving.options import ServerOptions
+from sfd.workspace import Workspace
 
 GRACE_S = 5.0
 """Seconds that the server waits at its end: for ready answers to be sent, and for the current sampler call."""
@@ -55,7 +56,7 @@ class Server(uvicorn.Server):
         service.follower.follow(service.options.poll_seconds)
 
 
-def serve(options: ServerOptions, token: str | None, listener: socket.socket) -> None:
+def serve(workspace: Workspace, options: ServerOptions, token: str | None, listener: socket.socket) -> None:
     """Serves until SIGTERM or SIGINT, and then ends the process with status 0.
 
     Raises:
@@ -64,8 +65,8 @@ def serve(options: ServerOptions, token: str | None, listener: socket.socket) ->
     # uvicorn raises a signal again when it is done, for the handler that stood before: this one makes the exit status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    find_version(options.model, options.alias)
-    service = Service(options, token)
+    find_version(workspace, options.model, options.alias)
+    service = Service(workspace, options, token)
     server = Server(service)
     follower = threading.Thread(
         target=server.load_and_follow, args=(url_of(listener),), name="sfd-follower", daemon=True

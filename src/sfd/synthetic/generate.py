@@ -33,11 +33,13 @@ from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import copy_limit, nearest
 from sfd.evaluation.views import ImageBatches, judge_training_images
 from sfd.generation.generated import LAYOUT, TABLE, validate_table_of
-from sfd.params import Params, load_params
-from sfd.pipeline.stage import RESULTS, check_current, lock, published_fingerprint
+from sfd.params import Params
+from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.stage import check_current, lock, published_fingerprint
 from sfd.processes import inference_device
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
+from sfd.workspace import Workspace
 
 LEAST_SHARE, ENOUGH_TRIES = 0.1, 200
 """The command ends when a class has had ENOUGH_TRIES candidates and has kept a smaller share of them than LEAST_SHARE."""
@@ -66,17 +68,18 @@ class GenerateOptions:
 class Upstream:
     """Upstream results that the command reads: parameters, prepared data set and judge."""
 
+    workspace: Workspace
     params: Params
     data: Prepared
     judge: Judge
 
     @classmethod
-    def load(cls) -> "Upstream":
+    def load(cls, workspace: Workspace) -> "Upstream":
         """Reads ``params.yaml`` and ``results``. Raises :class:`UserError` if a result is missing or out of date."""
-        params = load_params(Path("params.yaml"))
-        check_current(("prepare", "judge"), params)
-        judge = load_judge(RESULTS / "judge" / "model").to(inference_device())
-        return cls(params, Prepared.load(params.data, RESULTS / "prepare"), judge)
+        params = workspace.load_params()
+        check_current(workspace, ("prepare", "judge"), params)
+        judge = load_judge(workspace.result("judge") / "model").to(inference_device())
+        return cls(workspace, params, open_prepared(workspace, params), judge)
 
     @property
     def classes(self) -> list[str]:
@@ -166,7 +169,7 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
             "or set judge.source to train"
         )
     _check_place(out, upstream)
-    registered = load_registered(upstream.params.register_.name, options.version)
+    registered = load_registered(upstream.workspace, upstream.params.register_.name, options.version)
     _check_model(registered, upstream)
     command = _command(options, registered, upstream)
     _check_command(out, command)
@@ -215,7 +218,7 @@ def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Up
     return facts | {
         "classes": upstream.classes,
         "mirror": upstream.params.data.mirror,
-        "data set": published_fingerprint("prepare"),
+        "data set": published_fingerprint(upstream.workspace, "prepare"),
         "judge": upstream.judge.digest,
         "weights": _digest(registered),
     }
@@ -233,11 +236,10 @@ def _digest(registered: RegisteredModel) -> str:
 
 def _check_place(out: Path, upstream: Upstream) -> None:
     """Raises :class:`UserError` if the folder holds foreign files, or lies among the training images."""
-    if upstream.params.data.source != "digits" and out.resolve().is_relative_to(
-        Path(upstream.params.data.root).resolve()
-    ):
+    root = Path(upstream.data.params.root)
+    if upstream.params.data.source != "digits" and out.resolve().is_relative_to(root.resolve()):
         raise UserError(
-            f"{out} lies in data.root {upstream.params.data.root}, where its images would be taken for real ones; choose another folder"
+            f"{out} lies in data.root {root}, where its images would be taken for real ones; choose another folder"
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a new folder")

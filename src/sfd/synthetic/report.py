@@ -13,7 +13,7 @@ from sfd.data.files import FolderStore
 from sfd.data.images import ManifestImages
 from sfd.data.layout import HIDDEN
 from sfd.data.manifest import HELDOUT, TRAIN
-from sfd.encoders.judges.resnet import ResnetJudge
+from sfd.encoders.judges.judge import judge_class
 from sfd.errors import UserError
 from sfd.evaluation.accuracy import heldout_accuracy
 from sfd.generation.generated import REPORT, REPORT_PAGE, read_table
@@ -110,7 +110,7 @@ def _fingerprint(out: Path, upstream: Upstream) -> str:
     """sha256 of all that the report depends on."""
     facts = {
         "images": digest_path(out / HIDDEN / COMMAND),
-        "data set": published_fingerprint("prepare"),
+        "data set": published_fingerprint(upstream.workspace, "prepare"),
         "judge": upstream.params.judge.model_dump(mode="json"),
         "image_size": upstream.params.data.image_size,
         "mirror": upstream.params.data.mirror,
@@ -129,11 +129,11 @@ def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Pat
             return float(known["accuracy"])
     work.mkdir(exist_ok=True)
     params, data, num_classes = upstream.params.judge, upstream.data, len(upstream.classes)
-    seed = derive_seed(upstream.params.seed, "report/training", repeat)
-    network = ResnetJudge.trainable(params, num_classes, seed)
+    kind, seed = judge_class(params.kind), derive_seed(upstream.params.seed, "report/training", repeat)
+    network = kind.trainable(params, num_classes, seed)
     task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)
     train(task, _training(params), seed, work, fingerprint, log_nothing).copy_to(network)
-    ResnetJudge.save_trained(work / "model", params, network, num_classes, num_classes)
+    kind.save_trained(work / "model", params, network, num_classes, num_classes)
     accuracy = heldout_accuracy(work / "model", data)
     temporary = work.with_suffix(".tmp")
     temporary.write_text(json.dumps({"fingerprint": fingerprint, "accuracy": accuracy}), encoding="utf-8")

@@ -4,7 +4,18 @@ What a stage logs goes to a journal on local disk first (:mod:`sfd.tracking.jour
 batches, by a background thread (:mod:`sfd.tracking.delivery`). A killed stage that is started again continues its run.
 """
 
-from sfd.tracking.delivery import client, registry_uri, sync, tracking_uri
-from sfd.tracking.run import Run, start_run
+from sfd.tracking.delivery import Store, StoreAway, client, import_mlflow, registry_uri, sync, tracking_uri
+from sfd.tracking.run import Run, describe_origin, start_run
 
-__all__ = ["Run", "client", "registry_uri", "start_run", "sync", "tracking_uri"]
+__all__ = [
+    "Run",
+    "Store",
+    "StoreAway",
+    "client",
+    "describe_origin",
+    "import_mlflow",
+    "registry_uri",
+    "start_run",
+    "sync",
+    "tracking_uri",
+]

@@ -16,24 +16,27 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
-from sfd.errors import UserError
+from sfd.errors import UserError, warn
 from sfd.tracking.journal import Journal, Record, State, find_journals
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-# Read by MLflow when it is imported or asked. Without retries a lost answer is ours to handle: MLflow's own would send
-# "create a run" twice, print a line each time, and take 248 s to give up.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+MLFLOW_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Without retries a lost answer is ours to handle: MLflow's own would send "create a run" twice, print a line each time, and take
+    # 248 s to give up.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Settings of MLflow that hold unless the user's environment says otherwise. MLflow reads them when it is imported or asked."""
 
 METRICS_PER_BATCH = 1000  # MLflow's limits
 VALUES_PER_BATCH = 100
@@ -48,40 +51,45 @@ EXIT_WAIT_LOCAL_S = 60.0  # for a local store, which may have to create its tabl
 EXIT_WAIT_AWAY_S = 2.0
 
 
-def tracking_uri(folder: Path = Path()) -> str:
+def tracking_uri(workspace: Workspace) -> str:
     """The MLflow store: ``MLFLOW_TRACKING_URI``, else the embedded one, ``mlruns/mlflow.db`` of the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlruns' / 'mlflow.db').as_posix()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(workspace.mlruns / 'mlflow.db').as_posix()}"
 
 
-def registry_uri(folder: Path = Path()) -> str:
+def registry_uri(workspace: Workspace) -> str:
     """The MLflow model registry: ``MLFLOW_REGISTRY_URI``, else that of the tracking store."""
-    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri(folder)
+    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri(workspace)
 
 
 def import_mlflow() -> None:
-    """Imports mlflow, one thread at a time: its modules import each other, and a second thread would find them half made."""
+    """Imports mlflow with :data:`MLFLOW_DEFAULTS`; every use of mlflow comes after it.
+
+    One thread at a time: mlflow's modules import each other, and a second thread would find them half initialised.
+    """
     with _IMPORT:
+        for name, value in MLFLOW_DEFAULTS.items():
+            os.environ.setdefault(name, value)
         import mlflow  # noqa: F401  # a stage's own thread and that of the delivery both need it
 
 
-def client(folder: Path = Path()) -> "MlflowClient":
+def client(workspace: Workspace) -> "MlflowClient":
     """A client of the tracking store and of its model registry; creates the embedded store when there is none."""
     import_mlflow()
     from mlflow import MlflowClient
 
-    uri = tracking_uri(folder)
+    uri = tracking_uri(workspace)
     if uri.startswith("sqlite:"):
-        (folder / "mlruns").mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=registry_uri(folder))
+        workspace.mlruns.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=registry_uri(workspace))
 
 
-def check_reachable(folder: Path) -> None:
+def check_reachable(workspace: Workspace) -> None:
     """Asks the store one question.
 
     Raises:
         UserError: it is away, or refuses (e.g. a wrong password).
     """
-    store = Store(folder)
+    store = Store(workspace)
     try:
         store.probe()
         store.connect().search_experiments(max_results=1)
@@ -92,16 +100,16 @@ def check_reachable(folder: Path) -> None:
         ) from None
 
 
-def sync(folder: Path = Path()) -> int:
-    """Delivers what all journals of the project in ``folder`` still hold, oldest first; returns the number of records.
+def sync(workspace: Workspace) -> int:
+    """Delivers what all journals of the project still hold, oldest first; returns the number of records.
 
     Raises:
         UserError: the server is away, or refuses some records; the other journals are delivered all the same.
     """
-    store = Store(folder)
+    store = Store(workspace)
     problems = []
     count = 0
-    for journal in find_journals(folder):
+    for journal in find_journals(workspace):
         if not journal.count_pending(store.name):
             continue
         try:
@@ -129,13 +137,13 @@ class Store:
         last_progress: :func:`time.monotonic` of the last thing that worked.
     """
 
-    def __init__(self, folder: Path) -> None:
-        uri = tracking_uri(folder)
+    def __init__(self, workspace: Workspace) -> None:
+        uri = tracking_uri(workspace)
         parts = urllib.parse.urlsplit(uri)
         self.is_local = uri.startswith("sqlite:")
         self.name = uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
         self.last_progress = time.monotonic()
-        self._folder = folder
+        self._workspace = workspace
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
 
@@ -156,14 +164,14 @@ class Store:
     def connect(self) -> "MlflowClient":
         """The client, made at the first call: MLflow's import and a new store's tables take seconds."""
         if self._client is None:
-            self._client = client(self._folder)
+            self._client = client(self._workspace)
             self.last_progress = time.monotonic()
         return self._client
 
     def describe(self, error: Exception) -> str:
         """The first line of an error, short and without credentials."""
         lines = str(error).strip().splitlines() or [""]
-        text = lines[0].replace(tracking_uri(self._folder), self.name)[:300]
+        text = lines[0].replace(tracking_uri(self._workspace), self.name)[:300]
         return text if isinstance(error, UserError | StoreAway) else f"{type(error).__name__}: {text}"
 
     def deliver(self, journal: Journal) -> int:
@@ -243,7 +251,7 @@ class Store:
 
     def _find_parent(self, child: Journal, stage: str, fingerprint: str) -> str | None:
         """The id of the newest run of an upstream stage, whose journals are delivered first where they are here."""
-        for journal in find_journals(self._folder):
+        for journal in find_journals(self._workspace):
             if journal.read_header()["stage"] != stage:
                 continue
             try:
@@ -271,7 +279,7 @@ class Store:
             mlflow = self.connect()
             found = mlflow.get_experiment_by_name(name)
             if found is None:
-                location = (self._folder / "mlruns" / "artifacts").resolve().as_uri() if self.is_local else None
+                location = (self._workspace.mlruns / "artifacts").resolve().as_uri() if self.is_local else None
                 try:
                     mlflow.create_experiment(name, artifact_location=location)
                 except MlflowException as error:
@@ -285,9 +293,9 @@ class Store:
 class Deliverer(threading.Thread):
     """Delivers a live journal, about once a second, until it is closed. A hung server cannot hold the process."""
 
-    def __init__(self, folder: Path, journal: Journal) -> None:
+    def __init__(self, workspace: Workspace, journal: Journal) -> None:
         super().__init__(name="sfd-delivery", daemon=True)
-        self.store = Store(folder)
+        self.store = Store(workspace)
         self._journal = journal
         self._closing = threading.Event()
         self._told: set[str] = set()  # troubles since the last success that the user knows of
@@ -336,11 +344,6 @@ class Deliverer(threading.Thread):
             f"MLflow at {self.store.name} {trouble} ({self.store.describe(error)}); the stage goes on, its records are "
             f"kept in {self._journal.path} and delivered later"
         )
-
-
-def warn(message: str) -> None:
-    """Prints one warning line."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _batches(records: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sfd.errors import UserError
+from sfd.workspace import Workspace
 
 Record = dict[str, Any]
 
@@ -129,15 +130,10 @@ class Journal:
             return sum(line.endswith(b"\n") for line in file)
 
 
-def journal_folder(folder: Path) -> Path:
-    """Where the project in ``folder`` keeps its journals."""
-    return folder / ".sfd" / "journal"
-
-
-def find_journals(folder: Path) -> list[Journal]:
+def find_journals(workspace: Workspace) -> list[Journal]:
     """The project's journals, oldest first."""
     timed = []
-    for path in journal_folder(folder).glob("*.jsonl"):
+    for path in workspace.journals.glob("*.jsonl"):
         first = next(Journal(path).read(), None)
         if first is not None:  # else its stage was killed before it wrote anything
             timed.append((first[0]["time"], path))
@@ -220,20 +216,20 @@ class JournalWriter:
 
 
 @contextmanager
-def open_journal(folder: Path, stage: str, fingerprint: str, experiment: str) -> Iterator[JournalWriter]:
+def open_journal(workspace: Workspace, stage: str, fingerprint: str, experiment: str) -> Iterator[JournalWriter]:
     """Continues the unfinished journal of a killed stage, or starts one; a finished journal is never added to.
 
     Raises:
-        UserError: the same stage runs already in this folder, or its journal is damaged.
+        UserError: the same stage runs already in this project, or its journal is damaged.
     """
-    home = journal_folder(folder)
+    home = workspace.journals
     home.mkdir(parents=True, exist_ok=True)
     name = f"{fingerprint[:16]}-{stage}"
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(home / f"{name}.lock", timeout=WRITER_WAIT_S))
         except Timeout:
-            where = folder.resolve()
+            where = workspace.root.resolve()
             raise UserError(f"stage {stage} runs already in {where}; wait for it, or end that process") from None
         generation = 1
         path = home / f"{name}.jsonl"

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import yaml
 
-from sfd.errors import UserError
+from sfd.errors import UserError, warn
 from sfd.params import TrackingParams
-from sfd.tracking.delivery import Deliverer, check_reachable, warn
+from sfd.tracking.delivery import Deliverer, check_reachable
 from sfd.tracking.journal import JournalWriter, open_journal
+from sfd.workspace import Workspace
 
 # MLflow's limits, mlflow/utils/validation.py; what breaks them would be refused long after the call that logged it.
 NAME_PATTERN = re.compile(r"[\w.\-: ]+(/[\w.\-: ]+)*")
@@ -108,7 +109,7 @@ class Run:
 
 @contextmanager
 def start_run(
-    folder: Path, stage: str, fingerprint: str, params: TrackingParams, parents: Mapping[str, str]
+    workspace: Workspace, stage: str, fingerprint: str, params: TrackingParams, parents: Mapping[str, str]
 ) -> Iterator[Run]:
     """Opens the run of one stage, and delivers it while the block runs.
 
@@ -116,7 +117,6 @@ def start_run(
     new run. An exception ends the run as FAILED.
 
     Args:
-        folder: the project's folder.
         parents: upstream stage to its fingerprint; becomes tags ``sfd.parent.STAGE`` with the MLflow run's id.
 
     Raises:
@@ -124,12 +124,12 @@ def start_run(
             lacks records at the end of a stage that succeeded.
     """
     if params.required:
-        check_reachable(folder)
-    with open_journal(folder, stage, fingerprint, params.experiment) as writer:
-        deliverer = Deliverer(folder, writer.journal)
+        check_reachable(workspace)
+    with open_journal(workspace, stage, fingerprint, params.experiment) as writer:
+        deliverer = Deliverer(workspace, writer.journal)
         run = Run(fingerprint, writer, deliverer)
         writer.add_values("parents", dict(parents))
-        run.log_tags(describe_origin(folder, stage) | _describe_machine())
+        run.log_tags(describe_origin(workspace, stage) | _describe_machine())
         deliverer.start()
         try:
             yield run
@@ -173,16 +173,16 @@ def _cut(what: str, text: str, limit: int) -> str:
     return text[:limit]
 
 
-def describe_origin(folder: Path, stage: str) -> dict[str, str]:
+def describe_origin(workspace: Workspace, stage: str) -> dict[str, str]:
     """Tags that say which code and which data made the run, where git and dvc.lock know."""
     tags = {}
-    commit = _git(folder, "rev-parse", "HEAD")
+    commit = _git(workspace.root, "rev-parse", "HEAD")
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(workspace.root, "status", "--porcelain", "--untracked-files=no")
         if changed is not None:
             tags["sfd.git_dirty"] = str(bool(changed)).lower()
-    lock = folder / "dvc.lock"
+    lock = workspace.dvc_lock
     if lock.exists():
         entry = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}).get(stage)
         if entry is not None:

@@ -7,7 +7,6 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from sfd.data.latents import LatentDataset
 from sfd.data.manifest import HELDOUT
-from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
@@ -25,11 +23,12 @@ from sfd.generation.model import DiffusionModel
 from sfd.models.lightningdit import LightningDiT
 from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
-from sfd.pipeline.stage import RESULTS
+from sfd.pipeline.prepare import open_prepared
 from sfd.processes import inference_device
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
 from sfd.training.loop import log_nothing, train
+from sfd.workspace import Workspace
 
 GRID_IMAGES = 100
 STUDY, CONFIRMATION = "study", "confirmation"
@@ -45,28 +44,25 @@ class Repeat:
     classes: list[str]
 
 
-@lru_cache(maxsize=1)
-def load_weak(folder: Path) -> LightningDiT:
-    """AutoGuidance's weak model, which the trials of a study share."""
-    return DiffusionModel.load(folder).network
-
-
 class CandidateEvaluator:
     """Holds what all trials share: judge, decoder, the features of the reference, the trained model.
 
     The held-out images are split in two halves: one is the reference of all trials, the other is kept for the confirmation.
     """
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, workspace: Workspace, params: Params) -> None:
         """Raises :class:`UserError` if an upstream result is missing or damaged."""
-        self.params, self.device = params, inference_device()
+        self.workspace, self.params, self.device = workspace, params, inference_device()
+        self._weak_models: dict[str, LightningDiT] = {}
         self._opened: dict[bool, LatentDataset] = {}
-        self.judge = load_judge(RESULTS / "judge" / "model").to(self.device)
-        self.decoder = load_texture_vae(RESULTS / "texture_vae" / "model").to(self.device)
-        self.trained = DiffusionModel.load(RESULTS / "diffusion" / "model") if params.tune.kind == "sampling" else None
-        with open_source(params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
+        self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
+        self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
+        self.trained = (
+            DiffusionModel.load(workspace.result("diffusion") / "model") if params.tune.kind == "sampling" else None
+        )
+        with open_source(workspace, params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
             self.source = None if folder is None else DiffusionModel.load(folder)
-        heldout = Prepared.load(params.data, RESULTS / "prepare").images(HELDOUT)
+        heldout = open_prepared(workspace, params).images(HELDOUT)
         order = torch.randperm(len(heldout), generator=generator(params.seed, "tune/reference")).tolist()
         middle = (len(order) + 1) // 2
         self.num_reference = middle
@@ -87,7 +83,7 @@ class CandidateEvaluator:
         indices = [i % len(classes) for i in range(number)]
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
         weak = params.sample.guidance.weak_model
-        images = ImageGenerator(model, self.decoder, load_weak(Path(weak)) if weak else None, self.device)
+        images = ImageGenerator(model, self.decoder, self._weak_model(weak) if weak else None, self.device)
         started = time.perf_counter()
         pixels = torch.cat(list(images.sample(indices, [image_seed(seed, i) for i in range(number)], params.sample)))
         seconds = (time.perf_counter() - started) / number
@@ -100,6 +96,12 @@ class CandidateEvaluator:
             metrics["class_accuracy"] = class_accuracy(features, torch.tensor(indices), self.judge)
         metrics["seconds_per_image"] = seconds
         return Repeat(metrics, pixels[:GRID_IMAGES], [classes[index] for index in indices[:GRID_IMAGES]])
+
+    def _weak_model(self, name: str) -> LightningDiT:
+        """AutoGuidance's weak model, loaded once."""
+        if name not in self._weak_models:
+            self._weak_models[name] = DiffusionModel.load(self.workspace.resolve(name)).network
+        return self._weak_models[name]
 
     def model(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
@@ -132,7 +134,7 @@ class CandidateEvaluator:
                 averaged.train()
 
         trained = train(
-            build_task(params, start.network, dataset, seed),
+            build_task(self.workspace, params, start.network, dataset, seed),
             params.diffusion.training,
             seed,
             folder,
@@ -148,7 +150,7 @@ class CandidateEvaluator:
         """The latents, with features if the loss needs them. They are opened once, because opening hashes every shard."""
         with_features = wants_features(params, "stored")
         if with_features not in self._opened:
-            self._opened[with_features] = open_latents(params, RESULTS / "latents")
+            self._opened[with_features] = open_latents(params, self.workspace.result("latents"))
         return copy.copy(self._opened[with_features])  # a trial may normalise them by other statistics
 
     def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:
@@ -161,6 +163,6 @@ class CandidateEvaluator:
         network.load_state_dict(shared.network.state_dict())
         steps = params.tune.refine_steps
         training = params.diffusion.training.model_copy(update={"num_steps": steps, "checkpoint_every": steps})
-        task = build_task(params, network, dataset, seed)
+        task = build_task(self.workspace, params, network, dataset, seed)
         train(task, training, seed, folder, "tune", log_nothing).copy_to(network)
         return DiffusionModel(network, params.schedule, shared.statistics, shared.classes)

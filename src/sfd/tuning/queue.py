@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
 from sfd.params import TuneParams
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -87,6 +88,14 @@ def check_storage(url: str) -> None:
                 "make it a folder that you may write to, or name another one"
             ) from None
         _check_sqlite(url, path) if url.startswith(_SQLITE) else _check_journal(url, path)
+
+
+def resolve_storage(workspace: Workspace, url: str) -> str:
+    """``tune.storage`` as seen from the working folder: a file that it names is relative to the project's root."""
+    for kind in (_SQLITE, _JOURNAL):
+        if url.startswith(kind):
+            return f"{kind}{workspace.resolve(_path(url))}"
+    return url
 
 
 def _path(url: str) -> Path:

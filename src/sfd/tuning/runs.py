@@ -1,25 +1,25 @@
 """Closes the MLflow runs of a study at its end."""
 
-from pathlib import Path
-
+from sfd.errors import warn
 from sfd.params import TrackingParams
-from sfd.tracking import client
-from sfd.tracking.delivery import Store, StoreAway, warn
+from sfd.tracking import Store, StoreAway, client, import_mlflow
 from sfd.tuning.queue import Queue
+from sfd.workspace import Workspace
 
 
-def settle_runs(queue: Queue, tracking: TrackingParams, parent: str | None) -> None:
+def settle_runs(workspace: Workspace, queue: Queue, tracking: TrackingParams, parent: str | None) -> None:
     """Ends the runs of killed workers as FAILED, and puts all runs of the study below its newest parent.
 
     If the server does not answer, a warning is printed: the study itself is complete without it.
     """
+    import_mlflow()
     from mlflow import MlflowException
 
-    store = Store(Path())
+    store = Store(workspace)
     states = {str(trial.number): trial.state for trial in queue.trials()}
     try:
         store.probe()
-        mlflow = client()
+        mlflow = client(workspace)
         experiment = mlflow.get_experiment_by_name(tracking.experiment)
         query = f"tags.`sfd.study` = '{queue.study.user_attrs['id']}'"
         for run in mlflow.search_runs([experiment.experiment_id], query, max_results=50_000):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sfd.errors import UserError
 from sfd.params import Params, SpaceParams, parse_params
 from sfd.pipeline.stage import check_current, select
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -144,6 +145,6 @@ def upstream(params: Params) -> tuple[str, ...]:
     return ("prepare", "texture_vae", "judge", *model, *latents)
 
 
-def check_upstream(params: Params) -> None:
+def check_upstream(workspace: Workspace, params: Params) -> None:
     """Raises :class:`UserError` unless the stages that a study reads are finished and made from these parameters."""
-    check_current(upstream(params), params)
+    check_current(workspace, upstream(params), params)

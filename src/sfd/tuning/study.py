@@ -5,49 +5,48 @@ import json
 import shutil
 import time
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
 from sfd.names import is_higher_better
-from sfd.params import Params, load_params
-from sfd.pipeline.stage import RESULTS, STAGES, Stage, published_fingerprint, select, stage
-from sfd.tuning.queue import Queue, check_storage, hide_password, run
+from sfd.params import Params, TuneParams
+from sfd.pipeline.stage import STAGES, Stage, published_fingerprint, select, stage
+from sfd.tuning.queue import Queue, check_storage, hide_password, resolve_storage, run
 from sfd.tuning.space import WITHOUT_EFFECT, check_space, check_study, check_upstream, current_value, upstream
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from optuna import Study
 
     from sfd.tuning.evaluator import CandidateEvaluator
 
-PARAMS = Path("params.yaml")
 PARENT_WAIT_S = 10.0
 BUDGET = ("trials", "minutes", "storage", "heartbeat_seconds", "confirm_repeats")
 """Keys of `tune` that may change while a study goes on."""
 
 
-def tune() -> None:
+def tune(workspace: Workspace) -> None:
     """Runs the study of params.yaml to its end, or continues it, and leaves its report in ``results/tune``.
 
     Raises:
         UserError: before anything runs: a key or a range is wrong, an upstream result is missing or out of date, the storage
             cannot be used. Later: no trial was completed.
     """
-    params = check(PARAMS)
-    with stage("tune", upstream(params)) as current:
+    params = check(workspace)
+    with stage("tune", upstream(params), workspace) as current:
         _run_study(current)
 
 
-def run_worker() -> None:
+def run_worker(workspace: Workspace) -> None:
     """Joins the study of params.yaml until its trials are done. Raises :class:`UserError` as :func:`tune` does, or if there is none."""
-    params = check(PARAMS)
-    queue = Queue.join(params.tune, params.seed, reports(params))
-    _check_signature(queue, params)
-    _take_trials(queue, params, queue.study.user_attrs.get("mlflow_run_id"))
+    params = check(workspace)
+    queue = Queue.join(_opened(workspace, params.tune), params.seed, reports(params))
+    _check_signature(workspace, queue, params)
+    _take_trials(workspace, queue, params, queue.study.user_attrs.get("mlflow_run_id"))
     print(describe_counts(queue, params))
 
 
-def report_study(name: str) -> str:
+def report_study(workspace: Workspace, name: str) -> str:
     """The table of a study in the storage of params.yaml; writes its page to ``results/reports/NAME``.
 
     Raises:
@@ -55,13 +54,13 @@ def report_study(name: str) -> str:
     """
     from sfd.tuning.report import table, write_report
 
-    study = _load_study(name)
-    folder = RESULTS / "reports" / name
+    study = _load_study(workspace, name)
+    folder = workspace.result("reports") / name
     write_report(study, folder)
     return f"{table(study)}\n\npage: {folder / 'report.html'}"
 
 
-def apply_study(name: str, trial: int | None) -> str:
+def apply_study(workspace: Workspace, name: str, trial: int | None) -> str:
     """Writes the values of a trial into params.yaml; returns the diff and the verdicts of the confirmation.
 
     ``trial``: its number; None for the best one.
@@ -72,25 +71,31 @@ def apply_study(name: str, trial: int | None) -> str:
     from sfd.tuning.apply import apply_values
     from sfd.tuning.report import choose, verdicts
 
-    study = _load_study(name)
+    study = _load_study(workspace, name)
     chosen = choose(study, trial)
-    difference = apply_values(PARAMS, chosen.params) or f"{PARAMS} has the values of trial {chosen.number} already\n"
+    file = workspace.params_file
+    difference = apply_values(file, chosen.params) or f"{file} has the values of trial {chosen.number} already\n"
     return "\n".join([difference, *verdicts(study)])
 
 
-def _load_study(name: str) -> "Study":
-    params = load_params(PARAMS)
+def _load_study(workspace: Workspace, name: str) -> "Study":
+    params = workspace.load_params()
     tune = params.tune.model_copy(update={"study": name})
-    return Queue.join(tune, params.seed, reports(params)).study
+    return Queue.join(_opened(workspace, tune), params.seed, reports(params)).study
 
 
-def check(file: Path) -> Params:
+def _opened(workspace: Workspace, tune: TuneParams) -> TuneParams:
+    """The section with the storage as seen from the working folder."""
+    return tune.model_copy(update={"storage": resolve_storage(workspace, tune.storage)})
+
+
+def check(workspace: Workspace) -> Params:
     """All checks that need no heavy import; returns the parameters."""
-    params = load_params(file)
+    params = workspace.load_params()
     check_study(params)
     check_space(params)
-    check_upstream(params)
-    check_storage(params.tune.storage)
+    check_upstream(workspace, params)
+    check_storage(resolve_storage(workspace, params.tune.storage))
     return params
 
 
@@ -101,7 +106,7 @@ def reports(params: Params) -> int:
     return max(1, (params.diffusion.training.num_steps - 1) // params.tune.report_every)
 
 
-def signature(params: Params) -> str:
+def signature(workspace: Workspace, params: Params) -> str:
     """sha256 of everything that all trials of one study share. Trials with another signature cannot join the study."""
     tree = params.model_dump(mode="json", by_alias=True)
     for key in (*params.tune.space, *WITHOUT_EFFECT, *(f"tune.{name}" for name in BUDGET)):
@@ -113,13 +118,13 @@ def signature(params: Params) -> str:
             node.pop(last, None)
     facts = {
         "params": {key: select(tree, key) for key in STAGES["tune"].params},
-        "upstream": {name: published_fingerprint(name) for name in upstream(params)},
+        "upstream": {name: published_fingerprint(workspace, name) for name in upstream(params)},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _check_signature(queue: Queue, params: Params) -> None:
-    if queue.study.user_attrs.get("signature") != signature(params):
+def _check_signature(workspace: Workspace, queue: Queue, params: Params) -> None:
+    if queue.study.user_attrs.get("signature") != signature(workspace, params):
         raise UserError(
             f"study `{params.tune.study}` was made with other parameters or upstream results than there are now, and unlike trials "
             "cannot be compared: set tune.study to a new name, or restore what was changed"
@@ -132,8 +137,8 @@ def _run_study(current: Stage) -> None:
     from sfd.tuning.runs import settle_runs
     from sfd.tuning.trials import work_folder
 
-    params = current.params
-    queue = open_study(params)
+    workspace, params = current.workspace, current.params
+    queue = open_study(workspace, params)
     study_id = queue.study.user_attrs["id"]
     assert current.run is not None  # a study's main process is one process
     names = {"sfd.study": study_id, "sfd.study_name": params.tune.study}
@@ -143,33 +148,33 @@ def _run_study(current: Stage) -> None:
     parent = current.run.wait_for_run_id(PARENT_WAIT_S)
     queue.study.set_user_attr("mlflow_run_id", parent)
     queue.fill(params.tune.trials)
-    evaluator = _take_trials(queue, params, parent)
+    evaluator = _take_trials(workspace, queue, params, parent)
     if not any(trial.state.name == "COMPLETE" for trial in queue.trials()):
         reasons = [trial.user_attrs["reason"] for trial in queue.trials() if "reason" in trial.user_attrs]
         raise UserError(f"no trial of study `{params.tune.study}` was completed: {'; '.join(reasons[:3])}")
-    confirm(queue.study, params, evaluator, work_folder(study_id))
+    confirm(queue.study, params, evaluator, work_folder(workspace, study_id))
     files = write_report(queue.study, current.out)
-    settle_runs(queue, params.tracking, parent)
+    settle_runs(workspace, queue, params.tracking, parent)
     best = queue.study.best_trials[0]
     current.log({f"best/{name}": value for name, value in zip(params.tune.objectives, best.values, strict=True)})
     current.log_artifacts(*files)
-    shutil.rmtree(work_folder(study_id))  # of killed workers, too
+    shutil.rmtree(work_folder(workspace, study_id))  # of killed workers, too
     print(table(queue.study))
     print(describe_counts(queue, params))
 
 
-def open_study(params: Params) -> Queue:
+def open_study(workspace: Workspace, params: Params) -> Queue:
     """Creates or continues the study. Raises :class:`UserError` if the name belongs to a study of other parameters."""
     tune, names = params.tune, list(params.tune.objectives)
     directions: list[Literal["maximize", "minimize"]] = [
         "maximize" if is_higher_better(name) else "minimize" for name in names
     ]
-    queue = Queue.create(tune, params.seed, directions, reports(params))
+    queue = Queue.create(_opened(workspace, tune), params.seed, directions, reports(params))
     study = queue.study
     if "signature" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
-        study.set_user_attr("signature", signature(params))
-    _check_signature(queue, params)
+        study.set_user_attr("signature", signature(workspace, params))
+    _check_signature(workspace, queue, params)
     study.set_user_attr("objectives", names)
     study.set_user_attr("directions", directions)
     study.set_user_attr("baseline", {key: current_value(params, key) for key in tune.space})
@@ -178,16 +183,16 @@ def open_study(params: Params) -> Queue:
     return queue
 
 
-def _take_trials(queue: Queue, params: Params, parent: str | None) -> "CandidateEvaluator":
+def _take_trials(workspace: Workspace, queue: Queue, params: Params, parent: str | None) -> "CandidateEvaluator":
     """Runs trials until the queue is empty or ``tune.minutes`` are over; returns the evaluator."""
     from sfd.tuning.evaluator import CandidateEvaluator
     from sfd.tuning.trials import Trials
 
     deadline = time.monotonic() + 60.0 * params.tune.minutes
-    evaluator = CandidateEvaluator(params)
+    evaluator = CandidateEvaluator(workspace, params)
     queue.study.set_user_attr("num_reference", evaluator.num_reference)
     try:
-        run(queue, Trials(params, evaluator, queue.study.user_attrs["id"], parent), deadline)
+        run(queue, Trials(workspace, params, evaluator, queue.study.user_attrs["id"], parent), deadline)
     except (KeyboardInterrupt, SystemExit):
         print(f"{describe_counts(queue, params)}; the same command continues")
         raise

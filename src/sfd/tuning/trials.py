@@ -14,6 +14,7 @@ from sfd.pictures import labelled_grid, save_png
 from sfd.tracking import Run, start_run
 from sfd.tuning.evaluator import STUDY, CandidateEvaluator, Repeat
 from sfd.tuning.space import distributions, with_values
+from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -25,9 +26,12 @@ GRID_PER_CLASS = 10
 class Trials:
     """The objective of a study. Each trial is an MLflow run, a child of ``parent`` if that is known."""
 
-    def __init__(self, params: Params, evaluator: CandidateEvaluator, study_id: str, parent: str | None) -> None:
+    def __init__(
+        self, workspace: Workspace, params: Params, evaluator: CandidateEvaluator, study_id: str, parent: str | None
+    ) -> None:
         """``study_id`` names the study in MLflow's tags."""
-        self.params, self.evaluator, self.study_id, self.parent = params, evaluator, study_id, parent
+        self.workspace, self.params, self.evaluator = workspace, params, evaluator
+        self.study_id, self.parent = study_id, parent
         self.space = distributions(params)
 
     def __call__(self, trial: "Trial") -> list[float]:
@@ -41,7 +45,7 @@ class Trials:
         prefix = f"trial-{trial.number:04d}-"
         with (
             self._tracked(trial, values) as run,
-            TemporaryDirectory(prefix=prefix, dir=work_folder(self.study_id)) as own,
+            TemporaryDirectory(prefix=prefix, dir=work_folder(self.workspace, self.study_id)) as own,
         ):
             folder = Path(own)
             candidate = with_values(self.params, values)
@@ -94,7 +98,7 @@ class Trials:
 
         name = f"trial-{trial.number:04d}"
         fingerprint = hashlib.sha256(f"{self.study_id}/{trial.number}".encode()).hexdigest()
-        with ExitStack() as afterwards, start_run(Path(), name, fingerprint, self.params.tracking, {}) as run:
+        with ExitStack() as afterwards, start_run(self.workspace, name, fingerprint, self.params.tracking, {}) as run:
             afterwards.callback(link, trial, run)  # once the run is closed, MLflow knows it
             below = {} if self.parent is None else {"mlflow.parentRunId": self.parent}
             run.log_tags({"sfd.study": self.study_id, "sfd.trial": trial.number, **below})
@@ -114,9 +118,9 @@ class Trials:
                 print(f"trial {trial.number}: {state.lower()}, {describe(trial, values)}", flush=True)
 
 
-def work_folder(study_id: str) -> Path:
+def work_folder(workspace: Workspace, study_id: str) -> Path:
     """The folder of a study's temporary files on this machine."""
-    folder = Path(".sfd/tune") / study_id
+    folder = workspace.trials(study_id)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -1,0 +1,129 @@
+"""A project: the folder of ``params.yaml``, and the places below it.
+
+Commands work from any folder of a project, as those of git and dvc do. The process never changes its working folder: a place is the
+project's root, as seen from the working folder, and the name below it. So every path that is printed can be used where the user stands.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from sfd.errors import UserError
+from sfd.params import DataParams, Params, load_params, registered_model
+
+PARAMS_NAME = "params.yaml"
+PATH_OPTIONS = ("root", "file", "weak_model", "reference", "init_from")
+"""Keys of ``params.yaml`` whose values are paths, or may be."""
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The places of one project. ``root``: its folder, relative to the working folder."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, start: Path = Path()) -> "Workspace":
+        """The project that ``start`` lies in: the nearest folder upwards that holds ``params.yaml``.
+
+        Raises:
+            UserError: ``start`` is no folder, or neither it nor a folder above it holds the file.
+        """
+        if not start.is_dir():
+            raise UserError(f"{start} is not a folder; name the folder of a project, which holds {PARAMS_NAME}")
+        resolved = start.resolve()
+        for folder in (resolved, *resolved.parents):
+            if (folder / PARAMS_NAME).is_file():
+                return cls(Path(os.path.relpath(folder)))
+        raise UserError(
+            f"there is no {PARAMS_NAME} in {resolved} or a folder above it; run in the project's folder, name it with "
+            "`sfd --project DIR`, or make one with `sfd preset use NAME`"
+        )
+
+    @property
+    def params_file(self) -> Path:
+        """The parameters."""
+        return self.root / PARAMS_NAME
+
+    @property
+    def results(self) -> Path:
+        """One folder per finished stage."""
+        return self.root / "results"
+
+    @property
+    def listing(self) -> Path:
+        """The names, sizes and times of the images that stage ``scan`` found."""
+        return self.results / "scan" / "listing.json"
+
+    @property
+    def init_from(self) -> Path:
+        """What stage ``scan`` found ``diffusion.init_from`` to be."""
+        return self.results / "scan" / "init_from.json"
+
+    @property
+    def dvc_lock(self) -> Path:
+        """What DVC knows of the last results."""
+        return self.root / "dvc.lock"
+
+    @property
+    def mlruns(self) -> Path:
+        """The embedded MLflow store."""
+        return self.root / "mlruns"
+
+    @property
+    def journals(self) -> Path:
+        """The records of runs, until MLflow has them and after."""
+        return self.root / ".sfd" / "journal"
+
+    def result(self, stage: str) -> Path:
+        """The folder of a finished stage."""
+        return self.results / stage
+
+    def work(self, stage: str) -> Path:
+        """The folder in which a stage works. DVC does not know it; a killed stage continues there."""
+        return self.root / ".sfd" / "work" / stage
+
+    def trials(self, study_id: str) -> Path:
+        """The temporary folders of a study's trials."""
+        return self.root / ".sfd" / "tune" / study_id
+
+    def load_params(self) -> Params:
+        """The parameters, checked. Paths in them stay as they are written, relative to the root.
+
+        Raises:
+            UserError: the file is missing, not valid YAML, or breaks a rule.
+        """
+        return load_params(self.params_file)
+
+    def resolve(self, path: str | Path) -> Path:
+        """A path that ``params.yaml`` names, which is relative to the root, as seen from the working folder."""
+        return self.root / path
+
+    def resolve_paths(self, section: Section) -> Section:
+        """A section of the parameters, or all of them, with every path resolved: what code that opens files gets.
+
+        Fingerprints, records and results take the section as it is written, so that they do not depend on the working folder.
+        """
+        changes: dict[str, object] = {}
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            if isinstance(value, BaseModel):
+                changes[name] = self.resolve_paths(value)
+            elif name in PATH_OPTIONS and isinstance(value, str) and registered_model(value) is None:
+                changes[name] = str(self.resolve(value))
+        if (
+            isinstance(section, DataParams)
+            and section.source == "huggingface"
+            and not self.resolve(section.root).exists()
+        ):
+            del changes["root"]  # the name of a data set on the hub
+        return section.model_copy(update=changes)
+
+    def name_of(self, path: Path) -> str:
+        """A path as records and results name it: relative to the root if it lies below it."""
+        return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
