@@ -40,10 +40,6 @@ EXAMPLE_FILES = {
 EXAMPLE_OPTIONS = {"diffusion.loss.absolute_weight"}
 """Options that it asks for."""
 
-COMING = {
-}
-"""What pages name and the code does not have yet. A test fails as soon as one of these is there: take it out of this list then."""
-
 all_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -132,8 +128,7 @@ def check_script(script: str) -> None:
         elif program == "dvc":
             check_dvc(arguments, folder)
         elif program == "make":
-            known = make_targets() | {entry.removeprefix("make ") for entry in COMING}
-            assert set(arguments) <= known, f"no target {set(arguments) - known}"
+            assert set(arguments) <= make_targets(), f"no target {set(arguments) - make_targets()}"
         elif program == "python":
             assert (folder / arguments[0]).is_file(), arguments[0]
         elif "launch/" in program or program == "sbatch":
@@ -174,7 +169,7 @@ def test_a_wrong_command_is_found(wrong: str) -> None:
 def test_commands_within_sentences_exist_with_their_flags(page: Path) -> None:
     for span in spans(page):
         words = span.split()
-        if words[0] == "sfd" and len(words) > 1 and " ".join(words[:2]) not in COMING:
+        if words[0] == "sfd" and len(words) > 1:
             command, rest = sfd_command(words[1:])
             known = {name for parameter in command.params for name in parameter.opts}
             assert command is not ROOT and {word for word in rest if word.startswith("--")} <= known, span
@@ -184,19 +179,7 @@ def test_commands_within_sentences_exist_with_their_flags(page: Path) -> None:
 
 @all_pages
 def test_options_and_paths_in_backticks_and_yaml_blocks_exist(page: Path) -> None:
-    unknown = (unknown_options(page) | unknown_paths(page)) - EXAMPLE_OPTIONS
-    assert not [
-        name for name in unknown if not any(name == coming or name.startswith(f"{coming}.") for coming in COMING)
-    ]
-
-
-def test_what_is_coming_has_not_come_yet() -> None:
-    options = {name for name in COMING if re.fullmatch(r"\w+(\.\w+)+", name)}
-    have = {name for name in options if is_option(name, option_names())}
-    have |= {name for name in COMING if name.startswith("src/") and (REPOSITORY / name).exists()}
-    have |= {f"make {target}" for target in make_targets()} & COMING
-    have |= {f"sfd {flag}" for parameter in ROOT.params for flag in parameter.opts} & COMING
-    assert not have, f"take these out of COMING: {sorted(have)}"
+    assert not (unknown_options(page) | unknown_paths(page)) - EXAMPLE_OPTIONS
 
 
 @all_pages
