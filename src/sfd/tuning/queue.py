@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
-from sfd.params import TuneParams
+from sfd.params import JOURNAL, POSTGRES, SQLITE, TuneParams, check_storage_address
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -53,12 +53,6 @@ POLL_S = 1.0
 CONNECT_S = 2.5
 OPENING_TRIES = 5
 
-_SQLITE, _JOURNAL, _POSTGRES = "sqlite:///", "journal://", "postgresql://"
-_TEXT = r"(?:[^:@/?#%\[\]\s]|%[0-9A-Fa-f]{2})"
-_SERVER = re.compile(
-    rf"postgresql://(?:{_TEXT}+(?::{_TEXT}*)?@)?(?:{_TEXT}*|\[[0-9A-Fa-f:.]+\])(?::\d+)?/{_TEXT}+(?:\?\S*)?"
-)
-
 
 def hide_password(url: str) -> str:
     """``url`` as it may be printed: without the password and what follows a ``?``."""
@@ -74,7 +68,8 @@ def check_storage(url: str) -> None:
         UserError: the folder is missing or read-only, the file is something else, the server does not answer or refuses, its
             driver is missing. Passwords are never part of the message.
     """
-    if url.startswith(_POSTGRES):
+    check_storage_address(url)
+    if url.startswith(POSTGRES):
         _check_server(url)
     else:
         path = _path(url)
@@ -87,26 +82,22 @@ def check_storage(url: str) -> None:
                 f"tune.storage `{url}` cannot be used: folder {path.parent}: {error.strerror}; "
                 "make it a folder that you may write to, or name another one"
             ) from None
-        _check_sqlite(url, path) if url.startswith(_SQLITE) else _check_journal(url, path)
+        _check_sqlite(url, path) if url.startswith(SQLITE) else _check_journal(url, path)
 
 
 def resolve_storage(workspace: Workspace, url: str) -> str:
     """``tune.storage`` as seen from the working folder: a file that it names is relative to the project's root."""
-    for kind in (_SQLITE, _JOURNAL):
+    for kind in (SQLITE, JOURNAL):
         if url.startswith(kind):
             return f"{kind}{workspace.resolve(_path(url))}"
     return url
 
 
 def _path(url: str) -> Path:
-    return Path(url.removeprefix(_SQLITE).removeprefix(_JOURNAL))
+    return Path(url.removeprefix(SQLITE).removeprefix(JOURNAL))
 
 
 def _check_sqlite(url: str, path: Path) -> None:
-    if ":memory:" in url or "?" in url:
-        raise UserError(
-            f"tune.storage `{url}` must name a file that other processes can open, e.g. sqlite:///mlruns/optuna.db"
-        )
     try:
         with closing(sqlite3.connect(path, timeout=1)) as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -137,11 +128,6 @@ def _check_journal(url: str, path: Path) -> None:
 
 
 def _check_server(url: str) -> None:
-    if not _SERVER.fullmatch(url):
-        raise UserError(
-            "tune.storage must have the form postgresql://USER:PASSWORD@HOST:PORT/DATABASE with special characters written as "
-            "%XX (`@` is %40); the given one, not shown for its password, has not"
-        )
     try:
         import psycopg2
     except ImportError:
@@ -179,7 +165,7 @@ def open_storage(url: str) -> "BaseStorage":
     import sqlalchemy
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if url.startswith(_JOURNAL):
+    if url.startswith(JOURNAL):
         from optuna.storages.journal import JournalFileBackend
 
         # Absolute, for the lock is a symbolic link to the path: a relative one dangles, and is never recognised as stale.
@@ -208,7 +194,7 @@ def _open_database(url: str) -> "BaseStorage":
     import optuna
     import sqlalchemy
 
-    if url.startswith(_POSTGRES):
+    if url.startswith(POSTGRES):
         # The driver by name: SQLAlchemy 2.1 changed its default. Pings, because trials outlast idle connections.
         return optuna.storages.get_storage(
             optuna.storages.RDBStorage(url.replace("://", "+psycopg2://", 1), engine_kwargs={"pool_pre_ping": True})
