@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import subprocess
 import sys
 import zipfile
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from docs_commands import Block, blocks
 from PIL import Image
 from served import ask
 from support import IN_ONE_PROCESS, REPOSITORY, Project, Server, draw_images, small_params, wait_until
@@ -277,37 +277,30 @@ def test_a_single_class_gives_an_unconditional_model_without_judge_accuracy(tmp_
     assert alone.run("sfd", "show")[0] == 0
 
 
-def readme_commands(heading: str) -> list[tuple[str, bool]]:
-    """The commands below a heading of the README, and of each whether the README says that it is refused."""
-    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = "".join(re.findall(r"```bash\n(.*?)```", section, re.DOTALL)).splitlines()
-    parts = [line.partition("  #") for line in lines]
-    return [(command.strip(), comment.strip().startswith("refused")) for command, _, comment in parts]
-
-
-def run_commands(project: Project, commands: list[tuple[str, bool]], **replaced: str) -> None:
-    """Runs each command of a shell; a refused one must end with status 1."""
-    for command, is_refused in commands:
+def run_blocks(project: Project, shown: list[Block], **replaced: str) -> None:
+    """Runs each block of a page; one that the page calls refused must end with status 1."""
+    for block in shown:
+        script = block.text
         for old, new in replaced.items():
-            command = command.replace(old, new)
-        status, output = project.run("bash", "-c", command)
-        assert status == int(is_refused) and "Traceback" not in output, f"{command}\n{output}"
+            script = script.replace(old, new)
+        status, output = project.run("bash", "-ec", script)
+        assert status == int(block.is_refused) and "Traceback" not in output, f"{script}\n{output}"
 
 
 @pytest.mark.long
-def test_the_readmes_walk_from_a_run_to_production_and_synthetic_data_works_word_by_word(project: Project) -> None:
+def test_the_pages_on_serving_and_on_synthetic_data_work_word_by_word(project: Project) -> None:
     params = folder_params()
     params["sample"]["num_steps"] = 7
     project.write_params(params)
     project.repro()
-    commands = readme_commands("From a run to production")
-    serve = commands.index(("sfd serve", False))
-    run_commands(project, commands[:serve])
-    server = project.start(*commands[serve][0].split(), "--port", "0", "--poll-seconds", "1")
+    shown = blocks(REPOSITORY / "docs/registry-and-serving.md", "bash")
+    serve = [block.text for block in shown].index("sfd serve\n")
+    run_blocks(project, shown[:serve])
+    server = project.start(*shown[serve].text.split(), "--port", "0", "--poll-seconds", "1")
     assert server.stdout is not None
     try:
         url = next(line for line in server.stdout if "http://" in line).split()[-1]
-        run_commands(project, commands[serve + 1 :], **{"http://127.0.0.1:8000": url, '"3"': '"quer"'})
+        run_blocks(project, shown[serve + 1 :], **{"http://127.0.0.1:8000": url, '"3"': '"quer"'})
         assert b"<html" in ask(url).content
     finally:
         server.terminate()
@@ -319,7 +312,7 @@ def test_the_readmes_walk_from_a_run_to_production_and_synthetic_data_works_word
     versions = project.run("sfd", "models", "list")[1].splitlines()
     aliases = [next(line for line in versions if alias in line).split()[0] for alias in ("champion", "previous")]
     assert int(aliases[0]) == int(aliases[1]) - 1, "rolled back"
-    run_commands(project, readme_commands("Synthetic data sets, and what they give away"), **{"100": "4"})
+    run_blocks(project, blocks(REPOSITORY / "docs/synthetic-and-audit.md", "bash"), **{"100": "4"})
     assert len(list((project.folder / "synthetic" / "quer").glob("*.png"))) == 4
     assert (project.folder / "synthetic" / "report.json").is_file()
     assert (project.result("audit") / "report.md").is_file()

@@ -11,8 +11,9 @@ from sfd.errors import UserError
 from sfd.names import is_higher_better
 from sfd.params import WITHOUT_EFFECT, Params, TuneParams, check_study, current_value, select, to_tree
 from sfd.pipeline.stage import STAGES, Stage, published_fingerprint, stage
-from sfd.tuning.queue import Queue, check_storage, hide_password, resolve_storage, run
+from sfd.tuning.queue import Queue, run
 from sfd.tuning.space import check_upstream, upstream
+from sfd.tuning.storage import check_storage, hide_password, resolve_storage
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
