@@ -4,7 +4,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install repro test lint ui
+.PHONY: install repro test test-all lint docs ui
 
 install: $(VENV)/installed
 
@@ -18,15 +18,24 @@ repro: install
 	dvc repro
 	@sfd show
 
-# One worker per core; each test file stays in one, and torch in one thread, because workers that share cores would wait for each other.
-test: install
-	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope-reorder
+# One worker per core. A test file stays in one worker, and torch in one thread, because workers that share cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --no-loadscope-reorder
 
-lint: install
+# All unit tests and one run of the whole graph.
+test: install
+	$(PYTEST) -m "not long"
+
+test-all: install
+	$(PYTEST)
+
+lint: install docs
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
+
+docs: install
+	mkdocs build --strict --quiet
 
 ui: install
 	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlruns/mlflow.db} --host 127.0.0.1

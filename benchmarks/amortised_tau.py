@@ -120,7 +120,9 @@ def report(docs: Path = Path("docs")) -> None:
         )
         lines.append(f"| {name}, each seed | " + " | ".join(correlations(found, m, metric) for m in METHODS) + " |")
     lines.append("| lowest mean fd at tau | " + " | ".join(f"{best(found, method):g}" for method in METHODS) + " |")
-    lines.append("| training steps for all taus, a seed | " + " | ".join(str(steps(found, m)) for m in METHODS) + " |")
+    lines.append(
+        "| training steps for all taus, per seed | " + " | ".join(str(steps(found, m)) for m in METHODS) + " |"
+    )
     draw(found, docs / "amortised-tau.png")
     print("\n".join(lines))
 

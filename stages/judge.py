@@ -1,9 +1,8 @@
 """The judge: Inception-v3, or a small ResNet trained here."""
 
-from sfd.pipeline.networks import make_judge
+from sfd.pipeline.judge import make_judge
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import stage
 
 with stage("judge") as s:
-    data = open_prepared(s.workspace, s.params)
-    make_judge(s.params.judge, data, s)
+    make_judge(s.params.judge, open_prepared(s.workspace, s.params), s)

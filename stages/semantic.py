@@ -5,5 +5,4 @@ from sfd.pipeline.semantic import make_semantic
 from sfd.pipeline.stage import stage
 
 with stage("semantic") as s:
-    data = open_prepared(s.workspace, s.params)
-    make_semantic(s.params.semantic, s.upstream("features") / "shards", data, s)
+    make_semantic(s.params.semantic, s.upstream("features") / "shards", open_prepared(s.workspace, s.params), s)

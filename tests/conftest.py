@@ -1,12 +1,42 @@
-"""Order of the tests, and their independence of it."""
+"""Order of the tests, their independence of it, and the programs that all of them start."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+import warm
+
+SLOWEST = ("test_end_to_end", "test_study", "test_released_graph", "test_launch", "test_models_command", "test_loop")
+SLOWEST += ("test_preset_twins", "test_generate", "test_queue", "test_server", "test_tracking", "test_page")
+SLOWEST += ("test_every_source", "test_processes", "test_source", "test_memory", "test_remotes", "test_protocol")
+"""Files that take longest, the longest first: a worker that began one of them last would keep the others waiting."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server of warm programs for all workers; it imports nothing before a test asks for a program."""
+    if not hasattr(config, "workerinput"):
+        folder = Path(tempfile.mkdtemp(prefix="sfd-tests-"))
+        config.stash[SERVER] = warm.Warm(folder)
+        os.environ[warm.PROGRAMS] = str(config.stash[SERVER].programs)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SERVER in config.stash:
+        server = config.stash[SERVER]
+        server.stop()
+        shutil.rmtree(server.programs.parent)
+
+
+SERVER = pytest.StashKey[warm.Warm]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files marked ``long`` first: a worker that began one of them last would keep the others waiting."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """The slowest files first."""
+    rank = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,11 +1,9 @@
 """Registered models with random weights, and real `sfd serve` processes of them."""
 
 import json
-import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -17,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import wait_until
+from support import environment, wait_until
 from torch import Tensor
 
 from sfd.data.latents import ChannelStatistics
@@ -145,23 +143,20 @@ class ServedProject:
         self.client().set_registered_model_alias(name, "champion", version)
 
     @contextmanager
-    def serve(self, *options: str, **environment: str) -> Iterator["ServerProcess"]:
+    def serve(self, *options: str, **changes: str) -> Iterator["ServerProcess"]:
         """A server that is ready, at a free port; ended at the end of the block."""
-        server = self.start(*options, **environment)
+        server = self.start(*options, **changes)
         try:
             server.wait_until_ready()
             yield server
         finally:
             server.stop()
 
-    def start(self, *options: str, **environment: str) -> "ServerProcess":
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SFD_"))}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-        own = {"PATH": path, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "MLFLOW_TRACKING_URI": self.store}
+    def start(self, *options: str, forked: bool = True, **changes: str) -> "ServerProcess":
         process = subprocess.Popen(
             ["sfd", "serve", "--port", "0", *options],
             cwd=self.folder,
-            env=kept | {"OMP_NUM_THREADS": "1"} | own | environment,
+            env=environment(forked=forked) | {"MLFLOW_TRACKING_URI": self.store} | changes,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,6 +1,7 @@
 """Real servers and folders that several tests need."""
 
 import copy
+import functools
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import warm
 import yaml
 from filelock import FileLock
 from PIL import Image
@@ -72,7 +74,35 @@ def wait_until(condition: Callable[[], bool], limit_s: float) -> None:
         time.sleep(0.05)
 
 
+def own_time(thread: str = "thread-self") -> float:
+    """A clock in seconds that stands while a thread waits for a busy processor, and runs while it waits for anything else."""
+    scheduled = Path("/proc") / thread / "schedstat"
+    waited_ns = int(scheduled.read_text().split()[1]) if scheduled.exists() else 0
+    return time.monotonic() - waited_ns / 1e9
+
+
 REPOSITORY = Path(__file__).parents[1]
+
+
+@functools.cache
+def warm_programs() -> str:
+    """The folder of programs whose server has imported everything, which no time limit of a test should count."""
+    folder = os.environ[warm.PROGRAMS]
+    subprocess.run([f"{folder}/python", "-c", ""], check=True)
+    return folder
+
+
+def environment(source: Path = REPOSITORY / "src", forked: bool = True) -> dict[str, str]:
+    """For programs of one thread that import `sfd` from ``source`` and know no tracking server.
+
+    Args:
+        forked: `python`, `sfd`, `dvc` and `torchrun` are forks of one warm process (``warm``), and start in milliseconds;
+            else they are this interpreter's own, as a user starts them.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_") and key != "SFD_TOKEN"}
+    folders = [warm_programs()] if forked else []
+    path = os.pathsep.join([*folders, str(Path(sys.executable).parent), kept["PATH"]])
+    return kept | {"PATH": path, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
 
 
 def small_params() -> dict[str, Any]:
@@ -156,18 +186,16 @@ class Project:
     def write_params(self, params: dict[str, Any]) -> None:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
-    def environment(self) -> dict[str, str]:
-        """This interpreter first on PATH, the project's own source, and no tracking server."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-        return kept | {"PATH": path, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1"}
+    def environment(self, forked: bool = True) -> dict[str, str]:
+        """With the project's own source."""
+        return environment(self.folder / "src", forked)
 
-    def start(self, *command: str, **environment: str) -> "subprocess.Popen[str]":
+    def start(self, *command: str, forked: bool = False, **changes: str) -> "subprocess.Popen[str]":
         """A process in the project, its output merged."""
         return subprocess.Popen(
             command,
             cwd=self.folder,
-            env=self.environment() | environment,
+            env=self.environment(forked) | changes,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -175,11 +203,21 @@ class Project:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
-    def run(self, *command: str, **environment: str) -> tuple[int, str]:
-        """Exit status and output."""
-        process = self.start(*command, **environment)
+    def run(self, *command: str, **changes: str) -> tuple[int, str]:
+        """Exit status and output of a command whose programs are forked."""
+        process = self.start(*command, forked=True, **changes)
         output, _ = process.communicate()
         return process.returncode, output
+
+    def run_alone(self, *command: str) -> tuple[int, str, float]:
+        """Exit status, output and seconds (:func:`own_time`) of a command that starts as users start it."""
+        started = time.monotonic()
+        process = self.start(*command)
+        assert process.stdout is not None
+        output = process.stdout.read()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        seconds = own_time(str(process.pid)) - started
+        return process.wait(), output, seconds
 
     def repro(self, *arguments: str, folder: str = ".") -> str:
         """``dvc repro`` of the graph in ``folder``, which must succeed."""
@@ -216,7 +254,7 @@ def finished_project(factory: pytest.TempPathFactory) -> Project:
         draw_images(folder / "images" / "hoch ü", 40, 2, vertical=True)
         stages = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents"]
         status, output = made.run(
-            sys.executable, "-c", IN_ONE_PROCESS, *stages, "diffusion", "sample", "evaluate", "register"
+            "python", "-c", IN_ONE_PROCESS, *stages, "diffusion", "sample", "evaluate", "register"
         )
         assert status == 0, output
         store = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")

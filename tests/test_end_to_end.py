@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
 import zipfile
@@ -15,11 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from docs_commands import Block, blocks
 from PIL import Image
 from served import ask
 from support import IN_ONE_PROCESS, REPOSITORY, Project, Server, draw_images, small_params, wait_until
-
-pytestmark = pytest.mark.long
 
 ALL_STAGES = [
     "scan",
@@ -86,7 +82,7 @@ def test_too_many_refused_files_stop_the_stage_with_one_line(project: Project) -
     params["data"]["max_rejected_fraction"] = 0.01
     original = (project.folder / "params.yaml").read_text()
     project.write_params(params)
-    status, output = project.run(sys.executable, "stages/prepare.py")
+    status, output = project.run("python", "stages/prepare.py")
     (project.folder / "params.yaml").write_text(original)
     assert status == 2
     assert "max_rejected_fraction" in output and "Traceback" not in output
@@ -147,7 +143,7 @@ made = [torch.cat(list(images.sample(table.class_index.tolist(), table.seed.toli
         update={"batch_size": size})))).int() for size in (1, 5, 12)]
 print((made[0] - made[1]).abs().max().item(), (made[0] - made[2]).abs().max().item(), made[0].float().std() > 1)
 """
-    status, output = project.run(sys.executable, "-c", script)
+    status, output = project.run("python", "-c", script)
     assert status == 0, output
     first, second, varied = output.split()[-3:]
     assert int(first) <= 1 and int(second) <= 1 and varied == "tensor(True)", "one grey level is the rounding allowed"
@@ -213,7 +209,7 @@ except mlflow.MlflowException as error:
 
 
 def test_a_server_gives_the_images_of_the_samples_table(project: Project) -> None:
-    server = project.start("sfd", "serve", "--alias", "candidate", "--port", "0")
+    server = project.start("sfd", "serve", "--alias", "candidate", "--port", "0", forked=True)
     assert server.stdout is not None
     try:
         url = next(line for line in server.stdout if "http://" in line).split()[-1]
@@ -236,6 +232,7 @@ def test_show_says_where_everything_is(project: Project) -> None:
     assert "results/sample/grid.png" in output and "metrics.json" in output and "models:/sfd-digits@candidate" in output
 
 
+@pytest.mark.long
 def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(project: Project, tmp_path: Path) -> None:
     server = Server(tmp_path)
     server.start()
@@ -266,36 +263,13 @@ def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(projec
     assert sorted(steps) == list(range(1, 201))
 
 
-def test_a_stage_killed_by_dvc_users_continues_and_ends_with_the_same_weights(project: Project) -> None:
-    params = folder_params()
-    params["diffusion"]["training"] |= {"num_steps": 120, "log_every": 10, "checkpoint_every": 20}
-    params["diffusion"]["grid_every"] = 120
-    project.write_params(params)
-    weights = project.result("diffusion") / "model" / "model.safetensors"
-    status, output = project.run(sys.executable, "stages/diffusion.py")
-    assert status == 0, output
-    uninterrupted = weights.read_bytes()
-    checkpoint = project.folder / ".sfd" / "work" / "diffusion" / "checkpoint.pt"
-    killed = 0
-    for _ in range(3):
-        training = project.start(sys.executable, "stages/diffusion.py")
-        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        wait_until(lambda seen=seen: checkpoint.exists() and checkpoint.stat().st_mtime_ns > seen, 60)
-        os.kill(training.pid, signal.SIGKILL)
-        training.communicate()
-        killed += 1
-    weights.unlink()
-    status, output = project.run(sys.executable, "stages/diffusion.py")
-    assert status == 0, output
-    assert killed == 3 and weights.read_bytes() == uninterrupted
-
-
+@pytest.mark.long
 def test_a_single_class_gives_an_unconditional_model_without_judge_accuracy(tmp_path: Path) -> None:
     params = folder_params()
     params["sample"]["guidance"] |= {"kind": "none", "scale_texture": 1.0, "scale_semantic": 1.0}
     alone = Project(tmp_path, params)
     draw_images(tmp_path / "own images" / "only", 32, 3, vertical=True)
-    status, output = alone.run(sys.executable, "-c", IN_ONE_PROCESS, *ALL_STAGES)
+    status, output = alone.run("python", "-c", IN_ONE_PROCESS, *ALL_STAGES)
     assert status == 0, output
     metrics = json.loads((alone.result("evaluate") / "metrics.json").read_text())
     assert "class_accuracy" not in metrics and "is_digits_judge" not in metrics
@@ -303,36 +277,30 @@ def test_a_single_class_gives_an_unconditional_model_without_judge_accuracy(tmp_
     assert alone.run("sfd", "show")[0] == 0
 
 
-def readme_commands(heading: str) -> list[tuple[str, bool]]:
-    """The commands below a heading of the README, and of each whether the README says that it is refused."""
-    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = "".join(re.findall(r"```bash\n(.*?)```", section, re.DOTALL)).splitlines()
-    parts = [line.partition("  #") for line in lines]
-    return [(command.strip(), comment.strip().startswith("refused")) for command, _, comment in parts]
-
-
-def run_commands(project: Project, commands: list[tuple[str, bool]], **replaced: str) -> None:
-    """Runs each command of a shell; a refused one must end with status 1."""
-    for command, is_refused in commands:
+def run_blocks(project: Project, shown: list[Block], **replaced: str) -> None:
+    """Runs each block of a page; one that the page calls refused must end with status 1."""
+    for block in shown:
+        script = block.text
         for old, new in replaced.items():
-            command = command.replace(old, new)
-        status, output = project.run("bash", "-c", command)
-        assert status == int(is_refused) and "Traceback" not in output, f"{command}\n{output}"
+            script = script.replace(old, new)
+        status, output = project.run("bash", "-ec", script)
+        assert status == int(block.is_refused) and "Traceback" not in output, f"{script}\n{output}"
 
 
-def test_the_readmes_walk_from_a_run_to_production_and_synthetic_data_works_word_by_word(project: Project) -> None:
+@pytest.mark.long
+def test_the_pages_on_serving_and_on_synthetic_data_work_word_by_word(project: Project) -> None:
     params = folder_params()
     params["sample"]["num_steps"] = 7
     project.write_params(params)
     project.repro()
-    commands = readme_commands("From a run to production")
-    serve = commands.index(("sfd serve", False))
-    run_commands(project, commands[:serve])
-    server = project.start(*commands[serve][0].split(), "--port", "0", "--poll-seconds", "1")
+    shown = blocks(REPOSITORY / "docs/registry-and-serving.md", "bash")
+    serve = [block.text for block in shown].index("sfd serve\n")
+    run_blocks(project, shown[:serve])
+    server = project.start(*shown[serve].text.split(), "--port", "0", "--poll-seconds", "1")
     assert server.stdout is not None
     try:
         url = next(line for line in server.stdout if "http://" in line).split()[-1]
-        run_commands(project, commands[serve + 1 :], **{"http://127.0.0.1:8000": url, '"3"': '"quer"'})
+        run_blocks(project, shown[serve + 1 :], **{"http://127.0.0.1:8000": url, '"3"': '"quer"'})
         assert b"<html" in ask(url).content
     finally:
         server.terminate()
@@ -344,7 +312,7 @@ def test_the_readmes_walk_from_a_run_to_production_and_synthetic_data_works_word
     versions = project.run("sfd", "models", "list")[1].splitlines()
     aliases = [next(line for line in versions if alias in line).split()[0] for alias in ("champion", "previous")]
     assert int(aliases[0]) == int(aliases[1]) - 1, "rolled back"
-    run_commands(project, readme_commands("Synthetic data sets, and what they give away"), **{"100": "4"})
+    run_blocks(project, blocks(REPOSITORY / "docs/synthetic-and-audit.md", "bash"), **{"100": "4"})
     assert len(list((project.folder / "synthetic" / "quer").glob("*.png"))) == 4
     assert (project.folder / "synthetic" / "report.json").is_file()
     assert (project.result("audit") / "report.md").is_file()

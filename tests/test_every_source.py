@@ -1,7 +1,6 @@
 """The stages from images to latents, through folders, tar archives and data sets of the library ``datasets``: the same bytes."""
 
 import json
-import sys
 import tarfile
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def run(folder: Path, data: dict[str, object]) -> Project:
     params = small_params()
     params["data"] |= data
     project = Project(folder, params)
-    status, output = project.run(sys.executable, "-c", IN_ONE_PROCESS, *STAGES, HF_HUB_OFFLINE="1")
+    status, output = project.run("python", "-c", IN_ONE_PROCESS, *STAGES, HF_HUB_OFFLINE="1")
     assert status == 0, output
     assert "24 images in 2 classes, 0 files refused" in output
     return project
@@ -85,7 +84,7 @@ def test_a_change_of_the_source_shows_in_the_listing(projects: dict[str, Project
     assert listing["source"] == source
     (file,) = project.folder.parent.glob("archives/quer.tar" if source == "tar" else "saved/*.arrow")
     file.touch()
-    status, output = project.run(sys.executable, "stages/scan.py")
+    status, output = project.run("python", "stages/scan.py")
     assert status == 0, output
     assert json.loads((project.result("scan") / "listing.json").read_text()) != listing
 
@@ -98,7 +97,7 @@ def test_a_broken_archive_ends_the_stage_in_one_line_and_is_listed(
     archives.mkdir()
     whole = (projects["tar"].folder.parent / "archives" / "quer.tar").read_bytes()
     (archives / "quer.tar").write_bytes(whole[: len(whole) // 2])
-    status, output = project.run(sys.executable, "stages/prepare.py")
+    status, output = project.run("python", "stages/prepare.py")
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     assert status == 2 and "Traceback" not in output
     assert len(lines) == 1 and lines[0].startswith(

@@ -65,7 +65,7 @@ def slurm(project: Project, *stages: str) -> "subprocess.Popen[str]":
     path = f"{project.folder.parent / 'bin'}{os.pathsep}{project.environment()['PATH']}"
     job = {"SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NODELIST": "node[0-1]"}
     job["SLURM_SUBMIT_DIR"] = str(project.folder)
-    return project.start("bash", "launch/slurm.sbatch", *stages, PATH=path, **job)
+    return project.start("bash", "launch/slurm.sbatch", *stages, forked=True, PATH=path, **job)
 
 
 def change_training(project: Project, **changes: int) -> None:
@@ -146,7 +146,7 @@ def test_a_process_killed_in_training_ends_the_job_and_the_next_one_ends_with_th
     change_training(project, num_steps=80, checkpoint_every=10, log_every=10)
     whole = project.copy_to(tmp_path / "whole")
     assert whole.run("launch/torchrun.sh", "diffusion", NPROC="2")[0] == 0
-    job = project.start("launch/torchrun.sh", "diffusion", NPROC="2")
+    job = project.start("launch/torchrun.sh", "diffusion", forked=True, NPROC="2")
     checkpoint = project.folder / ".sfd/work/diffusion/checkpoint.pt"
     wait_until(checkpoint.is_file, 120)
     owner = int((project.folder / ".sfd/work/diffusion/owner").read_text().split()[0])  # process 0

@@ -20,11 +20,10 @@ from sfd.errors import UserError
 from sfd.generation.schedules import build_training_schedule
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.params import Params, load_params, parse_params
+from sfd.params import Params, check_study, load_params, parse_params, with_values
 from sfd.preset import list_presets, load_preset, names, render, use
 from sfd.training.backbone import backbone_config
 from sfd.training.diffusion import DiffusionTask
-from sfd.tuning.space import check_space, with_values
 
 SFD = Path(sys.executable).with_name("sfd")
 RELEASED = json.loads((REPOSITORY / "tests/data/conformance/released_checkpoint_shapes.json").read_text())
@@ -102,7 +101,7 @@ def test_a_preset_is_valid_and_complete_when_shown_and_its_study_could_run(name:
     file.write_text(render(name))
     assert load_params(file) == load_preset(name)
     assert set(yaml.safe_load(render(name))) == set(Params.model_json_schema()["properties"])
-    check_space(load_preset(name))
+    check_study(load_preset(name))
     assert render(name).startswith(comments(name))
 
 

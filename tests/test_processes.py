@@ -65,11 +65,13 @@ def project(tmp_path: Path) -> Path:
 
 def torchrun(project: Path, what: str) -> tuple[int, str]:
     """Exit status and output of two processes."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody listens there
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, what]
+    from support import environment  # not in the processes that run this file as a script
+
+    own = {"CUDA_VISIBLE_DEVICES": "", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody listens there
+    command = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__, what]
+    given = environment() | own
     started = time.monotonic()
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=SOON_S + 60)
+    done = subprocess.run(command, cwd=project, env=given, capture_output=True, text=True, timeout=SOON_S + 60)
     assert time.monotonic() - started < SOON_S, "a job must not hang"
     return done.returncode, done.stdout + done.stderr
 

@@ -53,12 +53,14 @@ def params(
     describe: Annotated[bool, typer.Option("--describe", help="Print the table of all options instead.")] = False,
 ) -> None:
     """Check params.yaml and print the resolved configuration."""
-    from sfd.params import describe_params, dump_params, load_params
+    from sfd.params import check_study, describe_params, dump_params, load_params
 
     if describe:
         typer.echo(describe_params())
         return
-    typer.echo(dump_params(load_params(file or _workspace(context).params_file)).rstrip())
+    found = load_params(file or _workspace(context).params_file)
+    check_study(found)
+    typer.echo(dump_params(found).rstrip())
 
 
 presets = typer.Typer(

@@ -133,6 +133,10 @@ def plot_schedule(times: Callable[[Tensor], tuple[Tensor, Tensor]], path: Path) 
     save_figure(figure, path)
 
 
+NUM_PAIRS = 8
+"""Images in a picture of originals and reconstructions."""
+
+
 def pairs(left: Tensor, right: Tensor, captions: Sequence[str], path: Path, titles: tuple[str, str] = ("", "")) -> None:
     """Two columns of images (N, 3, H, W) uint8 beside each other, a caption at the right of each row, titles on top.
 

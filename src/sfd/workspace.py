@@ -15,8 +15,8 @@ from sfd.errors import UserError
 from sfd.params import DataParams, Params, load_params, registered_model
 
 PARAMS_NAME = "params.yaml"
-PATH_OPTIONS = ("root", "file", "weak_model", "reference", "init_from")
-"""Keys of ``params.yaml`` whose values are paths, or may be."""
+ADDRESSES = ("root", "init_from")
+"""Options that hold a path or a name elsewhere: of a data set on the hub, or of a registered model. All other paths are typed."""
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -114,7 +114,9 @@ class Workspace:
             value = getattr(section, name)
             if isinstance(value, BaseModel):
                 changes[name] = self.resolve_paths(value)
-            elif name in PATH_OPTIONS and isinstance(value, str) and registered_model(value) is None:
+            elif isinstance(value, Path):
+                changes[name] = self.resolve(value)
+            elif name in ADDRESSES and isinstance(value, str) and registered_model(value) is None:
                 changes[name] = str(self.resolve(value))
         if (
             isinstance(section, DataParams)

@@ -1,11 +1,9 @@
 """Composite latents on disk and their statistics. As a script, this file is the stage that one or two processes run."""
 
 import math
-import os
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -77,12 +75,13 @@ def run_stage() -> None:
 
 def run_in_project(folder: Path, *launcher: str) -> dict[str, bytes]:
     """Runs :func:`run_stage` in a project folder; returns the files of its result."""
+    from support import environment  # not in the processes that run this file as a script
+
     folder.mkdir()
     shutil.copy(REPOSITORY / "params.yaml", folder)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody listens there
-    command = [sys.executable, *launcher, __file__]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    own = {"CUDA_VISIBLE_DEVICES": "", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody listens there
+    command = ["python", *launcher, __file__]
+    done = subprocess.run(command, cwd=folder, env=environment() | own, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     result = folder / "results" / "latents"
     return {str(file.relative_to(result)): file.read_bytes() for file in result.rglob("*") if file.is_file()}

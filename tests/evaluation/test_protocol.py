@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def test_two_processes_give_the_files_of_one_to_the_last_byte(project: Project) 
     alone = {name: (project.result("evaluate") / name).read_bytes() for name in names}
     (project.result("evaluate") / "metrics.json").unlink()
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    status, output = project.run(sys.executable, *launcher, "stages/evaluate.py", CUDA_VISIBLE_DEVICES="")
+    status, output = project.run("python", *launcher, "stages/evaluate.py", CUDA_VISIBLE_DEVICES="")
     assert status == 0, output
     assert {name: (project.result("evaluate") / name).read_bytes() for name in names} == alone
     assert not (project.folder / ".sfd/work/evaluate").exists(), "features are not kept beyond the stage"
@@ -183,7 +182,7 @@ def test_the_stage_needs_the_file_and_depends_on_its_content(project: Project, t
     params["judge"] |= {"kind": "inception", "source": "pretrained", "name": "inception"}
     params["register"]["gates"] = {}
     copied.write_params(params)
-    status, output = copied.run(sys.executable, "stages/evaluate.py")
+    status, output = copied.run("python", "stages/evaluate.py")
     assert status == 2 and "ref.npz does not exist, but params.yaml names it" in output and "Traceback" not in output
     with copied.entered():
         prints = set()

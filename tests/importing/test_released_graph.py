@@ -141,7 +141,16 @@ def test_a_server_draws_the_samples_from_the_registered_version_with_its_weak_mo
     weak.rename(weak.with_name("away"))  # the version carries its own
     store = f"sqlite:///{graph}/mlruns/mlflow.db"
     server = project.start(
-        "sfd", "serve", "--model", "released", "--alias", "candidate", "--port", "0", MLFLOW_TRACKING_URI=store
+        "sfd",
+        "serve",
+        "--model",
+        "released",
+        "--alias",
+        "candidate",
+        "--port",
+        "0",
+        forked=True,
+        MLFLOW_TRACKING_URI=store,
     )
     assert server.stdout is not None
     try:

@@ -317,9 +317,9 @@ def test_a_stage_that_is_started_in_a_subfolder_makes_the_same_result_with_the_s
     assert stage_fingerprint(workspace, "judge", params) == at_root
     with stage("judge") as s:
         assert s.upstream("prepare") == Path("../../results/prepare") and s.upstream("prepare").is_dir()
-        assert s.workspace.resolve_paths(params.judge).file == "../../weights.pth"
+        assert s.workspace.resolve_paths(params.judge).file == Path("../../weights.pth")
         assert s.workspace.resolve_paths(params.data).root == "../../images"
-        assert s.params.judge.file == "weights.pth", "what is recorded does not depend on the working folder"
+        assert s.params.judge.file == Path("weights.pth"), "what is recorded does not depend on the working folder"
         assert s.workspace.name_of(s.upstream("prepare")) == "results/prepare"
     assert json.loads((tmp_path / "results/judge/fingerprint.json").read_text())["fingerprint"] == at_root
     assert list(Path().iterdir()) == []

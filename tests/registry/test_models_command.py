@@ -91,7 +91,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     draw_images(made.folder / "images" / "lying", 40, 1, vertical=False)
     draw_images(made.folder / "images" / "upright", 40, 2, vertical=True)
     in_one_process = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
-    status, output = made.run(sys.executable, "-c", in_one_process, *STAGES)
+    status, output = made.run("python", "-c", in_one_process, *STAGES)
     assert status == 0, output
     yield made
 

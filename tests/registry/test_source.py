@@ -57,7 +57,7 @@ def here(project: Project) -> Iterator[Project]:
 
 def train(project: Project, **changes: Any) -> tuple[int, str]:
     project.write_params(params_with(**changes))
-    return project.run(sys.executable, "-c", IN_ONE_PROCESS, "scan", "diffusion")
+    return project.run("python", "-c", IN_ONE_PROCESS, "scan", "diffusion")
 
 
 def test_a_moved_alias_trains_again_and_one_that_stays_does_not(here: Project) -> None:
@@ -91,7 +91,7 @@ def test_adapters_and_decoded_features_leave_a_model_that_samples(project: Proje
     tree = params_with(lora={"rank": 2, "alpha": 4}, init_from="models:/sfd-digits/1")
     tree["diffusion"]["loss"]["repa_target"] = "decoded"
     project.write_params(tree)
-    status, output = project.run(sys.executable, "-c", IN_ONE_PROCESS, "scan", "diffusion", "sample")
+    status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "diffusion", "sample")
     assert status == 0, output
     trained = next(line for line in output.splitlines() if line.startswith("diffusion: trained:"))
     number, total = (int(word.replace(",", "")) for word in trained.split() if word[0].isdigit())

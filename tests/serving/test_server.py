@@ -155,7 +155,7 @@ def test_asked_to_end_the_server_answers_what_it_has_admitted_and_exits_with_0(p
 def test_while_it_loads_the_server_lives_without_being_ready_and_can_be_ended(project: ServedProject) -> None:
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    server = project.start("--model", "plain", "--port", str(port))
+    server = project.start("--model", "plain", "--port", str(port), forked=False)
     server.url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:

@@ -38,7 +38,7 @@ HERE = Workspace(Path())
 
 pytestmark = pytest.mark.long
 
-SFD = [sys.executable, "-c", "from sfd.cli import main; main()"]
+SFD = ["sfd"]
 CLASSES = ["hoch ü", "quer"]
 PER_CLASS = 4
 

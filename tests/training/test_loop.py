@@ -283,9 +283,11 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def torchrun(what: str, folder: Path) -> None:
     """Two processes that run a function of this file."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [__file__, what, str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    import support  # not in the processes that run this file as a script
+
+    command = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__, what, str(folder)]
+    forked = support.environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=forked, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
 

@@ -17,13 +17,14 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, Trial, TrialState
 from postgres import postgres_server
-from support import wait_until
+from support import own_time, wait_until
 
 import sfd.seeding  # noqa: F401  (with torch once, here, instead of in every child)
 from sfd.errors import UserError
 from sfd.params import TuneParams
 from sfd.tuning import queue as tuning_queue
-from sfd.tuning.queue import INTERRUPTED, LOST, Queue, check_storage, hide_password, open_storage, run
+from sfd.tuning.queue import INTERRUPTED, LOST, Queue, run
+from sfd.tuning.storage import check_storage, hide_password, open_storage
 
 # A fork has Optuna and torch imported already; a fresh interpreter would need seconds for them.
 FORK = multiprocessing.get_context("fork")
@@ -453,10 +454,10 @@ def test_joining_needs_a_study(storage: str) -> None:
 
 def refusal(url: str) -> str:
     """The one line with which a storage is refused, in under 3 s."""
-    started = time.monotonic()
+    started = own_time()
     with pytest.raises(UserError) as refused:
         check_storage(url)
-    assert time.monotonic() - started < 3.0
+    assert own_time() - started < 3.0
     message = str(refused.value)
     assert "\n" not in message and "tune.storage" in message
     return message
@@ -549,7 +550,7 @@ def test_printed_addresses_hide_the_password() -> None:
 
 def test_storages_are_checked_before_optuna_is_imported(tmp_path: Path) -> None:
     script = (
-        "import sys; from sfd.tuning.queue import open_storage\n"
+        "import sys; from sfd.tuning.storage import open_storage\n"
         f"try: open_storage('journal://{tmp_path}/missing/log')\n"
         "except Exception as error: print(type(error).__name__, 'optuna' in sys.modules, 'torch' in sys.modules)"
     )

@@ -8,8 +8,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from support import REPOSITORY
 
 from sfd.errors import UserError
-from sfd.params import Params, parse_params
-from sfd.tuning.space import check_space, current_value, distributions, with_values
+from sfd.params import Params, check_study, current_value, parse_params, with_values
+from sfd.tuning.space import distributions
 
 
 def params(space: dict[str, Any], kind: str = "sampling", **sections: dict[str, Any]) -> Params:
@@ -40,10 +40,10 @@ TUNABLE = {
 
 
 def test_everything_that_the_paper_or_its_users_tune_can_be_searched() -> None:
-    check_space(params(TUNABLE, "training"))
-    check_space(params({key: space for key, space in TUNABLE.items() if key.startswith("sample.")}))
-    check_space(params({"sample.schedule.tau": {"low": 0.0, "high": 1.0}}, **SHARED))
-    check_space(params({"sample.schedule.kind": {"choices": ["offset", "power", "curve"]}}, **SHARED))
+    check_study(params(TUNABLE, "training"))
+    check_study(params({key: space for key, space in TUNABLE.items() if key.startswith("sample.")}))
+    check_study(params({"sample.schedule.tau": {"low": 0.0, "high": 1.0}}, **SHARED))
+    check_study(params({"sample.schedule.kind": {"choices": ["offset", "power", "curve"]}}, **SHARED))
 
 
 @pytest.mark.parametrize(
@@ -70,21 +70,21 @@ def test_a_key_or_value_that_no_trial_could_have_is_refused_with_its_reason(
     key: str, space: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        check_space(params({key: space}))
+        check_study(params({key: space}))
     assert key in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_index_into_a_list_ends_with_the_list() -> None:
-    check_space(params({"schedule.knots.4": {"low": 0.0, "high": 1.0}}, "training"))
+    check_study(params({"schedule.knots.4": {"low": 0.0, "high": 1.0}}, "training"))
     with pytest.raises(UserError, match="0 to 4"):
-        check_space(params({"schedule.knots.5": {"low": 0.0, "high": 1.0}}, "training"))
+        check_study(params({"schedule.knots.5": {"low": 0.0, "high": 1.0}}, "training"))
 
 
 def test_a_value_that_needs_another_searched_value_beside_it_is_allowed_and_alone_it_is_not() -> None:
     patch = {"diffusion.model.patch_size": {"choices": [1, 2]}}
     with pytest.raises(UserError, match="repa_weight"):
-        check_space(params(patch, "training"))
-    check_space(params(patch | {"diffusion.loss.repa_weight": {"choices": [0.0, 1.0]}}, "training"))
+        check_study(params(patch, "training"))
+    check_study(params(patch | {"diffusion.loss.repa_weight": {"choices": [0.0, 1.0]}}, "training"))
 
 
 def test_an_interval_holds_whole_numbers_only_if_its_key_does() -> None:

@@ -73,8 +73,8 @@ class OffsetSchedule:
 class PowerSchedule:
     """``t_tex = t_sem ** gamma`` with ``gamma >= 1``.
 
-    Progress is the length of the curve, each piece as long as the way of its faster part, as it is for an offset. The semantics
-    are faster until the curve's slope is 1, texture from there on; both speeds are continuous.
+    At every u the faster of the two times advances at constant speed, as it does for an offset. The semantics are faster until the
+    curve's slope is 1, texture from there on; both speeds are continuous.
     """
 
     gamma: float
@@ -115,11 +115,11 @@ class PowerSchedule:
 class CurveSchedule:
     """``t_tex = g(t_sem)`` with ``g`` convex, increasing and piecewise linear (the family of arXiv 2606.19662).
 
-    ``knots`` are K + 1 numbers >= 0, of which only the ratios count: the shares of texture's way that begin when ``t_sem`` reaches
-    0, 1/K, ..., 1, each spread evenly over the rest of ``t_sem``. The last share is texture's way after the semantics are done. Every
-    such list gives a curve of the family, and every curve with these knots has one list: (1, 0, ...) is ordinary diffusion.
+    ``knots`` are K + 1 numbers >= 0, normalised to sum 1. Knot k is the fraction of texture's change that starts at ``t_sem = k/K`` and
+    is spread uniformly over the rest of ``t_sem``. The last one is texture's change after the semantics are done. Every such list gives a
+    curve of the family, and every curve with these knots has one list: (1, 0, ...) is ordinary diffusion.
 
-    Progress is the length of the curve, each piece as long as the way of its faster part, as it is for an offset.
+    At every u the faster of the two times advances at constant speed, as it does for an offset.
     """
 
     knots: tuple[float, ...]

@@ -126,7 +126,7 @@ def load_pretrained(params: EncoderParams) -> VisionEncoder:
     return VisionEncoder(config | {"input_size": params.input_size, "patch_size": patch}, vit).eval()
 
 
-def _loading_advice(section: str, name: str, file: str | None, error: Exception) -> str:
+def _loading_advice(section: str, name: str, file: Path | None, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     if file is not None:
         return f"{section}.file {file} could not be loaded as {name}: {reason}; give the weights that belong to {section}.name"

@@ -1,3 +1,120 @@
-"""Every option of the platform, declared once."""
+"""Every option of the platform, declared once: name, type, limits, unit and meaning; the rules between options; params files as YAML.
 
-from sfd.params.schema import *  # noqa
+``params.yaml`` is read into :class:`Params`; the CLI, the DVC stages and MLflow's logged parameters all read it from here.
+Defaults are the paper's values (arXiv 2512.04926) where it has one; a field without a default must be written out.
+"""
+
+from sfd.params.describe import describe_params
+from sfd.params.diffusion import (
+    DiffusionParams,
+    GuidanceParams,
+    LoraParams,
+    LossParams,
+    ModelParams,
+    ModelSize,
+    SampleParams,
+    Sharding,
+    registered_model,
+)
+from sfd.params.mistakes import describe_mistakes
+from sfd.params.networks import (
+    DataParams,
+    EncoderParams,
+    FeaturesParams,
+    JudgeParams,
+    LatentsParams,
+    SemanticParams,
+    TextureVaeParams,
+    TrainingParams,
+)
+from sfd.params.operations import (
+    CHAMPION,
+    PREVIOUS,
+    EvaluateParams,
+    GateParams,
+    RegisterParams,
+    SpaceParams,
+    TrackingParams,
+    TuneParams,
+)
+from sfd.params.parse import (
+    current_value,
+    dump_params,
+    load_params,
+    parse_params,
+    select,
+    to_tree,
+    with_values,
+)
+from sfd.params.rules import check_sampling_schedule
+from sfd.params.schedule import ScheduleParams, TauRange
+from sfd.params.schema import Params
+from sfd.params.study import (
+    JOURNAL,
+    POSTGRES,
+    SQLITE,
+    WITHOUT_EFFECT,
+    check_storage_address,
+    check_study,
+    combinations,
+    fits,
+)
+from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
+from sfd.params.yaml import parse_yaml, read_tree
+
+__all__ = [
+    "CHAMPION",
+    "JOURNAL",
+    "POSTGRES",
+    "PREVIOUS",
+    "SQLITE",
+    "WITHOUT_EFFECT",
+    "DataParams",
+    "DiffusionParams",
+    "EncoderParams",
+    "EvaluateParams",
+    "FeaturesParams",
+    "FilePath",
+    "Fraction",
+    "GateParams",
+    "GuidanceParams",
+    "JudgeParams",
+    "LatentsParams",
+    "LoraParams",
+    "LossParams",
+    "ModelParams",
+    "ModelSize",
+    "OneOf",
+    "Params",
+    "Positive",
+    "RegisterParams",
+    "SampleParams",
+    "Scale",
+    "ScheduleParams",
+    "Section",
+    "SemanticParams",
+    "Sharding",
+    "SpaceParams",
+    "TauRange",
+    "TextureVaeParams",
+    "TrackingParams",
+    "TrainingParams",
+    "TuneParams",
+    "check_sampling_schedule",
+    "check_storage_address",
+    "check_study",
+    "combinations",
+    "current_value",
+    "describe_mistakes",
+    "describe_params",
+    "dump_params",
+    "fits",
+    "load_params",
+    "parse_params",
+    "parse_yaml",
+    "read_tree",
+    "registered_model",
+    "select",
+    "to_tree",
+    "with_values",
+]

@@ -1,13 +1,43 @@
-"""Types of options that pydantic does not have."""
+"""What all sections are made of: their base class, and types of options that pydantic does not have."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer, PlainValidator
 from pydantic_core import CoreSchema, core_schema
 
 from sfd.names import Entry, nearest
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(ge=1.0, le=20.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen; a key that is not declared, a value of another type and NaN are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    def named_paths(self) -> Iterator[Path]:
+        """Every file or folder that this section and its inner sections name."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                yield value
+            elif isinstance(value, Section):
+                yield from value.named_paths()
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, str | Path) or value == "":
+        raise ValueError("write the path of a file or folder")
+    return Path(value)
+
+
+FilePath = Annotated[Path, PlainValidator(_path), PlainSerializer(str, return_type=str)]
+"""A file or folder whose content takes part in the result: text in YAML, :class:`~pathlib.Path` in Python."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +59,13 @@ class OneOf:
         return {name: entry.description for name, entry in self.table.items()} | dict(self.extra)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Pydantic's hook: the check runs after that of the type."""
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def _check(self, name: str) -> str:
         known = list(self.descriptions())
         if name not in known:
-            names = ", ".join(f"`{each}`" for each in known)
-            raise ValueError(f"choose one of {names}; nearest: `{nearest(name, known)}`")
+            *most, last = (f"'{each}'" for each in known)
+            names = f"{', '.join(most)} or {last}" if most else last
+            raise ValueError(f"choose {names}; nearest: '{nearest(name, known)}'")
         return name

@@ -1,8 +1,28 @@
-"""The prepared images of a project."""
+"""Stage ``prepare``: images in, a checked manifest out; and how later stages open it."""
 
+from sfd.data.prepare import prepare
 from sfd.data.prepared import Prepared
+from sfd.data.sources.source import open_source
 from sfd.params import Params
+from sfd.pipeline.stage import Stage
 from sfd.workspace import Workspace
+
+
+def make_manifest(stage: Stage) -> None:
+    """Writes ``manifest.parquet``, ``rejected.csv`` and ``summary.json``."""
+    summary = prepare(stage.workspace.resolve_paths(stage.params.data), stage.params.seed, stage.out)
+    stage.content.append(summary.digest)
+    counts = {"num_images": summary.num_images, "num_train": summary.num_train, "num_heldout": summary.num_heldout}
+    stage.log(counts | {"num_classes": len(summary.classes), "num_rejected": summary.num_rejected})
+    stage.log_input(
+        stage.params.data.source,
+        summary.digest,
+        open_source(stage.params.data, stage.out).root,
+        "prepare",
+        dict(counts),
+    )
+    stage.log_artifacts(stage.out / "manifest.parquet", stage.out / "rejected.csv", stage.out / "summary.json")
+    print(f"{summary.num_images} images in {len(summary.classes)} classes, {summary.num_rejected} files refused")
 
 
 def open_prepared(workspace: Workspace, params: Params) -> Prepared:

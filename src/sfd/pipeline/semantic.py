@@ -13,8 +13,7 @@ from sfd.data.prepared import Prepared
 from sfd.encoders.semantic.encoder import SemanticEncoder, save_semantic, semantic_class
 from sfd.encoders.semantic.features import FeatureDataset
 from sfd.params import SemanticParams
-from sfd.pictures import plot_pca_features
-from sfd.pipeline.networks import NUM_PICTURES
+from sfd.pictures import NUM_PAIRS, plot_pca_features
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
 from sfd.processes import inference_device
@@ -67,7 +66,7 @@ def _quality(network: SemanticEncoder, dataset: FeatureDataset) -> dict[str, flo
 def _picture(network: SemanticEncoder, dataset: FeatureDataset, data: Prepared, stage: Stage) -> None:
     """Principal components of features and of their reconstruction, for some stored images, not mirrored."""
     index, stored = dataset.index, dataset.index.images
-    shown = torch.linspace(0, len(stored) - 1, min(NUM_PICTURES, len(stored))).long().tolist()
+    shown = torch.linspace(0, len(stored) - 1, min(NUM_PAIRS, len(stored))).long().tolist()
     side = math.isqrt(index.tokens)
     features = dataset.__getitems__([number * index.num_views for number in shown])[0]
     with torch.no_grad():

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sfd.errors import UserError
-from sfd.params import Params, registered_model
+from sfd.params import Params, registered_model, select, to_tree
 from sfd.processes import (
     barrier,
     claim_message,
@@ -184,7 +184,9 @@ def _told(name: str) -> Iterator[None]:
     else:
         return
     if claim_message(reason):
-        print(f"error: {name}: {reason}{cause}", file=sys.stderr, flush=True)
+        # One write: `print` writes the line's end by itself, and the delivery may say something in between.
+        sys.stderr.write(f"error: {name}: {reason}{cause}\n")
+        sys.stderr.flush()
     sys.exit(2)
 
 
@@ -203,41 +205,18 @@ def stage_fingerprint(workspace: Workspace, name: str, params: Params, upstream:
         UserError: an upstream result is missing.
     """
     upstream = upstream_of(name, params) if upstream is None else upstream
-    tree = params.model_dump(mode="json", by_alias=True)
-    chosen = {key: select(tree, key) for key in STAGES[name].params}
-    addresses = [value for value in _values_of(chosen, "init_from") if registered_model(value)]
+    keys = STAGES[name].params
+    tree = to_tree(params)
+    init_from = params.diffusion.init_from if "diffusion" in keys else None
+    addresses = [init_from] if init_from is not None and registered_model(init_from) else []
     facts = {
         "stage": name,
-        "params": chosen,
+        "params": {key: select(tree, key) for key in keys},
         "upstream": {read: published_fingerprint(workspace, read) for read in upstream},
-        "files": {str(path): digest_path(workspace.resolve(path)) for path in _named_files(chosen)},
+        "files": {str(path): digest_path(workspace.resolve(path)) for path in params.paths(*keys)},
         "registered": [resolve_registered(workspace, address) for address in addresses],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def select(tree: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested mappings and lists; None if a section on its way is null."""
-    node: Any = tree
-    for part in key.split("."):
-        node = None if node is None else node[int(part)] if isinstance(node, list) else node[part]
-    return node
-
-
-def _named_files(node: object) -> Iterator[Path]:
-    """Paths of weights and statistics in parameters: the values of ``file``, ``weak_model``, ``reference`` and ``init_from``."""
-    yield from (Path(name) for name in _values_of(node, "file", "weak_model", "reference"))
-    yield from (Path(name) for name in _values_of(node, "init_from") if registered_model(name) is None)
-
-
-def _values_of(node: object, *keys: str) -> Iterator[str]:
-    """The values of these keys in nested mappings, unless they are null."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in keys and value is not None:
-                yield value
-            else:
-                yield from _values_of(value, *keys)
 
 
 def resolve_registered(workspace: Workspace, address: str) -> dict[str, str]:
@@ -363,7 +342,7 @@ def _tracked(current: Stage, upstream: tuple[str, ...]) -> Iterator[Run | None]:
     workspace, name, params = current.workspace, current.name, current.params
     parents = {read: published_fingerprint(workspace, read) for read in upstream}
     with start_run(workspace, name, current.fingerprint, params.tracking, parents) as run:
-        tree = params.model_dump(mode="json", by_alias=True)
+        tree = to_tree(params)
         run.log_params(flatten({key: select(tree, key) for key in STAGES[name].params}))
         yield run
 

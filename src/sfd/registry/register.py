@@ -63,9 +63,8 @@ def register(
     for key, value in (tags | {SMOKE: run_smoke(workspace, params.name, created, labels).to_tag()}).items():
         store.set_model_version_tag(params.name, created, key, value)
     store.set_registered_model_alias(params.name, params.alias, created)
-    uri = tracking_uri(
-        Workspace(Path())
-    )  # as seen from the project's root, so that the result depends on no working folder
+    # As seen from the project's root, so that the result does not depend on the working folder.
+    uri = tracking_uri(Workspace(Path()))
     written = {"name": params.name, "version": created, "alias": params.alias, "tracking_uri": uri}
     (out / "version.json").write_text(json.dumps(written, indent=2) + "\n")
     return store.get_model_version(params.name, created)

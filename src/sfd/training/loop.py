@@ -1,6 +1,5 @@
 """The training loop: accelerate, EMA, exact resume, losses logged as they are."""
 
-import copy
 import math
 import os
 import signal
@@ -15,6 +14,13 @@ from typing import Any, NoReturn, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
@@ -24,7 +30,7 @@ from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams
 from sfd.processes import form_group
 from sfd.training.order import SeededBatchSampler
-from sfd.training.sharding import gather, local, shard, share
+from sfd.training.sharding import WHOLE, local, sharded_copy
 
 Tensors = tuple[Tensor, ...]
 """Tensors with the images along the first dimension; a ``NamedTuple`` says what each one is."""
@@ -147,13 +153,17 @@ class _Trainer:
         device = self.accelerator.device
         # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
         self.sharded = sharding == "fsdp" and self.accelerator.num_processes > 1
-        self.raw: Any = (copy.deepcopy(task.network) if self.sharded else task.network.to(device)).train()
-        self.averaged = AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
+        average = get_ema_multi_avg_fn(params.ema_decay)
+        self.raw: Any
         if self.sharded:
-            shard(self.raw, device)
-            shard(self.averaged.module, device)
+            self.raw = sharded_copy(task.network, device, bf16).train()
+            self.averaged = AveragedModel(nn.Identity(), multi_avg_fn=average)
+            self.averaged.module = sharded_copy(task.network, device, bf16)
+        else:
+            self.raw = task.network.to(device).train()
+            self.averaged = AveragedModel(self.raw, multi_avg_fn=average)
         trainable = [p for p in self.raw.parameters() if p.requires_grad]
-        self.optimizer: Any = torch.optim.AdamW(
+        self.adamw = torch.optim.AdamW(
             trainable,
             lr=params.learning_rate,
             betas=(0.9, params.beta2),
@@ -162,6 +172,7 @@ class _Trainer:
         )
         network = torch.compile(self.raw) if params.compile else self.raw
         self.network: Any = network
+        self.optimizer: Any = self.adamw
         if not self.sharded:
             self.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
         self.terms = [*task.weights, "total"]
@@ -268,7 +279,7 @@ class _Trainer:
         """The network with averaged weights; all processes must call it, and with sharding process 0 alone gets the weights."""
         if not self.sharded:
             return self.averaged.module
-        weights = gather(self.averaged.module.state_dict(), keep=self.accelerator.is_main_process)
+        weights = get_model_state_dict(self.averaged.module, options=WHOLE)
         if self.accelerator.is_main_process:
             self.task.network.load_state_dict(weights)
         return self.task.network
@@ -359,11 +370,10 @@ class _Trainer:
             "step": self.state.step,
             "curve": self.state.curve,
             "sums": self.accelerator.gather(self.sums[None]),
-            "network": self.raw.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "network": get_model_state_dict(self.raw, options=WHOLE),
+            "averaged": get_model_state_dict(self.averaged, options=WHOLE),
+            "optimizer": get_optimizer_state_dict(self.raw, self.adamw, options=WHOLE),
         }
-        state = gather(state, keep=self.accelerator.is_main_process)
         if not self.accelerator.is_main_process:
             return
         temporary = self.checkpoint.with_suffix(".tmp")
@@ -392,25 +402,18 @@ class _Trainer:
             )
 
     def _continue_from(self, state: dict[str, Any]) -> None:
-        for module, weights in ((self.raw, state["network"]), (self.averaged, state["averaged"])):
-            mine = module.state_dict()
-            module.load_state_dict({name: share(value, mine[name]) for name, value in weights.items()})
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        moments = {
-            number: {
-                name: share(value, parameters[number]) if value.shape == parameters[number].shape else value
-                for name, value in values.items()
-            }
-            for number, values in state["optimizer"]["state"].items()
-        }
-        self.optimizer.load_state_dict(state["optimizer"] | {"state": moments})
+        # With whole tensors in the file, each process takes its parts of them.
+        options = StateDictOptions(full_state_dict=self.sharded)
+        set_model_state_dict(self.raw, state["network"], options=options)
+        set_model_state_dict(self.averaged, state["averaged"], options=options)
+        set_optimizer_state_dict(self.raw, self.adamw, state["optimizer"], options=options)
         sums, process = state["sums"].to(self.sums.device), self.accelerator.process_index
         self.sums = sums[process].clone() if len(sums) == self.accelerator.num_processes else sums.mean(dim=0)
         self.state = TrainingState(state["step"], state["curve"])
 
 
 class _Fetched:
-    """A data set whose :class:`UserError` is fetched like a batch: raised in a reading process, torch would wrap it in a traceback."""
+    """Returns a worker's :class:`UserError` as its batch, so that it is raised again without torch's traceback."""
 
     def __init__(self, dataset: BatchedDataset) -> None:
         self.dataset = dataset

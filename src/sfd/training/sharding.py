@@ -3,50 +3,63 @@
 Weights are gathered block by block while they are needed. Products are those of plain data parallelism, so losses differ by rounding only.
 """
 
-from typing import Any
+import copy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
-from sfd.processes import world_size
+from sfd.processes import rank, world_size
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""States hold whole tensors on the CPU, in process 0 alone. For unsharded networks as well, so that both have checkpoints of one form."""
 
 
-def shard(network: nn.Module, device: torch.device) -> None:
-    """Splits the network's weights among all processes, in place and onto ``device``.
+def sharded_copy(network: nn.Module, device: torch.device, use_bf16: bool) -> nn.Module:
+    """A copy of ``network`` that is shared among all processes, on ``device``. All processes must call it.
 
-    Each entry of a ``ModuleList`` (a transformer's blocks) is gathered by itself, all that is left together.
+    The copy has the weights of process 0. No process ever holds all of its weights: they are sent tensor by tensor.
     """
+    copied = _without_storage(network)
+    shard(copied, device, use_bf16)
+    state = network.state_dict() if rank() == 0 else {}
+    copied.to_empty(device=device)
+    for mine, theirs in zip(copied.buffers(), network.buffers(), strict=True):
+        mine.copy_(theirs)  # some are in no state
+    set_model_state_dict(copied, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    return copied
+
+
+def _without_storage(network: nn.Module) -> nn.Module:
+    """A copy on the meta device: shapes, no values."""
+    tensors = [*network.parameters(), *network.buffers()]
+    memo: dict[int, object] = {}
+    for tensor in tensors:
+        empty = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(network, memo)
+
+
+def shard(network: nn.Module, device: torch.device, use_bf16: bool) -> None:
+    """Splits the network's weights among all processes, in place.
+
+    Each entry of a ``ModuleList`` (a transformer's blocks) is gathered by itself, all that is left together. With ``use_bf16``, weights
+    are gathered in bf16 and gradients are summed in float32. Inputs keep their type, because times need float32: under autocast, each
+    operation casts what it can take in bf16.
+    """
+    policy = (
+        MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        if use_bf16
+        else MixedPrecisionPolicy()
+    )
     mesh = init_device_mesh(device.type, (world_size(),))
     for part in [part for part in network.modules() if isinstance(part, nn.ModuleList)]:
         for block in part:
-            fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
-
-
-def gather(state: Any, keep: bool) -> Any:
-    """Nested state with whole tensors, on the CPU, in the place of sharded ones. All processes must call it.
-
-    Without ``keep``, a process takes part and gets None for them, so that a machine holds the whole state once.
-    """
-
-    def whole(value: Any) -> Any:
-        if not isinstance(value, DTensor):
-            return value
-        gathered = value.full_tensor()
-        return gathered.cpu() if keep else None
-
-    return tree_map(whole, state)
-
-
-def share(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, if ``like`` is sharded; inverse of :func:`gather`."""
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy)
 
 
 def local(value: Tensor) -> Tensor:

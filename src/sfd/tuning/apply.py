@@ -7,15 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from ruamel.yaml.comments import CommentedMap
 
 from sfd.errors import UserError
 from sfd.params import load_params
-
-if TYPE_CHECKING:
-    from ruamel.yaml import YAML
-
-FLOAT = "tag:yaml.org,2002:float"
+from sfd.params.yaml import round_trip
 
 
 def apply_values(file: Path, values: Mapping[str, object]) -> str:
@@ -29,7 +27,7 @@ def apply_values(file: Path, values: Mapping[str, object]) -> str:
     """
     load_params(file)
     old = file.read_text(encoding="utf-8")
-    yaml = _round_trip(old)
+    yaml = round_trip(old)
     tree = yaml.load(old)
     for key, value in values.items():
         _set(tree, key, value, file)
@@ -42,36 +40,7 @@ def apply_values(file: Path, values: Mapping[str, object]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _round_trip(text: str) -> "YAML":
-    """ruamel's round-trip parser, set to the indentation of the text.
-
-    By default it writes null as nothing and folds long lines.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.util import load_yaml_guess_indent
-
-    _, sequence, offset = load_yaml_guess_indent(text)
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 1_000_000
-    yaml.indent(mapping=2, sequence=sequence or 2, offset=offset or 0)
-    yaml.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    yaml.representer.add_representer(
-        float, lambda representer, value: representer.represent_scalar(FLOAT, _plain(value))
-    )
-    return yaml
-
-
-def _plain(value: float) -> str:
-    """3.0e-07 rather than 3e-07, which YAML 1.1 reads as text."""
-    text = repr(value)
-    return text if "." in text else text.replace("e", ".0e")
-
-
 def _set(tree: Any, key: str, value: object, file: Path) -> None:
-    from ruamel.yaml.comments import CommentedMap
-
     *way, last = key.split(".")
     node = tree
     for name in way:

@@ -5,10 +5,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sfd.errors import UserError
-from sfd.params import Params, TauRange
+from sfd.params import Params, TauRange, with_values
 from sfd.seeding import derive_seed
 from sfd.tuning.evaluator import CONFIRMATION, CandidateEvaluator
-from sfd.tuning.space import with_values
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -53,7 +53,7 @@ class CandidateEvaluator:
     def __init__(self, workspace: Workspace, params: Params) -> None:
         """Raises :class:`UserError` if an upstream result is missing or damaged."""
         self.workspace, self.params, self.device = workspace, params, inference_device()
-        self._weak_models: dict[str, Backbone] = {}
+        self._weak_models: dict[Path, Backbone] = {}
         self._opened: dict[bool, LatentDataset] = {}
         self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
         self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
@@ -98,11 +98,11 @@ class CandidateEvaluator:
         metrics["seconds_per_image"] = seconds
         return Repeat(metrics, pixels[:GRID_IMAGES], [condition.label(value) for value in values[:GRID_IMAGES]])
 
-    def _weak_model(self, name: str) -> Backbone:
+    def _weak_model(self, folder: Path) -> Backbone:
         """AutoGuidance's weak model, loaded once."""
-        if name not in self._weak_models:
-            self._weak_models[name] = DiffusionModel.load(self.workspace.resolve(name)).network
-        return self._weak_models[name]
+        if folder not in self._weak_models:
+            self._weak_models[folder] = DiffusionModel.load(self.workspace.resolve(folder)).network
+        return self._weak_models[folder]
 
     def model(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None

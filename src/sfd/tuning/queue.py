@@ -1,4 +1,4 @@
-"""Storage and work queue of a study, whatever its trials do.
+"""The work queue of a study, whatever its trials do.
 
 The budget of a study is a queue of *slots*: one WAITING trial each, which workers take one by one. So any number of workers
 neither overshoots nor loses a trial, and a slot's proposal depends on the seed, the slot and the history, not on the worker.
@@ -7,29 +7,24 @@ A trial's user attributes: ``slot``; ``attempt``, 1, or 2 after its worker was l
 repeats; ``worker``, "host:pid"; ``heartbeat``, a counter; ``seconds``; ``reason``, why it was pruned or failed (without meaning in
 a COMPLETE trial). Trials without a slot, say from a dashboard, are not touched.
 
-Optuna is imported inside the functions, so that :func:`check_storage` can speak before it.
+Optuna is imported inside the functions, so that importing this module is quick.
 """
 
 import itertools
-import json
 import math
 import os
-import re
 import socket
-import sqlite3
-import tempfile
 import threading
 import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
 from sfd.params import TuneParams
-from sfd.workspace import Workspace
+from sfd.tuning.storage import hide_password, one_line, open_storage
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -50,175 +45,6 @@ WITHDRAWN = "withdrawn: "
 STARTUP_TRIALS = 10  # random ones, before TPE has enough of them to divide into good and poor
 SILENT_BEATS = 4
 POLL_S = 1.0
-CONNECT_S = 2.5
-OPENING_TRIES = 5
-
-_SQLITE, _JOURNAL, _POSTGRES = "sqlite:///", "journal://", "postgresql://"
-_TEXT = r"(?:[^:@/?#%\[\]\s]|%[0-9A-Fa-f]{2})"
-_SERVER = re.compile(
-    rf"postgresql://(?:{_TEXT}+(?::{_TEXT}*)?@)?(?:{_TEXT}*|\[[0-9A-Fa-f:.]+\])(?::\d+)?/{_TEXT}+(?:\?\S*)?"
-)
-
-
-def hide_password(url: str) -> str:
-    """``url`` as it may be printed: without the password and what follows a ``?``."""
-    return re.sub(r"(://[^:@/]*):.*@", r"\1:***@", url).partition("?")[0]
-
-
-def check_storage(url: str) -> None:
-    """Stops within 3 s when ``tune.storage`` cannot be used, before Optuna is imported.
-
-    Relative folders are created; absolute ones must exist, for a missing one is a slip or a disk that is not mounted.
-
-    Raises:
-        UserError: the folder is missing or read-only, the file is something else, the server does not answer or refuses, its
-            driver is missing. Passwords are never part of the message.
-    """
-    if url.startswith(_POSTGRES):
-        _check_server(url)
-    else:
-        path = _path(url)
-        try:
-            if not path.is_absolute():
-                path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path.parent).close()
-        except OSError as error:
-            raise UserError(
-                f"tune.storage `{url}` cannot be used: folder {path.parent}: {error.strerror}; "
-                "make it a folder that you may write to, or name another one"
-            ) from None
-        _check_sqlite(url, path) if url.startswith(_SQLITE) else _check_journal(url, path)
-
-
-def resolve_storage(workspace: Workspace, url: str) -> str:
-    """``tune.storage`` as seen from the working folder: a file that it names is relative to the project's root."""
-    for kind in (_SQLITE, _JOURNAL):
-        if url.startswith(kind):
-            return f"{kind}{workspace.resolve(_path(url))}"
-    return url
-
-
-def _path(url: str) -> Path:
-    return Path(url.removeprefix(_SQLITE).removeprefix(_JOURNAL))
-
-
-def _check_sqlite(url: str, path: Path) -> None:
-    if ":memory:" in url or "?" in url:
-        raise UserError(
-            f"tune.storage `{url}` must name a file that other processes can open, e.g. sqlite:///mlruns/optuna.db"
-        )
-    try:
-        with closing(sqlite3.connect(path, timeout=1)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as error:
-        if error.sqlite_errorname == "SQLITE_BUSY":  # another worker writes, so it can be used
-            return
-        raise UserError(f"tune.storage `{url}` cannot be used: {error}; mend it or name another file") from None
-    if tables and not tables & {"studies", "version_info"}:  # e.g. MLflow's: both keep a table `alembic_version`
-        raise UserError(f"tune.storage `{url}` cannot be used: it is another program's database; name another file")
-
-
-def _check_journal(url: str, path: Path) -> None:
-    try:
-        with path.open("ab+") as file:
-            file.seek(0)
-            first = file.readline(65536)
-    except OSError as error:
-        raise UserError(
-            f"tune.storage `{url}` cannot be used: {error.strerror}; mend it or name another file"
-        ) from None
-    try:
-        known = not first or "op_code" in json.loads(first)
-    except (ValueError, TypeError):
-        known = False
-    if not known:
-        raise UserError(f"tune.storage `{url}` cannot be used: the file is not an Optuna journal; name another file")
-
-
-def _check_server(url: str) -> None:
-    if not _SERVER.fullmatch(url):
-        raise UserError(
-            "tune.storage must have the form postgresql://USER:PASSWORD@HOST:PORT/DATABASE with special characters written as "
-            "%XX (`@` is %40); the given one, not shown for its password, has not"
-        )
-    try:
-        import psycopg2
-    except ImportError:
-        raise UserError(
-            f"tune.storage `{hide_password(url)}` needs the PostgreSQL driver: pip install -e '.[postgres]'"
-        ) from None
-
-    problems: list[str] = []
-
-    def connect() -> None:
-        try:
-            psycopg2.connect(url, connect_timeout=2).close()
-        except psycopg2.Error as error:
-            problems.append(_one_line(error))
-
-    # In a thread, because libpq's limit leaves out name resolution and holds for each address of a host.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_S)
-    if thread.is_alive() or problems:
-        problem = problems[0] if problems else f"no answer within {CONNECT_S} s"
-        raise UserError(
-            f"tune.storage `{hide_password(url)}` cannot be used: {problem}; start the server or correct the address"
-        )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
-
-
-def open_storage(url: str) -> "BaseStorage":
-    """Opens ``tune.storage`` and creates its tables where missing. Raises :class:`UserError` if it cannot."""
-    check_storage(url)
-    import optuna
-    import sqlalchemy
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if url.startswith(_JOURNAL):
-        from optuna.storages.journal import JournalFileBackend
-
-        # Absolute, for the lock is a symbolic link to the path: a relative one dangles, and is never recognised as stale.
-        return optuna.storages.JournalStorage(JournalFileBackend(str(_path(url).absolute())))
-    tries = OPENING_TRIES
-    while True:
-        try:
-            return _open_database(url)
-        except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
-            # Another worker creates the tables at the same time; the next look finds them.
-            tries -= 1
-            if not tries:
-                problem = _one_line(error)
-                raise UserError(
-                    f"tune.storage `{hide_password(url)}` cannot be used: {problem}; name another one"
-                ) from None
-            time.sleep(0.5)
-        except RuntimeError as error:
-            raise UserError(
-                f"tune.storage `{hide_password(url)}` holds tables of another Optuna version or program: {_one_line(error)}; "
-                "name another one"
-            ) from None
-
-
-def _open_database(url: str) -> "BaseStorage":
-    import optuna
-    import sqlalchemy
-
-    if url.startswith(_POSTGRES):
-        # The driver by name: SQLAlchemy 2.1 changed its default. Pings, because trials outlast idle connections.
-        return optuna.storages.get_storage(
-            optuna.storages.RDBStorage(url.replace("://", "+psycopg2://", 1), engine_kwargs={"pool_pre_ping": True})
-        )
-    database = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60, "isolation_level": None}})
-    # Optuna reads a trial's state with FOR UPDATE, then writes it. SQLite knows no such clause, and by default takes its lock
-    # only at the write, so that two workers could take the same trial. Thus every transaction starts with the lock
-    # (docs.sqlalchemy.org, "Enabling Non-Legacy SQLite Transactional Modes").
-    sqlalchemy.event.listen(database.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    return optuna.storages.get_storage(database)
 
 
 class Queue:
@@ -376,14 +202,14 @@ class Queue:
         except UpdateFinishedTrialError:
             pass  # this worker was silent for too long, and its trial was given to another
         except TrialPruned as error:
-            end(TrialState.PRUNED, _one_line(error) or "pruned")
+            end(TrialState.PRUNED, one_line(error) or "pruned")
         except UserError as error:
-            end(TrialState.FAIL, _one_line(error))
+            end(TrialState.FAIL, one_line(error))
         except (KeyboardInterrupt, SystemExit):
             end(TrialState.FAIL, INTERRUPTED)
             raise
         except Exception as error:
-            end(TrialState.FAIL, f"{type(error).__name__}: {_one_line(error)}")
+            end(TrialState.FAIL, f"{type(error).__name__}: {one_line(error)}")
             if type(error).__name__ != "OutOfMemoryError":  # torch's: these params need too much, others may not
                 raise
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError
 from sfd.names import is_higher_better
-from sfd.params import Params, TuneParams
-from sfd.pipeline.stage import STAGES, Stage, published_fingerprint, select, stage
-from sfd.tuning.queue import Queue, check_storage, hide_password, resolve_storage, run
-from sfd.tuning.space import WITHOUT_EFFECT, check_space, check_study, check_upstream, current_value, upstream
+from sfd.params import WITHOUT_EFFECT, Params, TuneParams, check_study, current_value, select, to_tree
+from sfd.pipeline.stage import STAGES, Stage, published_fingerprint, stage
+from sfd.tuning.queue import Queue, run
+from sfd.tuning.space import check_upstream, upstream
+from sfd.tuning.storage import check_storage, hide_password, resolve_storage
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ def check(workspace: Workspace) -> Params:
     """All checks that need no heavy import; returns the parameters."""
     params = workspace.load_params()
     check_study(params)
-    check_space(params)
     check_upstream(workspace, params)
     check_storage(resolve_storage(workspace, params.tune.storage))
     return params
@@ -108,7 +108,7 @@ def reports(params: Params) -> int:
 
 def signature(workspace: Workspace, params: Params) -> str:
     """sha256 of everything that all trials of one study share. Trials with another signature cannot join the study."""
-    tree = params.model_dump(mode="json", by_alias=True)
+    tree = to_tree(params)
     for key in (*params.tune.space, *WITHOUT_EFFECT, *(f"tune.{name}" for name in BUDGET)):
         way, _, last = key.rpartition(".")
         node = select(tree, way)

@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sfd.generation.model import DiffusionModel
-from sfd.params import Params
+from sfd.params import Params, with_values
 from sfd.pictures import labelled_grid, save_png
 from sfd.tracking import Run, start_run
 from sfd.tuning.evaluator import STUDY, CandidateEvaluator, Repeat
-from sfd.tuning.space import distributions, with_values
+from sfd.tuning.space import distributions
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:

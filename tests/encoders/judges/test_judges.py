@@ -23,7 +23,7 @@ from sfd.evaluation.fidelity import class_accuracy, extract
 from sfd.names import Entry
 from sfd.network_files import load_weights, read_config, save_network, weights_digest, write_config
 from sfd.params import DataParams, JudgeParams
-from sfd.pipeline.networks import make_judge
+from sfd.pipeline.judge import make_judge
 from sfd.seeding import seeded_initialisation
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -88,7 +88,7 @@ class InceptionJudge(Judge):
         return cls(folder / WEIGHTS)
 
 
-def _advice(file: str | None, url: str, error: Exception) -> str:
+def _advice(file: Path | None, url: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     remedy = (
         "give torch-fidelity's weights-inception-2015-12-05-6726825d.pth"

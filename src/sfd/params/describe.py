@@ -1,0 +1,90 @@
+"""The table of all options."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from sfd.params.mistakes import section_of
+from sfd.params.networks import TrainingParams
+from sfd.params.schedule import TauRange
+from sfd.params.schema import Params
+from sfd.params.types import OneOf, Section
+from sfd.params.yaml import as_yaml
+
+
+def describe_params() -> str:
+    """The table of all options as Markdown: key, type and limits, default, meaning. Trainings are described once."""
+    networks = [name for name, field in Params.model_fields.items() if _is_trained(field)]
+    rows = [
+        f"`NETWORK` is one of {', '.join(networks)}; a network that is not trained here has `training: null`.",
+        "",
+        "| option | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    _describe_section(Params, "", rows, described={TauRange: "", TrainingParams: ""})
+    _describe_section(TrainingParams, "NETWORK.training.", rows, described={})
+    return "\n".join(rows)
+
+
+def _is_trained(field: FieldInfo) -> bool:
+    section = section_of(field)
+    return section is not None and "training" in section.model_fields
+
+
+def _describe_section(
+    section: type[Section], prefix: str, rows: list[str], described: dict[type[Section], str]
+) -> None:
+    """Appends one row per key. A section that stands in a second place is described in its first (``described``: class to place)."""
+    for name, field in section.model_fields.items():
+        key = prefix + (field.alias or name)
+        inner = section_of(field)
+        if inner is TrainingParams:
+            continue
+        if inner is not None and inner not in described:
+            described[inner] = key
+            is_mapping = get_origin(field.annotation) is dict
+            _describe_section(inner, key + (".KEY." if is_mapping else "."), rows, described)
+            continue
+        kind = f"the keys of `{described[inner]}`, or null" if inner and described[inner] else _type_text(field)
+        default = "required" if field.is_required() else f"`{as_yaml(field.get_default())}`"
+        rows.append(f"| `{key}` | {kind} | {default} | {_meaning(field)} |")
+
+
+def _one_of(field: FieldInfo) -> OneOf | None:
+    return next((rule for rule in field.metadata if isinstance(rule, OneOf)), None)
+
+
+def _meaning(field: FieldInfo) -> str:
+    """The field's description, and that of every name it may hold."""
+    names = _one_of(field)
+    if names is None:
+        return str(field.description)
+    return f"{field.description}: " + ", ".join(f"`{name}` ({text})" for name, text in names.descriptions().items())
+
+
+def _type_text(field: FieldInfo) -> str:
+    names = _one_of(field)
+    if names is not None:
+        return " or ".join(f"`{name}`" for name in names.descriptions())
+    limits = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(rule, attr):g}"
+        for rule in field.metadata
+        for attr, sign in limits.items()
+        if hasattr(rule, attr)
+    ]
+    return ", ".join([_kind_text(field.annotation), *bounds])
+
+
+def _kind_text(kind: Any) -> str:
+    """A type in the words of YAML: `a` or `b`, float or null, list of int."""
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{option}`" for option in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return _type_text(FieldInfo.from_annotation(kind))
+    if get_origin(kind) is tuple:
+        return f"list of {_kind_text(get_args(kind)[0]).split(',')[0]}"
+    if get_args(kind):
+        return " or ".join(_kind_text(option) for option in get_args(kind))
+    return {type(None): "null", TauRange: "{low, high}", Path: "path"}.get(kind, getattr(kind, "__name__", str(kind)))

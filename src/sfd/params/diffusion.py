@@ -1,0 +1,166 @@
+"""Sections ``diffusion`` and ``sample``: the model, its training, and how images are drawn from it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS, SIZES
+from sfd.params.networks import TrainingParams
+from sfd.params.schedule import ScheduleParams
+from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
+
+Sharding = Literal["ddp", "fsdp"]
+ModelSize = Literal["tiny", "S", "B", "L", "XL", "1p0B", "1p6B"]
+
+
+class ModelParams(Section):
+    """The backbone, and what it is told about an image."""
+
+    backbone: Annotated[str, OneOf(BACKBONES)] = Field("lightningdit", description="network that predicts the velocity")
+    size: ModelSize = Field(
+        description="width x depth x heads: "
+        + ", ".join(f"{name} {width}x{depth}x{heads}" for name, (width, depth, heads) in SIZES.items())
+    )
+    patch_size: int = Field(1, ge=1, le=2, description="side of one token, latent positions")
+    use_rmsnorm: bool = Field(True, description="RMSNorm; else LayerNorm without parameters")
+    use_qknorm: bool = Field(True, description="normalise queries and keys")
+    use_swiglu: bool = Field(True, description="SwiGLU; else GELU")
+    use_rope: bool = Field(True, description="2D rotary embedding on queries and keys")
+    use_shift: bool = Field(True, description="adaLN with shift")
+    condition: Annotated[str, OneOf(CONDITIONS)] = Field("class", description="what the model is told about an image")
+    class_dropout: Fraction = Field(0.1, description="share of images trained with the null class")
+
+
+class LossParams(Section):
+    """The independent terms of the loss (:data:`sfd.names.LOSS_TERMS`); a weight of 0 turns a term off."""
+
+    velocity_weight: float = Field(1.0, ge=0.0, description="weight of the squared velocity error")
+    semantic_weight: float = Field(
+        2.0, ge=0.0, description="weight of semantic channels within the squared velocity error"
+    )
+    cosine_weight: float = Field(1.0, ge=0.0, description="weight of 1 - cosine(prediction, target)")
+    repa_weight: float = Field(1.0, ge=0.0, description="weight of the alignment with the encoder's features")
+    repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")
+    repa_width: Positive = Field(2048, description="hidden width of the alignment's projector")
+    repa_target: Literal["stored", "decoded"] = Field(
+        "stored",
+        description="the features to align with: `stored` beside the latents, or `decoded` from the semantic latent in every step "
+        "(no disk, one more forward pass of the semantic decoder)",
+    )
+    timestep_sampling: Literal["joint", "per_part"] = Field(
+        "joint",
+        description="where the logit-normal applies: to joint progress u (`joint`, the paper), or to each part's own time, whatever the "
+        "schedule (`per_part`, arXiv 2606.19662), so that schedules can be compared",
+    )
+    time_mean: float = Field(0.0, ge=-5.0, le=5.0, description="mean of the logit-normal draw")
+    time_std: float = Field(1.0, gt=0.0, le=5.0, description="standard deviation of the logit-normal draw")
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "LossParams":
+        if not any(self.weights().values()):
+            *most, last = (f"{name}_weight" for name in self.weights())
+            raise ValueError(f"{', '.join(most)} and {last} are all 0, so nothing would be learned; set one above 0")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """The weight of every term of the loss, in the order of :data:`sfd.names.LOSS_TERMS`; 1 for a term without an option."""
+        return {name: getattr(self, f"{name}_weight", 1.0) for name in LOSS_TERMS}
+
+
+class LoraParams(Section):
+    """Low-rank adapters (arXiv 2106.09685): ``W + alpha / rank * B A``; they are merged into the weights at the end."""
+
+    rank: Positive = Field(
+        16,
+        description="rank of the adapters on the blocks' attention and MLP layers, only these and new weights are trained; "
+        "`diffusion.lora: null` trains all weights",
+    )
+    alpha: Positive = Field(16, description="the adapters' product is scaled by alpha / rank")
+
+
+REGISTERED = re.compile(r"models:/(?P<name>[^/:@]+)(@(?P<alias>[a-zA-Z][\w-]*)|/(?P<version>[1-9]\d*))")
+"""MLflow's address of a registered version, by an alias or its number."""
+
+
+def registered_model(address: str) -> tuple[str, str] | None:
+    """Name, and alias or number of the version, of a registered model's address; None for anything else."""
+    found = REGISTERED.fullmatch(address)
+    return None if found is None else (found["name"], found["alias"] or found["version"])
+
+
+class DiffusionParams(Section):
+    """Training of the diffusion model."""
+
+    source: Literal["train", "file"] = Field(
+        "train",
+        description="train on the latents, or weights that `sfd import` wrote (which bring their model, schedule and classes: model, loss "
+        "and training are not read then)",
+    )
+    file: FilePath | None = Field(None, description="folder of `sfd import --kind diffusion` for `file`")
+    model: ModelParams
+    loss: LossParams
+    training: TrainingParams
+    sharding: Sharding = Field(
+        "ddp",
+        description="what several processes do with the weights: `ddp`: each has them all; `fsdp`: each has its part of weights, averages "
+        "and optimizer states, for models that do not fit one GPU. The same on a single process",
+    )
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="trained model to start from: a folder (config.json, model.safetensors, statistics.safetensors), "
+        "`models:/NAME@ALIAS` or `models:/NAME/VERSION`; null: from nothing",
+    )
+    init_statistics: Literal["source", "new"] = Field(
+        "source",
+        description="what normalises the latents: the statistics that the weights of `init_from` were trained with, or those of the new data",
+    )
+    lora: LoraParams | None = Field(None, description="needs `init_from`")
+    grid_every: Positive = Field(10_000, description="steps between sample grids")
+    grid_images: Positive = Field(32, description="images in a sample grid")
+
+    @property
+    def init_folder(self) -> Path | None:
+        """The folder of ``init_from``; None if that is null or a registered model."""
+        return None if self.init_from is None or registered_model(self.init_from) else Path(self.init_from)
+
+    def named_paths(self) -> Iterator[Path]:
+        """As :meth:`Section.named_paths`, with the folder of ``init_from``."""
+        yield from super().named_paths()
+        if self.init_folder is not None:
+            yield self.init_folder
+
+
+class GuidanceParams(Section):
+    """``guided = weak + scale * (strong - weak)``, apart for texture and semantics."""
+
+    kind: Literal["none", "cfg", "autoguidance"] = Field(
+        "none", description="weak velocity: the null class (`cfg`) or a weaker model (`autoguidance`)"
+    )
+    weak_model: FilePath | None = Field(
+        None, description="folder of the weaker model (config.json, model.safetensors) for `autoguidance`"
+    )
+    scale_texture: Scale = Field(1.0, description="scale on texture channels; 1: unguided")
+    scale_semantic: Scale = Field(1.0, description="scale on semantic channels; 1: unguided")
+    start_texture: Fraction = Field(0.0, description="texture is unguided while its own t is below this")
+    start_semantic: Fraction = Field(0.0, description="semantics are unguided while their own t is below this")
+
+
+class SampleParams(Section):
+    """Generation from the trained model."""
+
+    num_images: Positive = Field(50_000, description="images, classes balanced")
+    batch_size: Positive = Field(250, description="images per sampler call")
+    sampler: Annotated[str, OneOf(SAMPLERS)] = Field("dopri5", description="solver of the sampling ODE")
+    num_steps: Positive = Field(50, description="steps of euler, heun and ab2 (dopri5 chooses its own)")
+    rule: Literal["exact", "published"] = Field(
+        "exact", description="`exact` increments of each part, or the publication's left-end rule"
+    )
+    timestep_shift: float = Field(0.0, ge=0.0, le=10.0, description="s maps progress v to s*v / (1 + (s-1)*v); 0: off")
+    schedule: ScheduleParams | None = Field(
+        None, description="schedule to sample with; null: the one of training. Other ones need a `schedule.tau` range"
+    )
+    guidance: GuidanceParams

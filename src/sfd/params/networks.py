@@ -1,0 +1,174 @@
+"""Sections of the images, of the frozen networks, and of the latents that diffusion trains on."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sfd.names import DATA_SOURCES, JUDGES, SEMANTIC_ENCODERS
+from sfd.params.types import FilePath, Fraction, OneOf, Positive, Section
+
+
+class DataParams(Section):
+    """Images in (stage ``prepare``)."""
+
+    source: Annotated[str, OneOf(DATA_SOURCES)] = Field(description="where images come from")
+    root: str = Field(
+        "images",
+        min_length=1,
+        description="where the images are. `folder`: a folder of class subfolders; `tar`: a folder of *.tar files, or one such file; "
+        "`huggingface`: a folder (of `save_to_disk`, or parquet files in the hub's layout) or a name on the hub",
+    )
+    split: str = Field(
+        "train",
+        pattern=r"^[\w.-]+(\+[\w.-]+)*$",
+        description="splits to read, as in `train` or `train+test` (`huggingface`); `holdout_fraction` splits all of them again",
+    )
+    image_column: str = Field("image", min_length=1, description="column of encoded images (`huggingface`)")
+    label_column: str = Field(
+        "label", min_length=1, description="column of classes, as numbers or names (`huggingface`)"
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="commit, tag or branch on the hub (`huggingface`); null: the newest. A commit is looked up once, a tag or branch in every run",
+    )
+    image_size: int = Field(256, ge=8, le=1024, description="side of the square images, pixels")
+    mirror: bool = Field(True, description="whether a left-right mirrored image is still a valid image of its class")
+    holdout_fraction: float = Field(
+        0.2,
+        gt=0.0,
+        lt=1.0,
+        description="share of every class that is kept from training and used as evaluation reference",
+    )
+    max_rejected_fraction: Fraction = Field(0.01, description="stop when a larger share of the files is refused")
+    max_pixels: Positive = Field(100_000_000, description="refuse larger images (decompression bombs), pixels")
+    duplicates: Literal["error", "drop"] = Field(
+        "error",
+        description="same content in both splits: `error` stops, `drop` keeps the first file and lists the others as refused",
+    )
+
+
+class TrainingParams(Section):
+    """One training of one network."""
+
+    num_steps: Positive = Field(description="optimizer steps")
+    batch_size: Positive = Field(256, description="images per optimizer step, over all processes")
+    learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="peak learning rate of AdamW")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay: Literal["constant", "cosine"] = Field(
+        "constant", description="learning rate after the warm-up; `cosine` ends at zero"
+    )
+    beta2: float = Field(0.999, gt=0.0, lt=1.0, description="second-moment decay of AdamW (the first is 0.9)")
+    weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay of AdamW")
+    ema_decay: float = Field(
+        0.9999, ge=0.0, lt=1.0, description="decay of the averaged weights per step; 0: no averaging"
+    )
+    max_grad_norm: float | None = Field(None, gt=0.0, description="clip the gradient norm; null: no clipping")
+    accumulation_steps: Positive = Field(1, description="micro-batches per optimizer step")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 on GPU, fp32 on CPU")
+    compile: bool = Field(False, description="torch.compile the network (needs a C++ compiler on CPU)")
+    checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
+    log_every: Positive = Field(50, description="steps between logged averages of the losses")
+    num_workers: int = Field(0, ge=0, description="processes that read batches ahead; 0: the training process reads")
+
+
+class EncoderParams(Section):
+    """The frozen vision encoder whose patch features carry meaning."""
+
+    source: Literal["pretrained", "file", "train", "none"] = Field(
+        description="timm weights by name, timm weights in a file, train a small ViT on class labels, or `none` where nothing needs "
+        "features (`semantic.kind: none` and no `latents.store_features`)"
+    )
+    name: str = Field("vit_base_patch14_reg4_dinov2.lvd142m", description="timm model (`pretrained` and `file`)")
+    file: FilePath | None = Field(
+        None, description="weights file for `file` (.safetensors, or .pth without pickled objects)"
+    )
+    input_size: int = Field(
+        224, ge=8, le=1024, description="side of the encoder's input, pixels; images are resized bicubically"
+    )
+    patch_size: Positive = Field(14, description="side of one patch, pixels (`train`; else checked against the model)")
+    width: Positive = Field(768, description="channels of the ViT (`train`)")
+    depth: Positive = Field(12, description="blocks of the ViT (`train`)")
+    num_heads: Positive = Field(12, description="attention heads of the ViT (`train`)")
+    training: TrainingParams | None = Field(None, description="needed by `train`")
+
+
+class TextureVaeParams(Section):
+    """The frozen autoencoder that makes texture latents and decodes them to pixels."""
+
+    source: Literal["pretrained", "file", "train"] = Field(
+        description="diffusers AutoencoderKL by name, from a folder, or train a small one"
+    )
+    name: str | None = Field(None, description="hub name (`pretrained`)")
+    file: FilePath | None = Field(
+        None, description="folder in diffusers layout (config.json, *.safetensors) for `file`"
+    )
+    channels: tuple[Positive, ...] = Field(
+        (128, 128, 256, 256, 512),
+        strict=False,  # YAML has lists, not tuples; the numbers inside stay strict
+        min_length=1,
+        description="width of each resolution, halved from one to the next (`train`)",
+    )
+    layers_per_block: Positive = Field(2, description="residual layers per resolution (`train`)")
+    latent_channels: Positive = Field(32, description="channels of the texture latent (`train`)")
+    kl_weight: float = Field(1e-6, ge=0.0, description="weight of the KL term (`train`)")
+    training: TrainingParams | None = Field(None, description="needed by `train`")
+
+
+class JudgeParams(Section):
+    """The network whose features score samples. Never the encoder."""
+
+    kind: Annotated[str, OneOf(JUDGES)] = Field(description="the network")
+    source: Literal["pretrained", "file", "train"] = Field(
+        description="where weights come from: downloaded by torch-fidelity or in a file (`inception`), or trained here (`resnet`)"
+    )
+    name: str = Field(
+        pattern=r"^\w[\w.-]*$", description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`"
+    )
+    file: FilePath | None = Field(None, description="weights file of Inception-v3 for `file` (torch-fidelity's .pth)")
+    channels: tuple[Positive, ...] = Field(
+        (16, 32, 64, 64),
+        strict=False,
+        min_length=4,
+        max_length=4,
+        description="width of each ResNet stage (`train`); the last is the number of features",
+    )
+    training: TrainingParams | None = Field(None, description="needed by `train`")
+
+
+class FeaturesParams(Section):
+    """Patch features for the training of the semantic VAE."""
+
+    max_images: Positive = Field(
+        10_000, description="training images whose features are stored (a cap; ImageNet whole would be 0.5 TB)"
+    )
+    shard_size: Positive = Field(1000, description="images per file")
+    batch_size: Positive = Field(100, description="images per encoder call")
+
+
+class SemanticParams(Section):
+    """From patch features to the semantic latent."""
+
+    kind: Annotated[str, OneOf(SEMANTIC_ENCODERS, {"none": "no semantic channels"})] = Field(
+        "semvae", description="what makes semantic latents"
+    )
+    latent_channels: Positive = Field(16, description="channels of the semantic latent (C_sem)")
+    width: Positive = Field(768, description="width of the transformer (`semvae`)")
+    depth: Positive = Field(4, description="blocks of the encoder, and of the decoder (`semvae`)")
+    num_heads: Positive = Field(12, description="attention heads (`semvae`)")
+    kl_weight: float = Field(1e-7, ge=0.0, description="weight of the KL term (`semvae`)")
+    training: TrainingParams | None = Field(None, description="needed by `semvae`")
+
+
+class LatentsParams(Section):
+    """Composite latents: the training set of diffusion."""
+
+    shard_size: Positive = Field(10_000, description="images per file")
+    batch_size: Positive = Field(50, description="images per encoder call")
+    statistics_images: Positive = Field(
+        10_000, description="images that channel means and standard deviations are taken from"
+    )
+    store_features: bool = Field(
+        True,
+        description="keep the encoder's features beside the latents, as REPA needs them (ImageNet: 0.5 TB per orientation)",
+    )

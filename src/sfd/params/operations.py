@@ -1,0 +1,163 @@
+"""Sections of what is done with samples and models: ``evaluate``, ``register``, ``tracking``, ``tune``."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sfd.params.types import FilePath, Positive, Section
+
+
+class EvaluateParams(Section):
+    """Scores of the samples against held-out images, or against published statistics."""
+
+    reference: FilePath | None = Field(
+        None,
+        description="ADM's reference batch (.npz with `mu`, `sigma`, `mu_s`, `sigma_s`, perhaps `arr_0`), for FID and sFID as published; "
+        "needs judge Inception-v3. null: held-out images. Tuning always takes held-out images",
+    )
+    batch_size: Positive = Field(100, description="images per judge call")
+    neighbours: Positive = Field(3, description="k of precision and recall (k-th nearest neighbour)")
+    kid_subsets: Positive = Field(100, description="subsets that KID averages over")
+    kid_subset_size: Positive = Field(1000, description="images per subset (at most the number of images)")
+
+
+CHAMPION, PREVIOUS = "champion", "previous"
+"""Aliases of the version in use, and of the one that it replaced."""
+
+
+class GateParams(Section):
+    """What a version must show in one metric to become champion."""
+
+    limit: float | None = Field(None, description="the metric must be at least as good as this; null: no limit")
+    improve: bool = Field(
+        False,
+        description="the metric must be better than the champion's by more than the standard error of the difference",
+    )
+
+    @model_validator(mode="after")
+    def _check_form(self) -> "GateParams":
+        if self.limit is None and not self.improve:
+            raise ValueError("a gate needs a limit, or improve: true, or both")
+        return self
+
+
+RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
+"""MLflow's own names of versions, mlflow/utils/validation.py."""
+
+
+class RegisterParams(Section):
+    """The MLflow model registry."""
+
+    name: str = Field(
+        min_length=1,
+        pattern=r"^[^/:'\"\s]([^/:'\"]*[^/:'\"\s])?$",
+        description="registered model; no slash, colon or quote",
+    )
+    alias: str = Field("candidate", pattern=r"^[a-zA-Z][\w-]*$", description="alias that the new version gets")
+    gates: dict[str, GateParams] = Field(
+        description="metric of the evaluation to `{limit, improve}`, which `sfd models promote` asks for; whether lower or higher is "
+        "better follows from the metric"
+    )
+
+    @model_validator(mode="after")
+    def _check_alias(self) -> "RegisterParams":
+        if self.alias in (CHAMPION, PREVIOUS):
+            raise ValueError(
+                f"alias `{self.alias}` is moved by `sfd models promote` and `rollback` alone: choose another one"
+            )
+        if RESERVED_ALIAS.fullmatch(self.alias):
+            raise ValueError(f"alias `{self.alias}` is reserved by MLflow for versions: choose another one")
+        return self
+
+
+class TrackingParams(Section):
+    """MLflow. ``MLFLOW_TRACKING_URI`` overrides the store."""
+
+    experiment: str = Field("sfd", min_length=1, description="MLflow experiment of all stages")
+    required: bool = Field(False, description="a stage ends non-zero when its records could not be delivered")
+
+
+Number = int | float
+
+
+class SpaceParams(Section):
+    """The values that a study may give to one key: an interval or a list."""
+
+    low: Number | None = Field(None, description="least value")
+    high: Number | None = Field(None, description="greatest value")
+    step: Number | None = Field(None, gt=0, description="values are `low` plus multiples of this")
+    log: bool = Field(False, description="uniform in the logarithm")
+    choices: tuple[bool | int | float | str, ...] | None = Field(
+        None, strict=False, min_length=1, description="the values themselves, instead of an interval"
+    )
+
+    @model_validator(mode="after")
+    def _check_form(self) -> "SpaceParams":
+        interval = self.low is not None and self.high is not None
+        if interval == (self.choices is not None) or (self.low is None) != (self.high is None):
+            raise ValueError("give either low and high, or choices")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.log and (self.step is not None or not self.low or self.low <= 0):
+            raise ValueError("log needs low above 0, and no step")
+        if self.choices is not None and (self.step is not None or self.log):
+            raise ValueError("choices take neither step nor log")
+        return self
+
+
+Objective = Literal["fd", "fid", "kid", "class_accuracy", "seconds_per_image"]
+
+
+class TuneParams(Section):
+    """An Optuna study (``sfd tune``)."""
+
+    study: str = Field(pattern=r"^\w[\w.-]*$", description="name of the study in the storage")
+    kind: Literal["sampling", "training"] = Field(
+        description="`sampling`: the trained model stays, only `sample` moves; `training`: every trial trains from the same latents"
+    )
+    objectives: tuple[Objective, ...] = Field(
+        ("fd",),
+        strict=False,
+        min_length=1,
+        description="what to improve, one or several of fd, fid (Inception only), kid, class_accuracy, seconds_per_image; "
+        "the direction follows from the name",
+    )
+    trials: Positive = Field(20, description="trials of the study, over all workers and restarts")
+    minutes: float = Field(
+        60.0, gt=0.0, description="a worker starts no trial later than this many minutes after its own start"
+    )
+    sampler: Literal["tpe", "random"] = Field("tpe", description="how Optuna proposes values")
+    pruner: Literal["none", "wilcoxon", "hyperband"] = Field(
+        "hyperband",
+        description="ends poor trials early: `wilcoxon` compares repeats pairwise with the best trial's (it needs 4 repeats or more), "
+        "`hyperband` compares after equal budgets (repeats, or `report_every` steps of training)",
+    )
+    num_images: int = Field(
+        500, ge=10, description="images per repeat; a Frechet distance falls with it, so it is the same in all trials"
+    )
+    repeats: Positive = Field(3, description="sampling seeds that a trial's objective averages over")
+    confirm_repeats: int = Field(
+        5,
+        ge=2,
+        description="fresh seeds (`training`: fresh trainings too) with which the best trial and the baselines are scored again",
+    )
+    report_every: Positive = Field(1000, description="steps of training between intermediate scores (`training`)")
+    refine_steps: int = Field(
+        0,
+        ge=0,
+        description="steps for which a trial first trains the shared model at its own schedule (`sampling`); 0: none",
+    )
+    storage: str = Field(
+        "sqlite:///mlruns/optuna.db",
+        pattern=r"^(sqlite:///|postgresql://|journal://).+$",
+        description="`sqlite:///FILE`, `journal://FILE` on a shared disk, or `postgresql://USER:PASSWORD@HOST/DATABASE`",
+    )
+    heartbeat_seconds: Positive = Field(
+        15,
+        description="seconds between a worker's signs of life; after four missing ones another worker repeats its trial, once",
+    )
+    space: dict[str, SpaceParams] = Field(
+        min_length=1,
+        description="dotted key to `{low, high}` (with `step` or `log`) or `{choices}`; a number picks from a list: `schedule.knots.0`",
+    )

@@ -1,0 +1,345 @@
+"""Rules between options of different sections: one function per rule, in the order in which they are checked.
+
+A rule within one section stands with the section; the rules of a study are in :mod:`sfd.params.study`. A function raises ``ValueError``
+with a line that names the rule, the value and the remedy.
+"""
+
+from sfd.names import FLOORS, INCEPTION, SIZES, has_error, metric_names, nearest
+from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
+from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
+from sfd.params.schedule import ScheduleParams, TauRange
+from sfd.params.schema import Params
+
+
+def _check_files(params: Params) -> None:
+    """Weights are named exactly where they are read from a file."""
+    sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams | DiffusionParams] = {
+        "encoder": params.encoder,
+        "texture_vae": params.texture_vae,
+        "judge": params.judge,
+        "diffusion": params.diffusion,
+    }
+    for name, section in sections.items():
+        if section.source == "file" and section.file is None:
+            raise ValueError(f"{name}.source is `file`, so {name}.file must name the weights")
+        if section.source != "file" and section.file is not None:
+            raise ValueError(
+                f"{name}.file is {str(section.file)!r}, but {name}.source is `{section.source}`, which reads no file: "
+                f"set {name}.source to `file`, or {name}.file to null"
+            )
+
+
+def _check_frozen_networks(params: Params) -> None:
+    """A network that is trained here says how, and one of the hub has a name."""
+    sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams] = {
+        "encoder": params.encoder,
+        "texture_vae": params.texture_vae,
+        "judge": params.judge,
+    }
+    for name, section in sections.items():
+        if section.source == "train" and section.training is None:
+            raise ValueError(f"{name}.source is `train`, so {name}.training must be given")
+        if section.source == "pretrained" and section.name is None:
+            raise ValueError(f"{name}.source is `pretrained`, so {name}.name must be given")
+
+
+def _check_data(params: Params) -> None:
+    data = params.data
+    if data.revision is not None and data.source != "huggingface":
+        raise ValueError(
+            f"data.revision is {data.revision!r}, but data.source is `{data.source}`, which has no revisions: set data.revision to null"
+        )
+    if data.image_column == data.label_column:
+        raise ValueError(
+            f"data.image_column and data.label_column are both {data.image_column!r}; name the column of images and that of classes"
+        )
+
+
+def _check_judge(params: Params) -> None:
+    """Inception-v3 alone is called `inception`, because FID means nothing else."""
+    judge = params.judge
+    is_inception = judge.kind == "inception"
+    if is_inception and judge.source == "train":
+        raise ValueError(
+            "judge.kind is `inception`, which is never trained here: set judge.source to `pretrained` or `file`"
+        )
+    if judge.kind == "resnet" and judge.source != "train":
+        raise ValueError(
+            f"judge.kind is `resnet`, which has no published weights, but judge.source is `{judge.source}`: set it to `train`, "
+            "or judge.kind to `inception`"
+        )
+    if is_inception and judge.name != INCEPTION:
+        raise ValueError(f"judge.name is {judge.name!r}, but judge.kind is `inception`: call it `inception`")
+    if not is_inception and judge.name == INCEPTION:
+        raise ValueError(
+            "judge.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name"
+        )
+    if judge.name in FLOORS:
+        raise ValueError(
+            f"judge.name {judge.name!r} is taken: metric `fd_{judge.name}` is a floor; choose another name"
+        )
+
+
+def _check_grid(params: Params) -> None:
+    """Semantic and texture latents lie on one grid, and the backbone's tokens divide it.
+
+    The downsampling of a texture VAE that is not trained here is known only once it is loaded.
+    """
+    encoder, texture_vae, patch = params.encoder, params.texture_vae, params.diffusion.model.patch_size
+    factor = 2 ** (len(texture_vae.channels) - 1)
+    texture_grid = params.data.image_size / factor
+    if encoder.source == "none":
+        if texture_vae.source != "train":
+            return
+        if params.data.image_size % factor:
+            raise ValueError(
+                f"data.image_size {params.data.image_size} must be a multiple of {factor}, by which texture_vae.channels reduces it"
+            )
+        grid, origin = params.data.image_size // factor, f"data.image_size / {factor}"
+    else:
+        if encoder.input_size % encoder.patch_size:
+            raise ValueError(
+                f"encoder.input_size {encoder.input_size} must be a multiple of encoder.patch_size {encoder.patch_size}"
+            )
+        grid, origin = encoder.input_size // encoder.patch_size, "encoder.input_size / encoder.patch_size"
+        if texture_vae.source == "train" and texture_grid != grid:
+            raise ValueError(
+                f"texture and semantic latents must share one grid: data.image_size {params.data.image_size} / {factor} = "
+                f"{texture_grid:g}, but {origin} = {grid}; change one of them"
+            )
+    _check_patch_size(patch, grid, origin)
+
+
+def _check_patch_size(patch_size: int, grid: int, origin: str) -> None:
+    """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from."""
+    if grid % patch_size:
+        raise ValueError(
+            f"the latents' grid {grid} ({origin}) must be a multiple of diffusion.model.patch_size {patch_size}"
+        )
+
+
+def _check_heads(params: Params) -> None:
+    """Attention heads divide the width of each transformer that is trained here."""
+    sections: dict[str, EncoderParams | SemanticParams] = {}
+    if params.semantic.kind == "semvae":
+        sections["semantic"] = params.semantic
+    if params.encoder.source == "train":
+        sections["encoder"] = params.encoder
+    for name, section in sections.items():
+        if section.width % section.num_heads:
+            raise ValueError(f"{name}.width {section.width} must be a multiple of {name}.num_heads {section.num_heads}")
+
+
+def _check_semantic(params: Params) -> None:
+    """Each kind of semantic latents has what it needs."""
+    semantic, encoder = params.semantic, params.encoder
+    if semantic.kind == "semvae" and semantic.training is None:
+        raise ValueError("semantic.kind is `semvae`, so semantic.training must be given")
+    if semantic.kind == "pca" and encoder.source == "train" and semantic.latent_channels > encoder.width:
+        raise ValueError(
+            f"semantic.kind is `pca`, so semantic.latent_channels {semantic.latent_channels} must be at most encoder.width {encoder.width}"
+        )
+
+
+def _check_features(params: Params) -> None:
+    """Whoever reads the encoder's features needs an encoder."""
+    if params.encoder.source == "none" and params.needs_features:
+        kind = params.semantic.kind
+        reader = "latents.store_features is true" if kind == "none" else f"semantic.kind is `{kind}`"
+        raise ValueError(
+            f"encoder.source is `none`, but {reader}, which needs the encoder's features: choose an encoder, or set "
+            "semantic.kind to `none` and latents.store_features to false"
+        )
+
+
+def _check_texture_alone(params: Params) -> None:
+    """Without semantic latents no option refers to them."""
+    if params.semantic.kind != "none":
+        return
+    guidance = params.sample.guidance
+    if params.schedule.kind != "sync":
+        raise ValueError(
+            f"semantic.kind is `none`, so schedule.kind must be `sync`, not `{params.schedule.kind}`: no semantics could lead"
+        )
+    if (guidance.scale_semantic, guidance.start_semantic) != (1.0, 0.0):
+        raise ValueError(
+            "semantic.kind is `none`, so sample.guidance.scale_semantic must be 1 and start_semantic 0: nothing reads them"
+        )
+
+
+def _check_repa(params: Params) -> None:
+    """REPA compares the backbone's tokens with the encoder's patches, one by one."""
+    model, loss = params.diffusion.model, params.diffusion.loss
+    if loss.repa_weight == 0.0:
+        return
+    if loss.repa_target == "stored" and not params.latents.store_features:
+        raise ValueError(
+            "diffusion.loss.repa_weight is above 0 and repa_target is `stored`, so latents.store_features must be true "
+            "(or set repa_target to `decoded`, or the weight to 0)"
+        )
+    if loss.repa_target == "decoded" and params.semantic.kind == "none":
+        raise ValueError(
+            "diffusion.loss.repa_target is `decoded`, but semantic.kind is `none`, so nothing could be decoded: set repa_target to `stored`"
+        )
+    if loss.repa_depth > SIZES[model.size][1]:
+        raise ValueError(
+            f"diffusion.loss.repa_depth is {loss.repa_depth}, but a model of size {model.size} has {SIZES[model.size][1]} blocks: lower it"
+        )
+    if model.patch_size != 1:
+        raise ValueError(
+            f"diffusion.loss.repa_weight is above 0, so every token needs a feature of its own: set diffusion.model.patch_size "
+            f"{model.patch_size} to 1 (or the weight to 0)"
+        )
+
+
+def _check_init(params: Params) -> None:
+    """Training can start from a model outside its own result, with a warm-up."""
+    diffusion = params.diffusion
+    source = diffusion.init_from
+    if source is not None and diffusion.source == "file":
+        raise ValueError(
+            "diffusion.source is `file`, which trains nothing, so diffusion.init_from must be null: set source to `train`"
+        )
+    if source is None:
+        return
+    if source.startswith("models:") and registered_model(source) is None:
+        raise ValueError(
+            f"diffusion.init_from {source!r} is no address of a registered model: write `models:/NAME@ALIAS` or `models:/NAME/VERSION`"
+        )
+    if diffusion.init_folder is not None and diffusion.init_folder.parts[:2] == ("results", "diffusion"):
+        raise ValueError(
+            f"diffusion.init_from is {source!r}, but DVC removes results/diffusion before it trains: copy the model to another folder"
+        )
+    if diffusion.training.warmup_steps == 0:
+        raise ValueError(
+            "diffusion.init_from is set, so diffusion.training.warmup_steps must be above 0: the optimizer knows nothing of the "
+            "loaded weights yet, and full first steps would spoil them"
+        )
+
+
+def _check_lora(params: Params) -> None:
+    """Low-rank adapters have a model to adapt, whole on every process."""
+    diffusion = params.diffusion
+    if diffusion.lora is None:
+        return
+    if diffusion.sharding == "fsdp":
+        raise ValueError(
+            "diffusion.lora keeps nearly all weights frozen, which diffusion.sharding `fsdp` does not split: set sharding to `ddp`"
+        )
+    if diffusion.init_from is None:
+        raise ValueError(
+            "diffusion.lora adapts a trained model, but diffusion.init_from is null: name the model, or set lora to null"
+        )
+
+
+def _check_condition(params: Params) -> None:
+    """A model that is told nothing has nothing to drop, and no null condition to be guided away from."""
+    model = params.diffusion.model
+    if model.condition != "none":
+        return
+    if model.class_dropout > 0.0:
+        raise ValueError(
+            f"diffusion.model.condition is `none`, so there is nothing to drop: set diffusion.model.class_dropout {model.class_dropout:g} to 0"
+        )
+    if params.sample.guidance.kind == "cfg":
+        raise ValueError(
+            "sample.guidance.kind is `cfg`, which compares with the null condition, but diffusion.model.condition is `none`: set the kind to "
+            "`none` or `autoguidance`"
+        )
+
+
+def _check_guidance(params: Params) -> None:
+    """Guidance has a weak velocity to be guided away from, and options that something reads."""
+    guidance, model = params.sample.guidance, params.diffusion.model
+    if (guidance.kind == "autoguidance") != (guidance.weak_model is not None):
+        raise ValueError("sample.guidance.weak_model is needed by kind `autoguidance`, and by no other kind")
+    if guidance.kind == "cfg" and model.class_dropout == 0.0:
+        raise ValueError(
+            "sample.guidance.kind is `cfg`, so diffusion.model.class_dropout must be above 0: the null class is not trained otherwise"
+        )
+    if guidance.kind == "none" and guidance != GuidanceParams.model_validate({}):
+        raise ValueError(
+            "sample.guidance.kind is `none`, so its scales must be 1 and its starts 0: nothing reads them; choose a kind, or reset them"
+        )
+
+
+def _check_reference(params: Params) -> None:
+    if params.evaluate.reference is not None and params.judge.kind != "inception":
+        raise ValueError(
+            f"evaluate.reference is {str(params.evaluate.reference)!r}, which holds statistics of Inception-v3, but the judge is "
+            f"`{params.judge.name}`: set evaluate.reference to null, or judge.kind to `inception`"
+        )
+
+
+def _check_gates(params: Params) -> None:
+    """Gates ask for metrics that the evaluation gives."""
+    judge = params.judge
+    known = metric_names(judge.name, knows_classes=judge.kind != "inception")
+    for metric, gate in params.register_.gates.items():
+        if metric not in known:
+            raise ValueError(
+                f"register.gates.{metric}: judge `{judge.name}` gives no metric `{metric}`; nearest metric: `{nearest(metric, known)}`"
+            )
+        if gate.improve and not has_error(metric):
+            able = ", ".join(name for name in known if has_error(name))
+            raise ValueError(
+                f"register.gates.{metric}.improve needs a metric with a standard error ({able}): give {metric} a limit instead"
+            )
+
+
+def _check_sampling_schedule(params: Params) -> None:
+    check_sampling_schedule(params.schedule, params.sample.schedule)
+
+
+def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | None) -> None:
+    """A model can be sampled along times that its training has shown it. Raises ``ValueError`` otherwise."""
+    covered = trained.tau_range
+    if sampled is None:
+        if covered is not None:
+            raise ValueError(
+                f"schedule.tau is a range, so sample.schedule must say which offset to sample with, e.g. "
+                f"{{kind: offset, tau: {(covered.low + covered.high) / 2:g}}}"
+            )
+        return
+    if isinstance(sampled.tau, TauRange):
+        raise ValueError("sample.schedule.tau must be one number: an image is sampled with one offset")
+    if covered is None:
+        if sampled != trained:
+            raise ValueError(
+                "sample.schedule differs from schedule, but the model is trained with that one alone: set sample.schedule to null, "
+                "or train one model for many offsets with schedule.kind `offset` and schedule.tau {low: 0.0, high: 1.0}"
+            )
+        return
+    low, high = {"offset": (sampled.tau,) * 2, "sync": (0.0, 0.0)}.get(sampled.kind, (0.0, 1.0))
+    if low < covered.low or high > covered.high:
+        raise ValueError(
+            f"sample.schedule of kind `{sampled.kind}` needs offsets from {low:g} to {high:g}, but schedule.tau covers "
+            f"{covered.low:g} to {covered.high:g}: widen the range, or change sample.schedule"
+        )
+
+
+RULES = (
+    _check_files,
+    _check_frozen_networks,
+    _check_data,
+    _check_judge,
+    _check_grid,
+    _check_heads,
+    _check_semantic,
+    _check_features,
+    _check_texture_alone,
+    _check_repa,
+    _check_init,
+    _check_lora,
+    _check_condition,
+    _check_guidance,
+    _check_sampling_schedule,
+    _check_reference,
+    _check_gates,
+)
+
+
+def check_rules(params: Params) -> None:
+    """Raises ``ValueError`` for the first rule that the parameters break."""
+    for rule in RULES:
+        rule(params)

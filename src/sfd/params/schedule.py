@@ -1,0 +1,63 @@
+"""Section ``schedule``: how semantics lead texture."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from sfd.params.types import Fraction, Section
+
+
+class TauRange(Section):
+    """An offset drawn for every training image, uniform between two limits."""
+
+    low: Fraction
+    high: Fraction
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "TauRange":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        return self
+
+
+Tau = Annotated[
+    Annotated[Fraction, Tag("number")] | Annotated[TauRange, Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, dict | TauRange) else "number"),
+]
+TAU_TAGS = ("number", "range")
+"""What pydantic adds to the place of an error in a value of type Tau."""
+
+
+class ScheduleParams(Section):
+    """How the two parts move from noise to data."""
+
+    kind: Literal["offset", "sync", "power", "curve"] = Field(
+        "offset",
+        description="`offset`: semantics lead by tau; `sync`: ordinary diffusion with one time; "
+        "`power`: t_tex = t_sem ** gamma; `curve`: t_tex is a convex, piecewise linear function of t_sem",
+    )
+    tau: Tau = Field(
+        0.3,
+        description="temporal offset by which semantics lead (`offset`); {low, high}: one model for all offsets between, "
+        "`sample.schedule` then says which one to sample with",
+    )
+    gamma: float = Field(2.0, ge=1.0, le=10.0, description="exponent (`power`); 1: ordinary diffusion")
+    knots: tuple[Annotated[float, Field(ge=0.0, le=1e6)], ...] = Field(
+        (0.0, 0.75, 0.0, 0.0, 0.25),
+        strict=False,
+        min_length=2,
+        max_length=33,
+        description="knot k of 0 to K: the fraction of texture's change that starts at t_sem = k/K and is spread uniformly over the rest "
+        "(`curve`); normalised to sum 1",
+    )
+
+    @property
+    def tau_range(self) -> TauRange | None:
+        """The offsets that one model is trained for; None: it is trained for a single schedule."""
+        return self.tau if self.kind == "offset" and isinstance(self.tau, TauRange) else None
+
+    @model_validator(mode="after")
+    def _check_knots(self) -> "ScheduleParams":
+        if sum(self.knots) == 0.0:
+            raise ValueError("knots are all 0, so texture would never move; set one above 0")
+        return self

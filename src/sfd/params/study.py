@@ -1,0 +1,141 @@
+"""Rules of section ``tune``, as far as a params file alone can show that ``sfd tune`` would refuse it.
+
+``sfd params`` and ``sfd tune`` check them. The stages do not, because they do not read ``tune``.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import islice, product
+from typing import Any
+
+from sfd.errors import UserError
+from sfd.names import INCEPTION
+from sfd.params.operations import SpaceParams
+from sfd.params.parse import with_values
+from sfd.params.schema import Params
+
+SECTIONS = {"sampling": ("sample",), "training": ("schedule", "diffusion", "sample")}
+"""What a trial of each kind may change: nothing else takes part in it."""
+
+WITHOUT_EFFECT = (
+    "sample.num_images",
+    "sample.batch_size",
+    "diffusion.grid_every",
+    "diffusion.grid_images",
+    "diffusion.training.checkpoint_every",
+    "diffusion.training.log_every",
+    "diffusion.training.num_workers",
+)
+
+MAX_COMBINATIONS = 500
+"""Combinations of the other keys' ends with which a value is tried before it is refused."""
+
+SQLITE, JOURNAL, POSTGRES = "sqlite:///", "journal://", "postgresql://"
+_TEXT = r"(?:[^:@/?#%\[\]\s]|%[0-9A-Fa-f]{2})"
+_SERVER = re.compile(
+    rf"postgresql://(?:{_TEXT}+(?::{_TEXT}*)?@)?(?:{_TEXT}*|\[[0-9A-Fa-f:.]+\])(?::\d+)?/{_TEXT}+(?:\?\S*)?"
+)
+
+
+def check_study(params: Params) -> None:
+    """Raises :class:`UserError` for the first rule of a study that the parameters break."""
+    for rule in RULES:
+        rule(params)
+    check_storage_address(params.tune.storage)
+
+
+def _check_distance(params: Params) -> None:
+    judge = params.judge.name
+    if ("fd" if judge == INCEPTION else "fid") in params.tune.objectives:
+        raise UserError(
+            f"tune.objectives: `fid` is for the judge `inception` and `fd` for any other, but judge.name is `{judge}`: exchange them"
+        )
+
+
+def _check_accuracy(params: Params) -> None:
+    if "class_accuracy" not in params.tune.objectives:
+        return
+    if params.judge.kind == "inception":
+        raise UserError(
+            "tune.objectives: `class_accuracy` needs a judge that knows the classes, but judge.kind is `inception`: remove it"
+        )
+    if params.diffusion.model.condition == "none":
+        raise UserError(
+            "tune.objectives: `class_accuracy` needs samples of known classes, but diffusion.model.condition is `none`: remove it"
+        )
+
+
+def _check_objectives(params: Params) -> None:
+    tune = params.tune
+    if len(set(tune.objectives)) < len(tune.objectives):
+        raise UserError(f"tune.objectives {list(tune.objectives)} name one twice: remove it")
+    if len(tune.objectives) > 1 and tune.pruner != "none":
+        raise UserError(
+            f"tune.pruner `{tune.pruner}` needs a single objective, but tune.objectives has {len(tune.objectives)}: set it to `none`"
+        )
+
+
+def _check_refinement(params: Params) -> None:
+    if params.tune.refine_steps and params.tune.kind == "training":
+        raise UserError("tune.refine_steps is for kind `sampling`; trials of kind `training` train anyway: set it to 0")
+
+
+def _check_space(params: Params) -> None:
+    """Every key exists, is the kind's to change, and changes images; every value fits the other options in some trial."""
+    tune = params.tune
+    sections = {field.alias or name for name, field in Params.model_fields.items()}
+    for key in tune.space:
+        if key in WITHOUT_EFFECT:
+            raise UserError(f"tune.space: `{key}` changes no trial's images; remove it")
+        if key.split(".")[0] in sections - set(SECTIONS[tune.kind]):
+            raise UserError(
+                f"tune.space: `{key}` cannot be searched by a study of kind `{tune.kind}`, whose trials change only "
+                f"{', '.join(f'`{name}`' for name in SECTIONS[tune.kind])}; remove it, or change tune.kind"
+            )
+        for value in ends(tune.space[key]):
+            _check_value(params, key, value)
+
+
+RULES = (_check_distance, _check_accuracy, _check_objectives, _check_refinement, _check_space)
+
+
+def check_storage_address(url: str) -> None:
+    """Raises :class:`UserError` for a storage that other processes could not open. Passwords are never part of the message."""
+    if url.startswith(POSTGRES) and not _SERVER.fullmatch(url):
+        raise UserError(
+            "tune.storage must have the form postgresql://USER:PASSWORD@HOST:PORT/DATABASE with special characters written as "
+            "%XX (`@` is %40); the given one, not shown for its password, has not"
+        )
+    if url.startswith(SQLITE) and (":memory:" in url or "?" in url):
+        raise UserError(
+            f"tune.storage `{url}` must name a file that other processes can open, e.g. sqlite:///mlruns/optuna.db"
+        )
+
+
+def ends(space: SpaceParams) -> list[Any]:
+    """Both ends of an interval, or all choices: keys have convex limits, so if these are allowed, all values are."""
+    return list(space.choices) if space.choices is not None else [space.low, space.high]
+
+
+def _check_value(params: Params, key: str, value: Any) -> None:
+    """A value must fit the parameters as they are, or together with some values of the other keys."""
+    try:
+        with_values(params, {key: value})
+    except UserError as error:
+        if not any(fits(params, values | {key: value}) for values in combinations(params, key)):
+            raise UserError(f"tune.space.{key}: {error}") from None
+
+
+def combinations(params: Params, but: str) -> Iterator[dict[str, Any]]:
+    """Values of all searched keys except ``but``: combinations of their ends, at most :data:`MAX_COMBINATIONS`."""
+    others = {key: ends(space) for key, space in params.tune.space.items() if key != but}
+    return (dict(zip(others, values, strict=True)) for values in islice(product(*others.values()), MAX_COMBINATIONS))
+
+
+def fits(params: Params, values: Mapping[str, Any]) -> bool:
+    """Whether the parameters are valid with these values."""
+    try:
+        with_values(params, values)
+    except UserError:
+        return False
+    return True

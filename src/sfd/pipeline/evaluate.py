@@ -1,0 +1,36 @@
+"""Stage ``evaluate``: scores of the samples with floors, and the memorisation check."""
+
+from sfd.encoders.judges.judge import load_judge
+from sfd.encoders.texture_vae import load_texture_vae
+from sfd.evaluation.extraction import FeatureStore
+from sfd.evaluation.protocol import Evaluation
+from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.stage import Stage
+from sfd.processes import barrier, inference_device, rank, world_size
+
+
+def evaluate(stage: Stage) -> None:
+    """Extracts this process's share of the features; process 0 computes and writes the metrics."""
+    data = open_prepared(stage.workspace, stage.params)
+    judge = load_judge(stage.upstream("judge") / "model").to(inference_device())
+    vae = load_texture_vae(stage.upstream("texture_vae") / "model").to(inference_device())
+    store = FeatureStore(stage.work / "features", judge, stage.params.evaluate.batch_size, rank(), world_size())
+    evaluation = Evaluation.open(
+        stage.workspace.resolve_paths(stage.params.evaluate),
+        data,
+        vae,
+        stage.upstream("sample"),
+        stage.params.seed,
+        store,
+    )
+    evaluation.extract()
+    barrier()
+    if rank() == 0:
+        metrics, files = evaluation.measure(stage.out)
+        profile: dict[str, object] = {"num_images": metrics["num_images"]}
+        stage.log(metrics)
+        if evaluation.reference is None:
+            stage.log_input("heldout", data.summary.digest, stage.upstream("prepare"), "reference", profile)
+        else:
+            stage.log_input("published", evaluation.reference.digest(), evaluation.reference.path, "reference", profile)
+        stage.log_artifacts(*files)

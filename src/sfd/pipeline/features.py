@@ -1,0 +1,31 @@
+"""Stage ``features``: patch features of training images, in shards."""
+
+from sfd.data.manifest import TRAIN
+from sfd.data.shards import write_index
+from sfd.encoders.semantic.features import FeaturesIndex, feature_order, write_features
+from sfd.encoders.vision import load_encoder
+from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.stage import Stage
+from sfd.processes import barrier, inference_device, rank, world_size
+
+
+def make_features(stage: Stage) -> None:
+    """Writes this process's share of the shards; process 0 writes the index. Nothing without semantic latents."""
+    if stage.params.semantic.kind == "none":
+        return
+    data, mirror = open_prepared(stage.workspace, stage.params), stage.params.data.mirror
+    encoder = load_encoder(stage.upstream("encoder") / "model").to(inference_device())
+    images = data.images(TRAIN)
+    chosen = feature_order(len(images), stage.params.features, stage.params.seed)
+    bounds = write_features(
+        stage.out / "shards", images, encoder, chosen, stage.params.features, mirror, rank(), world_size()
+    )
+    barrier()
+    if rank() == 0:
+        facts = FeaturesIndex(1 + mirror, encoder.grid**2, encoder.feature_dim, chosen)
+        write_index(stage.out / "shards", bounds, facts)
+        sizes = {"num_views": facts.num_views, "tokens": facts.tokens, "feature_dim": facts.feature_dim}
+        stage.log({"num_images": len(chosen), **sizes})
+        stage.log_input(
+            "train", data.summary.digest, stage.upstream("prepare"), "features", {"num_images": len(chosen)}
+        )

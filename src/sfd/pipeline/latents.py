@@ -1,0 +1,36 @@
+"""Stage ``latents``: composite latents of the training images, in shards, with statistics."""
+
+from sfd.data.latents import STATISTICS, LatentsIndex, channel_statistics, write_latents
+from sfd.data.manifest import TRAIN
+from sfd.data.shards import ShardReader, write_index
+from sfd.encoders.composite import CompositeEncoder
+from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.stage import Stage
+from sfd.processes import barrier, inference_device, rank, world_size
+
+
+def make_latents(stage: Stage) -> None:
+    """Writes this process's share of the shards; process 0 writes index and statistics."""
+    data, mirror, device = open_prepared(stage.workspace, stage.params), stage.params.data.mirror, inference_device()
+    encode = CompositeEncoder.load(stage.params, stage.workspace.results, stage.params.seed, device)
+    grid = encode.check_grid(stage.params.data.image_size)
+    images, folder = data.images(TRAIN), stage.out / "shards"
+    bounds = write_latents(
+        folder, images.__getitems__, len(images), encode, stage.params.latents, mirror, rank(), world_size()
+    )
+    barrier()
+    if rank() == 0:
+        facts = LatentsIndex(
+            num_views=1 + mirror,
+            grid=grid,
+            texture_channels=encode.texture_vae.latent_channels,
+            semantic_channels=encode.semantic_channels,
+            feature_dim=encode.feature_dim,
+            classes=data.summary.classes,
+        )
+        write_index(folder, bounds, facts)
+        channel_statistics(ShardReader(folder, LatentsIndex), stage.params.latents.statistics_images).save(
+            folder / STATISTICS
+        )
+        stage.log({"num_images": len(images), "num_views": facts.num_views})
+        stage.log_input("train", data.summary.digest, stage.upstream("prepare"), "latents", {"num_images": len(images)})

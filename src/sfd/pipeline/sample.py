@@ -1,0 +1,22 @@
+"""Stage ``sample``: images from the trained model."""
+
+from sfd.generation.images import ImageGenerator
+from sfd.generation.samples import finish_samples, write_facts, write_samples
+from sfd.pipeline.stage import Stage
+from sfd.processes import barrier, rank, world_size
+
+
+def make_samples(stage: Stage) -> None:
+    """Draws this process's share of the images; process 0 writes the table, the grid and the facts."""
+    weak = stage.params.sample.guidance.weak_model
+    images = ImageGenerator.load(
+        stage.upstream("diffusion") / "model",
+        stage.upstream("texture_vae") / "model",
+        stage.workspace.resolve(weak) if weak else None,
+    )
+    table = write_samples(stage.out, images, stage.params.sample, stage.params.seed, rank(), world_size())
+    barrier()
+    if rank() == 0:
+        facts = write_facts(stage.out, table, stage.params.sample, stage.params.seed)
+        stage.log_artifacts(finish_samples(stage.out, table, images.model.condition), stage.out / "samples.csv", facts)
+        stage.log({"num_images": len(table)})
