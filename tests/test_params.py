@@ -369,6 +369,13 @@ CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
 
 
 WARM = {"diffusion.training.warmup_steps": 10}
+NO_CONDITION = {
+    "diffusion.model.condition": "none",
+    "diffusion.model.class_dropout": 0,
+    "sample.guidance": {},
+    "register.gates": {"class_accuracy_heldout": {"limit": 0.9}},
+}
+"""A model that is told nothing, by itself."""
 
 
 @pytest.mark.parametrize(
@@ -466,6 +473,12 @@ WARM = {"diffusion.training.warmup_steps": 10}
             {"evaluate.reference": "ref.npz"},
             ["evaluate.reference is 'ref.npz'", "the judge is `digits_judge`", "to null"],
         ),
+        (NO_CONDITION | {"diffusion.model.class_dropout": 0.1}, ["nothing to drop", "class_dropout 0.1 to 0"]),
+        (NO_CONDITION | {"sample.guidance": {"kind": "cfg", "scale_texture": 2}}, ["null condition", "`autoguidance`"]),
+        (
+            NO_CONDITION | {"register.gates": {"class_accuracy": {"limit": 0.9}}},
+            ["register.gates.class_accuracy", "condition is `none`", "remove the gate"],
+        ),
         ({"register.gates": {"sfid": {"limit": 9.0}}}, ["judge `digits_judge` gives no metric `sfid`"]),
         (PRETRAINED_JUDGE | {"register.gates": {"sfid": {"improve": True}}}, ["sfid.improve", "limit"]),
         ({"register.alias": "champion"}, ["alias `champion`", "`sfd models promote`"]),
@@ -508,6 +521,9 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
         CFG,
+        NO_CONDITION,
+        NO_CONDITION | {"sample.guidance": {"kind": "autoguidance", "weak_model": "models/b", "scale_texture": 2}},
+        {"register.gates": {"class_accuracy": {"limit": 0.9}}},
         {"schedule.kind": "sync"},
         {"diffusion.source": "file", "diffusion.file": "weights"},
     ],
