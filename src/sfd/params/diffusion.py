@@ -164,3 +164,8 @@ class SampleParams(Section):
         None, description="schedule to sample with; null: the one of training. Other ones need a `schedule.tau` range"
     )
     guidance: GuidanceParams
+
+    @property
+    def uses_published_rule(self) -> bool:
+        """Whether a part advances in a step by the publication's left-end rule."""
+        return self.rule == "published"
