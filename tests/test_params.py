@@ -256,7 +256,7 @@ def test_the_description_lists_every_field_once_and_says_what_network_stands_for
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
     assert sorted(row[0].strip("|` ") for row in rows) == KEYS
     assert all(len(row) == 4 and row[3].strip(" |") for row in rows)
-    assert f"`NETWORK` is one of {', '.join(NETWORKS)}" in table.splitlines()[0]
+    assert f"`NETWORK` is one of {', '.join(f'`{name}`' for name in NETWORKS)}." in table.splitlines()[-1]
 
 
 def test_sizes_have_one_list_and_the_description_agrees_with_it() -> None:

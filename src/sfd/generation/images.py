@@ -25,7 +25,7 @@ from sfd.seeding import derive_seed
 
 def build_sampler(params: SampleParams) -> Sampler:
     """The sampler that the parameters describe."""
-    return Sampler(load(SAMPLERS, params.sampler), params.num_steps, params.rule == "published", params.timestep_shift)
+    return Sampler(load(SAMPLERS, params.sampler), params.num_steps, params.uses_published_rule, params.timestep_shift)
 
 
 def build_scales(params: GuidanceParams) -> GuidanceScales:

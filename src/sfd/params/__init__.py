@@ -60,7 +60,7 @@ from sfd.params.study import (
     fits,
 )
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
-from sfd.params.yaml import parse_yaml, read_tree
+from sfd.params.yaml import dump_tree, parse_yaml, read_tree
 
 __all__ = [
     "CHAMPION",
@@ -108,6 +108,7 @@ __all__ = [
     "describe_mistakes",
     "describe_params",
     "dump_params",
+    "dump_tree",
     "fits",
     "load_params",
     "parse_params",
