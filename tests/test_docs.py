@@ -28,13 +28,13 @@ FILE_ENDINGS = {".json", ".parquet", ".png", ".yaml"}
 """What tells the name of a file, such as `features.png`, from that of an option."""
 
 EXAMPLE_FILES = {
-    "src/sfd/diffusion/absolute.py",
+    "src/sfd/data/sources/csv_file.py",
     "src/sfd/diffusion/samplers/midpoint.py",
-    "src/sfd/data/sources/csv.py",
-    "src/sfd/encoders/judge_timm.py",
+    "src/sfd/diffusion/terms/absolute.py",
+    "src/sfd/encoders/judges/timm_model.py",
     "src/sfd/encoders/semantic/first_channels.py",
-    "src/sfd/models/angle.py",
-    "src/sfd/models/unet.py",
+    "src/sfd/models/coarse.py",
+    "src/sfd/models/convnet.py",
 }
 """Files that docs/extending.md asks its reader to write."""
 EXAMPLE_OPTIONS = {"diffusion.loss.absolute_weight"}
