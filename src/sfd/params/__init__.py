@@ -56,8 +56,7 @@ from sfd.params.study import (
     WITHOUT_EFFECT,
     check_storage_address,
     check_study,
-    combinations,
-    fits,
+    holds_whole_numbers,
 )
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
 from sfd.params.yaml import dump_tree, parse_yaml, read_tree
@@ -103,13 +102,12 @@ __all__ = [
     "check_sampling_schedule",
     "check_storage_address",
     "check_study",
-    "combinations",
     "current_value",
     "describe_mistakes",
     "describe_params",
     "dump_params",
     "dump_tree",
-    "fits",
+    "holds_whole_numbers",
     "load_params",
     "parse_params",
     "parse_yaml",
