@@ -23,14 +23,14 @@ PRETRAINED_JUDGE = {
 }
 FID_GATE = {"register.gates": {"fid": {"limit": 4.0, "improve": True}}}
 CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
-UNGUIDED = {"sample.guidance.scale_texture": 1, "sample.guidance.scale_semantic": 1}
-UNCONDITIONAL = {
+WARM = {"diffusion.training.warmup_steps": 10}
+NO_CONDITION = {
     "diffusion.model.condition": "none",
     "diffusion.model.class_dropout": 0,
-    "sample.guidance.kind": "none",
-    **UNGUIDED,
+    "sample.guidance": {},
+    "register.gates": {"class_accuracy_heldout": {"limit": 0.9}},
 }
-WARM = {"diffusion.training.warmup_steps": 10}
+"""A model that is told nothing, by itself."""
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,6 @@ WARM = {"diffusion.training.warmup_steps": 10}
             ["judge.kind is `resnet`, which has no published weights", "judge.source is `pretrained`", "`train`"],
         ),
         ({"judge.source": "file", "judge.file": "w.pth"}, ["judge.kind is `resnet`", "judge.source is `file`"]),
-        (
-            {"diffusion.model.condition": "none", "sample.guidance.kind": "none", **UNGUIDED},
-            ["diffusion.model.condition is `none`", "set diffusion.model.class_dropout 0.1 to 0"],
-        ),
-        (
-            UNCONDITIONAL | {"sample.guidance.kind": "cfg"},
-            ["sample.guidance.kind is `cfg`", "condition is `none`", "`none` or `autoguidance`"],
-        ),
         (
             PRETRAINED_JUDGE | {"judge.source": "file", "judge.file": "w.pth", "judge.name": "v3"},
             ["judge.name is 'v3'", "call it `inception`"],
@@ -146,6 +138,12 @@ WARM = {"diffusion.training.warmup_steps": 10}
             {"evaluate.reference": "ref.npz"},
             ["evaluate.reference is 'ref.npz'", "the judge is `digits_judge`", "to null"],
         ),
+        (NO_CONDITION | {"diffusion.model.class_dropout": 0.1}, ["nothing to drop", "class_dropout 0.1 to 0"]),
+        (NO_CONDITION | {"sample.guidance": {"kind": "cfg", "scale_texture": 2}}, ["null condition", "`autoguidance`"]),
+        (
+            NO_CONDITION | {"register.gates": {"class_accuracy": {"limit": 0.9}}},
+            ["register.gates.class_accuracy", "condition is `none`", "remove the gate"],
+        ),
         ({"register.gates": {"sfid": {"limit": 9.0}}}, ["judge `digits_judge` gives no metric `sfid`"]),
         (PRETRAINED_JUDGE | {"register.gates": {"sfid": {"improve": True}}}, ["sfid.improve", "limit"]),
         ({"register.alias": "champion"}, ["alias `champion`", "`sfd models promote`"]),
@@ -188,8 +186,9 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
         CFG,
-        UNCONDITIONAL,
-        UNCONDITIONAL | {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
+        NO_CONDITION,
+        NO_CONDITION | {"sample.guidance": {"kind": "autoguidance", "weak_model": "models/b", "scale_texture": 2}},
+        {"register.gates": {"class_accuracy": {"limit": 0.9}}},
         {"schedule.kind": "sync"},
         {"diffusion.source": "file", "diffusion.file": "weights"},
     ],

@@ -23,9 +23,8 @@ INCEPTION = {
 UNCONDITIONAL = {
     "diffusion.model.condition": "none",
     "diffusion.model.class_dropout": 0,
-    "sample.guidance.kind": "none",
-    "sample.guidance.scale_texture": 1,
-    "sample.guidance.scale_semantic": 1,
+    "sample.guidance": {},
+    "register.gates": {},
     "tune.space": {"sample.num_steps": {"low": 5, "high": 10}},
 }
 TRAINING = {"tune.kind": "training", "tune.space": {"schedule.tau": {"low": 0.0, "high": 1.0}}}

@@ -273,9 +273,15 @@ def _check_reference(params: Params) -> None:
 
 def _check_gates(params: Params) -> None:
     """Gates ask for metrics that the evaluation gives."""
-    judge = params.judge
+    judge, gates = params.judge, params.register_.gates
     known = metric_names(judge.name, knows_classes=judge.kind != "inception")
-    for metric, gate in params.register_.gates.items():
+    if params.diffusion.model.condition == "none":
+        if "class_accuracy" in gates:
+            raise ValueError(
+                "register.gates.class_accuracy needs samples of known classes, but diffusion.model.condition is `none`: remove the gate"
+            )
+        known = [metric for metric in known if metric != "class_accuracy"]
+    for metric, gate in gates.items():
         if metric not in known:
             raise ValueError(
                 f"register.gates.{metric}: judge `{judge.name}` gives no metric `{metric}`; nearest metric: `{nearest(metric, known)}`"
