@@ -46,7 +46,7 @@ from sfd.params.parse import (
     to_tree,
     with_values,
 )
-from sfd.params.rules import check_sampling_schedule
+from sfd.params.rules import check_sampling_schedule, shared_grid
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
@@ -114,6 +114,7 @@ __all__ = [
     "read_tree",
     "registered_model",
     "select",
+    "shared_grid",
     "to_tree",
     "with_values",
 ]

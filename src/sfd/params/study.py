@@ -1,4 +1,4 @@
-"""Rules of section ``tune``, as far as a params file alone can show that ``sfd tune`` would refuse it.
+"""Rules of section ``tune``: everything that ``sfd tune`` refuses and that can be seen in the params file alone.
 
 ``sfd params`` and ``sfd tune`` check them. The stages do not, because they do not read ``tune``.
 """
@@ -15,7 +15,7 @@ from sfd.params.parse import with_values
 from sfd.params.schema import Params
 
 SECTIONS = {"sampling": ("sample",), "training": ("schedule", "diffusion", "sample")}
-"""What a trial of each kind may change: nothing else takes part in it."""
+"""The sections that a trial of each kind may change. It reads no other."""
 
 WITHOUT_EFFECT = (
     "sample.num_images",
@@ -28,7 +28,7 @@ WITHOUT_EFFECT = (
 )
 
 MAX_COMBINATIONS = 500
-"""Combinations of the other keys' ends with which a value is tried before it is refused."""
+"""A value is refused when it fits none of at most so many combinations of the other keys' ends."""
 
 SQLITE, JOURNAL, POSTGRES = "sqlite:///", "journal://", "postgresql://"
 _TEXT = r"(?:[^:@/?#%\[\]\s]|%[0-9A-Fa-f]{2})"
