@@ -79,7 +79,10 @@ def test_the_network_takes_its_shape_from_size_latents_and_loss() -> None:
 
 
 def test_a_patch_that_does_not_tile_the_latents_is_refused() -> None:
-    with pytest.raises(UserError, match="patch_size 2 must divide the latents' side 5"):
+    with pytest.raises(
+        UserError,
+        match="the latents' grid 5 .that of the stored latents. must be a multiple of diffusion.model.patch_size 2",
+    ):
         config_for(patch_size=2, grid=5, repa_weight=0.0)
     assert config_for(patch_size=2, grid=4, repa_weight=0.0).grid == 2
 

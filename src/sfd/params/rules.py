@@ -83,7 +83,7 @@ def _check_judge(params: Params) -> None:
 def _check_grid(params: Params) -> None:
     """Semantic and texture latents lie on one grid, and the backbone's tokens divide it.
 
-    The downsampling of a texture VAE that is not trained here is known only once it is loaded.
+    The downsampling of a texture VAE that is not trained here is known only once it is loaded. Stage ``diffusion`` checks its grid.
     """
     encoder, texture_vae, patch = params.encoder, params.texture_vae, params.diffusion.model.patch_size
     factor = 2 ** (len(texture_vae.channels) - 1)
@@ -107,11 +107,15 @@ def _check_grid(params: Params) -> None:
                 f"texture and semantic latents must share one grid: data.image_size {params.data.image_size} / {factor} = "
                 f"{texture_grid:g}, but {origin} = {grid}; change one of them"
             )
-    _check_patch_size(patch, grid, origin)
+    check_patch_size(patch, grid, origin)
 
 
-def _check_patch_size(patch_size: int, grid: int, origin: str) -> None:
-    """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from."""
+def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
+    """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from.
+
+    Raises:
+        ValueError: they do not.
+    """
     if grid % patch_size:
         raise ValueError(
             f"the latents' grid {grid} ({origin}) must be a multiple of diffusion.model.patch_size {patch_size}"

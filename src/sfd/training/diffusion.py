@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,16 @@ from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
 from sfd.training.batches import BatchedDataset
+
+
+def active_terms(loss: LossParams) -> dict[str, Any]:
+    """The classes of the terms whose weight is above 0 (:class:`sfd.diffusion.loss.LossTerm`), by name."""
+    return {name: load(LOSS_TERMS, name) for name, weight in loss.weights().items() if weight > 0.0}
+
+
+def needs_features(loss: LossParams) -> bool:
+    """Whether a term that is on compares the network with the encoder's features."""
+    return any(term.needs_features for term in active_terms(loss).values())
 
 
 class SemanticDecoder(Protocol):
@@ -86,8 +96,8 @@ class DiffusionTask:
         self.features_of = features_of
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
         self.weights: Mapping[str, float] = {name: weight for name, weight in loss.weights().items() if weight > 0.0}
-        self.terms: dict[str, LossTerm] = {name: load(LOSS_TERMS, name)(loss) for name in self.weights}
-        self.needs_features = any(term.needs_features for term in self.terms.values())
+        self.terms: dict[str, LossTerm] = {name: term(loss) for name, term in active_terms(loss).items()}
+        self.needs_features = needs_features(loss)
 
     def noise(self, step: int, batch_size: int, device: torch.device) -> DiffusionDraws:
         """All random draws of a step."""
