@@ -256,7 +256,7 @@ def start(work: Path) -> "subprocess.Popen[str]":
 
 def wait_for_step(work: Path, process: "subprocess.Popen[str]", step: int) -> None:
     """Waits until the training has logged this step, or ended."""
-    end, steps = time.monotonic() + 60, work / "steps.txt"
+    end, steps = time.monotonic() + 300, work / "steps.txt"
     while process.poll() is None and not (steps.exists() and step <= int((steps.read_text().split() or ["0"])[-1])):
         assert time.monotonic() < end, f"step {step} was never logged"
         time.sleep(0.002)

@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfd.data.images import ImageBatch, ManifestImages
+from sfd.data.images import ManifestImages
 from sfd.data.manifest import read_manifest
 from sfd.data.prepare import prepare
 from sfd.data.prepared import Prepared
@@ -367,19 +368,18 @@ def _num_open(root: Path) -> int:
     return sum(link.is_symlink() and os.readlink(link).startswith(str(root)) for link in links)
 
 
-def as_fetched(batch: ImageBatch) -> ImageBatch:
-    """A process that is spawned finds it by its name."""
-    return batch
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_of_a_data_loader_read_the_same_pixels(packed: Path, tmp_path: Path, method: str) -> None:
     images = read_prepared(packed, tmp_path / "out").images("train")
     alone = images.__getitems__(list(range(len(images)))).images  # the parent's files are open now
     loader = torch.utils.data.DataLoader(
-        images, 2, num_workers=1, collate_fn=as_fetched, multiprocessing_context=multiprocessing.get_context(method)
+        images,
+        2,
+        num_workers=1,
+        collate_fn=attrgetter("images"),
+        multiprocessing_context=multiprocessing.get_context(method),
     )
-    assert torch.equal(torch.cat([batch.images for batch in loader]), alone)
+    assert torch.equal(torch.cat(list(loader)), alone)
 
 
 def test_a_manifest_of_a_folder_is_refused(packed: Path, tmp_path: Path) -> None:
