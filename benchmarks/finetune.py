@@ -166,7 +166,7 @@ def main(
     steps: Annotated[int, typer.Option(help="steps of the first training, and at most of each method")] = 1600,
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 3,
     every: Annotated[int, typer.Option(help="steps between looks at what a model draws")] = 50,
-    num_images: Annotated[int, typer.Option(help="images a look")] = 200,
+    num_images: Annotated[int, typer.Option(help="images per look")] = 200,
     rank: Annotated[int, typer.Option(help="rank of the adapters")] = 16,
     goal: Annotated[float, typer.Option(help="class accuracy to reach")] = 0.9,
 ) -> None:

@@ -5,7 +5,7 @@
     python benchmarks/plain_training.py --compile                              # ours compiled, as on clusters
 
 The plain side writes out what a reader of the paper would: attention as two matrix products around a softmax, rotary angles computed
-anew in every block, norms and SwiGLU operation by operation, AdamW and the averaged weights as loops over parameters. Before anything
+again in every block, norms and SwiGLU operation by operation, AdamW and the averaged weights as loops over parameters. Before anything
 is timed, both sides take three steps from the same weights and draws and must report the same losses.
 """
 

@@ -301,7 +301,7 @@ def serve(
     with bind(host, port) as listener:
         if token is None and not is_local(listener):
             typer.echo(
-                f"warning: whoever reaches {host} can use this server; set SFD_TOKEN to ask for a token", err=True
+                f"warning: everybody who reaches {host} can use this server; set SFD_TOKEN to ask for a token", err=True
             )
         from sfd.serving.server import serve as run_server
 

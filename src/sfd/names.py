@@ -59,7 +59,7 @@ BACKBONES: Table = {
 """Networks that predict the velocity (``diffusion.model.backbone``)."""
 
 CONDITIONS: Table = {
-    "class": Entry("sfd.models.conditions:ClassCondition", "the class of the image"),
+    "class": Entry("sfd.models.conditions:ClassCondition", "its class"),
     "none": Entry("sfd.models.conditions:NoCondition", "nothing"),
 }
 """What a model is told about an image (``diffusion.model.condition``)."""
@@ -69,7 +69,7 @@ DATA_SOURCES: Table = {
     "folder": Entry("sfd.data.sources.folder:FolderSource", "class subfolders"),
     "tar": Entry(
         "sfd.data.sources.tar:TarSource",
-        "WebDataset shards, the class is the number in NAME.cls, else `label` in NAME.json, else the folder in CLASS/NAME.jpg",
+        "WebDataset shards (the class is the number in NAME.cls, else `label` in NAME.json, else the folder in CLASS/NAME.jpg)",
     ),
     "huggingface": Entry("sfd.data.sources.huggingface:HuggingfaceSource", "a data set of the library `datasets`"),
 }
@@ -89,7 +89,7 @@ JUDGES: Table = {
 
 
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """The known name that resembles ``name`` most."""
+    """The known name that is most similar to ``name``."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 

@@ -27,8 +27,14 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The saved configuration. Raises :class:`UserError` if the folder holds no network."""
-    config: dict[str, Any] = json.loads(_existing(folder, CONFIG).read_text(encoding="utf-8"))
+    """The saved configuration. Raises :class:`UserError` if the folder holds no network, or its file no JSON object."""
+    file = _existing(folder, CONFIG)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} holds no JSON object; rerun the stage that makes it, or correct the path")
     return config
 
 

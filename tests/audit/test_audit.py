@@ -30,9 +30,6 @@ from sfd.params import LossParams, ScheduleParams, TrainingParams
 from sfd.seeding import generator
 from sfd.training.diffusion import DiffusionTask
 from sfd.training.loop import log_nothing, train
-from sfd.workspace import Workspace
-
-HERE = Workspace(Path())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,7 +62,7 @@ SAMPLE = Path("results/sample")
 
 
 def test_the_samples_of_the_graph_get_the_numbers_of_stage_evaluate_with_their_uncertainty() -> None:
-    printed = audit(HERE, SAMPLE)
+    printed = audit(SAMPLE)
     near, metrics = facts()["nearest"], json.loads(Path("results/evaluate/metrics.json").read_text())
     assert near["fraction"] == metrics["memorised_fraction"]
     assert near["interval"][0] <= near["fraction"] <= near["interval"][1]
@@ -82,15 +79,15 @@ def test_the_samples_of_the_graph_get_the_numbers_of_stage_evaluate_with_their_u
 
 
 def test_the_same_audit_twice_gives_the_same_bytes_and_leaves_nothing_of_the_one_before() -> None:
-    audit(HERE, SAMPLE)
+    audit(SAMPLE)
     before = {path.name: path.read_bytes() for path in Path("results/audit").iterdir()}
     Path("results/audit/of another audit").touch()
-    audit(HERE, SAMPLE)
+    audit(SAMPLE)
     assert {path.name: path.read_bytes() for path in Path("results/audit").iterdir()} == before
 
 
 def test_an_audit_that_fails_leaves_the_one_before_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    audit(HERE, SAMPLE)
+    audit(SAMPLE)
     before = {path.name: path.read_bytes() for path in Path("results/audit").iterdir()}
 
     def dies(*_: object) -> None:
@@ -105,12 +102,12 @@ def test_an_audit_that_fails_leaves_the_one_before_whole(monkeypatch: pytest.Mon
 
 def test_a_training_image_among_the_samples_is_found_whatever_its_size_and_name(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE / "images", tmp_path / "samples")
-    audit(HERE, tmp_path / "samples")
+    audit(tmp_path / "samples")
     assert facts()["nearest"]["num_identical"] == 0 and "to the last pixel" not in facts()["nearest"]["verdict"]
     original = training_files()[7]
     shutil.copy(Path("images") / original, tmp_path / "samples" / "planted.png")
     (tmp_path / "samples" / "notes.txt").write_text("no image")
-    printed = audit(HERE, tmp_path / "samples")
+    printed = audit(tmp_path / "samples")
     first = pd.read_csv("results/audit/nearest.csv").iloc[0]
     assert (first["file"], first["nearest_file"]) == ("planted.png", original)
     assert first["is_identical"] and first["is_below_limit"] and not first["is_mirrored"]
@@ -129,7 +126,7 @@ def test_a_mirrored_training_image_is_found_too_and_said_to_be_mirrored(tmp_path
     original = next(file for file in training_files() if file.startswith("hoch"))
     crop = read_crop(Path("images") / original, 16, 10_000)
     crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
-    audit(HERE, tmp_path)
+    audit(tmp_path)
     first = pd.read_csv("results/audit/nearest.csv").iloc[0]
     assert first["is_identical"] and first["is_mirrored"] and first["nearest_file"] == original
 
@@ -137,7 +134,7 @@ def test_a_mirrored_training_image_is_found_too_and_said_to_be_mirrored(tmp_path
 def test_a_model_that_only_copies_is_beyond_chance(tmp_path: Path) -> None:
     for number, file in enumerate(training_files()[:20]):
         shutil.copy(Path("images") / file, tmp_path / f"{number}.png")
-    printed = audit(HERE, tmp_path)
+    printed = audit(tmp_path)
     assert "More samples lie this near to a training image than chance explains" in printed
     assert "20 of them are training images to the last pixel" in printed
     assert facts()["nearest"]["p_value"] < 1e-6 and facts()["nearest"]["interval"][1] == 1.0
@@ -147,7 +144,7 @@ def test_held_out_images_in_the_samples_place_are_not_beyond_chance(tmp_path: Pa
     manifest = pd.read_parquet("results/prepare/manifest.parquet")
     for number, file in enumerate(manifest[manifest["split"] == "heldout"]["path"]):
         shutil.copy(Path("images") / file, tmp_path / f"{number}.png")
-    audit(HERE, tmp_path)
+    audit(tmp_path)
     near = facts()["nearest"]
     assert near["fraction"] == pytest.approx(near["heldout_fraction"]) and near["p_value"] > 0.3
     assert near["verdict"].startswith("No more samples")
@@ -156,14 +153,14 @@ def test_held_out_images_in_the_samples_place_are_not_beyond_chance(tmp_path: Pa
 def test_samples_of_another_version_than_the_attacked_one_are_told_so() -> None:
     run = CliRunner().invoke(cli.app, ["generate", "made", "--per-class", "2"])
     assert run.exit_code == 0
-    assert "in results/diffusion, sfd-digits version 1, which made these samples." in audit(HERE, Path("made"))
+    assert "in results/diffusion, sfd-digits version 1, which made these samples." in audit(Path("made"))
     version = Path("results/register/version.json")
     original = version.read_text()
     try:
         version.write_text(json.dumps(json.loads(original) | {"version": "2"}))
-        assert "sfd-digits version 2; the samples are of another one, sfd-digits version 1" in audit(HERE, Path("made"))
+        assert "sfd-digits version 2; the samples are of another one, sfd-digits version 1" in audit(Path("made"))
         Path("results/register").rename("results/elsewhere")
-        assert "cannot be told, because results/register is missing" in audit(HERE, Path("made"))
+        assert "cannot be told, because results/register is missing" in audit(Path("made"))
     finally:
         if Path("results/elsewhere").exists():
             Path("results/elsewhere").rename("results/register")
@@ -177,34 +174,34 @@ def test_each_missing_result_is_named_before_anything_is_computed(stage: str, pr
         with pytest.raises(
             UserError, match=f"the result of stage `{stage}` is missing .*run `dvc repro {stage}` first"
         ):
-            audit(HERE, SAMPLE)
+            audit(SAMPLE)
     finally:
         (tmp_path / stage).rename(project.result(stage))
 
 
 def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not a folder"):
-        audit(HERE, tmp_path / "nowhere")
+        audit(tmp_path / "nowhere")
     (tmp_path / "text.png").write_text("text")
     with pytest.raises(UserError, match="holds no image .1 other files."):
-        audit(HERE, tmp_path)
+        audit(tmp_path)
 
 
 def test_a_table_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "samples.csv").write_text("path,class\n1.png,a\n")
     with pytest.raises(UserError, match="samples.csv has no column `file`"):
-        audit(HERE, tmp_path)
+        audit(tmp_path)
     (tmp_path / "samples.csv").unlink()
     Path(tmp_path / "samples.parquet").write_text("nothing")
     with pytest.raises(UserError, match="samples.parquet is not a Parquet file"):
-        audit(HERE, tmp_path)
+        audit(tmp_path)
 
 
 def test_a_file_that_a_table_names_must_be_there(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
     (tmp_path / "sample" / "images" / "000003.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"000003.png is in the folder's table, but cannot be read .empty file."):
-        audit(HERE, tmp_path / "sample")
+        audit(tmp_path / "sample")
 
 
 def losses(count: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -125,7 +125,7 @@ def test_a_trained_network_is_sampled_with_a_sampler_of_ones_own(tmp_path: Path)
 
 @pytest.mark.usefixtures("midpoint", "absolute")
 def test_names_that_are_misspelt_are_refused_with_the_nearest_one() -> None:
-    with pytest.raises(ValidationError, match="nearest: `midpoint`"):
+    with pytest.raises(ValidationError, match="nearest: 'midpoint'"):
         sample_params("midpiont")
     assert sample_params("midpoint").sampler == "midpoint"
     with pytest.raises(UserError, match="'absolut' is none of .*; nearest: `absolute`"):

@@ -25,7 +25,7 @@ from sfd.data.prepare import prepare
 from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
 from sfd.generation.generated import read_table
-from sfd.models.conditions import ClassCondition
+from sfd.models.conditions import ClassCondition, NoCondition
 from sfd.params import DataParams
 from sfd.pipeline.stage import lock
 from sfd.registry.load import load_registered
@@ -286,9 +286,9 @@ def test_a_missing_result_is_named_before_anything_is_made(stage: str, project: 
     assert not Path("nothing").exists()
 
 
-def model(classes: list[str], input_size: int = 4) -> Any:
+def model(classes: list[str] | None, input_size: int = 4) -> Any:
     """As much of a registered model as the check of its fit looks at."""
-    condition = ClassCondition(tuple(classes))
+    condition = NoCondition() if classes is None else ClassCondition(tuple(classes))
     network = SimpleNamespace(config=SimpleNamespace(input_size=input_size))
     images = SimpleNamespace(
         model=SimpleNamespace(condition=condition, network=network), decoder=SimpleNamespace(factor=4)
@@ -296,9 +296,14 @@ def model(classes: list[str], input_size: int = 4) -> Any:
     return SimpleNamespace(name="m", version="3", images=images)
 
 
-def project_of(classes: list[str]) -> Any:
+def project_of(classes: list[str] | None) -> Any:
     """As much of a project."""
-    return SimpleNamespace(classes=classes, params=SimpleNamespace(data=SimpleNamespace(image_size=16)))
+    condition = NoCondition() if classes is None else ClassCondition(tuple(classes))
+    return SimpleNamespace(
+        condition=condition,
+        classes=generation.folders_of(condition),
+        params=SimpleNamespace(data=SimpleNamespace(image_size=16)),
+    )
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", ".hidden", "samples.parquet", "report.json", "nul\0"])
@@ -313,8 +318,13 @@ def test_odd_but_honest_class_names_are_fine() -> None:
 
 
 def test_a_model_of_other_classes_or_of_another_size_is_refused() -> None:
-    with pytest.raises(UserError, match=r"version 3 of model `m` knows 2 classes \(a, c\).*has 2 classes \(a, b\)"):
+    with pytest.raises(
+        UserError, match=r"version 3 of model `m` knows 2 classes \(a, c\), but .* know 2 classes \(a, b\)"
+    ):
         generation._check_model(model(["a", "c"]), project_of(["a", "b"]))
+    with pytest.raises(UserError, match=r"knows no classes, but models of this project know 1 classes \(a\)"):
+        generation._check_model(model(None), project_of(["a"]))
+    generation._check_model(model(None), project_of(None))
     with pytest.raises(UserError, match="draws images of 32 pixels, but data.image_size is 16"):
         generation._check_model(model(["a"], input_size=8), project_of(["a"]))
 

@@ -74,6 +74,34 @@ def test_a_key_or_value_that_no_trial_could_have_is_refused_with_its_reason(
     assert key in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        (
+            {
+                "diffusion": {"model": {"size": "tiny", "condition": "none", "class_dropout": 0.0}},
+                "sample": {"guidance": {}},
+            },
+            "samples of known classes, but diffusion.model.condition is `none`: remove it",
+        ),
+        (
+            {"judge": {"kind": "inception", "source": "pretrained", "name": "inception"}},
+            "a judge that knows the classes, but judge.kind is `inception`: remove it",
+        ),
+    ],
+)
+def test_accuracy_is_an_objective_only_where_judge_and_model_know_the_classes(
+    sections: dict[str, Any], reason: str
+) -> None:
+    steps = {"sample.num_steps": {"low": 5, "high": 50}}
+    sections = sections | {"register": {"gates": {}}}
+    accuracy, distance = ({"tune": {"objectives": [name]}} for name in ("class_accuracy", "kid"))
+    check_study(params(steps, **accuracy))
+    check_study(params(steps, **sections, **distance))
+    with pytest.raises(UserError, match=f"tune.objectives: `class_accuracy` needs {reason}"):
+        check_study(params(steps, **sections, **accuracy))
+
+
 def test_an_index_into_a_list_ends_with_the_list() -> None:
     check_study(params({"schedule.knots.4": {"low": 0.0, "high": 1.0}}, "training"))
     with pytest.raises(UserError, match="0 to 4"):

@@ -64,7 +64,7 @@ class _Enough(Exception):
 def measure_train(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
     """Steps of the training loop of stage ``diffusion``: draws, forward, backward, optimizer, averaging, logged losses.
 
-    All weights are trained, whatever ``init_from`` and ``lora`` say.
+    All weights are trained; ``init_from`` and ``lora`` are not read.
     """
     shape = latent_shape(params)
     training = params.diffusion.training

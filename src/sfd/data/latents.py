@@ -146,7 +146,7 @@ class LatentBatch(NamedTuple):
 
 
 class LatentDataset:
-    """Normalised composite latents for training, each view a sample of its own."""
+    """Normalised composite latents for training, one sample per view."""
 
     def __init__(self, folder: Path, with_features: bool, rank: int = 0, world_size: int = 1) -> None:
         """Each process checks its share of the shards. Raises :class:`UserError` naming a shard that is missing or damaged."""

@@ -14,7 +14,7 @@ Part = Literal["texture", "semantic"]
 
 
 class Schedule(Protocol):
-    """A curve ``u -> (t_tex, t_sem)``. Loss, sampler, pictures and tuner know nothing else of it."""
+    """A curve ``u -> (t_tex, t_sem)``. Loss, sampler, pictures and tuner use nothing else of it."""
 
     @property
     def duration(self) -> float:
@@ -216,7 +216,7 @@ def sample_progress_per_part(
 ) -> Tensor:
     """Progress ``(B,)`` at which the time of one part, either with probability 1/2, is logit-normal.
 
-    Together with :func:`per_part_weights`, each part is trained on its own logit-normal times, whatever the schedule.
+    Together with :func:`per_part_weights`, each part is trained on its own logit-normal times, with any schedule.
     """
     t = sample_logit_normal(batch_size, mean, std, generator)
     by_texture = torch.rand(batch_size, generator=generator, device=generator.device) < 0.5

@@ -6,11 +6,11 @@ from pathlib import Path
 from sfd.data.latents import STATISTICS, ChannelStatistics
 from sfd.diffusion.schedule import Schedule
 from sfd.errors import UserError
-from sfd.generation.model_config import read_model_config, write_model_config
+from sfd.generation.model_config import FORMAT, check_format, read_model_config, write_model_config
 from sfd.generation.schedules import build_schedule
 from sfd.models.backbone import Backbone, BackboneConfig, build_backbone
 from sfd.models.conditions import Condition
-from sfd.network_files import load_weights, read_config, save_network
+from sfd.network_files import CONFIG, load_weights, read_config, save_network
 from sfd.params import ScheduleParams
 
 
@@ -47,12 +47,17 @@ class DiffusionModel:
 
 
 def read_model_folder(folder: Path) -> tuple[BackboneConfig, ScheduleParams]:
-    """The configuration of a saved model, without its weights. Raises :class:`UserError` if the folder holds no diffusion model."""
+    """The configuration of a saved model, without its weights.
+
+    Raises:
+        UserError: the folder holds no diffusion model, or one whose record has another format.
+    """
     content = read_config(folder)
+    check_format(folder / CONFIG, content, FORMAT)
     try:
         return read_model_config(content)
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(
-            f"{folder / 'config.json'} does not describe a diffusion model ({' '.join(str(error).split())}); "
+            f"{folder / CONFIG} does not describe a diffusion model ({' '.join(str(error).split())}); "
             "rerun stage `diffusion`, or correct the path"
         ) from error

@@ -4,8 +4,10 @@ The record has names of its own, so that a file stays readable when an option of
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from sfd.errors import UserError
 from sfd.models.backbone import BackboneConfig, config_from_dict
 from sfd.models.conditions import ClassCondition, read_condition
 from sfd.params import ScheduleParams, TauRange
@@ -29,9 +31,8 @@ def read_model_config(content: dict[str, Any]) -> tuple[BackboneConfig, Schedule
     """Inverse of :func:`write_model_config`; also reads files without a format number.
 
     Raises:
-        KeyError, TypeError, ValueError, UserError: the content is no such record, or has a newer format.
+        KeyError, TypeError, ValueError, UserError: the content is no such record.
     """
-    check_format(content, FORMAT)
     record = content if "format" in content else _upgrade(content)
     condition = dict(record["condition"])
     config = config_from_dict(
@@ -40,10 +41,12 @@ def read_model_config(content: dict[str, Any]) -> tuple[BackboneConfig, Schedule
     return config, read_schedule(record["schedule"])
 
 
-def check_format(content: Mapping[str, Any], known: int) -> None:
-    """Raises ``ValueError`` for a format number that is not ``known``; files without one are older."""
+def check_format(file: Path, content: Mapping[str, Any], known: int) -> None:
+    """Raises :class:`UserError` for a format number that is not ``known``; files without one are older, and can be read."""
     if content.get("format", known) != known:
-        raise ValueError(f"its format is {content['format']}, but this version of sfd reads format {known}: update sfd")
+        raise UserError(
+            f"{file} has format {content['format']!r}, but this version of sfd reads format {known}: install the version that wrote it"
+        )
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sfd.generation.model_config import check_format, read_schedule, write_sched
 from sfd.params import GuidanceParams, SampleParams
 
 FORMAT = 1
-"""Files without a format number are older and have the same keys."""
+"""Files without a format number are older. They have the same keys, but the oldest lack ``schedule``."""
 
 
 def write_settings(file: Path, settings: SampleParams) -> None:
@@ -21,9 +21,11 @@ def write_settings(file: Path, settings: SampleParams) -> None:
 
 
 def read_settings(file: Path) -> SampleParams:
-    """Inverse of :func:`write_settings`. Raises :class:`UserError` if the file holds no such record, or a newer format."""
+    """Inverse of :func:`write_settings`. Raises :class:`UserError` if the file holds no such record, or one of another format."""
     try:
-        return _from_record(json.loads(file.read_text(encoding="utf-8")))
+        record = dict(json.loads(file.read_text(encoding="utf-8")))
+        check_format(file, record, FORMAT)
+        return _from_record(record)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} does not hold the settings of a registered model ({' '.join(str(error).split())}); register it again"
@@ -43,7 +45,7 @@ def _to_record(settings: SampleParams) -> dict[str, Any]:
         "schedule": None if settings.schedule is None else write_schedule(settings.schedule),
         "guidance": {
             "kind": guidance.kind,
-            "weak_model": guidance.weak_model,
+            "weak_model": None if guidance.weak_model is None else str(guidance.weak_model),
             "scale_texture": guidance.scale_texture,
             "scale_semantic": guidance.scale_semantic,
             "start_texture": guidance.start_texture,
@@ -53,8 +55,7 @@ def _to_record(settings: SampleParams) -> dict[str, Any]:
 
 
 def _from_record(record: dict[str, Any]) -> SampleParams:
-    check_format(record, FORMAT)
-    guidance = record["guidance"]
+    schedule, guidance = record.get("schedule"), record["guidance"]
     return SampleParams(
         num_images=record["num_images"],
         batch_size=record["batch_size"],
@@ -62,7 +63,7 @@ def _from_record(record: dict[str, Any]) -> SampleParams:
         num_steps=record["num_steps"],
         rule=record["rule"],
         timestep_shift=record["timestep_shift"],
-        schedule=None if record["schedule"] is None else read_schedule(record["schedule"]),
+        schedule=None if schedule is None else read_schedule(schedule),
         guidance=GuidanceParams(
             kind=guidance["kind"],
             weak_model=guidance["weak_model"],

@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import yaml
 from torch import nn
 
 from sfd.data.latents import ChannelStatistics
@@ -21,7 +20,7 @@ from sfd.importing.checkpoints import Weights, load_strictly, pick_weights, read
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.models.published import config_from_weights
-from sfd.params import ScheduleParams
+from sfd.params import ScheduleParams, parse_yaml
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -256,10 +255,7 @@ def _read_heads(source: Path, content: Any, width: int) -> int:
             f"{source} has no YAML text under `config` ({'missing' if text is None else type(text).__name__}), so the number of heads "
             "is not known; give the published file, whose config says it"
         )
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: `config` is not valid YAML: {' '.join(str(error).split())[:160]}") from error
+    tree = parse_yaml(text, f"{source}: `config`", accept_ambiguous=True)
     found = sorted({value for key, value in _walk(tree) if key in HEAD_KEYS and isinstance(value, int)})
     if len(found) != 1:
         raise UserError(

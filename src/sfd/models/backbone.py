@@ -50,22 +50,28 @@ class BackboneConfig(Protocol):
     kind: ClassVar[str]
 
     @property
-    def input_size(self) -> int: ...
+    def input_size(self) -> int:
+        """Positions along one side of the latents."""
 
     @property
-    def in_channels(self) -> int: ...
+    def in_channels(self) -> int:
+        """Channels of the composite latent."""
 
     @property
-    def semantic_channels(self) -> int: ...
+    def semantic_channels(self) -> int:
+        """How many of them are semantic; they are the last ones."""
 
     @property
-    def two_times(self) -> bool: ...
+    def two_times(self) -> bool:
+        """Whether texture and semantics have times of their own."""
 
     @property
-    def repa_depth(self) -> int: ...
+    def repa_depth(self) -> int:
+        """Block after which hidden states are aligned with the encoder's features; 0: nowhere."""
 
     @property
-    def condition(self) -> Condition: ...
+    def condition(self) -> Condition:
+        """What the model is told about an image."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``config.json``, without the condition."""

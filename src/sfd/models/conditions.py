@@ -27,19 +27,18 @@ NAMED_CLASSES = 50
 class Condition(Protocol):
     """What code outside this module needs to know of a condition.
 
-    Attributes:
-        kind: its name in :data:`sfd.names.CONDITIONS`, ``params.yaml`` and ``config.json``.
-        has_null: whether there is a null value, which classifier-free guidance is guided away from.
-        choices: names of the values that a client can choose from; None if there is nothing to choose.
+    ``kind``: its name in :data:`sfd.names.CONDITIONS`, ``params.yaml`` and ``config.json``.
     """
 
     kind: ClassVar[str]
 
     @property
-    def has_null(self) -> bool: ...
+    def has_null(self) -> bool:
+        """Whether there is a null value, which classifier-free guidance is guided away from."""
 
     @property
-    def choices(self) -> list[str] | None: ...
+    def choices(self) -> list[str] | None:
+        """Names of the values that a client can choose from; None if there is nothing to choose."""
 
     @classmethod
     def from_data(cls, classes: Sequence[str]) -> Self:

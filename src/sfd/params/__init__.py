@@ -46,7 +46,7 @@ from sfd.params.parse import (
     to_tree,
     with_values,
 )
-from sfd.params.rules import check_patch_size, check_sampling_schedule
+from sfd.params.rules import check_patch_size, check_sampling_schedule, shared_grid
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
@@ -56,11 +56,10 @@ from sfd.params.study import (
     WITHOUT_EFFECT,
     check_storage_address,
     check_study,
-    combinations,
-    fits,
+    holds_whole_numbers,
 )
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
-from sfd.params.yaml import parse_yaml, read_tree
+from sfd.params.yaml import dump_tree, parse_yaml, read_tree
 
 __all__ = [
     "CHAMPION",
@@ -104,18 +103,19 @@ __all__ = [
     "check_sampling_schedule",
     "check_storage_address",
     "check_study",
-    "combinations",
     "current_value",
     "describe_mistakes",
     "describe_params",
     "dump_params",
-    "fits",
+    "dump_tree",
+    "holds_whole_numbers",
     "load_params",
     "parse_params",
     "parse_yaml",
     "read_tree",
     "registered_model",
     "select",
+    "shared_grid",
     "to_tree",
     "with_values",
 ]

@@ -14,17 +14,22 @@ from sfd.params.yaml import as_yaml
 
 
 def describe_params() -> str:
-    """The table of all options as Markdown: key, type and limits, default, meaning. Trainings are described once."""
-    networks = [name for name, field in Params.model_fields.items() if _is_trained(field)]
-    rows = [
-        f"`NETWORK` is one of {', '.join(networks)}; a network that is not trained here has `training: null`.",
-        "",
-        "| option | type | default | meaning |",
-        "|---|---|---|---|",
+    """All options as Markdown, one table per section: key, type and limits, default, meaning. Trainings are described once."""
+    networks = [f"`{name}`" for name, field in Params.model_fields.items() if _is_trained(field)]
+    described: dict[type[Section], str] = {TauRange: "", TrainingParams: ""}
+    plain = [_row(name, field, described) for name, field in Params.model_fields.items() if section_of(field) is None]
+    parts = [
+        "# Options",
+        "The keys of `params.yaml`. `KEY` stands for any key of a mapping.",
+        _table(plain),
     ]
-    _describe_section(Params, "", rows, described={TauRange: "", TrainingParams: ""})
-    _describe_section(TrainingParams, "NETWORK.training.", rows, described={})
-    return "\n".join(rows)
+    for name, field in Params.model_fields.items():
+        section = section_of(field)
+        if section is not None:
+            parts += _describe_section(section, field.alias or name, described)
+    parts += _describe_section(TrainingParams, "NETWORK.training", described)
+    parts.append(f"`NETWORK` is one of {', '.join(networks)}. A network that is not trained here has `training: null`.")
+    return "\n\n".join(parts)
 
 
 def _is_trained(field: FieldInfo) -> bool:
@@ -32,23 +37,44 @@ def _is_trained(field: FieldInfo) -> bool:
     return section is not None and "training" in section.model_fields
 
 
-def _describe_section(
-    section: type[Section], prefix: str, rows: list[str], described: dict[type[Section], str]
-) -> None:
-    """Appends one row per key. A section that stands in a second place is described in its first (``described``: class to place)."""
+def _describe_section(section: type[Section], key: str, described: dict[type[Section], str]) -> list[str]:
+    """Heading, summary, table, and what is to say of the inner sections as wholes.
+
+    A section that stands in a second place is described in its first (``described``: class to place, extended here).
+    """
+    described[section] = key
+    summary = (section.__doc__ or "").splitlines()[0].replace("``", "`")
+    rows, notes = _rows(section, key, described)
+    return [f"## {key}", summary, _table(rows), *notes]
+
+
+def _rows(section: type[Section], key: str, described: dict[type[Section], str]) -> tuple[list[str], list[str]]:
+    """One row per key at or below a section, and one note per inner section that has a description."""
+    rows, notes = [], []
     for name, field in section.model_fields.items():
-        key = prefix + (field.alias or name)
-        inner = section_of(field)
+        place, inner = f"{key}.{name}", section_of(field)
         if inner is TrainingParams:
             continue
-        if inner is not None and inner not in described:
-            described[inner] = key
-            is_mapping = get_origin(field.annotation) is dict
-            _describe_section(inner, key + (".KEY." if is_mapping else "."), rows, described)
+        if inner is None or inner in described:
+            rows.append(_row(place, field, described))
             continue
-        kind = f"the keys of `{described[inner]}`, or null" if inner and described[inner] else _type_text(field)
-        default = "required" if field.is_required() else f"`{as_yaml(field.get_default())}`"
-        rows.append(f"| `{key}` | {kind} | {default} | {_meaning(field)} |")
+        described[inner] = place
+        is_mapping = get_origin(field.annotation) is dict
+        more = _rows(inner, f"{place}.KEY" if is_mapping else place, described)
+        rows += more[0]
+        notes += [f"`{place}`: {field.description}.", *more[1]] if field.description else more[1]
+    return rows, notes
+
+
+def _table(rows: list[str]) -> str:
+    return "\n".join(["| option | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def _row(key: str, field: FieldInfo, described: dict[type[Section], str]) -> str:
+    inner = section_of(field)
+    kind = f"the keys of `{described[inner]}`, or null" if inner and described[inner] else _type_text(field)
+    default = "required" if field.is_required() else f"`{as_yaml(field.get_default())}`"
+    return f"| `{key}` | {kind} | {default} | {_meaning(field)} |"
 
 
 def _one_of(field: FieldInfo) -> OneOf | None:
@@ -60,7 +86,7 @@ def _meaning(field: FieldInfo) -> str:
     names = _one_of(field)
     if names is None:
         return str(field.description)
-    return f"{field.description}: " + ", ".join(f"`{name}` ({text})" for name, text in names.descriptions().items())
+    return f"{field.description}. " + "; ".join(f"`{name}`: {text}" for name, text in names.descriptions().items())
 
 
 def _type_text(field: FieldInfo) -> str:

@@ -47,13 +47,13 @@ class LossParams(Section):
     repa_width: Positive = Field(2048, description="hidden width of the alignment's projector")
     repa_target: Literal["stored", "decoded"] = Field(
         "stored",
-        description="the features to align with: `stored` beside the latents, or `decoded` from the semantic latent in every step "
-        "(no disk, one more forward pass of the semantic decoder)",
+        description="the features to align with. `stored`: those beside the latents; `decoded`: those decoded from the semantic latent in "
+        "every step, which needs no disk, but one more forward pass of the semantic decoder",
     )
     timestep_sampling: Literal["joint", "per_part"] = Field(
         "joint",
-        description="where the logit-normal applies: to joint progress u (`joint`, the paper), or to each part's own time, whatever the "
-        "schedule (`per_part`, arXiv 2606.19662), so that schedules can be compared",
+        description="where the logit-normal applies. `joint`: to joint progress u (the paper); `per_part`: to each part's own time, "
+        "with any schedule, so that schedules can be compared (arXiv 2606.19662)",
     )
     time_mean: float = Field(0.0, ge=-5.0, le=5.0, description="mean of the logit-normal draw")
     time_std: float = Field(1.0, gt=0.0, le=5.0, description="standard deviation of the logit-normal draw")
@@ -75,7 +75,7 @@ class LoraParams(Section):
 
     rank: Positive = Field(
         16,
-        description="rank of the adapters on the blocks' attention and MLP layers, only these and new weights are trained; "
+        description="rank of the adapters on the blocks' attention and MLP layers. Only adapters and new weights are trained; "
         "`diffusion.lora: null` trains all weights",
     )
     alpha: Positive = Field(16, description="the adapters' product is scaled by alpha / rank")
@@ -96,8 +96,8 @@ class DiffusionParams(Section):
 
     source: Literal["train", "file"] = Field(
         "train",
-        description="train on the latents, or weights that `sfd import` wrote (which bring their model, schedule and classes: model, loss "
-        "and training are not read then)",
+        description="`train`: train on the latents; `file`: use weights that `sfd import` wrote. These bring their model, schedule and "
+        "classes, so `model`, `loss` and `training` are not read",
     )
     file: FilePath | None = Field(None, description="folder of `sfd import --kind diffusion` for `file`")
     model: ModelParams
@@ -105,18 +105,19 @@ class DiffusionParams(Section):
     training: TrainingParams
     sharding: Sharding = Field(
         "ddp",
-        description="what several processes do with the weights: `ddp`: each has them all; `fsdp`: each has its part of weights, averages "
-        "and optimizer states, for models that do not fit one GPU. The same on a single process",
+        description="how several processes share the weights. `ddp`: each holds all of them; `fsdp`: each holds a part of the weights, of "
+        "their averages and of the optimizer states, for models that do not fit one GPU. A single process trains the same with both",
     )
     init_from: str | None = Field(
         None,
         min_length=1,
         description="trained model to start from: a folder (config.json, model.safetensors, statistics.safetensors), "
-        "`models:/NAME@ALIAS` or `models:/NAME/VERSION`; null: from nothing",
+        "`models:/NAME@ALIAS` or `models:/NAME/VERSION`; null: random initial weights",
     )
     init_statistics: Literal["source", "new"] = Field(
         "source",
-        description="what normalises the latents: the statistics that the weights of `init_from` were trained with, or those of the new data",
+        description="what normalises the latents. `source`: the statistics that the weights of `init_from` were trained with; `new`: those "
+        "of the new data",
     )
     lora: LoraParams | None = Field(None, description="needs `init_from`")
     grid_every: Positive = Field(10_000, description="steps between sample grids")
@@ -135,10 +136,11 @@ class DiffusionParams(Section):
 
 
 class GuidanceParams(Section):
-    """``guided = weak + scale * (strong - weak)``, apart for texture and semantics."""
+    """``guided = weak + scale * (strong - weak)``, separately for texture and semantics."""
 
     kind: Literal["none", "cfg", "autoguidance"] = Field(
-        "none", description="weak velocity: the null class (`cfg`) or a weaker model (`autoguidance`)"
+        "none",
+        description="source of the weak velocity. `none`: no guidance; `cfg`: the same model with the null class; `autoguidance`: a weaker model",
     )
     weak_model: FilePath | None = Field(
         None, description="folder of the weaker model (config.json, model.safetensors) for `autoguidance`"
@@ -152,15 +154,23 @@ class GuidanceParams(Section):
 class SampleParams(Section):
     """Generation from the trained model."""
 
-    num_images: Positive = Field(50_000, description="images, classes balanced")
+    num_images: Positive = Field(50_000, description="images to draw, evenly over the classes")
     batch_size: Positive = Field(250, description="images per sampler call")
     sampler: Annotated[str, OneOf(SAMPLERS)] = Field("dopri5", description="solver of the sampling ODE")
-    num_steps: Positive = Field(50, description="steps of euler, heun and ab2 (dopri5 chooses its own)")
+    num_steps: Positive = Field(50, description="steps of the sampler; an adaptive one chooses its own")
     rule: Literal["exact", "published"] = Field(
-        "exact", description="`exact` increments of each part, or the publication's left-end rule"
+        "exact",
+        description="how far a step carries a part. `exact`: as far as its own time moves; `published`: for the whole step if it moves at the step's "
+        "start, as in the publication",
     )
     timestep_shift: float = Field(0.0, ge=0.0, le=10.0, description="s maps progress v to s*v / (1 + (s-1)*v); 0: off")
     schedule: ScheduleParams | None = Field(
-        None, description="schedule to sample with; null: the one of training. Other ones need a `schedule.tau` range"
+        None,
+        description="schedule to sample with; null: the one of training. Another one needs a range in `schedule.tau`",
     )
     guidance: GuidanceParams
+
+    @property
+    def uses_published_rule(self) -> bool:
+        """Whether steps carry the parts as in the publication."""
+        return self.rule == "published"

@@ -9,7 +9,7 @@ from sfd.params.types import FilePath, Fraction, OneOf, Positive, Section
 
 
 class DataParams(Section):
-    """Images in (stage ``prepare``)."""
+    """The images (stage ``prepare``)."""
 
     source: Annotated[str, OneOf(DATA_SOURCES)] = Field(description="where images come from")
     root: str = Field(
@@ -21,7 +21,7 @@ class DataParams(Section):
     split: str = Field(
         "train",
         pattern=r"^[\w.-]+(\+[\w.-]+)*$",
-        description="splits to read, as in `train` or `train+test` (`huggingface`); `holdout_fraction` splits all of them again",
+        description="splits to read, such as `train` or `train+test` (`huggingface`); they are joined, and `holdout_fraction` is taken from all",
     )
     image_column: str = Field("image", min_length=1, description="column of encoded images (`huggingface`)")
     label_column: str = Field(
@@ -33,7 +33,10 @@ class DataParams(Section):
         description="commit, tag or branch on the hub (`huggingface`); null: the newest. A commit is looked up once, a tag or branch in every run",
     )
     image_size: int = Field(256, ge=8, le=1024, description="side of the square images, pixels")
-    mirror: bool = Field(True, description="whether a left-right mirrored image is still a valid image of its class")
+    mirror: bool = Field(
+        True,
+        description="train on horizontally flipped images, too; false where a flipped image is no valid image of its class",
+    )
     holdout_fraction: float = Field(
         0.2,
         gt=0.0,
@@ -44,7 +47,7 @@ class DataParams(Section):
     max_pixels: Positive = Field(100_000_000, description="refuse larger images (decompression bombs), pixels")
     duplicates: Literal["error", "drop"] = Field(
         "error",
-        description="same content in both splits: `error` stops, `drop` keeps the first file and lists the others as refused",
+        description="images whose content is in both splits. `error`: stop; `drop`: keep the first file and list the others as refused",
     )
 
 
@@ -69,15 +72,17 @@ class TrainingParams(Section):
     compile: bool = Field(False, description="torch.compile the network (needs a C++ compiler on CPU)")
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
     log_every: Positive = Field(50, description="steps between logged averages of the losses")
-    num_workers: int = Field(0, ge=0, description="processes that read batches ahead; 0: the training process reads")
+    num_workers: int = Field(
+        0, ge=0, description="processes that read batches ahead; 0: the training process reads them itself"
+    )
 
 
 class EncoderParams(Section):
     """The frozen vision encoder whose patch features carry meaning."""
 
     source: Literal["pretrained", "file", "train", "none"] = Field(
-        description="timm weights by name, timm weights in a file, train a small ViT on class labels, or `none` where nothing needs "
-        "features (`semantic.kind: none` and no `latents.store_features`)"
+        description="`pretrained`: timm weights by name; `file`: timm weights in a file; `train`: a small ViT, trained here on class "
+        "labels; `none`: no encoder, where nothing needs features (`semantic.kind: none` and `latents.store_features: false`)"
     )
     name: str = Field("vit_base_patch14_reg4_dinov2.lvd142m", description="timm model (`pretrained` and `file`)")
     file: FilePath | None = Field(
@@ -97,7 +102,7 @@ class TextureVaeParams(Section):
     """The frozen autoencoder that makes texture latents and decodes them to pixels."""
 
     source: Literal["pretrained", "file", "train"] = Field(
-        description="diffusers AutoencoderKL by name, from a folder, or train a small one"
+        description="`pretrained`: diffusers AutoencoderKL by name; `file`: one in a folder; `train`: a small one, trained here"
     )
     name: str | None = Field(None, description="hub name (`pretrained`)")
     file: FilePath | None = Field(
@@ -116,11 +121,12 @@ class TextureVaeParams(Section):
 
 
 class JudgeParams(Section):
-    """The network whose features score samples. Never the encoder."""
+    """The network whose features score samples. It is never the encoder."""
 
     kind: Annotated[str, OneOf(JUDGES)] = Field(description="the network")
     source: Literal["pretrained", "file", "train"] = Field(
-        description="where weights come from: downloaded by torch-fidelity or in a file (`inception`), or trained here (`resnet`)"
+        description="where weights come from. `pretrained`: downloaded by torch-fidelity (`inception`); `file`: a file (`inception`); "
+        "`train`: trained here (`resnet`)"
     )
     name: str = Field(
         pattern=r"^\w[\w.-]*$", description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`"
@@ -140,7 +146,7 @@ class FeaturesParams(Section):
     """Patch features for the training of the semantic VAE."""
 
     max_images: Positive = Field(
-        10_000, description="training images whose features are stored (a cap; ImageNet whole would be 0.5 TB)"
+        10_000, description="most training images whose features are stored (those of all of ImageNet take 0.5 TB)"
     )
     shard_size: Positive = Field(1000, description="images per file")
     batch_size: Positive = Field(100, description="images per encoder call")
@@ -166,9 +172,9 @@ class LatentsParams(Section):
     shard_size: Positive = Field(10_000, description="images per file")
     batch_size: Positive = Field(50, description="images per encoder call")
     statistics_images: Positive = Field(
-        10_000, description="images that channel means and standard deviations are taken from"
+        10_000, description="images from which channel means and standard deviations are computed"
     )
     store_features: bool = Field(
         True,
-        description="keep the encoder's features beside the latents, as REPA needs them (ImageNet: 0.5 TB per orientation)",
+        description="keep the encoder's features beside the latents, for REPA (ImageNet: 0.5 TB, and 0.5 TB again for the flipped images)",
     )

@@ -13,8 +13,8 @@ class EvaluateParams(Section):
 
     reference: FilePath | None = Field(
         None,
-        description="ADM's reference batch (.npz with `mu`, `sigma`, `mu_s`, `sigma_s`, perhaps `arr_0`), for FID and sFID as published; "
-        "needs judge Inception-v3. null: held-out images. Tuning always takes held-out images",
+        description="file of ADM's reference batch (.npz with `mu`, `sigma`, `mu_s`, `sigma_s` and optionally `arr_0`), for FID and sFID as "
+        "published; needs `judge.kind: inception`. null: held-out images, which tuning always uses",
     )
     batch_size: Positive = Field(100, description="images per judge call")
     neighbours: Positive = Field(3, description="k of precision and recall (k-th nearest neighbour)")
@@ -56,8 +56,8 @@ class RegisterParams(Section):
     )
     alias: str = Field("candidate", pattern=r"^[a-zA-Z][\w-]*$", description="alias that the new version gets")
     gates: dict[str, GateParams] = Field(
-        description="metric of the evaluation to `{limit, improve}`, which `sfd models promote` asks for; whether lower or higher is "
-        "better follows from the metric"
+        description="metric of the evaluation to `{limit, improve}`; `sfd models promote` checks them. Whether lower or higher is better "
+        "follows from the metric"
     )
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class TrackingParams(Section):
     """MLflow. ``MLFLOW_TRACKING_URI`` overrides the store."""
 
     experiment: str = Field("sfd", min_length=1, description="MLflow experiment of all stages")
-    required: bool = Field(False, description="a stage ends non-zero when its records could not be delivered")
+    required: bool = Field(False, description="a stage fails at its end if its records could not be delivered")
 
 
 Number = int | float
@@ -84,8 +84,8 @@ Number = int | float
 class SpaceParams(Section):
     """The values that a study may give to one key: an interval or a list."""
 
-    low: Number | None = Field(None, description="least value")
-    high: Number | None = Field(None, description="greatest value")
+    low: Number | None = Field(None, description="smallest value")
+    high: Number | None = Field(None, description="largest value")
     step: Number | None = Field(None, gt=0, description="values are `low` plus multiples of this")
     log: bool = Field(False, description="uniform in the logarithm")
     choices: tuple[bool | int | float | str, ...] | None = Field(
@@ -97,12 +97,18 @@ class SpaceParams(Section):
         interval = self.low is not None and self.high is not None
         if interval == (self.choices is not None) or (self.low is None) != (self.high is None):
             raise ValueError("give either low and high, or choices")
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
-        if self.log and (self.step is not None or not self.low or self.low <= 0):
-            raise ValueError("log needs low above 0, and no step")
         if self.choices is not None and (self.step is not None or self.log):
             raise ValueError("choices take neither step nor log")
+        if self.low is None or self.high is None:
+            return self
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.step is not None and self.step > (self.high - self.low) * (
+            1 + 1e-9
+        ):  # 0.3 - 0.1 is a bit less than 0.2
+            raise ValueError(f"step {self.step:g} must be at most high - low = {self.high - self.low:g}")
+        if self.log and (self.step is not None or self.low <= 0):
+            raise ValueError("log needs low above 0, and no step")
         return self
 
 
@@ -114,29 +120,30 @@ class TuneParams(Section):
 
     study: str = Field(pattern=r"^\w[\w.-]*$", description="name of the study in the storage")
     kind: Literal["sampling", "training"] = Field(
-        description="`sampling`: the trained model stays, only `sample` moves; `training`: every trial trains from the same latents"
+        description="`sampling`: all trials use the trained model and change only `sample`; `training`: every trial trains a model on the "
+        "same latents"
     )
     objectives: tuple[Objective, ...] = Field(
         ("fd",),
         strict=False,
         min_length=1,
-        description="what to improve, one or several of fd, fid (Inception only), kid, class_accuracy, seconds_per_image; "
-        "the direction follows from the name",
+        description="metrics to improve; `fid` is for judge Inception-v3, `fd` for any other. Whether lower or higher is better follows from "
+        "the metric",
     )
     trials: Positive = Field(20, description="trials of the study, over all workers and restarts")
     minutes: float = Field(
-        60.0, gt=0.0, description="a worker starts no trial later than this many minutes after its own start"
+        60.0, gt=0.0, description="a worker starts no more trials when it has run for this many minutes"
     )
     sampler: Literal["tpe", "random"] = Field("tpe", description="how Optuna proposes values")
     pruner: Literal["none", "wilcoxon", "hyperband"] = Field(
         "hyperband",
-        description="ends poor trials early: `wilcoxon` compares repeats pairwise with the best trial's (it needs 4 repeats or more), "
-        "`hyperband` compares after equal budgets (repeats, or `report_every` steps of training)",
+        description="what ends poor trials early. `wilcoxon`: compares a trial's repeats with those of the best trial, pair by pair (needs 4 "
+        "repeats or more); `hyperband`: compares trials after equal budgets (repeats, or `report_every` steps of training)",
     )
     num_images: int = Field(
-        500, ge=10, description="images per repeat; a Frechet distance falls with it, so it is the same in all trials"
+        500, ge=10, description="images per repeat. A Frechet distance depends on it, so all trials have the same"
     )
-    repeats: Positive = Field(3, description="sampling seeds that a trial's objective averages over")
+    repeats: Positive = Field(3, description="sampling seeds per trial; its objective is the mean over them")
     confirm_repeats: int = Field(
         5,
         ge=2,
@@ -146,7 +153,7 @@ class TuneParams(Section):
     refine_steps: int = Field(
         0,
         ge=0,
-        description="steps for which a trial first trains the shared model at its own schedule (`sampling`); 0: none",
+        description="steps that a trial trains the shared model with the trial's own schedule, before it samples (`sampling`); 0: none",
     )
     storage: str = Field(
         "sqlite:///mlruns/optuna.db",
@@ -155,9 +162,9 @@ class TuneParams(Section):
     )
     heartbeat_seconds: Positive = Field(
         15,
-        description="seconds between a worker's signs of life; after four missing ones another worker repeats its trial, once",
+        description="seconds between a worker's signs of life. After four missing ones another worker repeats its trial, once",
     )
     space: dict[str, SpaceParams] = Field(
         min_length=1,
-        description="dotted key to `{low, high}` (with `step` or `log`) or `{choices}`; a number picks from a list: `schedule.knots.0`",
+        description="dotted key to `{low, high}` (with `step` or `log`) or `{choices}`; a number at the end of a key picks an entry of a list",
     )

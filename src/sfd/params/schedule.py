@@ -38,8 +38,8 @@ class ScheduleParams(Section):
     )
     tau: Tau = Field(
         0.3,
-        description="temporal offset by which semantics lead (`offset`); {low, high}: one model for all offsets between, "
-        "`sample.schedule` then says which one to sample with",
+        description="temporal offset by which semantics lead (`offset`); {low, high}: one model is trained for all offsets between, "
+        "and `sample.schedule` says which one to sample with",
     )
     gamma: float = Field(2.0, ge=1.0, le=10.0, description="exponent (`power`); 1: ordinary diffusion")
     knots: tuple[Annotated[float, Field(ge=0.0, le=1e6)], ...] = Field(

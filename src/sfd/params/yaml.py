@@ -37,14 +37,24 @@ def read_tree(path: Path) -> Any:
     return parse_yaml(text, str(path))
 
 
-def parse_yaml(text: str, origin: str) -> Any:
-    """The content of YAML text as DVC reads it; ``origin`` is named in errors. Raises :class:`UserError` as :func:`read_tree` does."""
+def parse_yaml(text: str, origin: str, accept_ambiguous: bool = False) -> Any:
+    """The content of YAML text as DVC reads it.
+
+    Args:
+        text: one YAML document.
+        origin: where the text comes from, named in errors.
+        accept_ambiguous: read what means two things as YAML 1.2 does, instead of refusing it: for files that other programs wrote.
+
+    Raises:
+        UserError: the text is not YAML, a key stands twice, or a value means two things.
+    """
     try:
         yaml = YAML(typ="safe", pure=True)
         root = yaml.compose(text)
         if root is None:
             return None
-        _check_node(root, "", origin, set())
+        if not accept_ambiguous:
+            _check_node(root, "", origin, set())
         return yaml.constructor.construct_document(root)
     except (YAMLError, ValueError) as error:
         raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
@@ -105,7 +115,7 @@ def means_two_things(text: str) -> bool:
     return type(first) is not type(second) or repr(first) != repr(second)
 
 
-_PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_PLAIN_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 """Numbers that both versions read alike, which need no second look. (The letter of YAML 1.1 wants a point in 1e-4.)"""
 
 

@@ -210,13 +210,14 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
 
 
 def _check_model(registered: RegisteredModel, upstream: Upstream) -> None:
-    """Raises :class:`UserError` unless the model draws the data set's classes at its size, and their names can name folders."""
+    """Raises :class:`UserError` unless the model has the project's condition and image size, and names of classes can name folders."""
     what = f"version {registered.version} of model `{registered.name}`"
     model, decoder = registered.images.model, registered.images.decoder
-    remedy = "give a --version that was trained on it, or run `dvc repro`"
+    remedy = "give a --version that was trained with this params.yaml, or run `dvc repro`"
     known = folders_of(model.condition)
     if known != upstream.classes:
-        raise UserError(f"{what} knows {_some(known)}, but the data set has {_some(upstream.classes)}; {remedy}")
+        there, here = model.condition.choices, upstream.condition.choices
+        raise UserError(f"{what} knows {_some(there)}, but models of this project know {_some(here)}; {remedy}")
     size = model.network.config.input_size * decoder.factor
     if size != upstream.params.data.image_size:
         raise UserError(
@@ -227,7 +228,9 @@ def _check_model(registered: RegisteredModel, upstream: Upstream) -> None:
             raise UserError(f"class {name!r} cannot be the name of a folder of images; rename it and train again")
 
 
-def _some(classes: list[str]) -> str:
+def _some(classes: list[str] | None) -> str:
+    if classes is None:
+        return "no classes"
     return f"{len(classes)} classes ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})"
 
 
@@ -393,9 +396,11 @@ def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
 
 
 def _describe(out: Path, registered: RegisteredModel, options: GenerateOptions, classes: list[str]) -> str:
+    balance = (
+        f", {options.per_class} in each of {len(classes)} classes," if registered.images.model.condition.choices else ""
+    )
     lines = [
-        f"{options.per_class * len(classes)} images, {options.per_class} in each of {len(classes)} classes, by "
-        f"{registered.name} version {registered.version}: {out}",
+        f"{options.per_class * len(classes)} images{balance} by {registered.name} version {registered.version}: {out}"
     ]
     if options.min_confidence is not None or options.drop_memorised:
         looked_at = _looked_at(out, classes)

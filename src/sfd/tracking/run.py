@@ -11,10 +11,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import yaml
-
 from sfd.errors import UserError, warn
-from sfd.params import TrackingParams
+from sfd.params import TrackingParams, parse_yaml
 from sfd.tracking.delivery import Deliverer, check_reachable
 from sfd.tracking.journal import JournalWriter, open_journal
 from sfd.workspace import Workspace
@@ -184,7 +182,8 @@ def describe_origin(workspace: Workspace, stage: str) -> dict[str, str]:
             tags["sfd.git_dirty"] = str(bool(changed)).lower()
     lock = workspace.dvc_lock
     if lock.exists():
-        entry = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}).get(stage)
+        content = parse_yaml(lock.read_text(encoding="utf-8"), str(lock), accept_ambiguous=True) or {}
+        entry = content.get("stages", {}).get(stage)
         if entry is not None:
             tags["sfd.dvc_lock"] = json.dumps({dep["path"]: dep.get("md5") for dep in entry.get("deps", [])})
     return tags

@@ -18,7 +18,7 @@ QUARTER_TURNS = 4
 
 
 def num_outputs(num_classes: int) -> int:
-    """Outputs of the classifier. With a single class it tells quarter turns apart instead (arXiv 1803.07728)."""
+    """Outputs of the classifier. With a single class it recognises quarter turns instead (arXiv 1803.07728)."""
     return num_classes if num_classes > 1 else QUARTER_TURNS
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sfd.errors import UserError
+from sfd.params import dump_tree
 from sfd.statistics import Comparison, Direction, Estimate, compare, estimate
 from sfd.tables import as_text
 from sfd.tuning.figures import BASELINE, Picture, draw_study, short_names, with_direction
@@ -297,7 +297,7 @@ def _best_yaml(study: Study) -> str:
         place[key.split(".")[-1]] = value
     score = _with_error(estimate(best.user_attrs["values"][objective]))
     head = f"# Study {study.study_name}, trial {best.number}: {objective} {score}. A number as key picks from a list.\n"
-    return head + yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
+    return head + dump_tree(nested)
 
 
 def _page(study: Study, pictures: list[Picture], not_drawn: list[str]) -> str:

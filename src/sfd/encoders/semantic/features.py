@@ -66,7 +66,7 @@ class FeatureBatch(NamedTuple):
 
 
 class FeatureDataset:
-    """Stored features, each view a sample of its own."""
+    """Stored features, one sample per view."""
 
     def __init__(self, folder: Path) -> None:
         """Raises :class:`UserError` if a shard is missing or damaged."""
