@@ -256,7 +256,7 @@ def test_a_params_file_of_ones_own_is_replaced_by_force_only_and_kept(tmp_path: 
     file = tmp_path / "params.yaml"
     own = [(REPOSITORY / "params.yaml").read_text() + f"# mine {n}\n" for n in range(2)]
     file.write_text(own[0])
-    with pytest.raises(UserError, match="is no preset as it stands.*--force"):
+    with pytest.raises(UserError, match="is no unchanged preset.*--force"):
         use("imagenet256-sfd-b", file, force=False)
     assert file.read_text() == own[0]
     assert use("imagenet256-sfd-b", file, force=True).endswith(f"the old one is {file}.old-1")

@@ -30,7 +30,7 @@ def _check_files(params: Params) -> None:
 
 
 def _check_frozen_networks(params: Params) -> None:
-    """A network that is trained here says how, and one of the hub has a name."""
+    """A network that is trained here has a training, and a pretrained one has a name."""
     sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams] = {
         "encoder": params.encoder,
         "texture_vae": params.texture_vae,

@@ -170,7 +170,7 @@ class ClassCounts:
             if kept < self.per_class and tried >= ENOUGH_TRIES and kept < LEAST_SHARE * tried:
                 raise UserError(
                     f"class {name!r} keeps only {kept} of {tried} candidates ({kept / tried:.1%}, at least {LEAST_SHARE:.0%} are "
-                    "needed); what is done stays: lower --min-confidence or leave out --drop-memorised, with a new folder"
+                    "needed); lower --min-confidence or drop --drop-memorised, with a new folder; what is done stays"
                 )
 
 
