@@ -203,7 +203,7 @@ def apply(
 
 
 models = typer.Typer(
-    no_args_is_help=True, help="The versions in the model registry: compare them, and say which one is in use."
+    no_args_is_help=True, help="The versions in the model registry: compare them, and choose the one in use."
 )
 app.add_typer(models, name="models")
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number or alias.")]

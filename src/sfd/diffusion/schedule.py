@@ -224,12 +224,11 @@ def sample_progress_per_part(
 
 
 def per_part_weights(schedule: Schedule, u: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
-    """Weights ``(texture, semantic)``, each ``(B,)``, that make up for where :func:`sample_progress_per_part` draws.
+    """Weights ``(texture, semantic)``, each ``(B,)``, that correct for the density of :func:`sample_progress_per_part`.
 
     The density of u is the mean of the two parts' densities; a part's weight is its own density over that mean (the balance
     heuristic of multiple importance sampling). So weights are at most 2, their mean over the parts is 1, both are 1 in ordinary
-    diffusion, and a part that waits or is done has weight 0. The objective corrected for the schedule is that of arXiv 2606.19662;
-    the estimator is ours.
+    diffusion, and a part that waits or is done has weight 0. The objective is that of arXiv 2606.19662; this estimator of it is not from there.
     """
     densities = [
         _logit_normal_density(t, mean, std) * speed

@@ -1,4 +1,4 @@
-"""Sections of what is done with samples and models: ``evaluate``, ``register``, ``tracking``, ``tune``."""
+"""Sections for the use of samples and models: ``evaluate``, ``register``, ``tracking``, ``tune``."""
 
 import re
 from typing import Literal
