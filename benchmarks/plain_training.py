@@ -154,9 +154,9 @@ class PlainTrainer:
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.trained]
         self.count = 0
 
-    def losses(self, data: tuple[Tensor, ...], noise: tuple[Tensor, ...], dropout: float) -> dict[str, Tensor]:
+    def losses(self, data: Any, noise: Any, dropout: float) -> dict[str, Tensor]:
         x1, labels, features = data
-        x0, t_tex, t_sem, drop = noise[0], noise[1], noise[2], noise[5]
+        x0, t_tex, t_sem, drop = noise.x0, noise.t_tex, noise.t_sem, noise.dropout
         semantic = self.config.semantic_channels
         texture = x1.shape[1] - semantic
         labels = labels.clone()

@@ -16,6 +16,7 @@ from support import REPOSITORY
 from twins import twin
 
 from sfd import preset
+from sfd.data.latents import LatentBatch
 from sfd.errors import UserError
 from sfd.generation.schedules import build_training_schedule
 from sfd.models.conditions import ClassCondition
@@ -68,7 +69,7 @@ class NoData:
     def __len__(self) -> int:
         return 1
 
-    def __getitems__(self, _indices: list[int]) -> tuple[torch.Tensor, ...]:
+    def __getitems__(self, _indices: list[int]) -> LatentBatch:
         raise NotImplementedError
 
 
@@ -145,7 +146,7 @@ def test_a_digits_sized_twin_learns_from_a_step(name: str) -> None:
     task = DiffusionTask(
         network, NoData(), params.diffusion.loss, build_training_schedule(params.schedule), 0.1, params.seed
     )
-    data = (
+    data = LatentBatch(
         torch.randn(8, config.in_channels, config.input_size, config.input_size, generator=random),
         torch.arange(8) % 3,
         torch.randn(8, config.grid**2, config.feature_dim, generator=random),

@@ -84,7 +84,7 @@ def evaluate(out: Path, reference: Path | None, judge: Any = None) -> tuple[dict
 
 def heldout_images() -> Tensor:
     images = Prepared.load(load_params(Path("params.yaml")).data, Path("results/prepare")).images(HELDOUT)
-    return images.__getitems__(list(range(len(images))))[0]
+    return images.__getitems__(list(range(len(images)))).images
 
 
 def test_two_processes_give_the_files_of_one_to_the_last_byte(project: Project) -> None:

@@ -46,7 +46,7 @@ from sfd.params.parse import (
     to_tree,
     with_values,
 )
-from sfd.params.rules import check_sampling_schedule, shared_grid
+from sfd.params.rules import check_patch_size, check_sampling_schedule, shared_grid
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
@@ -99,6 +99,7 @@ __all__ = [
     "TrackingParams",
     "TrainingParams",
     "TuneParams",
+    "check_patch_size",
     "check_sampling_schedule",
     "check_storage_address",
     "check_study",

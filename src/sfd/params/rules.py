@@ -83,9 +83,9 @@ def _check_judge(params: Params) -> None:
 def _check_grid(params: Params) -> None:
     """Semantic and texture latents lie on one grid, and the backbone's tokens divide it.
 
-    The downsampling of a texture VAE that is not trained here is known only once it is loaded.
+    The downsampling of a texture VAE that is not trained here is known only once it is loaded. Stage ``diffusion`` checks its grid.
     """
-    encoder, texture_vae, patch_size = params.encoder, params.texture_vae, params.diffusion.model.patch_size
+    encoder, texture_vae = params.encoder, params.texture_vae
     grid, origin = None, "encoder.input_size / encoder.patch_size"
     if encoder.source != "none":
         if encoder.input_size % encoder.patch_size:
@@ -97,7 +97,17 @@ def _check_grid(params: Params) -> None:
         factor = 2 ** (len(texture_vae.channels) - 1)
         origin = f"data.image_size / {factor}" if grid is None else origin
         grid = shared_grid(params.data.image_size, factor, grid)
-    if grid is not None and grid % patch_size:
+    if grid is not None:
+        check_patch_size(params.diffusion.model.patch_size, grid, origin)
+
+
+def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
+    """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if grid % patch_size:
         raise ValueError(
             f"the latents' grid {grid} ({origin}) must be a multiple of diffusion.model.patch_size {patch_size}"
         )
