@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor, nn
+from torch import nn
 
-from sfd.data.latents import LatentDataset, LatentsIndex
+from sfd.data.latents import LatentBatch, LatentDataset, LatentsIndex
 from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.evaluation.fidelity import class_accuracy, extract
@@ -60,10 +60,11 @@ class ClassesOf(LatentDataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        latents, labels, *features = self.whole.__getitems__([self.rows[index] for index in indices])
-        latents = self.statistics.normalise(self.whole.statistics.restore(latents))
-        return latents, torch.tensor([self.new_label[label] for label in labels.tolist()]), *features
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
+        batch = self.whole.__getitems__([self.rows[index] for index in indices])
+        latents = self.statistics.normalise(self.whole.statistics.restore(batch.latents))
+        labels = torch.tensor([self.new_label[label] for label in batch.class_indices.tolist()])
+        return LatentBatch(latents, labels, batch.features)
 
 
 class Reached(Exception):
@@ -165,7 +166,7 @@ def main(
     steps: Annotated[int, typer.Option(help="steps of the first training, and at most of each method")] = 1600,
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 3,
     every: Annotated[int, typer.Option(help="steps between looks at what a model draws")] = 50,
-    num_images: Annotated[int, typer.Option(help="images a look")] = 200,
+    num_images: Annotated[int, typer.Option(help="images per look")] = 200,
     rank: Annotated[int, typer.Option(help="rank of the adapters")] = 16,
     goal: Annotated[float, typer.Option(help="class accuracy to reach")] = 0.9,
 ) -> None:

@@ -5,7 +5,7 @@
     python benchmarks/plain_training.py --compile                              # ours compiled, as on clusters
 
 The plain side writes out what a reader of the paper would: attention as two matrix products around a softmax, rotary angles computed
-anew in every block, norms and SwiGLU operation by operation, AdamW and the averaged weights as loops over parameters. Before anything
+again in every block, norms and SwiGLU operation by operation, AdamW and the averaged weights as loops over parameters. Before anything
 is timed, both sides take three steps from the same weights and draws and must report the same losses.
 """
 
@@ -154,9 +154,9 @@ class PlainTrainer:
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.trained]
         self.count = 0
 
-    def losses(self, data: tuple[Tensor, ...], noise: tuple[Tensor, ...], dropout: float) -> dict[str, Tensor]:
+    def losses(self, data: Any, noise: Any, dropout: float) -> dict[str, Tensor]:
         x1, labels, features = data
-        x0, t_tex, t_sem, drop = noise[0], noise[1], noise[2], noise[5]
+        x0, t_tex, t_sem, drop = noise.x0, noise.t_tex, noise.t_sem, noise.dropout
         semantic = self.config.semantic_channels
         texture = x1.shape[1] - semantic
         labels = labels.clone()

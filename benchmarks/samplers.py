@@ -29,7 +29,7 @@ class Score(NamedTuple):
 
 
 def main(
-    seeds: Annotated[int, typer.Option(min=2, help="Sets of images a sampler.")] = 4,
+    seeds: Annotated[int, typer.Option(min=2, help="Sets of images per sampler.")] = 4,
     num_images: Annotated[int, typer.Option(min=20, help="Images a set.")] = 450,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds of 50 images, few samplers.")] = False,
 ) -> None:

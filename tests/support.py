@@ -48,7 +48,7 @@ class Server:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
         self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        wait_until(self.answers, 60)
+        wait_until(self.answers, 180)
 
     def answers(self) -> bool:
         try:

@@ -132,7 +132,7 @@ def test_a_changed_sampling_option_reruns_only_what_depends_on_it(project: Proje
 
 def test_image_i_is_the_same_for_any_batch_size(project: Project) -> None:
     script = """
-from sfd.generation import ImageGenerator
+from sfd.generation.images import ImageGenerator
 from sfd.params import load_params
 from pathlib import Path
 import pandas as pd, torch

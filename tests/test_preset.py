@@ -16,6 +16,7 @@ from support import REPOSITORY
 from twins import twin
 
 from sfd import preset
+from sfd.data.latents import LatentBatch
 from sfd.errors import UserError
 from sfd.generation.schedules import build_training_schedule
 from sfd.models.conditions import ClassCondition
@@ -68,7 +69,7 @@ class NoData:
     def __len__(self) -> int:
         return 1
 
-    def __getitems__(self, _indices: list[int]) -> tuple[torch.Tensor, ...]:
+    def __getitems__(self, _indices: list[int]) -> LatentBatch:
         raise NotImplementedError
 
 
@@ -145,7 +146,7 @@ def test_a_digits_sized_twin_learns_from_a_step(name: str) -> None:
     task = DiffusionTask(
         network, NoData(), params.diffusion.loss, build_training_schedule(params.schedule), 0.1, params.seed
     )
-    data = (
+    data = LatentBatch(
         torch.randn(8, config.in_channels, config.input_size, config.input_size, generator=random),
         torch.arange(8) % 3,
         torch.randn(8, config.grid**2, config.feature_dim, generator=random),
@@ -255,7 +256,7 @@ def test_a_params_file_of_ones_own_is_replaced_by_force_only_and_kept(tmp_path: 
     file = tmp_path / "params.yaml"
     own = [(REPOSITORY / "params.yaml").read_text() + f"# mine {n}\n" for n in range(2)]
     file.write_text(own[0])
-    with pytest.raises(UserError, match="is no preset as it stands.*--force"):
+    with pytest.raises(UserError, match="is no unchanged preset.*--force"):
         use("imagenet256-sfd-b", file, force=False)
     assert file.read_text() == own[0]
     assert use("imagenet256-sfd-b", file, force=True).endswith(f"the old one is {file}.old-1")

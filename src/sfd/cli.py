@@ -203,7 +203,7 @@ def apply(
 
 
 models = typer.Typer(
-    no_args_is_help=True, help="The versions in the model registry: compare them, and say which one is in use."
+    no_args_is_help=True, help="The versions in the model registry: compare them, and choose the one in use."
 )
 app.add_typer(models, name="models")
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number or alias.")]
@@ -301,7 +301,7 @@ def serve(
     with bind(host, port) as listener:
         if token is None and not is_local(listener):
             typer.echo(
-                f"warning: whoever reaches {host} can use this server; set SFD_TOKEN to ask for a token", err=True
+                f"warning: everybody who reaches {host} can use this server; set SFD_TOKEN to ask for a token", err=True
             )
         from sfd.serving.server import serve as run_server
 

@@ -161,7 +161,7 @@ def _kind(metric: str) -> str:
 
 
 def is_higher_better(metric: str) -> bool:
-    """Whether a larger value is the better one. Raises :class:`KeyError` for a name that is none of ours."""
+    """Whether a larger value is the better one. Raises :class:`KeyError` for an unknown name."""
     return HIGHER_IS_BETTER[_kind(metric)]
 
 

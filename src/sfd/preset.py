@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 def list_presets() -> str:
-    """One line per preset: its name and the first line of its comments, which says what it is."""
+    """One line per preset: its name and its title, the first line of its comments."""
     width = max(map(len, names()))
     titles = {name: _comments(_text(name)).splitlines()[0] for name in names()}
     return "\n".join(
@@ -52,7 +52,7 @@ def use(name: str, file: Path, force: bool) -> str:
     """Writes a preset to ``file``, in one rename; says what was done.
 
     Raises:
-        UserError: ``file`` is no preset as it stands, and ``force`` does not say that it may be replaced; it cannot be written.
+        UserError: ``file`` is no unchanged preset, and ``force`` is not given; or it cannot be written.
     """
     text, kept = render(name), ""
     try:
@@ -63,7 +63,7 @@ def use(name: str, file: Path, force: bool) -> str:
             if not any(found == render(other).encode() for other in names()):
                 if not force:
                     raise UserError(
-                        f"{file} is no preset as it stands, so it may hold work of yours; give --force to replace it, which keeps the old one "
+                        f"{file} is no unchanged preset, so it may hold your own work; give --force to replace it, which keeps the old one "
                         "beside it"
                     )
                 kept = f"; the old one is {_keep(file)}"

@@ -227,7 +227,7 @@ def _velocity(model: LightningDiT, y: Tensor, x: Tensor, t_tex: Tensor, t_sem: T
 
 
 def _scales(run: dict[str, Any]) -> GuidanceScales:
-    """``interval_mode`` says which parts have an interval; the others are guided from the start."""
+    """``interval_mode`` names the parts that have an interval; the others are guided from the start."""
     start, mode = float(run.get("interval_start", 0.0)), run.get("interval_mode", "both")
     if mode not in ("both", "tex", "sem"):
         raise ValueError(f"interval_mode is {mode!r}, but must be both, tex or sem")

@@ -21,7 +21,7 @@ from sfd.audit import audit as auditing
 from sfd.audit.audit import UPSTREAM
 from sfd.audit.membership import image_losses, separation
 from sfd.data.images import read_crop
-from sfd.data.latents import ChannelStatistics
+from sfd.data.latents import ChannelStatistics, LatentBatch
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.models.conditions import ClassCondition
@@ -238,8 +238,8 @@ class Latents:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.latents[indices], self.labels[indices]
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
+        return LatentBatch(self.latents[indices], self.labels[indices])
 
 
 def test_a_model_that_learnt_its_images_by_heart_betrays_them_and_a_fresh_one_does_not(tmp_path: Path) -> None:

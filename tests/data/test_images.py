@@ -248,8 +248,8 @@ def test_batches_follow_the_manifest_rows(tmp_path: Path) -> None:
 
 def test_a_data_loader_with_workers_reads_whole_batches(tmp_path: Path) -> None:
     images = dataset(tmp_path)
-    loader = torch.utils.data.DataLoader(images, batch_size=4, num_workers=1, collate_fn=tuple)
-    assert [tuple(batch.shape) for batch, _ in loader] == [(4, 3, 8, 8), (2, 3, 8, 8)]
+    loader = torch.utils.data.DataLoader(images, batch_size=4, num_workers=1, collate_fn=lambda batch: batch)
+    assert [tuple(batch.images.shape) for batch in loader] == [(4, 3, 8, 8), (2, 3, 8, 8)]
 
 
 def test_an_image_that_changed_or_vanished_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_an_image_that_changed_or_vanished_is_named_with_the_remedy(tmp_path: Pa
     for index, name in enumerate(("0.png", "1.png")):
         with pytest.raises(UserError, match=rf"0/{name} has changed .*rerun `dvc repro`"):
             images.__getitems__([2, index])
-    assert images.__getitems__([2])[0].shape == (1, 3, 8, 8)
+    assert images.__getitems__([2]).images.shape == (1, 3, 8, 8)
 
 
 def test_a_written_image_holds_its_pixels_and_equal_pixels_give_equal_bytes() -> None:

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from sfd.data.latents import LatentBatch
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
 from sfd.generation.images import build_sampler
@@ -60,8 +61,8 @@ class RandomLatents:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.latents[indices], torch.tensor(indices) % 3
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
+        return LatentBatch(self.latents[indices], torch.tensor(indices) % 3)
 
 
 @pytest.fixture(autouse=True)

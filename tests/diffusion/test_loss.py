@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sfd.data.latents import LatentBatch
 from sfd.diffusion.loss import interpolate, per_part
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.diffusion.terms.cosine import SHORTEST_VELOCITY, cosine_loss
@@ -112,7 +113,7 @@ class OneBatch:
     def __len__(self) -> int:
         return 0
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
         raise AssertionError(f"nobody should fetch {indices}")
 
 
@@ -138,7 +139,7 @@ def task_losses(
     features = recorded["features"].flatten(2).transpose(1, 2)
     times, ones = OffsetSchedule(0.3).times(recorded["t"]), torch.ones(4)
     noise = DiffusionDraws(recorded["x0"], *times, ones, ones, torch.full((4,), 0.5))
-    return task.losses(network, (recorded["x1"], recorded["y"], features), noise)
+    return task.losses(network, LatentBatch(recorded["x1"], recorded["y"], features), noise)
 
 
 def test_the_training_step_gives_the_recorded_losses(network: LightningDiT, recorded: dict[str, Tensor]) -> None:

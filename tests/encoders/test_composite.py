@@ -65,5 +65,5 @@ def test_an_image_size_that_the_texture_vae_cannot_divide_and_another_grid_are_r
     assert composite(None, None).check_grid(12) == 3
     with pytest.raises(UserError, match="data.image_size 10 must be a multiple of 4"):
         composite(None, None).check_grid(10)
-    with pytest.raises(UserError, match="data.image_size 12 / 4 = 3 and the encoder has 2 patches"):
+    with pytest.raises(UserError, match="data.image_size 12 / 4 = 3, but encoder.input_size / encoder.patch_size = 2"):
         composite(Pixels(2), None).check_grid(12)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from sfd.cli import app
 from sfd.data.manifest import HELDOUT
 from sfd.data.prepared import Prepared
-from sfd.encoders.judges.judge import load_judge
+from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
 from sfd.evaluation.extraction import FeatureStore
@@ -38,7 +38,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         yield made
 
 
-class SmallInception(nn.Module):
+class SmallInception(Judge):
     """Stands for Inception-v3: its name, its spatial features, no classes of ours; but small."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class SmallInception(nn.Module):
 
 def write_reference(file: Path, images: Tensor, has_images: bool = True) -> None:
     """Statistics of a data set, and a part of it, as ADM publishes them."""
-    seen = extract(SmallInception(), [images], spatial=True)  # type: ignore[arg-type]
+    seen = extract(SmallInception(), [images], spatial=True)
     features, spatial = FeatureStatistics.of(seen.features), FeatureStatistics.of(seen.spatial)  # type: ignore[arg-type]
     arrays = {"mu": features.mean, "sigma": features.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance}
     if has_images:
@@ -84,7 +84,7 @@ def evaluate(out: Path, reference: Path | None, judge: Any = None) -> tuple[dict
 
 def heldout_images() -> Tensor:
     images = Prepared.load(load_params(Path("params.yaml")).data, Path("results/prepare")).images(HELDOUT)
-    return images.__getitems__(list(range(len(images))))[0]
+    return images.__getitems__(list(range(len(images)))).images
 
 
 def test_two_processes_give_the_files_of_one_to_the_last_byte(project: Project) -> None:

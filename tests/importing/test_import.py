@@ -206,7 +206,7 @@ DIFFUSION = {
     "a list": ([torch.ones(1)], "holds list, but a diffusion file"),
     "an empty mapping under its key": ({"ema": {}}, "x_embedder.proj.weight is missing"),
     "a missing key": ({"ema": changed("sfd_tiny", **{QKV: None})}, f"1 missing ({QKV})"),
-    "an extra key": ({"ema": changed("sfd_tiny", more=torch.ones(1))}, "1 extra (more); give the whole published file; what"),
+    "an extra key": ({"ema": changed("sfd_tiny", more=torch.ones(1))}, "1 extra (more); give the whole published file; drop"),
     "a misshapen key": ({"ema": changed("sfd_tiny", **{QKV: NAN[:3]})}, f"1 misshapen ({QKV} [3, 64] instead of [192, 64])"),
     "NaN": ({"ema": changed("sfd_tiny", **{QKV: NAN})}, f"1 weights hold NaN or infinity ({QKV})"),
     "whole numbers": ({"ema": changed("sfd_tiny", **{QKV: NAN.bool()})}, f"floating-point numbers, but these are not: {QKV}"),

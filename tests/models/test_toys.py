@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd import names
-from sfd.data.latents import ChannelStatistics
+from sfd.data.latents import ChannelStatistics, LatentBatch
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.encoders.texture_vae import TextureVae
@@ -97,7 +97,7 @@ class Latents:
     def __len__(self) -> int:
         return 8
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
         raise NotImplementedError
 
 
@@ -131,7 +131,7 @@ def test_a_toy_is_trained_saved_loaded_and_sampled(backbone: str, condition: str
     config = backbone_config(params, ScheduleParams(), condition_of(params, ["a", "b", "c"]), **shape)
     network = initialised_backbone(config, 0)
     task = DiffusionTask(network, Latents(), params.loss, OffsetSchedule(0.3), dropout, 0)
-    data = torch.randn(4, 6, 4, 4, generator=generator(0, "data")), torch.tensor([0, 1, 2, 1])
+    data = LatentBatch(torch.randn(4, 6, 4, 4, generator=generator(0, "data")), torch.tensor([0, 1, 2, 1]))
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     losses = [train_step(task, optimizer, data) for _ in range(5)]
     assert losses[-1] < losses[0]
@@ -147,7 +147,7 @@ def test_a_toy_is_trained_saved_loaded_and_sampled(backbone: str, condition: str
     assert drawn[0].shape == (3, 3, 4, 4) and torch.equal(*drawn)
 
 
-def train_step(task: DiffusionTask, optimizer: torch.optim.Optimizer, data: tuple[Tensor, ...]) -> float:
+def train_step(task: DiffusionTask, optimizer: torch.optim.Optimizer, data: LatentBatch) -> float:
     losses = task.losses(task.network, data, task.noise(0, 4, torch.device("cpu")))
     total = torch.stack(list(losses.values())).sum()
     optimizer.zero_grad()

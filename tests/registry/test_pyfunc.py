@@ -132,7 +132,7 @@ def test_a_model_with_autoguidance_is_guided_by_the_weak_model_of_its_artifacts(
 
 def test_a_weak_model_of_other_classes_is_refused(tmp_path: Path) -> None:
     save_diffusion(tmp_path / "weak_model", {"tau": 0.3}, num_classes=3)
-    with pytest.raises(UserError, match="does not go with the model that it guides: 3 classes instead of 2"):
+    with pytest.raises(UserError, match="does not match the model that it guides: 3 classes instead of 2"):
         load(tmp_path, {"tau": 0.3}, {"guidance": AUTOGUIDANCE})
 
 

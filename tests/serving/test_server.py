@@ -221,7 +221,7 @@ def test_elsewhere_than_on_this_machine_a_missing_token_is_warned_of(monkeypatch
             monkeypatch.setenv("SFD_TOKEN", token)
         return CliRunner().invoke(cli.app, ["serve", "--model", "m", "--host", host, "--port", "0"]).stderr
 
-    assert "whoever reaches 0.0.0.0" in warning("0.0.0.0", None)
+    assert "everybody who reaches 0.0.0.0" in warning("0.0.0.0", None)
     assert warning("0.0.0.0", "secret") == warning("127.0.0.1", None) == ""
     assert served == [None, "secret", None]
 

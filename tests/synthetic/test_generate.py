@@ -270,7 +270,7 @@ def test_a_file_and_a_place_among_the_training_images_are_refused(project: Proje
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         generate(str(tmp_path / "file"))
-    with pytest.raises(UserError, match="lies in data.root images"):
+    with pytest.raises(UserError, match="lies in images, where"):
         generate("images/new class")
     assert not (project.folder / "images" / "new class").exists()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfd.data.latents import LatentBatch
 from sfd.diffusion.schedule import OffsetRange, OffsetSchedule
 from sfd.diffusion.terms.cosine import cosine_loss
 from sfd.diffusion.terms.velocity import velocity_loss
@@ -27,7 +28,7 @@ class NoData:
     def __len__(self) -> int:
         return 1
 
-    def __getitems__(self, _indices: list[int]) -> tuple[Tensor, ...]:
+    def __getitems__(self, _indices: list[int]) -> LatentBatch:
         raise NotImplementedError
 
 
@@ -51,11 +52,11 @@ def make(seed: int = 0, class_dropout: float = 0.1, tau: float = 0.3, **loss: An
     )
 
 
-def batch(size: int = 16) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """Latents, classes and features; and a velocity that is wrong."""
+def batch(size: int = 16) -> tuple[LatentBatch, Tensor]:
+    """A batch with features; and a velocity that is wrong."""
     random = torch.Generator().manual_seed(1)
     x1, features = torch.randn(size, 6, 4, 4, generator=random), torch.randn(size, 16, 8, generator=random)
-    return (x1, torch.arange(size) % NUM_CLASSES, features), torch.randn(size, 6, 4, 4, generator=random)
+    return LatentBatch(x1, torch.arange(size) % NUM_CLASSES, features), torch.randn(size, 6, 4, 4, generator=random)
 
 
 def config_for(size: str = "tiny", patch_size: int = 1, grid: int = 4, **loss: float) -> LightningDiTConfig:
@@ -78,7 +79,10 @@ def test_the_network_takes_its_shape_from_size_latents_and_loss() -> None:
 
 
 def test_a_patch_that_does_not_tile_the_latents_is_refused() -> None:
-    with pytest.raises(UserError, match="patch_size 2 must divide the latents' side 5"):
+    with pytest.raises(
+        UserError,
+        match="the latents' grid 5 .that of the stored latents. must be a multiple of diffusion.model.patch_size 2",
+    ):
         config_for(patch_size=2, grid=5, repa_weight=0.0)
     assert config_for(patch_size=2, grid=4, repa_weight=0.0).grid == 2
 
@@ -87,12 +91,12 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     first, again = make().noise(3, 8, CPU), make().noise(3, 8, CPU)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     for other in (make().noise(4, 8, CPU), make(seed=1).noise(3, 8, CPU)):
-        assert not any(torch.equal(first[n], other[n]) for n in (0, 1, 2, 5))
+        assert not any(torch.equal(getattr(first, n), getattr(other, n)) for n in ("x0", "t_tex", "t_sem", "dropout"))
     assert [tuple(value.shape) for value in first] == [(8, 6, 4, 4), *[(8,)] * 5]
 
 
 def test_progress_is_logit_normal_with_the_given_mean_and_deviation() -> None:
-    logits = torch.logit(make(tau=0.0, time_mean=0.5, time_std=2.0).noise(0, 20_000, CPU)[1])
+    logits = torch.logit(make(tau=0.0, time_mean=0.5, time_std=2.0).noise(0, 20_000, CPU).t_tex)
     assert float(logits.mean()) == pytest.approx(0.5, abs=0.05)
     assert float(logits.std()) == pytest.approx(2.0, rel=0.02)
 
@@ -115,15 +119,18 @@ def test_each_term_is_on_exactly_when_its_weight_is_positive(weights: tuple[floa
 def test_without_repa_no_features_are_needed() -> None:
     task = make(repa_weight=0.0)
     data, velocity = batch()
-    assert set(task.losses(Recorder(velocity), data[:2], task.noise(0, 16, CPU))) == {"velocity", "cosine"}
+    assert set(task.losses(Recorder(velocity), data._replace(features=None), task.noise(0, 16, CPU))) == {
+        "velocity",
+        "cosine",
+    }
 
 
 def test_the_terms_are_batch_means_against_data_minus_noise() -> None:
     task = make(semantic_weight=2.0)
     data, velocity = batch()
     noise = task.noise(0, 16, CPU)
-    terms = task.losses(Recorder(velocity, data[2]), data, noise)
-    target = data[0] - noise[0]
+    terms = task.losses(Recorder(velocity, data.features), data, noise)
+    target = data.latents - noise.x0
     torch.testing.assert_close(terms["velocity"], velocity_loss(velocity, target, 2, 2.0).mean())
     torch.testing.assert_close(terms["cosine"], cosine_loss(velocity, target).mean())
     assert float(terms["repa"]) == pytest.approx(0.0, abs=1e-6)
@@ -133,7 +140,7 @@ def test_the_right_velocity_and_projection_have_no_loss() -> None:
     task = make()
     data, _ = batch()
     noise = task.noise(0, 16, CPU)
-    terms = task.losses(Recorder(data[0] - noise[0], 5.0 * data[2]), data, noise)
+    terms = task.losses(Recorder(data.latents - noise.x0, 5.0 * data.features), data, noise)
     assert all(float(value) == pytest.approx(0.0, abs=1e-6) for value in terms.values())
 
 
@@ -141,42 +148,42 @@ def test_the_network_sees_each_part_at_its_own_time() -> None:
     task = make(tau=0.3)
     data, velocity = batch()
     noise = task.noise(0, 16, CPU)
-    x0, u = noise[0], make(tau=0.0).noise(0, 16, CPU)[1]
-    network = Recorder(velocity, data[2])
+    x0, u = noise.x0, make(tau=0.0).noise(0, 16, CPU).t_tex
+    network = Recorder(velocity, data.features)
     task.losses(network, data, noise)
     x, t_tex, t_sem, _, _ = network.asked[0]
     torch.testing.assert_close(t_sem, (1.3 * u).clamp(max=1.0))
     torch.testing.assert_close(t_tex, (1.3 * u - 0.3).clamp(min=0.0))
     t = torch.cat([t_tex[:, None].expand(-1, 4), t_sem[:, None].expand(-1, 2)], dim=1)[:, :, None, None]
-    torch.testing.assert_close(x, t * data[0] + (1 - t) * x0)
+    torch.testing.assert_close(x, t * data.latents + (1 - t) * x0)
 
 
 def test_with_a_range_every_image_has_an_offset_of_its_own() -> None:
     task = make()
     task.schedule = OffsetRange(0.0, 1.0)
-    _, t_tex, t_sem, *_ = task.noise(0, 4000, CPU)
-    both = (t_tex > 0.0) & (t_sem < 1.0)
-    leads = (t_sem - t_tex)[both]
+    draws = task.noise(0, 4000, CPU)
+    both = (draws.t_tex > 0.0) & (draws.t_sem < 1.0)
+    leads = (draws.t_sem - draws.t_tex)[both]
     assert float(leads.min()) < 0.05 and float(leads.max()) > 0.8
 
 
 def test_times_of_parts_come_with_weights_and_times_of_progress_without() -> None:
     per_part, joint = make(timestep_sampling="per_part").noise(0, 64, CPU), make().noise(0, 64, CPU)
-    assert bool((joint[3] == 1.0).all()) and bool((joint[4] == 1.0).all())
-    assert float(per_part[3].std()) > 0.1
-    torch.testing.assert_close(per_part[3] + per_part[4], torch.full((64,), 2.0))
+    assert bool((joint.weight_tex == 1.0).all()) and bool((joint.weight_sem == 1.0).all())
+    assert float(per_part.weight_tex.std()) > 0.1
+    torch.testing.assert_close(per_part.weight_tex + per_part.weight_sem, torch.full((64,), 2.0))
 
 
 @pytest.mark.parametrize(("dropout", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
 def test_classes_are_dropped_as_often_as_asked_and_else_kept(dropout: float, share: float) -> None:
     task = make(class_dropout=dropout)
     data, velocity = batch(4000)
-    network = Recorder(velocity, data[2])
+    network = Recorder(velocity, data.features)
     task.losses(network, data, task.noise(0, 4000, CPU))
     labels = network.asked[0][3]
     dropped = labels == NUM_CLASSES
     assert float(dropped.float().mean()) == pytest.approx(share, abs=0.03)
-    assert torch.equal(labels[~dropped], data[1][~dropped])
+    assert torch.equal(labels[~dropped], data.class_indices[~dropped])
 
 
 def test_every_weight_of_the_network_gets_a_gradient() -> None:

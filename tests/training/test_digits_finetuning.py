@@ -9,7 +9,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from sfd.data.latents import ChannelStatistics
+from sfd.data.images import ImageBatch
+from sfd.data.latents import ChannelStatistics, LatentBatch
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
@@ -46,6 +47,7 @@ class Digits:
 
     def __init__(self, digits: range, images: bool = False) -> None:
         chosen = (LABELS >= digits.start) & (LABELS < digits.stop)
+        self.kind = ImageBatch if images else LatentBatch
         self.values = as_images(PIXELS[chosen]) if images else PIXELS[chosen]
         self.labels = LABELS[chosen] - digits.start
         self.statistics = ChannelStatistics(torch.zeros(1), torch.ones(1))
@@ -54,8 +56,8 @@ class Digits:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.values[indices], self.labels[indices]
+    def __getitems__(self, indices: list[int]) -> ImageBatch | LatentBatch:
+        return self.kind(self.values[indices], self.labels[indices])
 
 
 class Decoder(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd.data.latents import ChannelStatistics
+from sfd.data.latents import ChannelStatistics, LatentBatch
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
@@ -74,8 +74,9 @@ class Latents:
     def __len__(self) -> int:
         return len(self.raw)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return self.statistics.normalise(self.raw[indices]), torch.tensor(indices) % 3, self.features[indices]
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
+        latents = self.statistics.normalise(self.raw[indices])
+        return LatentBatch(latents, torch.tensor(indices) % 3, self.features[indices])
 
 
 def options(**changes: Any) -> DiffusionParams:
@@ -204,7 +205,7 @@ def test_latents_are_normalised_by_the_chosen_statistics(which: str, mean: float
     begun, dataset = start(init_statistics=which)
     assert torch.equal(dataset.statistics.mean, torch.full((6,), mean))
     assert torch.equal(dataset.statistics.std, torch.full((6,), std))
-    assert torch.allclose(dataset.__getitems__([3])[0], (dataset.raw[[3]] - mean) / std)
+    assert torch.allclose(dataset.__getitems__([3]).latents, (dataset.raw[[3]] - mean) / std)
     shown = "within 0.25 of 0 and standard deviations from 0.50 to 0.50" if which == "source" else "within 0.00"
     assert f"statistics of the {which} data" in "\n".join(begun.report) and shown in "\n".join(begun.report)
 
@@ -306,10 +307,10 @@ def test_the_loss_with_decoded_features_equals_that_with_the_same_features_store
     network = trained_model().network
     decoded = DiffusionTask(network, dataset, LossParams(), OffsetSchedule(0.3), 0.1, 0, features_of)
     stored = DiffusionTask(network, dataset, LossParams(), OffsetSchedule(0.3), 0.1, 0)
-    latents, labels, _ = dataset.__getitems__(list(range(8)))
+    batch = dataset.__getitems__(list(range(8)))
     noise = stored.noise(0, 8, torch.device("cpu"))
-    terms = decoded.losses(network, (latents, labels), noise)
-    same = stored.losses(network, (latents, labels, features_of(latents)), noise)
+    terms = decoded.losses(network, batch._replace(features=None), noise)
+    same = stored.losses(network, batch._replace(features=features_of(batch.latents)), noise)
     assert {name: float(value) for name, value in terms.items()} == {name: float(v) for name, v in same.items()}
 
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sfd.data.latents import LatentBatch
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
 from sfd.models.conditions import ClassCondition
@@ -38,13 +39,13 @@ class RandomLatents:
         random = generator(0, "test/latents")
         latents = torch.randn(num_samples, 6, 4, 4, generator=random)
         features = torch.randn(num_samples, 16, 8, generator=random)
-        self.tensors = latents, torch.arange(num_samples) % 3, features
+        self.all = LatentBatch(latents, torch.arange(num_samples) % 3, features)
 
     def __len__(self) -> int:
-        return len(self.tensors[0])
+        return len(self.all.latents)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return tuple(tensor[indices] for tensor in self.tensors)
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
+        return LatentBatch(*(tensor[indices] for tensor in self.all if tensor is not None))
 
 
 def diffusion_task(seed: int) -> DiffusionTask:
@@ -66,8 +67,8 @@ class Numbers:
     def __len__(self) -> int:
         return self.num_samples
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor]:
-        return (torch.tensor(indices, dtype=torch.float32)[:, None],)
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        return torch.tensor(indices, dtype=torch.float32)[:, None]
 
 
 class LineTask:
@@ -84,15 +85,15 @@ class LineTask:
         self.bad_step, self.bad_draw, self.seed = bad_step, bad_draw, seed
         self.seen: list[dict[str, float]] = []
 
-    def noise(self, step: int, batch_size: int, device: torch.device) -> tuple[Tensor]:
+    def noise(self, step: int, batch_size: int, device: torch.device) -> Tensor:
         draws = torch.randn(batch_size, 3, generator=generator(self.seed, "line/step", step, device), device=device)
         if step + 1 == self.bad_step:
             draws[7] = self.bad_draw
-        return (draws,)
+        return draws
 
-    def losses(self, network: nn.Module, data: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        output = network(data[0] / 37.0)
-        terms = {"square": (output - noise[0]).square().mean(), "size": output.abs().mean()}
+    def losses(self, network: nn.Module, data: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        output = network(data / 37.0)
+        terms = {"square": (output - noise).square().mean(), "size": output.abs().mean()}
         self.seen.append({name: value.item() for name, value in terms.items()})
         return terms
 
@@ -100,17 +101,17 @@ class LineTask:
 class SlopeTask(LineTask):
     """The loss falls by 1 per unit of each weight, so that AdamW moves each weight by exactly the learning rate."""
 
-    def losses(self, network: nn.Module, data: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, data: Tensor, noise: Tensor) -> dict[str, Tensor]:
         total = torch.stack([parameter.sum() for parameter in network.parameters()]).sum()
-        return {"square": total, "size": 0.0 * network(data[0]).sum() + 0.0 * noise[0].sum()}
+        return {"square": total, "size": 0.0 * network(data).sum() + 0.0 * noise.sum()}
 
 
 class SteepTask(LineTask):
     """At ``bad_step`` the loss is finite and its gradient is not."""
 
-    def losses(self, network: nn.Module, data: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        if bool((noise[0] == self.bad_draw).any()):
-            zero = (0.0 * network(data[0])).mean()
+    def losses(self, network: nn.Module, data: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        if bool((noise == self.bad_draw).any()):
+            zero = (0.0 * network(data)).mean()
             return {"square": zero.sqrt(), "size": zero}
         return super().losses(network, data, noise)
 
@@ -255,7 +256,7 @@ def start(work: Path) -> "subprocess.Popen[str]":
 
 def wait_for_step(work: Path, process: "subprocess.Popen[str]", step: int) -> None:
     """Waits until the training has logged this step, or ended."""
-    end, steps = time.monotonic() + 60, work / "steps.txt"
+    end, steps = time.monotonic() + 300, work / "steps.txt"
     while process.poll() is None and not (steps.exists() and step <= int((steps.read_text().split() or ["0"])[-1])):
         assert time.monotonic() < end, f"step {step} was never logged"
         time.sleep(0.002)
@@ -645,7 +646,7 @@ def test_a_mistake_found_while_reading_is_the_same_one_line_in_a_reading_process
     tmp_path: Path, num_workers: int
 ) -> None:
     class Damaged(Numbers):
-        def __getitems__(self, indices: list[int]) -> tuple[Tensor]:
+        def __getitems__(self, indices: list[int]) -> Tensor:
             raise UserError("image 3 has changed; rerun prepare")
 
     task = LineTask()

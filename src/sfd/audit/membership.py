@@ -78,11 +78,11 @@ def losses_of_images(
     losses = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        pixels, class_indices = images.__getitems__(part)
-        latents, _ = encode(pixels, list(range(start, start + len(part))))
+        batch = images.__getitems__(part)
+        latents, _ = encode(batch.images, list(range(start, start + len(part))))
         # Latents are stored, and trained on, in half precision.
         normalised = model.statistics.normalise(latents.half().float().cpu()).to(encode.device)
-        losses.append(image_losses(model, normalised, class_indices.to(encode.device), semantic_weight, seed))
+        losses.append(image_losses(model, normalised, batch.class_indices.to(encode.device), semantic_weight, seed))
     return torch.cat(losses)
 
 

@@ -37,7 +37,7 @@ class Measurement:
 
     @property
     def middle_half_seconds(self) -> tuple[float, float]:
-        """The quartiles: half of the steps took a time between them."""
+        """Lower and upper quartile: half of the steps took a time between them."""
         if len(self.step_seconds) == 1:
             return self.step_seconds[0], self.step_seconds[0]
         low, _, high = statistics.quantiles(self.step_seconds, n=4, method="inclusive")

@@ -82,7 +82,7 @@ def bench(options: BenchOptions, json_file: Path | None) -> str:
         measured = measure(params, **arguments)
         ceiling = matmul_ceiling(measured[0].dtype) if measured[0].flops is not None else None
     except RuntimeError as error:
-        # torch has an exception of its own for a GPU's memory alone.
+        # torch has a special exception for the memory of a GPU, but none for that of the CPU.
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(

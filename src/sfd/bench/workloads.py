@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader
+from torch.utils._pytree import tree_map_only
 
 from sfd.bench.measure import WARM_UP_STEPS, Measurement, count_flops, peak_memory_gib, reset_peak_memory, time_steps
 from sfd.bench.networks import (
@@ -22,7 +21,7 @@ from sfd.bench.networks import (
     random_semantic,
     random_texture_vae,
 )
-from sfd.data.latents import STATISTICS, ChannelStatistics, LatentDataset, LatentsIndex
+from sfd.data.latents import STATISTICS, ChannelStatistics, LatentBatch, LatentDataset, LatentsIndex
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
 from sfd.encoders.texture_vae import TextureVae
 from sfd.generation.images import ImageGenerator, image_seed
@@ -33,8 +32,9 @@ from sfd.params import Params, TrainingParams
 from sfd.pipeline.diffusion import wants_features
 from sfd.processes import inference_device
 from sfd.seeding import generator
+from sfd.training.batches import read_batches
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
-from sfd.training.loop import BatchedDataset, Tensors, train
+from sfd.training.loop import train
 from sfd.training.order import SeededBatchSampler
 
 
@@ -43,18 +43,18 @@ class OneBatch:
 
     def __init__(self, shape: LatentShape, batch_size: int, with_features: bool, seed: int) -> None:
         random = generator(seed, "bench/latents")
-        self.batch: Tensors = (
+        self.batch = LatentBatch(
             torch.randn(batch_size, *shape.latent, generator=random),
             torch.randint(shape.num_classes, (batch_size,), generator=random),
+            torch.randn(batch_size, *shape.features, generator=random) if with_features else None,
         )
-        if with_features:
-            self.batch += (torch.randn(batch_size, *shape.features, generator=random),)
 
     def __len__(self) -> int:
-        return len(self.batch[0])
+        return len(self.batch.latents)
 
-    def __getitems__(self, indices: list[int]) -> Tensors:
-        return tuple(values[: len(indices)] for values in self.batch)
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
+        first: LatentBatch = tree_map_only(Tensor, lambda values: values[: len(indices)], self.batch)
+        return first
 
 
 class _Enough(Exception):
@@ -64,7 +64,7 @@ class _Enough(Exception):
 def measure_train(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
     """Steps of the training loop of stage ``diffusion``: draws, forward, backward, optimizer, averaging, logged losses.
 
-    All weights are trained, whatever ``init_from`` and ``lora`` say.
+    All weights are trained; ``init_from`` and ``lora`` are not read.
     """
     shape = latent_shape(params)
     training = params.diffusion.training
@@ -97,7 +97,7 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
     ]
 
 
-def _task(params: Params, network: Backbone, dataset: BatchedDataset, shape: LatentShape) -> DiffusionTask:
+def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentShape) -> DiffusionTask:
     diffusion = params.diffusion
     schedule = build_training_schedule(params.schedule)
     features_of = None
@@ -128,7 +128,7 @@ def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
         network = build_backbone(bench_config(params, shape))
     task = _task(params, network, image, shape)
     drawn = image.batch, task.noise(0, 1, torch.device("cpu"))
-    data, noise = tree_map(lambda value: value.to("meta"), drawn)
+    data, noise = tree_map_only(Tensor, lambda value: value.to("meta"), drawn)
 
     def step() -> None:
         losses = task.losses(network, data, noise)
@@ -232,16 +232,6 @@ def _latents_index(shape: LatentShape, num_views: int) -> LatentsIndex:
     )
 
 
-def _batches(dataset: LatentDataset, params: Params, batch_size: int, num_batches: int) -> Iterator[Tensors]:
+def _batches(dataset: LatentDataset, params: Params, batch_size: int, num_batches: int) -> Iterator[LatentBatch]:
     order = SeededBatchSampler(params.seed, "bench", len(dataset), batch_size, 0, num_batches, slice(0, batch_size))
-    loader: DataLoader[Tensors] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # DataLoader needs no more than BatchedDataset has
-        batch_sampler=order,
-        num_workers=params.diffusion.training.num_workers,
-        collate_fn=_as_fetched,  # type: ignore[arg-type]  # what is fetched is a batch already
-    )
-    return iter(loader)
-
-
-def _as_fetched(batch: Tensors) -> Tensors:
-    return batch
+    return read_batches(dataset, order, params.diffusion.training.num_workers)

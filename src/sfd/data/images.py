@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -205,7 +205,19 @@ class _JoinedStore:
         return store.place(row)
 
 
-class ManifestImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+class ImageBatch(NamedTuple):
+    """Images and what they show.
+
+    Attributes:
+        images: uint8 ``(B, 3, S, S)``.
+        class_indices: the class of each image, int64 ``(B,)``.
+    """
+
+    images: torch.Tensor
+    class_indices: torch.Tensor
+
+
+class ManifestImages(torch.utils.data.Dataset[ImageBatch]):
     """The images of a manifest as centre crops, read in whole batches.
 
     With a ``DataLoader``, pass ``collate_fn=lambda batch: batch`` (or any identity): a batch arrives already stacked.
@@ -240,13 +252,13 @@ class ManifestImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
     def __len__(self) -> int:
         return len(self.sha256)
 
-    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images uint8 ``(B, 3, size, size)`` and class indices int64 ``(B,)`` of these rows.
+    def __getitems__(self, indices: list[int]) -> ImageBatch:
+        """These rows; images have side ``size``.
 
         Raises:
             UserError: a file is missing, or differs from the one that ``prepare`` saw.
         """
-        return to_tensor_uint8([self._crop(index) for index in indices]), self.class_indices[indices]
+        return ImageBatch(to_tensor_uint8([self._crop(index) for index in indices]), self.class_indices[indices])
 
     def _crop(self, index: int) -> Image.Image:
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +12,9 @@ from torch import Tensor
 from sfd.data.shards import Shard, ShardReader, shard_bounds, write_shards
 from sfd.errors import UserError
 from sfd.params import LatentsParams
+
+if TYPE_CHECKING:
+    from sfd.data.images import ImageBatch  # that module imports pandas, and whoever loads a model would wait for it
 
 STATISTICS = "statistics.safetensors"
 LATENTS, LABELS, FEATURES = "latents", "labels", "features"
@@ -74,7 +77,7 @@ def views_of(images: Tensor, mirror: bool) -> list[Tensor]:
 
 def write_latents(
     folder: Path,
-    fetch: Callable[[list[int]], tuple[Tensor, Tensor]],
+    fetch: Callable[[list[int]], "ImageBatch"],
     num_images: int,
     encode: Encode,
     params: LatentsParams,
@@ -93,8 +96,8 @@ def write_latents(
         latents, features, labels = [], [], []
         for first in range(start, end, params.batch_size):
             indices = list(range(first, min(first + params.batch_size, end)))
-            images, classes = fetch(indices)
-            views = enumerate(views_of(images, mirror))
+            batch = fetch(indices)
+            views = enumerate(views_of(batch.images, mirror))
             encoded = [encode(view, [index * 2 + n for index in indices]) for n, view in views]
             latents.append(torch.stack([latent.half().cpu() for latent, _ in encoded], dim=1))
             if not latents[-1].isfinite().all():
@@ -104,7 +107,7 @@ def write_latents(
                 )
             if params.store_features:
                 features.append(torch.stack([feature.half().cpu() for _, feature in encoded], dim=1))
-            labels.append(classes)
+            labels.append(batch.class_indices)
         shard = {LATENTS: torch.cat(latents), LABELS: torch.cat(labels)}
         return shard | ({FEATURES: torch.cat(features)} if features else {})
 
@@ -128,8 +131,22 @@ def channel_statistics(reader: ShardReader[Any], max_images: int) -> ChannelStat
     return ChannelStatistics(mean.float(), std.float())
 
 
+class LatentBatch(NamedTuple):
+    """What the diffusion model is trained on.
+
+    Attributes:
+        latents: normalised composite latents, float32 ``(B, C, H, W)``.
+        class_indices: the class of each image, int64 ``(B,)``.
+        features: the encoder's patch features, float32 ``(B, N, D)``; None unless they are stored and wanted.
+    """
+
+    latents: Tensor
+    class_indices: Tensor
+    features: Tensor | None = None
+
+
 class LatentDataset:
-    """Normalised composite latents for training, each view a sample of its own."""
+    """Normalised composite latents for training, one sample per view."""
 
     def __init__(self, folder: Path, with_features: bool, rank: int = 0, world_size: int = 1) -> None:
         """Each process checks its share of the shards. Raises :class:`UserError` naming a shard that is missing or damaged."""
@@ -145,12 +162,12 @@ class LatentDataset:
     def __len__(self) -> int:
         return len(self.reader) * self.index.num_views
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        """Latents ``(B, C, H, W)`` float32, classes ``(B,)``, and features ``(B, N, D)`` float32 if they are wanted."""
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
+        """These samples, with features if they are wanted."""
         images = [index // self.index.num_views for index in indices]
         latents = self.statistics.normalise(self._pick(LATENTS, images, indices))
-        batch = (latents, torch.stack(self.reader.rows(LABELS, images)))
-        return (*batch, self._pick(FEATURES, images, indices)) if self.with_features else batch
+        features = self._pick(FEATURES, images, indices) if self.with_features else None
+        return LatentBatch(latents, torch.stack(self.reader.rows(LABELS, images)), features)
 
     def _pick(self, name: str, images: list[int], indices: list[int]) -> Tensor:
         views = [index % self.index.num_views for index in indices]

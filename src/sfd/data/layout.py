@@ -1,7 +1,7 @@
 """What the producer of an image folder says about it, in a small file in the folder's hidden `.sfd/`.
 
-A command that writes class folders of images may leave tables and reports beside them. The marker names these, so that whoever reads
-the folder as images passes them over, and tells whether the folder is complete. It knows no producer.
+A command that writes class folders of images may leave tables and reports beside them. The marker names these, so that a reader of the
+images skips them. It also tells whether the folder is complete. This module knows no producer.
 """
 
 import json
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HIDDEN = ".sfd"
-"""Folder of the marker, and of whatever else the producer needs itself."""
+"""Folder of the marker, and of other files that the producer needs."""
 MARKER = "folder.json"
 
 

@@ -75,7 +75,7 @@ def _check_rejected(scan: Scan, max_rejected_fraction: float, root: Path, list_p
         raise UserError(
             f"{len(scan.rejected)} of {num_files} files ({len(scan.rejected) / num_files:.1%}) in {root} are refused, "
             f"but data.max_rejected_fraction is {max_rejected_fraction:g}; most often: {reasons}; all of them are "
-            f"listed in {list_path}: mend or remove those files, or raise data.max_rejected_fraction"
+            f"listed in {list_path}: repair or remove those files, or raise data.max_rejected_fraction"
         )
 
 

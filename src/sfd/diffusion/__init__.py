@@ -1,1 +1,1 @@
-"""The method: schedule, loss, guidance and sampling. Imports torch (and torchdiffeq) and nothing else of ours."""
+"""The method: schedule, loss, guidance and sampling. Imports torch and torchdiffeq, and no other part of sfd."""

@@ -1,4 +1,4 @@
-"""Guidance: ``guided = weak + scale * (strong - weak)``, apart for texture and semantics."""
+"""Guidance: ``guided = weak + scale * (strong - weak)``, separately for texture and semantics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

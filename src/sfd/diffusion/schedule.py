@@ -14,7 +14,7 @@ Part = Literal["texture", "semantic"]
 
 
 class Schedule(Protocol):
-    """A curve ``u -> (t_tex, t_sem)``. Loss, sampler, pictures and tuner know nothing else of it."""
+    """A curve ``u -> (t_tex, t_sem)``. Loss, sampler, pictures and tuner use nothing else of it."""
 
     @property
     def duration(self) -> float:
@@ -216,7 +216,7 @@ def sample_progress_per_part(
 ) -> Tensor:
     """Progress ``(B,)`` at which the time of one part, either with probability 1/2, is logit-normal.
 
-    Together with :func:`per_part_weights`, each part is trained on its own logit-normal times, whatever the schedule.
+    Together with :func:`per_part_weights`, each part is trained on its own logit-normal times, with any schedule.
     """
     t = sample_logit_normal(batch_size, mean, std, generator)
     by_texture = torch.rand(batch_size, generator=generator, device=generator.device) < 0.5
@@ -224,12 +224,11 @@ def sample_progress_per_part(
 
 
 def per_part_weights(schedule: Schedule, u: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
-    """Weights ``(texture, semantic)``, each ``(B,)``, that make up for where :func:`sample_progress_per_part` draws.
+    """Weights ``(texture, semantic)``, each ``(B,)``, that correct for the density of :func:`sample_progress_per_part`.
 
     The density of u is the mean of the two parts' densities; a part's weight is its own density over that mean (the balance
     heuristic of multiple importance sampling). So weights are at most 2, their mean over the parts is 1, both are 1 in ordinary
-    diffusion, and a part that waits or is done has weight 0. The objective corrected for the schedule is that of arXiv 2606.19662;
-    the estimator is ours.
+    diffusion, and a part that waits or is done has weight 0. The objective is that of arXiv 2606.19662; this estimator of it is not from there.
     """
     densities = [
         _logit_normal_density(t, mean, std) * speed

@@ -10,7 +10,7 @@ from sfd.encoders.semantic.encoder import SemanticEncoder, load_semantic
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.encoders.vision import VisionEncoder, load_encoder
 from sfd.errors import UserError
-from sfd.params import Params
+from sfd.params import Params, shared_grid
 from sfd.seeding import generator
 
 
@@ -46,18 +46,12 @@ class CompositeEncoder:
 
     def check_grid(self, image_size: int) -> int:
         """The side of the latents, positions. Raises :class:`UserError` if texture and semantics have different grids."""
-        factor = self.texture_vae.factor
-        if image_size % factor:
-            raise UserError(
-                f"data.image_size {image_size} must be a multiple of {factor}, by which the texture VAE reduces it"
+        try:
+            return shared_grid(
+                image_size, self.texture_vae.factor, self.encoder.grid if self.encoder is not None else None
             )
-        texture_grid = image_size // factor
-        if self.encoder is not None and texture_grid != self.encoder.grid:
-            raise UserError(
-                f"texture and semantic latents must share one grid, but data.image_size {image_size} / {factor} = {texture_grid} "
-                f"and the encoder has {self.encoder.grid} patches per side; change data.image_size or encoder.input_size"
-            )
-        return texture_grid
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     @torch.no_grad()
     def __call__(self, images: Tensor, draws: list[int]) -> tuple[Tensor, Tensor]:

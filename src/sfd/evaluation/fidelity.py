@@ -159,7 +159,7 @@ def compare(samples: Features, reference: Reference, params: EvaluateParams, see
         ``kid``, ``kid_std``: squared kernel distance, mean and deviation over random subsets (arXiv 1801.01401);
         unbiased, so it can be slightly negative. The deviation is about 0 when a subset takes in all images.
         ``precision``: share of samples among the reference's neighbours; ``recall``: the reverse (arXiv 1904.06991).
-        ``is``: inception score (arXiv 1606.03498) of the samples, only if the judge tells two classes or more apart.
+        ``is``: inception score (arXiv 1606.03498) of the samples, only if the judge distinguishes two or more classes.
         ``kid``, ``kid_std``, ``precision`` and ``recall`` are absent if the reference has no images.
 
     Raises:
@@ -223,8 +223,8 @@ def score(
         score real training images as if they were samples; ``fd_reconstruction`` and so on score those images after the VAE round
         trip. Equal counts give floors and samples the same finite-sample bias.
         ``class_accuracy``: share of samples that the judge assigns to the class they were asked for, and
-        ``class_accuracy_heldout``: the judge on real images. Both are absent unless the judge tells two or more classes
-        of this dataset apart.
+        ``class_accuracy_heldout``: the judge on real images. Both are absent unless the judge distinguishes two or more
+        classes of this dataset.
         ``num_images``, ``memorised_fraction``.
         ``se_METRIC``: standard errors of the distance and of the samples' fractions. KID and the inception score have none: their
         subsets overlap, so the spread over these does not give it.

@@ -102,7 +102,7 @@ class Evaluation:
         )
 
         def images(source: ManifestImages, rows: Sequence[int]) -> Tensor:
-            return source.__getitems__(list(rows))[0]
+            return source.__getitems__(list(rows)).images
 
         def sampled(rows: range) -> list[Tensor]:
             return [read_images(self.samples, files[rows.start : rows.stop])]

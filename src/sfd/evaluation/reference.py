@@ -121,7 +121,7 @@ def _image_shape(path: Path, archive: zipfile.ZipFile) -> tuple[int, int, int]:
 
 
 def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
-    """Shape, whether in Fortran order, type. Raises :class:`ValueError` for what is no npy."""
+    """Shape, whether in Fortran order, type. Raises :class:`ValueError` for another format."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     found: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(stream)

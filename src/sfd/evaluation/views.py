@@ -50,7 +50,7 @@ class ImageBatches:
     def of_images(self, images: ManifestImages, rows: Sequence[int]) -> Iterator[Tensor]:
         """These rows of the images, uint8 ``(B, 3, S, S)`` per batch."""
         for start in range(0, len(rows), self.size):
-            yield images.__getitems__(list(rows[start : start + self.size]))[0].to(self.device)
+            yield images.__getitems__(list(rows[start : start + self.size])).images.to(self.device)
 
 
 def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
@@ -66,7 +66,7 @@ def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, 
 
 def training_views(train: ManifestImages, rows: Sequence[int]) -> Tensor:
     """Training images uint8 ``(B, 3, S, S)`` by their rows in :func:`judge_training_images`; rows past the last image are flipped ones."""
-    originals = train.__getitems__([row % len(train) for row in rows])[0]
+    originals = train.__getitems__([row % len(train) for row in rows]).images
     return torch.stack(
         [image.flip(-1) if row >= len(train) else image for image, row in zip(originals, rows, strict=True)]
     )

@@ -27,7 +27,7 @@ def export_npz(samples: Path, out: Path) -> tuple[int, int, int, int]:
     if len(files) != len(set(files)) or found != set(files):
         raise UserError(
             f"{samples} holds {len(found)} images, but its table names {len(files)} ({len(found ^ set(files))} differ); "
-            f"run `dvc repro -f -s sample` to make them anew"
+            f"run `dvc repro -f -s sample` to make them again"
         )
     height, width = _pixels(files[0]).shape[:2]
     shape = (len(files), height, width, 3)
@@ -39,7 +39,7 @@ def export_npz(samples: Path, out: Path) -> tuple[int, int, int, int]:
                 pixels = _pixels(file)
                 if pixels.shape != shape[1:]:
                     raise UserError(
-                        f"{file} is of {pixels.shape[:2]} pixels, the first image of {shape[1:3]}; make them anew"
+                        f"{file} is of {pixels.shape[:2]} pixels, the first image of {shape[1:3]}; make them again"
                     )
                 stream.write(pixels.tobytes())
         _check_free(out)  # once more: writing takes minutes
@@ -59,4 +59,4 @@ def _pixels(file: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{file} cannot be read ({error}); make the samples anew") from error
+        raise UserError(f"{file} cannot be read ({error}); make the samples again") from error

@@ -12,7 +12,7 @@ from sfd.errors import UserError
 TABLE = "samples.parquet"
 REPORT, REPORT_PAGE = "report.json", "report.md"
 LAYOUT = FolderLayout(made_by="sfd generate", beside=(TABLE, REPORT, REPORT_PAGE), complete_with=TABLE)
-"""What the folder says about itself to whoever reads it as images."""
+"""What tells a reader of the images which other files the folder holds."""
 
 
 def _lies_in_its_class(rows: pd.DataFrame) -> pd.Series:

@@ -55,7 +55,7 @@ def _check_weak(strong: BackboneConfig, weak: BackboneConfig) -> None:
         differ.append(f"{len(theirs.choices or ())} classes instead of {len(ours.choices or ())}")
     if differ:
         raise UserError(
-            f"the weak model does not go with the model that it guides: {', '.join(differ)}; give one of the same kind"
+            f"the weak model does not match the model that it guides: {', '.join(differ)}; give one of the same kind"
         )
 
 
@@ -135,8 +135,8 @@ class ImageGenerator:
     ) -> Iterator[Tensor]:
         """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images.
 
-        ``fill`` draws as many images as there is room for in the last batch, and drops them: matrix products round by the shape of
-        their batch, so with a single shape an image has the same bytes in whatever company (not with an adaptive sampler, see above).
+        ``fill`` also draws images for the free places of the last batch, and drops them. Matrix products round by the shape of their
+        batch, so with a single shape an image's bytes do not depend on the others in its batch (except with an adaptive sampler, see above).
 
         Raises:
             UserError: as :meth:`__call__` does; or the guidance asked for is not by the weak model that is here, or not here.

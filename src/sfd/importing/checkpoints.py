@@ -128,7 +128,7 @@ def _is_state(content: Any) -> bool:
 
 
 def _unwrap(state: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Takes off the prefixes that all keys share."""
+    """Removes the prefixes that all keys share."""
     removed = []
     while prefix := next((p for p in WRAPPERS if state and all(str(key).startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}

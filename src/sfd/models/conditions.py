@@ -1,7 +1,7 @@
 """Conditions: what a model is told about an image.
 
-A condition is one object. It says how its values cross the network, stand in tables, and are asked for. A value is what one image is
-drawn for: the index of a class, or None where there is nothing to choose.
+A condition is one object. It defines how its values enter the network, how tables hold them, and how clients name them. A value is what
+one image is drawn for: the index of a class, or None where there is nothing to choose.
 """
 
 from collections.abc import Sequence

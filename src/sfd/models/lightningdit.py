@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from sfd.errors import UserError
 from sfd.models.backbone import Axis, Backbone, Facts, Output, channel_names
 from sfd.models.conditions import Condition
 from sfd.names import SIZES
@@ -66,16 +65,8 @@ class LightningDiTConfig:
 
     @classmethod
     def from_params(cls, params: "ModelParams", facts: Facts) -> Self:
-        """A size by name, the parts that are on, and the latents' shape.
-
-        Raises:
-            UserError: the patches do not tile the latents. (Whether REPA fits the backbone is checked with the parameters.)
-        """
+        """A size by name, the parts that are on, and the latents' shape, which the patches tile."""
         width, depth, heads = SIZES[params.size]
-        if facts.grid % params.patch_size:
-            raise UserError(
-                f"diffusion.model.patch_size {params.patch_size} must divide the latents' side {facts.grid}; set it to 1"
-            )
         return cls(
             input_size=facts.grid,
             in_channels=facts.texture_channels + facts.semantic_channels,

@@ -132,7 +132,7 @@ def _shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int,
 
 
 def _head_width(state: Mapping[str, Tensor]) -> int:
-    """Channels of one attention head, from whatever is as wide as a head."""
+    """Channels of one attention head, from a tensor that is as wide as a head."""
     if "feat_rope.freqs_cos" in state:
         return _shape(state, "feat_rope.freqs_cos", 2)[1]
     if "blocks.0.attn.q_norm.weight" in state:

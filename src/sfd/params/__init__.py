@@ -46,7 +46,7 @@ from sfd.params.parse import (
     to_tree,
     with_values,
 )
-from sfd.params.rules import check_sampling_schedule
+from sfd.params.rules import check_patch_size, check_sampling_schedule, shared_grid
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
@@ -56,8 +56,7 @@ from sfd.params.study import (
     WITHOUT_EFFECT,
     check_storage_address,
     check_study,
-    combinations,
-    fits,
+    holds_whole_numbers,
 )
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
 from sfd.params.yaml import dump_tree, parse_yaml, read_tree
@@ -100,22 +99,23 @@ __all__ = [
     "TrackingParams",
     "TrainingParams",
     "TuneParams",
+    "check_patch_size",
     "check_sampling_schedule",
     "check_storage_address",
     "check_study",
-    "combinations",
     "current_value",
     "describe_mistakes",
     "describe_params",
     "dump_params",
     "dump_tree",
-    "fits",
+    "holds_whole_numbers",
     "load_params",
     "parse_params",
     "parse_yaml",
     "read_tree",
     "registered_model",
     "select",
+    "shared_grid",
     "to_tree",
     "with_values",
 ]

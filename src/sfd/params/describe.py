@@ -38,9 +38,9 @@ def _is_trained(field: FieldInfo) -> bool:
 
 
 def _describe_section(section: type[Section], key: str, described: dict[type[Section], str]) -> list[str]:
-    """Heading, summary, table, and what is to say of the inner sections as wholes.
+    """Heading, summary, table, and the descriptions of inner sections.
 
-    A section that stands in a second place is described in its first (``described``: class to place, extended here).
+    A section that is used twice is described where it first occurs (``described``: class to place, extended here).
     """
     described[section] = key
     summary = (section.__doc__ or "").splitlines()[0].replace("``", "`")

@@ -1,4 +1,4 @@
-"""Sections of what is done with samples and models: ``evaluate``, ``register``, ``tracking``, ``tune``."""
+"""Sections for the use of samples and models: ``evaluate``, ``register``, ``tracking``, ``tune``."""
 
 import re
 from typing import Literal
@@ -97,12 +97,18 @@ class SpaceParams(Section):
         interval = self.low is not None and self.high is not None
         if interval == (self.choices is not None) or (self.low is None) != (self.high is None):
             raise ValueError("give either low and high, or choices")
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
-        if self.log and (self.step is not None or not self.low or self.low <= 0):
-            raise ValueError("log needs low above 0, and no step")
         if self.choices is not None and (self.step is not None or self.log):
             raise ValueError("choices take neither step nor log")
+        if self.low is None or self.high is None:
+            return self
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.step is not None and self.step > (self.high - self.low) * (
+            1 + 1e-9
+        ):  # 0.3 - 0.1 is a bit less than 0.2
+            raise ValueError(f"step {self.step:g} must be at most high - low = {self.high - self.low:g}")
+        if self.log and (self.step is not None or self.low <= 0):
+            raise ValueError("log needs low above 0, and no step")
         return self
 
 

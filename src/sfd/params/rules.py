@@ -30,7 +30,7 @@ def _check_files(params: Params) -> None:
 
 
 def _check_frozen_networks(params: Params) -> None:
-    """A network that is trained here says how, and one of the hub has a name."""
+    """A network that is trained here has a training, and a pretrained one has a name."""
     sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams] = {
         "encoder": params.encoder,
         "texture_vae": params.texture_vae,
@@ -83,39 +83,58 @@ def _check_judge(params: Params) -> None:
 def _check_grid(params: Params) -> None:
     """Semantic and texture latents lie on one grid, and the backbone's tokens divide it.
 
-    The downsampling of a texture VAE that is not trained here is known only once it is loaded.
+    The downsampling of a texture VAE that is not trained here is known only once it is loaded. Stage ``diffusion`` checks its grid.
     """
-    encoder, texture_vae, patch = params.encoder, params.texture_vae, params.diffusion.model.patch_size
-    factor = 2 ** (len(texture_vae.channels) - 1)
-    texture_grid = params.data.image_size / factor
-    if encoder.source == "none":
-        if texture_vae.source != "train":
-            return
-        if params.data.image_size % factor:
-            raise ValueError(
-                f"data.image_size {params.data.image_size} must be a multiple of {factor}, by which texture_vae.channels reduces it"
-            )
-        grid, origin = params.data.image_size // factor, f"data.image_size / {factor}"
-    else:
+    encoder, texture_vae = params.encoder, params.texture_vae
+    grid, origin = None, "encoder.input_size / encoder.patch_size"
+    if encoder.source != "none":
         if encoder.input_size % encoder.patch_size:
             raise ValueError(
                 f"encoder.input_size {encoder.input_size} must be a multiple of encoder.patch_size {encoder.patch_size}"
             )
-        grid, origin = encoder.input_size // encoder.patch_size, "encoder.input_size / encoder.patch_size"
-        if texture_vae.source == "train" and texture_grid != grid:
-            raise ValueError(
-                f"texture and semantic latents must share one grid: data.image_size {params.data.image_size} / {factor} = "
-                f"{texture_grid:g}, but {origin} = {grid}; change one of them"
-            )
-    _check_patch_size(patch, grid, origin)
+        grid = encoder.input_size // encoder.patch_size
+    if texture_vae.source == "train":
+        factor = 2 ** (len(texture_vae.channels) - 1)
+        origin = f"data.image_size / {factor}" if grid is None else origin
+        grid = shared_grid(params.data.image_size, factor, grid)
+    if grid is not None:
+        check_patch_size(params.diffusion.model.patch_size, grid, origin)
 
 
-def _check_patch_size(patch_size: int, grid: int, origin: str) -> None:
-    """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from."""
+def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
+    """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from.
+
+    Raises:
+        ValueError: they do not.
+    """
     if grid % patch_size:
         raise ValueError(
             f"the latents' grid {grid} ({origin}) must be a multiple of diffusion.model.patch_size {patch_size}"
         )
+
+
+def shared_grid(image_size: int, factor: int, encoder_grid: int | None) -> int:
+    """The side of the latents, positions.
+
+    Args:
+        image_size: side of the images, pixels.
+        factor: downsampling of the texture VAE.
+        encoder_grid: patches per side of the vision encoder; None without one.
+
+    Raises:
+        ValueError: the texture VAE does not divide the image, or texture and semantics have different grids.
+    """
+    if image_size % factor:
+        raise ValueError(
+            f"data.image_size {image_size} must be a multiple of {factor}, by which the texture VAE reduces it"
+        )
+    grid = image_size // factor
+    if encoder_grid is not None and grid != encoder_grid:
+        raise ValueError(
+            f"texture and semantic latents must share one grid: data.image_size {image_size} / {factor} = {grid}, but "
+            f"encoder.input_size / encoder.patch_size = {encoder_grid}; change one of them"
+        )
+    return grid
 
 
 def _check_heads(params: Params) -> None:
@@ -142,7 +161,7 @@ def _check_semantic(params: Params) -> None:
 
 
 def _check_features(params: Params) -> None:
-    """Whoever reads the encoder's features needs an encoder."""
+    """What reads the encoder's features needs an encoder."""
     if params.encoder.source == "none" and params.needs_features:
         kind = params.semantic.kind
         reader = "latents.store_features is true" if kind == "none" else f"semantic.kind is `{kind}`"
@@ -193,7 +212,7 @@ def _check_repa(params: Params) -> None:
 
 
 def _check_init(params: Params) -> None:
-    """Training can start from a model outside its own result, with a warm-up."""
+    """Training that starts from a model needs a warm-up, and a model outside its own result."""
     diffusion = params.diffusion
     source = diffusion.init_from
     if source is not None and diffusion.source == "file":
@@ -212,13 +231,13 @@ def _check_init(params: Params) -> None:
         )
     if diffusion.training.warmup_steps == 0:
         raise ValueError(
-            "diffusion.init_from is set, so diffusion.training.warmup_steps must be above 0: the optimizer knows nothing of the "
+            "diffusion.init_from is set, so diffusion.training.warmup_steps must be above 0: the optimizer has no statistics of the "
             "loaded weights yet, and full first steps would spoil them"
         )
 
 
 def _check_lora(params: Params) -> None:
-    """Low-rank adapters have a model to adapt, whole on every process."""
+    """Low-rank adapters need a model to adapt, and all of its weights on every process."""
     diffusion = params.diffusion
     if diffusion.lora is None:
         return
@@ -249,7 +268,7 @@ def _check_condition(params: Params) -> None:
 
 
 def _check_guidance(params: Params) -> None:
-    """Guidance has a weak velocity to be guided away from, and options that something reads."""
+    """Guidance needs a weak velocity; without guidance its options keep their defaults."""
     guidance, model = params.sample.guidance, params.diffusion.model
     if (guidance.kind == "autoguidance") != (guidance.weak_model is not None):
         raise ValueError("sample.guidance.weak_model is needed by kind `autoguidance`, and by no other kind")
@@ -272,7 +291,7 @@ def _check_reference(params: Params) -> None:
 
 
 def _check_gates(params: Params) -> None:
-    """Gates ask for metrics that the evaluation gives."""
+    """Gates refer to metrics that the evaluation gives."""
     judge, gates = params.judge, params.register_.gates
     known = metric_names(judge.name, knows_classes=judge.kind != "inception")
     if params.diffusion.model.condition == "none":

@@ -1,4 +1,4 @@
-"""Rules of section ``tune``, as far as a params file alone can show that ``sfd tune`` would refuse it.
+"""Rules of section ``tune``: everything that ``sfd tune`` refuses and that can be seen in the params file alone.
 
 ``sfd params`` and ``sfd tune`` check them. The stages do not, because they do not read ``tune``.
 """
@@ -15,7 +15,7 @@ from sfd.params.parse import with_values
 from sfd.params.schema import Params
 
 SECTIONS = {"sampling": ("sample",), "training": ("schedule", "diffusion", "sample")}
-"""What a trial of each kind may change: nothing else takes part in it."""
+"""The sections that a trial of each kind may change. It reads no other."""
 
 WITHOUT_EFFECT = (
     "sample.num_images",
@@ -28,7 +28,7 @@ WITHOUT_EFFECT = (
 )
 
 MAX_COMBINATIONS = 500
-"""Combinations of the other keys' ends with which a value is tried before it is refused."""
+"""A value is refused when it fits none of at most so many combinations of the other keys' ends."""
 
 SQLITE, JOURNAL, POSTGRES = "sqlite:///", "journal://", "postgresql://"
 _TEXT = r"(?:[^:@/?#%\[\]\s]|%[0-9A-Fa-f]{2})"
@@ -94,6 +94,11 @@ def _check_space(params: Params) -> None:
             )
         for value in ends(tune.space[key]):
             _check_value(params, key, value)
+        step = tune.space[key].step
+        if step is not None and not float(step).is_integer() and holds_whole_numbers(params, key):
+            raise UserError(
+                f"tune.space.{key}: step is {step:g}, but the key holds whole numbers: make it a whole number"
+            )
 
 
 RULES = (_check_distance, _check_accuracy, _check_objectives, _check_refinement, _check_space)
@@ -130,6 +135,12 @@ def combinations(params: Params, but: str) -> Iterator[dict[str, Any]]:
     """Values of all searched keys except ``but``: combinations of their ends, at most :data:`MAX_COMBINATIONS`."""
     others = {key: ends(space) for key, space in params.tune.space.items() if key != but}
     return (dict(zip(others, values, strict=True)) for values in islice(product(*others.values()), MAX_COMBINATIONS))
+
+
+def holds_whole_numbers(params: Params, key: str) -> bool:
+    """Whether a searched interval's key refuses fractions; such a key refuses even 2.0."""
+    low = float(ends(params.tune.space[key])[0])
+    return not any(fits(params, values | {key: low}) for values in ({}, *combinations(params, key)))
 
 
 def fits(params: Params, values: Mapping[str, Any]) -> bool:

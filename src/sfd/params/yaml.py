@@ -115,7 +115,7 @@ def means_two_things(text: str) -> bool:
     return type(first) is not type(second) or repr(first) != repr(second)
 
 
-_PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_PLAIN_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 """Numbers that both versions read alike, which need no second look. (The letter of YAML 1.1 wants a point in 1e-4.)"""
 
 

@@ -24,7 +24,7 @@ from sfd.pipeline.stage import Stage, resolve_registered
 from sfd.processes import inference_device, rank, world_size
 from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
 from sfd.training.curves import write_curve
-from sfd.training.diffusion import DecodedFeatures, DiffusionTask
+from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
 from sfd.training.loop import train
 from sfd.workspace import Workspace
@@ -49,14 +49,14 @@ def build_network(params: Params, dataset: LatentDataset, seed: int) -> Backbone
 
 
 def open_latents(params: Params, folder: Path) -> LatentDataset:
-    """The latents that stage ``latents`` left, with features if REPA wants the stored ones; processes share the check of the shards."""
+    """The latents that stage ``latents`` left, with features if the loss needs the stored ones; processes share the check of the shards."""
     return LatentDataset(folder / "shards", wants_features(params, "stored"), rank(), world_size())
 
 
 def wants_features(params: Params, target: str) -> bool:
-    """Whether REPA is on, with this target."""
+    """Whether the loss needs the encoder's features, from this target."""
     loss = params.diffusion.loss
-    return loss.repa_weight > 0.0 and loss.repa_target == target
+    return loss.repa_target == target and needs_features(loss)
 
 
 def prepare_network(params: Params, dataset: LatentDataset, seed: int, source: DiffusionModel | None) -> Start:
@@ -69,7 +69,7 @@ def prepare_network(params: Params, dataset: LatentDataset, seed: int, source: D
 
 
 def decoded_features(workspace: Workspace, params: Params, dataset: LatentDataset) -> DecodedFeatures | None:
-    """The semantic decoder as REPA's target, if the parameters want it."""
+    """The semantic decoder as the source of features, if the loss needs them from there."""
     if not wants_features(params, "decoded"):
         return None
     decoder = load_semantic(workspace.result("semantic") / "model").to(inference_device())

@@ -46,14 +46,14 @@ def _batches(dataset: FeatureDataset) -> Iterator[Tensor]:
     """All stored features, every view."""
     for start in range(0, len(dataset), FIT_BATCH):
         indices = list(range(start, min(start + FIT_BATCH, len(dataset))))
-        yield dataset.__getitems__(indices)[0].to(inference_device())
+        yield dataset.__getitems__(indices).features.to(inference_device())
 
 
 @torch.no_grad()
 def _quality(network: SemanticEncoder, dataset: FeatureDataset) -> dict[str, float]:
     # Evenly spaced, since images are stored class by class.
     measured = torch.linspace(0, len(dataset) - 1, min(QUALITY_IMAGES, len(dataset))).long().tolist()
-    features = dataset.__getitems__(measured)[0]
+    features = dataset.__getitems__(measured).features
     reconstruction = network.decode(network.encode(features))
     explained = 1.0 - mse_loss(reconstruction, features) / features.var(dim=(0, 1), unbiased=False).mean()
     quality = {
@@ -68,10 +68,10 @@ def _picture(network: SemanticEncoder, dataset: FeatureDataset, data: Prepared, 
     index, stored = dataset.index, dataset.index.images
     shown = torch.linspace(0, len(stored) - 1, min(NUM_PAIRS, len(stored))).long().tolist()
     side = math.isqrt(index.tokens)
-    features = dataset.__getitems__([number * index.num_views for number in shown])[0]
+    features = dataset.__getitems__([number * index.num_views for number in shown]).features
     with torch.no_grad():
         reconstruction = network.decode(network.encode(features))
-    images = data.images(TRAIN).__getitems__([stored[number] for number in shown])[0]
+    images = data.images(TRAIN).__getitems__([stored[number] for number in shown]).images
     file = stage.out / "features.png"
     plot_pca_features(features.unflatten(1, (side, side)), reconstruction.unflatten(1, (side, side)), images, file)
     stage.log_artifacts(file)

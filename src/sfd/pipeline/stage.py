@@ -277,7 +277,7 @@ def lock(work: Path, what: str = "this stage") -> Iterator[None]:
     held = FileLock(work.parent / f"{work.name}.lock")
     pid, host = _read_owner(owner)
     try:
-        # Of another machine's process only the lock itself can say whether it lives.
+        # Whether a process of another machine lives can only be seen from the lock itself.
         held.acquire(timeout=ORPHANS_WAIT_S if pid and host == here and not is_alive(int(pid)) else 0)
     except Timeout:
         pid, host = _read_owner(owner)
@@ -293,7 +293,7 @@ def lock(work: Path, what: str = "this stage") -> Iterator[None]:
 
 
 def _read_owner(file: Path) -> tuple[str, str]:
-    """Process id and machine of the one that holds, or held, the lock; empty and this machine if nobody ever did."""
+    """Process id and machine of the last owner of the lock; empty and this machine if there was none."""
     pid, _, host = file.read_text().strip().partition(" ") if file.is_file() else ("", "", "")
     return pid, host or socket.gethostname()
 

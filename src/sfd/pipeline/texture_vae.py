@@ -29,7 +29,7 @@ def make_texture_vae(stage: Stage) -> None:
 
 def _picture_reconstructions(vae: texture_vaes.TextureVae, heldout: ManifestImages, stage: Stage) -> None:
     chosen = torch.linspace(0, len(heldout) - 1, min(NUM_PAIRS, len(heldout))).long().tolist()
-    images, _ = heldout.__getitems__(chosen)
+    images = heldout.__getitems__(chosen).images
     noise = torch.randn(
         vae.latent_shape(len(images), images.shape[-1]), generator=generator(stage.params.seed, "texture_vae/picture")
     )

@@ -1,5 +1,7 @@
 """What stages share that train a network."""
 
+from typing import Any
+
 from sfd.errors import UserError
 from sfd.params import TrainingParams
 from sfd.pipeline.stage import Stage
@@ -7,7 +9,7 @@ from sfd.training.curves import write_curve
 from sfd.training.loop import Task, Trained, train
 
 
-def train_stage(task: Task, params: TrainingParams | None, stage: Stage) -> Trained:
+def train_stage(task: Task[Any, Any], params: TrainingParams | None, stage: Stage) -> Trained:
     """Trains in the stage's work folder and writes the loss curve to its result."""
     if params is None:
         raise UserError(f"{stage.name}.training is missing")

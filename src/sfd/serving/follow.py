@@ -69,7 +69,7 @@ class Follower:
         """Looks the alias up once, and loads its version if that is another one. A failure is printed once and changes nothing else."""
         try:
             version = str(find_version(self._workspace, self._name, self._alias).version)
-        except Exception as error:  # MLflow is away, in one of its drivers' many ways; what is loaded needs it no more
+        except Exception as error:  # each driver of MLflow fails in its own way; the loaded model does not need it
             if not self._away:
                 reason = " ".join(str(error).split())[:300]
                 warn(f"alias `{self._alias}` cannot be looked up, so version {self._version()} stays: {reason}")

@@ -170,7 +170,7 @@ class ClassCounts:
             if kept < self.per_class and tried >= ENOUGH_TRIES and kept < LEAST_SHARE * tried:
                 raise UserError(
                     f"class {name!r} keeps only {kept} of {tried} candidates ({kept / tried:.1%}, at least {LEAST_SHARE:.0%} are "
-                    "needed); what is done stays: lower --min-confidence or leave out --drop-memorised, with a new folder"
+                    "needed); lower --min-confidence or drop --drop-memorised, with a new folder; what is done stays"
                 )
 
 
@@ -258,11 +258,9 @@ def _digest(registered: RegisteredModel) -> str:
 
 def _check_place(out: Path, upstream: Upstream) -> None:
     """Raises :class:`UserError` if the folder holds foreign files, or lies among the training images."""
-    root = Path(upstream.data.params.root)
-    if upstream.params.data.source != "digits" and out.resolve().is_relative_to(root.resolve()):
-        raise UserError(
-            f"{out} lies in data.root {root}, where its images would be taken for real ones; choose another folder"
-        )
+    root = upstream.data.source.root
+    if out.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{out} lies in {root}, where its images would be taken for real ones; choose another folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a new folder")
     foreign = next(_foreign(out, upstream.classes), None) if out.is_dir() else None

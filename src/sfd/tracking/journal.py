@@ -85,10 +85,9 @@ class Journal:
         return tail.endswith(b"\n") and tail.splitlines()[-1].startswith(FINISH_PREFIX)
 
     def state(self, uri: str) -> State:
-        """The delivery state at the store ``uri``: a journal that another store has in part begins anew here.
+        """The delivery state at the store ``uri``. A journal that was delivered in part to another store is delivered here from its start.
 
-        MLflow takes the same record twice without doubling it, so that beginning anew is safe even at the same server
-        under another name.
+        MLflow does not double a record that it gets twice. So this is safe even if both addresses are of the same server.
         """
         if not self._state_path.exists():
             return State(uri)

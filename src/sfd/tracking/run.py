@@ -89,7 +89,7 @@ class Run:
     def log_artifact(self, path: Path, artifact_path: str = "") -> None:
         """Logs a file, or a folder under its own name, within the run's folder ``artifact_path``.
 
-        The content of this moment is what is delivered, however late. Raises :class:`FileNotFoundError`.
+        What is delivered is the file's content at this moment, even if it changes before the delivery. Raises :class:`FileNotFoundError`.
         """
         self._writer.add_artifact(path, artifact_path)
 

@@ -1,10 +1,12 @@
 """The backbone that the parameters describe, for given latents."""
 
+from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, Facts, build_backbone, config_from_params
 from sfd.models.conditions import Condition
 from sfd.names import CONDITIONS, load
-from sfd.params import DiffusionParams, ScheduleParams
+from sfd.params import DiffusionParams, ScheduleParams, check_patch_size
 from sfd.seeding import generator
+from sfd.training.diffusion import needs_features
 
 
 def condition_of(params: DiffusionParams, classes: list[str]) -> Condition:
@@ -28,6 +30,10 @@ def backbone_config(
     Raises:
         UserError: the backbone does not fit the latents.
     """
+    try:
+        check_patch_size(params.model.patch_size, grid, "that of the stored latents")
+    except ValueError as error:
+        raise UserError(str(error)) from None
     loss = params.loss
     facts = Facts(
         grid=grid,
@@ -36,7 +42,7 @@ def backbone_config(
         feature_dim=feature_dim,
         condition=condition,
         two_times=schedule.kind != "sync",
-        repa_depth=loss.repa_depth if loss.repa_weight > 0.0 else 0,
+        repa_depth=loss.repa_depth if needs_features(loss) else 0,
         repa_width=loss.repa_width,
     )
     return config_from_params(params.model, facts)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sfd.data.latents import ChannelStatistics
+from sfd.data.latents import ChannelStatistics, LatentBatch
 from sfd.diffusion.loss import LossTerm, Predicted, interpolate
 from sfd.diffusion.schedule import (
     OffsetRange,
@@ -20,7 +20,17 @@ from sfd.models.backbone import Backbone
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
-from sfd.training.loop import BatchedDataset, Tensors
+from sfd.training.batches import BatchedDataset
+
+
+def active_terms(loss: LossParams) -> dict[str, Any]:
+    """The classes of the terms whose weight is above 0 (:class:`sfd.diffusion.loss.LossTerm`), by name."""
+    return {name: load(LOSS_TERMS, name) for name, weight in loss.weights().items() if weight > 0.0}
+
+
+def needs_features(loss: LossParams) -> bool:
+    """Whether a term that is on compares the network with the encoder's features."""
+    return any(term.needs_features for term in active_terms(loss).values())
 
 
 class SemanticDecoder(Protocol):
@@ -75,7 +85,7 @@ class DiffusionTask:
     def __init__(
         self,
         network: Backbone,
-        dataset: BatchedDataset,
+        dataset: BatchedDataset[LatentBatch],
         loss: LossParams,
         schedule: Schedule | OffsetRange,
         class_dropout: float,
@@ -86,8 +96,8 @@ class DiffusionTask:
         self.features_of = features_of
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
         self.weights: Mapping[str, float] = {name: weight for name, weight in loss.weights().items() if weight > 0.0}
-        self.terms: dict[str, LossTerm] = {name: load(LOSS_TERMS, name)(loss) for name in self.weights}
-        self.needs_features = any(term.needs_features for term in self.terms.values())
+        self.terms: dict[str, LossTerm] = {name: term(loss) for name, term in active_terms(loss).items()}
+        self.needs_features = needs_features(loss)
 
     def noise(self, step: int, batch_size: int, device: torch.device) -> DiffusionDraws:
         """All random draws of a step."""
@@ -106,18 +116,18 @@ class DiffusionTask:
         dropout = torch.rand(batch_size, generator=random, device=device)
         return DiffusionDraws(x0, *schedule.times(u), *weights, dropout)
 
-    def losses(self, network: nn.Module, data: Tensors, noise: DiffusionDraws) -> dict[str, Tensor]:
-        """``data``: latents ``(B, C, H, W)``, classes ``(B,)``, and stored features ``(B, N, D)``. Terms are batch means."""
-        x1, class_indices = data[:2]
+    def losses(self, network: nn.Module, data: LatentBatch, noise: DiffusionDraws) -> dict[str, Tensor]:
+        """The terms, batch means."""
+        x1 = data.latents
         semantic_channels = self.config.semantic_channels
-        condition = self._condition(class_indices, noise.dropout < self.class_dropout)
+        condition = self._condition(data.class_indices, noise.dropout < self.class_dropout)
         xt = interpolate(noise.x0, x1, noise.t_tex, noise.t_sem, semantic_channels)
         output = network(xt, noise.t_tex, noise.t_sem, condition, with_projection=self.needs_features)
         batch = Predicted(
             output.velocity.float(), x1 - noise.x0, semantic_channels, (noise.weight_tex, noise.weight_sem)
         )
         if self.needs_features:
-            features = data[2] if self.features_of is None else self.features_of(x1)
+            features = data.features if self.features_of is None else self.features_of(x1)
             batch = replace(batch, projection=output.projection.float(), features=features)
         return {name: term(batch).mean() for name, term in self.terms.items()}
 

@@ -1,39 +1,33 @@
 """The training loop: accelerate, EMA, exact resume, losses logged as they are."""
 
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams
 from sfd.processes import form_group
+from sfd.training.batches import Batch, BatchedDataset, read_batches
+from sfd.training.checkpoint import Checkpoint, TrainingState
 from sfd.training.order import SeededBatchSampler
 from sfd.training.sharding import WHOLE, local, sharded_copy
 
-Tensors = tuple[Tensor, ...]
-"""Tensors with the images along the first dimension; a ``NamedTuple`` says what each one is."""
+Draws = TypeVar("Draws")
+Record = TypeVar("Record")
 LogMetrics = Callable[[dict[str, float], int], None]
 Preview = Callable[[nn.Module, int], None]
 
@@ -45,16 +39,12 @@ def log_nothing(metrics: dict[str, float], step: int) -> None:
     """For trainings whose losses are not kept."""
 
 
-class BatchedDataset(Protocol):
-    """A dataset that fetches a whole batch at once."""
+class Task(Protocol[Batch, Draws]):
+    """What the loop must know of one network that it trains.
 
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: list[int]) -> Tensors: ...
-
-
-class Task(Protocol):
-    """What the loop must know of one network that it trains."""
+    ``Batch`` is what the data set gives, ``Draws`` what a step draws: each a tensor, or a ``NamedTuple`` of tensors (or None), with the
+    images along the first dimension.
+    """
 
     @property
     def purpose(self) -> str:
@@ -65,26 +55,18 @@ class Task(Protocol):
         """The network, initialised."""
 
     @property
-    def dataset(self) -> BatchedDataset:
+    def dataset(self) -> BatchedDataset[Batch]:
         """Its training samples."""
 
     @property
     def weights(self) -> Mapping[str, float]:
         """The loss is the sum of ``weights[term] * losses[term]`` over these terms."""
 
-    def noise(self, step: int, batch_size: int, device: torch.device) -> Tensors:
-        """All random draws of a step for the whole batch (first dimension), seeded by the step."""
+    def noise(self, step: int, batch_size: int, device: torch.device) -> Draws:
+        """All random draws of a step for the whole batch, seeded by the step."""
 
-    def losses(self, network: nn.Module, data: Any, noise: Any) -> dict[str, Tensor]:
-        """The terms of the loss as means over the images given: a batch of ``dataset``, and what ``noise`` draws, of the same types."""
-
-
-@dataclass
-class TrainingState:
-    """What a checkpoint holds beside weights: where training is, and its loss curve so far."""
-
-    step: int = 0
-    curve: list[dict[str, float]] = field(default_factory=list)
+    def losses(self, network: nn.Module, data: Batch, noise: Draws) -> dict[str, Tensor]:
+        """The terms of the loss as means over the images given."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ class Trained:
 
 
 def train(
-    task: Task,
+    task: Task[Batch, Draws],
     params: TrainingParams,
     seed: int,
     work: Path,
@@ -125,15 +107,15 @@ def train(
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
     trainer = _Trainer(task, params, seed, work, fingerprint, log, sharding)
-    trainer.restore()
+    trainer.checkpoint.restore(trainer.state)
     trainer.run(preview, preview_every)
     return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve)
 
 
-class _Trainer:
+class _Trainer(Generic[Batch, Draws]):
     def __init__(
         self,
-        task: Task,
+        task: Task[Batch, Draws],
         params: TrainingParams,
         seed: int,
         work: Path,
@@ -147,38 +129,36 @@ class _Trainer:
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not use_gpu)
         self.task, self.params, self.seed, self.log = task, params, seed, log
         self.rows = self._rows()
-        self.checkpoint = work / "checkpoint.pt"
-        self.fingerprint = fingerprint
-        self.state = TrainingState()
         device = self.accelerator.device
         # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
         self.sharded = sharding == "fsdp" and self.accelerator.num_processes > 1
         average = get_ema_multi_avg_fn(params.ema_decay)
-        self.raw: Any
+        raw: nn.Module
         if self.sharded:
-            self.raw = sharded_copy(task.network, device, bf16).train()
-            self.averaged = AveragedModel(nn.Identity(), multi_avg_fn=average)
-            self.averaged.module = sharded_copy(task.network, device, bf16)
+            raw = sharded_copy(task.network, device, bf16).train()
+            averaged = AveragedModel(nn.Identity(), multi_avg_fn=average)
+            averaged.module = sharded_copy(task.network, device, bf16)
         else:
-            self.raw = task.network.to(device).train()
-            self.averaged = AveragedModel(self.raw, multi_avg_fn=average)
-        trainable = [p for p in self.raw.parameters() if p.requires_grad]
-        self.adamw = torch.optim.AdamW(
-            trainable,
+            raw = task.network.to(device).train()
+            averaged = AveragedModel(raw, multi_avg_fn=average)
+        adamw = torch.optim.AdamW(
+            [p for p in raw.parameters() if p.requires_grad],
             lr=params.learning_rate,
             betas=(0.9, params.beta2),
             weight_decay=params.weight_decay,
             fused=device.type in ("cuda", "cpu"),
         )
-        network = torch.compile(self.raw) if params.compile else self.raw
-        self.network: Any = network
-        self.optimizer: Any = self.adamw
-        if not self.sharded:
-            self.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
         self.terms = [*task.weights, "total"]
-        self.sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
+        sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
+        self.state = TrainingState(raw, averaged, adamw, sums)
+        self.checkpoint = Checkpoint(work / "checkpoint.pt", task.purpose, fingerprint, self.accelerator, self.sharded)
+        self.network: Any = torch.compile(raw) if params.compile else raw
+        self.optimizer: Any = adamw
+        if not self.sharded:
+            self.network, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
         self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
         self.stop_requested = False
+        self.interval_start = (0, 0.0)
 
     def _rows(self) -> slice:
         """The rows of every batch that are this process's."""
@@ -212,51 +192,38 @@ class _Trainer:
             self._stop()
 
     def _run_steps(self, preview: Preview | None, preview_every: int) -> None:
-        params, first = self.params, self.state.step
+        params, state, size = self.params, self.state, self.params.batch_size
         order = SeededBatchSampler(
-            self.seed, self.task.purpose, len(self.task.dataset), params.batch_size, first, params.num_steps, self.rows
+            self.seed, self.task.purpose, len(self.task.dataset), size, state.step, params.num_steps, self.rows
         )
-        loader: DataLoader[Any] = DataLoader(
-            _Fetched(self.task.dataset),  # type: ignore[arg-type]  # DataLoader needs no more than BatchedDataset has
-            batch_sampler=order,
-            num_workers=params.num_workers,
-            collate_fn=_as_fetched,  # type: ignore[arg-type]  # what is fetched is a batch already
-        )
-        quiet = not (self.accelerator.is_main_process and sys.stderr.isatty())
-        size = params.batch_size
-        since, since_step = time.perf_counter(), first
-        with tqdm(
-            total=params.num_steps * size,
-            initial=first * size,
-            unit="image",
-            unit_scale=True,
-            disable=quiet,
-            desc=self.task.purpose,
-        ) as bar:
-            for data in loader:
-                if isinstance(data, UserError):
-                    raise data
+        self.interval_start = (state.step, time.perf_counter())
+        with self._progress_bar() as bar:
+            for data in read_batches(self.task.dataset, order, params.num_workers):
                 self._step(data)
-                self.state.step += 1
-                step = self.state.step
-                last = step == params.num_steps
+                state.step += 1
                 bar.update(size)
-                if step % params.log_every == 0 or last:
-                    row = self._log_interval()
-                    now = time.perf_counter()
-                    self.log(
-                        row | {"images": step * size, "images_per_second": (step - since_step) * size / (now - since)},
-                        step,
-                    )
-                    since, since_step = now, step
-                    bar.set_postfix(loss=f"{row['total']:.4f}")
-                if preview is not None and (step % preview_every == 0 or last):
+                last = state.step == params.num_steps
+                if state.step % params.log_every == 0 or last:
+                    bar.set_postfix(loss=f"{self._log_interval():.4f}")
+                if preview is not None and (state.step % preview_every == 0 or last):
                     self._preview(preview)
-                stop = self._must_stop(ask=step % AGREE_EVERY == 0)
-                if step % params.checkpoint_every == 0 or last or stop:
-                    self.save()
+                stop = self._must_stop(ask=state.step % AGREE_EVERY == 0)
+                if state.step % params.checkpoint_every == 0 or last or stop:
+                    self._save()
                 if stop:
                     self._stop()
+
+    def _progress_bar(self) -> "tqdm[NoReturn]":
+        """Counts images, on a terminal alone."""
+        size = self.params.batch_size
+        return tqdm(
+            total=self.params.num_steps * size,
+            initial=self.state.step * size,
+            unit="image",
+            unit_scale=True,
+            disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
+            desc=self.task.purpose,
+        )
 
     def _request_stop(self, _signal: int, _frame: object) -> None:
         self.stop_requested = True
@@ -277,9 +244,10 @@ class _Trainer:
 
     def whole_average(self) -> nn.Module:
         """The network with averaged weights; all processes must call it, and with sharding process 0 alone gets the weights."""
+        averaged: nn.Module = self.state.averaged.module
         if not self.sharded:
-            return self.averaged.module
-        weights = get_model_state_dict(self.averaged.module, options=WHOLE)
+            return averaged
+        weights = get_model_state_dict(averaged, options=WHOLE)
         if self.accelerator.is_main_process:
             self.task.network.load_state_dict(weights)
         return self.task.network
@@ -291,14 +259,14 @@ class _Trainer:
             if self.sharded:
                 network.cpu()  # makes room on the device again
 
-    def _step(self, data: Tensors) -> None:
-        params, device = self.params, self.accelerator.device
+    def _step(self, data: Batch) -> None:
+        params, device, state = self.params, self.accelerator.device, self.state
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.state.step)
-        data = tree_map(lambda value: value.to(device, non_blocking=True), data)
-        noise = tree_map(lambda draw: draw[self.rows], self.task.noise(self.state.step, params.batch_size, device))
+            group["lr"] = self.learning_rate(state.step)
+        data = _each(data, lambda value: value.to(device, non_blocking=True))
+        noise = _each(self.task.noise(state.step, params.batch_size, device), lambda value: value[self.rows])
         parts = params.accumulation_steps
-        totals = torch.zeros_like(self.sums)
+        totals = torch.zeros_like(state.sums)
         for n, (micro_data, micro_noise) in enumerate(zip(_split(data, parts), _split(noise, parts), strict=True)):
             with self._without_exchange() if n + 1 < parts else nullcontext():
                 with self.accelerator.autocast():
@@ -312,10 +280,10 @@ class _Trainer:
             self.accelerator.clip_grad_norm_(self.network.parameters(), params.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.averaged.update_parameters(self.raw)
-        self.sums += totals
+        state.averaged.update_parameters(state.network)
+        state.sums += totals
         # The first step that is not finite is remembered on the device, so that no step waits for it.
-        bad_now = torch.cat([totals.new_tensor([self.state.step + 1.0]), totals])
+        bad_now = torch.cat([totals.new_tensor([state.step + 1.0]), totals])
         self.bad = torch.where((self.bad[0] == 0) & ~totals.isfinite().all(), bad_now, self.bad)
 
     @contextmanager
@@ -325,19 +293,25 @@ class _Trainer:
             with self.accelerator.no_sync(self.network):
                 yield
             return
-        self.raw.set_requires_gradient_sync(False)
+        sharded: Any = self.state.network
+        sharded.set_requires_gradient_sync(False)
         yield
-        self.raw.set_requires_gradient_sync(True)
+        sharded.set_requires_gradient_sync(True)
 
-    def _log_interval(self) -> dict[str, float]:
-        """Averages of all terms since the last call, over all processes."""
+    def _log_interval(self) -> float:
+        """Logs the averages of all terms since the last call, over all processes; returns that of the total."""
         self._check_finite()
-        steps = self.state.step % self.params.log_every or self.params.log_every
-        means = self.accelerator.reduce(self.sums, reduction="mean") / steps
-        self.sums.zero_()
-        row = dict(zip(self.terms, means.tolist(), strict=True))
-        self.state.curve.append({"step": self.state.step, **row})
-        return row
+        params, state = self.params, self.state
+        steps = state.step % params.log_every or params.log_every
+        means = self.accelerator.reduce(state.sums, reduction="mean") / steps
+        state.sums.zero_()
+        row: dict[str, float] = dict(zip(self.terms, means.tolist(), strict=True))
+        state.curve.append({"step": state.step, **row})
+        (start, started), now = self.interval_start, time.perf_counter()
+        self.interval_start = (state.step, now)
+        speed = (state.step - start) * params.batch_size / (now - started)
+        self.log(row | {"images": state.step * params.batch_size, "images_per_second": speed}, state.step)
+        return row["total"]
 
     def _check_finite(self) -> None:
         """Raises :class:`UserError` on all processes if the loss of one of them was NaN or infinite."""
@@ -349,89 +323,31 @@ class _Trainer:
 
     def _check_weights(self) -> None:
         """A finite loss can have a gradient that is not finite. Raises :class:`UserError` on all processes if it reached the weights."""
-        finite = torch.stack([local(p).isfinite().all() for p in self.raw.parameters()]).all()
+        finite = torch.stack([local(p).isfinite().all() for p in self.state.network.parameters()]).all()
         if self.accelerator.reduce((~finite).double(), reduction="sum") > 0:
             raise self._diverged(f"the weights are not finite after step {self.state.step}")
 
     def _diverged(self, what: str) -> UserError:
         kept = (
-            f"the last good checkpoint is kept in {self.checkpoint}"
-            if self.checkpoint.is_file()
+            f"the last good checkpoint is kept in {self.checkpoint.file}"
+            if self.checkpoint.file.is_file()
             else "there was no checkpoint yet"
         )
         return UserError(f"{self.task.purpose}: {what}; {kept}; lower the learning rate or set max_grad_norm")
 
-    def save(self) -> None:
-        """Writes the checkpoint in one rename; never one that holds NaN. All processes must call it."""
+    def _save(self) -> None:
+        """Writes the checkpoint; never one that holds NaN."""
         self._check_finite()
         self._check_weights()
-        state = {
-            "fingerprint": self.fingerprint,
-            "step": self.state.step,
-            "curve": self.state.curve,
-            "sums": self.accelerator.gather(self.sums[None]),
-            "network": get_model_state_dict(self.raw, options=WHOLE),
-            "averaged": get_model_state_dict(self.averaged, options=WHOLE),
-            "optimizer": get_optimizer_state_dict(self.raw, self.adamw, options=WHOLE),
-        }
-        if not self.accelerator.is_main_process:
-            return
-        temporary = self.checkpoint.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self.checkpoint)
-
-    def restore(self) -> None:
-        """Continues from the checkpoint, if there is one that was made from the same parameters and inputs."""
-        if self.checkpoint.is_file():
-            # Mapped, so that the processes of a machine read it once.
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            if state["fingerprint"] == self.fingerprint:
-                self._continue_from(state)
-            elif self.accelerator.is_main_process:
-                print(
-                    f"{self.task.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning",
-                    file=sys.stderr,
-                )
-        steps = self.accelerator.gather(torch.tensor([self.state.step], device=self.accelerator.device)).tolist()
-        if len(set(steps)) > 1:
-            raise UserError(
-                f"{self.task.purpose}: processes would continue from different steps {steps}; their machines must share {self.checkpoint}"
-            )
-
-    def _continue_from(self, state: dict[str, Any]) -> None:
-        # With whole tensors in the file, each process takes its parts of them.
-        options = StateDictOptions(full_state_dict=self.sharded)
-        set_model_state_dict(self.raw, state["network"], options=options)
-        set_model_state_dict(self.averaged, state["averaged"], options=options)
-        set_optimizer_state_dict(self.raw, self.adamw, state["optimizer"], options=options)
-        sums, process = state["sums"].to(self.sums.device), self.accelerator.process_index
-        self.sums = sums[process].clone() if len(sums) == self.accelerator.num_processes else sums.mean(dim=0)
-        self.state = TrainingState(state["step"], state["curve"])
+        self.checkpoint.save(self.state)
 
 
-class _Fetched:
-    """Returns a worker's :class:`UserError` as its batch, so that it is raised again without torch's traceback."""
-
-    def __init__(self, dataset: BatchedDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: list[int]) -> Tensors | UserError:
-        try:
-            return self.dataset.__getitems__(indices)
-        except UserError as error:
-            return error
+def _each(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
+    """The same record with every tensor changed."""
+    changed: Record = tree_map_only(Tensor, change, record)
+    return changed
 
 
-def _as_fetched(batch: Tensors | UserError) -> Tensors | UserError:
-    return batch
-
-
-def _split(tensors: Tensors, parts: int) -> list[Tensors]:
-    """Equal micro-batches along the first dimension, of the same type as ``tensors``."""
-    return [tree_map(lambda value, n=n: value.chunk(parts)[n], tensors) for n in range(parts)]
+def _split(record: Record, parts: int) -> list[Record]:
+    """Equal micro-batches along the first dimension."""
+    return [_each(record, lambda value, n=n: value.chunk(parts)[n]) for n in range(parts)]  # type: ignore[misc]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from sfd.encoders.semantic.encoder import SemanticEncoder
+from sfd.encoders.semantic.features import FeatureBatch
 from sfd.params import SemanticParams
 from sfd.seeding import generator
-from sfd.training.loop import BatchedDataset, Tensors
+from sfd.training.batches import BatchedDataset
 
 
 class SemanticTask:
@@ -17,18 +18,23 @@ class SemanticTask:
     purpose = "semantic_vae"
 
     def __init__(
-        self, params: SemanticParams, network: SemanticEncoder, dataset: BatchedDataset, num_tokens: int, seed: int
+        self,
+        params: SemanticParams,
+        network: SemanticEncoder,
+        dataset: BatchedDataset[FeatureBatch],
+        num_tokens: int,
+        seed: int,
     ) -> None:
         self.network, self.dataset, self.seed = network, dataset, seed
         self.latent_shape = (num_tokens, params.latent_channels)
         self.weights: Mapping[str, float] = network.loss_weights(params)
 
-    def noise(self, step: int, batch_size: int, device: torch.device) -> Tensors:
+    def noise(self, step: int, batch_size: int, device: torch.device) -> Tensor:
         """The noise of a sample of the latent, ``(B, N, C_sem)``."""
         random = generator(self.seed, "semantic_vae/posterior", step, device)
-        return (torch.randn(batch_size, *self.latent_shape, generator=random, device=device),)
+        return torch.randn(batch_size, *self.latent_shape, generator=random, device=device)
 
-    def losses(self, network: nn.Module, data: Tensors, noise: Tensors) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, data: FeatureBatch, noise: Tensor) -> dict[str, Tensor]:
         """The terms, batch means."""
-        terms: dict[str, Tensor] = network(data[0], noise[0])
+        terms: dict[str, Tensor] = network(data.features, noise)
         return terms

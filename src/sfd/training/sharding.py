@@ -46,7 +46,7 @@ def _without_storage(network: nn.Module) -> nn.Module:
 def shard(network: nn.Module, device: torch.device, use_bf16: bool) -> None:
     """Splits the network's weights among all processes, in place.
 
-    Each entry of a ``ModuleList`` (a transformer's blocks) is gathered by itself, all that is left together. With ``use_bf16``, weights
+    Each entry of a ``ModuleList`` (a transformer's blocks) is gathered alone, and the rest of the network together. With ``use_bf16``, weights
     are gathered in bf16 and gradients are summed in float32. Inputs keep their type, because times need float32: under autocast, each
     operation casts what it can take in bf16.
     """

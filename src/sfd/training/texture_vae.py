@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
+from sfd.data.images import ImageBatch
 from sfd.encoders.texture_vae import TrainableAutoencoder, to_pixels
 from sfd.params import TextureVaeParams
 from sfd.seeding import generator
-from sfd.training.loop import BatchedDataset, Tensors
+from sfd.training.batches import BatchedDataset
 
 
 class TextureVaeTask:
@@ -21,7 +22,7 @@ class TextureVaeTask:
         self,
         params: TextureVaeParams,
         network: TrainableAutoencoder,
-        dataset: BatchedDataset,
+        dataset: BatchedDataset[ImageBatch],
         image_size: int,
         seed: int,
     ) -> None:
@@ -30,13 +31,13 @@ class TextureVaeTask:
         self.latent_shape = (params.latent_channels, grid, grid)
         self.weights: Mapping[str, float] = {"mse": 1.0, "l1": 1.0, "kl": params.kl_weight}
 
-    def noise(self, step: int, batch_size: int, device: torch.device) -> Tensors:
-        """The posterior's noise."""
+    def noise(self, step: int, batch_size: int, device: torch.device) -> Tensor:
+        """The noise of a sample of the latent, ``(B, C, H, W)``."""
         random = generator(self.seed, "texture_vae/posterior", step, device)
-        return (torch.randn(batch_size, *self.latent_shape, generator=random, device=device),)
+        return torch.randn(batch_size, *self.latent_shape, generator=random, device=device)
 
-    def losses(self, network: nn.Module, data: Tensors, noise: Tensors) -> dict[str, Tensor]:
-        """``data``: images uint8 ``(B, 3, S, S)`` and classes, which are not used."""
-        pixels = to_pixels(data[0])
-        reconstruction, kl = network(pixels, noise[0])
+    def losses(self, network: nn.Module, data: ImageBatch, noise: Tensor) -> dict[str, Tensor]:
+        """The terms, batch means. The classes are not used."""
+        pixels = to_pixels(data.images)
+        reconstruction, kl = network(pixels, noise)
         return {"mse": mse_loss(reconstruction, pixels), "l1": l1_loss(reconstruction, pixels), "kl": kl.mean()}

@@ -1,4 +1,4 @@
-"""The work queue of a study, whatever its trials do.
+"""The work queue of a study. It does not know what the trials do.
 
 The budget of a study is a queue of *slots*: one WAITING trial each, which workers take one by one. So any number of workers
 neither overshoots nor loses a trial, and a slot's proposal depends on the seed, the slot and the history, not on the worker.

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sfd.params import Params, combinations, fits
+from sfd.params import Params, holds_whole_numbers
 from sfd.pipeline.stage import check_current
 from sfd.workspace import Workspace
 
@@ -21,11 +21,10 @@ def distributions(params: Params) -> "dict[str, BaseDistribution]":
             made[key] = CategoricalDistribution(space.choices)
             continue
         assert low is not None and high is not None
-        # A key that holds whole numbers refuses even 2.0.
-        if any(fits(params, values | {key: float(low)}) for values in ({}, *combinations(params, key))):
-            made[key] = FloatDistribution(low, high, log=space.log, step=step)
-        else:
+        if holds_whole_numbers(params, key):
             made[key] = IntDistribution(int(low), int(high), log=space.log, step=int(step or 1))
+        else:
+            made[key] = FloatDistribution(low, high, log=space.log, step=step)
     return made
 
 

@@ -29,7 +29,7 @@ def hide_password(url: str) -> str:
 def check_storage(url: str) -> None:
     """Stops within 3 s when ``tune.storage`` cannot be used, before Optuna is imported.
 
-    Relative folders are created; absolute ones must exist, for a missing one is a slip or a disk that is not mounted.
+    Relative folders are created; absolute ones must exist, because a missing one is a mistake or a disk that is not mounted.
 
     Raises:
         UserError: the folder is missing or read-only, the file is something else, the server does not answer or refuses, its
@@ -72,7 +72,7 @@ def _check_sqlite(url: str, path: Path) -> None:
     except sqlite3.Error as error:
         if error.sqlite_errorname == "SQLITE_BUSY":  # another worker writes, so it can be used
             return
-        raise UserError(f"tune.storage `{url}` cannot be used: {error}; mend it or name another file") from None
+        raise UserError(f"tune.storage `{url}` cannot be used: {error}; repair it or name another file") from None
     if tables and not tables & {"studies", "version_info"}:  # e.g. MLflow's: both keep a table `alembic_version`
         raise UserError(f"tune.storage `{url}` cannot be used: it is another program's database; name another file")
 
@@ -84,7 +84,7 @@ def _check_journal(url: str, path: Path) -> None:
             first = file.readline(65536)
     except OSError as error:
         raise UserError(
-            f"tune.storage `{url}` cannot be used: {error.strerror}; mend it or name another file"
+            f"tune.storage `{url}` cannot be used: {error.strerror}; repair it or name another file"
         ) from None
     try:
         known = not first or "op_code" in json.loads(first)
@@ -136,7 +136,7 @@ def open_storage(url: str) -> "BaseStorage":
     if url.startswith(JOURNAL):
         from optuna.storages.journal import JournalFileBackend
 
-        # Absolute, for the lock is a symbolic link to the path: a relative one dangles, and is never recognised as stale.
+        # Absolute, because the lock is a symbolic link to the path. A relative link leads nowhere, and is never recognised as stale.
         return optuna.storages.JournalStorage(JournalFileBackend(str(_path(url).absolute())))
     tries = OPENING_TRIES
     while True:

@@ -279,9 +279,11 @@ def test_images_travel_to_other_processes(tmp_path: Path) -> None:
     images = Prepared.load(params, tmp_path / "out").images("train")
     sent = pickle.dumps(images)
     assert len(sent) < sum(len(encoded(row)) for row in range(10))  # the images themselves stay where they are
-    assert torch.equal(pickle.loads(sent).__getitems__([0, 3])[0], images.__getitems__([0, 3])[0])
-    loader = torch.utils.data.DataLoader(images, 4, num_workers=1, collate_fn=tuple)
-    assert torch.equal(torch.cat([batch for batch, _ in loader]), images.__getitems__(list(range(len(images))))[0])
+    assert torch.equal(pickle.loads(sent).__getitems__([0, 3]).images, images.__getitems__([0, 3]).images)
+    loader = torch.utils.data.DataLoader(images, 4, num_workers=1, collate_fn=lambda batch: batch)
+    assert torch.equal(
+        torch.cat([batch.images for batch in loader]), images.__getitems__(list(range(len(images)))).images
+    )
 
 
 def test_stages_that_read_other_sources_do_not_import_the_library() -> None:

@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -336,14 +337,14 @@ def _contents(root: Path, number: int) -> dict[str, bytes]:
 def test_an_archive_that_changed_or_vanished_is_named_with_the_remedy(packed: Path, tmp_path: Path) -> None:
     images = read_prepared(packed, tmp_path / "out").images("train")
     everything = list(range(len(images)))
-    whole = images.__getitems__(everything)[0]
+    whole = images.__getitems__(everything).images
     assert whole.shape == (len(images), 3, 8, 8)
     pack(packed / "1.tar", {"cat/04.png": png(0), "cat/05.png": png(1)})
     (packed / "2.tar").unlink()
     fresh = pickle.loads(pickle.dumps(images))  # holds no open file
     for row, path in enumerate(images.paths):
         if path.startswith("0.tar"):
-            assert torch.equal(fresh.__getitems__([row])[0][0], whole[row])
+            assert torch.equal(fresh.__getitems__([row]).images[0], whole[row])
         else:
             with pytest.raises(UserError, match=rf"{path} has changed .*rerun `dvc repro`"):
                 fresh.__getitems__([row])
@@ -370,11 +371,15 @@ def _num_open(root: Path) -> int:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_of_a_data_loader_read_the_same_pixels(packed: Path, tmp_path: Path, method: str) -> None:
     images = read_prepared(packed, tmp_path / "out").images("train")
-    alone = images.__getitems__(list(range(len(images))))[0]  # the parent's files are open now
+    alone = images.__getitems__(list(range(len(images)))).images  # the parent's files are open now
     loader = torch.utils.data.DataLoader(
-        images, 2, num_workers=1, collate_fn=tuple, multiprocessing_context=multiprocessing.get_context(method)
+        images,
+        2,
+        num_workers=1,
+        collate_fn=attrgetter("images"),
+        multiprocessing_context=multiprocessing.get_context(method),
     )
-    assert torch.equal(torch.cat([batch for batch, _ in loader]), alone)
+    assert torch.equal(torch.cat(list(loader)), alone)
 
 
 def test_a_manifest_of_a_folder_is_refused(packed: Path, tmp_path: Path) -> None:
@@ -389,8 +394,8 @@ def test_two_sets_of_images_become_one(packed: Path, tmp_path: Path) -> None:
     both: ManifestImages = train.joined(heldout)
     pixels, classes = both.__getitems__([0, len(train), len(both) - 1])
     assert both.paths == train.paths + heldout.paths
-    assert torch.equal(pixels[0], train.__getitems__([0])[0][0])
-    assert torch.equal(pixels[1:], heldout.__getitems__([0, len(heldout) - 1])[0])
+    assert torch.equal(pixels[0], train.__getitems__([0]).images[0])
+    assert torch.equal(pixels[1:], heldout.__getitems__([0, len(heldout) - 1]).images)
     assert classes.tolist() == [train.class_indices[0], heldout.class_indices[0], heldout.class_indices[-1]]
 
 

@@ -190,7 +190,7 @@ def test_a_new_kind_of_judge_is_made_loaded_and_scores_without_touching_another_
     judge = load_judge(tmp_path / "out" / "model")
     assert (judge.kind, judge.name, judge.classes, len(judge.digest)) == ("colour", "toy", 2, 64)
     assert logged["heldout_accuracy"] == 1.0
-    seen = extract(judge, [data.images(TRAIN).__getitems__([0, 7])[0]])
+    seen = extract(judge, [data.images(TRAIN).__getitems__([0, 7]).images])
     assert seen.features.shape == (2, 3) and seen.spatial is None
     assert class_accuracy(seen, torch.tensor([0, 1]), judge) == 1.0
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd import names
+from sfd.data.images import ImageBatch
 from sfd.data.shards import shard_bounds, write_index, write_shards
 from sfd.encoders.semantic.encoder import SemanticEncoder, load_semantic
 from sfd.encoders.semantic.features import FeaturesIndex
@@ -79,8 +80,9 @@ class LearntScale(FirstChannels):
 
 
 class Images:
-    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        return torch.zeros(len(rows), 3, 8, 8, dtype=torch.uint8), torch.zeros(len(rows), dtype=torch.int64)
+    def __getitems__(self, rows: list[int]) -> ImageBatch:
+        pixels = torch.zeros(len(rows), 3, 8, 8, dtype=torch.uint8)
+        return ImageBatch(pixels, torch.zeros(len(rows), dtype=torch.int64))
 
 
 @pytest.fixture

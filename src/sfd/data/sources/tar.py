@@ -79,7 +79,7 @@ class TarSource(DataSource):
         if archives:
             shown = "; ".join(f"{item.path} ({item.reason})" for item in archives[:_SHOWN_ARCHIVES])
             raise UserError(
-                f"{len(archives)} archives cannot be read: {shown}; all of them are listed in {rejected_file}: mend them or take them "
+                f"{len(archives)} archives cannot be read: {shown}; all of them are listed in {rejected_file}: repair them or take them "
                 "out of data.root"
             )
         super().check_scan(scan, rejected_file)

@@ -40,7 +40,7 @@ class Judge(nn.Module):
 
     @property
     def knows_classes(self) -> bool:
-        """Whether its logits tell classes of the data set apart."""
+        """Whether its logits distinguish the classes of the data set."""
         return self.classes is not None and self.classes > 1
 
     @property

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def write_features(
     def make(start: int, end: int) -> Shard:
         parts = []
         for first in range(start, end, params.batch_size):
-            pixels, _ = images.__getitems__(chosen[first : min(first + params.batch_size, end)])
+            pixels = images.__getitems__(chosen[first : min(first + params.batch_size, end)]).images
             parts.append(
                 torch.stack(
                     [encoder(view.to(encoder.mean.device)).half().cpu() for view in views_of(pixels, mirror)], dim=1
@@ -58,8 +59,14 @@ class FeaturesIndex:
     images: list[int]
 
 
+class FeatureBatch(NamedTuple):
+    """``features``: the encoder's patch features, float32 ``(B, N, D)``."""
+
+    features: Tensor
+
+
 class FeatureDataset:
-    """Stored features, each view a sample of its own."""
+    """Stored features, one sample per view."""
 
     def __init__(self, folder: Path) -> None:
         """Raises :class:`UserError` if a shard is missing or damaged."""
@@ -73,9 +80,8 @@ class FeatureDataset:
     def __len__(self) -> int:
         return len(self.reader) * self.index.num_views
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor]:
-        """Features ``(B, N, D)`` float32."""
+    def __getitems__(self, indices: list[int]) -> FeatureBatch:
+        """The features of these samples."""
         rows = self.reader.rows("features", [index // self.index.num_views for index in indices])
-        return (
-            torch.stack([row[index % self.index.num_views] for row, index in zip(rows, indices, strict=True)]).float(),
-        )
+        views = [row[index % self.index.num_views] for row, index in zip(rows, indices, strict=True)]
+        return FeatureBatch(torch.stack(views).float())

@@ -2,14 +2,10 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
-import yaml
-from support import REPOSITORY
+from changed_params import DIGITS
 
 from sfd.params import parse_params
-
-DIGITS: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
 
 
 def test_a_path_is_found_by_its_type_at_or_below_a_key() -> None:

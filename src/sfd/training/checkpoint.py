@@ -1,0 +1,115 @@
+"""Checkpoints: everything that a training continues from, in one file that is written in one rename."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim.swa_utils import AveragedModel
+
+from sfd.errors import UserError
+from sfd.training.sharding import WHOLE
+
+
+@dataclass
+class TrainingState:
+    """What changes while a network is trained.
+
+    Attributes:
+        network: the network that is trained, or this process's part of it.
+        averaged: the average of its weights.
+        optimizer: with its state.
+        sums: this process's sums of the loss's terms, and of the total, since they were last logged, float64 ``(terms + 1,)``.
+        step: number of finished steps.
+        curve: a row per logged interval.
+    """
+
+    network: nn.Module
+    averaged: AveragedModel
+    optimizer: torch.optim.Optimizer
+    sums: Tensor
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file of one training.
+
+    Attributes:
+        file: where it is; all processes see the same folder.
+        purpose: names the training in messages.
+        fingerprint: stands for parameters and inputs; a file with another one is not used.
+        accelerator: the processes that train.
+        sharded: whether each of them has a part of the weights.
+    """
+
+    file: Path
+    purpose: str
+    fingerprint: str
+    accelerator: Accelerator
+    sharded: bool
+
+    def save(self, state: TrainingState) -> None:
+        """Replaces the file in one rename. All processes must call it."""
+        content = {
+            "fingerprint": self.fingerprint,
+            "step": state.step,
+            "curve": state.curve,
+            "sums": self.accelerator.gather(state.sums[None]),
+            "network": get_model_state_dict(state.network, options=WHOLE),
+            "averaged": get_model_state_dict(state.averaged, options=WHOLE),
+            "optimizer": get_optimizer_state_dict(state.network, state.optimizer, options=WHOLE),
+        }
+        if not self.accelerator.is_main_process:
+            return
+        temporary = self.file.with_suffix(".tmp")
+        with temporary.open("wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self.file)
+
+    def restore(self, state: TrainingState) -> None:
+        """Sets ``state`` to that of the file, if there is one with this fingerprint. All processes must call it.
+
+        Raises:
+            UserError: the processes see different files.
+        """
+        if self.file.is_file():
+            # Mapped, so that the processes of a machine read it once.
+            content = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
+            if content["fingerprint"] == self.fingerprint:
+                self._set(state, content)
+            elif self.accelerator.is_main_process:
+                print(
+                    f"{self.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning",
+                    file=sys.stderr,
+                )
+        steps = self.accelerator.gather(torch.tensor([state.step], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"{self.purpose}: processes would continue from different steps {steps}; their machines must share {self.file}"
+            )
+
+    def _set(self, state: TrainingState, content: dict[str, Any]) -> None:
+        # With whole tensors in the file, each process takes its parts of them.
+        options = StateDictOptions(full_state_dict=self.sharded)
+        set_model_state_dict(state.network, content["network"], options=options)
+        set_model_state_dict(state.averaged, content["averaged"], options=options)
+        set_optimizer_state_dict(state.network, state.optimizer, content["optimizer"], options=options)
+        sums, process = content["sums"].to(state.sums.device), self.accelerator.process_index
+        same_number = len(sums) == self.accelerator.num_processes
+        state.sums = sums[process].clone() if same_number else sums.mean(dim=0)
+        state.step, state.curve = content["step"], content["curve"]

@@ -1,0 +1,41 @@
+"""The shipped parameters with some keys changed, and what the parser says of them."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from support import REPOSITORY
+
+from sfd.errors import UserError
+from sfd.params import parse_params
+
+DIGITS: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """The shipped parameters with some dotted keys set."""
+    tree = copy.deepcopy(DIGITS)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        inner = tree
+        for section in sections:
+            inner = inner[section]
+        inner[last] = value
+    return tree
+
+
+def refusal(changes: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        parse_params(changed(changes))
+    assert "\n" not in str(error.value)
+    return str(error.value)

@@ -1,0 +1,197 @@
+"""Rules between options: what does not fit is refused with a reason, and what fits is accepted."""
+
+from typing import Any
+
+import pytest
+from changed_params import changed, refusal
+
+from sfd.params import Params, parse_params
+
+PLAIN = {
+    "semantic.kind": "none",
+    "schedule.kind": "sync",
+    "sample.guidance.scale_semantic": 1,
+    "latents.store_features": False,
+    "diffusion.loss.repa_weight": 0,
+}
+"""Texture alone, by itself."""
+PRETRAINED_JUDGE = {
+    "judge.kind": "inception",
+    "judge.source": "pretrained",
+    "judge.name": "inception",
+    "judge.training": None,
+}
+FID_GATE = {"register.gates": {"fid": {"limit": 4.0, "improve": True}}}
+CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
+WARM = {"diffusion.training.warmup_steps": 10}
+NO_CONDITION = {
+    "diffusion.model.condition": "none",
+    "diffusion.model.class_dropout": 0,
+    "sample.guidance": {},
+    "register.gates": {"class_accuracy_heldout": {"limit": 0.9}},
+}
+"""A model that is told nothing, by itself."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"data.image_size": 64}, ["share one grid", "data.image_size 64 / 8 = 8", "= 4"]),
+        ({"data.revision": "main"}, ["data.revision is 'main'", "data.source is `digits`", "null"]),
+        ({"data.image_column": "label"}, ["image_column and data.label_column are both 'label'"]),
+        ({"encoder.input_size": 30}, ["encoder.input_size 30", "encoder.patch_size 8"]),
+        ({"encoder.num_heads": 5}, ["encoder.width 96", "encoder.num_heads 5"]),
+        ({"semantic.num_heads": 3}, ["semantic.width 128", "semantic.num_heads 3"]),
+        ({"semantic.training": None}, ["kind is `semvae`", "semantic.training must be given"]),
+        (
+            {"semantic.kind": "pca", "semantic.latent_channels": 97},
+            ["latent_channels 97 must be at most encoder.width 96"],
+        ),
+        (PLAIN | {"schedule.kind": "offset"}, ["kind is `none`", "must be `sync`, not `offset`"]),
+        (PLAIN | {"sample.guidance.scale_semantic": 1.25}, ["kind is `none`", "scale_semantic must be 1"]),
+        (PLAIN | {"sample.guidance.start_semantic": 0.1}, ["kind is `none`", "start_semantic 0"]),
+        (PLAIN | {"encoder.source": "none", "data.image_size": 36}, ["data.image_size 36 must be a multiple of 8"]),
+        (
+            PLAIN | {"encoder.source": "none", "data.image_size": 40, "diffusion.model.patch_size": 2},
+            ["grid 5 (data.image_size / 8)", "patch_size 2"],
+        ),
+        ({"encoder.source": "none"}, ["encoder.source is `none`, but semantic.kind is `semvae`"]),
+        (
+            PLAIN | {"encoder.source": "none", "latents.store_features": True},
+            ["encoder.source is `none`, but latents.store_features is true"],
+        ),
+        (
+            {"encoder.source": "none", "encoder.file": "vit.pth"},
+            ["encoder.file is 'vit.pth'", "`none`", "reads no file"],
+        ),
+        ({"encoder.source": "file"}, ["encoder.file must name"]),
+        ({"texture_vae.source": "pretrained"}, ["texture_vae.name must be given"]),
+        ({"texture_vae.file": "vae"}, ["texture_vae.file is 'vae'", "`train`", "null"]),
+        ({"judge.training": None}, ["judge.training must be given"]),
+        ({"diffusion.source": "file"}, ["diffusion.file must name the weights"]),
+        ({"diffusion.file": "weights"}, ["diffusion.file is 'weights'", "`train`, which reads no file"]),
+        (PRETRAINED_JUDGE | {"judge.name": "v3"}, ["judge.name is 'v3'", "call it `inception`"]),
+        (PRETRAINED_JUDGE | {"judge.source": "train"}, ["judge.source is `train`, so judge.training must be given"]),
+        (
+            {"judge.kind": "inception", "judge.name": "inception"},
+            ["judge.kind is `inception`, which is never trained here", "`pretrained` or `file`"],
+        ),
+        (
+            {"judge.source": "pretrained", "judge.training": None},
+            ["judge.kind is `resnet`, which has no published weights", "judge.source is `pretrained`", "`train`"],
+        ),
+        ({"judge.source": "file", "judge.file": "w.pth"}, ["judge.kind is `resnet`", "judge.source is `file`"]),
+        (
+            PRETRAINED_JUDGE | {"judge.source": "file", "judge.file": "w.pth", "judge.name": "v3"},
+            ["judge.name is 'v3'", "call it `inception`"],
+        ),
+        (PRETRAINED_JUDGE | {"judge.file": "w.pth"}, ["judge.file is 'w.pth'", "`pretrained`"]),
+        ({"judge.name": "inception"}, ["`inception` is kept for Inception-v3"]),
+        ({"judge.name": "heldout"}, ["'heldout' is taken", "fd_heldout"]),
+        ({"judge.name": "reconstruction"}, ["'reconstruction' is taken", "fd_reconstruction"]),
+        ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true", "`decoded`"]),
+        ({"diffusion.lora": {"rank": 4}}, ["diffusion.lora adapts a trained model", "init_from is null"]),
+        (
+            WARM | {"diffusion.source": "file", "diffusion.file": "weights", "diffusion.init_from": "a model"},
+            ["diffusion.source is `file`", "set source to `train`"],
+        ),
+        (
+            WARM | {"diffusion.init_from": "a model", "diffusion.lora": {}, "diffusion.sharding": "fsdp"},
+            ["diffusion.lora", "set sharding to `ddp`"],
+        ),
+        (
+            PLAIN | {"diffusion.loss.repa_weight": 1.0, "diffusion.loss.repa_target": "decoded"},
+            ["repa_target is `decoded`", "semantic.kind is `none`", "`stored`"],
+        ),
+        (WARM | {"diffusion.init_from": "models:/sfd"}, ["'models:/sfd' is no address", "models:/NAME@ALIAS"]),
+        (WARM | {"diffusion.init_from": "models:/sfd/0"}, ["is no address"]),
+        (
+            WARM | {"diffusion.init_from": "results/diffusion/model"},
+            ["DVC removes results/diffusion", "copy the model"],
+        ),
+        (
+            {"diffusion.init_from": "models/b", "diffusion.training.warmup_steps": 0},
+            ["init_from is set", "warmup_steps must be above 0"],
+        ),
+        ({"diffusion.loss.repa_depth": 5}, ["repa_depth is 5", "size tiny has 4 blocks"]),
+        ({"diffusion.model.patch_size": 2}, ["repa_weight", "patch_size 2 to 1"]),
+        (
+            {f"diffusion.loss.{term}_weight": 0 for term in ("velocity", "cosine", "repa")},
+            ["velocity_weight, cosine_weight and repa_weight are all 0"],
+        ),
+        ({"sample.guidance.kind": "autoguidance"}, ["weak_model is needed"]),
+        ({"sample.guidance.weak_model": "models/b"}, ["weak_model is needed", "no other kind"]),
+        ({"sample.guidance.kind": "none"}, ["kind is `none`", "scales must be 1"]),
+        (CFG | {"diffusion.model.class_dropout": 0}, ["class_dropout must be above 0"]),
+        ({"register.gates": {"fd_digit_judge": {"limit": 1.0}}}, ["no metric `fd_digit_judge`", "`fd_digits_judge`"]),
+        ({"register.gates": {"fid": {"limit": 1.0}}}, ["judge `digits_judge` gives no metric `fid`"]),
+        ({"judge.name": "eye"}, ["no metric `fd_digits_judge`"]),
+        ({"register.gates": {"kid": {"improve": True}}}, ["kid.improve", "standard error (fd_digits_judge", "limit"]),
+        ({"register.gates": {"fd_heldout": {"improve": True}}}, ["fd_heldout.improve", "standard error"]),
+        ({"register.gates": {"recall": {"limit": None}}}, ["a gate needs a limit, or improve: true"]),
+        (
+            {"register.gates": {"recall": {"limits": 0.5}}},
+            ["unknown key `register.gates.recall.limits`", "recall.limit`"],
+        ),
+        (PRETRAINED_JUDGE | {"register.gates": {"class_accuracy": {"limit": 0.9}}}, ["no metric `class_accuracy`"]),
+        (
+            {"evaluate.reference": "ref.npz"},
+            ["evaluate.reference is 'ref.npz'", "the judge is `digits_judge`", "to null"],
+        ),
+        (NO_CONDITION | {"diffusion.model.class_dropout": 0.1}, ["nothing to drop", "class_dropout 0.1 to 0"]),
+        (NO_CONDITION | {"sample.guidance": {"kind": "cfg", "scale_texture": 2}}, ["null condition", "`autoguidance`"]),
+        (
+            NO_CONDITION | {"register.gates": {"class_accuracy": {"limit": 0.9}}},
+            ["register.gates.class_accuracy", "condition is `none`", "remove the gate"],
+        ),
+        ({"register.gates": {"sfid": {"limit": 9.0}}}, ["judge `digits_judge` gives no metric `sfid`"]),
+        (PRETRAINED_JUDGE | {"register.gates": {"sfid": {"improve": True}}}, ["sfid.improve", "limit"]),
+        ({"register.alias": "champion"}, ["alias `champion`", "`sfd models promote`"]),
+        ({"register.alias": "previous"}, ["alias `previous`"]),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any], named: list[str]) -> None:
+    message = refusal(changes)
+    for part in named:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.image_size": 64, "encoder.input_size": 64},
+        {"semantic.kind": "pca", "semantic.training": None, "semantic.latent_channels": 96, "semantic.num_heads": 3},
+        {"semantic.kind": "pca", "schedule.kind": "sync"},
+        PLAIN,
+        PLAIN | {"semantic.training": None, "diffusion.loss.repa_weight": 1, "latents.store_features": True},
+        PLAIN | {"encoder.source": "none", "encoder.training": None, "data.image_size": 40},
+        PLAIN
+        | {"encoder.source": "none", "texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 36},
+        {"data.source": "huggingface", "data.root": "owner/name", "data.revision": "main", "data.split": "train+test"},
+        {"data.source": "tar", "data.root": "shards"},
+        {"encoder.source": "file", "encoder.file": "vit.safetensors", "encoder.training": None},
+        {"texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 64},
+        PRETRAINED_JUDGE | FID_GATE,
+        PRETRAINED_JUDGE | FID_GATE | {"judge.source": "file", "judge.file": "w.pth"},
+        PRETRAINED_JUDGE | FID_GATE | {"evaluate.reference": "VIRTUAL_imagenet256_labeled.npz"},
+        PRETRAINED_JUDGE | {"register.gates": {"sfid": {"limit": 9.0}}},
+        {"register.gates": {}},
+        {"register.gates": {"kid": {"limit": 0.01}, "fd_heldout": {"limit": 1}, "recall": {"improve": True}}},
+        {"latents.store_features": False, "diffusion.loss.repa_weight": 0},
+        {"latents.store_features": False, "diffusion.loss.repa_target": "decoded"},
+        WARM | {"diffusion.init_from": "../other/results/diffusion/model"},
+        WARM | {"diffusion.init_from": "models:/sfd@champion", "diffusion.lora": {}},
+        WARM | {"diffusion.init_from": "models:/sfd/12", "diffusion.init_statistics": "new"},
+        {"diffusion.model.patch_size": 2, "diffusion.loss.repa_weight": 0},
+        {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},
+        {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
+        CFG,
+        NO_CONDITION,
+        NO_CONDITION | {"sample.guidance": {"kind": "autoguidance", "weak_model": "models/b", "scale_texture": 2}},
+        {"register.gates": {"class_accuracy": {"limit": 0.9}}},
+        {"schedule.kind": "sync"},
+        {"diffusion.source": "file", "diffusion.file": "weights"},
+    ],
+)
+def test_options_that_fit_each_other_are_accepted(changes: dict[str, Any]) -> None:
+    assert isinstance(parse_params(changed(changes)), Params)

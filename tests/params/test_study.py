@@ -1,0 +1,154 @@
+"""Rules of a study: what `sfd tune` would refuse from the file alone, `sfd params` refuses, too."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from changed_params import changed
+
+from sfd.errors import UserError
+from sfd.params import check_study, parse_params
+
+INCEPTION = {
+    "judge.kind": "inception",
+    "judge.source": "pretrained",
+    "judge.name": "inception",
+    "judge.training": None,
+    "register.gates": {},
+}
+UNCONDITIONAL = {
+    "diffusion.model.condition": "none",
+    "diffusion.model.class_dropout": 0,
+    "sample.guidance": {},
+    "register.gates": {},
+    "tune.space": {"sample.num_steps": {"low": 5, "high": 10}},
+}
+TRAINING = {"tune.kind": "training", "tune.space": {"schedule.tau": {"low": 0.0, "high": 1.0}}}
+STEPS = "sample.num_steps"
+SCALE = "sample.guidance.scale_texture"
+
+
+def space(key: str, **values: Any) -> dict[str, Any]:
+    return {"tune.space": {key: values}}
+
+
+@pytest.mark.parametrize(
+    ("refused", "named", "accepted"),
+    [
+        ({"tune.objectives": ["fid"]}, ["judge.name is `digits_judge`", "exchange"], {"tune.objectives": ["fd"]}),
+        (INCEPTION, ["judge.name is `inception`", "exchange"], INCEPTION | {"tune.objectives": ["fid"]}),
+        (
+            INCEPTION | {"tune.objectives": ["class_accuracy"]},
+            ["`class_accuracy`", "judge.kind is `inception`", "remove it"],
+            {"tune.objectives": ["class_accuracy"]},
+        ),
+        (
+            UNCONDITIONAL | {"tune.objectives": ["class_accuracy"]},
+            ["`class_accuracy`", "condition is `none`", "remove it"],
+            UNCONDITIONAL | {"tune.objectives": ["fd"]},
+        ),
+        (
+            {"tune.objectives": ["fd", "fd"], "tune.pruner": "none"},
+            ["name one twice", "remove it"],
+            {"tune.objectives": ["fd", "kid"], "tune.pruner": "none"},
+        ),
+        (
+            {"tune.objectives": ["fd", "seconds_per_image"]},
+            ["tune.pruner `hyperband` needs a single objective", "`none`"],
+            {"tune.objectives": ["fd", "seconds_per_image"], "tune.pruner": "none"},
+        ),
+        (TRAINING | {"tune.refine_steps": 10}, ["tune.refine_steps", "set it to 0"], TRAINING),
+        (
+            space("sample.batch_size", low=10, high=20),
+            ["`sample.batch_size` changes no trial's images"],
+            space(STEPS, low=10, high=20),
+        ),
+        (
+            TRAINING | space("semantic.width", low=64, high=128),
+            ["`semantic.width` cannot be searched by a study of kind `training`"],
+            TRAINING | space("diffusion.loss.time_mean", low=-1, high=1),
+        ),
+        (
+            space(STEPS, low=5, high=10, step=0.5),
+            ["sample.num_steps", "step is 0.5", "whole number"],
+            space(STEPS, low=5, high=10, step=5),
+        ),
+        (
+            space(SCALE, low=1, high=30),
+            ["scale_texture", "less than or equal to 20"],
+            space(SCALE, low=1, high=20, step=0.5),
+        ),
+        (space(STEPS, choices=[5, "6"]), ["num_steps", "valid integer"], space(STEPS, choices=[5, 6])),
+        (
+            {"tune.storage": "postgresql://user:p@ss@host/db"},
+            ["%XX", "not shown for its password"],
+            {"tune.storage": "postgresql://user:p%40ss@host/db"},
+        ),
+        (
+            {"tune.storage": "sqlite:///:memory:"},
+            ["`sqlite:///:memory:` must name a file"],
+            {"tune.storage": "sqlite:///mlruns/other.db"},
+        ),
+        (
+            {"tune.storage": "sqlite:///a.db?mode=memory"},
+            ["must name a file"],
+            {"tune.storage": "journal://shared/study.log"},
+        ),
+    ],
+)
+def test_what_no_study_could_do_is_refused_and_its_neighbour_is_accepted(
+    refused: dict[str, Any], named: list[str], accepted: dict[str, Any]
+) -> None:
+    check_study(parse_params(changed(accepted)))
+    params = parse_params(changed(refused))
+    with pytest.raises(UserError) as error:
+        check_study(params)
+    message = str(error.value)
+    assert "\n" not in message and "p@ss" not in message
+    assert all(part in message for part in named), message
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [
+        ({"low": 1.0}, "give either low and high, or choices"),
+        ({"low": 1.0, "high": 2.0, "choices": [1.0]}, "give either low and high, or choices"),
+        ({"low": 2.0, "high": 1.0}, "low 2 must be below high 1"),
+        ({"low": 1.0, "high": 2.0, "step": 1.5}, "step 1.5 must be at most high - low = 1"),
+        ({"low": 0.0, "high": 2.0, "log": True}, "log needs low above 0"),
+        ({"low": 1.0, "high": 2.0, "log": True, "step": 0.5}, "log needs low above 0, and no step"),
+        ({"choices": [1.0], "log": True}, "choices take neither step nor log"),
+        ({"choices": []}, "at least 1 item"),
+    ],
+)
+def test_a_search_space_of_the_wrong_form_is_refused_with_its_key(form: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_params(changed({"tune.space": {SCALE: form}}))
+    assert f"tune.space.{SCALE}" in str(error.value) and named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"low": 1.0, "high": 2.0},
+        {"low": 1.0, "high": 2.0, "step": 1.0},
+        {"low": 1.1, "high": 1.3, "step": 0.2},
+        {"low": 1.0, "high": 2.0, "log": True},
+        {"choices": [1.0, 1.5]},
+    ],
+)
+def test_a_search_space_of_the_right_form_is_accepted(form: dict[str, Any]) -> None:
+    check_study(parse_params(changed({"tune.space": {SCALE: form}})))
+
+
+def test_the_command_refuses_in_one_line_what_sfd_tune_would_refuse(tmp_path: Path) -> None:
+    tree = copy.deepcopy(changed({"tune.objectives": ["fid"]}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    command = [Path(sys.executable).with_name("sfd"), "params", "--file", tmp_path / "params.yaml"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert run.stderr.startswith("error: ") and "exchange them" in run.stderr
