@@ -4,6 +4,7 @@ import sys
 
 from sfd.data.listing import write_listing
 from sfd.errors import UserError
+from sfd.pipeline.scan import write_code_digests
 from sfd.registry.source import write_init_from
 from sfd.workspace import Workspace
 
@@ -12,5 +13,6 @@ try:
     params = workspace.load_params()
     write_listing(workspace.resolve_paths(params.data), workspace.listing)
     write_init_from(workspace, params.diffusion.init_from)
+    write_code_digests(workspace.result("scan") / "code")
 except UserError as error:
     sys.exit(f"error: scan: {error}")

@@ -172,7 +172,7 @@ def test_a_server_draws_the_samples_from_the_registered_version_with_its_weak_mo
     [
         ("schedule", {"tau": 0.2}, "have the schedule {'kind': 'offset', 'tau': 0.3}: set schedule in params.yaml"),
         ("data", {"image_size": 32}, "draw texture latents (4, 4, 4), but images of data.image_size 32 have (4, 2, 2)"),
-        ("diffusion", {"file": "weights/texture_vae"}, "model.safetensors is missing"),
+        ("diffusion", {"file": "weights/texture_vae"}, "config.json does not describe a diffusion model"),
         ("diffusion", {"file": "weights/nothing"}, "weights/nothing does not exist, but params.yaml names it"),
     ],
 )

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def test_registration_says_how_good_the_version_is_how_that_was_measured_and_on_
 
 def test_the_first_champion_is_promoted_by_the_command_and_leaves_an_audit_entry(registry: Registry) -> None:
     runs = len(registry.runs("promote"))
-    status, output = registry.project.run("sfd", "models", "promote", "--to", "champion")
+    status, output = registry.project.run("sfd", "models", "promote")
     assert status == 0, output
     assert "passes: no champion yet" in output and "the same pixels as at registration" in output
     assert registry.aliases() == {"candidate": "1", "champion": "1"} and registry.models() == [NAME]
@@ -221,7 +222,9 @@ def test_an_artifact_that_was_tampered_with_is_never_promoted_not_even_by_force(
     before = registry.state()
     settings = registry.artifacts() / "artifacts" / "sample.json"
     original = settings.read_text()
-    settings.write_text(original.replace('"num_steps":3', '"num_steps":2'))
+    tampered = re.sub(r'"num_steps": ?3', '"num_steps": 2', original)
+    assert tampered != original
+    settings.write_text(tampered)
     try:
         with pytest.raises(
             promotion.PromotionRefused, match="the smoke test fails: its pixels differ from those of its registration"

@@ -189,7 +189,7 @@ def test_the_params_file_names_the_model_and_a_missing_alias_is_one_line_with_it
         return done.stderr
 
     nameless = run("--port", "0")
-    assert "params.yaml does not exist" in nameless and "--model" in nameless
+    assert "there is no params.yaml in" in nameless and "--model" in nameless
     shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
     named = run("--port", "0")
     assert "no alias `champion` of model `sfd-digits`" in named and "`sfd models promote`" in named

@@ -166,7 +166,7 @@ def test_whichever_write_it_dies_at_it_ends_with_the_same_bytes(monkeypatch: pyt
         generate(folder.name, per_class=number)
         assert contents(folder) == expected, f"killed at write {fatal}"
         shutil.rmtree(folder)
-    assert fatal - 1 == 1 + 2 * number + 2 + 1, "writes: the command, each image, each of two batches, the table"
+    assert fatal - 1 == 2 + 2 * number + 2 + 1, "writes: marker, command, each image, each of two batches, table"
 
 
 def test_only_images_that_the_judge_is_sure_of_are_kept_and_they_are_the_first_ones(

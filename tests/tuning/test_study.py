@@ -13,6 +13,7 @@ from postgres import postgres_server
 from support import IN_ONE_PROCESS, Project, draw_images, small_params, wait_until
 
 from sfd.tuning.study import tune
+from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
@@ -80,7 +81,7 @@ def registered_models(project: Project) -> list[Any]:
 def test_a_study_ends_in_a_report_in_runs_that_name_their_trials_and_in_values_that_dvc_takes_up(
     project: Project,
 ) -> None:
-    tune()
+    tune(Workspace.find())
     study = load(project)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
     runs = {run.info.run_id: run for run in runs_of(project)}
@@ -113,17 +114,17 @@ def test_a_study_ends_in_a_report_in_runs_that_name_their_trials_and_in_values_t
 
 def test_the_same_command_continues_a_study_and_one_of_other_parameters_is_refused(project: Project) -> None:
     change(project, tune={"trials": 1})
-    tune()
+    tune(Workspace.find())
     first = load(project).trials[0]
     change(project, tune={"trials": 3})
-    tune()
+    tune(Workspace.find())
     trials = load(project).trials
     assert len(trials) == 3 and trials[0].params == first.params
     parents = {run.data.tags.get("mlflow.parentRunId") for run in runs_of(project) if "sfd.trial" in run.data.tags}
     assert parents == {load(project).user_attrs["mlflow_run_id"]}, "all trials are below the newest parent"
     change(project, tune={"trials": 3, "num_images": 14})
     with pytest.raises(SystemExit):
-        tune()
+        tune(Workspace.find())
     assert len(load(project).trials) == 3
 
 
@@ -131,7 +132,7 @@ def test_refined_candidates_differ_from_plain_ones_and_repeat_to_the_last_digit(
     found = {}
     for name, steps in (("plain", 0), ("refined", 3), ("again", 3)):
         change(project, tune={"study": name, "trials": 1, "refine_steps": steps})
-        tune()
+        tune(Workspace.find())
         found[name] = load(project, name).trials[0].user_attrs["values"]["fd"]
     assert found["refined"] == found["again"] != found["plain"]
     assert not list((project.folder / ".sfd" / "tune").iterdir()), "passing work is removed"
@@ -146,7 +147,7 @@ def test_trials_that_train_reuse_the_latents_and_poor_ones_are_pruned(project: P
         sample={"schedule": None},
     )
     shutil.rmtree(project.result("diffusion"))
-    tune()
+    tune(Workspace.find())
     study = load(project)
     states = [trial.state.name for trial in study.trials]
     assert len(states) == 5 and set(states) <= {"COMPLETE", "PRUNED"} and "COMPLETE" in states
@@ -162,7 +163,7 @@ def test_trials_that_train_reuse_the_latents_and_poor_ones_are_pruned(project: P
 
 def test_a_poor_trial_is_pruned_after_its_first_repeat_and_is_killed_in_mlflow(project: Project) -> None:
     change(project, tune={"trials": 6, "pruner": "hyperband", "sampler": "random"})
-    tune()
+    tune(Workspace.find())
     trials = load(project).trials
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
     assert pruned and len(pruned) < 6
@@ -177,7 +178,7 @@ def test_a_poor_trial_is_pruned_after_its_first_repeat_and_is_killed_in_mlflow(p
 
 def test_several_objectives_have_a_front_and_no_best(project: Project) -> None:
     change(project, tune={"objectives": ["fd", "seconds_per_image"]})
-    tune()
+    tune(Workspace.find())
     study = load(project)
     assert all(len(trial.values) == 2 for trial in study.trials)
     status, output = project.run("sfd", "tune", "apply", "guidance")
@@ -193,7 +194,7 @@ def test_values_that_do_not_fit_together_fail_their_trial_and_not_the_study(proj
     }
     plain = small_params()["sample"]["guidance"] | {"scale_texture": 1.0, "scale_semantic": 1.0}
     change(project, tune={"space": space, "trials": 6, "sampler": "random"}, sample={"guidance": plain})
-    tune()
+    tune(Workspace.find())
     states = {trial.state.name: trial.user_attrs.get("reason", "") for trial in load(project).trials}
     assert set(states) == {"COMPLETE", "FAIL"} and "sample.guidance.kind is `none`" in states["FAIL"]
     runs = [run for run in runs_of(project) if run.data.tags.get("sfd.trial_state") == "FAIL"]
@@ -295,9 +296,9 @@ def test_a_trial_that_is_interrupted_before_its_run_is_open_waits_again(
     with monkeypatch.context() as patch:
         patch.setattr("sfd.tuning.trials.start_run", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            tune()
+            tune(Workspace.find())
     assert [trial.user_attrs["reason"] for trial in load(project).trials] == ["interrupted"]
-    tune()
+    tune(Workspace.find())
     assert [trial.state.name for trial in load(project).trials] == ["FAIL", "COMPLETE"]
 
 
