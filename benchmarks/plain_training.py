@@ -104,7 +104,7 @@ class PlainBackbone(nn.Module):
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, width, 1)})
         self.t_embedder_sem = nn.ModuleDict({"mlp": small_mlp(width // 2)})
         self.t_embedder_tex = nn.ModuleDict({"mlp": small_mlp(width // 2)})
-        self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(config.num_classes + 1, width)})
+        self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(len(config.condition.choices) + 1, width)})
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid**2, width), requires_grad=False)
         self.blocks = nn.ModuleList([PlainBlock(width, config.num_heads, config.grid) for _ in range(depth)])
         self.final_layer = nn.ModuleDict(
@@ -160,7 +160,7 @@ class PlainTrainer:
         semantic = self.config.semantic_channels
         texture = x1.shape[1] - semantic
         labels = labels.clone()
-        labels[drop < dropout] = self.config.num_classes
+        labels[drop < dropout] = len(self.config.condition.choices)  # the null class
         t = torch.cat([t_tex[:, None].repeat(1, texture), t_sem[:, None].repeat(1, semantic)], dim=1)[:, :, None, None]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             velocity, projection = self.network(t * x1 + (1 - t) * x0, t_tex, t_sem, labels)
@@ -264,25 +264,27 @@ def build(size: str, batch_size: int, num_steps: int, bf16: bool, compiled: bool
     from sfd.bench.networks import LatentShape
     from sfd.bench.workloads import OneBatch
     from sfd.diffusion.schedule import OffsetSchedule
-    from sfd.models.lightningdit import LightningDiT
-    from sfd.params import LossParams, ModelParams, ScheduleParams, TrainingParams
+    from sfd.models.backbone import Facts, build_backbone, config_from_params
+    from sfd.models.conditions import ClassCondition
+    from sfd.params import LossParams, ModelParams, TrainingParams
     from sfd.seeding import generator
-    from sfd.training.diffusion import DiffusionTask, model_config
+    from sfd.training.diffusion import DiffusionTask
 
     shape = LatentShape(grid, texture_channels=32, semantic_channels=16, feature_dim=768, num_classes=1000)
     loss = LossParams.model_validate({})
-    config = model_config(
-        ModelParams.model_validate({"size": size}),
-        loss,
-        ScheduleParams.model_validate({}),
+    facts = Facts(
         grid=grid,
         texture_channels=shape.texture_channels,
         semantic_channels=shape.semantic_channels,
-        num_classes=shape.num_classes,
         feature_dim=shape.feature_dim,
+        condition=ClassCondition.numbered(shape.num_classes),
+        two_times=True,
+        repa_depth=loss.repa_depth,
+        repa_width=loss.repa_width,
     )
+    config = config_from_params(ModelParams.model_validate({"size": size}), facts)
     random = generator(0, "bench/backbone")
-    network = LightningDiT(config).initialise(random)
+    network = build_backbone(config).initialise(random)
     with torch.no_grad():  # no weight is zero, so that the comparison of the losses sees all of them
         for parameter in network.parameters():
             if parameter.requires_grad:

@@ -91,7 +91,11 @@ class Warm:
     def stop(self) -> None:
         assert self.server.stdin is not None
         self.server.stdin.close()
-        self.server.wait()
+        try:
+            self.server.wait(30)
+        except subprocess.TimeoutExpired:  # a program that a failed test left behind still holds the pipe
+            self.server.kill()
+            self.server.wait()
         self.log.close()
 
 

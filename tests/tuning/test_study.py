@@ -248,7 +248,7 @@ def kill_a_worker_in_mid_trial(project: Project, storage: str, url: str) -> None
     def busy() -> bool:
         return any(trial.state.name == "RUNNING" and trial.params for trial in study().trials)
 
-    wait_until(busy, 90)
+    wait_until(busy, 180)
     os.kill(worker.pid, signal.SIGKILL)
     worker.communicate()
     status, output = project.run("sfd", "tune", **tracking)
@@ -313,7 +313,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(project: Projec
             return False
         return {"COMPLETE", "RUNNING"} <= {trial.state.name for trial in trials if "values" in trial.user_attrs}
 
-    wait_until(one_is_done_and_another_under_way, 90)
+    wait_until(one_is_done_and_another_under_way, 180)
     main.send_signal(signal.SIGINT)
     output, _ = main.communicate()
     assert main.returncode != 0 and "the same command continues" in output and "Traceback" not in output, output
