@@ -70,7 +70,12 @@ def register(
         store.set_model_version_tag(params.name, created, EXPERIMENT, experiment.name)
     # As seen from the project's root, so that the result does not depend on the working folder.
     uri = tracking_uri(Workspace(Path()))
-    written = {"name": params.name, "version": created, "alias": None if experiment else params.alias, "tracking_uri": uri}
+    written = {
+        "name": params.name,
+        "version": created,
+        "alias": None if experiment else params.alias,
+        "tracking_uri": uri,
+    }
     (out / "version.json").write_text(json.dumps(written, indent=2) + "\n")
     return store.get_model_version(params.name, created)
 
