@@ -10,7 +10,14 @@ import torch
 import warm
 
 SLOWEST = ("test_study", "test_end_to_end", "test_launch", "test_digits_finetuning", "test_server", "test_tracking")
-SLOWEST += ("test_models_command", "test_generate", "test_loop", "test_released_graph", "test_queue", "test_preset_twins")
+SLOWEST += (
+    "test_models_command",
+    "test_generate",
+    "test_loop",
+    "test_released_graph",
+    "test_queue",
+    "test_preset_twins",
+)
 SLOWEST += ("test_bench", "test_every_source", "test_processes", "test_memory", "test_lock", "test_full_size")
 """Files that take longest, the longest first: a worker that began one of them last would keep the others waiting."""
 

@@ -120,7 +120,7 @@ def test_a_model_older_than_the_other_schedules_has_their_defaults(tmp_path: Pat
         (WITHOUT_FORMAT | {"classes": ["a"]}, "num_classes is 2, but 1 classes are named"),
         (LITERAL_CONFIG | {"backbone": "lightingdit"}, "nearest: `lightningdit`"),
         (LITERAL_CONFIG | {"model": LITERAL_MODEL | {"widht": 3}}, "unknown keys in the model's configuration: widht"),
-        (LITERAL_CONFIG | {"condition": {"kind": "none", "names": []}}, "condition `none` has no facts"),
+        (LITERAL_CONFIG | {"condition": {"kind": "none", "names": []}}, "condition `none` has no configuration"),
         ({"format": 1}, "'condition'"),
     ],
 )
