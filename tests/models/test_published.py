@@ -114,7 +114,7 @@ def test_weights_say_every_width_and_part(changes: dict[str, Any]) -> None:
     [
         ("pos_embed", None, "pos_embed is missing"),
         ("pos_embed", (1, 65, 64), "65 tokens, which is not a square number"),
-        ("x_embedder.proj.weight", (64, 12), "x_embedder.proj.weight has shape .64, 12., which should have 4"),
+        ("x_embedder.proj.weight", (64, 12), "x_embedder.proj.weight has shape .64, 12., but should have 4"),
         ("feat_rope.freqs_cos", (64, 24), "width 64 is not a multiple of the width of a head, 24"),
     ],
 )
