@@ -15,7 +15,7 @@ def autoencoder_from_ldm(state: dict[str, Tensor]) -> "AutoencoderKL":
     """An ``AutoencoderKL`` with the weights of an LDM autoencoder; every width is read from the weights.
 
     Raises:
-        RuntimeError: the weights do not fit strictly (torch's list of missing, extra and misshapen keys).
+        RuntimeError: the weights do not fit exactly; torch lists keys that are missing, extra or of another shape.
         KeyError: ``state`` is not an LDM autoencoder at all.
     """
     from diffusers import AutoencoderKL
