@@ -158,9 +158,11 @@ def test_samples_of_another_version_than_the_attacked_one_are_told_so() -> None:
     original = version.read_text()
     try:
         version.write_text(json.dumps(json.loads(original) | {"version": "2"}))
-        assert "sfd-digits version 2; the samples are of another one, sfd-digits version 1" in audit(Path("made"))
+        assert "sfd-digits version 2; the samples are of another model, sfd-digits version 1" in audit(Path("made"))
         Path("results/register").rename("results/elsewhere")
-        assert "cannot be told, because results/register is missing" in audit(Path("made"))
+        assert "It is not known whether that is the same model, because results/register is missing" in audit(
+            Path("made")
+        )
     finally:
         if Path("results/elsewhere").exists():
             Path("results/elsewhere").rename("results/register")
