@@ -71,7 +71,7 @@ def _decoded(data: bytes, max_pixels: int, *, check_whole: bool) -> Image.Image:
             if check_whole:
                 _check_whole(reader, picture.data)
             image.load()
-            oriented = {**image.info, **picture.metadata}
+            oriented: dict[Any, Any] = {**image.info, **picture.metadata}
             rgb = _to_rgb(image, picture.data)
         turn = _TURNS.get(_orientation(oriented))
         return rgb if turn is None else rgb.transpose(turn)
