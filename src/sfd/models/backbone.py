@@ -3,6 +3,7 @@
 Legend of shapes: B images, C channels, H x W latent positions, N tokens, F encoder feature width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
@@ -106,7 +107,7 @@ class Axis(NamedTuple):
     names: Sequence[str]
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Velocity of a composite latent, given the times of its parts and a condition.
 
     Attributes:
@@ -126,19 +127,19 @@ class Backbone(nn.Module):
     adapted_layers: ClassVar[str] = ""
     config: BackboneConfig
 
+    @abstractmethod
     def forward(
         self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor, with_projection: bool = False
     ) -> Output:
         """``x`` ``(B, C, H, W)``, times ``(B,)`` in [0, 1], condition as :meth:`sfd.models.conditions.Condition.batch` gives it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def initialise(self, generator: torch.Generator) -> Self:
         """Sets all weights, with draws of ``generator`` alone; returns the network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_layer(self) -> nn.Linear:
         """The layer that gives the velocity. It is zero after :meth:`initialise`."""
-        raise NotImplementedError
 
     def named_axes(self) -> dict[str, Axis]:
         """Tensors whose entries belong to channels of the composite or to values of the condition, by parameter name."""

@@ -1,5 +1,6 @@
 """What a judge is, and the judge that stage ``judge`` left. A new kind is one file beside this one and one line of ``names.JUDGES``."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from sfd.network_files import read_implementation
 from sfd.params import JudgeParams
 
 
-class Judge(nn.Module):
+class Judge(nn.Module, ABC):
     """A frozen network that scores images. Never the encoder whose features became semantic latents.
 
     Attributes:
@@ -30,9 +31,9 @@ class Judge(nn.Module):
     num_spatial_features: int = 0
     classes: int | None
 
+    @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images uint8 ``(B, 3, H, W)`` on its device -> features float32 ``(B, D)`` and logits ``(B, K)``, or None if it has none."""
-        raise NotImplementedError
 
     def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """As :meth:`forward`, and spatial features ``(B, S)``. Only a judge whose ``num_spatial_features`` is above 0 has it."""
@@ -76,7 +77,10 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "Judge":
-        """The judge in ``folder``. Raises :class:`UserError` if its files are missing or do not fit."""
+        """The judge in ``folder``. Raises :class:`UserError` if its files are missing or do not fit.
+
+        Every kind in ``names.JUDGES`` has it.
+        """
         raise NotImplementedError
 
 
