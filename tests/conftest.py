@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -48,5 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """What a test and its fixtures draw without a seed of their own does not depend on the tests before."""
+    """Draws without a seed of their own, and the store that MLflow uses, do not depend on the tests before."""
     torch.manual_seed(0)
+    told = sys.modules.get("mlflow.tracking._tracking_service.utils")
+    if told is not None:
+        told._tracking_uri = None  # `mlflow.set_tracking_uri` would win over the variable MLFLOW_TRACKING_URI

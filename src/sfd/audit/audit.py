@@ -12,8 +12,9 @@ import pandas as pd
 from sfd.audit.findings import Attack, Neighbours, Samples
 from sfd.audit.membership import CONFIDENCE, losses_of_images, separation
 from sfd.audit.report import describe, page, table
+from sfd.data.decoding import decode_rgb
 from sfd.data.files import ImageRefused, open_regular
-from sfd.data.images import ManifestImages, decode_rgb
+from sfd.data.images import ManifestImages
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.composite import CompositeEncoder
