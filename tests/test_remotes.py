@@ -52,7 +52,8 @@ def succeed(project: Project, command: str) -> str:
 
 def test_every_command_of_a_colleague_ends_well_and_only_scan_runs(tmp_path: Path) -> None:
     mine = pushed_project(tmp_path, "register")
-    succeed(mine, "dvc checkout")  # the study of `tune/dvc.yaml` has never run
+    for command in ("dvc checkout", "dvc commit"):
+        succeed(mine, command)  # although the study of `tune/dvc.yaml` has never run
     theirs = clone(mine)
     for command in ("dvc pull", "dvc checkout", "dvc push"):
         succeed(theirs, command)

@@ -1,5 +1,6 @@
 """Looks at a project and says what is not as it should be. It reads only, needs no network, and takes seconds."""
 
+import socket
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -29,10 +30,10 @@ def examine(workspace: Workspace) -> list[Finding]:
 
 def report(findings: list[Finding]) -> str:
     """The findings as a table, and a last line that says whether all is well."""
-    rows = [[each.subject, each.state, each.reason, each.remedy] for each in findings]
+    rows = [[each.subject, each.state, each.remedy, each.reason] for each in findings]
     stale = sum(each.is_stale for each in findings)
     verdict = "everything is up to date" if not stale else f"{stale} of {len(findings)} are not up to date"
-    return as_text([["", "state", "why", "type"], *rows]) + f"\n\n{verdict}"
+    return as_text([["", "state", "type", "why"], *rows]) + f"\n\n{verdict}"
 
 
 def _check_work(workspace: Workspace) -> list[Finding]:
@@ -40,12 +41,12 @@ def _check_work(workspace: Workspace) -> list[Finding]:
     found = []
     for work in sorted(workspace.work("any").parent.glob("*/")):
         owner = work / "owner"
-        pid = owner.read_text().split()[0] if owner.is_file() and owner.read_text().strip() else "0"
-        if is_alive(int(pid)):
-            found.append(Finding(f"work of {work.name}", "running", f"process {pid}"))
+        pid, _, host = owner.read_text().strip().partition(" ") if owner.is_file() else ("", "", "")
+        if pid and (host != socket.gethostname() or is_alive(int(pid))):
+            found.append(Finding(f"work of {work.name}", "running", f"process {pid} on {host}"))
         elif (work / "out").is_dir():
             found.append(Finding(f"work of {work.name}", "unfinished", _describe(work), f"dvc repro {work.name}"))
-    for old in sorted(workspace.old.glob("*/")):
+    for old in sorted((workspace.root / ".sfd" / "old").glob("*/")):
         found.append(Finding(f"old {old.name}", "set aside", _describe(old), f"rm -r {old}, if you do not need it"))
     return found
 
@@ -76,9 +77,12 @@ def _check_store(workspace: Workspace) -> list[Finding]:
 def _check_git(workspace: Workspace) -> list[Finding]:
     """Whether git has what says which results belong to the commit."""
     names = [name for name in ("dvc.lock", "dvc.yaml", "params.yaml") if (workspace.root / name).exists()]
-    asked = subprocess.run(
-        ["git", "-C", str(workspace.root), "status", "--porcelain", "--", *names], capture_output=True, text=True
-    )
+    # Without the option git would refresh its index, and hold a lock that another git command might meet.
+    command = ["git", "--no-optional-locks", "-C", str(workspace.root), "status", "--porcelain", "--", *names]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return []
     changed = " ".join(line[3:] for line in asked.stdout.splitlines())
     if asked.returncode != 0 or not changed:
         return []

@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,7 +43,7 @@ class Graph:
     Attributes:
         stages, locked: entries of ``dvc.yaml`` and of ``dvc.lock``.
         status: what DVC says of the stages that are not current.
-        scanned: md5 of the files that ``scan`` would write now, by their names below the root; None where it cannot look.
+        scanned: md5 of the files that ``scan`` would write now, by their names below the root.
         unknown: why it cannot look at a file.
     """
 
@@ -51,7 +51,7 @@ class Graph:
     locked: dict[str, dict[str, Any]]
     status: dict[str, Any]
     params: dict[str, Any]
-    scanned: dict[str, str | None] = field(default_factory=dict)
+    scanned: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,7 +79,10 @@ def _read(file: Path) -> dict[str, Any]:
 def _ask_dvc(workspace: Workspace) -> dict[str, Any] | Finding:
     """`dvc status` as a mapping of stage to what is not current."""
     asked = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"], cwd=workspace.root, capture_output=True, text=True
+        [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"],
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
     )
     if asked.returncode == 0:
         return dict(json.loads(asked.stdout))
@@ -96,15 +99,14 @@ def _scan(graph: Graph, workspace: Workspace, params: Params) -> None:
     """Looks at what ``scan`` looks at, and writes to a temporary folder."""
     with TemporaryDirectory() as folder:
         look = Look(workspace.root, workspace.dvc_experiment, Path(folder))
-        writers = {
-            look.listing: lambda: write_listing(workspace.resolve_paths(params.data), look.listing),
-            look.init_from: lambda: write_init_from(look, params.diffusion.init_from),
-        }
-        for file, write in writers.items():
-            try:
-                write()
-            except UserError as error:
-                graph.unknown[_name(file, look)] = str(error)
+        try:
+            write_listing(workspace.resolve_paths(params.data), look.listing)
+        except UserError as error:
+            graph.unknown[_name(look.listing, look)] = str(error)
+        try:
+            write_init_from(look, params.diffusion.init_from)
+        except UserError as error:
+            graph.unknown[_name(look.init_from, look)] = str(error)
         for file in Path(folder).rglob("*"):
             if file.is_file():
                 graph.scanned[_name(file, look)] = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
@@ -132,7 +134,13 @@ def _judge(graph: Graph, name: str, before: Mapping[str, Finding]) -> Finding:
     if "deleted" in changed_outs:
         return Finding(name, "missing", "recorded, but not here", f"dvc pull {name} (or dvc checkout)", is_stale=True)
     if "modified" in changed_outs:
-        return Finding(name, "altered", "the result is not the recorded one", f"dvc checkout -f {name}", is_stale=True)
+        return Finding(
+            name,
+            "altered",
+            "the result is not the recorded one",
+            f"dvc checkout -f {name}, or dvc commit {name} to keep it",
+            is_stale=True,
+        )
     if changed_outs:
         return Finding(name, CURRENT, "but not in DVC's cache", f"dvc commit {name}")
     unknown = [graph.unknown[dep] for dep in graph.stages[name].get("deps", []) if dep in graph.unknown]
@@ -177,7 +185,7 @@ def _describe_scan(file: str) -> str:
             return "its code or a library changed"
 
 
-def _describe_params(graph: Graph, name: str, keys: Iterator[str]) -> Iterator[str]:
+def _describe_params(graph: Graph, name: str, keys: Iterable[str]) -> Iterator[str]:
     """Every option that changed, with both values."""
     recorded = graph.locked[name].get("params", {}).get(PARAMS_NAME, {})
     for key in keys:
