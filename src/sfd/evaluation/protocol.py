@@ -108,8 +108,8 @@ class Evaluation:
             return [read_images(self.samples, files[rows.start : rows.stop])]
 
         def reconstructions(rows: range) -> list[Tensor]:
-            originals = images(self.train, train_rows[rows.start : rows.stop]).to(self.store.device)
-            return [_reconstruct(originals, self.vae, self.seed, rows.start // self.params.batch_size)]
+            chosen = train_rows[rows.start : rows.stop]
+            return [_reconstruct(images(self.train, chosen).to(self.store.device), self.vae, self.seed, chosen)]
 
         fill = self.store.fill
         fill([SAMPLES], len(files), sampled, everything)
@@ -158,8 +158,7 @@ class Evaluation:
         return Reference(self.reference.statistics, self.reference.spatial, images)
 
     def _measurement(self) -> dict[str, object]:
-        """The judge, the reference (a digest of its images' sha256 in order, or of its file), how many images, and all options but the
-        batch size."""
+        """The judge, the reference (a digest of its images' sha256 in order, or of its file), how many images, and all options."""
         rows = "\n".join(self.heldout.sha256[row] for row in self.heldout_rows)
         return {
             "judge": self.store.judge.name,
@@ -169,12 +168,12 @@ class Evaluation:
             "reference": hashlib.sha256(rows.encode()).hexdigest()
             if self.reference is None
             else self.reference.digest(),
-            **self.params.model_dump(exclude={"batch_size", "reference"}),
+            **self.params.model_dump(exclude={"reference"}),
         }
 
 
-def _reconstruct(images: Tensor, vae: TextureVae, seed: int, number: int) -> Tensor:
-    """Batch ``number`` of images after the VAE round trip, through a sample of the posterior, as in the training set of diffusion."""
-    random = generator(seed, "evaluate/reconstruction", number)
-    noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
+def _reconstruct(images: Tensor, vae: TextureVae, seed: int, rows: Sequence[int]) -> Tensor:
+    """Images after the VAE round trip, through a sample of the posterior, as in the training set of diffusion; ``rows``: their numbers."""
+    shape = vae.latent_shape(1, images.shape[-1])[1:]
+    noise = torch.stack([torch.randn(shape, generator=generator(seed, "evaluate/reconstruction", row)) for row in rows])
     return vae.decode(vae.encode(images, noise.to(images.device)))

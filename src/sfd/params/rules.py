@@ -241,9 +241,9 @@ def _check_lora(params: Params) -> None:
     diffusion = params.diffusion
     if diffusion.lora is None:
         return
-    if diffusion.sharding == "fsdp":
+    if params.runtime.diffusion.sharding == "fsdp":
         raise ValueError(
-            "diffusion.lora keeps nearly all weights frozen, which diffusion.sharding `fsdp` does not split: set sharding to `ddp`"
+            "diffusion.lora keeps nearly all weights frozen, which runtime.diffusion.sharding `fsdp` does not split: set sharding to `ddp`"
         )
     if diffusion.init_from is None:
         raise ValueError(

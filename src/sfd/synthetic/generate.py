@@ -339,7 +339,8 @@ class _Draw:
         seeds = [derive_seed(self.options.seed, f"generate/{name}", k) for name, k in zip(names, numbers, strict=True)]
         condition = self.registered.images.model.condition
         values = [None if condition.choices is None else condition.from_request(name) for name in names]
-        (images,) = self.registered.images.sample(values, seeds, self.registered.sample, fill=True)
+        sample = self.registered.sample
+        (images,) = self.registered.images.sample(values, seeds, sample, sample.batch_size, fill=True)
         files = [png_bytes(image) for image in images]
         facts = {
             "file": [f"{name}/{k:06d}.png" for name, k in zip(names, numbers, strict=True)],

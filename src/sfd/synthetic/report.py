@@ -132,7 +132,8 @@ def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Pat
     kind, seed = judge_class(params.kind), derive_seed(upstream.params.seed, "report/training", repeat)
     network = kind.trainable(params, num_classes, seed)
     task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)
-    train(task, _training(params), seed, work, fingerprint, log_nothing).copy_to(network)
+    runtime = upstream.params.runtime.judge
+    train(task, _training(params), seed, work, fingerprint, log_nothing, runtime).copy_to(network)
     kind.save_trained(work / "model", params, network, num_classes, num_classes)
     accuracy = heldout_accuracy(work / "model", data)
     temporary = work.with_suffix(".tmp")
