@@ -8,7 +8,7 @@ import yaml
 from changed_params import DIGITS, leaves
 from support import REPOSITORY
 
-from sfd.names import SIZES
+from sfd.sizes import SIZES
 from sfd.params import LoraParams, ModelSize, SpaceParams, describe_params, dump_params, load_params, parse_params
 
 FILES = [

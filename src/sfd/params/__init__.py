@@ -15,7 +15,7 @@ from sfd.params.diffusion import (
     SampleParams,
     registered_model,
 )
-from sfd.params.mistakes import describe_mistakes
+from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
     DataParams,
     EncoderParams,
@@ -116,6 +116,7 @@ __all__ = [
     "registered_model",
     "select",
     "shared_grid",
+    "shown",
     "to_tree",
     "with_values",
 ]

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS, SIZES
+from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS
 from sfd.params.networks import TrainingParams
 from sfd.params.schedule import ScheduleParams
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
+from sfd.sizes import SIZES
 
 ModelSize = Literal["tiny", "S", "B", "L", "XL", "1p0B", "1p6B"]
 

@@ -4,11 +4,12 @@ A rule within one section stands with the section; the rules of a study are in :
 with a line that names the rule, the value and the remedy.
 """
 
-from sfd.names import FLOORS, INCEPTION, SIZES, has_error, metric_names, nearest
+from sfd.names import FLOORS, INCEPTION, has_error, metric_names, nearest
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
+from sfd.sizes import SIZES
 
 
 def _check_files(params: Params) -> None:
