@@ -72,8 +72,8 @@ class Bench:
         from sfd.evaluation.fidelity import Reference, extract
         from sfd.evaluation.views import ImageBatches
         from sfd.generation.images import ImageGenerator
+        from sfd.pipeline.inputs import check_current
         from sfd.pipeline.prepare import open_prepared
-        from sfd.pipeline.stage import check_current
         from sfd.processes import inference_device
 
         check_current(workspace, ("prepare", "texture_vae", "judge", "diffusion"), params)

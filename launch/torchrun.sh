@@ -34,6 +34,7 @@ stop() {
     exit 143
 }
 trap stop TERM INT
+if [ "$node" = 0 ]; then dvc repro --quiet scan; fi # have the images, the model to start from or the code changed?
 for stage in "$@"; do
     # Several machines skip nothing: they might not look at the same moment.
     if [ "$nodes" = 1 ] && dvc status --quiet "$stage"; then

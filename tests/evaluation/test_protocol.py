@@ -26,7 +26,7 @@ from sfd.evaluation.protocol import Evaluation
 from sfd.evaluation.views import choose_like
 from sfd.generation.export import export_npz
 from sfd.params import load_params
-from sfd.pipeline.stage import stage_fingerprint
+from sfd.pipeline.inputs import stage_fingerprint
 from sfd.workspace import Workspace
 from tests.support import Project, finished_project, free_port
 

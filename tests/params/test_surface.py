@@ -8,8 +8,8 @@ import yaml
 from changed_params import DIGITS, leaves
 from support import REPOSITORY
 
-from sfd.sizes import SIZES
 from sfd.params import LoraParams, ModelSize, SpaceParams, describe_params, dump_params, load_params, parse_params
+from sfd.sizes import SIZES
 
 FILES = [
     REPOSITORY / "params.yaml",

@@ -27,7 +27,7 @@ from sfd.errors import UserError
 from sfd.generation.generated import read_table
 from sfd.models.conditions import ClassCondition, NoCondition
 from sfd.params import DataParams
-from sfd.pipeline.stage import lock
+from sfd.pipeline.work import lock
 from sfd.registry.load import load_registered
 from sfd.seeding import derive_seed
 from sfd.synthetic import generate as generation

@@ -33,8 +33,10 @@ from sfd.generation import generated
 from sfd.generation import samples as sampled
 from sfd.generation.model import DiffusionModel
 from sfd.params import DataParams, Params
+from sfd.pipeline.inputs import check_current
 from sfd.pipeline.prepare import open_prepared
-from sfd.pipeline.stage import check_current, lock, replace_result
+from sfd.pipeline.stage import replace_result
+from sfd.pipeline.work import lock
 from sfd.processes import inference_device
 from sfd.seeding import derive_seed
 from sfd.workspace import Workspace

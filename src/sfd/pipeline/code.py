@@ -12,9 +12,18 @@ import grimp
 from sfd import names
 
 PACKAGE = "sfd"
-WITHOUT_EFFECT = ("sfd.errors", "sfd.names", "sfd.params", "sfd.tracking")
-"""Packages and modules that no stage is made again for. They word messages, record what was done, and say which options and names there
-are: options count by their values, and a table of names by the modules that it names."""
+WITHOUT_EFFECT = (
+    "sfd.errors",
+    "sfd.names",
+    "sfd.params",
+    "sfd.pipeline.code",
+    "sfd.pipeline.inputs",
+    "sfd.pipeline.stage",
+    "sfd.pipeline.work",
+    "sfd.tracking",
+)
+"""Packages and modules that no stage is made again for. They word messages, record what was done, say when a stage runs and where, and say
+which options and names there are. Options count by their values, and a table of names by the modules that it names."""
 LIBRARIES = {
     "PIL": "pillow",
     "accelerate": "accelerate",
@@ -35,35 +44,18 @@ Code = dict[str, str]
 """Module to the sha256 of its source, and library to its version."""
 
 
-def code_of(roots: Iterable[str]) -> Code:
-    """The modules that these ones import, however indirectly, and the libraries. Imports within functions count, those of types do not."""
-    imports = _Imports()
-    modules, waiting = set[str](), list(roots)
-    while waiting:
-        module = waiting.pop()
-        if module not in modules:
-            modules.add(module)
-            waiting += imports.of(module)
-    own = {module: imports.digest(module) for module in modules if module not in LIBRARIES}
-    return dict(sorted(own.items())) | {name: version(LIBRARIES[name]) for name in sorted(modules & LIBRARIES.keys())}
-
-
 def write_code(file: Path, code: Code) -> None:
     """Writes the record that DVC watches, one line per module."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(_text(code), encoding="utf-8")
+    file.write_text(json.dumps(code, indent=2) + "\n", encoding="utf-8")
 
 
-def digest_code(code: Code) -> str:
-    """sha256 of the record."""
-    return hashlib.sha256(_text(code).encode()).hexdigest()
+def scanned_code(file: Path) -> Code | None:
+    """What :func:`write_code` wrote; None if nothing was written."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
-def _text(code: Code) -> str:
-    return json.dumps(code, indent=2) + "\n"
-
-
-class _Imports:
+class Imports:
     """Who imports whom, from the source: nothing is run."""
 
     def __init__(self) -> None:
@@ -78,7 +70,21 @@ class _Imports:
             if table and all(isinstance(entry, names.Entry) for entry in table.values())
         }
 
-    def of(self, module: str) -> list[str]:
+    def code(self, roots: Iterable[str]) -> Code:
+        """The modules that these ones import, however indirectly, and the libraries.
+
+        Imports within functions count, those for types alone do not.
+        """
+        modules, waiting = set[str](), list(roots)
+        while waiting:
+            module = waiting.pop()
+            if module not in modules:
+                modules.add(module)
+                waiting += self._imported_by(module)
+        own = {module: self._digest(module) for module in sorted(modules - LIBRARIES.keys())}
+        return own | {name: version(LIBRARIES[name]) for name in sorted(modules & LIBRARIES.keys())}
+
+    def _imported_by(self, module: str) -> list[str]:
         """What a module imports, the packages that it lies in, and what the tables name that it uses; nothing without effect."""
         if module in LIBRARIES:
             return []
@@ -87,8 +93,7 @@ class _Imports:
             found += [implementation for table in self._tables_in(module) for implementation in self.tables[table]]
         return [name for name in found if self._counts(name)]
 
-    def digest(self, module: str) -> str:
-        """sha256 of a module's source."""
+    def _digest(self, module: str) -> str:
         return hashlib.sha256(self._source(module)).hexdigest()
 
     def _counts(self, module: str) -> bool:

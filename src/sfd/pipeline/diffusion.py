@@ -20,7 +20,8 @@ from sfd.generation.schedules import build_training_schedule, middle_schedule
 from sfd.models.backbone import Backbone
 from sfd.params import Params, registered_model
 from sfd.pictures import labelled_grid, plot_schedule, save_png
-from sfd.pipeline.stage import Stage, resolve_registered
+from sfd.pipeline.inputs import resolve_registered
+from sfd.pipeline.stage import Stage
 from sfd.processes import inference_device, rank, world_size
 from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
 from sfd.training.curves import write_curve

@@ -9,8 +9,10 @@ from typing import Any
 
 from sfd.errors import UserError
 from sfd.params import Params, registered_model, select, shown, to_tree
-from sfd.pipeline.code import code_of
+from sfd.pipeline.code import Imports
 from sfd.workspace import Workspace
+
+PUBLISHED = "fingerprint.json"
 
 Facts = dict[str, Any]
 """What a result depends on, as JSON."""
@@ -27,18 +29,22 @@ class Inputs:
 
 STAGES: dict[str, Inputs] = {
     "prepare": Inputs(("seed", "data"), (), ("sfd.pipeline.prepare",)),
-    "encoder": Inputs(
-        ("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",), ("sfd.pipeline.encoder",)
-    ),
+    "encoder": Inputs(("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",), ("sfd.pipeline.encoder",)),
     "texture_vae": Inputs(("seed", "data.image_size", "texture_vae"), ("prepare",), ("sfd.pipeline.texture_vae",)),
-    "judge": Inputs(("seed", "data.image_size", "data.mirror", "judge"), ("prepare",), ("sfd.pipeline.judge",)),
+    "judge": Inputs(
+        ("seed", "data.image_size", "data.mirror", "judge"),
+        ("prepare",),
+        ("sfd.pipeline.judge", "sfd.pipeline.prepare"),
+    ),
     "features": Inputs(
         ("seed", "data.image_size", "data.mirror", "features", "semantic.kind"),
         ("prepare", "encoder"),
         ("sfd.pipeline.features",),
     ),
     "semantic": Inputs(
-        ("seed", "data.image_size", "semantic"), ("prepare", "features"), ("sfd.pipeline.semantic",)
+        ("seed", "data.image_size", "semantic"),
+        ("prepare", "features"),
+        ("sfd.pipeline.semantic", "sfd.pipeline.prepare"),
     ),
     "latents": Inputs(
         ("seed", "data.image_size", "data.mirror", "latents"),
@@ -108,12 +114,14 @@ def input_facts(workspace: Workspace, name: str, params: Params, upstream: tuple
 
 
 def work_facts(workspace: Workspace, params: Params, facts: Facts) -> Facts:
-    """What work in progress depends on: the ``facts`` of the fingerprint, the code, and for `prepare` the images.
+    """What work in progress depends on: the ``facts`` of the fingerprint, what the results that it reads are, the code, and for `prepare`
+    the images.
 
     Raises:
         UserError: the images are not there.
     """
-    more = {"code": code_of(STAGES[facts["stage"]].code)}
+    more: Facts = {"upstream": {read: _published(workspace, read) for read in facts["upstream"]}}
+    more["code"] = Imports().code(STAGES[facts["stage"]].code)
     if facts["stage"] == "prepare":
         from sfd.data.listing import read_listing
 
@@ -141,6 +149,7 @@ def first_change(before: Facts, after: Facts) -> str:
         if not isinstance(old, dict) or not isinstance(new, dict) or part == "images":
             return f"{words} changed"
         key, one, other = next(_differences(old, new))
+        key = key.partition(".")[0] if part == "upstream" else key
         values = f" from {shown(one)} to {shown(other)}" if part == "params" else ""
         return f"{words.format(key=key)} changed{values}"
     return ""
@@ -173,25 +182,38 @@ def resolve_registered(workspace: Workspace, address: str) -> dict[str, str]:
 
 
 def digest_path(path: Path) -> str:
-    """sha256 of a file, or of a folder's files in order of name. Raises :class:`UserError` if it does not exist."""
+    """sha256 of a file, or of a folder's names and files. Raises :class:`UserError` if it does not exist.
+
+    A shard counts by the checksum file beside it, because reading it again may take an hour.
+    """
     if not path.exists():
         raise UserError(f"{path} does not exist, but params.yaml names it; correct the path or put the file there")
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.suffix != ".pyc":
-            digest.update(file.name.encode())
+        has_checksum = file.suffix == ".safetensors" and file.with_suffix(".sha256").is_file()
+        if file.is_file() and file.suffix != ".pyc" and not has_checksum:
+            digest.update((file.relative_to(path).as_posix() if path.is_dir() else file.name).encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 
+def write_published(folder: Path, stage: str, fingerprint: str) -> None:
+    """Writes ``fingerprint.json`` of a finished result: what it was made from, and the digest of what it is."""
+    facts = {"stage": stage, "fingerprint": fingerprint, "content": digest_path(folder)}
+    (folder / PUBLISHED).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
 def published_fingerprint(workspace: Workspace, name: str) -> str:
     """The fingerprint that a finished stage left beside its result. Raises :class:`UserError` when there is none."""
-    file = workspace.result(name) / "fingerprint.json"
+    return _published(workspace, name)["fingerprint"]
+
+
+def _published(workspace: Workspace, name: str) -> dict[str, str]:
+    file = workspace.result(name) / PUBLISHED
     if not file.is_file():
         raise UserError(f"the result of stage `{name}` is missing ({file}); run `dvc repro {name}` first")
-    fingerprint: str = json.loads(file.read_text())["fingerprint"]
-    return fingerprint
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def check_current(workspace: Workspace, names: Iterable[str], params: Params) -> None:

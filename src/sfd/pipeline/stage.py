@@ -5,27 +5,36 @@ result is whole or absent, whenever the stage is killed; and the next run contin
 """
 
 import hashlib
-import json
 import os
 import resource
 import shutil
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sfd.errors import UserError
-from sfd.params import Params, registered_model, select, to_tree
+from sfd.params import Params, select, to_tree
+from sfd.pipeline.code import scanned_code
+from sfd.pipeline.inputs import (
+    STAGES,
+    Facts,
+    digest_facts,
+    first_change,
+    input_facts,
+    published_fingerprint,
+    upstream_of,
+    work_facts,
+    write_published,
+)
+from sfd.pipeline.work import lock, open_work, read_mark
 from sfd.processes import (
     barrier,
     claim_message,
     form_group,
-    is_alive,
     is_lost_peer,
     rank,
     terminable,
@@ -45,6 +54,7 @@ class Stage:
 
     Attributes:
         params: the parameters as ``params.yaml`` has them; paths in them are relative to the project's root.
+        fingerprint: stands for all inputs.
         content: digests of everything that downstream stages read; if set, they replace the input fingerprint.
     """
 
@@ -112,19 +122,22 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
         workspace = workspace or Workspace.find()
         params = workspace.load_params()
         upstream = upstream_of(name, params) if upstream is None else upstream
-        fingerprint = stage_fingerprint(workspace, name, params, upstream)
-        current = Stage(name, workspace, params, fingerprint, None)
+        inputs = input_facts(workspace, name, params, upstream)
+        facts = work_facts(workspace, params, inputs)
+        current = Stage(name, workspace, params, digest_facts(inputs), None)
         with lock(current.work) if rank() == 0 else nullcontext():
             if rank() == 0:
-                _open_work(current.work, fingerprint)
+                _check_scanned(workspace, facts)
+                open_work(workspace, name, digest_facts(facts))
             barrier()
-            _check_shared(current.work, fingerprint)
+            _check_shared(current.work, facts)
             with _tracked(current, upstream) as current.run, undisturbed_end():
                 yield current
                 barrier()
                 if rank() == 0:
                     # Linux counts in KiB.
                     current.log({"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
+                    _check_unchanged(workspace, facts, upstream)
                     _publish(current)
 
 
@@ -157,10 +170,35 @@ def _check_parallel(name: str) -> None:
         )
 
 
-def _check_shared(work: Path, fingerprint: str) -> None:
+def _check_scanned(workspace: Workspace, facts: Facts) -> None:
+    """Raises :class:`UserError` if DVC would record other code than this stage runs with."""
+    known = scanned_code(workspace.code(facts["stage"]))
+    if "DVC_STAGE" in os.environ and known is not None and known != facts["code"]:
+        change = first_change({"code": known}, {"code": facts["code"]})
+        raise UserError(f"{change} since stage `scan` looked at it; run `dvc repro` again")
+
+
+def _check_unchanged(workspace: Workspace, facts: Facts, upstream: tuple[str, ...]) -> None:
+    """Raises :class:`UserError` if something that the stage has read is not any more what it was. DVC would record it for this result."""
+    kept = f"the finished work is kept in {workspace.work(facts['stage'])}"
+    try:
+        params = workspace.load_params()
+        now = work_facts(workspace, params, input_facts(workspace, facts["stage"], params, upstream))
+    except UserError as error:
+        raise UserError(
+            f"what it was made from cannot be read any more ({error}), so {kept}; mend that and run again"
+        ) from None
+    change = first_change(facts, now)
+    if change:
+        raise UserError(
+            f"{change} while the stage ran, so the result is not published; run again to make it anew, or change that back and run "
+            f"again to publish: {kept}"
+        )
+
+
+def _check_shared(work: Path, facts: Facts) -> None:
     """Raises :class:`UserError` in a process that does not see the work folder as process 0 has just opened it."""
-    mark = work / "fingerprint"
-    if rank() != 0 and (not mark.is_file() or mark.read_text() != _with_code(fingerprint)):
+    if rank() != 0 and read_mark(work) != digest_facts(facts):
         raise UserError(
             f"process {rank()} on {socket.gethostname()} does not see {work.absolute()} as process 0 opened it; start all processes in "
             "one folder that their machines share, with the same params.yaml, results and code"
@@ -197,9 +235,7 @@ def _publish(current: Stage) -> None:
         published = hashlib.sha256("/".join([current.name, *current.content]).encode()).hexdigest()
         if current.run is not None:
             current.run.log_tags({"sfd.fingerprint": published})  # under which later stages name their parent
-    (current.out / "fingerprint.json").write_text(
-        json.dumps({"stage": current.name, "fingerprint": published}, indent=2) + "\n"
-    )
+    write_published(current.out, current.name, published)
     replace_result(current.workspace, current.name, current.out)
     shutil.rmtree(current.work)
 

@@ -15,6 +15,8 @@ from sfd.errors import UserError
 from sfd.processes import is_alive
 from sfd.workspace import Workspace
 
+MARK = "fingerprint"
+"""The file of a work folder that says what it was made from."""
 ORPHANS_WAIT_S = 10.0
 """Data loader workers of a killed stage hold its lock for some seconds more."""
 
@@ -55,21 +57,12 @@ def _read_owner(file: Path) -> tuple[str, str]:
 def open_work(workspace: Workspace, name: str, mark: str) -> None:
     """Continues in a stage's work folder if it was made from what ``mark`` stands for, else begins an empty one. The caller has the lock.
 
-    Work that is not continued is set aside, in ``.sfd/old``, where the newest of each stage is kept. It comes back when its mark does.
+    Work that is not continued is set aside in ``.sfd/old``, where the newest of each stage is kept. It is continued when its mark is back.
     """
     work = workspace.work(name)
-    previous = read_mark(work)
     # A result that was published but not recorded by DVC left its work without `out`: nothing of it may be continued.
-    if previous != mark or not (work / "out").is_dir():
-        kept = [old for old in _set_aside_before(workspace, name) if read_mark(old) == mark]
-        aside = _set_aside(workspace, name) if previous is not None and (work / "out").is_dir() else None
-        shutil.rmtree(work)
-        if kept:
-            kept[-1].rename(work)
-        work.mkdir(exist_ok=True)
-        _sign(work)
-        if previous is not None and previous != mark:
-            _tell(work.name, aside, bool(kept))
+    if read_mark(work) != mark or not (work / "out").is_dir():
+        _begin(workspace, name, mark)
     (work / "out").mkdir(exist_ok=True)
     (work / MARK).write_text(mark)
 
@@ -80,21 +73,44 @@ def read_mark(work: Path) -> str | None:
     return file.read_text() if file.is_file() else None
 
 
-def _set_aside_before(workspace: Workspace, name: str) -> list[Path]:
-    """The folders of a stage that were set aside, the oldest first."""
-    return sorted(workspace.old.glob(f"{name}-*"))
+def _begin(workspace: Workspace, name: str, mark: str) -> None:
+    """Makes the work folder empty, or the one that was set aside with this mark."""
+    work, before = workspace.work(name), sorted(workspace.old.glob(f"{name}-*"))
+    back = next((old for old in before if read_mark(old) == mark), None)
+    changed = read_mark(work) not in (None, mark)
+    aside = _set_aside(work, workspace.old) if changed and _has_work(work) else None
+    if aside is None:
+        shutil.rmtree(work)
+    if back is not None:
+        back.rename(work)
+    work.mkdir(exist_ok=True)
+    _sign(work)
+    if changed:
+        end = (
+            "it continues the work of before, which was set aside"
+            if back is not None
+            else "it starts from the beginning"
+        )
+        kept = "" if aside is None else f"; the other work is kept in {aside}, and goes on when they are changed back"
+        what = "parameters, inputs or code changed since the interrupted run"
+        print(f"{name}: {what}, so {end}{kept}", file=sys.stderr)
+    if aside is not None:
+        for old in before:
+            if old != back:
+                shutil.rmtree(old)
 
 
-def _set_aside(workspace: Workspace, name: str) -> Path | None:
-    """Moves the work to ``.sfd/old`` in one rename, and removes what was there of the stage; None if nothing was done yet."""
-    work, before = workspace.work(name), _set_aside_before(workspace, name)
-    if not any(path.is_file() and path.name not in ("owner", MARK) for path in work.rglob("*")):
-        return None
-    aside = workspace.old / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _has_work(work: Path) -> bool:
+    """Whether anything was done in a work folder whose result is not published."""
+    return (work / "out").is_dir() and any(
+        path.is_file() and path.name not in ("owner", MARK) for path in work.rglob("*")
+    )
+
+
+def _set_aside(work: Path, old: Path) -> Path:
+    """Moves the work in one rename; returns its new place."""
+    aside = old / f"{work.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     while aside.exists():
         aside = aside.with_name(f"{aside.name}+")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    work.rename(aside)
-    for old in before:
-        shutil.rmtree(old)
-    return aside
+    old.mkdir(parents=True, exist_ok=True)
+    return work.rename(aside)

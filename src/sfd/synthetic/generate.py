@@ -35,8 +35,9 @@ from sfd.evaluation.views import ImageBatches, judge_training_images
 from sfd.generation.generated import LAYOUT, TABLE, validate_table_of
 from sfd.models.conditions import Condition
 from sfd.params import Params
+from sfd.pipeline.inputs import check_current, published_fingerprint
 from sfd.pipeline.prepare import open_prepared
-from sfd.pipeline.stage import check_current, lock, published_fingerprint
+from sfd.pipeline.work import lock
 from sfd.processes import inference_device
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed

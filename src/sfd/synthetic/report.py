@@ -18,7 +18,8 @@ from sfd.errors import UserError
 from sfd.evaluation.accuracy import heldout_accuracy
 from sfd.generation.generated import REPORT, REPORT_PAGE, read_table
 from sfd.params import JudgeParams, TrainingParams
-from sfd.pipeline.stage import digest_path, lock, published_fingerprint
+from sfd.pipeline.inputs import digest_path, published_fingerprint
+from sfd.pipeline.work import lock
 from sfd.seeding import derive_seed
 from sfd.statistics import Comparison, compare, estimate
 from sfd.synthetic.generate import COMMAND, Upstream

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from sfd.errors import UserError
 from sfd.names import is_higher_better
 from sfd.params import Params, TuneParams, check_study, current_value, select, to_tree
-from sfd.pipeline.stage import STAGES, Stage, published_fingerprint, stage
+from sfd.pipeline.inputs import STAGES, published_fingerprint
+from sfd.pipeline.stage import Stage, stage
 from sfd.tuning.queue import Queue, run
 from sfd.tuning.space import check_upstream, upstream
 from sfd.tuning.storage import check_storage, hide_password, resolve_storage
