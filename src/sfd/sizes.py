@@ -9,4 +9,4 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "1p0B": (1536, 24, 24),
     "1p6B": (1792, 28, 28),
 }
-"""Published sizes (and a tiny one) as width x depth x heads."""
+"""Width, depth and number of heads of the published sizes, and of a tiny one."""
