@@ -9,13 +9,14 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from sfd.encoders.judges.judge import Judge
 from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import CHUNK
+from sfd.network_files import write_tensors
 
 Load = Callable[[range], Sequence[Tensor]]
 """Maps rows of a set to images uint8 (B, 3, H, W), one tensor per view: the images, and, where wanted, their horizontal flips."""
@@ -52,9 +53,7 @@ class FeatureStore:
             for file, images in zip(files, views, strict=True):
                 found = vars(extract(self.judge, [images.to(self.device)], "spatial" in keep))
                 part = file.with_suffix(".part")
-                save_file(
-                    {key: value.contiguous() for key, value in found.items() if key in keep and value is not None}, part
-                )
+                write_tensors(part, {key: value for key, value in found.items() if key in keep and value is not None})
                 os.replace(part, file)
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> Features:
