@@ -45,8 +45,10 @@ def _check_work(workspace: Workspace) -> list[Finding]:
         if pid and (host != socket.gethostname() or is_alive(int(pid))):
             found.append(Finding(f"work of {work.name}", "running", f"process {pid} on {host}"))
         elif (work / "out").is_dir():
-            found.append(Finding(f"work of {work.name}", "unfinished", _describe(work), f"dvc repro {work.name}"))
-    for old in sorted((workspace.root / ".sfd" / "old").glob("*/")):
+            stage, _, experiment = work.name.partition("@")
+            remedy = "queue the experiment again" if experiment else f"dvc repro {stage}"
+            found.append(Finding(f"work of {work.name}", "unfinished", _describe(work), remedy))
+    for old in sorted(workspace.old.glob("*/")):
         found.append(Finding(f"old {old.name}", "set aside", _describe(old), f"rm -r {old}, if you do not need it"))
     return found
 

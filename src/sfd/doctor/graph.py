@@ -14,6 +14,7 @@ from sfd.data.listing import write_listing
 from sfd.doctor.findings import Finding
 from sfd.errors import UserError
 from sfd.params import Params, parse_yaml, select, to_tree
+from sfd.pipeline.scan import write_experiment, write_stage_codes
 from sfd.registry.source import write_init_from
 from sfd.workspace import PARAMS_NAME, Workspace
 
@@ -107,6 +108,8 @@ def _scan(graph: Graph, workspace: Workspace, params: Params) -> None:
             write_init_from(look, params.diffusion.init_from)
         except UserError as error:
             graph.unknown[_name(look.init_from, look)] = str(error)
+        write_stage_codes(look)
+        write_experiment(look)
         for file in Path(folder).rglob("*"):
             if file.is_file():
                 graph.scanned[_name(file, look)] = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
@@ -181,6 +184,8 @@ def _describe_scan(file: str) -> str:
             return "images changed (names, sizes or times)"
         case ["init_from.json"]:
             return "the model in diffusion.init_from changed"
+        case ["experiment.json"]:
+            return "an experiment registered it, without an alias"
         case _:
             return "its code or a library changed"
 
