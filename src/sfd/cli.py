@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sfd.errors import UserError
+from sfd.errors import UserError, full_disk
 from sfd.serving.options import ServerOptions
 
 if TYPE_CHECKING:
@@ -413,9 +413,17 @@ def show(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """Entry point: a mistake of the user ends in one line and exit status 2."""
+    """Entry point: a mistake of the user ends in one line and exit status 2, Ctrl-C in one line and 130."""
+    import sfd.quiet  # noqa: F401  Ctrl-C after the end of `terminable`, too
+    from sfd.processes import terminable
+
     try:
-        app()
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        with terminable():
+            app()
+    except Exception as error:
+        full = full_disk(error)
+        if full is None and not isinstance(error, UserError):
+            raise
+        reason = error if isinstance(error, UserError) else f"a file cannot be written ({full}: {error}); make room"
+        typer.echo(f"error: {reason}", err=True)
         sys.exit(2)

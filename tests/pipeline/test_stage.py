@@ -2,18 +2,23 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 import yaml
 from filelock import FileLock
+from PIL import Image
+from safetensors.torch import save_file
 
 from sfd.errors import UserError
 from sfd.params import Params, parse_params
@@ -97,6 +102,48 @@ def exit_line(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"error: {name}: ")
     return lines[0]
+
+
+# --- disks that are full ---
+
+MANY = 300_000
+
+
+def write_safetensors(file: Path) -> None:
+    save_file({"a": torch.randn(MANY)}, file)
+
+
+def write_table(file: Path) -> None:
+    pd.DataFrame(torch.randn(MANY // 10, 1).numpy()).to_csv(file)
+
+
+def write_picture(file: Path) -> None:
+    Image.fromarray(torch.randint(256, (400, 400), dtype=torch.uint8).numpy()).save(file, "png")
+
+
+@pytest.mark.parametrize("write", [write_safetensors, write_table, write_picture])
+def test_a_disk_that_is_full_ends_any_stage_in_one_line_and_the_next_run_continues(
+    write: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("prepare")
+    change("data.max_pixels", 1000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(SystemExit) as ending, stage("prepare") as s:
+        (s.out / "first.txt").write_text("1")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        try:
+            write(s.out / "large")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ending.value.code == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning"))
+    assert (
+        line.startswith("error: prepare: ") and "cannot be written (File too large)" in line and "GiB are free" in line
+    )
+    with stage("prepare") as s:
+        assert (s.out / "first.txt").exists()
+        write(s.out / "large")
+    assert Path("results/prepare/large").exists()
 
 
 # --- locks and kills, with real processes ---

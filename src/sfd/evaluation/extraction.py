@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd.encoders.judges.judge import Judge
 from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import CHUNK
+from sfd.progress import track
 
 Load = Callable[[range], Sequence[Tensor]]
 """Rows of a set to images uint8 (B, 3, H, W), once per view: as they are, and flipped horizontally."""
@@ -43,7 +43,7 @@ class FeatureStore:
             self.num_images[name] = num_images
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         starts = range(self.rank * self.batch_size, num_images, self.world_size * self.batch_size)
-        for start in tqdm(starts, desc=names[0], unit="batch", disable=None):
+        for start in track(starts, f"features of {names[0]}", "batch", len(starts)):
             files = [self._file(name, start) for name in names]
             if all(file.exists() for file in files):
                 continue

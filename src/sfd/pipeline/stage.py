@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sfd.errors import UserError
+from sfd.errors import UserError, describe_free, full_disk
 from sfd.params import Params, registered_model, select, to_tree
 from sfd.processes import (
     barrier,
@@ -144,10 +144,10 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
         upstream: replaces what :data:`STAGES` says that the stage reads.
         workspace: the project; None: that of the working folder.
 
-    SIGTERM ends the stage with status 143 and without a traceback; training saves a checkpoint first.
+    SIGTERM ends the stage with status 143, and Ctrl-C with 130 and one line; training saves a checkpoint first.
     A mistake that all processes find is printed once. A process whose peer ended says so and ends.
     """
-    with terminable(), _told(name):
+    with terminable(f"{name}: interrupted; the same command continues"), _told(name, workspace):
         _check_parallel(name)
         form_group()
         workspace = workspace or Workspace.find()
@@ -170,24 +170,38 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Prints a mistake of the user, or the end of another process, in one line and ends this process with status 2."""
+def _told(name: str, workspace: Workspace | None) -> Iterator[None]:
+    """Prints a mistake of the user, a full disk, or the end of another process, in one line and ends this process with status 2."""
     try:
         yield
-    except UserError as error:
-        reason, cause = str(error), ""
-    except RuntimeError as error:
-        if not is_lost_peer(error):
+    except Exception as error:
+        described = _describe(error, workspace)
+        if described is None:
             raise
+        reason, cause = described
+        if claim_message(reason):
+            # One write: `print` writes the line's end by itself, and the delivery may say something in between.
+            sys.stderr.write(f"error: {name}: {reason}{cause}\n")
+            sys.stderr.flush()
+        sys.exit(2)
+
+
+def _describe(error: Exception, workspace: Workspace | None) -> tuple[str, str] | None:
+    """An error that is no fault of the code, and what may differ between processes; None for others."""
+    if isinstance(error, UserError):
+        return str(error), ""
+    if isinstance(error, RuntimeError) and is_lost_peer(error):
         reason = "a connection between the processes of this job broke; where one has ended, its message is the reason"
-        cause = f" ({' '.join(str(error).split())})"
-    else:
-        return
-    if claim_message(reason):
-        # One write: `print` writes the line's end by itself, and the delivery may say something in between.
-        sys.stderr.write(f"error: {name}: {reason}{cause}\n")
-        sys.stderr.flush()
-    sys.exit(2)
+        return reason, f" ({' '.join(str(error).split())})"
+    full = full_disk(error)
+    if full is None:
+        return None
+    if isinstance(error.__context__, UserError):  # said already why; then the end of the run could not be recorded
+        return str(error.__context__), ""
+    root = (workspace or Workspace.find()).root.absolute()
+    named = error.filename if isinstance(error, OSError) and error.filename else f"a file below {root}"
+    free = describe_free(root)
+    return f"{named} cannot be written ({full}): {free} are free there; make room, and the same command continues", ""
 
 
 def _check_parallel(name: str) -> None:

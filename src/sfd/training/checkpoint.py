@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
 
-from sfd.errors import UserError
+from sfd.errors import UserError, describe_free, full_disk
 from sfd.training.sharding import WHOLE
 
 
@@ -62,7 +63,11 @@ class Checkpoint:
     sharded: bool
 
     def save(self, state: TrainingState) -> None:
-        """Replaces the file in one rename. All processes must call it."""
+        """Replaces the file in one rename. All processes must call it.
+
+        Raises:
+            UserError: the disk is full; the file that was there is kept.
+        """
         content = {
             "fingerprint": self.fingerprint,
             "step": state.step,
@@ -75,11 +80,26 @@ class Checkpoint:
         if not self.accelerator.is_main_process:
             return
         temporary = self.file.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self.file)
+        try:
+            with temporary.open("wb") as stream:
+                torch.save(content, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.file)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            reason = full_disk(error)
+            if reason is None:
+                raise
+            raise UserError(self._describe_full(reason, content)) from None
+
+    def _describe_full(self, reason: str, content: dict[str, Any]) -> str:
+        size = sum(value.nbytes for value in tree_leaves(content) if isinstance(value, Tensor)) / 2**30
+        kept = "the checkpoint before it is kept" if self.file.is_file() else "there is none before it"
+        return (
+            f"{self.purpose}: the checkpoint of step {content['step']} cannot be written to {self.file} ({reason}): it takes {size:.2f} GiB "
+            f"beside the one before it, and {describe_free(self.file.parent)} are free; {kept}. Make room, and the same command continues"
+        )
 
     def restore(self, state: TrainingState) -> None:
         """Sets ``state`` to that of the file, if there is one with this fingerprint. All processes must call it.

@@ -2,7 +2,6 @@
 
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
-from tqdm import tqdm
 
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams
-from sfd.processes import form_group
+from sfd.processes import Terminated, form_group, handled, say_at_once
+from sfd.progress import progress
 from sfd.training.batches import Batch, BatchedDataset, read_batches
 from sfd.training.checkpoint import Checkpoint, TrainingState
 from sfd.training.order import SeededBatchSampler
@@ -32,7 +31,7 @@ LogMetrics = Callable[[dict[str, float], int], None]
 Preview = Callable[[nn.Module, int], None]
 
 AGREE_EVERY = 10
-"""Steps after which several processes ask one another whether SIGTERM came."""
+"""Steps after which several processes ask one another whether a signal to end came."""
 
 
 def log_nothing(metrics: dict[str, float], step: int) -> None:
@@ -104,7 +103,7 @@ def train(
 
     Raises:
         UserError: the batch cannot be shared evenly, the loss became NaN or infinite, or the data set raised it.
-        SystemExit: SIGTERM came; a checkpoint was saved.
+        Terminated: SIGTERM or Ctrl-C came; a checkpoint was saved.
     """
     trainer = _Trainer(task, params, seed, work, fingerprint, log, sharding)
     trainer.checkpoint.restore(trainer.state)
@@ -157,7 +156,7 @@ class _Trainer(Generic[Batch, Draws]):
         if not self.sharded:
             self.network, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
         self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
-        self.stop_requested = False
+        self.stop_signal = 0
         self.interval_start = (0, 0.0)
 
     def _rows(self) -> slice:
@@ -182,12 +181,9 @@ class _Trainer(Generic[Batch, Draws]):
         return rate
 
     def run(self, preview: Preview | None, preview_every: int) -> None:
-        """All remaining steps. SIGTERM ends the process between two steps, with a checkpoint."""
-        previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
-        try:
+        """All remaining steps. SIGTERM and Ctrl-C end the process between two steps, with a checkpoint."""
+        with handled(self._request_stop):
             self._run_steps(preview, preview_every)
-        finally:
-            signal.signal(signal.SIGTERM, previous_handler)
         if self._must_stop(ask=True):
             self._stop()
 
@@ -197,14 +193,15 @@ class _Trainer(Generic[Batch, Draws]):
             self.seed, self.task.purpose, len(self.task.dataset), size, state.step, params.num_steps, self.rows
         )
         self.interval_start = (state.step, time.perf_counter())
-        with self._progress_bar() as bar:
-            for data in read_batches(self.task.dataset, order, params.num_workers):
+        shown = progress(self.task.purpose, "image", params.num_steps * size, state.step * size)
+        with shown as bar, read_batches(self.task.dataset, order, params.num_workers) as batches:
+            for data in batches:
                 self._step(data)
                 state.step += 1
-                bar.update(size)
                 last = state.step == params.num_steps
                 if state.step % params.log_every == 0 or last:
-                    bar.set_postfix(loss=f"{self._log_interval():.4f}")
+                    bar.bar.set_postfix(loss=f"{self._log_interval():.4f}")
+                bar.update(size, self._place)
                 if preview is not None and (state.step % preview_every == 0 or last):
                     self._preview(preview)
                 stop = self._must_stop(ask=state.step % AGREE_EVERY == 0)
@@ -213,34 +210,34 @@ class _Trainer(Generic[Batch, Draws]):
                 if stop:
                     self._stop()
 
-    def _progress_bar(self) -> "tqdm[NoReturn]":
-        """Counts images, on a terminal alone."""
-        size = self.params.batch_size
-        return tqdm(
-            total=self.params.num_steps * size,
-            initial=self.state.step * size,
-            unit="image",
-            unit_scale=True,
-            disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
-            desc=self.task.purpose,
-        )
+    def _place(self) -> str:
+        """Where the training is, for a line of progress."""
+        state, every = self.state, self.params.log_every
+        steps = state.step % every
+        loss = state.sums[-1].item() / steps if steps else state.curve[-1]["total"]
+        return f"step {state.step:,} of {self.params.num_steps:,}, loss {loss:.4f}"
 
-    def _request_stop(self, _signal: int, _frame: object) -> None:
-        self.stop_requested = True
+    def _request_stop(self, number: int, _frame: object) -> None:
+        if not self.stop_signal:
+            self.stop_signal = number
+            step, last = self.state.step, self.params.num_steps
+            say_at_once(
+                f"{self.task.purpose}: {signal.Signals(number).name} at step {step} of {last}; a checkpoint is saved, and the same command continues"
+            )
 
     def _must_stop(self, ask: bool) -> bool:
-        """Whether SIGTERM came. Several processes agree on it when they ``ask``, so that all stop at the same step."""
+        """Whether a signal to end came. Several processes agree on it when they ``ask``, so that all stop at the same step."""
         if self.accelerator.num_processes == 1:
-            return self.stop_requested
+            return self.stop_signal > 0
         if not ask:
             return False
-        flag = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        flag = torch.tensor(float(self.stop_signal), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
 
     def _stop(self) -> NoReturn:
         """Ends all processes. None may go before the checkpoint is written: launchers end a job when its first process has failed."""
         self.accelerator.wait_for_everyone()
-        sys.exit(128 + signal.SIGTERM)
+        raise Terminated(self.stop_signal or signal.SIGTERM)
 
     def whole_average(self) -> nn.Module:
         """The network with averaged weights; all processes must call it, and with sharding process 0 alone gets the weights."""
