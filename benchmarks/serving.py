@@ -1,4 +1,4 @@
-"""What `sfd serve` takes: time until ready, eight clients at once against one after another, memory over 500 requests.
+"""The cost of `sfd serve`: seconds until it is ready, eight requests at once or one after another, growth of memory over 500 requests.
 
 python benchmarks/serving.py ALIAS      # in a project's folder with a registered model, e.g. after `make repro`: candidate
 """
@@ -61,7 +61,7 @@ class Server:
 
 
 def compare(server: Server) -> tuple[float, float]:
-    """Seconds of the same requests one after another and at once; their images must be the same bytes."""
+    """Seconds of the same requests, sent one after another and at once; both ways must give the same bytes."""
     seeds = range(CLIENTS)
     started = time.perf_counter()
     alone = [server.generate(seed=seed) for seed in seeds]
@@ -74,7 +74,7 @@ def compare(server: Server) -> tuple[float, float]:
 
 
 def mixed(server: Server, number: int) -> int:
-    """Every second request is a bad one; the good ones ask for one to four images."""
+    """Sends request ``number`` and returns its status. Every second request is invalid; valid ones ask for one to four images."""
     if number % 2:
         return server.generate(**BAD[number // 2 % len(BAD)])[0]
     return server.generate(seed=number, count=1 + number // 2 % 4, format="zip")[0]

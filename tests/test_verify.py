@@ -226,7 +226,7 @@ REFUSED: dict[str, tuple[str, Edit, str]] = {
     "unknown interval": ("lightningdit_sync", run(cfg_scale=2.0, interval_mode="all"), "interval_mode is 'all'"),
     "no step": ("lightningdit_sync", run(time_points=1), "num_steps is 0"),
     "no weak model": ("lightningdit_sync", run(scale_tex=1.5), "guide_model and its weights"),
-    "unknown kind": ("lightningdit_sync", lambda config, _: config.clear(), "no vector that is known here"),
+    "unknown kind": ("lightningdit_sync", lambda config, _: config.clear(), "not a vector of a known kind"),
 }
 
 

@@ -213,7 +213,7 @@ DIFFUSION = {
     "a foreign object": ({"ema": weights("sfd_tiny"), "args": argparse.Namespace(lr=1)}, "the objects argparse.Namespace, and"),
     "another kind": ({"state_dict": weights("texture_vae_tiny")}, "looks like a texture-vae, not like a diffusion: give --kind"),
     "yet another kind": ({"model_state_dict": weights("semvae_tiny"), "config": YAML}, "looks like a semantic-vae"),
-    "no square": ({"ema": changed("sfd_tiny", pos_embed=torch.ones(1, 63, 64))}, "pos_embed has 63 tokens, which make no square"),
+    "no square": ({"ema": changed("sfd_tiny", pos_embed=torch.ones(1, 63, 64))}, "pos_embed has 63 tokens, which is not a square number"),
 }  # fmt: skip
 
 

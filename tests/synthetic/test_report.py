@@ -156,7 +156,7 @@ def test_a_refused_report_leaves_no_folder(project: Project) -> None:
     [
         ([0.95, 0.96, 0.955], "is better than on real images alone, beyond the noise"),
         ([0.85, 0.86, 0.855], "is worse than on real images alone, beyond the noise"),
-        ([0.91, 0.90, 0.907], "is not told apart from training on real images alone"),
+        ([0.91, 0.90, 0.907], "cannot be told apart from training on real images alone"),
     ],
 )
 def test_the_verdict_follows_from_the_paired_trainings(both: list[float], sentence: str) -> None:

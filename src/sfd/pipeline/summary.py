@@ -22,14 +22,15 @@ def summarise(workspace: Workspace) -> str:
         if not file.is_file():
             raise UserError(f"{file} is missing, so the graph has not been run to its end; run `dvc repro`")
     metrics: dict[str, float] = json.loads(metrics_file.read_text(encoding="utf-8"))
-    version: dict[str, str] = json.loads(version_file.read_text(encoding="utf-8"))
+    version: dict[str, str | None] = json.loads(version_file.read_text(encoding="utf-8"))
     distance = main_distance(metrics)
     floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in reversed(FLOORS))
     numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
+    address = f"models:/{version['name']}" + (f"@{version['alias']}" if version["alias"] else f"/{version['version']}")
     return "\n".join(
         [
             f"samples  {grid} ({grid.parent / 'images'}: one PNG each)",
             f"metrics  {metrics_file}: {distance} {metrics[distance]:.3f} (floors: {floors}), {numbers}",
-            f"model    models:/{version['name']}@{version['alias']} (version {version['version']}) at {version['tracking_uri']}; `make ui` shows it",
+            f"model    {address} (version {version['version']}) at {version['tracking_uri']}; `make ui` shows it",
         ]
     )

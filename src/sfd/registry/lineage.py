@@ -23,7 +23,7 @@ from sfd.registry.versions import (
     read_versions,
 )
 from sfd.tables import as_text
-from sfd.tracking import tracking_uri
+from sfd.tracking import Store, tracking_uri
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def list_versions(workspace: Workspace) -> str:
     params = workspace.load_params()
     records = read_versions(workspace, params.register_.name)
     if not records:
-        return f"model `{params.register_.name}` has no version yet; `dvc repro` registers one"
+        return f"model `{params.register_.name}` has no version at {Store(workspace).name}; `dvc repro` registers one"
     distances = list(dict.fromkeys(main_distance(record.metrics) for record in records if record.metrics))
     metrics = [*distances, *LISTED]
     rows = [

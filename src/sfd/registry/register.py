@@ -14,7 +14,7 @@ from sfd.params import RegisterParams, SampleParams
 from sfd.registry.requests import MODELS_OWN_TAU
 from sfd.registry.smoke import as_rows, choose_labels, run_smoke
 from sfd.registry.versions import DATA, MEASURED, METRIC, SMOKE
-from sfd.tracking import client, import_mlflow, tracking_uri
+from sfd.tracking import EXPERIMENT, client, import_mlflow, tracking_uri
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def register(
 ) -> "ModelVersion":
     """Makes a version, draws its smoke images, moves the alias, and writes ``version.json``.
 
-    The alias moves last, so that a version that has it is complete and answers by itself.
+    The alias moves last, so that a version that has it is complete and answers by itself. An experiment's version gets none, and a tag
+    with the experiment's name.
 
     Args:
         folders, run_id, out: see :func:`make_version`.
@@ -62,10 +63,19 @@ def register(
     store, labels = client(workspace), choose_labels(_condition(folders))
     for key, value in (tags | {SMOKE: run_smoke(workspace, params.name, created, labels).to_tag()}).items():
         store.set_model_version_tag(params.name, created, key, value)
-    store.set_registered_model_alias(params.name, params.alias, created)
+    experiment = workspace.experiment
+    if experiment is None:
+        store.set_registered_model_alias(params.name, params.alias, created)
+    else:
+        store.set_model_version_tag(params.name, created, EXPERIMENT, experiment.name)
     # As seen from the project's root, so that the result does not depend on the working folder.
     uri = tracking_uri(Workspace(Path()))
-    written = {"name": params.name, "version": created, "alias": params.alias, "tracking_uri": uri}
+    written = {
+        "name": params.name,
+        "version": created,
+        "alias": None if experiment else params.alias,
+        "tracking_uri": uri,
+    }
     (out / "version.json").write_text(json.dumps(written, indent=2) + "\n")
     return store.get_model_version(params.name, created)
 

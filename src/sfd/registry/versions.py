@@ -55,10 +55,10 @@ def read_shown(workspace: Workspace, register: RegisterParams, which: str | None
 
 
 def read_versions(workspace: Workspace, name: str) -> list[VersionInfo]:
-    """All versions, newest first. Raises :class:`UserError` if there are none."""
-    aliases = read_aliases(workspace, name)
+    """All versions, newest first; empty if there is no such model. Raises :class:`UserError` if the store does not answer."""
     with open_registry(workspace) as registry:
         found = registry.search_model_versions(f"name = '{name}'")
+    aliases = read_aliases(workspace, name) if found else {}
     return sorted((_parse_tags(each, aliases) for each in found), key=lambda record: -int(record.version))
 
 

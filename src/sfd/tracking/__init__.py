@@ -5,9 +5,10 @@ batches, by a background thread (:mod:`sfd.tracking.delivery`). A killed stage t
 """
 
 from sfd.tracking.delivery import Store, StoreAway, client, import_mlflow, registry_uri, sync, tracking_uri
-from sfd.tracking.run import Run, describe_origin, start_run
+from sfd.tracking.run import EXPERIMENT, Run, describe_origin, start_run
 
 __all__ = [
+    "EXPERIMENT",
     "Run",
     "Store",
     "StoreAway",

@@ -16,6 +16,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
@@ -41,6 +42,8 @@ MLFLOW_DEFAULTS = {
 METRICS_PER_BATCH = 1000  # MLflow's limits
 VALUES_PER_BATCH = 100
 
+SQLITE = "sqlite:///"
+
 _IMPORT = threading.Lock()
 
 POLL_S = 1.0
@@ -53,12 +56,22 @@ EXIT_WAIT_AWAY_S = 2.0
 
 def tracking_uri(workspace: Workspace) -> str:
     """The MLflow store: ``MLFLOW_TRACKING_URI``, else the embedded one, ``mlruns/mlflow.db`` of the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(workspace.mlruns / 'mlflow.db').as_posix()}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return _lasting(workspace, uri) if uri else f"{SQLITE}{(workspace.mlruns / 'mlflow.db').as_posix()}"
 
 
 def registry_uri(workspace: Workspace) -> str:
     """The MLflow model registry: ``MLFLOW_REGISTRY_URI``, else that of the tracking store."""
-    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri(workspace)
+    uri = os.environ.get("MLFLOW_REGISTRY_URI")
+    return _lasting(workspace, uri) if uri else tracking_uri(workspace)
+
+
+def _lasting(workspace: Workspace, uri: str) -> str:
+    """The same store; of an experiment that works in a copy of the project, a file in that copy becomes the project's own."""
+    copy, path = os.path.abspath(workspace.root), Path(os.path.abspath(uri.removeprefix(SQLITE)))
+    if workspace.experiment is None or not uri.startswith(SQLITE) or not path.is_relative_to(copy):
+        return uri
+    return f"{SQLITE}{(workspace.home / path.relative_to(copy)).as_posix()}"
 
 
 def import_mlflow() -> None:
