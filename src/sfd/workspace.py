@@ -118,6 +118,11 @@ class Workspace:
         """The folder of a finished stage."""
         return self.results / stage
 
+    @property
+    def preview(self) -> Path:
+        """The newest sample grid, while the diffusion model is trained. No stage's result, so DVC lets it be."""
+        return self.results / "preview.png"
+
     def work(self, stage: str) -> Path:
         """The folder in which a stage works. DVC does not know it; a killed stage continues there."""
         return self.root / ".sfd" / "work" / stage

@@ -1,5 +1,6 @@
 """Stage ``diffusion``: network and data set from the parameters, training with sample grids, and what it leaves."""
 
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -125,12 +126,16 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     task = build_task(stage.workspace, stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics)
     grids = SampleGrids(model, stage, params.grid_images)
+    if rank() == 0:
+        grids.show_newest()
+        print(f"diffusion: the newest sample grid is {stage.workspace.preview}", file=sys.stderr)
     trained = train(
         task, params.training, seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every, params.sharding
     )
     if rank() != 0:
         return
     start.finish(trained)
+    stage.workspace.preview.unlink(missing_ok=True)  # the last one is in the result
     _leave_model(model, stage)
     stage.log_input(
         "latents",
@@ -177,7 +182,7 @@ class SampleGrids:
     """Draws the same images, by condition and seed, from the network as training goes on."""
 
     def __init__(self, model: DiffusionModel, stage: Stage, num_images: int) -> None:
-        self.model, self.stage = model, stage
+        self.model, self.stage, self.folder = model, stage, stage.out / "grids"
         self.decoder = load_texture_vae(stage.upstream("texture_vae") / "model")
         # As many of each value as fit, value by value.
         planned = Counter(model.condition.plan(num_images))
@@ -195,8 +200,20 @@ class SampleGrids:
             self.values, self.seeds, GRID_SAMPLER, GuidanceScales(), middle_schedule(self.model.schedule_params)
         )
         network.train(was_training)
-        file = self.stage.out / "grids" / f"step-{step:07d}.png"
+        file = self.folder / f"step-{step:07d}.png"
         file.parent.mkdir(exist_ok=True)
         labels = [model.condition.label(value) for value in self.values]
         save_png(labelled_grid(images, labels, self.per_row), file)
+        self.show_newest()
         self.stage.log_artifacts(file)
+
+    def show_newest(self) -> None:
+        """Puts the newest grid where it can be seen; removes the one of another training."""
+        preview, grids = self.stage.workspace.preview, sorted(self.folder.glob("step-*.png"))
+        if not grids:
+            preview.unlink(missing_ok=True)
+            return
+        preview.parent.mkdir(exist_ok=True)
+        fresh = preview.with_suffix(".part")
+        shutil.copyfile(grids[-1], fresh)
+        fresh.replace(preview)  # in one rename, so that a viewer never sees half of it
