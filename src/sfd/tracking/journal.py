@@ -224,7 +224,7 @@ def open_journal(workspace: Workspace, stage: str, fingerprint: str, experiment:
     home = workspace.journals
     home.mkdir(parents=True, exist_ok=True)
     # Two experiments may make the same result at the same time.
-    variant = "" if workspace.experiment is None else f"-{workspace.experiment.name}"
+    variant = "" if workspace.dvc_experiment is None else f"-{workspace.dvc_experiment.name}"
     name = f"{fingerprint[:16]}-{stage}{variant}"
     with ExitStack() as stack:
         try:
