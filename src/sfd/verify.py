@@ -94,7 +94,7 @@ def _read(stem: Path, device: str) -> tuple[dict[str, Any], Vector]:
     for file in files:
         if not file.is_file():
             raise UserError(
-                f"{file} does not exist; a vector consists of STEM.json and STEM.safetensors: give STEM, and both files must be there"
+                f"{file} does not exist; a vector consists of STEM.json and STEM.safetensors: give STEM, without the ending"
             )
     try:
         config = json.loads(files[0].read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ class FeatureStore:
         """Extracts this process's share of the batches, except those that are on disk already. ``names``: one per view.
 
         ``keep``: which fields of :class:`Features` to keep; logits of all of ImageNet would take another 5 GB.
-        Wait at a barrier before you read: other processes write their batches.
+        Other processes write the other batches, so wait at a barrier before you read.
         """
         for name in names:
             self.num_images[name] = num_images
