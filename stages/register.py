@@ -1,6 +1,7 @@
 """A self-contained model version in the MLflow registry, with an alias."""
 
 import sfd.quiet  # noqa: F401
+from sfd.generation.settings import Settings
 from sfd.pipeline.stage import stage
 from sfd.registry.register import describe, register
 
@@ -12,7 +13,7 @@ with stage("register") as s:
     version = register(
         s.workspace,
         s.params.register_,
-        s.params.sample,
+        Settings.of(s.params.sample, s.params.runtime.sample.batch_size),
         folders=folders,
         tags=describe(s.upstream("evaluate"), s.upstream("prepare")),
         run_id=s.require_run_id(),

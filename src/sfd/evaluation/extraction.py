@@ -28,7 +28,8 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, judge: Judge, batch_size: int, rank: int, world_size: int) -> None:
-        self.folder, self.judge, self.batch_size = folder, judge, batch_size
+        # Files hold batches, so those of another size cannot be continued.
+        self.folder, self.judge, self.batch_size = folder / f"by-{batch_size}", judge, batch_size
         self.rank, self.world_size = rank, world_size
         self.device = judge.device
         self.num_images: dict[str, int] = {}

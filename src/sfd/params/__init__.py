@@ -13,10 +13,9 @@ from sfd.params.diffusion import (
     ModelParams,
     ModelSize,
     SampleParams,
-    Sharding,
     registered_model,
 )
-from sfd.params.mistakes import describe_mistakes
+from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
     DataParams,
     EncoderParams,
@@ -47,13 +46,13 @@ from sfd.params.parse import (
     with_values,
 )
 from sfd.params.rules import check_patch_size, check_sampling_schedule, shared_grid
+from sfd.params.runtime import RuntimeParams, Sharding, TrainingRuntime
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
     JOURNAL,
     POSTGRES,
     SQLITE,
-    WITHOUT_EFFECT,
     check_storage_address,
     check_study,
     holds_whole_numbers,
@@ -67,7 +66,6 @@ __all__ = [
     "POSTGRES",
     "PREVIOUS",
     "SQLITE",
-    "WITHOUT_EFFECT",
     "DataParams",
     "DiffusionParams",
     "EncoderParams",
@@ -87,6 +85,7 @@ __all__ = [
     "Params",
     "Positive",
     "RegisterParams",
+    "RuntimeParams",
     "SampleParams",
     "Scale",
     "ScheduleParams",
@@ -98,6 +97,7 @@ __all__ = [
     "TextureVaeParams",
     "TrackingParams",
     "TrainingParams",
+    "TrainingRuntime",
     "TuneParams",
     "check_patch_size",
     "check_sampling_schedule",
@@ -116,6 +116,7 @@ __all__ = [
     "registered_model",
     "select",
     "shared_grid",
+    "shown",
     "to_tree",
     "with_values",
 ]
