@@ -7,7 +7,7 @@ from sfd.registry.register import describe, register
 
 with stage("register") as s:
     s.log_artifacts(s.workspace.params_file)
-    folders = {name: s.upstream(name) / "model" for name in ("diffusion", "texture_vae")}
+    folders = {"diffusion": s.workspace.model(s.params.sample.step), "texture_vae": s.upstream("texture_vae") / "model"}
     if s.params.sample.guidance.weak_model is not None:
         folders["weak_model"] = s.workspace.resolve(s.params.sample.guidance.weak_model)
     version = register(

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from sfd.errors import UserError
 from sfd.params import Params, parse_params
 from sfd.pipeline import code
-from sfd.pipeline.inputs import STAGES, digest_path, published_fingerprint, stage_fingerprint
+from sfd.pipeline.inputs import COMMANDS, STAGES, digest_path, published_fingerprint, stage_fingerprint
 from sfd.pipeline.scan import write_stage_codes
 from sfd.pipeline.stage import Stage, stage
 from sfd.tuning.space import upstream
@@ -660,9 +660,9 @@ def test_the_model_to_start_from_takes_part_by_its_content_or_its_registered_ver
 def test_the_graph_here_and_in_dvc_yaml_are_the_same() -> None:
     in_dvc = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     watchers = {name for name, entry in in_dvc.items() if entry.get("always_changed")}  # look, and make nothing
-    assert set(in_dvc) - watchers == set(STAGES) - {"tune"}
+    assert set(in_dvc) - watchers == set(STAGES) - set(COMMANDS)
     for name, inputs in STAGES.items():
-        if name == "tune":  # in a file of its own, below
+        if name in COMMANDS:
             continue
         read = {dep.split("/")[1] for dep in in_dvc[name]["deps"] if dep.startswith("results/")}
         assert in_dvc[name]["deps"][:2] == [f"stages/{name}.py", f"results/scan/code/{name}"]

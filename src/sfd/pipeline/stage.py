@@ -25,6 +25,7 @@ from sfd.pipeline.inputs import (
     digest_facts,
     first_change,
     input_facts,
+    mark_of,
     published_fingerprint,
     upstream_of,
     work_facts,
@@ -55,6 +56,7 @@ class Stage:
     Attributes:
         params: the parameters as ``params.yaml`` has them; paths in them are relative to the project's root.
         fingerprint: stands for all inputs.
+        facts: what work in progress depends on, in words.
         content: digests of everything that downstream stages read; if set, they replace the input fingerprint.
     """
 
@@ -62,8 +64,14 @@ class Stage:
     workspace: Workspace
     params: Params
     fingerprint: str
+    facts: Facts
     run: Run | None
     content: list[str] = field(default_factory=list)
+
+    @property
+    def mark(self) -> str:
+        """Stands for what the work folder, and a checkpoint in it, were made from."""
+        return mark_of(self.facts)
 
     @property
     def work(self) -> Path:
@@ -124,13 +132,13 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
         upstream = upstream_of(name, params) if upstream is None else upstream
         inputs = input_facts(workspace, name, params, upstream)
         facts = work_facts(workspace, params, inputs)
-        current = Stage(name, workspace, params, digest_facts(inputs), None)
+        current = Stage(name, workspace, params, digest_facts(inputs), facts, None)
         with lock(current.work) if rank() == 0 else nullcontext():
             if rank() == 0:
                 _check_scanned(workspace, facts)
-                open_work(workspace, name, digest_facts(facts))
+                open_work(workspace, name, current.mark)
             barrier()
-            _check_shared(current.work, facts)
+            _check_shared(current)
             with _tracked(current, upstream) as current.run, undisturbed_end():
                 yield current
                 barrier()
@@ -210,11 +218,11 @@ def _check_unchanged(workspace: Workspace, facts: Facts, upstream: tuple[str, ..
         )
 
 
-def _check_shared(work: Path, facts: Facts) -> None:
+def _check_shared(current: Stage) -> None:
     """Raises :class:`UserError` in a process that does not see the work folder as process 0 has just opened it."""
-    if rank() != 0 and read_mark(work) != digest_facts(facts):
+    if rank() != 0 and read_mark(current.work) != current.mark:
         raise UserError(
-            f"process {rank()} on {socket.gethostname()} does not see {work.absolute()} as process 0 opened it; start all processes in "
+            f"process {rank()} on {socket.gethostname()} does not see {current.work.absolute()} as process 0 opened it; start all processes in "
             "one folder that their machines share, with the same params.yaml, results and code"
         )
 

@@ -57,6 +57,7 @@ class Checkpoint:
         file: where it is; all processes see the same folder.
         purpose: names the training in messages.
         fingerprint: stands for parameters and inputs; a file with another one is not used.
+        num_steps: length of the training; a file with more steps is not used.
         accelerator: the processes that train.
         sharded: whether each of them has a part of the weights.
     """
@@ -64,6 +65,7 @@ class Checkpoint:
     file: Path
     purpose: str
     fingerprint: str
+    num_steps: int
     accelerator: Accelerator
     sharded: bool
 
@@ -117,18 +119,25 @@ class Checkpoint:
         if self.file.is_file():
             # Mapped, so that the processes of a machine read it once.
             content = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
-            if (content.get("format"), content["fingerprint"]) == (FORMAT, self.fingerprint):
+            obstacle = self._obstacle(content)
+            if obstacle is None:
                 self._set(state, content)
             elif self.accelerator.is_main_process:
                 print(
-                    f"{self.purpose}: the checkpoint belongs to other parameters, inputs or code, so training starts from the beginning",
-                    file=sys.stderr,
+                    f"{self.purpose}: the checkpoint {obstacle}, so training starts from the beginning", file=sys.stderr
                 )
         steps = self.accelerator.gather(torch.tensor([state.step], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
             raise UserError(
                 f"{self.purpose}: processes would continue from different steps {steps}; their machines must share {self.file}"
             )
+
+    def _obstacle(self, content: dict[str, Any]) -> str | None:
+        """Why training cannot go on from there; None if it can."""
+        if (content.get("format"), content["fingerprint"]) != (FORMAT, self.fingerprint):
+            return "belongs to other parameters, inputs or code"
+        step = content["step"]
+        return f"is of step {step:,}, and num_steps is {self.num_steps:,}" if step > self.num_steps else None
 
     def _set(self, state: TrainingState, content: dict[str, Any]) -> None:
         # With whole tensors in the file, each process takes its parts of them.

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,23 @@ from sfd.training.sharding import WHOLE, local, sharded_copy
 Draws = TypeVar("Draws")
 Record = TypeVar("Record")
 LogMetrics = Callable[[dict[str, float], int], None]
-Preview = Callable[[nn.Module, int], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Something to do with the averaged network during training, in process 0: ``call(network, step)`` every ``every`` steps.
+
+    ``at_end``: after the last step, too.
+    """
+
+    call: Callable[[nn.Module, int], None]
+    every: int
+    at_end: bool = True
+
+    def is_due(self, step: int, last: bool) -> bool:
+        """Whether it is to be done after ``step`` steps."""
+        return step % self.every == 0 or (last and self.at_end)
+
 
 AGREE_EVERY = 10
 """Steps after which several processes ask one another whether a signal to end came."""
@@ -92,8 +108,7 @@ def train(
     fingerprint: str,
     log: LogMetrics,
     runtime: TrainingRuntime | None = None,
-    preview: Preview | None = None,
-    preview_every: int = 0,
+    looks: Sequence[Look] = (),
     sharding: Sharding = "ddp",
 ) -> Trained:
     """Trains ``task.network`` in place and returns its averaged weights.
@@ -101,7 +116,7 @@ def train(
     Killed at any moment and called again with the same ``work`` folder, it ends with the same bytes (same device, same number of processes).
     With another number of processes it continues as well, the same beyond rounding.
     ``runtime`` (None: its defaults) may be another one, too, with the same weights.
-    ``preview`` is called with the averaged network, in process 0, every ``preview_every`` steps and at the end.
+    A finished training continues in the same way when ``params.num_steps`` is raised, unless the learning rate depends on it.
 
     Raises:
         UserError: the batch cannot be shared evenly, the loss became NaN or infinite, or the data set raised it.
@@ -111,7 +126,7 @@ def train(
         task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding
     )
     trainer.checkpoint.restore(trainer.state)
-    trainer.run(preview, preview_every)
+    trainer.run(looks)
     return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve)
 
 
@@ -155,7 +170,9 @@ class _Trainer(Generic[Batch, Draws]):
         self.terms = [*task.weights, "total"]
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
         self.state = TrainingState(raw, averaged, adamw, sums)
-        self.checkpoint = Checkpoint(work / "checkpoint.pt", task.purpose, fingerprint, self.accelerator, self.sharded)
+        self.checkpoint = Checkpoint(
+            work / "checkpoint.pt", task.purpose, fingerprint, params.num_steps, self.accelerator, self.sharded
+        )
         self.network: Any = torch.compile(raw) if runtime.compile else raw
         self.optimizer: Any = adamw
         if not self.sharded:
@@ -185,14 +202,16 @@ class _Trainer(Generic[Batch, Draws]):
             rate *= 0.5 * (1.0 + math.cos(math.pi * done))
         return rate
 
-    def run(self, preview: Preview | None, preview_every: int) -> None:
+    def run(self, looks: Sequence[Look]) -> None:
         """All remaining steps. SIGTERM and Ctrl-C end the process between two steps, with a checkpoint."""
         with handled(self._request_stop):
-            self._run_steps(preview, preview_every)
+            self._run_steps(looks)
         if self._must_stop(ask=True):
             self._stop()
+        if self.state.num_summed:
+            self._log_interval()  # not in the checkpoint: a longer training goes on with this interval
 
-    def _run_steps(self, preview: Preview | None, preview_every: int) -> None:
+    def _run_steps(self, looks: Sequence[Look]) -> None:
         params, runtime, state, size = self.params, self.runtime, self.state, self.params.batch_size
         order = SeededBatchSampler(
             self.seed, self.task.purpose, len(self.task.dataset), size, state.step, params.num_steps, self.rows
@@ -204,11 +223,10 @@ class _Trainer(Generic[Batch, Draws]):
                 self._step(data)
                 state.step += 1
                 last = state.step == params.num_steps
-                if state.step % runtime.log_every == 0 or last:
+                if state.step % runtime.log_every == 0:
                     bar.bar.set_postfix(loss=f"{self._log_interval():.4f}")
                 bar.update(size, self._place)
-                if preview is not None and (state.step % preview_every == 0 or last):
-                    self._preview(preview)
+                self._look([look for look in looks if look.is_due(state.step, last)])
                 stop = self._must_stop(ask=state.step % AGREE_EVERY == 0)
                 if state.step % runtime.checkpoint_every == 0 or last or stop:
                     self._save()
@@ -253,10 +271,13 @@ class _Trainer(Generic[Batch, Draws]):
             self.task.network.load_state_dict(weights)
         return self.task.network
 
-    def _preview(self, preview: Preview) -> None:
+    def _look(self, looks: list[Look]) -> None:
+        if not looks:
+            return
         network = self.whole_average()
         if self.accelerator.is_main_process:
-            preview(network, self.state.step)
+            for look in looks:
+                look.call(network, self.state.step)
             if self.sharded:
                 network.cpu()  # makes room on the device again
 
