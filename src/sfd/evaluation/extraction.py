@@ -4,6 +4,7 @@ There is one file per batch. 1.28 million images of 2,048 features take 10.5 GB,
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -56,6 +57,10 @@ class FeatureStore:
                     {key: value.contiguous() for key, value in found.items() if key in keep and value is not None}, part
                 )
                 os.replace(part, file)
+
+    def forget(self, name: str) -> None:
+        """Removes a set."""
+        shutil.rmtree(self.folder / name)
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> Features:
         """A whole set, or these of its rows, which must ascend."""

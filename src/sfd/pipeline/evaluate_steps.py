@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from sfd.errors import UserError
+from sfd.evaluation.protocol import SAMPLES
 from sfd.generation.samples import finish_samples, write_samples
 from sfd.names import main_distance
 from sfd.pictures import plot_curves
@@ -62,13 +63,10 @@ def _score(current: Stage, step: int) -> None:
     if file.is_file():
         return
     params, drawn = current.params, current.work / entry(step)
-    features = current.work / "features"
-    if not drawn.is_dir():
-        shutil.rmtree(features / "samples", ignore_errors=True)  # of the step before
     images = load_generator(current, step)
     table = write_samples(drawn, images, params.sample, params.runtime.sample.batch_size, params.seed, 0, 1)
     grid = finish_samples(drawn, table, images.model.condition)
-    evaluation = open_evaluation(current, drawn, features)
+    evaluation = open_evaluation(current, drawn, current.work / "features")
     evaluation.extract()
     metrics, _ = evaluation.measure(drawn)
     current.log(metrics, step)
@@ -77,6 +75,7 @@ def _score(current: Stage, step: int) -> None:
     file.parent.mkdir(exist_ok=True)
     fresh = file.with_suffix(".part")
     fresh.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    evaluation.store.forget(SAMPLES)  # before the step counts as done, so that the next one finds none of its features
     fresh.replace(file)
     shutil.rmtree(drawn)
 
