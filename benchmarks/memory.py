@@ -94,7 +94,10 @@ def train(folder: Path, num_images: int, num_steps: int, feature_dim: int, num_w
     task = build_task(workspace, params, build_network(params, dataset, 0), dataset, 0)
     own: list[float] = []
     run(task, training, 0, folder, "memory", lambda _row, _step: own.append(resident("RssAnon")), runtime)
-    peaks: dict[str, Any] = {"peak resident memory, MiB": resident("VmHWM"), "of it its own, MiB": max(own)}
+    peaks: dict[str, Any] = {
+        "peak resident memory, MiB": resident("VmHWM"),
+        "of which its own (anonymous), MiB": max(own),
+    }
     if num_workers:
         readers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         # The largest child so far may have been the one that made the data set.

@@ -33,7 +33,7 @@ def main(
     num_images: Annotated[int, typer.Option(min=20, help="Images per set.")] = 450,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds of 50 images, few samplers.")] = False,
 ) -> None:
-    """Prints the table."""
+    """Measures all samplers and prints the table."""
     from sfd.workspace import Workspace
 
     workspace = Workspace.find()

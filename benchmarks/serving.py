@@ -45,7 +45,7 @@ class Server:
         self.process.wait()
 
     def generate(self, **body: Any) -> tuple[int, bytes]:
-        """Status and content."""
+        """Status and content of the answer to one request."""
         request = urllib.request.Request(f"{self.url}/generate", json.dumps({"class": 0} | body).encode())
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
@@ -54,7 +54,7 @@ class Server:
             return error.code, error.read()
 
     def memory_mb(self) -> float:
-        """Resident memory of the process."""
+        """Resident memory of the server, MB."""
         with urllib.request.urlopen(f"{self.url}/metrics") as response:
             (value,) = (line for line in response.read().decode().splitlines() if line.startswith("process_resident"))
         return float(value.split()[-1]) / 1e6
@@ -81,7 +81,7 @@ def mixed(server: Server, number: int) -> int:
 
 
 def main(alias: str) -> None:
-    """Prints the table."""
+    """Measures the server and prints the table."""
     ready = []
     for _ in range(STARTS):
         server = Server(alias)

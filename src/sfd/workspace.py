@@ -51,10 +51,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The places of one project. ``root``: its folder, relative to the working folder. ``experiment``: that it is run for, if any."""
+    """The places of one project. ``root``: its folder, relative to the working folder. ``dvc_experiment``: that it is run for, if any."""
 
     root: Path
-    experiment: Experiment | None = None
+    dvc_experiment: Experiment | None = None
 
     @classmethod
     def find(cls, start: Path = Path()) -> "Workspace":
@@ -77,7 +77,7 @@ class Workspace:
     @property
     def home(self) -> Path:
         """The folder of what lasts: that of the project, also while an experiment runs in a copy of it."""
-        return self.root if self.experiment is None else self.experiment.project
+        return self.root if self.dvc_experiment is None else self.dvc_experiment.project
 
     @property
     def params_file(self) -> Path:

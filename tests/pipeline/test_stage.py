@@ -18,9 +18,11 @@ import torch
 import yaml
 from filelock import FileLock
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sfd.errors import UserError
+from sfd.network_files import write_tensors
 from sfd.params import Params, parse_params
 from sfd.pipeline import code
 from sfd.pipeline.inputs import COMMANDS, STAGES, digest_path, published_fingerprint, stage_fingerprint
@@ -153,6 +155,18 @@ def test_a_disk_that_is_full_ends_any_stage_in_one_line_and_the_next_run_continu
         assert (s.out / "first.txt").exists()
         write(s.out / "large")
     assert Path("results/prepare/large").exists()
+
+
+def test_half_of_a_file_of_tensors_does_not_stay_on_a_full_disk(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(SafetensorError, match="File too large"):
+            write_tensors(tmp_path / "large", {"a": torch.randn(MANY)})
+        write_tensors(tmp_path / "small", {"a": torch.randn(10)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir() if file.name in ("large", "small")] == ["small"]
 
 
 # --- locks and kills, with real processes ---

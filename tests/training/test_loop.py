@@ -349,6 +349,25 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_uninterru
     assert steps.count(5) == 1, "it started over instead of continuing"
 
 
+def test_a_training_killed_at_random_moments_and_continued_to_twice_the_steps_ends_with_the_bytes_of_one_of_that_length(
+    tmp_path: Path,
+) -> None:
+    moments, options = random.Random(2), {"decay": "constant"}
+    whole = start(tmp_path / "whole", **options)
+    work = tmp_path / "work"
+    for num_steps, kills in ((60, (20, 40)), (120, (80,))):
+        for step in kills:
+            process = start(work, **options, num_steps=num_steps)
+            wait_for_step(work, process, step)
+            time.sleep(moments.uniform(0.0, 0.1))
+            process.kill()
+            process.communicate()
+        assert start(work, **options, num_steps=num_steps).communicate()[1] == ""
+    assert whole.communicate()[1] == ""
+    assert results(work) == results(tmp_path / "whole")
+    assert json.loads((work / "curve.json").read_text())[-1]["step"] == 120
+
+
 def test_sigterm_saves_a_checkpoint_exits_143_and_the_next_run_ends_with_the_same_bytes(
     uninterrupted: list[bytes], tmp_path: Path
 ) -> None:

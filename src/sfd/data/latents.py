@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sfd.data.shards import Shard, ShardReader, shard_bounds, share_of, write_shards
 from sfd.errors import UserError
+from sfd.network_files import write_tensors
 from sfd.params import LatentsParams
 from sfd.progress import progress
 
@@ -62,7 +63,7 @@ class ChannelStatistics:
 
     def save(self, file: Path) -> None:
         """Writes safetensors."""
-        save_file({"mean": self.mean, "std": self.std}, file)
+        write_tensors(file, {"mean": self.mean, "std": self.std})
 
     @classmethod
     def load(cls, file: Path) -> "ChannelStatistics":

@@ -10,12 +10,13 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sfd.encoders.judges.judge import Judge
 from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import CHUNK
+from sfd.network_files import write_tensors
 from sfd.progress import track
 
 Load = Callable[[range], Sequence[Tensor]]
@@ -39,7 +40,7 @@ class FeatureStore:
         """Extracts this process's share of the batches, except those that are on disk already. ``names``: one per view.
 
         ``keep``: which fields of :class:`Features` to keep; logits of all of ImageNet would take another 5 GB.
-        Wait at a barrier before you read: other processes write their batches.
+        Other processes write the other batches, so wait at a barrier before you read.
         """
         for name in names:
             self.num_images[name] = num_images
@@ -53,9 +54,7 @@ class FeatureStore:
             for file, images in zip(files, views, strict=True):
                 found = vars(extract(self.judge, [images.to(self.device)], "spatial" in keep))
                 part = file.with_suffix(".part")
-                save_file(
-                    {key: value.contiguous() for key, value in found.items() if key in keep and value is not None}, part
-                )
+                write_tensors(part, {key: value for key, value in found.items() if key in keep and value is not None})
                 os.replace(part, file)
 
     def forget(self, name: str) -> None:

@@ -153,7 +153,7 @@ def compare(samples: Features, reference: Reference, params: EvaluateParams, see
     """Distances of samples from a reference, and the quality of the samples on their own.
 
     Returns:
-        ``fd``: Frechet distance (arXiv 1706.08500); falls with the number of images, so only equal counts compare.
+        ``fd``: Frechet distance (arXiv 1706.08500). It falls with the number of images, so compare only values with equal counts.
         ``sfid``: the same on spatial features (arXiv 2103.03841, as ADM computes it), only if both sides have them.
         ``kid``, ``kid_std``: squared kernel distance, mean and standard deviation over random subsets (arXiv 1801.01401);
         it is unbiased, so it can be slightly negative. The deviation is about 0 if each subset contains all images.

@@ -13,7 +13,7 @@ from sfd.models.conditions import ClassCondition, read_condition
 from sfd.params import ScheduleParams, TauRange
 
 FORMAT = 1
-"""Files without a format number are older: a LightningDiT with class labels, whose names are in a file beside the model."""
+"""Files without a format number are older. They describe a LightningDiT with class labels, whose names are under the key ``classes``."""
 
 
 def write_model_config(config: BackboneConfig, schedule: ScheduleParams) -> dict[str, Any]:

@@ -59,17 +59,17 @@ def register(
     Raises:
         UserError: as :func:`make_version` does; or the registered version does not answer in a process of its own.
     """
+    # As seen from the project's root, so that the result does not depend on the working folder; and now, for MLflow changes the environment.
+    uri = tracking_uri(Workspace(Path()))
     created = make_version(workspace, params.name, sample, folders, run_id, out)
     store, labels = client(workspace), choose_labels(_condition(folders))
     for key, value in (tags | {SMOKE: run_smoke(workspace, params.name, created, labels).to_tag()}).items():
         store.set_model_version_tag(params.name, created, key, value)
-    experiment = workspace.experiment
+    experiment = workspace.dvc_experiment
     if experiment is None:
         store.set_registered_model_alias(params.name, params.alias, created)
     else:
         store.set_model_version_tag(params.name, created, EXPERIMENT, experiment.name)
-    # As seen from the project's root, so that the result does not depend on the working folder.
-    uri = tracking_uri(Workspace(Path()))
     written = {
         "name": params.name,
         "version": created,

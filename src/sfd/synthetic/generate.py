@@ -413,8 +413,8 @@ def _describe(out: Path, registered: RegisteredModel, options: GenerateOptions, 
         looked_at = _looked_at(out, classes)
         total, most = sum(looked_at.values()), max(classes, key=lambda name: looked_at[name])
         lines.append(
-            f"kept {options.per_class * len(classes) / total:.1%} of {total} candidates; fewest of class {most!r}: "
-            f"{options.per_class / looked_at[most]:.1%}"
+            f"kept {options.per_class * len(classes) / total:.1%} of {total} candidates; the lowest share is "
+            f"{options.per_class / looked_at[most]:.1%}, of class {most!r}"
         )
     return "\n".join([*lines, f"table: {out / TABLE}; as a data set: data.source: folder, data.root: {out}"])
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from sfd.errors import UserError, warn
 from sfd.tracking.journal import Journal, Record, State, find_journals
@@ -69,7 +69,7 @@ def registry_uri(workspace: Workspace) -> str:
 def _lasting(workspace: Workspace, uri: str) -> str:
     """The same store; of an experiment that works in a copy of the project, a file in that copy becomes the project's own."""
     copy, path = os.path.abspath(workspace.root), Path(os.path.abspath(uri.removeprefix(SQLITE)))
-    if workspace.experiment is None or not uri.startswith(SQLITE) or not path.is_relative_to(copy):
+    if workspace.dvc_experiment is None or not uri.startswith(SQLITE) or not path.is_relative_to(copy):
         return uri
     return f"{SQLITE}{(workspace.home / path.relative_to(copy)).as_posix()}"
 
@@ -90,10 +90,12 @@ def client(workspace: Workspace) -> "MlflowClient":
     import_mlflow()
     from mlflow import MlflowClient
 
-    uri = tracking_uri(workspace)
-    if uri.startswith("sqlite:"):
-        workspace.mlruns.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=registry_uri(workspace))
+    addresses = {"tracking_uri": tracking_uri(workspace), "registry_uri": registry_uri(workspace)}
+    if not addresses["tracking_uri"].startswith("sqlite:"):
+        return MlflowClient(**addresses)
+    workspace.mlruns.mkdir(parents=True, exist_ok=True)
+    with FileLock(workspace.mlruns / "store.lock"):  # two processes that create the tables at once spoil them
+        return MlflowClient(**addresses)
 
 
 def check_reachable(workspace: Workspace) -> None:

@@ -147,7 +147,7 @@ class JournalWriter:
         self.values: dict[str, dict[str, str]] = {"params": {}, "tags": {}, "parents": {}}
         self._steps: dict[str, set[int]] = {}
         self._mutex = threading.Lock()
-        self._file = os.open(journal.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(journal.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)  # less the umask
         end = 0
         for record, record_end in journal.read():
             self._remember(record)
@@ -224,7 +224,7 @@ def open_journal(workspace: Workspace, stage: str, fingerprint: str, experiment:
     home = workspace.journals
     home.mkdir(parents=True, exist_ok=True)
     # Two experiments may make the same result at the same time.
-    variant = "" if workspace.experiment is None else f"-{workspace.experiment.name}"
+    variant = "" if workspace.dvc_experiment is None else f"-{workspace.dvc_experiment.name}"
     name = f"{fingerprint[:16]}-{stage}{variant}"
     with ExitStack() as stack:
         try:

@@ -176,7 +176,7 @@ def _cut(what: str, text: str, limit: int) -> str:
 
 def describe_origin(workspace: Workspace, stage: str) -> dict[str, str]:
     """Tags that say which code and which data made the run, where git and dvc.lock know, and for which experiment."""
-    tags = {} if workspace.experiment is None else {EXPERIMENT: workspace.experiment.name}
+    tags = {} if workspace.dvc_experiment is None else {EXPERIMENT: workspace.dvc_experiment.name}
     commit = _git(workspace.root, "rev-parse", "HEAD")
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit

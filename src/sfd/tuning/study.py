@@ -145,7 +145,7 @@ def _run_study(current: Stage) -> None:
     workspace, params = current.workspace, current.params
     queue = open_study(workspace, params)
     study_id = queue.study.user_attrs["id"]
-    assert current.run is not None  # a study's main process is one process
+    assert current.run is not None  # the main process of a study is a single one, and so it has the MLflow run
     names = {"sfd.study": study_id, "sfd.study_name": params.tune.study}
     current.run.log_tags(
         {"mlflow.runName": f"tune {params.tune.study}", **names, "sfd.storage": hide_password(params.tune.storage)}
