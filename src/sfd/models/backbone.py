@@ -139,7 +139,7 @@ class Backbone(nn.Module, ABC):
         """Sets all weights, with random numbers from ``generator`` only; returns the network."""
 
     @abstractmethod
-    def output_layer(self) -> nn.Linear:
+    def output_layer(self) -> nn.Linear | nn.Conv2d:
         """The layer that gives the velocity. It is zero after :meth:`initialise`."""
 
     def named_axes(self) -> dict[str, Axis]:
