@@ -27,6 +27,7 @@ from sfd.errors import UserError
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import LossParams, Sharding, TrainingParams, TrainingRuntime
+from sfd.processes import terminable
 from sfd.seeding import generator
 from sfd.training.diffusion import DiffusionTask
 from sfd.training.loop import Look, Trained, train
@@ -400,7 +401,7 @@ def test_a_signal_to_all_processes_of_a_training_that_reads_ahead_loses_no_step_
     process = start(tmp_path, **changes)
     wait_for_step(tmp_path, process, 20)
     (line,) = end_group(process, number, times).splitlines()
-    assert process.returncode == status
+    assert process.returncode in (status, -number), "Ctrl-C at the very end, when all is done, ends it at once"
     assert line.startswith(f"diffusion: {number.name} at step ") and "the same command continues" in line
     logged = int((tmp_path / "steps.txt").read_text().split()[-1])
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == logged < LONG["num_steps"]
@@ -824,8 +825,11 @@ def test_all_processes_stop_when_one_diverges_and_no_checkpoint_holds_nan(two_pr
 
 
 if __name__ == "__main__":
+    import sfd.quiet  # noqa: F401
+
     runs = {"train": train_to_files, "side_by_side": train_side_by_side, "sigterm": train_until_sigterm}
     try:
-        runs[sys.argv[1]](Path(sys.argv[2]))
+        with terminable():
+            runs[sys.argv[1]](Path(sys.argv[2]))
     except UserError as problem:
         sys.exit(f"error: {problem}")
