@@ -404,6 +404,14 @@ def bench(
     typer.echo(run(BenchOptions(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
+@app.command("evaluate-steps")
+def evaluate_steps(context: typer.Context) -> None:
+    """Sample and score all weights that diffusion.training.keep_every kept: metrics over the steps of training."""
+    from sfd.pipeline.evaluate_steps import evaluate_steps as run
+
+    typer.echo(run(_workspace(context)))
+
+
 @app.command()
 def show(context: typer.Context) -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""

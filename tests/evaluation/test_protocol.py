@@ -26,7 +26,7 @@ from sfd.evaluation.protocol import Evaluation
 from sfd.evaluation.views import choose_like
 from sfd.generation.export import export_npz
 from sfd.params import load_params
-from sfd.pipeline.stage import stage_fingerprint
+from sfd.pipeline.inputs import stage_fingerprint
 from sfd.workspace import Workspace
 from tests.support import Project, finished_project, free_port
 
@@ -68,12 +68,14 @@ def write_reference(file: Path, images: Tensor, has_images: bool = True) -> None
     np.savez(file, **arrays)
 
 
-def evaluate(out: Path, reference: Path | None, judge: Any = None) -> tuple[dict[str, float], dict[str, object]]:
+def evaluate(
+    out: Path, reference: Path | None, judge: Any = None, batch_size: int = 8
+) -> tuple[dict[str, float], dict[str, object]]:
     """Metrics and measurement of the project that this process is in, by the small Inception."""
     params = load_params(Path("params.yaml"))
     options = params.evaluate.model_copy(update={"reference": None if reference is None else str(reference)})
     data, results = Prepared.load(params.data, Path("results/prepare")), Path("results")
-    store = FeatureStore(out / "features", judge or SmallInception(), options.batch_size, 0, 1)
+    store = FeatureStore(out / "features", judge or SmallInception(), batch_size, 0, 1)
     vae = load_texture_vae(results / "texture_vae" / "model")
     evaluation = Evaluation.open(options, data, vae, results / "sample", params.seed, store)
     evaluation.extract()

@@ -34,8 +34,10 @@ from sfd.generation import generated
 from sfd.generation import samples as sampled
 from sfd.generation.model import DiffusionModel
 from sfd.params import DataParams, Params
+from sfd.pipeline.inputs import check_current
 from sfd.pipeline.prepare import open_prepared
-from sfd.pipeline.stage import check_current, lock, replace_result
+from sfd.pipeline.stage import replace_result
+from sfd.pipeline.work import lock
 from sfd.processes import inference_device
 from sfd.seeding import derive_seed
 from sfd.workspace import Workspace
@@ -126,7 +128,7 @@ def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Jud
     """The memorisation check of stage `evaluate` on these samples, with its uncertainty."""
     from scipy.stats import betabinom
 
-    size, train, heldout = params.evaluate.batch_size, data.images(TRAIN), data.images(HELDOUT)
+    size, train, heldout = params.runtime.evaluate.batch_size, data.images(TRAIN), data.images(HELDOUT)
     batches = ImageBatches(size, judge)
     originals = judge_training_images(judge, train, size, data.params.mirror)
     reference = extract(judge, batches.of_images(heldout, range(len(heldout))))
@@ -192,13 +194,13 @@ def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, 
 def attack_model(workspace: Workspace, params: Params, data: Prepared) -> Attack:
     """Membership inference by loss on the model in ``results/diffusion``, with equally many training and held-out images."""
     device, seed = inference_device(), params.seed
-    model = DiffusionModel.load(workspace.result("diffusion") / "model")
+    model = DiffusionModel.load(workspace.model(params.sample.step))
     model.network.to(device)
     # Posterior draws that training never saw: an attacker has the image, but not the latent that the model was trained on.
     encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), device)
     train, heldout = data.images(TRAIN), data.images(HELDOUT)
     count = min(MAX_ATTACKED, len(train), len(heldout))
-    size, weight = params.evaluate.batch_size, params.diffusion.loss.semantic_weight
+    size, weight = params.runtime.evaluate.batch_size, params.diffusion.loss.semantic_weight
     members, others = (
         losses_of_images(model, encode, images, choose(len(images), count, seed, f"audit/{split}"), size, weight, seed)
         for split, images in ((TRAIN, train), (HELDOUT, heldout))

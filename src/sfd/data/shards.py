@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sfd.errors import UserError
-from sfd.network_files import file_digest
+from sfd.network_files import file_digest, write_tensors
 from sfd.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def write_shards(
                 shown.skip(bounds[number][1] - bounds[number][0])
             continue
         temporary = file.with_suffix(".tmp")
-        save_file(make(*bounds[number]), temporary)
+        write_tensors(temporary, make(*bounds[number]))
         digest = file_digest(temporary)
         temporary.replace(file)
         _checksum_file(file).write_text(digest)

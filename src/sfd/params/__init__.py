@@ -7,16 +7,16 @@ Defaults are the paper's values (arXiv 2512.04926) where it has one; a field wit
 from sfd.params.describe import describe_params
 from sfd.params.diffusion import (
     DiffusionParams,
+    DiffusionTrainingParams,
     GuidanceParams,
     LoraParams,
     LossParams,
     ModelParams,
     ModelSize,
     SampleParams,
-    Sharding,
     registered_model,
 )
-from sfd.params.mistakes import describe_mistakes
+from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
     DataParams,
     EncoderParams,
@@ -47,13 +47,13 @@ from sfd.params.parse import (
     with_values,
 )
 from sfd.params.rules import check_patch_size, check_sampling_schedule, shared_grid
+from sfd.params.runtime import RuntimeParams, Sharding, TrainingRuntime
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
     JOURNAL,
     POSTGRES,
     SQLITE,
-    WITHOUT_EFFECT,
     check_storage_address,
     check_study,
     holds_whole_numbers,
@@ -67,9 +67,9 @@ __all__ = [
     "POSTGRES",
     "PREVIOUS",
     "SQLITE",
-    "WITHOUT_EFFECT",
     "DataParams",
     "DiffusionParams",
+    "DiffusionTrainingParams",
     "EncoderParams",
     "EvaluateParams",
     "FeaturesParams",
@@ -87,6 +87,7 @@ __all__ = [
     "Params",
     "Positive",
     "RegisterParams",
+    "RuntimeParams",
     "SampleParams",
     "Scale",
     "ScheduleParams",
@@ -98,6 +99,7 @@ __all__ = [
     "TextureVaeParams",
     "TrackingParams",
     "TrainingParams",
+    "TrainingRuntime",
     "TuneParams",
     "check_patch_size",
     "check_sampling_schedule",
@@ -116,6 +118,7 @@ __all__ = [
     "registered_model",
     "select",
     "shared_grid",
+    "shown",
     "to_tree",
     "with_values",
 ]

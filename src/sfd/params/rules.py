@@ -4,11 +4,12 @@ A rule within one section stands with the section; the rules of a study are in :
 with a line that names the rule, the value and the remedy.
 """
 
-from sfd.names import FLOORS, INCEPTION, SIZES, has_error, metric_names, nearest
+from sfd.names import FLOORS, INCEPTION, has_error, metric_names, nearest
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
+from sfd.sizes import SIZES
 
 
 def _check_files(params: Params) -> None:
@@ -77,6 +78,27 @@ def _check_judge(params: Params) -> None:
     if judge.name in FLOORS:
         raise ValueError(
             f"judge.name {judge.name!r} is taken: metric `fd_{judge.name}` is a floor; choose another name"
+        )
+
+
+def _check_step(params: Params) -> None:
+    """Images are drawn from weights that are there."""
+    step, training = params.sample.step, params.diffusion.training
+    if step is None:
+        return
+    if params.diffusion.source == "file":
+        raise ValueError(
+            f"sample.step is {step}, but diffusion.source is `file`, which has no weights of other steps: set sample.step to null"
+        )
+    every = training.keep_every
+    if every is None:
+        raise ValueError(
+            f"sample.step is {step}, but diffusion.training.keep_every is null, so no weights are kept: set one of them"
+        )
+    if step % every or step > training.num_steps:
+        raise ValueError(
+            f"sample.step {step} is not kept: diffusion.training keeps every {every} steps, up to {training.num_steps // every * every}; "
+            "choose a multiple of that, or null"
         )
 
 
@@ -241,9 +263,9 @@ def _check_lora(params: Params) -> None:
     diffusion = params.diffusion
     if diffusion.lora is None:
         return
-    if diffusion.sharding == "fsdp":
+    if params.runtime.diffusion.sharding == "fsdp":
         raise ValueError(
-            "diffusion.lora keeps nearly all weights frozen, which diffusion.sharding `fsdp` does not split: set sharding to `ddp`"
+            "diffusion.lora keeps nearly all weights frozen, which runtime.diffusion.sharding `fsdp` does not split: set sharding to `ddp`"
         )
     if diffusion.init_from is None:
         raise ValueError(
@@ -355,6 +377,7 @@ RULES = (
     _check_texture_alone,
     _check_repa,
     _check_init,
+    _check_step,
     _check_lora,
     _check_condition,
     _check_guidance,

@@ -17,16 +17,6 @@ from sfd.params.schema import Params
 SECTIONS = {"sampling": ("sample",), "training": ("schedule", "diffusion", "sample")}
 """The sections that a trial of each kind may change. It reads no other."""
 
-WITHOUT_EFFECT = (
-    "sample.num_images",
-    "sample.batch_size",
-    "diffusion.grid_every",
-    "diffusion.grid_images",
-    "diffusion.training.checkpoint_every",
-    "diffusion.training.log_every",
-    "diffusion.training.num_workers",
-)
-
 MAX_COMBINATIONS = 500
 """A value is refused when it fits none of at most so many combinations of the other keys' ends."""
 
@@ -80,12 +70,19 @@ def _check_refinement(params: Params) -> None:
         raise UserError("tune.refine_steps is for kind `sampling`; trials of kind `training` train anyway: set it to 0")
 
 
+def _check_step(params: Params) -> None:
+    if params.sample.step is not None and params.tune.kind == "training":
+        raise UserError(
+            f"sample.step is {params.sample.step}, but trials of kind `training` are scored after all of their steps: set it to null"
+        )
+
+
 def _check_space(params: Params) -> None:
     """Every key exists, is the kind's to change, and changes images; every value fits the other options in some trial."""
     tune = params.tune
     sections = {field.alias or name for name, field in Params.model_fields.items()}
     for key in tune.space:
-        if key in WITHOUT_EFFECT:
+        if key == "sample.num_images" or key.startswith("runtime."):
             raise UserError(f"tune.space: `{key}` changes no trial's images; remove it")
         if key.split(".")[0] in sections - set(SECTIONS[tune.kind]):
             raise UserError(
@@ -101,7 +98,7 @@ def _check_space(params: Params) -> None:
             )
 
 
-RULES = (_check_distance, _check_accuracy, _check_objectives, _check_refinement, _check_space)
+RULES = (_check_distance, _check_accuracy, _check_objectives, _check_refinement, _check_step, _check_space)
 
 
 def check_storage_address(url: str) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sfd.data.prepare import SUMMARY_NAME
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
-from sfd.generation.settings import write_settings
+from sfd.generation.settings import Settings, write_settings
 from sfd.models.conditions import Condition
-from sfd.params import RegisterParams, SampleParams
+from sfd.params import RegisterParams
 from sfd.registry.requests import MODELS_OWN_TAU
 from sfd.registry.smoke import as_rows, choose_labels, run_smoke
 from sfd.registry.versions import DATA, MEASURED, METRIC, SMOKE
@@ -41,7 +41,7 @@ REQUIREMENTS = (
 def register(
     workspace: Workspace,
     params: RegisterParams,
-    sample: SampleParams,
+    sample: Settings,
     folders: dict[str, Path],
     tags: dict[str, str],
     run_id: str,
@@ -85,7 +85,7 @@ def _condition(folders: dict[str, Path]) -> Condition:
 
 
 def make_version(
-    workspace: Workspace, name: str, sample: SampleParams, folders: dict[str, Path], run_id: str, out: Path
+    workspace: Workspace, name: str, sample: Settings, folders: dict[str, Path], run_id: str, out: Path
 ) -> str:
     """Logs the model to a run and registers it; returns the version's number.
 

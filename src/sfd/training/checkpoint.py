@@ -22,6 +22,9 @@ from torch.utils._pytree import tree_leaves
 from sfd.errors import UserError, describe_free, full_disk
 from sfd.training.sharding import WHOLE
 
+FORMAT = 2
+"""Of the file; another version's is not continued."""
+
 
 @dataclass
 class TrainingState:
@@ -32,6 +35,7 @@ class TrainingState:
         averaged: the average of its weights.
         optimizer: with its state.
         sums: this process's sums of the loss's terms, and of the total, since they were last logged, float64 ``(terms + 1,)``.
+        num_summed: steps in these sums; ``log_every`` may have changed in between.
         step: number of finished steps.
         curve: a row per logged interval.
     """
@@ -40,6 +44,7 @@ class TrainingState:
     averaged: AveragedModel
     optimizer: torch.optim.Optimizer
     sums: Tensor
+    num_summed: int = 0
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -52,6 +57,7 @@ class Checkpoint:
         file: where it is; all processes see the same folder.
         purpose: names the training in messages.
         fingerprint: stands for parameters and inputs; a file with another one is not used.
+        num_steps: length of the training; a file with more steps is not used.
         accelerator: the processes that train.
         sharded: whether each of them has a part of the weights.
     """
@@ -59,6 +65,7 @@ class Checkpoint:
     file: Path
     purpose: str
     fingerprint: str
+    num_steps: int
     accelerator: Accelerator
     sharded: bool
 
@@ -69,10 +76,12 @@ class Checkpoint:
             UserError: the disk is full; the file that was there is kept.
         """
         content = {
+            "format": FORMAT,
             "fingerprint": self.fingerprint,
             "step": state.step,
             "curve": state.curve,
             "sums": self.accelerator.gather(state.sums[None]),
+            "num_summed": state.num_summed,
             "network": get_model_state_dict(state.network, options=WHOLE),
             "averaged": get_model_state_dict(state.averaged, options=WHOLE),
             "optimizer": get_optimizer_state_dict(state.network, state.optimizer, options=WHOLE),
@@ -110,18 +119,25 @@ class Checkpoint:
         if self.file.is_file():
             # Mapped, so that the processes of a machine read it once.
             content = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
-            if content["fingerprint"] == self.fingerprint:
+            obstacle = self._obstacle(content)
+            if obstacle is None:
                 self._set(state, content)
             elif self.accelerator.is_main_process:
                 print(
-                    f"{self.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning",
-                    file=sys.stderr,
+                    f"{self.purpose}: the checkpoint {obstacle}, so training starts from the beginning", file=sys.stderr
                 )
         steps = self.accelerator.gather(torch.tensor([state.step], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
             raise UserError(
                 f"{self.purpose}: processes would continue from different steps {steps}; their machines must share {self.file}"
             )
+
+    def _obstacle(self, content: dict[str, Any]) -> str | None:
+        """Why training cannot go on from there; None if it can."""
+        if (content.get("format"), content["fingerprint"]) != (FORMAT, self.fingerprint):
+            return "belongs to other parameters, inputs or code"
+        step = content["step"]
+        return f"is of step {step:,}, and num_steps is {self.num_steps:,}" if step > self.num_steps else None
 
     def _set(self, state: TrainingState, content: dict[str, Any]) -> None:
         # With whole tensors in the file, each process takes its parts of them.
@@ -132,4 +148,4 @@ class Checkpoint:
         sums, process = content["sums"].to(state.sums.device), self.accelerator.process_index
         same_number = len(sums) == self.accelerator.num_processes
         state.sums = sums[process].clone() if same_number else sums.mean(dim=0)
-        state.step, state.curve = content["step"], content["curve"]
+        state.num_summed, state.step, state.curve = content["num_summed"], content["step"], content["curve"]

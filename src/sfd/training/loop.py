@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
 
 from sfd.errors import UserError
-from sfd.params import Sharding, TrainingParams
+from sfd.params import Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import Terminated, form_group, handled, say_at_once
 from sfd.progress import progress
 from sfd.training.batches import Batch, BatchedDataset, read_batches
@@ -28,7 +28,23 @@ from sfd.training.sharding import WHOLE, local, sharded_copy
 Draws = TypeVar("Draws")
 Record = TypeVar("Record")
 LogMetrics = Callable[[dict[str, float], int], None]
-Preview = Callable[[nn.Module, int], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Something to do with the averaged network during training, in process 0: ``call(network, step)`` every ``every`` steps.
+
+    ``at_end``: after the last step, too.
+    """
+
+    call: Callable[[nn.Module, int], None]
+    every: int
+    at_end: bool = True
+
+    def is_due(self, step: int, last: bool) -> bool:
+        """Whether it is to be done after ``step`` steps."""
+        return step % self.every == 0 or (last and self.at_end)
+
 
 AGREE_EVERY = 10
 """Steps after which several processes ask one another whether a signal to end came."""
@@ -91,23 +107,26 @@ def train(
     work: Path,
     fingerprint: str,
     log: LogMetrics,
-    preview: Preview | None = None,
-    preview_every: int = 0,
+    runtime: TrainingRuntime | None = None,
+    looks: Sequence[Look] = (),
     sharding: Sharding = "ddp",
 ) -> Trained:
     """Trains ``task.network`` in place and returns its averaged weights.
 
     Killed at any moment and called again with the same ``work`` folder, it ends with the same bytes (same device, same number of processes).
     With another number of processes it continues as well, the same beyond rounding.
-    ``preview`` is called with the averaged network, in process 0, every ``preview_every`` steps and at the end.
+    ``runtime`` (None: its defaults) may be another one, too, with the same weights.
+    A finished training continues in the same way when ``params.num_steps`` is raised, unless the learning rate depends on it.
 
     Raises:
         UserError: the batch cannot be shared evenly, the loss became NaN or infinite, or the data set raised it.
         Terminated: SIGTERM or Ctrl-C came; a checkpoint was saved.
     """
-    trainer = _Trainer(task, params, seed, work, fingerprint, log, sharding)
+    trainer = _Trainer(
+        task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding
+    )
     trainer.checkpoint.restore(trainer.state)
-    trainer.run(preview, preview_every)
+    trainer.run(looks)
     return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve)
 
 
@@ -120,13 +139,14 @@ class _Trainer(Generic[Batch, Draws]):
         work: Path,
         fingerprint: str,
         log: LogMetrics,
+        runtime: TrainingRuntime,
         sharding: Sharding,
     ) -> None:
         form_group()
         use_gpu = torch.cuda.is_available()
         bf16 = params.precision == "bf16" or (params.precision == "auto" and use_gpu)
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not use_gpu)
-        self.task, self.params, self.seed, self.log = task, params, seed, log
+        self.task, self.params, self.runtime, self.seed, self.log = task, params, runtime, seed, log
         self.rows = self._rows()
         device = self.accelerator.device
         # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
@@ -150,8 +170,10 @@ class _Trainer(Generic[Batch, Draws]):
         self.terms = [*task.weights, "total"]
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
         self.state = TrainingState(raw, averaged, adamw, sums)
-        self.checkpoint = Checkpoint(work / "checkpoint.pt", task.purpose, fingerprint, self.accelerator, self.sharded)
-        self.network: Any = torch.compile(raw) if params.compile else raw
+        self.checkpoint = Checkpoint(
+            work / "checkpoint.pt", task.purpose, fingerprint, params.num_steps, self.accelerator, self.sharded
+        )
+        self.network: Any = torch.compile(raw) if runtime.compile else raw
         self.optimizer: Any = adamw
         if not self.sharded:
             self.network, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
@@ -180,41 +202,41 @@ class _Trainer(Generic[Batch, Draws]):
             rate *= 0.5 * (1.0 + math.cos(math.pi * done))
         return rate
 
-    def run(self, preview: Preview | None, preview_every: int) -> None:
+    def run(self, looks: Sequence[Look]) -> None:
         """All remaining steps. SIGTERM and Ctrl-C end the process between two steps, with a checkpoint."""
         with handled(self._request_stop):
-            self._run_steps(preview, preview_every)
+            self._run_steps(looks)
         if self._must_stop(ask=True):
             self._stop()
+        if self.state.num_summed:
+            self._log_interval()  # not in the checkpoint: a longer training goes on with this interval
 
-    def _run_steps(self, preview: Preview | None, preview_every: int) -> None:
-        params, state, size = self.params, self.state, self.params.batch_size
+    def _run_steps(self, looks: Sequence[Look]) -> None:
+        params, runtime, state, size = self.params, self.runtime, self.state, self.params.batch_size
         order = SeededBatchSampler(
             self.seed, self.task.purpose, len(self.task.dataset), size, state.step, params.num_steps, self.rows
         )
         self.interval_start = (state.step, time.perf_counter())
         shown = progress(self.task.purpose, "image", params.num_steps * size, state.step * size)
-        with shown as bar, read_batches(self.task.dataset, order, params.num_workers) as batches:
+        with shown as bar, read_batches(self.task.dataset, order, runtime.num_workers) as batches:
             for data in batches:
                 self._step(data)
                 state.step += 1
                 last = state.step == params.num_steps
-                if state.step % params.log_every == 0 or last:
+                if state.step % runtime.log_every == 0:
                     bar.bar.set_postfix(loss=f"{self._log_interval():.4f}")
                 bar.update(size, self._place)
-                if preview is not None and (state.step % preview_every == 0 or last):
-                    self._preview(preview)
+                self._look([look for look in looks if look.is_due(state.step, last)])
                 stop = self._must_stop(ask=state.step % AGREE_EVERY == 0)
-                if state.step % params.checkpoint_every == 0 or last or stop:
+                if state.step % runtime.checkpoint_every == 0 or last or stop:
                     self._save()
                 if stop:
                     self._stop()
 
     def _place(self) -> str:
         """Where the training is, for a line of progress."""
-        state, every = self.state, self.params.log_every
-        steps = state.step % every
-        loss = state.sums[-1].item() / steps if steps else state.curve[-1]["total"]
+        state = self.state
+        loss = state.sums[-1].item() / state.num_summed if state.num_summed else state.curve[-1]["total"]
         return f"step {state.step:,} of {self.params.num_steps:,}, loss {loss:.4f}"
 
     def _request_stop(self, number: int, _frame: object) -> None:
@@ -249,10 +271,13 @@ class _Trainer(Generic[Batch, Draws]):
             self.task.network.load_state_dict(weights)
         return self.task.network
 
-    def _preview(self, preview: Preview) -> None:
+    def _look(self, looks: list[Look]) -> None:
+        if not looks:
+            return
         network = self.whole_average()
         if self.accelerator.is_main_process:
-            preview(network, self.state.step)
+            for look in looks:
+                look.call(network, self.state.step)
             if self.sharded:
                 network.cpu()  # makes room on the device again
 
@@ -279,6 +304,7 @@ class _Trainer(Generic[Batch, Draws]):
         self.optimizer.zero_grad()
         state.averaged.update_parameters(state.network)
         state.sums += totals
+        state.num_summed += 1
         # The first step that is not finite is remembered on the device, so that no step waits for it.
         bad_now = torch.cat([totals.new_tensor([state.step + 1.0]), totals])
         self.bad = torch.where((self.bad[0] == 0) & ~totals.isfinite().all(), bad_now, self.bad)
@@ -299,9 +325,9 @@ class _Trainer(Generic[Batch, Draws]):
         """Logs the averages of all terms since the last call, over all processes; returns that of the total."""
         self._check_finite()
         params, state = self.params, self.state
-        steps = state.step % params.log_every or params.log_every
-        means = self.accelerator.reduce(state.sums, reduction="mean") / steps
+        means = self.accelerator.reduce(state.sums, reduction="mean") / state.num_summed
         state.sums.zero_()
+        state.num_summed = 0
         row: dict[str, float] = dict(zip(self.terms, means.tolist(), strict=True))
         state.curve.append({"step": state.step, **row})
         (start, started), now = self.interval_start, time.perf_counter()

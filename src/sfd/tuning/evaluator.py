@@ -27,7 +27,7 @@ from sfd.pipeline.prepare import open_prepared
 from sfd.processes import inference_device
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
-from sfd.training.loop import log_nothing, train
+from sfd.training.loop import Look, log_nothing, train
 from sfd.workspace import Workspace
 
 GRID_IMAGES = 100
@@ -58,7 +58,7 @@ class CandidateEvaluator:
         self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
         self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
         self.trained = (
-            DiffusionModel.load(workspace.result("diffusion") / "model") if params.tune.kind == "sampling" else None
+            DiffusionModel.load(workspace.model(params.sample.step)) if params.tune.kind == "sampling" else None
         )
         with open_source(workspace, params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
             self.source = None if folder is None else DiffusionModel.load(folder)
@@ -67,7 +67,7 @@ class CandidateEvaluator:
         middle = (len(order) + 1) // 2
         self.num_reference = middle
         halves = {STUDY: sorted(order[:middle]), CONFIRMATION: sorted(order[middle:])}
-        batches = ImageBatches(params.evaluate.batch_size, self.judge)
+        batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)
         self.references: dict[str, Reference] = {
             purpose: Reference.of(extract(self.judge, batches.of_images(heldout, rows)))
             for purpose, rows in halves.items()
@@ -86,9 +86,10 @@ class CandidateEvaluator:
         weak = params.sample.guidance.weak_model
         images = ImageGenerator(model, self.decoder, self._weak_model(weak) if weak else None, self.device)
         started = time.perf_counter()
-        pixels = torch.cat(list(images.sample(values, [image_seed(seed, i) for i in range(number)], params.sample)))
+        seeds, runtime = [image_seed(seed, i) for i in range(number)], params.runtime
+        pixels = torch.cat(list(images.sample(values, seeds, params.sample, runtime.sample.batch_size)))
         seconds = (time.perf_counter() - started) / number
-        batches = (batch.to(self.device) for batch in pixels.split(params.evaluate.batch_size))
+        batches = (batch.to(self.device) for batch in pixels.split(runtime.evaluate.batch_size))
         features = extract(self.judge, batches)
         metrics = compare(features, self.references[purpose], params.evaluate, seed)
         if self.judge.name == "inception":
@@ -142,8 +143,8 @@ class CandidateEvaluator:
             folder,
             "tune",
             log_nothing,
-            preview,
-            params.tune.report_every,
+            params.runtime.diffusion,
+            [Look(preview, params.tune.report_every)],
         )
         start.finish(trained)
         return model
@@ -164,7 +165,7 @@ class CandidateEvaluator:
         network = build_backbone(shared.network.config)
         network.load_state_dict(shared.network.state_dict())
         steps = params.tune.refine_steps
-        training = params.diffusion.training.model_copy(update={"num_steps": steps, "checkpoint_every": steps})
+        training = params.diffusion.training.model_copy(update={"num_steps": steps})
         task = build_task(self.workspace, params, network, dataset, seed)
-        train(task, training, seed, folder, "tune", log_nothing).copy_to(network)
+        train(task, training, seed, folder, "tune", log_nothing, params.runtime.diffusion).copy_to(network)
         return DiffusionModel(network, params.schedule, shared.statistics)
