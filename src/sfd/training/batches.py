@@ -64,7 +64,9 @@ def read_batches(
     try:
         batches = iter(loader)  # starts the workers, which inherit that signals are blocked
     except OSError as error:  # locks are in shared memory, too
-        raise _small_memory(error) if error.errno == errno.ENOSPC else error from None
+        if error.errno == errno.ENOSPC:
+            raise _small_memory(error) from None
+        raise UserError(f"processes that read batches ahead cannot be started ({error}); {WITHOUT_WORKERS}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
