@@ -432,6 +432,26 @@ def test_a_worker_that_dies_ends_the_training_in_one_line_and_keeps_the_checkpoi
     assert not multiprocessing.active_children()
 
 
+class Stalling(Numbers):
+    """Its fourth batch never comes from a worker."""
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        if 30 in indices and torch.utils.data.get_worker_info() is not None:
+            time.sleep(1000)
+        return super().__getitems__(indices)
+
+
+def test_workers_that_stall_end_the_training_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfd.training.batches.STALLED_S", 2)
+    task = LineTask()
+    task.dataset = Stalling(37)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="gave none for 2 s; .*`num_workers: 0`"):
+        run(task, short(40, num_workers=2, checkpoint_every=1), tmp_path)
+    assert time.monotonic() - began < 20
+    assert not multiprocessing.active_children()
+
+
 can_mount = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
 
 

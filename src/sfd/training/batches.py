@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -75,9 +76,23 @@ def read_batches(
         reason = _describe_lost_workers(f"{error.__cause__} {error}")
         if reason is None:
             raise
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()  # one that stalls would hold up the end
         raise UserError(reason) from None
+    finally:
+        _end(set(multiprocessing.active_children()) - others)
+
+
+def _end(workers: Iterable[BaseProcess]) -> None:
+    """Ends workers that are still there. One that stalls would hold up the end of this process."""
+    workers = list(workers)
+    if not workers:
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's takes their end for a failure
+    try:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _raised(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
