@@ -138,6 +138,7 @@ def test_a_stage_that_is_not_made_for_several_processes_says_which_ones_are(proj
 
 SIGNALS_AT_MANY_MOMENTS = """
 import atexit, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a test run in the background
 import sfd.quiet
 from sfd.processes import terminable, undisturbed_end
 

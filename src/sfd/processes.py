@@ -147,13 +147,16 @@ def terminable(said: str = "interrupted") -> Iterator[None]:
             say_at_once(lines.pop())
         raise Terminated(number)
 
+    def send(number: int) -> None:
+        _ending.clear()
+        os.kill(os.getpid(), number)
+
     def send_again(unraisable: "sys.UnraisableHookArgs") -> None:
         ending = unraisable.exc_value
         if not isinstance(ending, Terminated):
             hook(unraisable)
             return
-        _ending.clear()
-        threading.Timer(RESEND_S, os.kill, (os.getpid(), ending.number)).start()
+        threading.Timer(RESEND_S, send, (ending.number,)).start()
 
     with handled(terminate):
         sys.unraisablehook = send_again
