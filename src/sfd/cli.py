@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sfd.errors import UserError, full_disk
+from sfd.errors import UserError, in_one_line, print_any_name
 from sfd.serving.options import ServerOptions
 
 if TYPE_CHECKING:
@@ -425,13 +425,15 @@ def main() -> None:
     import sfd.quiet  # noqa: F401  Ctrl-C after the end of `terminable`, too
     from sfd.processes import terminable
 
+    print_any_name()
     try:
+        for argument in sys.argv:
+            argument.encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
         with terminable():
             app()
     except Exception as error:
-        full = full_disk(error)
-        if full is None and not isinstance(error, UserError):
+        reason = in_one_line(error, Path())
+        if reason is None:
             raise
-        reason = error if isinstance(error, UserError) else f"a file cannot be written ({full}: {error}); make room"
         typer.echo(f"error: {reason}", err=True)
         sys.exit(2)

@@ -1,6 +1,7 @@
 """What users are told: the one exception that they meet, and warnings."""
 
 import errno
+import io
 import os
 import shutil
 import sys
@@ -31,6 +32,35 @@ def full_disk(error: BaseException | None) -> str | None:
                 return text
         error = error.__cause__ or error.__context__
     return None
+
+
+def foreign_name(error: UnicodeEncodeError) -> str:
+    """The sentence for a name or a text that this Python cannot write. Entry points print it, as they print a :class:`UserError`."""
+    encoding, text = sys.getfilesystemencoding(), ascii(error.object[max(error.start - 20, 0) : error.end + 20])
+    if encoding != "utf-8":
+        return f"this Python reads and writes names as {encoding}, which does not hold {text}; set PYTHONUTF8=1"
+    return f"a name is not valid UTF-8, as in {text}; rename that file or folder"
+
+
+def print_any_name() -> None:
+    """Lets stdout replace what it cannot write, as stderr does: names that are not UTF-8, and others where the locale is ASCII."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def in_one_line(error: Exception, folder: Path) -> str | None:
+    """What entry points print of an error that is no fault of the code; None for others. ``folder``: where files are written."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return foreign_name(error)
+    full = full_disk(error)
+    if full is None:
+        return None
+    if isinstance(error.__context__, UserError):  # it has said why; then not even the end could be recorded
+        return str(error.__context__)
+    named = error.filename if isinstance(error, OSError) and error.filename else f"a file below {folder.absolute()}"
+    return f"{named} cannot be written ({full}): {describe_free(folder)} are free there; make room, and the same command continues"
 
 
 def describe_free(folder: Path) -> str:

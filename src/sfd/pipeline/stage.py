@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfd.errors import UserError, describe_free, full_disk
+from sfd.errors import UserError, in_one_line, print_any_name
 from sfd.params import Params, select, to_tree
 from sfd.pipeline.code import scanned_code
 from sfd.pipeline.inputs import (
@@ -124,7 +124,10 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
     SIGTERM ends the stage with status 143, and Ctrl-C with 130 and one line; training saves a checkpoint first.
     A mistake that all processes find is printed once. A process whose peer ended says so and ends.
     """
-    with terminable(f"{name}: interrupted; the same command continues"), _told(name, workspace):
+    with (
+        terminable(f"{name}: interrupted; the same command continues"),
+        _told(name, workspace.root if workspace else Path()),
+    ):
         _check_parallel(name)
         form_group()
         workspace = workspace or Workspace.find()
@@ -150,38 +153,26 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
 
 
 @contextmanager
-def _told(name: str, workspace: Workspace | None) -> Iterator[None]:
-    """Prints a mistake of the user, a full disk, or the end of another process, in one line and ends this process with status 2."""
+def _told(name: str, folder: Path) -> Iterator[None]:
+    """Prints an error that is no fault of the code in one line and ends this process with status 2. ``folder``: where files are written."""
+    print_any_name()
     try:
         yield
     except Exception as error:
-        described = _describe(error, workspace)
-        if described is None:
+        cause = ""
+        reason = in_one_line(error, folder)
+        if reason is None and isinstance(error, RuntimeError) and is_lost_peer(error):
+            reason = (
+                "a connection between the processes of this job broke; where one has ended, its message is the reason"
+            )
+            cause = f" ({' '.join(str(error).split())})"
+        if reason is None:
             raise
-        reason, cause = described
         if claim_message(reason):
             # One write: `print` writes the line's end by itself, and the delivery may say something in between.
             sys.stderr.write(f"error: {name}: {reason}{cause}\n")
             sys.stderr.flush()
         sys.exit(2)
-
-
-def _describe(error: Exception, workspace: Workspace | None) -> tuple[str, str] | None:
-    """An error that is no fault of the code, and what may differ between processes; None for others."""
-    if isinstance(error, UserError):
-        return str(error), ""
-    if isinstance(error, RuntimeError) and is_lost_peer(error):
-        reason = "a connection between the processes of this job broke; where one has ended, its message is the reason"
-        return reason, f" ({' '.join(str(error).split())})"
-    full = full_disk(error)
-    if full is None:
-        return None
-    if isinstance(error.__context__, UserError):  # said already why; then the end of the run could not be recorded
-        return str(error.__context__), ""
-    root = (workspace or Workspace.find()).root.absolute()
-    named = error.filename if isinstance(error, OSError) and error.filename else f"a file below {root}"
-    free = describe_free(root)
-    return f"{named} cannot be written ({full}): {free} are free there; make room, and the same command continues", ""
 
 
 def _check_parallel(name: str) -> None:
