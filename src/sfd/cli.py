@@ -12,11 +12,7 @@ from sfd.serving.options import ServerOptions
 if TYPE_CHECKING:
     from sfd.workspace import Workspace
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
@@ -443,8 +439,7 @@ def main() -> None:
 
     print_any_name()
     try:
-        for argument in sys.argv:
-            argument.encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
+        " ".join(sys.argv).encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
         with terminable():
             app()
     except Exception as error:
