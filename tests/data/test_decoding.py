@@ -323,7 +323,7 @@ def test_a_progressive_jpeg_that_is_cut_between_two_scans_is_refused() -> None:
 def test_a_jpeg_segment_that_is_shorter_than_its_own_length_is_damage() -> None:
     for length in (b"\0\0", b"\0\1"):
         assert refusal(PLAIN_JPEG[:2] + b"\xff\xe2" + length + PLAIN_JPEG[2:]).startswith("damaged: a JPEG segment")
-    assert refusal(PLAIN_JPEG[:2] + b"junk" + PLAIN_JPEG[2:]) == "damaged: no JPEG marker at byte 2"
+    assert refusal(PLAIN_JPEG[:20] + b"junk" + PLAIN_JPEG[20:]) == "damaged: no JPEG marker at byte 20"
 
 
 def strict_jpeg(data: bytes) -> bool:
