@@ -18,6 +18,8 @@ SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
     "audit": ["samples"],
     "bench": ["--batch-size", "--device", "--file", "--json", "--preset", "--steps", "--without-decoder", "job"],
+    "doctor": ["--exit-code"],
+    "evaluate-steps": [],
     "export": [],
     "export npz": ["out", "samples"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],

@@ -6,17 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sfd.errors import UserError, foreign_name, print_any_name
+from sfd.errors import UserError, in_one_line, print_any_name
 from sfd.serving.options import ServerOptions
 
 if TYPE_CHECKING:
     from sfd.workspace import Workspace
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
@@ -404,6 +400,14 @@ def bench(
     typer.echo(run(BenchOptions(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
+@app.command("evaluate-steps")
+def evaluate_steps(context: typer.Context) -> None:
+    """Sample and score all weights that diffusion.training.keep_every kept: metrics over the steps of training."""
+    from sfd.pipeline.evaluate_steps import evaluate_steps as run
+
+    typer.echo(run(_workspace(context)))
+
+
 @app.command()
 def show(context: typer.Context) -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
@@ -412,14 +416,35 @@ def show(context: typer.Context) -> None:
     typer.echo(summarise(_workspace(context)))
 
 
+@app.command()
+def doctor(
+    context: typer.Context,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="End with status 1 if anything is not up to date.")
+    ] = False,
+) -> None:
+    """Say what is stale, missing, unreachable or unsynced, and what to type; changes nothing."""
+    from sfd.doctor.doctor import examine, report
+
+    findings = examine(_workspace(context))
+    typer.echo(report(findings))
+    if exit_code and any(finding.is_stale for finding in findings):
+        raise typer.Exit(1)
+
+
 def main() -> None:
-    """Entry point: a mistake of the user ends in one line and exit status 2."""
+    """Entry point: a mistake of the user ends in one line and exit status 2, Ctrl-C in one line and 130."""
+    import sfd.quiet  # noqa: F401  Ctrl-C after the end of `terminable`, too
+    from sfd.processes import terminable
+
     print_any_name()
     try:
-        for argument in sys.argv:
-            argument.encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
-        app()
-    except (UserError, UnicodeEncodeError) as error:
-        reason = foreign_name(error) if isinstance(error, UnicodeEncodeError) else error
+        " ".join(sys.argv).encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
+        with terminable():
+            app()
+    except Exception as error:
+        reason = in_one_line(error, Path())
+        if reason is None:
+            raise
         typer.echo(f"error: {reason}", err=True)
         sys.exit(2)

@@ -99,6 +99,11 @@ class Workspace:
         """What stage ``scan`` found ``diffusion.init_from`` to be."""
         return self.results / "scan" / "init_from.json"
 
+    @property
+    def experiment_file(self) -> Path:
+        """Whether stage ``scan`` ran for an experiment, whose version of the model takes no alias."""
+        return self.results / "scan" / "experiment.json"
+
     def code(self, stage: str) -> Path:
         """What stage ``scan`` found the code of a stage to be."""
         return self.results / "scan" / "code" / stage
@@ -122,14 +127,37 @@ class Workspace:
         """The folder of a finished stage."""
         return self.results / stage
 
+    def finished(self, stage: str) -> Path:
+        """What a stage's last training left, so that a longer one can go on from there."""
+        return self.root / ".sfd" / "finished" / stage
+
+    def model(self, step: int | None = None) -> Path:
+        """The folder of the trained diffusion model, or of the weights that it had after ``step`` steps, where these are kept."""
+        result = self.result("diffusion")
+        return result / "model" if step is None else result / "steps" / f"step-{step:07d}"
+
+    def kept_steps(self) -> list[int]:
+        """The steps of training whose weights the result of stage ``diffusion`` holds, in order."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.result("diffusion").glob("steps/step-*"))
+
+    @property
+    def preview(self) -> Path:
+        """The newest sample grid, while the diffusion model is trained. No stage's result, so DVC lets it be."""
+        return self.results / "preview.png"
+
     def work(self, stage: str) -> Path:
-        """The folder in which a stage works. DVC does not know it; a killed stage continues there."""
-        return self.root / ".sfd" / "work" / stage
+        """The folder in which a stage works. DVC does not know it; a killed stage continues there.
+
+        That of an experiment's copy lies in the project, so that it outlives the copy.
+        """
+        if self.home == self.root or self.dvc_experiment is None or self.home.stat().st_dev != self.root.stat().st_dev:
+            return self.root / ".sfd" / "work" / stage
+        return self.home / ".sfd" / "work" / f"{stage}@{self.dvc_experiment.name}"
 
     @property
     def old(self) -> Path:
         """Work that was set aside because parameters, inputs or code have changed; the newest of each stage."""
-        return self.root / ".sfd" / "old"
+        return self.home / ".sfd" / "old"
 
     def trials(self, study_id: str) -> Path:
         """The temporary folders of a study's trials."""
