@@ -137,7 +137,7 @@ def test_where_it_cannot_go_on_one_line_says_why_and_it_starts_over(
     longer = train(num_steps=26, **changes)
     (line,) = lines(capsys)
     assert line.startswith("judge: the finished training of 13 steps cannot go on to 26, because ") and reason in line
-    assert line.endswith("it starts from the beginning")
+    assert line.endswith("it is trained anew")
     assert longer.steps == list(range(26))
     enter(tmp_path / "at once", monkeypatch)
     assert longer.equals(train(num_steps=26, **changes))

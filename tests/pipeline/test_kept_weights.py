@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from changed_params import refusal
-from support import Project, finished_project
+from support import IN_ONE_PROCESS, Project, finished_project
 from typer.testing import CliRunner
 
 from sfd import cli
@@ -22,6 +22,7 @@ from sfd.pipeline.evaluate import evaluate
 from sfd.pipeline.evaluate_steps import evaluate_steps
 from sfd.pipeline.sample import make_samples
 from sfd.pipeline.stage import stage
+from sfd.registry.load import load_registered
 from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
@@ -106,6 +107,18 @@ def test_a_kept_step_is_drawn_from_and_scored_and_all_of_them_make_a_curve(proje
     assert len(rows) == 3 and rows[0].startswith("step,") and rows[1].startswith("2,") and rows[2].startswith("4,")
     assert (folder / "curve.png").is_file() and len(answer.output.splitlines()) == 5
     assert "weights after 2, 4 steps" in CliRunner().invoke(cli.app, ["show"]).output
+
+
+def test_the_version_that_is_registered_holds_the_weights_that_were_scored(project: Project) -> None:
+    train(project, num_steps=4, keep_every=2)
+    change(project, {"sample": {"step": 2}})
+    status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "sample", "evaluate", "register")
+    assert status == 0, output
+    workspace = Workspace.find()
+    written = json.loads((project.result("register") / "version.json").read_text())
+    found = load_registered(workspace, written["name"], written["version"]).images.model.network.state_dict()
+    kept = DiffusionModel.load(workspace.model(2)).network.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in kept.items())
 
 
 def test_without_kept_weights_there_is_no_curve_and_the_line_names_the_option(project: Project) -> None:

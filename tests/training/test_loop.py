@@ -470,6 +470,21 @@ def test_a_shared_memory_that_is_too_small_is_one_line_and_one_that_is_large_eno
     assert process.returncode == 1 and line.startswith("error: shared memory is too small") and "/dev/shm" in line
 
 
+def test_without_a_terminal_a_training_says_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfd.progress.EVERY_S", 0.0)
+    task = LineTask()
+    run(task, short(3, log_every=2), tmp_path)
+    total = [row["square"] + 0.25 * row["size"] for row in task.seen]
+    losses = [total[0], (total[0] + total[1]) / 2, total[2]]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    for number, (line, loss) in enumerate(zip(lines, losses, strict=True)):
+        assert line.startswith(f"line: step {number + 1} of 3, loss {loss:.4f}, ") and "images/s, " in line
+        assert line.endswith(" s left")
+
+
 def test_sigterm_is_handled_as_before_once_training_is_over(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     run(LineTask(), short(2), tmp_path / "good")

@@ -45,9 +45,9 @@ def take_up(stage: Stage, grid_every: int = 1) -> None:
         done, wanted = num_steps(before), num_steps(now)
         obstacle = _obstacle(before, now)
         if obstacle is None:
-            _link(folder / CHECKPOINT, stage.work / CHECKPOINT)
             _link_entries(folder / GRIDS, stage.out / GRIDS, lambda step: step % grid_every == 0)
             _link_entries(folder / STEPS, stage.out / STEPS, lambda _step: True)
+            _link(folder / CHECKPOINT, stage.work / CHECKPOINT)  # last: once it is there, the rest is
             _log_again(stage)
             print(
                 f"{stage.name}: goes on after step {done:,} of the finished training in {folder}; remove that folder to start from the beginning",
@@ -55,7 +55,7 @@ def take_up(stage: Stage, grid_every: int = 1) -> None:
             )
         elif wanted > done:
             print(
-                f"{stage.name}: the finished training of {done:,} steps cannot go on to {wanted:,}, because {obstacle}: it starts from the beginning",
+                f"{stage.name}: the finished training of {done:,} steps cannot go on to {wanted:,}, because {obstacle}; it is trained anew",
                 file=sys.stderr,
             )
     if rank() == 0:
