@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sfd.errors import UserError
+from sfd.errors import UserError, hide_in_tracebacks, redact
 from sfd.serving.options import ServerOptions
 
 if TYPE_CHECKING:
@@ -126,7 +126,19 @@ def sync(context: typer.Context) -> None:
     from sfd import tracking
 
     workspace = _workspace(context)
-    typer.echo(f"{tracking.sync(workspace)} records delivered to {tracking.tracking_uri(workspace)}")
+    typer.echo(f"{tracking.sync(workspace)} records delivered to {redact(tracking.tracking_uri(workspace))}")
+
+
+store = typer.Typer(no_args_is_help=True, help="The embedded MLflow store, `mlruns`.")
+app.add_typer(store, name="store")
+
+
+@store.command()
+def relocate(context: typer.Context) -> None:
+    """Make the store of a copied or moved project use its own artifacts, instead of those in the folder it came from."""
+    from sfd import tracking
+
+    typer.echo(tracking.relocate(tracking.tracking_uri(_workspace(context))))
 
 
 @app.command("import")
@@ -259,11 +271,27 @@ def promote(
 
 
 @models.command()
-def rollback(context: typer.Context) -> None:
-    """Make the previous champion the champion again."""
+def rollback(
+    context: typer.Context,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION", help="A former champion: number or alias; without it, the one before the present one."
+        ),
+    ] = None,
+) -> None:
+    """Make a former champion the champion again; each rollback goes one promotion further back."""
     from sfd.registry import promotion
 
-    typer.echo(promotion.rollback(_workspace(context)))
+    typer.echo(promotion.rollback(_workspace(context), to))
+
+
+@app.command()
+def register(context: typer.Context) -> None:
+    """Register the results in the store that is in use now, if it has no version of them; then `register.alias` means it."""
+    from sfd.registry.register import register_again
+
+    typer.echo(register_again(_workspace(context)))
 
 
 @app.command()
@@ -291,7 +319,7 @@ def serve(
 
     try:
         workspace = _workspace(context)
-        name = model or workspace.load_params().register_.name
+        name = model or workspace.model_name(workspace.load_params().register_)
     except UserError as error:
         if model is None:
             raise UserError(f"{error}; or name the model with --model") from None
@@ -407,13 +435,14 @@ def bench(
 @app.command()
 def show(context: typer.Context) -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
-    from sfd.pipeline.summary import summarise
+    from sfd.registry.summary import summarise
 
     typer.echo(summarise(_workspace(context)))
 
 
 def main() -> None:
     """Entry point: a mistake of the user ends in one line and exit status 2."""
+    hide_in_tracebacks()
     try:
         app()
     except UserError as error:

@@ -5,6 +5,7 @@ project's root, as seen from the working folder, and the name below it. So every
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,16 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from sfd.errors import UserError
-from sfd.params import DataParams, Params, load_params, registered_model
+from sfd.params import (
+    LOCK_ENDING,
+    MAX_MODEL_NAME,
+    DataParams,
+    Params,
+    RegisterParams,
+    TrackingParams,
+    load_params,
+    registered_model,
+)
 
 PARAMS_NAME = "params.yaml"
 ADDRESSES = ("root", "init_from")
@@ -44,6 +54,20 @@ class Workspace:
             f"there is no {PARAMS_NAME} in {resolved} or a folder above it; run in the project's folder, name it with "
             "`sfd --project DIR`, or make one with `sfd preset use NAME`"
         )
+
+    @property
+    def name(self) -> str:
+        """The project's name: that of its folder, with a hyphen in place of what MLflow's names cannot hold."""
+        plain = re.sub(r"[^\w .@+()-]+", "-", self.root.resolve().name)[:MAX_MODEL_NAME].strip(" .@+()-")
+        return f"{plain}-" if plain.endswith(LOCK_ENDING) else plain or "sfd"
+
+    def model_name(self, register: RegisterParams) -> str:
+        """The registered model: ``register.name``, or the project's name."""
+        return register.name or self.name
+
+    def experiment(self, tracking: TrackingParams) -> str:
+        """The MLflow experiment: ``tracking.experiment``, or the project's name."""
+        return tracking.experiment or self.name
 
     @property
     def params_file(self) -> Path:

@@ -103,6 +103,7 @@ register.alias
 register.gates.KEY.improve
 register.gates.KEY.limit
 register.name
+register.other_data
 sample.batch_size
 sample.guidance.kind
 sample.guidance.scale_semantic

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sfd.errors import UserError
+from sfd.errors import UserError, hide_in_tracebacks
 from sfd.params import Params, registered_model, select, to_tree
 from sfd.processes import (
     barrier,
@@ -124,8 +124,9 @@ class Stage:
         """The MLflow run's id, waiting for the store. Raises :class:`UserError` if the store cannot be reached."""
         found = self.run.wait_for_run_id() if self.run is not None else None
         if found is None:
+            trouble = self.run.trouble if self.run is not None else None
             raise UserError(
-                "this stage needs the MLflow store, which could not be reached; run it again when the store answers"
+                f"this stage needs MLflow, but {trouble or 'it did not answer in time'}; run it again when that is mended"
             )
         return found
 
@@ -147,6 +148,7 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
     SIGTERM ends the stage with status 143 and without a traceback; training saves a checkpoint first.
     A mistake that all processes find is printed once. A process whose peer ended says so and ends.
     """
+    hide_in_tracebacks()
     with terminable(), _told(name):
         _check_parallel(name)
         form_group()

@@ -41,9 +41,10 @@ SHORT = 12
 def list_versions(workspace: Workspace) -> str:
     """One row per version, newest first: number, aliases, time, main metrics."""
     params = workspace.load_params()
-    records = read_versions(workspace, params.register_.name)
+    name = workspace.model_name(params.register_)
+    records = read_versions(workspace, name)
     if not records:
-        return f"model `{params.register_.name}` has no version yet; `dvc repro` registers one"
+        return f"model `{name}` has no version yet; `dvc repro` registers one"
     distances = list(dict.fromkeys(main_distance(record.metrics) for record in records if record.metrics))
     metrics = [*distances, *LISTED]
     rows = [
@@ -64,7 +65,7 @@ def compare_versions(workspace: Workspace, first: str, second: str) -> str:
     Raises:
         UserError: a version is missing, or the two were measured differently.
     """
-    name = workspace.load_params().register_.name
+    name = workspace.model_name(workspace.load_params().register_)
     one, other = read_version(workspace, name, first), read_version(workspace, name, second)
     difference = describe_difference(one, other)
     if difference is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
+from sfd.params import LOCK_ENDING
 from sfd.processes import is_alive, terminable, undisturbed_end
 from sfd.registry.load import open_registry
 from sfd.workspace import Workspace
@@ -46,7 +47,7 @@ def promotion_lock(workspace: Workspace, name: str) -> Iterator[None]:
     Raises:
         UserError: another promotion holds it, or the store does not answer.
     """
-    lock, owner = f"{name}.promotion", _describe_myself()
+    lock, owner = name + LOCK_ENDING, _describe_myself()
     with terminable():
         try:
             with undisturbed_end():

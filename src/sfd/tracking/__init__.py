@@ -4,17 +4,22 @@ What a stage logs goes to a journal on local disk first (:mod:`sfd.tracking.jour
 batches, by a background thread (:mod:`sfd.tracking.delivery`). A killed stage that is started again continues its run.
 """
 
-from sfd.tracking.delivery import Store, StoreAway, client, import_mlflow, registry_uri, sync, tracking_uri
+from sfd.tracking.address import check_place, registry_uri, relocate, tracking_uri
+from sfd.tracking.delivery import Store, StoreAway, client, import_mlflow, sync
+from sfd.tracking.journal import now_ms
 from sfd.tracking.run import Run, describe_origin, start_run
 
 __all__ = [
     "Run",
     "Store",
     "StoreAway",
+    "check_place",
     "client",
     "describe_origin",
     "import_mlflow",
+    "now_ms",
     "registry_uri",
+    "relocate",
     "start_run",
     "sync",
     "tracking_uri",

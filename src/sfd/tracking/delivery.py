@@ -12,15 +12,16 @@ import sys
 import threading
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
-from sfd.errors import UserError, warn
+from sfd.errors import UserError, redact, warn
+from sfd.tracking.address import artifacts_of, check_place, registry_uri, sqlite_file, tracking_uri
 from sfd.tracking.journal import Journal, Record, State, find_journals
 from sfd.workspace import Workspace
 
@@ -51,16 +52,6 @@ EXIT_WAIT_LOCAL_S = 60.0  # for a local store, which may have to create its tabl
 EXIT_WAIT_AWAY_S = 2.0
 
 
-def tracking_uri(workspace: Workspace) -> str:
-    """The MLflow store: ``MLFLOW_TRACKING_URI``, else the embedded one, ``mlruns/mlflow.db`` of the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(workspace.mlruns / 'mlflow.db').as_posix()}"
-
-
-def registry_uri(workspace: Workspace) -> str:
-    """The MLflow model registry: ``MLFLOW_REGISTRY_URI``, else that of the tracking store."""
-    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri(workspace)
-
-
 def import_mlflow() -> None:
     """Imports mlflow with :data:`MLFLOW_DEFAULTS`; every use of mlflow comes after it.
 
@@ -73,14 +64,19 @@ def import_mlflow() -> None:
 
 
 def client(workspace: Workspace) -> "MlflowClient":
-    """A client of the tracking store and of its model registry; creates the embedded store when there is none."""
+    """A client of the tracking store and of its model registry; creates the embedded store when there is none.
+
+    Raises:
+        UserError: the store was copied or moved, so that its artifacts are elsewhere.
+    """
     import_mlflow()
     from mlflow import MlflowClient
 
-    uri = tracking_uri(workspace)
-    if uri.startswith("sqlite:"):
-        workspace.mlruns.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=registry_uri(workspace))
+    uri, registry = tracking_uri(workspace), registry_uri(workspace)
+    for place in {uri, registry}:
+        check_place(place)
+    workspace.mlruns.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=registry)
 
 
 def check_reachable(workspace: Workspace) -> None:
@@ -133,23 +129,26 @@ class Store:
     """One MLflow store, as a place to deliver journals to.
 
     Attributes:
-        name: its URI without credentials.
+        name: its URI without a password.
+        file: its database, if it is a file.
         last_progress: :func:`time.monotonic` of the last thing that worked.
     """
 
     def __init__(self, workspace: Workspace) -> None:
         uri = tracking_uri(workspace)
-        parts = urllib.parse.urlsplit(uri)
-        self.is_local = uri.startswith("sqlite:")
-        self.name = uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
+        self.file = sqlite_file(uri)
+        self.name = redact(uri)
         self.last_progress = time.monotonic()
         self._workspace = workspace
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
 
     def probe(self) -> None:
-        """Raises :class:`StoreAway` when a server does not answer within 3 s; any answer below HTTP 500 will do."""
+        """Raises :class:`StoreAway` when a server does not answer within 3 s; of a web server any answer below HTTP 500 will do."""
+        if self.file is not None:
+            return
         if not self.name.startswith(("http://", "https://")):
+            self._probe_database()
             return
         try:
             urllib.request.urlopen(f"{self.name.rstrip('/')}/health", timeout=PROBE_S).close()
@@ -161,6 +160,18 @@ class Store:
             if not isinstance(reason, ssl.SSLError):  # somebody answers; MLflow may trust another certificate than we
                 raise StoreAway(str(reason) or type(reason).__name__) from None
 
+    def _probe_database(self) -> None:
+        """MLflow itself tries for more than a minute, whatever the database answers."""
+        import sqlalchemy
+
+        try:
+            url = sqlalchemy.make_url(tracking_uri(self._workspace))
+            if url.get_backend_name() in ("postgresql", "mysql"):
+                url = url.update_query_dict({"connect_timeout": str(round(PROBE_S))})
+            sqlalchemy.create_engine(url).connect().close()
+        except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+            raise StoreAway(redact(" ".join(str(error).split())[:300])) from None
+
     def connect(self) -> "MlflowClient":
         """The client, made at the first call: MLflow's import and a new store's tables take seconds."""
         if self._client is None:
@@ -169,10 +180,19 @@ class Store:
         return self._client
 
     def describe(self, error: Exception) -> str:
-        """The first line of an error, short and without credentials."""
+        """What went wrong and what helps, in one line without passwords."""
         lines = str(error).strip().splitlines() or [""]
-        text = lines[0].replace(tracking_uri(self._workspace), self.name)[:300]
-        return text if isinstance(error, UserError | StoreAway) else f"{type(error).__name__}: {text}"
+        text = redact(lines[0])[:300]
+        if isinstance(error, UserError | StoreAway):
+            return text
+        from mlflow import MlflowException
+
+        status = error.get_http_status_code() if isinstance(error, MlflowException) else None
+        if status == HTTPStatus.UNAUTHORIZED:
+            return "it does not accept the name and password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        if status == HTTPStatus.FORBIDDEN:
+            return f"this user may not do this, ask the owner of the server: {text}"
+        return f"{type(error).__name__}: {text}"
 
     def deliver(self, journal: Journal) -> int:
         """Sends what the journal holds beyond its delivery state; returns the number of records.
@@ -279,25 +299,35 @@ class Store:
             mlflow = self.connect()
             found = mlflow.get_experiment_by_name(name)
             if found is None:
-                location = (self._workspace.mlruns / "artifacts").resolve().as_uri() if self.is_local else None
+                location = artifacts_of(self.file).as_uri() if self.file else None
                 try:
                     mlflow.create_experiment(name, artifact_location=location)
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":  # two stages at once: one of them creates it
                         raise
                 found = mlflow.get_experiment_by_name(name)
+            if found.lifecycle_stage == "deleted":
+                raise UserError(
+                    f"experiment `{name}` of MLflow at {self.name} is deleted; restore it with "
+                    f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or set tracking.experiment to another name"
+                )
             self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
 
 class Deliverer(threading.Thread):
-    """Delivers a live journal, about once a second, until it is closed. A hung server cannot hold the process."""
+    """Delivers a live journal, about once a second, until it is closed. A hung server cannot hold the process.
+
+    Attributes:
+        trouble: why the last try failed; None if it did not.
+    """
 
     def __init__(self, workspace: Workspace, journal: Journal) -> None:
         super().__init__(name="sfd-delivery", daemon=True)
         self.store = Store(workspace)
         self._journal = journal
         self._closing = threading.Event()
+        self.trouble: str | None = None
         self._told: set[str] = set()  # troubles since the last success that the user knows of
 
     def run(self) -> None:
@@ -313,7 +343,7 @@ class Deliverer(threading.Thread):
                 delay = min(2 * delay, LONGEST_BACKOFF_S) if self._told else POLL_S
                 self._warn_once(error)
             else:
-                delay = POLL_S
+                delay, self.trouble = POLL_S, None
                 if self._told:
                     print(f"MLflow at {self.store.name} takes records again", file=sys.stderr, flush=True)
                 self._told.clear()
@@ -326,7 +356,7 @@ class Deliverer(threading.Thread):
         Waits 2 s for a server that is away, and 10 s without progress for one that answered before.
         """
         self._closing.set()
-        patient = EXIT_WAIT_LOCAL_S if self.store.is_local else EXIT_WAIT_S
+        patient = EXIT_WAIT_LOCAL_S if self.store.file else EXIT_WAIT_S
         start = time.monotonic()
         while self.is_alive():
             quiet = time.monotonic() - max(start, self.store.last_progress)
@@ -337,13 +367,11 @@ class Deliverer(threading.Thread):
 
     def _warn_once(self, error: Exception) -> None:
         trouble = "is away" if isinstance(error, StoreAway) else "did not take the records"
+        self.trouble = f"MLflow at {self.store.name} {trouble} ({self.store.describe(error)})"
         if trouble in self._told:
             return
         self._told.add(trouble)
-        warn(
-            f"MLflow at {self.store.name} {trouble} ({self.store.describe(error)}); the stage goes on, its records are "
-            f"kept in {self._journal.path} and delivered later"
-        )
+        warn(f"{self.trouble}; the stage goes on, its records are kept in {self._journal.path} and delivered later")
 
 
 def _batches(records: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:

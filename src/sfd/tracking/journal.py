@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sfd.errors import UserError
+from sfd.errors import UserError, redact
 from sfd.workspace import Workspace
 
 Record = dict[str, Any]
@@ -163,14 +163,15 @@ class JournalWriter:
             self._append({"kind": "metrics", "step": step, "time": now_ms(), "values": new})
 
     def add_values(self, kind: str, values: Mapping[str, str]) -> None:
-        """Appends those ``params``, ``tags`` or ``parents`` that differ from what is there."""
+        """Appends those ``params``, ``tags`` or ``parents`` that differ from what is there, without passwords."""
+        values = {key: redact(value) for key, value in values.items()}
         new = {key: value for key, value in values.items() if self.values[kind].get(key) != value}
         if new:
             self._append({"kind": kind, "values": new})
 
     def add_input(self, record: Record) -> None:
-        """Appends one data set."""
-        self._append({"kind": "input", **record})
+        """Appends one data set, without a password in its address."""
+        self._append({"kind": "input", **record, "source": redact(record["source"])})
 
     def add_artifact(self, path: Path, artifact_path: str) -> None:
         """Keeps a copy of a file or folder until it is delivered: results may be rebuilt meanwhile.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sfd.errors import UserError, warn
 from sfd.params import TrackingParams, parse_yaml
+from sfd.tracking.address import check_place, tracking_uri
 from sfd.tracking.delivery import Deliverer, check_reachable
 from sfd.tracking.journal import JournalWriter, open_journal
 from sfd.workspace import Workspace
@@ -94,11 +95,16 @@ class Run:
         self._writer.add_artifact(path, artifact_path)
 
     def wait_for_run_id(self, timeout_s: float = 60.0) -> str | None:
-        """:meth:`run_id`, waiting until MLflow knows the run; None if it does not within ``timeout_s``."""
+        """:meth:`run_id`, waiting until MLflow knows the run; None if it refuses, is away, or needs more than ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
-        while (found := self.run_id()) is None and time.monotonic() < deadline:
+        while (found := self.run_id()) is None and self.trouble is None and time.monotonic() < deadline:
             time.sleep(0.1)
         return found
+
+    @property
+    def trouble(self) -> str | None:
+        """Why MLflow did not take the newest records; None if it did, or was not asked yet."""
+        return self._deliverer.trouble
 
     def run_id(self) -> str | None:
         """The id of the MLflow run; None as long as MLflow does not know the run."""
@@ -118,12 +124,13 @@ def start_run(
         parents: upstream stage to its fingerprint; becomes tags ``sfd.parent.STAGE`` with the MLflow run's id.
 
     Raises:
-        UserError: the stage runs already; or ``params.required`` is true and the store cannot be used at the start, or
+        UserError: the stage runs already; the store was copied or moved; or ``params.required`` is true and the store cannot be used at the start, or
             lacks records at the end of a stage that succeeded.
     """
+    check_place(tracking_uri(workspace))
     if params.required:
         check_reachable(workspace)
-    with open_journal(workspace, stage, fingerprint, params.experiment) as writer:
+    with open_journal(workspace, stage, fingerprint, workspace.experiment(params)) as writer:
         deliverer = Deliverer(workspace, writer.journal)
         run = Run(fingerprint, writer, deliverer)
         writer.add_values("parents", dict(parents))
@@ -177,7 +184,9 @@ def describe_origin(workspace: Workspace, stage: str) -> dict[str, str]:
     commit = _git(workspace.root, "rev-parse", "HEAD")
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit
-        changed = _git(workspace.root, "status", "--porcelain", "--untracked-files=no")
+        # The run keeps params.yaml and what DVC locked, so a change of these alone is nothing that could be lost.
+        kept = [f":(exclude){file.name}" for file in (workspace.params_file, workspace.dvc_lock)]
+        changed = _git(workspace.root, "status", "--porcelain", "--untracked-files=no", "--", ":/", *kept)
         if changed is not None:
             tags["sfd.git_dirty"] = str(bool(changed)).lower()
     lock = workspace.dvc_lock
