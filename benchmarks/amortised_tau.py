@@ -1,10 +1,10 @@
-"""One model for all offsets: does it rank them as one training for each offset does?
+"""One model for all offsets: does it rank them as one training per offset does?
 
-    python benchmarks/amortised_tau.py measure     # run it in several shells at once to use more cores; kill and rerun it at will
+    python benchmarks/amortised_tau.py measure     # run it in several shells to use more cores; it can be killed and run again
     python benchmarks/amortised_tau.py report      # the tables, and docs/amortised-tau.png
 
-``measure`` needs a C++ compiler and the finished stages of the digits (``make repro``). It trains, for every seed,
-one model for each tau and one with tau drawn from [0, 1] for every image, refines the latter at each tau, and scores all of them alike.
+``measure`` needs a C++ compiler and the finished stages of the digits (``make repro``). For every seed, it trains
+one model per tau, and one model whose images draw tau from [0, 1]. It refines the latter at each tau, and scores all models alike.
 """
 
 import json
@@ -28,13 +28,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 def tasks() -> list[tuple[str, int]]:
-    """Trainings, the shared ones first: refining needs them."""
+    """Name and seed of each training. The shared ones come first, because they take longest."""
     return [("shared", seed) for seed in SEEDS] + [(f"{tau:g}", seed) for seed in SEEDS for tau in TAUS]
 
 
 @app.command()
 def measure() -> None:
-    """Does what no other process has done or is doing."""
+    """Runs every training that no other process has done or is doing."""
     import torch
 
     torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def measure() -> None:
 
 
 def run(name: str, seed: int) -> list[dict[str, Any]]:
-    """Trains one model and scores it; the shared one at every tau, plain and refined."""
+    """Trains one model and scores it. The shared model is scored at every tau, as it is and refined."""
     from sfd.params import parse_params
     from sfd.tuning.evaluator import CandidateEvaluator
     from sfd.workspace import Workspace
@@ -85,14 +85,14 @@ def run(name: str, seed: int) -> list[dict[str, Any]]:
 
 
 def fresh(folder: Path) -> Path:
-    """An empty folder: a checkpoint of another training must not be continued."""
+    """Empties the folder, so that no checkpoint of another training is continued."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
 
 
 def row(method: str, tau: float, seed: int, steps: int, evaluator: Any, model: Any, params: Any) -> dict[str, Any]:
-    """Means over the sampling seeds."""
+    """One row of results: means of the metrics over the sampling seeds."""
     found = [evaluator.score(model, params, "study", repeat).metrics for repeat in range(REPEATS)]
     means = {key: statistics.fmean(metrics[key] for metrics in found) for key in ("fd", "kid", "class_accuracy")}
     return {"method": method, "tau": tau, "seed": seed, "steps": steps, **means}
@@ -100,7 +100,7 @@ def row(method: str, tau: float, seed: int, steps: int, evaluator: Any, model: A
 
 @app.command()
 def report(docs: Path = Path("docs")) -> None:
-    """Prints the tables of what was measured, and draws the picture."""
+    """Prints the tables of the results, and draws the picture."""
     import pandas as pd
 
     found = pd.DataFrame([row for file in sorted(WORK.glob("*.json")) for row in json.loads(file.read_text())])
@@ -134,25 +134,25 @@ def spread(found: Any, method: str, tau: float, metric: str) -> str:
 
 
 def correlation(found: Any, method: str, metric: str) -> str:
-    """Spearman's, of the seeds' mean over the taus with that of one training per tau."""
+    """Spearman's rank correlation over the taus, between a method and one training per tau, each averaged over the seeds."""
     table = found.pivot_table(index="tau", columns="method", values=metric)
     return f"{table[method].corr(table['point'], method='spearman'):.2f}"
 
 
 def correlations(found: Any, method: str, metric: str) -> str:
-    """Each seed's ranking against that of the mean of one training per tau over all seeds."""
+    """For each seed, the rank correlation with one training per tau, averaged over all seeds."""
     truth = found[found.method == "point"].groupby("tau")[metric].mean()
     chosen = found[found.method == method].pivot_table(index="tau", columns="seed", values=metric)
     return ", ".join(f"{chosen[seed].corr(truth, method='spearman'):.2f}" for seed in SEEDS)
 
 
 def best(found: Any, method: str) -> float:
-    """The tau of the lowest mean distance."""
+    """The tau with the lowest mean distance."""
     return float(found[found.method == method].groupby("tau").fd.mean().idxmin())
 
 
 def steps(found: Any, method: str) -> int:
-    """What scoring all taus takes with one seed; refining needs the shared training first."""
+    """Training steps needed to score all taus with one seed. Refining includes the shared training."""
     of_taus = found[(found.method == method) & (found.seed == SEEDS[0])].steps
     shared = int(found[found.method == "shared"].steps.iloc[0])
     return {"point": int(of_taus.sum()), "shared": shared, "refined": shared + int(of_taus.sum())}[method]
@@ -169,7 +169,7 @@ def draw(found: Any, file: Path) -> None:
     for axes, (metric, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         for number, (method, text) in enumerate(METHODS.items()):
             rows = found[found.method == method].groupby("tau")[metric]
-            # Beside each other, so that error bars of different methods do not hide one another.
+            # Side by side, so that the error bars of different methods do not hide one another.
             axes.errorbar(
                 [tau + 0.008 * (number - 1) for tau in TAUS],
                 rows.mean(),

@@ -1,11 +1,11 @@
-"""Fine-tuning against training from scratch: after how many images does a model of new classes draw what it is asked for?
+"""Fine-tuning against training from scratch: after how many training images does a model draw new classes recognisably?
 
-    python benchmarks/finetune.py                  # all methods, three seeds, on the digits' finished stages (`make repro`)
+    python benchmarks/finetune.py                  # all methods, three seeds, on the finished stages of the digits (`make repro`)
     python benchmarks/finetune.py --steps 100 --seeds 1    # a quick try
 
-A model learns digits 0 to 4. Then each method learns 5 to 9: from scratch, all weights of that model, or adapters on it.
-All share the schedule, the learning rate and the noise; after every ``--every`` steps the averaged weights draw images,
-and the judge says whose class it recognises. Counted are the images until the class accuracy reaches ``--goal``.
+A model learns digits 0 to 4. Then each method learns 5 to 9: from scratch, with all weights of that model, or with adapters on it.
+All methods share the schedule, the learning rate and the noise. Every ``--every`` steps the averaged weights draw images, and the judge
+classifies them. The result is the number of training images until the class accuracy reaches ``--goal``.
 """
 
 import shutil
@@ -39,11 +39,11 @@ WORK = Path(".sfd/finetune")
 OLD, NEW = ["0", "1", "2", "3", "4"], ["5", "6", "7", "8", "9"]
 METHODS = ("from scratch", "all weights", "adapters")
 EMA_DECAY = 0.98
-"""An average over the last 50 steps or so, because the weights are looked at from early on."""
+"""An average over about the last 50 steps, because the averaged weights are used from early on."""
 
 
 class ClassesOf(LatentDataset):
-    """The latents of some of the classes, as if there were no others."""
+    """The latents of some classes, as if there were no others."""
 
     def __init__(self, whole: LatentDataset, classes: list[str]) -> None:
         self.whole, self.statistics = whole, whole.statistics
@@ -68,11 +68,11 @@ class ClassesOf(LatentDataset):
 
 
 class Reached(Exception):
-    """Ends a training whose question is answered."""
+    """Ends a training that has reached the goal."""
 
 
 class Watch:
-    """Looks at the averaged weights now and then, and remembers the class accuracy of what they draw."""
+    """Draws images with the averaged weights now and then, and keeps their class accuracies."""
 
     def __init__(self, params: Params, start: Start, dataset: ClassesOf, judge: Judge, decoder: TextureVae) -> None:
         self.params, self.start, self.dataset, self.judge, self.decoder = params, start, dataset, judge, decoder
@@ -115,7 +115,7 @@ def options(steps: int, num_images: int, seed: int) -> Params:
 def learn(
     params: Params, source: DiffusionModel | None, classes: list[str], every: int, goal: float | None, tools: Any
 ) -> tuple[Start, Watch, float]:
-    """One training from nothing or from ``source``; it ends early when ``goal`` is reached. Returns the seconds per step, too."""
+    """One training from scratch or from ``source``, which ends early when ``goal`` is reached. The last value is the seconds per step."""
     dataset = ClassesOf(open_latents(params, PROJECT.result("latents")), classes)
     start = prepare_network(params, dataset, params.seed, source)
     watch = Watch(params, start, dataset, *tools)
@@ -165,12 +165,12 @@ def measure(seed: int, steps: int, every: int, num_images: int, rank: int, goal:
 def main(
     steps: Annotated[int, typer.Option(help="steps of the first training, and at most of each method")] = 1600,
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 3,
-    every: Annotated[int, typer.Option(help="steps between looks at what a model draws")] = 50,
-    num_images: Annotated[int, typer.Option(help="images per look")] = 200,
+    every: Annotated[int, typer.Option(help="steps between two measurements of the class accuracy")] = 50,
+    num_images: Annotated[int, typer.Option(help="images per measurement")] = 200,
     rank: Annotated[int, typer.Option(help="rank of the adapters")] = 16,
     goal: Annotated[float, typer.Option(help="class accuracy to reach")] = 0.9,
 ) -> None:
-    """Prints what each method needed, with its standard error over the seeds."""
+    """Prints the training images that each method needed, with the standard error over the seeds."""
     found = [measure(seed, steps, every, num_images, rank, goal) for seed in range(seeds)]
     print(
         f"\n| digits 5 to 9 | trained parameters | images to class accuracy {goal:g} | each seed |\n|---|---|---|---|"

@@ -1,10 +1,10 @@
-"""Does the memory of a training grow with its data set? The real training on few and on many synthetic latents.
+"""Does the memory of a training grow with its data set? Runs the real training on few and on many synthetic latents.
 
     python benchmarks/memory.py                                  # 2,000 and 200,000 latents, about 0.7 GB in the temporary folder
     python benchmarks/memory.py --num-workers 2 --json out.json
 
-Each training runs in a fresh process, with the model and the loss of params.yaml. What counts is the process's peak of resident memory,
-file pages that it has mapped included, and of them those that are its own (anonymous).
+Each training runs in a fresh process, with the model and the loss of params.yaml. Two numbers are measured: the peak of the process's
+resident memory, which includes mapped file pages; and the part that is the process's own (anonymous pages).
 """
 
 import json
@@ -50,7 +50,7 @@ def compare(
 
 
 def write_latents(folder: Path, num_images: int, feature_dim: int) -> None:
-    """Random latents, classes and features in the layout of stage ``latents``, a shard at a time."""
+    """Writes random latents, classes and features in the layout of stage ``latents``, one shard at a time."""
     import torch
 
     from sfd.data.latents import STATISTICS, ChannelStatistics, LatentsIndex
@@ -72,13 +72,13 @@ def write_latents(folder: Path, num_images: int, feature_dim: int) -> None:
 
 @app.command()
 def write(folder: Path, num_images: int, feature_dim: int) -> None:
-    """The data set alone, so that its making does not count as memory of the training."""
+    """Writes the data set in a process of its own, so that this does not count as memory of the training."""
     write_latents(folder / "shards", num_images, feature_dim)
 
 
 @app.command()
 def train(folder: Path, num_images: int, num_steps: int, feature_dim: int, num_workers: int) -> None:
-    """Makes the data set in a process of its own, then trains on it in this one; prints the peaks in MiB as JSON."""
+    """Has another process write the data set, then trains on it in this one; prints the peaks in MiB as JSON."""
     subprocess.run([sys.executable, __file__, "write", str(folder), str(num_images), str(feature_dim)], check=True)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     from sfd.pipeline.diffusion import build_network, build_task, open_latents
@@ -93,7 +93,10 @@ def train(folder: Path, num_images: int, num_steps: int, feature_dim: int, num_w
     task = build_task(workspace, params, build_network(params, dataset, 0), dataset, 0)
     own: list[float] = []
     run(task, training, 0, folder, "memory", lambda _row, _step: own.append(resident("RssAnon")))
-    peaks: dict[str, Any] = {"peak resident memory, MiB": resident("VmHWM"), "of it its own, MiB": max(own)}
+    peaks: dict[str, Any] = {
+        "peak resident memory, MiB": resident("VmHWM"),
+        "of which its own (anonymous), MiB": max(own),
+    }
     if num_workers:
         readers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         # The largest child so far may have been the one that made the data set.
@@ -102,7 +105,7 @@ def train(folder: Path, num_images: int, num_steps: int, feature_dim: int, num_w
 
 
 def resident(key: str) -> float:
-    """A line of Linux's /proc/self/status, MiB."""
+    """The value of ``key`` in Linux's /proc/self/status, in MiB."""
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None, "memory is read from Linux's /proc"
     return int(found[1]) / 1024

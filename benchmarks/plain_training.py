@@ -1,12 +1,12 @@
-"""Our training step beside a plain one: textbook code for the same network, loss, optimizer and average, timed in turn in one run.
+"""Our training step beside a plain one, which is textbook code for the same network, loss, optimizer and average. Both are timed in turn.
 
     python benchmarks/plain_training.py                                        # S/1, batch 8, float32: two CPU cores, about 3 minutes
     python benchmarks/plain_training.py --size XL --batch-size 64 --bf16       # on a GPU
     python benchmarks/plain_training.py --compile                              # ours compiled, as on clusters
 
-The plain side writes out what a reader of the paper would: attention as two matrix products around a softmax, rotary angles computed
-again in every block, norms and SwiGLU operation by operation, AdamW and the averaged weights as loops over parameters. Before anything
-is timed, both sides take three steps from the same weights and draws and must report the same losses.
+The plain side is written as a reader of the paper would write it: attention as two matrix products around a softmax, rotary angles
+computed again in every block, norms and SwiGLU operation by operation, AdamW and the averaged weights as loops over parameters. Before
+anything is timed, both sides take three steps from the same weights and draws, and must report the same losses.
 """
 
 import copy
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 CHECKED_STEPS, WARM_UP = 3, 2
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Greatest relative difference of a loss; bf16 rounds to 3 digits, and not in the same places on both sides."""
+"""Largest relative difference of a loss. bf16 rounds to 3 digits, and the two sides round at different places."""
 
 
 class PlainNorm(nn.Module):
@@ -139,7 +139,7 @@ class PlainBackbone(nn.Module):
 
 
 class PlainTrainer:
-    """The whole step: draws come in; loss, backward pass, AdamW and the average are loops."""
+    """The whole step on given draws: loss, backward pass, AdamW and the average."""
 
     def __init__(
         self, ours: nn.Module, config: Any, loss: Any, training: Any, device: torch.device, bf16: bool
@@ -220,7 +220,7 @@ def main(
     compiled: Annotated[bool, typer.Option("--compile", help="Ours with torch.compile.")] = False,
     grid: Annotated[int, typer.Option(min=1, help="Tokens along one side.")] = 16,
 ) -> None:
-    """Checks that both sides compute the same, times them in turn, prints the table."""
+    """Checks that both sides compute the same losses, times them in turn, and prints the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     from sfd.training.loop import train
 
@@ -232,7 +232,7 @@ def main(
     largest, started = 0.0, time.perf_counter()
 
     def after_ours(metrics: dict[str, float], step: int) -> None:
-        """Our loop has just finished a step, and waited for the device; now the plain side takes the same one."""
+        """Takes the plain side's step after our loop has finished the same step and waited for the device."""
         nonlocal largest, started
         between = time.perf_counter()
         seconds["ours"].append(between - started)
@@ -260,7 +260,7 @@ def main(
 
 
 def build(size: str, batch_size: int, num_steps: int, bf16: bool, compiled: bool, grid: int) -> tuple[Any, Any]:
-    """Our task on one random batch, and the training's parameters: those of the paper."""
+    """Our task on one random batch, and the parameters of the training, as in the paper."""
     from sfd.bench.networks import LatentShape
     from sfd.bench.workloads import OneBatch
     from sfd.diffusion.schedule import OffsetSchedule
@@ -296,7 +296,7 @@ def build(size: str, batch_size: int, num_steps: int, bf16: bool, compiled: bool
 
 
 def report(seconds: dict[str, list[float]], largest: float, what: str, device: torch.device) -> None:
-    """Prints medians, quartiles and the ratio; a ratio is of two steps that followed one another."""
+    """Prints medians, quartiles and the ratio. Each ratio compares two steps that were taken one after the other."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     timed = {side: values[CHECKED_STEPS + WARM_UP :] for side, values in seconds.items()}
     ratios = [plain / ours for plain, ours in zip(timed["plain"], timed["ours"], strict=True)]
@@ -314,7 +314,7 @@ def report(seconds: dict[str, list[float]], largest: float, what: str, device: t
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """The middle half's ends."""
+    """Lower and upper quartile."""
     if len(values) == 1:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,9 +1,9 @@
-"""Are the results of two processes those of one? Diffusion, samples and their metrics, against the spread of three seeds.
+"""Do two processes give the results of one? Compares diffusion, samples and their metrics with the spread over three seeds.
 
     python benchmarks/processes.py                     # needs `make repro`; leaves the project alone
     python benchmarks/processes.py --num-steps 800     # shorter trainings
 
-Trains on the project's finished latents in a temporary copy: with one process for every seed, and for the first seed under torchrun.
+Trains on the project's finished latents in a temporary copy: with every seed in one process, and with the first seed also under torchrun.
 """
 
 import json
@@ -28,7 +28,7 @@ def main(
     num_images: Annotated[int, typer.Option(help="samples that are scored")] = 450,
     processes: Annotated[int, typer.Option(help="processes under torchrun")] = 2,
 ) -> None:
-    """Prints one row per metric: each seed on one process, their mean and deviation, and the first seed on several processes."""
+    """Prints one row per metric: each seed on one process, their mean and standard deviation, and the first seed on several processes."""
     with tempfile.TemporaryDirectory() as folder:
         project = copy_project(Path.cwd(), Path(folder) / "project")
         tree = yaml.safe_load((project / "params.yaml").read_text())
@@ -47,7 +47,7 @@ def main(
 
 
 def copy_project(project: Path, folder: Path) -> Path:
-    """Code and parameters copied, finished results linked."""
+    """Copies code and parameters, and links finished results; returns the folder."""
     for name in ("src", "stages"):
         shutil.copytree(project / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(project / "params.yaml", folder)
@@ -62,7 +62,7 @@ def copy_project(project: Path, folder: Path) -> Path:
 
 
 def measure(project: Path, tree: dict[str, Any], seed: int, processes: int) -> dict[str, float]:
-    """Trains, samples and scores; the metrics that have a deviation worth looking at, and the last loss."""
+    """Trains, samples and scores; returns the metrics of the samples, and the last loss."""
     (project / "params.yaml").write_text(yaml.safe_dump(tree | {"seed": seed}, sort_keys=False))
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = os.environ | {"PYTHONPATH": str(project / "src"), "OMP_NUM_THREADS": str(threads)}

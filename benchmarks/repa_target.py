@@ -1,10 +1,10 @@
-"""REPA with stored features against REPA with decoded ones: disk, time, and what the two models end with.
+"""REPA with stored features against REPA with decoded ones: disk space, time, and the metrics of the two models.
 
-    python benchmarks/repa_target.py                       # three seeds of 800 steps each, on the digits' finished stages (`make repro`)
+    python benchmarks/repa_target.py                       # three seeds of 800 steps, on the finished stages of the digits (`make repro`)
     python benchmarks/repa_target.py --steps 20 --seeds 1  # a quick try
 
 Both trainings of a seed start with the same weights and see the same images, noise and times. At the end both models are measured
-on the same draws, against the stored features: so the REPA losses can be compared, although the trainings had different targets.
+on the same draws, against the stored features. So their REPA losses can be compared, although the trainings had different targets.
 """
 
 import shutil
@@ -38,7 +38,7 @@ MEASURES = {
 
 
 def options(target: str, steps: int, num_images: int) -> Params:
-    """The project's parameters with this target, the training shortened as a whole."""
+    """The project's parameters with this target and this number of training steps."""
     params = PROJECT.load_params()
     training = params.diffusion.training.model_copy(update={"num_steps": steps, "checkpoint_every": steps})
     loss = params.diffusion.loss.model_copy(update={"repa_target": target, "repa_weight": 1.0})
@@ -66,7 +66,7 @@ def final_losses(params: Params, model: DiffusionModel) -> dict[str, float]:
 
 
 def measure(evaluator: CandidateEvaluator, target: str, seed: int, steps: int, num_images: int) -> dict[str, float]:
-    """One training with its measures."""
+    """Trains one model and measures it."""
     params = options(target, steps, num_images)
     dataset = open_latents(params, PROJECT.result("latents"))
     network = build_network(params, dataset, seed)
@@ -86,7 +86,7 @@ def measure(evaluator: CandidateEvaluator, target: str, seed: int, steps: int, n
 
 
 def disk_bytes() -> dict[str, int]:
-    """Bytes of the latents' shards with features and without."""
+    """Bytes of the latents' shards, with features (``stored``) and without (``decoded``)."""
     total = features = 0
     for file in sorted((PROJECT.result("latents") / "shards").glob("*.safetensors")):
         with safe_open(file, framework="pt") as shard:
@@ -101,7 +101,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="number of seeds, each with both targets")] = 3,
     num_images: Annotated[int, typer.Option(help="images that a model is scored with")] = 500,
 ) -> None:
-    """Prints both targets' means over the seeds, and their difference with its standard error over pairs of a seed."""
+    """Prints the means of both targets over the seeds, and the mean difference within a seed with its standard error."""
     evaluator, disk = CandidateEvaluator(PROJECT, options("stored", steps, num_images)), disk_bytes()
     found: dict[str, list[dict[str, float]]] = {target: [] for target in TARGETS}
     for seed in range(seeds):

@@ -1,10 +1,10 @@
-"""How few network evaluations give the distance that dopri5 gives: the trained digits model, all samplers on the same noise.
+"""How few network evaluations give the distance that dopri5 gives? All samplers draw from the trained digits model on the same noise.
 
     python benchmarks/samplers.py              # needs `make repro`; two CPU cores, under 10 minutes
-    python benchmarks/samplers.py --quick      # one seed and few images: a try
+    python benchmarks/samplers.py --quick      # a try: two seeds and few images
 
-Every sampler draws the same classes from the same noise, seed by seed, and is scored by the judge against the held-out images. So the
-difference from dopri5 is taken within a seed, and its standard error is that of the mean difference over the seeds.
+With each seed, every sampler draws the same classes from the same noise, and the judge compares the images with the held-out ones. The
+difference from dopri5 is taken within each seed; its standard error is that of the mean difference over the seeds.
 """
 
 import datetime
@@ -20,7 +20,7 @@ STEPS = {"euler": (7, 14, 20), "heun": (4, 10, 20), "ab2": (4, 5, 6, 7, 8, 10)}
 
 
 class Score(NamedTuple):
-    """One sampler with one seed. ``evaluations``: passes of the network for a batch of images, those of guidance included."""
+    """One sampler with one seed. ``evaluations``: forward passes of the network per batch of images, including those for guidance."""
 
     fd: float
     class_accuracy: float
@@ -30,10 +30,10 @@ class Score(NamedTuple):
 
 def main(
     seeds: Annotated[int, typer.Option(min=2, help="Sets of images per sampler.")] = 4,
-    num_images: Annotated[int, typer.Option(min=20, help="Images a set.")] = 450,
+    num_images: Annotated[int, typer.Option(min=20, help="Images per set.")] = 450,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds of 50 images, few samplers.")] = False,
 ) -> None:
-    """Prints the table."""
+    """Measures all samplers and prints the table."""
     from sfd.workspace import Workspace
 
     workspace = Workspace.find()
@@ -113,7 +113,7 @@ class Bench:
 
 
 def row(method: str, steps: int | None, scores: list[Score], reference: list[Score]) -> str:
-    """Means over the seeds; differences from dopri5 within each."""
+    """One row of the table: means over the seeds, and mean differences from dopri5 with the same seed."""
     evaluations = statistics.fmean(score.evaluations for score in scores)
     fewer = statistics.fmean(score.evaluations for score in reference) / evaluations
     cells = [method, "-" if steps is None else str(steps), f"{evaluations:.0f}", f"{fewer:.1f} x"]

@@ -1,4 +1,4 @@
-"""What `sfd serve` takes: time until ready, eight clients at once against one after another, memory over 500 requests.
+"""The cost of `sfd serve`: seconds until it is ready, eight requests at once or one after another, growth of memory over 500 requests.
 
 python benchmarks/serving.py ALIAS      # in a project's folder with a registered model, e.g. after `make repro`: candidate
 """
@@ -45,7 +45,7 @@ class Server:
         self.process.wait()
 
     def generate(self, **body: Any) -> tuple[int, bytes]:
-        """Status and content."""
+        """Status and content of the answer to one request."""
         request = urllib.request.Request(f"{self.url}/generate", json.dumps({"class": 0} | body).encode())
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
@@ -54,14 +54,14 @@ class Server:
             return error.code, error.read()
 
     def memory_mb(self) -> float:
-        """Resident memory of the process."""
+        """Resident memory of the server, MB."""
         with urllib.request.urlopen(f"{self.url}/metrics") as response:
             (value,) = (line for line in response.read().decode().splitlines() if line.startswith("process_resident"))
         return float(value.split()[-1]) / 1e6
 
 
 def compare(server: Server) -> tuple[float, float]:
-    """Seconds of the same requests one after another and at once; their images must be the same bytes."""
+    """Seconds of the same requests, sent one after another and at once; both ways must give the same bytes."""
     seeds = range(CLIENTS)
     started = time.perf_counter()
     alone = [server.generate(seed=seed) for seed in seeds]
@@ -74,14 +74,14 @@ def compare(server: Server) -> tuple[float, float]:
 
 
 def mixed(server: Server, number: int) -> int:
-    """Every second request is a bad one; the good ones ask for one to four images."""
+    """Sends request ``number`` and returns its status. Every second request is invalid; valid ones ask for one to four images."""
     if number % 2:
         return server.generate(**BAD[number // 2 % len(BAD)])[0]
     return server.generate(seed=number, count=1 + number // 2 % 4, format="zip")[0]
 
 
 def main(alias: str) -> None:
-    """Prints the table."""
+    """Measures the server and prints the table."""
     ready = []
     for _ in range(STARTS):
         server = Server(alias)

@@ -1,4 +1,4 @@
-"""What a study costs beyond sampling and scoring: the same work in a bare loop and by the tuner, in one run.
+"""How much time a study needs beyond sampling and scoring: the same work in a bare loop and by the tuner, in one run.
 
 python benchmarks/tuner_overhead.py      # needs `make repro`; leaves params.yaml and the project's studies alone
 """
@@ -18,7 +18,7 @@ TRIALS, ROUNDS = 3, 3
 
 
 def main() -> None:
-    """Prints the seconds per trial, bare and by the tuner, and their ratio, for several rounds in turn."""
+    """Measures bare work and the tuner in turn, in several rounds; prints the seconds per trial of both, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path.cwd()
         tree = yaml.safe_load((project / "params.yaml").read_text())
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def measure(tree: dict[str, Any], number: int) -> tuple[float, float]:
-    """Seconds per trial: the trials' own work in a loop, and a study's trials from the first one's start to the last one's end."""
+    """Seconds per trial: of the trials' work in a bare loop, and of a study, from the start of its first trial to the end of its last."""
     from sfd.tuning.evaluator import STUDY, CandidateEvaluator
     from sfd.tuning.queue import Queue, run
     from sfd.tuning.study import open_study

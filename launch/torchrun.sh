@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Runs stages on several processes, one stage after the other, and tells DVC that each result is there:
 #
-#   launch/torchrun.sh features               # a process for every GPU of this machine
+#   launch/torchrun.sh features               # one process per GPU of this machine
 #   NPROC=2 launch/torchrun.sh latents        # two processes
-#   launch/torchrun.sh diffusion sample       # again after a kill: finished stages are skipped, the other one continues
+#   launch/torchrun.sh diffusion sample       # the same again after a kill: finished stages are skipped, the killed one continues
 #
-# It works in the current folder, where params.yaml and dvc.yaml are: the project's, or that of another graph, such as
+# It works in the current folder, which holds params.yaml and dvc.yaml: the project's folder, or that of another graph, such as
 # presets/released-xl (../../launch/torchrun.sh sample evaluate).
 #
-# Several machines that share this folder: the same command on each, NODE counting from 0 and RENDEZVOUS an address of machine 0:
+# On several machines that share this folder, give the same command on each. NODE counts them from 0, and RENDEZVOUS is an address of
+# machine 0:
 #
 #   NODES=2 NODE=0 RENDEZVOUS=machine0:29400 launch/torchrun.sh diffusion
 set -euo pipefail
@@ -22,7 +23,7 @@ if [ "$nodes" -gt 1 ]; then
 else
     meeting=(--standalone)
 fi
-# After SIGTERM, or when one process has died, the others have this many seconds until they are killed.
+# After SIGTERM, or when one process has died, the other processes are killed after this many seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-50}
 
 child=
@@ -35,12 +36,12 @@ stop() {
 }
 trap stop TERM INT
 for stage in "$@"; do
-    # Several machines skip nothing: they might not look at the same moment.
+    # On several machines no stage is skipped: they look at different moments, and might not agree.
     if [ "$nodes" = 1 ] && dvc status --quiet "$stage"; then
         echo "$stage: nothing has changed since its result was made"
         continue
     fi
-    # In the background, since bash acts on a signal only while it waits.
+    # In the background, because bash acts on a signal only while it waits.
     torchrun "${meeting[@]}" --nnodes "$nodes" --nproc-per-node "$processes" "$scripts/$stage.py" &
     child=$!
     wait "$child"

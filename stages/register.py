@@ -4,4 +4,4 @@ from sfd.pipeline.stage import stage
 from sfd.registry.register import register_results
 
 with stage("register") as s:
-    register_results(s, s.params.register_.alias)
+    register_results(s)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,10 +10,16 @@ import pytest
 import torch
 import warm
 
-SLOWEST = ("test_end_to_end", "test_study", "test_released_graph", "test_launch", "test_models_command", "test_loop")
-SLOWEST += ("test_preset_twins", "test_generate", "test_queue", "test_server", "test_tracking", "test_page")
-SLOWEST += ("test_every_source", "test_processes", "test_source", "test_memory", "test_remotes", "test_protocol")
-SLOWEST += ("test_no_condition",)
+SLOWEST = ("test_study", "test_end_to_end", "test_launch", "test_digits_finetuning", "test_server", "test_tracking")
+SLOWEST += (
+    "test_models_command",
+    "test_generate",
+    "test_loop",
+    "test_released_graph",
+    "test_queue",
+    "test_preset_twins",
+)
+SLOWEST += ("test_bench", "test_every_source", "test_processes", "test_memory", "test_lock", "test_full_size")
 """Files that take longest, the longest first: a worker that began one of them last would keep the others waiting."""
 
 
@@ -42,5 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """What a test and its fixtures draw without a seed of their own does not depend on the tests before."""
+    """Draws without a seed of their own, and the store that MLflow uses, do not depend on the tests before."""
     torch.manual_seed(0)
+    told = sys.modules.get("mlflow.tracking._tracking_service.utils")
+    if told is not None:
+        told._tracking_uri = None  # `mlflow.set_tracking_uri` would win over the variable MLFLOW_TRACKING_URI

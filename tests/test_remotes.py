@@ -17,33 +17,58 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def project_in(folder: Path) -> Project:
-    """A project that git has put there."""
-    cloned = object.__new__(Project)
-    cloned.folder = folder
-    return cloned
-
-
-def test_pushed_results_are_pulled_into_a_clone_and_no_stage_runs_again(tmp_path: Path) -> None:
-    images, remote = tmp_path / "images", tmp_path / "remote"
+def pushed_project(folder: Path, target: str) -> Project:
+    """A project in ``folder/mine`` that has run up to ``target``, pushed to a DVC remote and committed."""
+    images = folder / "images"
     for label in ("quer", "hoch ü"):
         draw_images(images / label, 12, len(label), vertical=label != "quer")
     params = small_params()
     params["data"] |= {"source": "folder", "root": str(images)}
-    (tmp_path / "mine").mkdir()
-    mine = Project(tmp_path / "mine", params)
-    mine.repro("judge")
-    assert mine.run("dvc", "remote", "add", "-d", "store", str(remote))[0] == 0
+    (folder / "mine").mkdir()
+    mine = Project(folder / "mine", params)
+    mine.repro(target)
+    assert mine.run("dvc", "remote", "add", "-d", "store", str(folder / "remote"))[0] == 0
     status, output = mine.run("dvc", "push")
     assert status == 0, output
     git(mine.folder, "add", ".dvc/config", "dvc.lock")
     git(mine.folder, "commit", "-qm", "results")
+    return mine
 
-    git(tmp_path, "clone", "-q", str(mine.folder), "theirs")
-    theirs = project_in(tmp_path / "theirs")
-    assert not theirs.result("judge").exists()
-    status, output = theirs.run("dvc", "pull", "prepare", "judge")
-    assert status == 0, output
+
+def clone(mine: Project) -> Project:
+    """A colleague's clone, beside the project."""
+    git(mine.folder.parent, "clone", "-q", str(mine.folder), "theirs")
+    theirs = object.__new__(Project)
+    theirs.folder = mine.folder.with_name("theirs")
+    return theirs
+
+
+def succeed(project: Project, command: str) -> str:
+    """What a command prints, which must end with status 0."""
+    status, output = project.run(*command.split())
+    assert status == 0, f"{command}: {output}"
+    return output
+
+
+def test_every_command_of_a_colleague_ends_well_and_only_scan_runs(tmp_path: Path) -> None:
+    mine = pushed_project(tmp_path, "register")
+    succeed(mine, "dvc checkout")  # the study of `tune/dvc.yaml` has never run
+    theirs = clone(mine)
+    for command in ("dvc pull", "dvc checkout", "dvc push"):
+        succeed(theirs, command)
+    output = succeed(theirs, "dvc repro")
+    assert [line for line in output.splitlines() if line.startswith("Running")] == ["Running stage 'scan':"]
+    for name in ("prepare", "diffusion", "sample", "evaluate", "register"):
+        assert files_in(theirs.result(name)) == files_in(mine.result(name)) != {}
+    assert "metrics" in succeed(theirs, "sfd show")
+    assert "has no version at sqlite:///mlruns/mlflow.db" in succeed(theirs, "sfd models list")
+    assert succeed(mine, "sfd models list").splitlines()[-1].split()[:2] == ["1", "candidate"]
+
+
+def test_a_graph_that_has_not_been_run_to_its_end_is_pulled_in_part(tmp_path: Path) -> None:
+    mine = pushed_project(tmp_path, "judge")
+    theirs = clone(mine)
+    succeed(theirs, "dvc pull --allow-missing")
     for name in ("prepare", "judge"):
         assert files_in(theirs.result(name)) == files_in(mine.result(name)) != {}
     output = theirs.repro("judge")

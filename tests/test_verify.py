@@ -76,6 +76,7 @@ def test_every_recorded_vector_passes_and_each_of_its_tensors_is_recomputed(
 def test_tolerances_are_those_of_the_vectors_readme(results: dict[str, dict[str, dict[str, Any]]]) -> None:
     checks = results[str(DATA / "sfd_tiny")]
     assert checks["velocity"]["tolerance"] == checks["loss_repa"]["tolerance"] == SINGLE == 1e-5
+    assert results[str(DATA / "texture_vae_tiny")]["reconstruction_of_mean"]["tolerance"] == 3e-5
     assert checks["sample_euler_points25_shift0.0"]["tolerance"] == TRAJECTORY == 1e-4
     assert checks["sample_dopri5_points50_shift0.0"]["tolerance"] == 5e-2
 
@@ -122,6 +123,26 @@ def test_one_changed_number_fails_and_the_quantity_is_named(
     assert expected <= wrong
     if not tensor.startswith("state."):
         assert wrong == expected
+
+
+def scaled(factor: float, recorded: float = 1.0) -> Edit:
+    """A SemVAE whose decoder gives ``factor`` times as large numbers; those in the file are off by the factor ``recorded``."""
+
+    def edit(_config: dict[str, Any], tensors: Tensors) -> None:
+        for name in ("state.decoder.4.weight", "state.decoder.4.bias"):
+            tensors[name] = tensors[name] * factor
+        tensors["reconstruction_of_mean"] = tensors["reconstruction_of_mean"] * (factor * recorded)
+
+    return edit
+
+
+def test_errors_count_relative_to_the_size_of_the_recorded_numbers(tmp_path: Path) -> None:
+    for factor in (1e4, 1.0, 1e-6):
+        assert not failing(edited(tmp_path, "semvae_tiny", scaled(factor)))
+        assert not failing(edited(tmp_path, "semvae_tiny", scaled(factor, recorded=1.0 + 5e-6)))
+        assert failing(edited(tmp_path, "semvae_tiny", scaled(factor, 1.0 + 5e-5))) == {"reconstruction_of_mean"}
+    assert not failing(edited(tmp_path, "semvae_tiny", scaled(0.0)))
+    assert failing(edited(tmp_path, "semvae_tiny", scaled(1.0, recorded=0.0))) == {"reconstruction_of_mean"}
 
 
 def test_a_failure_is_exit_status_1_and_FAIL_in_the_table_and_null_in_json_where_no_number_exists(
@@ -226,7 +247,7 @@ REFUSED: dict[str, tuple[str, Edit, str]] = {
     "unknown interval": ("lightningdit_sync", run(cfg_scale=2.0, interval_mode="all"), "interval_mode is 'all'"),
     "no step": ("lightningdit_sync", run(time_points=1), "num_steps is 0"),
     "no weak model": ("lightningdit_sync", run(scale_tex=1.5), "guide_model and its weights"),
-    "unknown kind": ("lightningdit_sync", lambda config, _: config.clear(), "no vector that is known here"),
+    "unknown kind": ("lightningdit_sync", lambda config, _: config.clear(), "not a vector of a known kind"),
 }
 
 

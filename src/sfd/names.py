@@ -1,7 +1,7 @@
-"""Names that everybody needs, without torch: the open tables of implementations, the metrics, the sizes of the backbone.
+"""Names that all modules use, without torch: the open tables of implementations, the metrics, the sizes of the backbone.
 
-A table maps the name that params.yaml uses to an :class:`Entry`: where its implementation is, and what it is. Adding an implementation
-is one line here (docs/extending.md). The implementation is imported when it is first used, so that parameters are checked without torch.
+A table maps each name in params.yaml to an :class:`Entry`: where the implementation is, and what it is. An implementation is added by
+one line here (docs/extending.md). It is imported when it is first used, so that parameters are checked without torch.
 """
 
 import difflib
@@ -26,8 +26,8 @@ class Entry:
 class SamplerEntry(Entry):
     """A solver of the sampling ODE (:class:`sfd.diffusion.solver.Solver`).
 
-    ``adaptive``: it chooses its own steps by the error over the whole batch. So it takes no number of steps, and an image depends on
-    the others of its batch.
+    ``adaptive``: it chooses its own steps by the error over the whole batch. So it ignores the number of steps, and an image depends on
+    the other images of its batch.
     """
 
     adaptive: bool = False
@@ -79,7 +79,7 @@ SEMANTIC_ENCODERS: Table = {
     "semvae": Entry("sfd.encoders.semantic.semvae:SemVae", "a VAE (the paper)"),
     "pca": Entry("sfd.encoders.semantic.pca:PcaSemantic", "principal components (ReDi, arXiv 2504.16064)"),
 }
-"""What makes semantic latents of features (``semantic.kind``, which may also be `none`)."""
+"""What turns features into semantic latents (``semantic.kind``, which may also be `none`)."""
 
 JUDGES: Table = {
     "resnet": Entry("sfd.encoders.judges.resnet:ResnetJudge", "a small ResNet, trained here on class labels"),
@@ -129,20 +129,20 @@ HIGHER_IS_BETTER = {
     "num_images": True,
     "seconds_per_image": False,
 }
-"""By kind: `fd` stands for every `fd_JUDGE`, `is` for every `is_JUDGE`; a floor is of the kind of its metric."""
+"""By kind of metric: `fd` stands for every `fd_JUDGE`, `is` for every `is_JUDGE`; a floor has the kind of its metric."""
 
 MEASURED_WITH_ERROR = ("fd", "fid", "precision", "recall", "class_accuracy", "memorised_fraction")
 ERROR_PREFIX = "se_"
-"""`se_METRIC` is the standard error of METRIC. A prefix, so that `fd_...` and `is_...` stay names of metrics."""
+"""`se_METRIC` is the standard error of METRIC. It is a prefix, so that what begins with `fd_` or `is_` is always a metric."""
 
 
 def distance_name(judge: str) -> str:
-    """The key of the Frechet distance: ``fid`` for Inception-v3, and no other judge."""
+    """The key of the Frechet distance: ``fid`` for Inception-v3 only, ``fd_JUDGE`` for any other judge."""
     return "fid" if judge == INCEPTION else f"fd_{judge}"
 
 
 def inception_score_name(judge: str) -> str:
-    """The key of the inception score."""
+    """The key of the inception score: ``inception_score`` for Inception-v3 only, ``is_JUDGE`` for any other judge."""
     return "inception_score" if judge == INCEPTION else f"is_{judge}"
 
 
@@ -161,7 +161,7 @@ def _kind(metric: str) -> str:
 
 
 def is_higher_better(metric: str) -> bool:
-    """Whether a larger value is the better one. Raises :class:`KeyError` for an unknown name."""
+    """Whether larger values are better. Raises :class:`KeyError` for an unknown name."""
     return HIGHER_IS_BETTER[_kind(metric)]
 
 
@@ -171,7 +171,7 @@ def has_error(metric: str) -> bool:
 
 
 def main_distance(metrics: dict[str, float]) -> str:
-    """The key of the samples' distance among the keys of one evaluation."""
+    """The key of the samples' Frechet distance among the keys of one evaluation."""
     return next(key for key in metrics if _kind(key) in ("fd", "fid") and key not in _KIND_OF_FLOOR)
 
 
@@ -189,4 +189,4 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "1p0B": (1536, 24, 24),
     "1p6B": (1792, 28, 28),
 }
-"""Published sizes (and a tiny one) as width x depth x heads."""
+"""Width, depth and number of heads of the published sizes, and of a tiny one."""

@@ -15,19 +15,19 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_network(folder: Path, network: nn.Module, config: dict[str, Any]) -> None:
-    """Writes the weights, and the configuration that builds the network again."""
+    """Writes the weights, and the configuration from which the network can be built again."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
     write_config(folder, config)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Writes ``config.json`` alone, for a network whose weights are of another form."""
+    """Writes ``config.json`` alone, for a network whose weights have another format."""
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The saved configuration. Raises :class:`UserError` if the folder holds no network, or its file no JSON object."""
+    """The saved configuration. Raises :class:`UserError` if the file is missing or holds no JSON object."""
     file = _existing(folder, CONFIG)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_implementation(folder: Path, table: Table) -> Any:
-    """What the table has under the ``kind`` of the saved configuration. Raises :class:`UserError` if it has none of this name."""
+    """The table's implementation of the ``kind`` in the saved configuration. Raises :class:`UserError` if the table has no such kind."""
     kind = read_config(folder).get("kind")
     if kind not in table:
         raise UserError(
@@ -49,7 +49,11 @@ def read_implementation(folder: Path, table: Table) -> Any:
 
 
 def load_weights(folder: Path, network: nn.Module) -> None:
-    """Loads the weights strictly. Raises :class:`UserError` if they are missing, and with all missing, extra and misshapen keys."""
+    """Loads the weights strictly.
+
+    Raises:
+        UserError: the file is missing, or keys are missing, extra or of another shape; the message lists all of them.
+    """
     file = _existing(folder, WEIGHTS)
     try:
         network.load_state_dict(load_file(file), strict=True)

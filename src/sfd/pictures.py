@@ -1,7 +1,7 @@
 """Pictures of a run: sample grids, curves, the schedule, pairs, features. Equal input gives equal bytes.
 
-Pillow joins the images. They are enlarged by repeating pixels only, so that the picture shows what was generated. Curves are drawn
-with matplotlib's Agg canvas, without pyplot and its global state.
+Images are enlarged only by repeating pixels, so that a picture shows what was generated. Curves are drawn with matplotlib's Agg canvas,
+without pyplot and its global state.
 """
 
 import math
@@ -36,7 +36,7 @@ DOTS_PER_INCH = 150
 
 
 def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
-    """Images (N, 3, H, W) uint8 row by row, each pixel ``scale`` pixels wide, with thin gaps between and around.
+    """Images (N, 3, H, W) uint8 row by row, enlarged by the factor ``scale``, with thin gaps between and around them.
 
     The width is ``columns * (W * scale + GAP) + GAP``. The last row may have fewer images.
     """
@@ -52,8 +52,8 @@ def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
 def labelled_grid(images: Tensor, labels: Sequence[str], per_row: int) -> Image.Image:
     """One label per row, at the left; rows in order of first appearance, each with its first ``per_row`` images.
 
-    Images are (N, 3, H, W) uint8, with one label each. Small images are enlarged by a whole factor. Where all labels are empty, all
-    images are shown in order, ``per_row`` in a row.
+    Images are (N, 3, H, W) uint8, with one label each. Small images are enlarged by a whole factor. If all labels are empty, all
+    images are shown in order, ``per_row`` per row.
     """
     if not any(labels):
         return image_grid(images, per_row, _scale(images))
@@ -75,7 +75,7 @@ def labelled_grid(images: Tensor, labels: Sequence[str], per_row: int) -> Image.
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Writes the picture; its folder is made if need be."""
+    """Writes the picture; creates its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG")
 
@@ -86,7 +86,7 @@ def plot_curves(
     """Named curves of (x, y) points in one picture, with a legend if there are several."""
     figure, axes = plain_axes(xlabel, ylabel)
     for number, (name, points) in enumerate(curves.items()):
-        # A few points are measurements of their own and are marked; many are a line.
+        # A few points are separate measurements and get markers; many form a line.
         marker = "o" if len(points) <= 20 else None
         x, y = zip(*points, strict=True) if points else ((), ())
         colour, dashes = PALETTE[number % len(PALETTE)], ("-", "--", ":")[number // len(PALETTE) % 3]
@@ -174,7 +174,7 @@ def plot_pca_features(features: Tensor, reconstruction: Tensor, images: Tensor, 
 def _table(
     rows: Sequence[Sequence[Tensor]], captions: Sequence[str], titles: Sequence[str], cell: tuple[int, int]
 ) -> Image.Image:
-    """Rows of images, all drawn in cells of one (width, height), under titles and left of captions."""
+    """Rows of images, each drawn in a cell of this (width, height), with titles on top and a caption at the right of each row."""
     font = _font()
     width, height = cell
     top = MARGIN + (FONT_SIZE + MARGIN if any(titles) else 0)
@@ -219,7 +219,7 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def plain_axes(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
-    """An empty figure in the style of all others."""
+    """A figure with empty axes, in the style of all figures."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor=PAPER)
@@ -246,7 +246,7 @@ def _plain_numbers(axes: "Axes", log_y: bool) -> None:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Writes the figure as PNG; its folder is made if need be."""
+    """Writes the figure as PNG; creates its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the name and version of the software, the bytes depend on the picture alone.
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})

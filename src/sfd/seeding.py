@@ -1,4 +1,4 @@
-"""Random draws that depend on nothing but (seed, purpose, index), so that order, batches and restarts cannot matter."""
+"""Random draws that depend only on (seed, purpose, index), and not on order, batches or restarts."""
 
 import hashlib
 from collections.abc import Iterator

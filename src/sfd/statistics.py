@@ -15,7 +15,7 @@ Verdict = Literal["better", "worse", "not told apart"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of repeats. ``error``: its standard error; None for a single repeat, which says nothing about noise."""
+    """The mean of repeats. ``error``: its standard error; None for a single repeat, which gives no estimate of noise."""
 
     mean: float
     error: float | None
@@ -34,7 +34,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One candidate against another. ``difference``: mean of (candidate - other) over repeats with the same seeds."""
+    """One candidate against another. ``difference``: the mean of (candidate - other) over repeats with the same seeds."""
 
     difference: Estimate
     verdict: Verdict
@@ -51,12 +51,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def compare(candidate: Sequence[float], other: Sequence[float], direction: Direction) -> Comparison:
-    """Paired comparison: value k of both was scored with the same seed, so what the seed does to both cancels out.
+    """Paired comparison: value k of both was scored with the same seed, so effects of the seed on both cancel out.
 
     A candidate is better, or worse, if the 95 % interval of the mean difference excludes 0.
 
     Raises:
-        ValueError: there are no values, not equally many, or one is not finite.
+        ValueError: there are no values, the numbers of values differ, or a value is not finite.
     """
     difference = estimate([mine - theirs for mine, theirs in zip(candidate, other, strict=True)])
     interval = difference.interval

@@ -2,6 +2,9 @@
 
 Commands work from any folder of a project, as those of git and dvc do. The process never changes its working folder: a place is the
 project's root, as seen from the working folder, and the name below it. So every path that is printed can be used where the user stands.
+
+`dvc exp run` may work in a copy of the project, ``.dvc/tmp/exps/NAME``, which holds what git and DVC know and is deleted afterwards. What
+must outlive it goes to the project, and what git does not know is read there.
 """
 
 import os
@@ -32,10 +35,36 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """A run of `dvc exp run`. ``name``: DVC's name for it. ``project``: the folder of the project that it is a variant of."""
+
+    name: str
+    project: Path
+
+    @classmethod
+    def find(cls, root: Path) -> "Experiment | None":
+        """The experiment that runs this process in the project at ``root``; None outside of `dvc exp run`.
+
+        DVC names the experiment and the project in the environment. A program that an experiment starts inherits both, even if it works
+        on another project: there they do not count.
+        """
+        name, home = os.environ.get("DVC_EXP_NAME"), os.environ.get("DVC_ROOT")
+        if not name or not home:
+            return None
+        resolved = root.resolve()
+        own = next((folder for folder in (resolved, *resolved.parents) if (folder / ".dvc").is_dir()), None)
+        copies = (Path(home) / ".dvc" / "tmp" / "exps").resolve()
+        if own is None or not (own == Path(home).resolve() or own.is_relative_to(copies)):
+            return None
+        return cls(name, Path(os.path.relpath(Path(home).resolve() / resolved.relative_to(own))))
+
+
+@dataclass(frozen=True)
 class Workspace:
-    """The places of one project. ``root``: its folder, relative to the working folder."""
+    """The places of one project. ``root``: its folder, relative to the working folder. ``dvc_experiment``: that it is run for, if any."""
 
     root: Path
+    dvc_experiment: Experiment | None = None
 
     @classmethod
     def find(cls, start: Path = Path()) -> "Workspace":
@@ -49,7 +78,7 @@ class Workspace:
         resolved = start.resolve()
         for folder in (resolved, *resolved.parents):
             if (folder / PARAMS_NAME).is_file():
-                return cls(Path(os.path.relpath(folder)))
+                return cls(Path(os.path.relpath(folder)), Experiment.find(folder))
         raise UserError(
             f"there is no {PARAMS_NAME} in {resolved} or a folder above it; run in the project's folder, name it with "
             "`sfd --project DIR`, or make one with `sfd preset use NAME`"
@@ -58,7 +87,7 @@ class Workspace:
     @property
     def name(self) -> str:
         """The project's name: that of its folder, with a hyphen in place of what MLflow's names cannot hold."""
-        plain = re.sub(r"[^\w .@+()-]+", "-", self.root.resolve().name)[:MAX_MODEL_NAME].strip(" .@+()-")
+        plain = re.sub(r"[^\w .@+()-]+", "-", self.home.resolve().name)[:MAX_MODEL_NAME].strip(" .@+()-")
         return f"{plain}-" if plain.endswith(LOCK_ENDING) else plain or "sfd"
 
     def model_name(self, register: RegisterParams) -> str:
@@ -68,6 +97,11 @@ class Workspace:
     def experiment(self, tracking: TrackingParams) -> str:
         """The MLflow experiment: ``tracking.experiment``, or the project's name."""
         return tracking.experiment or self.name
+
+    @property
+    def home(self) -> Path:
+        """The folder of what lasts: that of the project, also while an experiment runs in a copy of it."""
+        return self.root if self.dvc_experiment is None else self.dvc_experiment.project
 
     @property
     def params_file(self) -> Path:
@@ -97,12 +131,12 @@ class Workspace:
     @property
     def mlruns(self) -> Path:
         """The embedded MLflow store."""
-        return self.root / "mlruns"
+        return self.home / "mlruns"
 
     @property
     def journals(self) -> Path:
         """The records of runs, until MLflow has them and after."""
-        return self.root / ".sfd" / "journal"
+        return self.home / ".sfd" / "journal"
 
     def result(self, stage: str) -> Path:
         """The folder of a finished stage."""
@@ -125,8 +159,12 @@ class Workspace:
         return load_params(self.params_file)
 
     def resolve(self, path: str | Path) -> Path:
-        """A path that ``params.yaml`` names, which is relative to the root, as seen from the working folder."""
-        return self.root / path
+        """A path that ``params.yaml`` names, which is relative to the root, as seen from the working folder.
+
+        The copy of an experiment lacks what git and DVC do not know, such as a folder of images: that is read in the project itself.
+        """
+        here = self.root / path
+        return here if here.exists() else self.home / path
 
     def resolve_paths(self, section: Section) -> Section:
         """A section of the parameters, or all of them, with every path resolved: what code that opens files gets.

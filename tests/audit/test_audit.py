@@ -104,7 +104,7 @@ def test_an_audit_that_fails_leaves_the_one_before_whole(monkeypatch: pytest.Mon
 def test_a_training_image_among_the_samples_is_found_whatever_its_size_and_name(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE / "images", tmp_path / "samples")
     audit(tmp_path / "samples")
-    assert facts()["nearest"]["num_identical"] == 0 and "to the last pixel" not in facts()["nearest"]["verdict"]
+    assert facts()["nearest"]["num_identical"] == 0 and "pixel for pixel" not in facts()["nearest"]["verdict"]
     original = training_files()[7]
     shutil.copy(Path("images") / original, tmp_path / "samples" / "planted.png")
     (tmp_path / "samples" / "notes.txt").write_text("no image")
@@ -113,14 +113,14 @@ def test_a_training_image_among_the_samples_is_found_whatever_its_size_and_name(
     assert (first["file"], first["nearest_file"]) == ("planted.png", original)
     assert first["is_identical"] and first["is_below_limit"] and not first["is_mirrored"]
     assert first["distance"] == pytest.approx(0.0, abs=1e-4)
-    assert "1 of them is a training image to the last pixel" in printed
+    assert "1 of them is a training image, pixel for pixel" in printed
     assert facts()["samples"] | {"folder": ""} == {
         "folder": "",
         "num_images": 13,
         "num_cropped": 1,
         "refused": {"notes.txt": "not an image"},
     }
-    assert "nothing says whether it made these samples" in printed
+    assert "it is not known whether it made these samples" in printed
 
 
 def test_a_mirrored_training_image_is_found_too_and_said_to_be_mirrored(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_model_that_only_copies_is_beyond_chance(tmp_path: Path) -> None:
         shutil.copy(Path("images") / file, tmp_path / f"{number}.png")
     printed = audit(tmp_path)
     assert "More samples lie this near to a training image than chance explains" in printed
-    assert "20 of them are training images to the last pixel" in printed
+    assert "20 of them are training images, pixel for pixel" in printed
     assert facts()["nearest"]["p_value"] < 1e-6 and facts()["nearest"]["interval"][1] == 1.0
 
 
@@ -162,11 +162,13 @@ def test_samples_of_another_version_than_the_attacked_one_are_told_so() -> None:
     try:
         again = store.create_model_version("sfd-digits", store.get_model_version("sfd-digits", "1").source)
         store.set_model_version_tag("sfd-digits", again.version, "digest", digest)
-        assert "sfd-digits version 2; the samples are of another one, sfd-digits version 1" in audit(Path("made"))
+        assert "sfd-digits version 2; the samples are of another model, sfd-digits version 1" in audit(Path("made"))
         registration.write_text(json.dumps(json.loads(original) | {"digest": "0"}))
         assert "of which MLflow has no version; the samples are of sfd-digits version 1" in audit(Path("made"))
         Path("results/register").rename("results/elsewhere")
-        assert "cannot be told, because results/register is missing" in audit(Path("made"))
+        assert "It is not known whether that is the same model, because results/register is missing" in audit(
+            Path("made")
+        )
     finally:
         if Path("results/elsewhere").exists():
             Path("results/elsewhere").rename("results/register")

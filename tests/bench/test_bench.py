@@ -157,7 +157,7 @@ def test_the_released_texture_vae_is_rebuilt_without_its_file_and_read_where_the
         (["train", "--batch-size", "0"], "greater than or equal to 1"),
         (["train", "--device", "tpu"], "'tpu' is not one of"),
         (["train", "--json", "taken.json"], "taken.json exists"),
-        (["train", "--json", "nowhere/new.json"], "make nowhere first"),
+        (["train", "--json", "nowhere/new.json"], "create nowhere first"),
         (["train", "--without-decoder"], "belongs to `sfd bench sample`"),
         (["train", "--file", "missing.yaml"], "missing.yaml does not exist"),
         (["load", "--batch-size", "4", "--device", "cuda"], "torch finds no GPU"),

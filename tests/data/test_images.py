@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from sfd.data import images
+from sfd.data.decoding import decode_rgb
 from sfd.data.files import FolderStore, ImageRefused, open_regular
-from sfd.data.images import ManifestImages, center_crop, decode_rgb, to_tensor_uint8
+from sfd.data.images import ManifestImages, center_crop, to_tensor_uint8
 from sfd.data.sources.folder import scan_folder
 from sfd.errors import UserError
 

@@ -292,7 +292,7 @@ def test_a_fraction_has_the_standard_error_of_its_count_and_a_distance_that_of_f
 def test_labels_beyond_the_classes_of_the_judge_are_refused() -> None:
     judge = SmallJudge()
     sets = digit_sets(judge)
-    with pytest.raises(UserError, match="below the judge's number of classes, 10, but reach 10"):
+    with pytest.raises(UserError, match="below 10, the number of the judge's classes, but the largest is 10"):
         score_digits(judge, replace(sets, sample_labels=sets.sample_labels + 1))
 
 
@@ -309,5 +309,5 @@ def test_floors_put_training_images_and_reconstructions_in_the_place_of_samples(
 def test_sets_of_different_counts_are_refused(name: str) -> None:
     judge = SmallJudge()
     sets = digit_sets(judge)
-    with pytest.raises(UserError, match=f"same number of images.*{name} 59.*take 59 of each"):
+    with pytest.raises(UserError, match=f"same number of images.*{name} 59.*use 59 of each"):
         score_digits(judge, replace(sets, **{name: extract(judge, [digits(0, 59)])}))

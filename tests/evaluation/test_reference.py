@@ -88,8 +88,8 @@ BROKEN: dict[str, tuple[Arrays, str]] = {
     "a covariance of another shape": ({"sigma_s": np.eye(5)}, r"`sigma_s` of shape \(5, 5\)"),
     "whole numbers": ({"mu": np.zeros(6, dtype=np.int64)}, r"`mu` of shape .* type int64"),
     "not a number": ({"mu_s": np.full(4, np.nan)}, r"NaN or infinity in `mu_s`"),
-    "an asymmetric covariance": ({"sigma": ASYMMETRIC}, r"`sigma` that is no covariance"),
-    "a negative variance": ({"sigma": -np.eye(6)}, r"`sigma` that is no covariance"),
+    "an asymmetric covariance": ({"sigma": ASYMMETRIC}, r"`sigma` that is not a covariance"),
+    "a negative variance": ({"sigma": -np.eye(6)}, r"`sigma` that is not a covariance"),
     "a pickled mean": ({"mu": np.array([{}], dtype=object)}, r"cannot be read \(.*pickle"),
     "pickled images": ({"arr_0": np.array([{}], dtype=object)}, r"`arr_0` of shape \(1,\) and type object"),
     "images of floats": ({"arr_0": np.zeros((9, 4, 4, 3))}, r"`arr_0` .* type float64"),
@@ -130,7 +130,7 @@ def test_images_that_end_before_their_shape_says_so_are_refused(tmp_path: Path) 
     np.savez(tmp_path / "ref.npz", **given)
     with zipfile.ZipFile(tmp_path / "ref.npz", "a") as archive:
         archive.writestr("arr_0.npy", header.getvalue() + bytes(100))
-    with pytest.raises(UserError, match="fewer or more bytes in `arr_0`"):
+    with pytest.raises(UserError, match="more or fewer bytes in `arr_0`"):
         open_file(tmp_path / "ref.npz")
 
 

@@ -120,7 +120,7 @@ def test_a_model_older_than_the_other_schedules_has_their_defaults(tmp_path: Pat
         (WITHOUT_FORMAT | {"classes": ["a"]}, "num_classes is 2, but 1 classes are named"),
         (LITERAL_CONFIG | {"backbone": "lightingdit"}, "nearest: `lightningdit`"),
         (LITERAL_CONFIG | {"model": LITERAL_MODEL | {"widht": 3}}, "unknown keys in the model's configuration: widht"),
-        (LITERAL_CONFIG | {"condition": {"kind": "none", "names": []}}, "condition `none` has no facts"),
+        (LITERAL_CONFIG | {"condition": {"kind": "none", "names": []}}, "condition `none` has no configuration"),
         ({"format": 1}, "'condition'"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_file_that_is_cut_off_or_no_record_at_all_is_refused(text: str, tmp_pa
 
 @pytest.mark.parametrize("number", [2, 0, "1"])
 def test_another_format_is_refused_with_the_remedy(number: object, tmp_path: Path) -> None:
-    reason = rf"has format {number!r}, but this version of sfd reads format 1: install the version that wrote it$"
+    reason = rf"has format {number!r}, but this version of sfd reads format 1; install the version that wrote the file$"
     with pytest.raises(UserError, match=rf"config\.json {reason}"):
         read_model_folder(model_folder(tmp_path, LITERAL_CONFIG | {"format": number}))
     with pytest.raises(UserError, match=rf"sample\.json {reason}"):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,56 @@ def test_files_of_any_format_with_the_same_weights_become_the_same_folder(
     assert all(other == made[0] for other in made)
 
 
+def wrapped(state: dict[str, Tensor], wrapper: str) -> dict[str, Any]:
+    """The state as a wrapper of torch's names it."""
+    prefix = {"AveragedModel": "module.", "AveragedModel of DDP": "module.module.", "FSDP": "_fsdp_wrapped_module."}
+    if wrapper in prefix:
+        counter = {"n_averaged": torch.tensor(5)} if wrapper.startswith("AveragedModel") else {}
+        return {prefix[wrapper] + key: value for key, value in state.items()} | counter
+    parts = {
+        "compiled blocks": "_orig_mod.",
+        "FSDP of blocks": "_fsdp_wrapped_module._checkpoint_wrapped_module.",
+        "DDP of blocks": "module.",
+    }
+    return {re.sub(r"^(blocks\.\d+\.)", rf"\1{parts[wrapper]}", key): value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["AveragedModel", "AveragedModel of DDP", "FSDP", "compiled blocks", "FSDP of blocks", "DDP of blocks"]
+)
+def test_what_wrappers_put_into_names_is_left_out_and_said(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str], wrapper: str
+) -> None:
+    state = weights("sfd_tiny")
+    given = ["--kind", "diffusion", *statistics]
+    sfd_import(stored(tmp_path / "plain.pt", state), str(tmp_path / "plain"), *given)
+    said = sfd_import(stored(tmp_path / "a.pt", {"ema": wrapped(state, wrapper)}), str(tmp_path / "a"), *given)
+    for file in (tmp_path / "plain").iterdir():
+        assert (tmp_path / "a" / file.name).read_bytes() == file.read_bytes()
+    assert "unused: the prefix " in said
+    assert ("unused: n_averaged" in said) == wrapper.startswith("AveragedModel")
+
+
+def test_a_name_that_two_weights_have_without_wrappers_is_refused(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]
+) -> None:
+    state = weights("sfd_tiny")
+    file = stored(tmp_path / "a.pt", state | {f"module.{key}": value for key, value in state.items()})
+    refused = sfd_import(file, str(tmp_path / "out"), "--kind", "diffusion", *statistics, refused=True)
+    assert "holds weights twice" in refused
+
+
+def test_the_content_and_not_the_name_says_what_a_file_is(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]
+) -> None:
+    given = ["--kind", "diffusion", *statistics]
+    save_file(weights("sfd_tiny"), tmp_path / "a.SafeTensors")
+    sfd_import(str(tmp_path / "a.SafeTensors"), str(tmp_path / "out"), *given)
+    torch.save(weights("sfd_tiny"), stream := (tmp_path / "b.safetensors").open("wb"))
+    stream.close()
+    assert "call it .pt" in sfd_import(str(tmp_path / "b.safetensors"), str(tmp_path / "b"), *given, refused=True)
+
+
 def test_a_model_of_one_time_is_synchronous_and_without_semantics_unless_said(
     tmp_path: Path, sfd_import: Callable[..., str]
 ) -> None:
@@ -143,7 +194,9 @@ def test_class_names_say_whether_the_last_row_is_the_null_class(
     file = stored(tmp_path / "sfd.pt", {"ema": weights("sfd_tiny")})
     for count, has_null in ((10, True), (11, False)):
         names = [f"n{index}" for index in range(count)]
-        (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+        names[0] = "a\u2028b\x0bc"  # no ends of lines
+        text = "\r\n".join(names) + "\r\n"
+        (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())  # as Windows writes it
         out = tmp_path / str(count)
         sfd_import(file, str(out), "--kind", "diffusion", *statistics, "--classes", str(tmp_path / "names.txt"))
         model = DiffusionModel.load(out)
@@ -205,6 +258,8 @@ DIFFUSION = {
     "no known key": ({"params": weights("sfd_tiny")}, "holds params, but a diffusion file holds its weights under ema or"),
     "a list": ([torch.ones(1)], "holds list, but a diffusion file"),
     "an empty mapping under its key": ({"ema": {}}, "x_embedder.proj.weight is missing"),
+    "averages without names": ({"ema": [*weights("sfd_tiny").values()], "model": weights("sfd_tiny")}, "holds under ema no weights by"),
+    "shapes alone": ({"ema": changed("sfd_tiny", **{QKV: NAN.to("meta")})}, f"holds shapes and no numbers (device meta) of {QKV}"),
     "a missing key": ({"ema": changed("sfd_tiny", **{QKV: None})}, f"1 missing ({QKV})"),
     "an extra key": ({"ema": changed("sfd_tiny", more=torch.ones(1))}, "1 extra (more); give the whole published file; drop"),
     "a misshapen key": ({"ema": changed("sfd_tiny", **{QKV: NAN[:3]})}, f"1 misshapen ({QKV} [3, 64] instead of [192, 64])"),
@@ -213,7 +268,7 @@ DIFFUSION = {
     "a foreign object": ({"ema": weights("sfd_tiny"), "args": argparse.Namespace(lr=1)}, "the objects argparse.Namespace, and"),
     "another kind": ({"state_dict": weights("texture_vae_tiny")}, "looks like a texture-vae, not like a diffusion: give --kind"),
     "yet another kind": ({"model_state_dict": weights("semvae_tiny"), "config": YAML}, "looks like a semantic-vae"),
-    "no square": ({"ema": changed("sfd_tiny", pos_embed=torch.ones(1, 63, 64))}, "pos_embed has 63 tokens, which make no square"),
+    "no square": ({"ema": changed("sfd_tiny", pos_embed=torch.ones(1, 63, 64))}, "pos_embed has 63 tokens, which is not a square number"),
 }  # fmt: skip
 
 

@@ -113,9 +113,9 @@ def test_weights_say_every_width_and_part(changes: dict[str, Any]) -> None:
     ("key", "value", "reason"),
     [
         ("pos_embed", None, "pos_embed is missing"),
-        ("pos_embed", (1, 65, 64), "65 tokens, which make no square"),
-        ("x_embedder.proj.weight", (64, 12), "x_embedder.proj.weight has shape .64, 12., which should have 4"),
-        ("feat_rope.freqs_cos", (64, 24), "width 64 is no multiple of the width of a head, 24"),
+        ("pos_embed", (1, 65, 64), "65 tokens, which is not a square number"),
+        ("x_embedder.proj.weight", (64, 12), "x_embedder.proj.weight has shape .64, 12., but should have 4"),
+        ("feat_rope.freqs_cos", (64, 24), "width 64 is not a multiple of the width of a head, 24"),
     ],
 )
 def test_weights_that_contradict_each_other_or_lack_a_width_are_refused(key: str, value: Any, reason: str) -> None:
@@ -127,5 +127,5 @@ def test_weights_that_contradict_each_other_or_lack_a_width_are_refused(key: str
 
 
 def test_weights_that_do_not_say_how_wide_a_head_is_are_refused() -> None:
-    with pytest.raises(ValueError, match="nothing else says how wide a head is"):
+    with pytest.raises(ValueError, match="the width of a head is unknown"):
         config_from_weights(shapes_of(replace(FULL, use_rope=False, use_qknorm=False)), 4, True)

@@ -88,7 +88,11 @@ class LinearBackbone(Backbone):
     def initialise(self, generator: torch.Generator) -> Self:
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.1, generator=generator)
+        nn.init.zeros_(self.layer.weight)
         return self
+
+    def output_layer(self) -> nn.Conv2d:
+        return self.layer
 
 
 class Latents:

@@ -445,7 +445,8 @@ def test_a_model_or_version_that_does_not_exist_is_named(monkeypatch: pytest.Mon
     Path("other.yaml").write_text(Path("params.yaml").read_text().replace(NAME, "other"))
     monkeypatch.setattr(Workspace, "params_file", Path("other.yaml"))
     with pytest.raises(UserError, match="there is no model `other`, which stage `register` makes"):
-        lineage.list_versions(HERE)
+        lineage.show_version(HERE, None)
+    assert lineage.list_versions(HERE).startswith("model `other` has no version at sqlite:")
 
 
 def test_mlflow_serves_the_champion_as_the_images_of_the_sample_stage(registry: Registry) -> None:

@@ -52,11 +52,13 @@ def generate(server: ServerProcess, **body: Any) -> Answer:
     return server.ask("/generate", {"class": "lying"} | body)
 
 
-def test_the_server_draws_what_the_registered_model_draws(project: ServedProject, server: ServerProcess) -> None:
+def test_the_server_draws_what_the_registered_model_draws(
+    project: ServedProject, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
     import pandas as pd
 
-    mlflow.set_tracking_uri(project.store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.store)
     model = mlflow.pyfunc.load_model("models:/plain@champion")
     seeds = [2**62 + 5, 3, 4]
     expected = model.predict(pd.DataFrame({"label": ["upright"] * 3, "seed": seeds}), params={"num_steps": 4})["png"]

@@ -156,7 +156,7 @@ def test_a_refused_report_leaves_no_folder(project: Project) -> None:
     [
         ([0.95, 0.96, 0.955], "is better than on real images alone, beyond the noise"),
         ([0.85, 0.86, 0.855], "is worse than on real images alone, beyond the noise"),
-        ([0.91, 0.90, 0.907], "is not told apart from training on real images alone"),
+        ([0.91, 0.90, 0.907], "cannot be told apart from training on real images alone"),
     ],
 )
 def test_the_verdict_follows_from_the_paired_trainings(both: list[float], sentence: str) -> None:
@@ -164,4 +164,4 @@ def test_the_verdict_follows_from_the_paired_trainings(both: list[float], senten
     page = reporting._page(Outcome({REAL: 9, SYNTHETIC: 9, BOTH: 18}, 100, 4, accuracies))
     assert sentence in page
     assert re.search(r"\| synthetic \| 9 \| 0.5000 \| 0.0000 \|", page)
-    assert "one of which is 0.0100" in page
+    assert "one image is 0.0100" in page

@@ -194,7 +194,7 @@ def test_a_confirmation_of_a_former_best_is_called_that() -> None:
     study = full_study()
     assert "not confirmed" not in table(study)
     add(study, TrialState.COMPLETE, dict(zip(SPACE, POINTS[0], strict=True)), [[0.1, 0.1, 0.1]])
-    assert "The best is trial 9 now, which is not confirmed." in table(study)
+    assert "Trial 9 is the best now, but it is not confirmed." in table(study)
 
 
 def test_with_two_objectives_the_front_is_marked_and_each_has_a_verdict() -> None:
@@ -218,9 +218,9 @@ def test_the_best_trial_is_chosen_or_the_one_that_is_named() -> None:
     ("study", "number", "message"),
     [
         (empty_study(), None, "no complete trial"),
-        (full_study(), 99, "trial 99 of study guidance does not exist; name a complete one: 0, 1, 2, 3, 4"),
+        (full_study(), 99, "trial 99 of study guidance does not exist; choose a complete one: 0, 1, 2, 3, 4"),
         (full_study(), 6, "trial 6 of study guidance is failed"),
-        (full_study(("fd", "class_accuracy")), None, "name one of its front with --trial: 1, 2, 3, 4"),
+        (full_study(("fd", "class_accuracy")), None, "choose one of its Pareto front with --trial: 1, 2, 3, 4"),
     ],
     ids=["none complete", "unknown", "failed", "several objectives"],
 )

@@ -1,1 +1,1 @@
-"""The command ``sfd audit``: copies of training images, and membership."""
+"""The command ``sfd audit``: copies of training images, and membership inference."""

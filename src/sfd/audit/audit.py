@@ -1,6 +1,6 @@
 """The command ``sfd audit``: are samples copies of training images, and does the model reveal what it was trained on?
 
-Samples are cropped to the centre and resized as training images are. So a training file among them is found whatever its size.
+Samples are cropped to the centre and resized as training images are. So a training file among the samples is found, whatever its size.
 """
 
 import json
@@ -12,8 +12,9 @@ import pandas as pd
 from sfd.audit.findings import Attack, Neighbours, Samples
 from sfd.audit.membership import CONFIDENCE, losses_of_images, separation
 from sfd.audit.report import describe, page, table
+from sfd.data.decoding import decode_rgb
 from sfd.data.files import ImageRefused, open_regular
-from sfd.data.images import ManifestImages, decode_rgb
+from sfd.data.images import ManifestImages
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.composite import CompositeEncoder
@@ -42,7 +43,7 @@ from sfd.workspace import Workspace
 
 UPSTREAM = ("prepare", "encoder", "texture_vae", "judge", "semantic", "latents", "diffusion")
 MAX_ATTACKED = 500
-"""The most training images, and the most held-out ones, whose losses are compared."""
+"""The largest number of training images, and of held-out images, whose losses are compared."""
 
 
 def audit(workspace: Workspace, folder: Path) -> str:
@@ -72,10 +73,12 @@ def audit(workspace: Workspace, folder: Path) -> str:
 
 
 def find_samples(folder: Path, params: DataParams) -> Samples:
-    """The images that a table names (``samples.parquet`` of `sfd generate`, ``samples.csv`` of stage `sample`), or all below the folder.
+    """The images that the folder's table names, or all images in the folder and its subfolders if there is no table.
+
+    A table is ``samples.parquet`` of `sfd generate` or ``samples.csv`` of stage `sample`.
 
     Raises:
-        UserError: there is no folder or no image, or a file that a table names cannot be read.
+        UserError: there is no folder or no image, or a file in the table cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one that holds images")
@@ -109,7 +112,7 @@ def find_samples(folder: Path, params: DataParams) -> Samples:
 
 
 def _look_at(folder: Path, files: list[str], max_pixels: int) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """Sizes of the files that are images, and reasons why the others are not."""
+    """Sizes of the files that are images, and for each of the others the reason why it was refused."""
     sizes, refused = {}, {}
     for file in files:
         try:
@@ -141,8 +144,8 @@ def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Jud
         num_heldout=len(heldout),
         num_heldout_below=num_heldout_below,
         expected_interval=_binomial_interval(num_heldout_below, len(heldout)),
-        # The limit lies below the next held-out distance, the (h + 1)-th of L. Where samples and held-out images come from one
-        # distribution, the share below that order statistic is Beta(h + 1, L - h), so the number of N samples is beta-binomial.
+        # The limit lies below the next held-out distance, the (h + 1)-th of L. If samples and held-out images come from the same
+        # distribution, the share below that order statistic is Beta(h + 1, L - h), so the number among N samples is beta-binomial.
         p_value=float(
             betabinom.sf(num_below - 1, len(samples.files), num_heldout_below + 1, len(heldout) - num_heldout_below)
         ),
@@ -152,7 +155,7 @@ def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Jud
 def _identical(
     below: pd.DataFrame, samples: Samples, train: ManifestImages, params: DataParams, batch_size: int
 ) -> list[bool]:
-    """Whether the pixels of each of these samples are those of its nearest training image."""
+    """For each of these samples, whether its pixels equal those of its nearest training image."""
     same: list[bool] = []
     for start in range(0, len(below), batch_size):
         rows = below.iloc[start : start + batch_size]
@@ -162,7 +165,7 @@ def _identical(
 
 
 def _binomial_interval(count: int, total: int) -> tuple[float, float]:
-    """Clopper and Pearson's."""
+    """The 95 % interval of Clopper and Pearson."""
     from scipy.stats import binomtest
 
     interval = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
@@ -170,7 +173,7 @@ def _binomial_interval(count: int, total: int) -> tuple[float, float]:
 
 
 def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, out: Path) -> None:
-    """``nearest.csv``, nearest first, and ``closest.png``."""
+    """Writes ``nearest.csv``, nearest first, and ``closest.png``."""
     train, table = data.images(TRAIN), neighbours.found.table
     rows = pd.DataFrame(
         {
@@ -188,11 +191,11 @@ def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, 
 
 
 def attack_model(workspace: Workspace, params: Params, data: Prepared) -> Attack:
-    """Membership by loss: equally many training and held-out images, chosen by the seed, against the model in ``results/diffusion``."""
+    """Membership inference by loss on the model in ``results/diffusion``, with equally many training and held-out images."""
     device, seed = inference_device(), params.seed
     model = DiffusionModel.load(workspace.result("diffusion") / "model")
     model.network.to(device)
-    # Posterior draws that training never saw: an attacker has the image, and not the latent that the model was shown.
+    # Posterior draws that training never saw: an attacker has the image, but not the latent that the model was trained on.
     encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), device)
     train, heldout = data.images(TRAIN), data.images(HELDOUT)
     count = min(MAX_ATTACKED, len(train), len(heldout))
@@ -210,11 +213,11 @@ def _note(workspace: Workspace, samples: Samples, params: Params) -> str:
     if samples.folder.resolve() == workspace.result("sample").resolve() and _is_current(workspace, "sample", params):
         return f"{attacked}, which made these samples."
     if samples.version is None:
-        return f"{attacked}; nothing says whether it made these samples."
+        return f"{attacked}; it is not known whether it made these samples."
     made_by = f"{samples.version[0]} version {samples.version[1]}"
     if not _is_current(workspace, "register", params):
         return (
-            f"{attacked}; the samples are of {made_by}, and whether that is the same model cannot be told, because "
+            f"{attacked}; the samples are of {made_by}. It is not known whether that is the same model, because "
             "results/register is missing or out of date."
         )
     registration = read_registration(workspace)
@@ -224,7 +227,7 @@ def _note(workspace: Workspace, samples: Samples, params: Params) -> str:
     if (version.name, version.version) == samples.version:
         return f"{attacked}, {made_by}, which made these samples."
     return (
-        f"{attacked}, {version.name} {version}; the samples are of another one, {made_by}, of which "
+        f"{attacked}, {version.name} {version}; the samples are of another model, {made_by}, about which "
         "the attack says nothing."
     )
 

@@ -14,9 +14,10 @@ from sfd.params import DataParams
 
 @dataclass(frozen=True)
 class Samples:
-    """Images to be audited: paths relative to ``folder``. ``version``: model and version that made them, if a table says so.
+    """Images to audit, as paths relative to ``folder``. ``version``: name and version of the model that made them, if a table says so.
 
-    ``refused``: files that are no images, with reasons (only of a folder without a table). ``num_cropped``: images of another size.
+    ``refused``: files that are not images, with reasons; only for a folder without a table. ``num_cropped``: number of images of
+    another size.
     """
 
     folder: Path
@@ -41,9 +42,9 @@ class Samples:
 class Neighbours:
     """How near samples lie to training images.
 
-    ``identical``: rows of ``found.table`` below the limit whose pixels are those of the training image.
-    ``interval``: of the share of samples below the limit; ``expected``: share of held-out images, with its interval.
-    ``p_value``: probability that as many honest samples, or more, lie below the limit.
+    ``identical``: for each row of ``found.table`` below the limit, whether the sample has the pixels of the training image.
+    ``interval``, ``expected_interval``: 95 % intervals of the shares of samples, and of held-out images, below the limit.
+    ``p_value``: probability that by chance as many samples or more lie below the limit.
     """
 
     found: Memorisation
@@ -59,7 +60,10 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Attack:
-    """The outcome of membership by loss on the model in ``results/diffusion``. Losses are means over ``num_images`` images each."""
+    """The outcome of membership inference by loss on the model in ``results/diffusion``.
+
+    Both losses are means over ``num_images`` images.
+    """
 
     num_images: int
     member_loss: float

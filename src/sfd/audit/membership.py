@@ -22,9 +22,9 @@ from sfd.generation.schedules import middle_schedule
 from sfd.seeding import derive_seed, generator
 
 PROGRESS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Values of u at which the loss is taken."""
+"""Values of u at which the loss is computed."""
 DRAWS = 4
-"""Noise draws at each value of u."""
+"""Number of noise draws at each value of u."""
 
 Array = npt.NDArray[np.float64]
 
@@ -46,9 +46,9 @@ class Separation:
 def image_losses(
     model: DiffusionModel, latents: Tensor, class_indices: Tensor, semantic_weight: float, seed: int
 ) -> Tensor:
-    """Mean squared velocity error of each image, ``(B,)`` float64 on the CPU, over the same times and noises for all.
+    """Mean squared velocity error of each image, ``(B,)`` float64 on the CPU. All images get the same times and noises.
 
-    ``latents``: normalised ``(B, C, H, W)``, and class indices ``(B,)``, on the model's device. ``semantic_weight``: see
+    ``latents``, normalised ``(B, C, H, W)``, and ``class_indices`` ``(B,)`` are on the model's device. ``semantic_weight``: see
     :func:`sfd.diffusion.terms.velocity.velocity_loss`.
     """
     schedule, channels = middle_schedule(model.schedule_params), model.network.config.semantic_channels
@@ -74,7 +74,7 @@ def losses_of_images(
     semantic_weight: float,
     seed: int,
 ) -> Tensor:
-    """:func:`image_losses` of images of the data set, encoded by ``encode`` as in training."""
+    """:func:`image_losses` of these rows of ``images``, encoded by ``encode`` as for training."""
     losses = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
@@ -87,7 +87,7 @@ def losses_of_images(
 
 
 def separation(members: Tensor, others: Tensor, seed: int) -> Separation:
-    """How well losses ``(N,)`` and ``(M,)`` tell members from others."""
+    """How well losses tell members ``(N,)`` from others ``(M,)``."""
     from scipy.stats import bootstrap
 
     random = np.random.default_rng(derive_seed(seed, "audit/bootstrap"))
@@ -100,7 +100,7 @@ def separation(members: Tensor, others: Tensor, seed: int) -> Separation:
 
 
 def _auc(members: Array, others: Array, axis: int = -1) -> Array:
-    """Area under the ROC curve of the guess "a low loss is a member's": Mann and Whitney's U as a share of all pairs."""
+    """Area under the ROC curve of the guess that low losses are those of members: Mann and Whitney's U as a share of all pairs."""
     from scipy.stats import mannwhitneyu
 
     pairs = members.shape[axis] * others.shape[axis]

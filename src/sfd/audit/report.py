@@ -49,14 +49,14 @@ def describe(samples: Samples, neighbours: Neighbours, attack: Attack, note: str
 
 def _verdict_on_neighbours(neighbours: Neighbours) -> str:
     copies = sum(neighbours.identical)
-    chance = f"honest samples have as many or more in {100.0 * neighbours.p_value:.2g} % of all cases"
+    chance = f"by chance, there are as many or more in {100.0 * neighbours.p_value:.2g} % of all cases"
     if neighbours.p_value < 1.0 - CONFIDENCE:
         verdict = f"More samples lie this near to a training image than chance explains ({chance})."
     else:
         verdict = f"No more samples lie this near to a training image than chance explains ({chance})."
     if copies:
         verdict += (
-            f" {copies} of them {'is a training image' if copies == 1 else 'are training images'} to the last pixel."
+            f" {copies} of them {'is a training image' if copies == 1 else 'are training images'}, pixel for pixel."
         )
     return verdict
 
@@ -64,17 +64,17 @@ def _verdict_on_neighbours(neighbours: Neighbours) -> str:
 def _verdict_on_attack(attack: Attack) -> str:
     low, high = attack.separation.interval
     if low > 0.5:
-        return "The model's loss tells training images from held-out ones better than chance: something of them is remembered."
+        return "The model's loss tells training images from held-out ones better than chance: it remembers something of them."
     if high < 0.5:
         return "The loss is higher on training images than on held-out ones, which is no sign of memorisation; check how the two were split."
-    return f"The model's loss does not tell training images from held-out ones, as far as {attack.num_images} of each can show."
+    return f"The model's loss does not tell training images from held-out ones, as far as {attack.num_images} images of each can show."
 
 
 def table(facts: dict[str, Any]) -> str:
     """The findings of :func:`describe` as a table for the terminal."""
     near, attack = facts["nearest"], facts["membership"]
     rows = [
-        ("check", "found", "95 % interval", "honest"),
+        ("check", "found", "95 % interval", "by chance"),
         (
             f"nearer than the held-out {_percent(QUANTILE)} quantile",
             _percent(near["fraction"]),
@@ -135,13 +135,13 @@ attacker learns nothing. Interval: {attack["interval_method"]}.
 
 ## What this does not prove
 
-- Distances are those of one judge. Copies of what it does not look at, such as parts of an image, go unseen.
+- Distances are those of one judge. It does not see all copies, for example copies of a part of an image.
 - {near["num_heldout"]} held-out images resolve a quantile no finer than {_percent(1.0 / near["num_heldout"])}: the interval of their share says
   how loose the limit is.
 - Near duplicates between training and held-out images lower the limit and hide copies. Duplicates within the training images are
   not searched for, though models memorise these first.
-- Loss is a weak attack: those with reference models (LiRA, arXiv 2112.03570) find members that it misses. An AUC of 0.5 is no proof of
-  privacy, and an average says nothing of single images.
-- Encoder, texture VAE and semantic VAE may have been trained on the same images: what they reveal counts as the model's.
+- The loss is a weak attack. Attacks with reference models (LiRA, arXiv 2112.03570) find members that it misses. An AUC of 0.5 is no proof
+  of privacy, and an average says nothing about single images.
+- Encoder, texture VAE and semantic VAE may have been trained on the same images. What they reveal counts as revealed by the model.
 - The attack looks at the model, not at the samples: other samples of the same model give the same AUC.
 """

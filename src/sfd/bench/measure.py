@@ -1,4 +1,4 @@
-"""How to measure: seconds per step, floating-point operations, memory, and the fastest matrix product of the device."""
+"""What is measured: seconds per step, floating-point operations, memory, and the fastest matrix product of the device."""
 
 import resource
 import statistics
@@ -16,9 +16,9 @@ WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured job. ``step_seconds``: each measured step; ``flops``: of one step; None where no network runs.
+    """One measured job. ``step_seconds``: of each measured step. ``flops``: floating-point operations per step; None if no network runs.
 
-    ``evaluations``: forward passes of the backbone per step (sampling), else None. ``peak_memory_gib``: on a GPU the peak of torch's
+    ``evaluations``: forward passes of the backbone per step of sampling, else None. ``peak_memory_gib``: on a GPU the peak of torch's
     allocations; on a CPU the peak of the whole process.
     """
 
@@ -32,12 +32,12 @@ class Measurement:
 
     @property
     def median_seconds(self) -> float:
-        """Median over the steps."""
+        """Seconds per step, median."""
         return statistics.median(self.step_seconds)
 
     @property
     def middle_half_seconds(self) -> tuple[float, float]:
-        """Lower and upper quartile: half of the steps took a time between them."""
+        """Lower and upper quartile: half of the steps took a time between these two."""
         if len(self.step_seconds) == 1:
             return self.step_seconds[0], self.step_seconds[0]
         low, _, high = statistics.quantiles(self.step_seconds, n=4, method="inclusive")
@@ -45,17 +45,17 @@ class Measurement:
 
     @property
     def images_per_second(self) -> float:
-        """At the median step."""
+        """Images per second, at the median step."""
         return self.batch_size / self.median_seconds
 
     @property
     def flops_per_second(self) -> float | None:
-        """At the median step."""
+        """Floating-point operations per second, at the median step; None if no network runs."""
         return None if self.flops is None else self.flops / self.median_seconds
 
 
 def time_steps(step: Callable[[], object], num_steps: int) -> tuple[float, ...]:
-    """Seconds of each of ``num_steps`` steps after :data:`WARM_UP_STEPS`; waits for the GPU at the end of each."""
+    """Seconds of each of ``num_steps`` steps after :data:`WARM_UP_STEPS`. Each step ends when the GPU has finished it."""
     seconds = []
     for _ in range(WARM_UP_STEPS + num_steps):
         started = time.perf_counter()
@@ -74,13 +74,13 @@ def count_flops(call: Callable[[], object]) -> int:
 
 
 def reset_peak_memory() -> None:
-    """Restarts the count of the GPU's memory. That of a CPU process cannot be restarted."""
+    """Resets the peak of the GPU's memory. The peak of a CPU process cannot be reset."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory_gib() -> float:
-    """The peak of torch's allocations on the GPU; without a GPU the peak of this process since it began."""
+    """The peak of torch's allocations on the GPU; without a GPU, the peak of this process since it started."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

@@ -17,7 +17,7 @@ from sfd.seeding import generator, seeded_initialisation
 from sfd.training.backbone import backbone_config, condition_of
 
 NUM_CLASSES = {"digits": 10}
-"""Number of classes by data source. Of other sources it is not known before their images are read."""
+"""Number of classes by data source. For other sources it is not known before their images are read."""
 IMAGENET_CLASSES = 1000
 
 
@@ -43,7 +43,7 @@ class LatentShape:
 
 
 def latent_shape(params: Params) -> LatentShape:
-    """The shape of the latents that the stages before ``diffusion`` would make; 1,000 classes for images that are not built in."""
+    """The shape of the latents that the stages before ``diffusion`` would make. 1,000 classes, unless the data set is built in."""
     encoder, semantic = params.encoder, params.semantic
     factor = 2 ** (len(params.texture_vae.channels) - 1)
     return LatentShape(
@@ -56,7 +56,7 @@ def latent_shape(params: Params) -> LatentShape:
 
 
 def _texture_channels(params: TextureVaeParams) -> int:
-    """Read from the VAE's own file if it is there."""
+    """Channels of the texture latent: from the VAE's own ``config.json`` if it is there, else from the parameters."""
     config = Path(params.file or "") / "config.json"
     if params.source == "file" and config.is_file():
         return int(json.loads(config.read_text(encoding="utf-8"))["latent_channels"])
@@ -107,7 +107,7 @@ def random_texture_vae(params: TextureVaeParams, seed: int) -> TextureVae:
     if params.source == "pretrained" or Path(params.file or "").is_dir():
         return load_pretrained(params)
     levels = len(params.channels)
-    # LDM's f16 autoencoders attend within their lowest resolution; its f8 ones only between encoder and decoder.
+    # LDM's f16 autoencoders have attention at their lowest resolution; its f8 ones have it only in the middle block.
     lowest = "Attn" if levels >= 5 else ""
     with seeded_initialisation(seed, "bench/texture_vae"):
         autoencoder = AutoencoderKL(
@@ -133,7 +133,7 @@ def random_composite_encoder(params: Params, device: torch.device) -> CompositeE
 
 
 def random_semantic(params: Params, feature_dim: int) -> SemanticEncoder:
-    """The semantic encoder, neither fitted nor trained, which costs the same."""
+    """The semantic encoder, neither fitted nor trained; its cost is the same."""
     return semantic_class(params.semantic.kind).build(params.semantic, feature_dim, params.seed).eval()
 
 
@@ -152,7 +152,7 @@ def bench_config(params: Params, shape: LatentShape) -> BackboneConfig:
 
 
 def random_backbone(params: Params, shape: LatentShape) -> Backbone:
-    """Initialised as for training, but with an output layer that is not zero, so that a sampler has something to integrate."""
+    """The backbone, initialised as for training, except that the output layer is not zero. Otherwise all velocities would be zero."""
     random = generator(params.seed, "bench/backbone")
     network = build_backbone(bench_config(params, shape)).initialise(random)
     torch.nn.init.xavier_uniform_(network.output_layer().weight, generator=random)

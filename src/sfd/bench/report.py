@@ -24,7 +24,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure: with the parameters of ``file`` or of ``preset``, one of which is None. ``batch_size`` None: theirs."""
+    """What to measure, with the parameters of ``file`` or of ``preset``; the other one is None. ``batch_size`` None: that of the parameters."""
 
     job: Job
     file: Path | None
@@ -47,11 +47,11 @@ class BenchOptions:
 
 
 def bench(options: BenchOptions, json_file: Path | None) -> str:
-    """Measures and returns the table; ``json_file`` gets all numbers.
+    """Measures and returns the table; writes all numbers to ``json_file``.
 
     Raises:
         UserError: the params file or the options are wrong, the device is missing, the batch does not fit into its memory, or
-            ``json_file`` cannot be made.
+            ``json_file`` exists or has no folder.
     """
     params = options.load_params()
     if not options.with_decoder and options.job != "sample":
@@ -61,7 +61,7 @@ def bench(options: BenchOptions, json_file: Path | None) -> str:
     if json_file is not None:
         _check_new(json_file)
     if options.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: then all code finds the CPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # set before torch looks for GPUs, so that all code uses the CPU
     import torch
 
     from sfd.bench import workloads
@@ -82,7 +82,7 @@ def bench(options: BenchOptions, json_file: Path | None) -> str:
         measured = measure(params, **arguments)
         ceiling = matmul_ceiling(measured[0].dtype) if measured[0].flops is not None else None
     except RuntimeError as error:
-        # torch has a special exception for the memory of a GPU, but none for that of the CPU.
+        # torch has an exception of its own for the memory of a GPU, but not for that of a CPU.
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(
@@ -100,11 +100,11 @@ def _check_new(json_file: Path) -> None:
     if json_file.exists():
         raise UserError(f"--json {json_file} exists, and nothing is overwritten; remove it, or name another file")
     if not json_file.parent.is_dir():
-        raise UserError(f"--json {json_file} lies in a folder that does not exist; make {json_file.parent} first")
+        raise UserError(f"--json {json_file} lies in a folder that does not exist; create {json_file.parent} first")
 
 
 def _facts(options: BenchOptions) -> dict[str, Any]:
-    """The conditions of the measurement: device, threads, versions, time."""
+    """The circumstances of the measurement: device, threads, versions, time."""
     import torch
 
     on_gpu = torch.cuda.is_available()

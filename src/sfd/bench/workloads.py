@@ -1,4 +1,4 @@
-"""The four jobs: the real training loop, generator, encoder and loader, on synthetic data."""
+"""The four jobs: the pipeline's own training loop, generator, encoder and loader, on synthetic data."""
 
 import tempfile
 import time
@@ -62,9 +62,9 @@ class _Enough(Exception):
 
 
 def measure_train(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
-    """Steps of the training loop of stage ``diffusion``: draws, forward, backward, optimizer, averaging, logged losses.
+    """Measures steps of the training loop of stage ``diffusion``: draws, forward, backward, optimizer, averaging, logged losses.
 
-    All weights are trained; ``init_from`` and ``lora`` are not read.
+    All weights are trained; ``init_from`` and ``lora`` are ignored.
     """
     shape = latent_shape(params)
     training = params.diffusion.training
@@ -102,7 +102,7 @@ def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentSha
     schedule = build_training_schedule(params.schedule)
     features_of = None
     if wants_features(params, "decoded"):
-        # The loop moves the backbone to its device; shapes alone stay where they are.
+        # The loop moves the backbone to its device; a backbone on the meta device stays there.
         own = next(network.parameters()).device
         device = own if own.type == "meta" else inference_device()
         decoder = random_semantic(params, shape.feature_dim).to(device)
@@ -123,7 +123,7 @@ def _training_dtype(training: TrainingParams) -> torch.dtype:
 
 
 def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
-    """Forward and backward pass of one image, counted on shapes alone."""
+    """Floating-point operations of the forward and backward pass of one image, counted from shapes alone."""
     with torch.device("meta"):
         network = build_backbone(bench_config(params, shape))
     task = _task(params, network, image, shape)
@@ -138,7 +138,7 @@ def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
 
 
 class NoDecoder(TextureVae):
-    """Replaces the texture VAE where only the backbone is measured: returns the texture latents."""
+    """Replaces the texture VAE if only the backbone is measured: returns the texture latents unchanged."""
 
     def __init__(self) -> None:
         super().__init__(torch.nn.Identity())
@@ -150,13 +150,13 @@ class NoDecoder(TextureVae):
 def measure_sample(
     params: Params, batch_size: int | None, num_steps: int, with_decoder: bool = True
 ) -> list[Measurement]:
-    """Calls of the generator of stage ``sample``: solver, guidance, decoder. A step is one batch of images."""
+    """Measures calls of the generator of stage ``sample``: solver, guidance, decoder. A step is one batch of images."""
     shape, device = latent_shape(params), inference_device()
     sample = params.sample.model_copy(update={"batch_size": batch_size or params.sample.batch_size})
     network = random_backbone(params, shape).eval().requires_grad_(False)
     model = DiffusionModel(network, params.schedule, _no_statistics(shape))
     decoder = random_texture_vae(params.texture_vae, params.seed) if with_decoder else NoDecoder()
-    # AutoGuidance's own weak model costs less than this one.
+    # For AutoGuidance, this model also stands in for the weak one, which would cost less.
     images = ImageGenerator(model, decoder, device=device)
     values = model.condition.plan(sample.batch_size)
     seeds = [image_seed(params.seed, index) for index in range(sample.batch_size)]
@@ -176,7 +176,7 @@ def measure_sample(
 
 
 def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
-    """Calls of the encoder of stage ``latents``; an image and its mirror image are two."""
+    """Measures calls of the encoder of stage ``latents``; an image and its horizontal flip count as two images."""
     encode = random_composite_encoder(params, inference_device())
     count, size = batch_size or params.latents.batch_size, params.data.image_size
     random = generator(params.seed, "bench/images")
@@ -193,7 +193,10 @@ def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> l
 
 
 def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
-    """Reads batches from shards, without and with features, with as many workers as training. The files are in the page cache."""
+    """Measures reading batches from shards, without and with features, with as many workers as training has.
+
+    The files are in the page cache.
+    """
     shape, num_views = latent_shape(params), 1 + params.data.mirror
     count = batch_size or params.diffusion.training.batch_size
     found = []
@@ -208,7 +211,7 @@ def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list
 
 
 def _write_shards(folder: Path, shape: LatentShape, num_views: int, num_images: int, params: Params) -> None:
-    """What stage ``latents`` would leave of so many images."""
+    """Writes the shards that stage ``latents`` would write for ``num_images`` images."""
     random = generator(params.seed, "bench/shards")
 
     def make(start: int, end: int) -> Shard:

@@ -4,11 +4,36 @@ import errno
 import io
 import stat
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
+
+_MAX_METADATA_BYTES = 2**20
 
 
 class ImageRefused(Exception):
     """A file that is not used. The message is a short reason, `kind: detail` or just `kind`, without the path."""
+
+
+class Picture(NamedTuple):
+    """An image file without its metadata.
+
+    Attributes:
+        data: a file of the same format that holds the pixels and what is needed to show them.
+        metadata: what may tell the orientation, by Pillow's names, and not checked: "exif", "Raw profile type exif", "xmp".
+    """
+
+    data: bytes
+    metadata: dict[str, Any]
+
+
+def max_file_bytes(max_pixels: int) -> int:
+    """Longer files are not read. No format has more than 8 bytes per pixel; metadata come on top."""
+    return 8 * max_pixels + _MAX_METADATA_BYTES
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises :class:`ImageRefused` if an image that has not been decoded yet has too many pixels."""
+    if width * height > max_pixels:
+        raise ImageRefused(f"too many pixels: {width} x {height}, at most {max_pixels}")
 
 
 def open_regular(path: Path) -> io.BufferedReader:

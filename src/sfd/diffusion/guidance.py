@@ -28,7 +28,8 @@ class GuidanceScales:
 
 
 def guided_velocity(strong: Velocity, weak: Velocity, scales: GuidanceScales, semantic_channels: int) -> Velocity:
-    """Classifier-free guidance if ``weak`` is the null class, AutoGuidance (arXiv 2406.02507) if it is a weaker model."""
+    """The guided velocity: classifier-free guidance (arXiv 2207.12598) if ``weak`` is given the null class, AutoGuidance (arXiv 2406.02507)
+    if it is a weaker model. ``semantic_channels``: how many of the C channels, the last ones, are semantic."""
 
     def velocity(x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
         scale_tex = torch.where(t_tex >= scales.start_texture, torch.full_like(t_tex, scales.texture), 1.0)

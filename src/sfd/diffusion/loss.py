@@ -1,4 +1,4 @@
-"""The path between noise and data, and what a term of the training loss is."""
+"""The path between noise and data, and the interface of a term of the training loss."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -25,13 +25,13 @@ def interpolate(x0: Tensor, x1: Tensor, t_tex: Tensor, t_sem: Tensor, semantic_c
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the network predicted for a batch, and what it should have predicted. All tensors are float32.
+    """The network's prediction for a batch, and its target. All tensors are float32.
 
     Attributes:
         velocity: the prediction, ``(B, C, H, W)``; texture channels come first.
         target: data minus noise, ``(B, C, H, W)``.
         semantic_channels: how many of the C channels are semantic.
-        part_weights: weights of texture and semantics for each image, each ``(B,)``.
+        part_weights: per image, the weights of texture and of semantics, each ``(B,)``.
         projection: hidden states projected to the features' width, ``(B, N, D)``; None unless a term needs features.
         features: the encoder's features of the images, ``(B, N, D)``; None unless a term needs features.
     """
@@ -45,7 +45,7 @@ class Predicted:
 
 
 class LossTerm(Protocol):
-    """A term of the loss. Its class is called with the options of the loss (``sfd.params.LossParams``)."""
+    """A term of the loss. Its class is constructed with the options of the loss (``sfd.params.LossParams``)."""
 
     needs_features: ClassVar[bool]
     """Whether the term uses ``projection`` and ``features``."""

@@ -1,4 +1,4 @@
-"""Sampling: a solver carries noise (u = 0) along a schedule to data (u = 1)."""
+"""Sampling: a solver integrates from noise (u = 0) along a schedule to data (u = 1)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from sfd.diffusion.solver import SamplingOde, Solver
 class Sampler:
     """How to integrate.
 
-    ``solver`` makes a fresh solver for each trajectory: a class of :mod:`sfd.diffusion.samplers`, for instance. ``num_steps`` is the
-    number of its steps, unless it chooses its own.
+    ``solver`` makes a new solver for each trajectory; it can be a class of :mod:`sfd.diffusion.samplers`. ``num_steps``: its number of
+    steps; a solver that chooses its own steps ignores it. ``timestep_shift``: see :func:`sfd.diffusion.schedule.shift_progress`.
 
     By default, each part advances by exactly ``t_part(u_next) - t_part(u)``. With ``published_rule`` it advances as in the publication:
-    a part moves for the whole step if it moves at the step's left end, so it overshoots where a step straddles a border.
+    a part that moves at the start of a step moves during the whole step, so it overshoots where a step straddles a border.
     """
 
     solver: Callable[[], Solver]
@@ -28,7 +28,7 @@ class Sampler:
     timestep_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises ``ValueError`` without a step."""
+        """Raises ``ValueError`` if ``num_steps`` is below 1."""
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, but a sampler needs at least 1 step")
 
@@ -44,6 +44,6 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(self, velocity: Velocity, noise: Tensor, schedule: Schedule, semantic_channels: int) -> Tensor:
-        """Carries ``noise`` ``(B, C, H, W)`` to data of the same shape."""
+        """Integrates from ``noise`` ``(B, C, H, W)`` to data of the same shape."""
         ode = SamplingOde(velocity, schedule, semantic_channels, self.published_rule)
         return self.solver().integrate(ode, noise, self.progress(schedule))

@@ -22,16 +22,16 @@ class Schedule(Protocol):
 
     @property
     def borders(self) -> tuple[float, ...]:
-        """Values of u strictly inside (0, 1) at which a speed jumps or bends, in increasing order."""
+        """Values of u strictly inside (0, 1) at which a speed jumps or has a kink, in increasing order."""
 
     def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Times ``(t_tex, t_sem)`` at progress ``u``; any shape, shapes are kept."""
+        """Times ``(t_tex, t_sem)`` at progress ``u``, which may have any shape; both have the shape of ``u``."""
 
     def speeds(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives ``(d t_tex / d u, d t_sem / d u)`` at ``u``; 0 for a part that waits or is done."""
 
     def progress_at(self, t: Tensor, part: Part) -> Tensor:
-        """The progress u at which a part's time is ``t``, strictly between 0 and 1; any shape."""
+        """The progress u at which a part's time is ``t``, of the same shape; ``t`` lies strictly between 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class OffsetSchedule:
 
     With ``t = u * (1 + tau)``: ``t_sem = min(1, t)`` and ``t_tex = max(0, t - tau)``.
 
-    ``tau`` may be a tensor ``(B,)`` with an offset for each image of a training batch: all methods work element by element.
-    Borders and duration are of use with a number only.
+    ``tau`` may be a tensor ``(B,)`` with one offset per image of a training batch: then the methods work element by element, and
+    ``borders`` is not defined.
     """
 
     tau: float | Tensor
@@ -74,7 +74,7 @@ class PowerSchedule:
     """``t_tex = t_sem ** gamma`` with ``gamma >= 1``.
 
     At every u the faster of the two times advances at constant speed, as it does for an offset. The semantics are faster until the
-    curve's slope is 1, texture from there on; both speeds are continuous.
+    curve's slope reaches 1; from there on texture is faster. Both speeds are continuous.
     """
 
     gamma: float
@@ -116,8 +116,8 @@ class CurveSchedule:
     """``t_tex = g(t_sem)`` with ``g`` convex, increasing and piecewise linear (the family of arXiv 2606.19662).
 
     ``knots`` are K + 1 numbers >= 0, normalised to sum 1. Knot k is the fraction of texture's change that starts at ``t_sem = k/K`` and
-    is spread uniformly over the rest of ``t_sem``. The last one is texture's change after the semantics are done. Every such list gives a
-    curve of the family, and every curve with these knots has one list: (1, 0, ...) is ordinary diffusion.
+    is spread uniformly over the rest of ``t_sem``. The last knot is texture's change after the semantics are done. Every such list gives
+    a curve of the family, and every curve that bends only at multiples of 1/K comes from one list; (1, 0, ...) is ordinary diffusion.
 
     At every u the faster of the two times advances at constant speed, as it does for an offset.
     """
@@ -126,7 +126,7 @@ class CurveSchedule:
 
     @cached_property
     def _vertices(self) -> Tensor:
-        """Length so far, t_tex and t_sem at the ends of all pieces, ``(3, pieces + 1)`` float64."""
+        """The ends of all pieces, ``(3, pieces + 1)`` float64; the rows are the length so far, t_tex and t_sem."""
         last, total = len(self.knots) - 1, sum(self.knots)
         shares = [knot / total for knot in self.knots]
         rows, length = [(0.0, 0.0, 0.0)], 0.0
@@ -171,12 +171,12 @@ def _close(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _piece(x: Tensor, bounds: Tensor) -> Tensor:
-    """Which of the pieces between ``bounds`` each ``x`` lies in: the right one at a bound, the last one at the end."""
+    """Index of the piece between ``bounds`` that holds each ``x``: at a bound the piece to its right, at the last bound the last piece."""
     return (torch.searchsorted(bounds, x.contiguous(), right=True) - 1).clamp(0, len(bounds) - 2)
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """The piecewise linear function through ``(xs, ys)``, ``xs`` not decreasing, at ``x`` between its ends."""
+    """Piecewise linear interpolation of ``(xs, ys)`` at ``x``; ``xs`` never decreases."""
     piece = _piece(x, xs)
     start, width = xs[piece], xs[piece + 1] - xs[piece]
     share = torch.where(width > 0.0, (x - start) / width.clamp(min=1e-300), 1.0).clamp(0.0, 1.0)
@@ -202,7 +202,7 @@ class OffsetRange:
 
 
 def shift_progress(u: Tensor, shift: float) -> Tensor:
-    """Timestep shift ``s*u / (1 + (s-1)*u)``; 0 leaves ``u`` as it is. Below 1 it spends more steps early, above 1 late."""
+    """Timestep shift ``s*u / (1 + (s-1)*u)``; 0 leaves ``u`` as it is. A shift below 1 puts more steps early, one above 1 late."""
     return u if shift == 0.0 else shift * u / (1.0 + (shift - 1.0) * u)
 
 
@@ -214,7 +214,7 @@ def sample_logit_normal(batch_size: int, mean: float, std: float, generator: tor
 def sample_progress_per_part(
     schedule: Schedule, batch_size: int, mean: float, std: float, generator: torch.Generator
 ) -> Tensor:
-    """Progress ``(B,)`` at which the time of one part, either with probability 1/2, is logit-normal.
+    """Progress ``(B,)``. Each image picks one part at random; its progress is where the time of that part equals a logit-normal draw.
 
     Together with :func:`per_part_weights`, each part is trained on its own logit-normal times, with any schedule.
     """
@@ -228,7 +228,7 @@ def per_part_weights(schedule: Schedule, u: Tensor, mean: float, std: float) -> 
 
     The density of u is the mean of the two parts' densities; a part's weight is its own density over that mean (the balance
     heuristic of multiple importance sampling). So weights are at most 2, their mean over the parts is 1, both are 1 in ordinary
-    diffusion, and a part that waits or is done has weight 0. The objective is that of arXiv 2606.19662; this estimator of it is not from there.
+    diffusion, and a part that waits or is done has weight 0. The objective is that of arXiv 2606.19662; this estimator of it is our own.
     """
     densities = [
         _logit_normal_density(t, mean, std) * speed

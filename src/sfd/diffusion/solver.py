@@ -1,4 +1,4 @@
-"""The ODE from noise to data, and what a solver of it is."""
+"""The ODE from noise to data, and the interface of its solvers."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sfd.diffusion.schedule import Schedule
 class SamplingOde:
     """``dx/du = speed(u) * velocity(x, times(u))`` from u = 0 to u = 1, where each part has its own time and speed.
 
-    ``published_rule``: how far a step carries a part, see :class:`sfd.diffusion.sampling.Sampler`.
+    ``published_rule``: how far a part advances in a step, see :class:`sfd.diffusion.sampling.Sampler`.
     """
 
     velocity: Velocity
@@ -25,11 +25,11 @@ class SamplingOde:
     published_rule: bool
 
     def evaluate(self, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
-        """The velocity of ``x`` ``(B, C, H, W)``, all images at the same two times (scalars); same shape as ``x``."""
+        """The velocity at ``x`` ``(B, C, H, W)``, of the same shape; all images have the same two times (scalars)."""
         return self.velocity(x, *_per_image(t_tex, t_sem, x))
 
     def per_channel(self, tex: Tensor, sem: Tensor, x: Tensor) -> Tensor:
-        """Two scalars, one for each part, spread over the channels of ``x``: ``(B, C, 1, 1)``."""
+        """Spreads two scalars, one per part, over the channels of ``x``: ``(B, C, 1, 1)``."""
         return per_part(*_per_image(tex, sem, x), x.shape[1], self.semantic_channels)
 
 
@@ -41,9 +41,9 @@ class Solver(Protocol):
     """Integrates the ODE. Each trajectory gets a new instance, so an instance may keep what it has seen."""
 
     def integrate(self, ode: SamplingOde, noise: Tensor, u: Tensor, /) -> Tensor:
-        """Carries ``noise`` ``(B, C, H, W)`` to data of the same shape.
+        """Integrates from ``noise`` ``(B, C, H, W)`` to data of the same shape.
 
-        ``u`` ``(num_steps + 1,)`` float64, from 0 to 1: the grid asked for. A solver that chooses its own steps ignores it.
+        ``u`` ``(num_steps + 1,)`` float64, from 0 to 1: the requested grid. A solver that chooses its own steps ignores it.
         """
 
 
@@ -61,7 +61,7 @@ class Steps:
 
     @cached_property
     def sizes(self) -> tuple[Tensor, Tensor]:
-        """How far each step carries texture and semantics in their own time, each ``(N,)``."""
+        """How far each step advances texture and semantics, in the time of each; both ``(N,)``."""
         if self.ode.published_rule:
             speed_tex, speed_sem = self.ode.schedule.speeds(self.u[:-1])
             return speed_tex * self.u.diff(), speed_sem * self.u.diff()
@@ -80,7 +80,7 @@ class Steps:
 
 
 class FixedStepSolver(ABC):
-    """A solver that takes the steps asked for. A subclass says what one step is."""
+    """A solver that takes the requested steps. A subclass defines one step."""
 
     def integrate(self, ode: SamplingOde, noise: Tensor, u: Tensor, /) -> Tensor:
         """See :class:`Solver`."""
@@ -91,9 +91,9 @@ class FixedStepSolver(ABC):
         return x
 
     def grid(self, u: Tensor, _ode: SamplingOde, /) -> Tensor:
-        """The bounds of the steps ``(N + 1,)``: ``u`` itself, unless the solver needs some of them elsewhere."""
+        """The bounds of the steps ``(N + 1,)``: ``u`` itself, unless a subclass moves some of them."""
         return u
 
     @abstractmethod
     def step(self, steps: Steps, n: int, x: Tensor) -> Tensor:
-        """Carries ``x`` ``(B, C, H, W)`` over step n; called for n = 0, 1, ... in order."""
+        """Advances ``x`` ``(B, C, H, W)`` by step n; called for n = 0, 1, ... in order."""

@@ -1,1 +1,1 @@
-"""Frozen networks: vision encoder, texture VAE, judge."""
+"""Frozen networks: vision encoder, texture VAE, semantic encoder, judge."""

@@ -1,4 +1,4 @@
-"""From images to composite latents: texture VAE beside vision encoder + semantic encoder."""
+"""From images to composite latents: the texture VAE, and beside it the vision encoder followed by the semantic encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from sfd.seeding import generator
 class CompositeEncoder:
     """Texture latent (a sample of the posterior) and semantic latent, stacked on channels.
 
-    ``encoder`` is None where nothing needs features, ``semantic`` where the composite is texture alone.
+    ``encoder`` is None if nothing needs features, ``semantic`` is None if the composite is texture alone.
     """
 
     texture_vae: TextureVae
@@ -45,7 +45,7 @@ class CompositeEncoder:
         return self.encoder.feature_dim if self.encoder is not None else 0
 
     def check_grid(self, image_size: int) -> int:
-        """The side of the latents, positions. Raises :class:`UserError` if texture and semantics have different grids."""
+        """Positions along one side of the latents. Raises :class:`UserError` if texture and semantics have different grids."""
         try:
             return shared_grid(
                 image_size, self.texture_vae.factor, self.encoder.grid if self.encoder is not None else None
@@ -55,9 +55,9 @@ class CompositeEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, draws: list[int]) -> tuple[Tensor, Tensor]:
-        """Images uint8 ``(B, 3, S, S)`` and one posterior draw number per image -> latent ``(B, C, H, W)``, features ``(B, N, D)``.
+        """Images uint8 ``(B, 3, S, S)`` -> latent ``(B, C, H, W)`` and features ``(B, N, D)``.
 
-        Without an encoder, features have no channels (D = 0).
+        ``draws``: one number per image, which with the seed decides its draw of the posterior. Without an encoder, D = 0.
         """
         shape = self.texture_vae.latent_shape(1, images.shape[-1])[1:]
         noise = torch.stack(

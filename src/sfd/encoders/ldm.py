@@ -1,4 +1,4 @@
-"""LDM autoencoder weights (CompVis names) as diffusers' ``AutoencoderKL``."""
+"""Converts weights of an LDM autoencoder (CompVis names) to diffusers' ``AutoencoderKL``."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ def autoencoder_from_ldm(state: dict[str, Tensor]) -> "AutoencoderKL":
     """An ``AutoencoderKL`` with the weights of an LDM autoencoder; every width is read from the weights.
 
     Raises:
-        RuntimeError: the weights do not fit strictly (torch's list of missing, extra and misshapen keys).
+        RuntimeError: the weights do not fit exactly; torch lists keys that are missing, extra or of another shape.
         KeyError: ``state`` is not an LDM autoencoder at all.
     """
     from diffusers import AutoencoderKL
@@ -27,7 +27,7 @@ def autoencoder_from_ldm(state: dict[str, Tensor]) -> "AutoencoderKL":
 
 
 def ldm_config(state: dict[str, Tensor]) -> dict[str, Any]:
-    """The ``AutoencoderKL`` arguments that fit LDM weights, attention per resolution as found in them."""
+    """The ``AutoencoderKL`` arguments that fit LDM weights. A resolution has attention if the weights have it."""
     found = [int(match[1]) for key in state if (match := re.match(r"encoder\.down\.(\d+)\.", key))]
     num_levels = 1 + max(found, default=-1)
     channels = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(num_levels)]

@@ -1,4 +1,4 @@
-"""The frozen texture VAE: diffusers ``AutoencoderKL``, pretrained by name, from a folder, or a small one trained here."""
+"""The frozen texture VAE, a diffusers ``AutoencoderKL``: pretrained by name, from a folder, or a small one trained here."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from sfd.seeding import seeded_initialisation
 
 
 class TextureVae(nn.Module):
-    """Images to texture latents and back; pixels are in [-1, 1] inside."""
+    """Images to texture latents and back. The autoencoder itself takes and gives pixels in [-1, 1]."""
 
     def __init__(self, autoencoder: nn.Module) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class TextureVae(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor) -> Tensor:
-        """A sample of the posterior: images uint8 ``(B, 3, S, S)``, standard normal noise ``(B, C, S/f, S/f)`` -> latent."""
+        """Images uint8 ``(B, 3, S, S)`` and standard normal noise ``(B, C, S/f, S/f)`` -> a sample of the posterior, shaped as the noise."""
         posterior = self.autoencoder.encode(to_pixels(images)).latent_dist
         latent: Tensor = posterior.mean + posterior.std * noise
         return latent
@@ -57,7 +57,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 class TrainableAutoencoder(nn.Module):
-    """A small ``AutoencoderKL``, initialised, with the forward pass that training needs."""
+    """A small, freshly initialised ``AutoencoderKL`` with the forward pass that training needs."""
 
     def __init__(self, params: TextureVaeParams, seed: int) -> None:
         from diffusers import AutoencoderKL
@@ -82,10 +82,10 @@ class TrainableAutoencoder(nn.Module):
 
 
 def load_pretrained(params: TextureVaeParams) -> TextureVae:
-    """An ``AutoencoderKL`` by hub name or from a folder in diffusers layout.
+    """An ``AutoencoderKL`` by its hub name or from a folder in diffusers' layout.
 
     Raises:
-        UserError: the hub cannot be reached, or the folder does not hold such a model.
+        UserError: the hub cannot be reached, or the folder holds no such model.
     """
     from diffusers import AutoencoderKL
 
@@ -103,7 +103,7 @@ def load_pretrained(params: TextureVaeParams) -> TextureVae:
 
 
 def save_texture_vae(folder: Path, vae: TextureVae) -> None:
-    """Writes the diffusers layout: ``config.json`` and ``diffusion_pytorch_model.safetensors``."""
+    """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors``, the layout of diffusers."""
     vae.autoencoder.save_pretrained(folder)
 
 

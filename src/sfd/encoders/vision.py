@@ -1,4 +1,4 @@
-"""The frozen vision encoder: timm ViT, pretrained by name, from a file, or a small one trained here."""
+"""The frozen vision encoder, a timm ViT: pretrained by name, from a file, or a small one trained here."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sfd.params import EncoderParams
 from sfd.seeding import seeded_initialisation
 
 TRAINED_BASE = "vit_tiny_patch16_224"
-"""timm entry whose dimensions a trained encoder overrides."""
+"""The timm model whose dimensions a trained encoder replaces."""
 
 
 class VisionEncoder(nn.Module):
@@ -44,14 +44,14 @@ class VisionEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Images uint8 ``(B, 3, S, S)`` -> features ``(B, grid*grid, feature_dim)``; bicubic to the input size first."""
+        """Images uint8 ``(B, 3, S, S)``, first resized to the input size -> features ``(B, grid*grid, feature_dim)``."""
         pixels = (images.float() / 255.0 - self.mean) / self.std
         tokens: Tensor = self.vit.forward_features(resize(pixels, self.config["input_size"]))  # type: ignore[operator]  # a method of every timm ViT
         return tokens[:, -self.grid * self.grid :]
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """Bicubic, as published; ``(B, 3, S, S)`` -> ``(B, 3, size, size)``."""
+    """Bicubic resizing, as published: ``(B, 3, S, S)`` -> ``(B, 3, size, size)``."""
     return (
         pixels
         if pixels.shape[-1] == size
@@ -60,7 +60,7 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 
 
 class TrainableEncoder(nn.Module):
-    """A small ViT with a classifier on the mean of its patch features, so that every patch learns meaning."""
+    """A small ViT with a classifier on the mean of its patch features, so that the feature of every patch is trained."""
 
     def __init__(self, params: EncoderParams, num_outputs: int, seed: int) -> None:
         super().__init__()

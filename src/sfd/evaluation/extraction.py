@@ -1,6 +1,6 @@
-"""Features of whole image sets, shared among processes and kept on disk, so that an interrupted extraction continues where it was.
+"""Features of whole image sets. Processes share the work, and features are kept on disk, so that an interrupted extraction continues.
 
-One file per batch. 1.28 million images of 2,048 features take 10.5 GB, and flipped ones as much again: too much for memory.
+There is one file per batch. 1.28 million images of 2,048 features take 10.5 GB, and flipped ones as much again: too much for memory.
 """
 
 import os
@@ -18,13 +18,13 @@ from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import CHUNK
 
 Load = Callable[[range], Sequence[Tensor]]
-"""Rows of a set to images uint8 (B, 3, H, W), once per view: as they are, and flipped horizontally."""
+"""Maps rows of a set to images uint8 (B, 3, H, W), one tensor per view: the images, and, where wanted, their horizontal flips."""
 
 
 class FeatureStore:
     """Sets of features by name, in ``folder``, which all processes see.
 
-    Any number of processes makes the same batches, and so the same features, to the last bit.
+    The batches do not depend on the number of processes, so the features are the same to the last bit.
     """
 
     def __init__(self, folder: Path, judge: Judge, batch_size: int, rank: int, world_size: int) -> None:
@@ -34,10 +34,10 @@ class FeatureStore:
         self.num_images: dict[str, int] = {}
 
     def fill(self, names: Sequence[str], num_images: int, load: Load, keep: Sequence[str] = ("features",)) -> None:
-        """Extracts this process's share of the batches, except those that are on disk. ``names``: one per view.
+        """Extracts this process's share of the batches, except those that are on disk already. ``names``: one per view.
 
         ``keep``: which fields of :class:`Features` to keep; logits of all of ImageNet would take another 5 GB.
-        Batches of other processes can be read only behind a barrier.
+        Other processes write the other batches, so wait at a barrier before you read.
         """
         for name in names:
             self.num_images[name] = num_images
@@ -57,7 +57,7 @@ class FeatureStore:
                 os.replace(part, file)
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> Features:
-        """A whole set, or some of its rows, in ascending order."""
+        """A whole set, or these of its rows, which must ascend."""
         rows = range(self.num_images[name]) if rows is None else rows
         parts = [
             _features(self._file(name, start)).take([row - start for row in wanted])
@@ -72,7 +72,7 @@ class FeatureStore:
         return Features(features, logits, spatial)
 
     def blocks(self, names: Sequence[str]) -> Iterator[Tensor]:
-        """Features of several sets, one after another, in blocks of about :data:`CHUNK` rows."""
+        """Features of several sets, one set after another, in blocks of about :data:`CHUNK` rows."""
         waiting: list[Tensor] = []
         for name in names:
             for start in range(0, self.num_images[name], self.batch_size):

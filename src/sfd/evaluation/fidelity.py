@@ -1,8 +1,8 @@
 """How close samples come to held-out images, or to published statistics, in the features of a judge.
 
-Every metric is torch-fidelity's own, computed by its functions from features to numbers. Its front door,
-``calculate_metrics``, is not used: it would extract features again for every comparison. Its cache has names as keys,
-so a judge that was trained again would be scored with old features.
+torch-fidelity computes every metric, from features that are extracted here. Its entry point ``calculate_metrics`` is not used: it
+would extract features again for every comparison, and its cache is keyed by name, so a judge that was trained again would be scored
+with old features.
 
 Shapes: N images, D features of the judge, S spatial features of Inception-v3, K classes of the judge's logits.
 """
@@ -23,18 +23,18 @@ from sfd.names import ERROR_PREFIX, FLOOR_METRICS, distance_name, inception_scor
 from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
 
-# Splits that the inception score averages over, as in its publication (arXiv 1606.03498).
+# Number of splits that the inception score averages over, as in its publication (arXiv 1606.03498).
 INCEPTION_SCORE_SPLITS = 10
 
-# Rows of one block of distances in precision and recall; a block of this many rows by 50,000 images takes 0.4 GB.
+# Rows of one block of distances in precision and recall; 2,000 rows by 50,000 images take 0.4 GB.
 PRECISION_RECALL_ROWS = 2_000
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a judge gives for N images, on the CPU.
+    """What a judge computes for N images, on the CPU.
 
-    Features (N, D) float32; logits (N, K), if it has them; spatial features (N, S), if they were asked for.
+    Features (N, D) float32; logits (N, K), if it has them; spatial features (N, S), if they were requested.
     """
 
     features: Tensor
@@ -69,14 +69,14 @@ class FeatureStatistics:
         """Frechet distance (arXiv 1706.08500)."""
         from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-        precision = np.result_type(self.mean, other.mean)  # torch-fidelity refuses two
+        precision = np.result_type(self.mean, other.mean)  # torch-fidelity refuses two different ones
         mine, theirs = ({"mu": each.mean.astype(precision), "sigma": each.covariance} for each in (self, other))
         return float(fid_statistics_to_metric(mine, theirs, verbose=False)[KEY_METRIC_FID])
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are compared with: statistics of its features, of its spatial features (for sFID), and its images.
+    """What images are compared with: statistics of features and of spatial features (for sFID), and features of its images.
 
     ``images`` is None if only statistics were published; then kernel distance, precision and recall are absent.
     """
@@ -87,7 +87,7 @@ class Reference:
 
     @classmethod
     def of(cls, images: Features) -> "Reference":
-        """A reference whose images are at hand."""
+        """The reference that consists of these images."""
         spatial = None if images.spatial is None else FeatureStatistics.of(images.spatial)
         return cls(FeatureStatistics.of(images.features), spatial, images)
 
@@ -98,8 +98,7 @@ class Sets:
 
     Samples, training images and texture-VAE reconstructions of training images are each compared with the held-out
     images, or with ``reference`` if there is one: then only these three sets have the same count.
-    Labels (N,) are class indices: the classes that samples were asked for (None: they were drawn for no class), and those of the
-    held-out images.
+    Labels (N,) are class indices: those for which samples were drawn (None: without a class), and those of the held-out images.
     """
 
     samples: Features
@@ -115,7 +114,7 @@ class Sets:
 def extract(judge: Judge, images: Iterable[Tensor], spatial: bool = False) -> Features:
     """The judge's features of batches of images (B, 3, H, W) uint8 on its device; images keep their order.
 
-    ``spatial``: keep spatial features as well, of a judge that has them.
+    ``spatial``: also keep spatial features; the judge must have them.
 
     Raises:
         UserError: there are no images, or a feature is not finite.
@@ -131,7 +130,7 @@ def extract(judge: Judge, images: Iterable[Tensor], spatial: bool = False) -> Fe
         if batch_logits is not None:
             logits.append(batch_logits.float().cpu())
     if not features:
-        raise UserError(f"judge {judge.name!r} needs at least one image, but was given none; fill the folder it reads")
+        raise UserError(f"judge {judge.name!r} needs at least one image, but was given none; fill the folder of images")
     result = Features(torch.cat(features), torch.cat(logits) if logits else None, torch.cat(maps) if maps else None)
     if not result.features.isfinite().all():
         raise UserError(
@@ -141,7 +140,7 @@ def extract(judge: Judge, images: Iterable[Tensor], spatial: bool = False) -> Fe
 
 
 def check_num_images(num_images: int, params: EvaluateParams) -> None:
-    """Raises :class:`UserError` for fewer than 2 images, or no more than ``params.neighbours``."""
+    """Raises :class:`UserError` unless there are at least 2 images, and more than ``params.neighbours``."""
     needed = max(2, params.neighbours + 1)
     if num_images < needed:
         raise UserError(
@@ -154,10 +153,10 @@ def compare(samples: Features, reference: Reference, params: EvaluateParams, see
     """Distances of samples from a reference, and the quality of the samples on their own.
 
     Returns:
-        ``fd``: Frechet distance (arXiv 1706.08500); falls with the number of images, so only equal counts compare.
+        ``fd``: Frechet distance (arXiv 1706.08500). It falls with the number of images, so compare only values with equal counts.
         ``sfid``: the same on spatial features (arXiv 2103.03841, as ADM computes it), only if both sides have them.
-        ``kid``, ``kid_std``: squared kernel distance, mean and deviation over random subsets (arXiv 1801.01401);
-        unbiased, so it can be slightly negative. The deviation is about 0 when a subset takes in all images.
+        ``kid``, ``kid_std``: squared kernel distance, mean and standard deviation over random subsets (arXiv 1801.01401);
+        it is unbiased, so it can be slightly negative. The deviation is about 0 if each subset contains all images.
         ``precision``: share of samples among the reference's neighbours; ``recall``: the reverse (arXiv 1904.06991).
         ``is``: inception score (arXiv 1606.03498) of the samples, only if the judge distinguishes two or more classes.
         ``kid``, ``kid_std``, ``precision`` and ``recall`` are absent if the reference has no images.
@@ -214,23 +213,23 @@ def score(
     seed: int,
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """All metrics of one evaluation, flat, by the names under which they are logged. ``device``: where the bootstrap is computed.
+    """All metrics of one evaluation, by the names under which they are logged. ``device``: where the bootstrap is computed.
 
     Returns:
         Samples against the reference: ``fid`` for Inception-v3 and ``fd_JUDGE`` for any other judge, ``sfid`` for Inception-v3, ``kid``,
         ``kid_std``, ``precision``, ``recall``; ``inception_score`` or ``is_JUDGE`` if the judge classifies.
-        Floors, what a perfect model could reach. ``fd_heldout``, ``kid_heldout``, ``precision_heldout`` and ``recall_heldout``
+        Floors: what a perfect model could reach. ``fd_heldout``, ``kid_heldout``, ``precision_heldout`` and ``recall_heldout``
         score real training images as if they were samples; ``fd_reconstruction`` and so on score those images after the VAE round
         trip. Equal counts give floors and samples the same finite-sample bias.
-        ``class_accuracy``: share of samples that the judge assigns to the class they were asked for, and
-        ``class_accuracy_heldout``: the judge on real images. Both are absent unless the judge distinguishes two or more
-        classes of this dataset.
+        ``class_accuracy``: share of samples that the judge assigns to the class for which they were drawn;
+        ``class_accuracy_heldout``: share of held-out images that it assigns to their class. Both are absent unless the judge
+        distinguishes two or more classes of this data set.
         ``num_images``, ``memorised_fraction``.
         ``se_METRIC``: standard errors of the distance and of the samples' fractions. KID and the inception score have none: their
-        subsets overlap, so the spread over these does not give it.
+        subsets overlap, so the spread over subsets is not a standard error.
 
     Raises:
-        UserError: counts differ or are too small, the judge bears a reserved name, or labels exceed its classes.
+        UserError: counts differ or are too small, or a label is not among the judge's classes.
     """
     _check_counts(sets)
     names = {"fd": distance_name(judge.name), "is": inception_score_name(judge.name)}
@@ -257,7 +256,7 @@ def _standard_errors(
     seed: int,
     device: torch.device | None,
 ) -> dict[str, float]:
-    """By the names of :func:`score`. All fractions are of samples, except recall, which is a fraction of reference images."""
+    """Standard errors by metric, as :func:`score` names them. All fractions are of samples, except recall: of reference images."""
     counts = dict.fromkeys(("class_accuracy", "precision", "recall"), len(sets.samples))
     counts["memorised_fraction"] = len(memorised.table)
     if sets.reference is None:
@@ -268,7 +267,7 @@ def _standard_errors(
         if sets.reference.images is not None:
             counts["recall"] = len(sets.reference.images)
     labels = sets.sample_labels
-    if labels is None:  # all of one class: a plain bootstrap
+    if labels is None:  # as if all were of one class: a plain bootstrap
         labels = torch.zeros(len(sets.samples), dtype=torch.int64)
     errors = {distance: frechet_error(sets.samples.features, labels, reference, seed, device)}
     errors |= {name: binomial_error(metrics[name], count) for name, count in counts.items() if name in metrics}
@@ -284,12 +283,12 @@ def _check_counts(sets: Sets) -> None:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise UserError(
             f"evaluation needs the same number of images in every set, but has {found}; "
-            f"take {min(counts.values())} of each"
+            f"use {min(counts.values())} of each"
         )
 
 
 def _inception_score(logits: Tensor, seed: int) -> float:
-    """Mean over random splits; with fewer images than splits, every image is a split of its own and the score is 1."""
+    """Mean over random splits. With fewer images than splits, every image is its own split and the score is 1."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     splits = min(INCEPTION_SCORE_SPLITS, len(logits))
@@ -305,11 +304,11 @@ def class_accuracy(images: Features, labels: Tensor, judge: Judge) -> float:
     """
     if images.logits is None or images.logits.shape[1] != judge.classes:
         shape = None if images.logits is None else tuple(images.logits.shape)
-        raise ValueError(f"judge {judge.name!r} announces {judge.classes} classes, but its logits are {shape}")
+        raise ValueError(f"judge {judge.name!r} declares {judge.classes} classes, but its logits have shape {shape}")
     if int(labels.max()) >= judge.classes:
         raise UserError(
-            f"labels must be below the judge's number of classes, {judge.classes}, but reach {int(labels.max())}; "
-            f"train the judge on the classes of this dataset"
+            f"labels must be below {judge.classes}, the number of the judge's classes, but the largest is {int(labels.max())}; "
+            f"train the judge on the classes of this data set"
         )
     return float((images.logits.argmax(dim=1) == labels.cpu()).float().mean())
 

@@ -1,15 +1,15 @@
 """Whether samples are copies of training images: distances to the nearest one, in the features of a judge.
 
-Held-out images come from the same source and were never trained on, so the distances from them to their nearest
-training images show how near an honest sample can be by chance.
+Held-out images come from the same source and were never trained on. So the distances from them to their nearest
+training images show how near a sample can be by chance, if the model does not copy.
 
 Limits:
     The threshold is a low quantile of the held-out distances, which N held-out images resolve no finer than 1/N: with
-    100 of them, the 1 % quantile is about the single smallest distance, and an honest model can be far from 1 %.
-    Copies that differ only in what the judge ignores count as copies. Copies that it sees as different do not: flipped ones, for
-    example, if the reference has no flipped training images.
-    Near duplicates between training and held-out images lower the threshold and hide copies; exact ones are refused
-    when they reach the quantile.
+    100 of them, the 1 % quantile is about the single smallest distance, and a model that does not copy can be far from 1 %.
+    Copies that differ only in what the judge ignores count as copies. Copies that look different to the judge do not count: for
+    example flipped ones, if there are no flipped training images.
+    Near duplicates between training and held-out images lower the threshold and hide copies. Exact duplicates are an error
+    if there are enough of them to make the threshold 0.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from sfd.errors import UserError
 CHUNK = 4_096
 
 QUANTILE = 0.01
-"""Share of held-out images that are as near to a training image as what counts as memorised."""
+"""Share of held-out images that lie below the threshold, and so would count as memorised."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Memorisation:
     """The outcome of :func:`memorisation`.
 
     ``threshold`` is a distance in judge features; the fractions are the shares of samples, and of held-out images,
-    below it. ``table`` has one row for every sample, nearest first: ``sample_index``, ``train_index`` (its nearest
+    below it. ``table`` has one row per sample, nearest first: ``sample_index``, ``train_index`` (its nearest
     training image) and ``distance``.
     """
 
@@ -48,21 +48,21 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The nearest reference row of every query: Euclidean distance (N,) float64 and row index (N,) int64, on the queries' device.
 
-    Queries are (N, D); the reference (M, D) comes in blocks of rows and is read once, so that it never needs to be in memory whole.
-    A distance is infinite if the reference is empty. Memory is bounded by ``chunk`` by ``chunk`` distances. Among equal reference
-    rows, which one is named is not defined. ``device``: where distances are computed; None: where the queries are.
+    Queries are (N, D); the reference (M, D) comes in blocks of rows and is read once, so that it need not fit into memory.
+    Distances are infinite if the reference is empty. At most ``chunk`` by ``chunk`` distances are in memory. Among equal reference
+    rows, any one can be returned. ``device``: where distances are computed; None: where the queries are.
     """
     device = device or queries.device
     smallest = torch.full((len(queries),), torch.inf, dtype=torch.float64)
     index = torch.zeros(len(queries), dtype=torch.int64)
     start = 0
     for part in (part for block in reference for part in block.split(chunk) if len(part)):
-        # float64, because cdist subtracts large squares: in float32 a copy would seem 1e-3 of its norm away from itself.
+        # float64, because cdist subtracts large squares: in float32 the distance of a copy would be 1e-3 of its norm instead of 0.
         rows = part.to(device, torch.float64)
         for first in range(0, len(queries), chunk):
             asked, found = queries[first : first + chunk].to(device, torch.float64), slice(first, first + chunk)
             offset = torch.cdist(asked, rows).min(dim=1).indices
-            # Taken again by plain subtraction, so that a copy is at exactly 0 and chunks cannot matter.
+            # Computed again by plain subtraction, so that a copy is at exactly 0 and the result does not depend on the chunks.
             distance = (asked - rows[offset]).norm(dim=1).cpu()
             closer = distance < smallest[found]
             smallest[found] = torch.where(closer, distance, smallest[found])
@@ -75,7 +75,7 @@ def copy_limit(heldout_distance: Tensor, quantile: float = QUANTILE) -> float:
     """The distance below which a sample counts as memorised: a low quantile of the distances (L,) of held-out images.
 
     Raises:
-        UserError: it is 0, at which copies cannot be told from originals.
+        UserError: this distance is 0, so that no sample could lie below it.
     """
     limit = float(heldout_distance.quantile(quantile))
     if limit == 0.0:
@@ -93,13 +93,14 @@ def memorisation(
     quantile: float = QUANTILE,
     device: torch.device | None = None,
 ) -> Memorisation:
-    """Counts samples that are nearer to a training image than the nearest ``quantile`` of held-out images are.
+    """Counts the samples whose distance to the nearest training image is below the ``quantile`` of the held-out images' distances.
 
-    All three are judge features, (N, D), (M, D) in blocks of rows, and (L, D). ``train`` should hold all images that the model was
-    trained on, flipped ones too. An honest model gives a fraction of about ``quantile``. ``device``: as in :func:`nearest`.
+    Samples (N, D), training images (M, D) in blocks of rows, and held-out images (L, D) are given by their judge features. ``train``
+    should hold all images that the model was trained on, flipped ones too. A model that does not copy gives a fraction of about
+    ``quantile``. ``device``: as in :func:`nearest`.
 
     Raises:
-        UserError: there are no images in a set, or as :func:`copy_limit` does.
+        UserError: a set has no images, or as :func:`copy_limit` does.
     """
     distances, indices = nearest(torch.cat([samples, heldout]), train, device=device)
     num_seen = {"samples": len(samples), "held-out images": len(heldout), "training images": distances.isfinite().sum()}

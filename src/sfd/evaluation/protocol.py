@@ -32,7 +32,7 @@ SAMPLES, REFERENCE, RECONSTRUCTIONS, FLIPPED = "samples", "reference", "reconstr
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation. Every process extracts its share of the features; behind a barrier, one process computes the metrics.
+    """One evaluation. Every process extracts its share of the features; after a barrier, one process computes the metrics.
 
     ``table``: the table of the samples in folder ``samples``. ``reference``: None if the held-out images are the reference.
     """
@@ -52,7 +52,11 @@ class Evaluation:
     def open(
         cls, params: EvaluateParams, data: Prepared, vae: TextureVae, samples: Path, seed: int, store: FeatureStore
     ) -> "Evaluation":
-        """Raises :class:`UserError` before the judge sees an image: samples are missing, or the reference is broken or too small."""
+        """Opens everything before the judge sees an image.
+
+        Raises:
+            UserError: samples are missing; or the reference is broken, too small, or needs another judge.
+        """
         reference = None
         if params.reference is not None:
             if store.judge.name != INCEPTION:
@@ -68,21 +72,20 @@ class Evaluation:
 
     @property
     def count(self) -> int:
-        """Images in every set that is compared: as many as the smallest has. A published reference keeps its own count."""
+        """Number of images in every set that is compared: that of the smallest set. A published reference keeps its own number."""
         counts = [len(self.table), len(self.train)]
         return min(counts if self.reference else [*counts, len(self.heldout)])
 
     @property
     def heldout_rows(self) -> Sequence[int]:
-        """The held-out images that are the reference; all of them if the reference is a file."""
+        """Rows of the held-out images that are the reference; all rows if the reference is a file."""
         everyone = range(len(self.heldout))
         return everyone if self.reference else choose(len(self.heldout), self.count, self.seed, "heldout")
 
     @property
     def train_rows(self) -> list[int]:
-        """The training images of the floors. They have the samples' class counts; else floors would also score other class counts.
-
-        Where samples were drawn for no class, any training images will do.
+        """Rows of the training images that give the floors. They have the class counts of the samples, so that floors and samples differ in
+        nothing but quality. If samples were drawn without a class, the training images are chosen at random.
         """
         wanted = self.wanted_classes
         if wanted is None:
@@ -91,11 +94,11 @@ class Evaluation:
 
     @property
     def wanted_classes(self) -> list[int] | None:
-        """The class index that each compared sample was drawn for; None if the model is not told a class."""
+        """The class index for which each compared sample was drawn; None if the model is not told a class."""
         return self.table["class_index"].tolist()[: self.count] if "class_index" in self.table else None
 
     def extract(self) -> None:
-        """This process's share of all features."""
+        """Extracts this process's share of all features."""
         files, train_rows, mirror = self.table["file"].tolist(), self.train_rows, self.data.params.mirror
         everything = (
             ["features", "logits", "spatial"] if self.store.judge.num_spatial_features else ["features", "logits"]
@@ -128,7 +131,7 @@ class Evaluation:
     def measure(self, out: Path) -> tuple[dict[str, float], list[Path]]:
         """Writes ``metrics.json``, ``measurement.json``, ``nearest.csv`` and ``nearest.png``; returns the metrics and the files.
 
-        ``measurement.json`` says what the metrics were measured with. Only metrics of equal measurements can be compared.
+        ``measurement.json`` records how the metrics were measured. Only metrics with equal records can be compared.
         """
         samples, heldout, wanted = self.store.read(SAMPLES), self.store.read(HELDOUT), self.wanted_classes
         sets = Sets(
@@ -158,8 +161,8 @@ class Evaluation:
         return Reference(self.reference.statistics, self.reference.spatial, images)
 
     def _measurement(self) -> dict[str, object]:
-        """The judge, the reference (a digest of its images' sha256 in order, or of its file), how many images, and all options but the
-        batch size."""
+        """The judge, the number and size of images, the reference (a digest of the sha256 of its images in order, or of its file), and all
+        options but the batch size."""
         rows = "\n".join(self.heldout.sha256[row] for row in self.heldout_rows)
         return {
             "judge": self.store.judge.name,
@@ -174,7 +177,7 @@ class Evaluation:
 
 
 def _reconstruct(images: Tensor, vae: TextureVae, seed: int, number: int) -> Tensor:
-    """Batch ``number`` of images after the VAE round trip, through a sample of the posterior, as in the training set of diffusion."""
+    """Images, batch ``number``, after the VAE round trip. The latent is a sample of the posterior, as in the training set of diffusion."""
     random = generator(seed, "evaluate/reconstruction", number)
     noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
     return vae.decode(vae.encode(images, noise.to(images.device)))

@@ -1,8 +1,8 @@
 """ADM's reference batches: published statistics of a data set, and a sample of its images (arXiv 2105.05233).
 
-An npz file with ``mu`` (2048,), ``sigma`` (2048, 2048) of Inception's pooled features, ``mu_s`` (2023,), ``sigma_s`` (2023, 2023) of its
-spatial ones, over the whole data set; and, where images were published, ``arr_0`` uint8 (N, H, W, 3). ADM's evaluator takes images of any
-size, since Inception resizes them, and so does this.
+A reference batch is an npz file. ``mu`` (2048,) and ``sigma`` (2048, 2048) are the mean and covariance of Inception's pooled features over
+the whole data set; ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023) are those of its spatial features. Where images were published,
+``arr_0`` holds them, uint8 (N, H, W, 3). They may have any size, because Inception resizes them.
 """
 
 import zipfile
@@ -24,7 +24,7 @@ from sfd.network_files import file_digest
 
 IMAGES = "arr_0"
 TOLERANCE = 1e-4
-"""Largest asymmetry of a covariance, as a fraction of its largest value: a file may hold float32."""
+"""Largest asymmetry of a covariance, as a fraction of its largest value. It is not 0, because a file may hold float32."""
 REMEDY = "download ADM's reference batch again (openai/guided-diffusion, folder evaluations)"
 
 
@@ -42,8 +42,8 @@ class ReferenceBatch:
         """Reads the statistics and the header of the images.
 
         Raises:
-            UserError: the file is missing or no npz, a key is missing, or a value has a wrong shape or type, is not finite, or is no
-                covariance.
+            UserError: the file is missing or is not an npz; a key is missing; or a value has a wrong shape or type, is not finite, or is
+                not a covariance.
         """
         if not path.is_file():
             raise UserError(f"evaluate.reference is {path}, which does not exist; correct the path, or set it to null")
@@ -61,10 +61,10 @@ class ReferenceBatch:
 
     @contextmanager
     def images(self) -> Iterator[Callable[[range], Tensor]]:
-        """A function from rows to images uint8 (B, 3, H, W). If rows ascend from call to call, the file is read in one pass.
+        """Gives a function from rows to images uint8 (B, 3, H, W). If rows ascend from call to call, the file is read in one pass.
 
         Raises:
-            UserError: in the block: the file is damaged.
+            UserError: the file turns out to be damaged while the block reads it.
         """
         assert self.image_shape is not None
         _, height, width = self.image_shape
@@ -103,12 +103,15 @@ def _statistics(path: Path, arrays: Any, mean_key: str, covariance_key: str, siz
         np.abs(covariance - covariance.T).max() > TOLERANCE * np.abs(covariance).max()
         or covariance.diagonal().min() < 0
     ):
-        raise _refused(path, f"holds a `{covariance_key}` that is no covariance: not symmetric, or a negative variance")
+        raise _refused(
+            path,
+            f"holds a `{covariance_key}` that is not a covariance: it is not symmetric, or has a negative variance",
+        )
     return FeatureStatistics(mean.astype(np.float64), covariance.astype(np.float64))
 
 
 def _image_shape(path: Path, archive: zipfile.ZipFile) -> tuple[int, int, int]:
-    """From the header alone: the images may be larger than memory."""
+    """(N, H, W), read from the header alone, because the images may be larger than memory."""
     member = f"{IMAGES}.npy"
     with archive.open(member) as stream:
         shape, in_fortran_order, dtype = _read_header(stream)
@@ -116,12 +119,12 @@ def _image_shape(path: Path, archive: zipfile.ZipFile) -> tuple[int, int, int]:
     if len(shape) != 4 or shape[3] != 3 or 0 in shape or dtype != np.uint8 or in_fortran_order:
         raise _refused(path, f"holds `{IMAGES}` of shape {shape} and type {dtype}, not (N, H, W, 3) uint8 in C order")
     if archive.getinfo(member).file_size != start + int(np.prod(shape)):
-        raise _refused(path, f"holds fewer or more bytes in `{IMAGES}` than its shape {shape} needs")
+        raise _refused(path, f"holds more or fewer bytes in `{IMAGES}` than its shape {shape} needs")
     return shape[0], shape[1], shape[2]
 
 
 def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
-    """Shape, whether in Fortran order, type. Raises :class:`ValueError` for another format."""
+    """Shape, whether the order is Fortran's, and type. Raises :class:`ValueError` if the stream is not an npy file."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     found: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(stream)

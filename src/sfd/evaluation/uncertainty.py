@@ -1,6 +1,6 @@
 """Standard errors of metrics: how much a metric would vary over other sets of samples of the same model.
 
-Only the samples count as random. Models are compared on the same reference, whose own randomness is common to both.
+Only the samples count as random. Models are compared on the same reference, so its randomness affects both alike.
 """
 
 import math
@@ -11,8 +11,8 @@ from torch import Tensor
 from sfd.seeding import generator
 
 RESAMPLES = 20
-"""Bootstrap resamples. A standard error from B of them has a relative error of about 1 / sqrt(2 * (B - 1)), whatever the metric and the
-number of images: 16 % for 20, enough to tell noise from progress. One resample of 50,000 images with 2,048 features costs 450 GFLOP
+"""Number of bootstrap resamples. A standard error from B of them has a relative error of about 1 / sqrt(2 * (B - 1)), whatever the metric
+and the number of images: 16 % for 20, enough to tell noise from progress. One resample of 50,000 images with 2,048 features costs 450 GFLOP
 in float64. All of them take seconds on a data centre's GPU, and minutes on a CPU."""
 
 
@@ -24,16 +24,16 @@ def binomial_error(fraction: float, count: int) -> float:
 def frechet_error(
     samples: Tensor, labels: Tensor, reference: tuple[Tensor, Tensor], seed: int, device: torch.device | None = None
 ) -> float:
-    """Standard error of the Frechet distance of samples (N, D) of classes ``labels`` (N,) from a reference, by the bootstrap.
+    """Standard error of the Frechet distance of samples (N, D) from a reference, by the bootstrap. ``labels`` (N,): their classes.
 
     ``reference``: mean (D,) and covariance (D, D), float64. ``device``: where to compute; None: where the samples are.
 
     Each of :data:`RESAMPLES` resamples draws with replacement (Efron 1979), from every class as many samples as it has: samples are
-    balanced over the classes by design, so their shares are not random. On the digits the plain bootstrap gave seven times the
-    spread over new samples, and this one twice. Close to the floors it stays too large, so it errs on the side of caution.
+    balanced over the classes by design, so class counts are not random. On the digits the plain bootstrap gave seven times the
+    spread over new samples; this one gives twice that spread. Close to the floors it is too large, so it errs on the side of caution.
 
-    With R the root of the reference's covariance, ``trace(sqrt(S1 S2))`` is the sum of the roots of the eigenvalues of the symmetric
-    ``R S1 R``: several times cheaper than those of ``S1 S2``, which torch-fidelity takes.
+    With R the square root of the reference's covariance S2, ``trace(sqrt(S1 S2))`` is the sum of the square roots of the eigenvalues of the
+    symmetric ``R S1 R``: several times cheaper than those of ``S1 S2``, which torch-fidelity computes.
     """
     features = samples.to(device or samples.device, torch.float64)
     mean, covariance = (each.to(features.device) for each in reference)
@@ -57,7 +57,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _draw_within_classes(labels: Tensor, random: torch.Generator) -> Tensor:
-    """Rows (N,) with replacement, as many of every class as it has; of all classes together if one has a single image."""
+    """Draws rows (N,) with replacement, within each class as many as it has; among all rows if a class has a single image."""
     sizes = torch.bincount(labels)
     if (sizes == 1).any():
         return torch.randint(len(labels), (len(labels),), generator=random)

@@ -1,4 +1,4 @@
-"""Which images are compared, and how the judge sees them: in batches, flipped, beside their nearest training images."""
+"""Which images are compared, their batches and flips for the judge, and pictures of samples beside their nearest training images."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ NUM_CLOSEST = 12
 
 
 def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:
-    """A random choice of ``count`` of the images; rows in ascending order."""
+    """A random choice of ``count`` of the images: their rows, in ascending order."""
     chosen = torch.randperm(num_images, generator=generator(seed, f"evaluate/{purpose}"))[:count]
     return sorted(chosen.tolist())
 
@@ -28,7 +28,7 @@ def choose(num_images: int, count: int, seed: int, purpose: str) -> list[int]:
 def choose_like(wanted: list[int], labels: list[int], seed: int, purpose: str) -> list[int]:
     """Draws images with the class counts of ``wanted``; classes that run out are filled from others.
 
-    ``labels``: the class of each image to draw from. Returns rows of it, in ascending order.
+    ``labels``: the class of each image to draw from. Returns the rows of the drawn images, in ascending order.
     """
     order = torch.randperm(len(labels), generator=generator(seed, f"evaluate/{purpose}")).tolist()
     missing = Counter(wanted)
@@ -48,13 +48,13 @@ class ImageBatches:
         self.device = judge.device
 
     def of_images(self, images: ManifestImages, rows: Sequence[int]) -> Iterator[Tensor]:
-        """These rows of the images, uint8 ``(B, 3, S, S)`` per batch."""
+        """The images in these rows, uint8 ``(B, 3, S, S)`` per batch."""
         for start in range(0, len(rows), self.size):
             yield images.__getitems__(list(rows[start : start + self.size])).images.to(self.device)
 
 
 def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
-    """All training images; and after them all of these flipped horizontally, if the model was trained on both."""
+    """Features of all training images, followed by those of all their horizontal flips if the model was trained on both."""
     batches = ImageBatches(batch_size, judge)
     views = [
         extract(judge, (views_of(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train))))))
@@ -65,7 +65,7 @@ def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, 
 
 
 def training_views(train: ManifestImages, rows: Sequence[int]) -> Tensor:
-    """Training images uint8 ``(B, 3, S, S)`` by their rows in :func:`judge_training_images`; rows past the last image are flipped ones."""
+    """Training images uint8 ``(B, 3, S, S)`` by their rows in :func:`judge_training_images`; rows beyond the last image are flips."""
     originals = train.__getitems__([row % len(train) for row in rows]).images
     return torch.stack(
         [image.flip(-1) if row >= len(train) else image for image, row in zip(originals, rows, strict=True)]
@@ -73,9 +73,9 @@ def training_views(train: ManifestImages, rows: Sequence[int]) -> Tensor:
 
 
 def picture_nearest(closest: pd.DataFrame, samples: Tensor, train: ManifestImages, file: Path) -> None:
-    """Samples uint8 ``(n, 3, S, S)`` beside their nearest training images.
+    """Writes a picture of samples uint8 ``(n, 3, S, S)`` beside their nearest training images.
 
-    ``closest``: their rows of the table of :class:`sfd.evaluation.memorisation.Memorisation`.
+    ``closest``: the rows of these samples in the table of :class:`sfd.evaluation.memorisation.Memorisation`.
     """
     originals = training_views(train, closest["train_index"].tolist())
     captions = [f"distance {distance:.3f}" for distance in closest["distance"]]

@@ -1,1 +1,1 @@
-"""From classes and seeds to images."""
+"""From conditions and seeds to images."""

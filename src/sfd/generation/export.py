@@ -1,4 +1,4 @@
-"""Samples in the one file that ADM's evaluator reads (openai/guided-diffusion, folder evaluations)."""
+"""Exports samples to the single npz file that ADM's evaluator reads (openai/guided-diffusion, folder evaluations)."""
 
 import zipfile
 from pathlib import Path
@@ -14,10 +14,11 @@ from sfd.generation.samples import read_table
 def export_npz(samples: Path, out: Path) -> tuple[int, int, int, int]:
     """Writes the images of a finished stage ``sample`` as ``arr_0`` uint8 (N, H, W, 3) in the table's order; returns the shape.
 
-    Image by image, so that 50,000 of 256 pixels (10 GB) need no memory. ``out`` appears when it is whole.
+    One image is in memory at a time: 50,000 images of 256 pixels take 10 GB. ``out`` appears only when it is complete.
 
     Raises:
-        UserError: ``out`` exists or does not end in .npz, images are missing, or there are more or others than the table says.
+        UserError: ``out`` exists or does not end in .npz, an image cannot be read or has another size, or the images are not exactly
+            those in the table.
     """
     if out.suffix != ".npz" or not out.parent.is_dir():
         raise UserError(f"{out} must end in .npz and lie in a folder that exists; give another path")
@@ -39,10 +40,10 @@ def export_npz(samples: Path, out: Path) -> tuple[int, int, int, int]:
                 pixels = _pixels(file)
                 if pixels.shape != shape[1:]:
                     raise UserError(
-                        f"{file} is of {pixels.shape[:2]} pixels, the first image of {shape[1:3]}; make them again"
+                        f"{file} has {pixels.shape[:2]} pixels, but the first image has {shape[1:3]}; make them again"
                     )
                 stream.write(pixels.tobytes())
-        _check_free(out)  # once more: writing takes minutes
+        _check_free(out)  # once more, because writing takes minutes
         part.rename(out)
     finally:
         part.unlink(missing_ok=True)

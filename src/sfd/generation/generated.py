@@ -1,4 +1,4 @@
-"""A folder of generated images, as `sfd generate` leaves it: class folders of PNG files, and the table of the images beside them."""
+"""A folder of generated images, as `sfd generate` writes it: class folders of PNG files, and beside them the table of the images."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sfd.errors import UserError
 TABLE = "samples.parquet"
 REPORT, REPORT_PAGE = "report.json", "report.md"
 LAYOUT = FolderLayout(made_by="sfd generate", beside=(TABLE, REPORT, REPORT_PAGE), complete_with=TABLE)
-"""What tells a reader of the images which other files the folder holds."""
+"""Tells readers of the images which other files the folder holds."""
 
 
 def _lies_in_its_class(rows: pd.DataFrame) -> pd.Series:
@@ -39,8 +39,9 @@ SCHEMA = pa.DataFrameSchema(
     strict=True,
     coerce=False,
 )
-"""``confidence``: the judge's probability of the class, null if it knows no classes. ``nearest_distance``: in judge features, to the
-training image ``nearest_file``. ``sha256``: of the file. ``seed`` and ``class`` give the image again, by the model's version."""
+"""``confidence``: the judge's probability of the class, null if the judge knows no classes. ``nearest_distance``: distance in judge
+features to the training image ``nearest_file``. ``sha256``: of the file. The model's version draws the image again from ``seed`` and
+``class``."""
 
 
 def is_generated(root: Path) -> bool:
@@ -59,7 +60,9 @@ def read_table(folder: Path) -> pd.DataFrame:
     try:
         rows = pd.read_parquet(file)
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist; give `sfd generate` again until it is complete") from None
+        raise UserError(
+            f"{file} does not exist; repeat the `sfd generate` command until it completes the folder"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not a Parquet file ({error}); remove the folder and generate it again") from None
     return validate_table_of(folder, rows)

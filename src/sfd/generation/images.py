@@ -1,4 +1,4 @@
-"""From conditions and seeds to images: the trained model, its schedule, its latents' statistics and the decoder as one thing."""
+"""From conditions and seeds to images: the trained model, its schedule, the statistics of its latents and the decoder in one object."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -36,12 +36,12 @@ def build_scales(params: GuidanceParams) -> GuidanceScales:
 
 
 def image_seed(seed: int, index: int) -> int:
-    """The seed of image ``index`` of a stage that is seeded by ``seed``."""
+    """The seed of image ``index``, if the stage has seed ``seed``."""
     return derive_seed(seed, "sample/image", index)
 
 
 def _check_weak(strong: BackboneConfig, weak: BackboneConfig) -> None:
-    """Guidance subtracts velocities of the same latent, at the same times, for the same condition."""
+    """Raises :class:`UserError` unless both models have the same latents, times and conditions, because guidance subtracts their velocities."""
     shared = ("input_size", "in_channels", "semantic_channels", "two_times")
     differ = [
         f"{name} {getattr(weak, name)} instead of {getattr(strong, name)}"
@@ -60,7 +60,10 @@ def _check_weak(strong: BackboneConfig, weak: BackboneConfig) -> None:
 
 
 class ImageGenerator:
-    """Draws images. Image i depends on its condition and its seed, not on the others in its batch (up to rounding; dopri5: its tolerance)."""
+    """Draws images. An image depends on its condition and its seed, and not on the other images of its batch.
+
+    This holds up to rounding, and with an adaptive sampler up to its tolerance.
+    """
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class ImageGenerator:
         weak: Backbone | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """``weak`` is AutoGuidance's model; without it, guidance is by the null value of the condition.
+        """``weak``: the weak model of AutoGuidance; without it, guidance uses the null value of the condition.
 
         Raises:
             UserError: the weak model draws other latents, has another condition, or has another number of times.
@@ -84,7 +87,7 @@ class ImageGenerator:
 
     @classmethod
     def load(cls, model_folder: Path, decoder_folder: Path, weak_folder: Path | None = None) -> "ImageGenerator":
-        """Reads what the stages ``diffusion`` and ``texture_vae`` left."""
+        """Reads the results of the stages ``diffusion`` and ``texture_vae``."""
         weak = DiffusionModel.load(weak_folder).network if weak_folder is not None else None
         return cls(DiffusionModel.load(model_folder), load_texture_vae(decoder_folder), weak)
 
@@ -97,13 +100,14 @@ class ImageGenerator:
         scales: GuidanceScales,
         schedule: Schedule | None = None,
     ) -> Tensor:
-        """Images uint8 ``(B, 3, S, S)`` on the CPU, along ``schedule`` or that of the training.
+        """Draws images uint8 ``(B, 3, S, S)``, on the CPU.
 
         Args:
             values, seeds: the condition's value and the seed of each image.
+            schedule: the schedule to sample along; None: the one of the training.
 
         Raises:
-            UserError: the condition has no such value; there is no null value to be guided away from; or the model was trained with
+            UserError: the condition has no such value; guidance needs a null value and there is none; or the model was trained with
                 a range of offsets and ``schedule`` does not choose one.
         """
         config = self.network.config
@@ -135,16 +139,16 @@ class ImageGenerator:
     ) -> Iterator[Tensor]:
         """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images.
 
-        ``fill`` also draws images for the free places of the last batch, and drops them. Matrix products round by the shape of their
-        batch, so with a single shape an image's bytes do not depend on the others in its batch (except with an adaptive sampler, see above).
+        ``fill``: fill the last batch up with images that are then dropped. How matrix products round depends on the size of the batch. With
+        one size for all, the bytes of an image do not depend on the other images of its batch (except with an adaptive sampler).
 
         Raises:
-            UserError: as :meth:`__call__` does; or the guidance asked for is not by the weak model that is here, or not here.
+            UserError: as :meth:`__call__` does; or AutoGuidance is requested without a weak model, or other guidance with one.
         """
         if params.guidance.kind != "none" and (params.guidance.kind == "autoguidance") != (self.weak is not None):
             raise UserError(
                 f"sample.guidance.kind is `{params.guidance.kind}`, but the images are drawn "
-                f"{'without' if self.weak is None else 'with'} a weak model: give sample.guidance.weak_model with `autoguidance` alone"
+                f"{'without' if self.weak is None else 'with'} a weak model: sample.guidance.weak_model belongs to `autoguidance` only"
             )
         sampler, scales = build_sampler(params), build_scales(params.guidance)
         schedule = build_schedule(params.schedule) if params.schedule is not None else None

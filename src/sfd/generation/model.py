@@ -16,7 +16,7 @@ from sfd.params import ScheduleParams
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """A trained backbone with what it takes to use it."""
+    """A trained backbone, the schedule that it was trained with, and the statistics that its latents are normalised by."""
 
     network: Backbone
     schedule_params: ScheduleParams
@@ -29,7 +29,7 @@ class DiffusionModel:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule that it was trained with. Raises :class:`UserError` if that was a range of offsets."""
+        """The schedule of the training. Raises :class:`UserError` if that was a range of offsets."""
         return build_schedule(self.schedule_params)
 
     def save(self, folder: Path) -> None:
@@ -50,7 +50,7 @@ def read_model_folder(folder: Path) -> tuple[BackboneConfig, ScheduleParams]:
     """The configuration of a saved model, without its weights.
 
     Raises:
-        UserError: the folder holds no diffusion model, or one whose record has another format.
+        UserError: the folder holds no diffusion model, or its record has a format that this version cannot read.
     """
     content = read_config(folder)
     check_format(folder / CONFIG, content, FORMAT)

@@ -13,7 +13,7 @@ from sfd.models.conditions import ClassCondition, read_condition
 from sfd.params import ScheduleParams, TauRange
 
 FORMAT = 1
-"""Files without a format number are older: a LightningDiT with class labels, whose names are in a file beside the model."""
+"""Files without a format number are older. They describe a LightningDiT with class labels, whose names are under the key ``classes``."""
 
 
 def write_model_config(config: BackboneConfig, schedule: ScheduleParams) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def read_model_config(content: dict[str, Any]) -> tuple[BackboneConfig, Schedule
     """Inverse of :func:`write_model_config`; also reads files without a format number.
 
     Raises:
-        KeyError, TypeError, ValueError, UserError: the content is no such record.
+        KeyError, TypeError, ValueError, UserError: the content is not such a record.
     """
     record = content if "format" in content else _upgrade(content)
     condition = dict(record["condition"])
@@ -42,15 +42,15 @@ def read_model_config(content: dict[str, Any]) -> tuple[BackboneConfig, Schedule
 
 
 def check_format(file: Path, content: Mapping[str, Any], known: int) -> None:
-    """Raises :class:`UserError` for a format number that is not ``known``; files without one are older, and can be read."""
+    """Raises :class:`UserError` if the format number is not ``known``. Files without a number are older, and pass."""
     if content.get("format", known) != known:
         raise UserError(
-            f"{file} has format {content['format']!r}, but this version of sfd reads format {known}: install the version that wrote it"
+            f"{file} has format {content['format']!r}, but this version of sfd reads format {known}; install the version that wrote the file"
         )
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """A record without a format number as one of format 1."""
+    """Converts a record without a format number to format 1."""
     model, names = dict(content["model"]), list(content["classes"])
     num_classes, has_null = model.pop("num_classes"), model.pop("use_null_class", True)
     if num_classes != len(names):
@@ -71,7 +71,7 @@ def write_schedule(schedule: ScheduleParams) -> dict[str, Any]:
 
 
 def read_schedule(record: Mapping[str, Any]) -> ScheduleParams:
-    """Inverse of :func:`write_schedule`. A key that is absent has the value that it had before it was introduced."""
+    """Inverse of :func:`write_schedule`. Records from before a key existed get the value that was then fixed."""
     tau = record.get("tau", 0.3)
     return ScheduleParams(
         kind=record["kind"],

@@ -1,4 +1,4 @@
-"""Stage ``sample``: images, and the table that says what each one is."""
+"""Stage ``sample``: images, and a table that describes each one."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ GRID_PER_CLASS, GRID_CLASSES = 10, 10
 
 
 def plan(num_images: int, condition: Condition, seed: int) -> pd.DataFrame:
-    """The table: the condition's columns, balanced as :meth:`Condition.plan` says, and a seed for each image."""
+    """The table with one row per image: its file, the condition's columns, balanced as in :meth:`Condition.plan`, and its seed."""
     rows = range(num_images)
     return pd.DataFrame(
         {
@@ -36,7 +36,7 @@ def plan(num_images: int, condition: Condition, seed: int) -> pd.DataFrame:
 def write_samples(
     out: Path, images: ImageGenerator, params: SampleParams, seed: int, rank: int, world_size: int
 ) -> pd.DataFrame:
-    """Writes ``images/*.png`` and ``samples.csv``; returns the table. Batches are shared among processes; finished ones are kept."""
+    """Writes ``images/*.png`` and returns the table. Batches are shared among processes; finished ones are not drawn again."""
     table = plan(params.num_images, images.model.condition, seed)
     values = images.model.condition.plan(params.num_images)
     folder = out / "images"
@@ -55,7 +55,7 @@ def write_samples(
 
 
 def finish_samples(out: Path, table: pd.DataFrame, condition: Condition) -> Path:
-    """Closes a complete set: the table and a grid with one value of the condition per row; returns the grid's file."""
+    """Writes ``samples.csv`` and a grid with one value of the condition per row, when all images are there; returns the grid's file."""
     for mark in out.glob(".batch-*"):
         mark.unlink()
     table.to_csv(out / TABLE, index=False)
@@ -67,7 +67,7 @@ def finish_samples(out: Path, table: pd.DataFrame, condition: Condition) -> Path
 
 
 def _choose_shown(values: list[Value]) -> tuple[list[int], int]:
-    """Rows of the table that the grid shows, value by value, and how many there are per value; the first ones if there are no values."""
+    """The rows of the table that the grid shows, grouped by value, and their number per value; the first rows if there are no values."""
     members: dict[Value, list[int]] = {}
     for row, value in enumerate(values):
         members.setdefault(value, []).append(row)
@@ -79,7 +79,7 @@ def _choose_shown(values: list[Value]) -> tuple[list[int], int]:
 
 
 def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int) -> Path:
-    """What a reader must know to compare the samples with others': how many of each class, the seed, and how they were sampled."""
+    """Writes what is needed to compare the samples with others: their number per class, the seed, and how they were sampled."""
     balance: dict[str, object] = {}
     if "class_index" in table:
         sizes = table.groupby("class_index").size()
@@ -95,7 +95,7 @@ def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int)
 
 
 def read_images(folder: Path, files: list[str]) -> Tensor:
-    """Sampled images uint8 ``(B, 3, S, S)``."""
+    """Reads sampled images, uint8 ``(B, 3, S, S)``."""
     return to_tensor_uint8([Image.open(folder / "images" / file).convert("RGB") for file in files])
 
 

@@ -1,4 +1,4 @@
-"""``sample.json`` of a registered model: the settings that it was sampled, and scored, with.
+"""``sample.json`` of a registered model: the settings with which it was sampled and scored.
 
 The record has names of its own, so that a file stays readable when an option of ``params.yaml`` is renamed.
 """
@@ -21,7 +21,7 @@ def write_settings(file: Path, settings: SampleParams) -> None:
 
 
 def read_settings(file: Path) -> SampleParams:
-    """Inverse of :func:`write_settings`. Raises :class:`UserError` if the file holds no such record, or one of another format."""
+    """Inverse of :func:`write_settings`. Raises :class:`UserError` if the file holds no such record, or its format is not known."""
     try:
         record = dict(json.loads(file.read_text(encoding="utf-8")))
         check_format(file, record, FORMAT)

@@ -3,6 +3,7 @@
 import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,11 @@ from sfd.errors import UserError
 SHOWN = 5
 """Keys that a message lists; the others are counted."""
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DistributedDataParallel and torch.compile put before every key."""
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+"""Parts of keys that stand for a wrapper: of DistributedDataParallel and AveragedModel, torch.compile, FSDP, activation checkpoints, Fabric."""
+
+COUNTER = "n_averaged"
+"""Beside the weights of torch's AveragedModel: how many were averaged."""
 
 TELLTALES = {
     "diffusion": "x_embedder.proj.weight",
@@ -48,13 +52,14 @@ def read_checkpoint(source: Path) -> Any:
         raise UserError(f"{source} is {'a folder' if source.is_dir() else 'missing'}; give the published file itself")
     if source.stat().st_size == 0:
         raise UserError(f"{source} is empty; download it again")
-    if source.suffix == ".safetensors":
+    with source.open("rb") as stream:
+        start = stream.read(64)
+    if source.suffix == ".safetensors" or start[8:9] == b"{":
         try:
             return load_file(source)
         except SafetensorError as error:
-            raise UserError(f"{source} is no whole safetensors file ({error}); download it again") from error
-    with source.open("rb") as stream:
-        start = stream.read(64)
+            remedy = "call it .pt, for it is a torch file" if start.startswith(b"PK") else "download it again"
+            raise UserError(f"{source} is no whole safetensors file ({error}); {remedy}") from error
     is_zip = start.startswith(b"PK\x03\x04")
     if is_zip and not zipfile.is_zipfile(source):
         raise UserError(
@@ -105,11 +110,16 @@ def pick_weights(
             beginning in ``drop`` fits no key.
     """
     _check_kind(source, content, kind)
+    first = next((key for key in keys if isinstance(content, Mapping) and content.get(key) is not None), None)
+    if first is not None and not isinstance(content[first], Mapping):
+        raise UserError(
+            f"{source} holds under {first} no weights by name, but {type(content[first]).__name__}; save them as a dict of tensors"
+        )
     key = next((key for key in keys if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)), None)
     if key is None and not _is_state(content):
         found = list(content) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{source} holds {_list(found)}, but a {kind} file holds its weights under {' or '.join(keys)}")
-    state, unused = _unwrap(dict(content if key is None else content[key]))
+    state, unused = _unwrap(source, content if key is None else content[key])
     if key is not None and len(content) > 1:
         unused.insert(0, "beside the weights: " + _list([name for name in content if name != key]))
     for beginning in (*known, *drop):
@@ -127,20 +137,33 @@ def _is_state(content: Any) -> bool:
     return isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
 
 
-def _unwrap(state: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Removes the prefixes that all keys share."""
-    removed = []
-    while prefix := next((p for p in WRAPPERS if state and all(str(key).startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-        removed.append(f"the prefix {prefix} of every key")
-    return state, removed
+def _bare(key: str) -> str:
+    """A key without wrappers, wherever they stand in it."""
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def _unwrap(source: Path, state: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Removes wrappers from the keys, and what AveragedModel counts; also says what was removed."""
+    counted = COUNTER in state and any(str(key).startswith("module.") for key in state)
+    wrapped = [str(key) for key in state if not (counted and key == COUNTER)]
+    keys = [_bare(key) for key in wrapped]
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        raise UserError(f"{source} holds weights twice, with the prefixes of wrappers and without: {_list(twice)}")
+    removed = [f"{COUNTER}, the counter beside averaged weights"] if counted else []
+    for wrapper in WRAPPERS:
+        count = sum(wrapper in key.split(".") for key in wrapped)
+        if count:
+            removed.append(f"the prefix {wrapper}. of {'every key' if count == len(wrapped) else f'{count} keys'}")
+    values = (value for key, value in state.items() if not (counted and key == COUNTER))
+    return dict(zip(keys, values, strict=True)), removed
 
 
 def _check_kind(source: Path, content: Any, kind: str) -> None:
     """Raises :class:`UserError` if the weights have the telltale of another kind."""
     if not isinstance(content, Mapping):
         return
-    parts = [_unwrap(dict(part))[0] for part in (content, *content.values()) if isinstance(part, Mapping)]
+    parts = [{_bare(str(key)) for key in part} for part in (content, *content.values()) if isinstance(part, Mapping)]
     looks = [other for other, telltale in TELLTALES.items() if any(telltale in part for part in parts)]
     if looks and kind not in looks:
         raise UserError(f"{source} looks like a {looks[0]}, not like a {kind}: give --kind {looks[0]}, or another file")
@@ -152,6 +175,9 @@ def _check_tensors(source: Path, state: Mapping[str, Any]) -> None:
         raise UserError(
             f"{source}: weights must be tensors of floating-point numbers, but these are not: {_list(wrong)}"
         )
+    empty = [key for key, value in state.items() if value.is_meta]
+    if empty:
+        raise UserError(f"{source} holds shapes and no numbers (device meta) of {_list(empty)}; save the loaded model")
 
 
 def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sfd.data.latents import ChannelStatistics
+from sfd.data.sources.common import nfc
 from sfd.encoders.ldm import ldm_config, rename_ldm_keys
 from sfd.encoders.semantic.encoder import save_semantic
 from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
@@ -214,9 +215,12 @@ def _read_statistics(file: Path) -> ChannelStatistics:
 
 def _read_classes(file: Path) -> list[str]:
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not splitlines, which also ends lines within names
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); give a text file with one class name per line") from error
+        raise UserError(
+            f"{file} cannot be read ({error}); give a text file in UTF-8 with one class name per line"
+        ) from error
+    names = [nfc(line.strip()) for line in lines if line.strip()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
         raise UserError(

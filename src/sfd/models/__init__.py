@@ -1,1 +1,1 @@
-"""Network architectures. Imports torch and nothing else."""
+"""Network architectures. Imports torch, and of sfd only the errors and the tables of names."""

@@ -1,8 +1,9 @@
-"""What every backbone has: the base class of the networks in :data:`sfd.names.BACKBONES`, and how one is built by name.
+"""The base class of the backbones in :data:`sfd.names.BACKBONES`, and how one is built by name.
 
 Legend of shapes: B images, C channels, H x W latent positions, N tokens, F encoder feature width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a backbone must know besides its own options.
+    """What a backbone needs to know besides its own options.
 
     Attributes:
         grid: positions along one side of the latents.
@@ -42,7 +43,7 @@ class Facts:
 
 
 class BackboneConfig(Protocol):
-    """The configuration of a backbone: what code outside this package reads of it.
+    """The configuration of a backbone, as code outside this package sees it.
 
     ``kind``: the backbone's name in :data:`sfd.names.BACKBONES`, ``params.yaml`` and ``config.json``.
     """
@@ -86,14 +87,15 @@ class BackboneConfig(Protocol):
 
 
 class Output(NamedTuple):
-    """``velocity`` ``(B, C, H, W)``; ``projection`` ``(B, N, F)`` for REPA, or None where it was not asked for."""
+    """``velocity`` ``(B, C, H, W)``; ``projection`` ``(B, N, F)`` for REPA, or None unless it was requested."""
 
     velocity: Tensor
     projection: Tensor | None
 
 
 def channel_names(texture_channels: int, semantic_channels: int) -> list[str]:
-    """Names of the composite's channels. Another number of semantic channels are other channels: their order means nothing."""
+    """Names of the composite's channels. A semantic name includes the number of semantic channels, because the channels of latents with
+    different numbers of them do not correspond."""
     texture = [f"texture {n}" for n in range(texture_channels)]
     return [*texture, *(f"semantic {n} of {semantic_channels}" for n in range(semantic_channels))]
 
@@ -106,15 +108,15 @@ class Axis(NamedTuple):
     names: Sequence[str]
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Velocity of a composite latent, given the times of its parts and a condition.
 
     Attributes:
         config_type: the class of ``config``.
         projector: name of the module that projects hidden states for REPA.
-        embedding: name of the condition's module, which trains whole beside low-rank adapters.
-        shared_options: fields of ``config`` that fine-tuning needs to be equal in both models.
-        computed: names of tensors that follow from ``config``, so that fine-tuning does not copy them to another grid.
+        embedding: name of the condition's module, which is trained in full where other layers get low-rank adapters.
+        shared_options: fields of ``config`` that must be equal in a model and the one it is fine-tuned from.
+        computed: names of tensors that follow from ``config``; where the grids differ, fine-tuning computes them instead of copying.
         adapted_layers: regular expression of the names of the linear layers that get low-rank adapters.
     """
 
@@ -126,19 +128,19 @@ class Backbone(nn.Module):
     adapted_layers: ClassVar[str] = ""
     config: BackboneConfig
 
+    @abstractmethod
     def forward(
         self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor, with_projection: bool = False
     ) -> Output:
         """``x`` ``(B, C, H, W)``, times ``(B,)`` in [0, 1], condition as :meth:`sfd.models.conditions.Condition.batch` gives it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def initialise(self, generator: torch.Generator) -> Self:
-        """Sets all weights, with draws of ``generator`` alone; returns the network."""
-        raise NotImplementedError
+        """Sets all weights, with random numbers from ``generator`` only; returns the network."""
 
-    def output_layer(self) -> nn.Linear:
+    @abstractmethod
+    def output_layer(self) -> nn.Linear | nn.Conv2d:
         """The layer that gives the velocity. It is zero after :meth:`initialise`."""
-        raise NotImplementedError
 
     def named_axes(self) -> dict[str, Axis]:
         """Tensors whose entries belong to channels of the composite or to values of the condition, by parameter name."""
@@ -158,6 +160,6 @@ def config_from_dict(kind: str, values: dict[str, Any], condition: Condition) ->
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """The network of a configuration, with weights that are yet to be initialised or loaded."""
+    """The network of a configuration. Its weights must still be initialised or loaded."""
     network: Backbone = load(BACKBONES, config.kind)(config)
     return network

@@ -1,7 +1,7 @@
 """Conditions: what a model is told about an image.
 
-A condition is one object. It defines how its values enter the network, how tables hold them, and how clients name them. A value is what
-one image is drawn for: the index of a class, or None where there is nothing to choose.
+A condition is one object. It defines how its values enter the network, how tables hold them, and how clients name them. Each image is
+drawn for one value: the index of a class, or None where there is nothing to choose.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ NO_CLASS = "no class"
 """The null class among the names of classes."""
 
 NAMED_CLASSES = 50
-"""Classes that an error lists."""
+"""The most classes that an error lists."""
 
 
 class Condition(Protocol):
@@ -34,7 +34,7 @@ class Condition(Protocol):
 
     @property
     def has_null(self) -> bool:
-        """Whether there is a null value, which classifier-free guidance is guided away from."""
+        """Whether there is a null value, which classifier-free guidance steers away from."""
 
     @property
     def choices(self) -> list[str] | None:
@@ -46,22 +46,22 @@ class Condition(Protocol):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Inverse of :meth:`to_config`. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for another record."""
+        """Inverse of :meth:`to_config`. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a record that does not fit."""
 
     def to_config(self) -> dict[str, Any]:
         """Plain values for ``config.json``, without the kind."""
 
     def embedding(self, width: int) -> nn.Module | None:
-        """The module from a batch of values to vectors ``(B, width)``; None adds nothing to the time embedding."""
+        """The module that maps a batch of values to vectors ``(B, width)``; None: nothing is added to the time embedding."""
 
     def rows(self) -> dict[str, list[str]]:
-        """Tables of the embedding, by parameter name, with the names of their rows. Fine-tuning copies rows by these names."""
+        """Names of the rows of each table of the embedding, by parameter name. Fine-tuning copies rows by these names."""
 
     def of_classes(self, class_indices: Tensor) -> Tensor:
-        """Class indices ``(B,)`` of the data set's images -> what crosses the network's ``forward``, first dimension B."""
+        """Class indices ``(B,)`` of the data set's images -> the argument ``condition`` of the network, with first dimension B."""
 
     def batch(self, values: Sequence[Value], device: torch.device | str = "cpu") -> Tensor:
-        """Values -> what crosses the network's ``forward``. Raises :class:`UserError` for a value that does not exist."""
+        """Values -> the argument ``condition`` of the network. Raises :class:`UserError` for a value that does not exist."""
 
     def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """The null value, ``count`` times, as :meth:`batch` gives it. Raises :class:`UserError` if there is none."""
@@ -70,7 +70,7 @@ class Condition(Protocol):
         """The values of a set of samples. Any first n of them are as balanced as they can be."""
 
     def columns(self, values: Sequence[Value]) -> dict[str, list[Any]]:
-        """Columns of a table of images. They stand in ``samples.csv`` and in the answers of `sfd serve`."""
+        """Columns for a table of images. They appear in ``samples.csv`` and in the answers of `sfd serve`."""
 
     def label(self, value: Value) -> str:
         """The caption of an image in a grid."""
@@ -79,10 +79,10 @@ class Condition(Protocol):
         """The name of an image file, without its ending."""
 
     def from_request(self, given: object) -> Value:
-        """The value that a client asks for; None: the client gave none. Raises ``ValueError`` in words for the client."""
+        """The value that a client asks for; ``given`` is None if it gave none. Raises ``ValueError`` with a message for the client."""
 
     def to_request(self, value: Value) -> str | None:
-        """What a client gives to get this value; None: nothing."""
+        """What a client sends to get this value; None: it sends nothing."""
 
 
 def read_condition(kind: str, config: dict[str, Any]) -> Condition:
@@ -105,7 +105,7 @@ class ClassEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class ClassCondition:
-    """The class of the image. ``names``: by class index. A value is a class index; None is the null class, behind the last one."""
+    """The class of the image. ``names``: by class index. A value is a class index; None is the null class, whose row is the last."""
 
     names: tuple[str, ...]
     has_null: bool = True
@@ -153,7 +153,9 @@ class ClassCondition:
 
     def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         if not self.has_null:
-            raise UserError("this model has no null class to be guided away from: set sample.guidance.kind to none")
+            raise UserError(
+                "this model has no null class, which classifier-free guidance needs: set sample.guidance.kind to none"
+            )
         return torch.full((count,), len(self.names), device=device)
 
     def plan(self, num_images: int) -> list[Value]:
@@ -178,7 +180,7 @@ class ClassCondition:
         if given is None:
             raise ValueError(f"`class` is missing: give the name of a class, or its index; {known}")
         if given not in self.names:
-            raise ValueError(f"{str(given)[:100]!r} is no class of this model; {known}")
+            raise ValueError(f"{str(given)[:100]!r} is not a class of this model; {known}")
         return self.names.index(str(given))
 
     def to_request(self, value: Value) -> str | None:
@@ -187,7 +189,7 @@ class ClassCondition:
 
 @dataclass(frozen=True)
 class NoCondition:
-    """Nothing: the model knows the times alone. Its only value is None."""
+    """No condition: the model is told only the times. The only value is None."""
 
     kind: ClassVar[str] = "none"
     has_null: ClassVar[bool] = False
@@ -200,7 +202,7 @@ class NoCondition:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         if config:
-            raise ValueError(f"condition `none` has no facts, but is given {', '.join(config)}")
+            raise ValueError(f"condition `none` has no configuration, but is given {', '.join(config)}")
         return cls()
 
     def to_config(self) -> dict[str, Any]:
@@ -222,7 +224,9 @@ class NoCondition:
         return torch.zeros(len(values), dtype=torch.int64, device=device)
 
     def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:  # noqa: ARG002  # as every condition
-        raise UserError("condition `none` has no null value to be guided away from: set sample.guidance.kind to none")
+        raise UserError(
+            "condition `none` has no null value, which classifier-free guidance needs: set sample.guidance.kind to none"
+        )
 
     def plan(self, num_images: int) -> list[Value]:
         return [None] * num_images

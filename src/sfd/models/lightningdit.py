@@ -24,7 +24,7 @@ FREQUENCY_SIZE = 256
 
 @dataclass(frozen=True)
 class LightningDiTConfig:
-    """Shape and parts of one backbone. ``two_times``: one timestep embedder per part, else a single one."""
+    """Shape and parts of one LightningDiT. ``two_times``: one timestep embedder per part, else a single one."""
 
     kind: ClassVar[str] = "lightningdit"
 
@@ -65,7 +65,7 @@ class LightningDiTConfig:
 
     @classmethod
     def from_params(cls, params: "ModelParams", facts: Facts) -> Self:
-        """A size by name, the parts that are on, and the latents' shape, which the patches tile."""
+        """Width, depth and heads of the named size, the parts that are enabled, and the shape of the latents."""
         width, depth, heads = SIZES[params.size]
         return cls(
             input_size=facts.grid,
@@ -89,7 +89,10 @@ class LightningDiTConfig:
 
 
 class LightningDiT(Backbone):
-    """Velocity of a composite latent, given the times of its parts and a condition. Without an embedding, the times alone modulate."""
+    """Velocity of a composite latent, given the times of its parts and a condition.
+
+    Without a condition embedding, the blocks are modulated by the times alone.
+    """
 
     config_type = LightningDiTConfig
     shared_options = (
@@ -156,7 +159,7 @@ class LightningDiT(Backbone):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Self:
-        """The publication's initialisation: Xavier, normal 0.02 for tables and time embedders, zero adaLN and output."""
+        """The publication's initialisation: Xavier; normal of std 0.02 for class tables and time embedders; zero for adaLN and output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -187,7 +190,7 @@ class LightningDiT(Backbone):
         axes = {name: Axis(state[name], 0, rows) for name, rows in tables.items()}
         axes["x_embedder.proj.weight"] = Axis(state["x_embedder.proj.weight"], 1, channels)
         for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-            # A token's outputs are its positions one after the other, each with all channels.
+            # The outputs of a token are ordered by position, and within a position by channel.
             axes[name] = Axis(state[name].unflatten(0, (-1, self.config.in_channels)), 1, channels)
         return axes
 
@@ -334,7 +337,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Norm, adaLN ``[shift, scale]``, Linear to the pixels of a token."""
+    """Norm, adaLN ``[shift, scale]``, Linear to the latent values of a token."""
 
     def __init__(self, config: LightningDiTConfig) -> None:
         super().__init__()

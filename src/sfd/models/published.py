@@ -1,4 +1,4 @@
-"""Published models in our terms: configuration keys of the published implementation, and widths read from weights."""
+"""Configurations of published models: from the keys of the published implementation, or from the shapes of the weights."""
 
 import math
 import re
@@ -71,7 +71,7 @@ def config_from_published(published: dict[str, Any]) -> LightningDiTConfig:
 
 
 PUBLISHED_REPA_DEPTH = 2
-"""Block after which published models are aligned with the encoder (arXiv 2512.04926); their weights do not say it."""
+"""Block after which published models are aligned with the encoder (arXiv 2512.04926); it cannot be read from the weights."""
 
 
 def config_from_weights(
@@ -81,11 +81,11 @@ def config_from_weights(
 
     Args:
         state: parameters under their published names.
-        semantic_channels, has_null_class: what weights cannot say: which of the channels are semantic, and whether the last row of the
-            class table means "no class".
+        semantic_channels, has_null_class: what cannot be read from weights: how many of the channels are semantic, and whether the last
+            row of the class table means "no class".
 
     Raises:
-        ValueError: a weight that says a width is missing, or widths contradict each other.
+        ValueError: a weight that a width is read from is missing, or widths contradict each other.
     """
     width, in_channels, patch = _shape(state, "x_embedder.proj.weight", 4)[:3]
     tokens = _shape(state, "pos_embed", 3)[1]
@@ -93,9 +93,9 @@ def config_from_weights(
     modulation = _shape(state, "blocks.0.adaLN_modulation.1.weight", 2)[0]
     grid, head = math.isqrt(tokens), _head_width(state)
     if grid * grid != tokens:
-        raise ValueError(f"pos_embed has {tokens} tokens, which make no square")
+        raise ValueError(f"pos_embed has {tokens} tokens, which is not a square number")
     if width % head:
-        raise ValueError(f"the width {width} is no multiple of the width of a head, {head}")
+        raise ValueError(f"the width {width} is not a multiple of the width of a head, {head}")
     blocks = [int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.", key))]
     repa: dict[str, int] = {}
     if "repa_projector.0.weight" in state:
@@ -127,16 +127,16 @@ def _shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int,
     if key not in state:
         raise ValueError(f"{key} is missing")
     if state[key].ndim != dimensions:
-        raise ValueError(f"{key} has shape {list(state[key].shape)}, which should have {dimensions} dimensions")
+        raise ValueError(f"{key} has shape {list(state[key].shape)}, but should have {dimensions} dimensions")
     return tuple(state[key].shape)
 
 
 def _head_width(state: Mapping[str, Tensor]) -> int:
-    """Channels of one attention head, from a tensor that is as wide as a head."""
+    """Channels of one attention head, read from a tensor of that width."""
     if "feat_rope.freqs_cos" in state:
         return _shape(state, "feat_rope.freqs_cos", 2)[1]
     if "blocks.0.attn.q_norm.weight" in state:
         return _shape(state, "blocks.0.attn.q_norm.weight", 1)[0]
     raise ValueError(
-        "neither feat_rope.freqs_cos nor blocks.0.attn.q_norm.weight is there, and nothing else says how wide a head is"
+        "the width of a head is unknown: neither feat_rope.freqs_cos nor blocks.0.attn.q_norm.weight is there"
     )

@@ -17,13 +17,13 @@ from sfd.registry.load import open_registry
 from sfd.registry.versions import (
     VersionInfo,
     describe_difference,
+    find_versions,
     read_champion,
     read_shown,
     read_version,
-    read_versions,
 )
 from sfd.tables import as_text
-from sfd.tracking import tracking_uri
+from sfd.tracking import Store, tracking_uri
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def list_versions(workspace: Workspace) -> str:
     """One row per version, newest first: number, aliases, time, main metrics."""
     params = workspace.load_params()
     name = workspace.model_name(params.register_)
-    records = read_versions(workspace, name)
+    records = find_versions(workspace, name)
     if not records:
-        return f"model `{name}` has no version yet; `dvc repro` registers one"
+        return f"model `{name}` has no version at {Store(workspace).name}; `dvc repro` registers one"
     distances = list(dict.fromkeys(main_distance(record.metrics) for record in records if record.metrics))
     metrics = [*distances, *LISTED]
     rows = [

@@ -22,10 +22,10 @@ from sfd.registry.versions import (
     PROMOTION,
     VersionInfo,
     describe_difference,
+    find_versions,
     read_aliases,
     read_champion,
     read_version,
-    read_versions,
 )
 from sfd.tracking import describe_origin, start_run
 from sfd.workspace import Workspace
@@ -78,7 +78,7 @@ def promote(workspace: Workspace, which: str | None, force: str | None) -> str:
         verdicts = _pass_gates(params, version, champion, force)
         smoke = _pass_smoke(workspace, version, version.smoke)
         before = champion.version if champion else None
-        former = former_champions(read_versions(workspace, name), before)
+        former = former_champions(find_versions(workspace, name), before)
         previous = before or (former[0] if former else None)
         forced = None if all(verdict.passed for verdict in verdicts) else force
         audit = AuditEntry("promote", name, before, version.version, verdicts, smoke, forced)
@@ -99,7 +99,7 @@ def rollback(workspace: Workspace, to: str | None = None) -> str:
     with promotion_lock(workspace, name):
         aliases = read_aliases(workspace, name)
         champion = aliases.get(CHAMPION)
-        former = former_champions(read_versions(workspace, name), champion)
+        former = former_champions(find_versions(workspace, name), champion)
         if not former and aliases.get(PREVIOUS) != champion:
             former = [version for alias, version in aliases.items() if alias == PREVIOUS]  # set by hand
         target = _choose_target(name, former, champion) if to is None else _named_target(workspace, name, to)

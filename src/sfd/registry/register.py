@@ -30,7 +30,7 @@ from sfd.registry.versions import (
     find_versions,
     read_registration,
 )
-from sfd.tracking import import_mlflow, now_ms, tracking_uri
+from sfd.tracking import EXPERIMENT, import_mlflow, now_ms, tracking_uri
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -67,15 +67,16 @@ def register_again(workspace: Workspace) -> str:
     if registration is None:
         raise UserError("the results have not been registered before; run `dvc repro register`")
     with stage("register", workspace=workspace) as current:
-        found = register_results(current, current.params.register_.alias, registration)
+        found = register_results(current, registration)
     return f"models:/{found.name}@{current.params.register_.alias} is version {found.version}"
 
 
-def register_results(current: Stage, alias: str | None, expected: Registration | None = None) -> "ModelVersion":
-    """The body of stage ``register``: makes a version of the results, or finds the one that was made of them.
+def register_results(current: Stage, expected: Registration | None = None) -> "ModelVersion":
+    """The body of stage ``register``: makes a version of the results, or finds the one that was made of them, and moves the alias.
+
+    An experiment's version gets no alias, and a tag with the experiment's name.
 
     Args:
-        alias: what the version is called; None: no alias moves.
         expected: what must be registered, and nothing else; None: whatever the results are.
 
     Raises:
@@ -96,8 +97,8 @@ def register_results(current: Stage, alias: str | None, expected: Registration |
         workspace, registration, params.sample, folders, tags, run_id=current.require_run_id(), out=current.out
     )
     with open_registry(workspace) as store:
-        if alias is not None:  # last, so that a version that has it is complete and answers by itself
-            store.set_registered_model_alias(registration.name, alias, version)
+        if workspace.dvc_experiment is None:  # last, so that a version that has it is complete and answers by itself
+            store.set_registered_model_alias(registration.name, params.register_.alias, version)
         return store.get_model_version(registration.name, version)
 
 
@@ -138,7 +139,9 @@ def register(
         model_id = log_model(workspace, sample, folders, run_id, out, registration.digest)
         _log_metrics(workspace, run_id, model_id, tags)
         smoke = run_smoke(workspace, f"models:/{model_id}", "the model", choose_labels(_condition(folders)))
-        version = create_version(workspace, name, model_id, tags | {SMOKE: smoke.to_tag(), DIGEST: registration.digest})
+        named = {} if workspace.dvc_experiment is None else {EXPERIMENT: workspace.dvc_experiment.name}
+        facts = {SMOKE: smoke.to_tag(), DIGEST: registration.digest}
+        version = create_version(workspace, name, model_id, tags | facts | named)
     (out / REGISTRATION_NAME).write_text(json.dumps(asdict(registration), indent=2) + "\n", encoding="utf-8")
     return version
 

@@ -73,12 +73,6 @@ def read_shown(workspace: Workspace, register: RegisterParams, which: str | None
     return champion or read_version(workspace, name, which or register.alias)
 
 
-def read_versions(workspace: Workspace, name: str) -> list[VersionInfo]:
-    """All versions, newest first. Raises :class:`UserError` if there is no such model."""
-    read_aliases(workspace, name)
-    return find_versions(workspace, name)
-
-
 def find_versions(workspace: Workspace, name: str, **tags: str) -> list[VersionInfo]:
     """The versions with these tags, newest first; none if there is no such model."""
     query = " and ".join([f"name = '{name}'", *(f"tags.{key} = '{value}'" for key, value in tags.items())])

@@ -1,1 +1,1 @@
-"""Data sets of generated images: drawn by a registered model, and compared with real ones."""
+"""Data sets of images that a registered model draws, and their comparison with real images."""

@@ -1,9 +1,9 @@
 """The command ``sfd generate``: a folder of generated images, equally many per class, and a table of where each one comes from.
 
-Candidate k of a class has a seed of its own. The first ``per_class`` candidates that the judge accepts are kept. Candidates are drawn in
-batches of one size, and the batches before it decide what a batch holds. So a folder that was interrupted and continued has the same bytes
-as one that was not, and a larger folder begins with the images of a smaller one. With an adaptive sampler, whose steps depend on the whole
-batch, this holds up to its tolerance.
+Candidate k of a class has its own seed. The first ``per_class`` candidates that the judge accepts are kept. All batches of candidates have
+the same size, and the content of a batch follows from the batches before it. So a folder that was interrupted and continued has the same
+bytes as one that was not, and a larger folder begins with the images of a smaller one. With an adaptive sampler, whose steps depend on the
+whole batch, this holds up to its tolerance.
 """
 
 import hashlib
@@ -44,12 +44,12 @@ from sfd.training.backbone import condition_of
 from sfd.workspace import Workspace
 
 LEAST_SHARE, ENOUGH_TRIES = 0.1, 200
-"""The command ends when a class has had ENOUGH_TRIES candidates and has kept a smaller share of them than LEAST_SHARE."""
+"""The command stops if, after ENOUGH_TRIES candidates of a class, a smaller share of them than LEAST_SHARE was kept."""
 
 COMMAND = "command.json"
-"""In the folder's hidden folder: the command that makes the images."""
+"""File in the hidden folder that records the command."""
 ONLY_FOLDER = "images"
-"""The folder, and the name of the class in the table, of a model that is told no class."""
+"""For a model without classes: the only folder, and the class in the table."""
 
 IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
@@ -71,7 +71,7 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Upstream:
-    """Upstream results that the command reads: parameters, prepared data set and judge."""
+    """What the command reads of the project: parameters, prepared data set and judge."""
 
     workspace: Workspace
     params: Params
@@ -93,12 +93,12 @@ class Upstream:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the folders that are made: what a model can be asked for, or one folder if there is nothing to ask for."""
+        """Names of the folders of images: one per class of the models, or a single one if they have no classes."""
         return folders_of(self.condition)
 
 
 def folders_of(condition: Condition) -> list[str]:
-    """Names of the folders of a model's images."""
+    """Names of the folders for a model's images."""
     return condition.choices or [ONLY_FOLDER]
 
 
@@ -154,7 +154,10 @@ class ClassCounts:
         self.num_batches += 1
 
     def next_batch(self, size: int) -> list[tuple[int, int]]:
-        """Class and number of the next ``size`` candidates: the missing images class by class, then in turn more of the same classes."""
+        """Class and number of the next ``size`` candidates.
+
+        First come as many as are missing, class by class. Then come more candidates of these classes in turn.
+        """
         lacking = {index: self.per_class - kept for index, kept in enumerate(self.kept) if kept < self.per_class}
         wanted = chain.from_iterable(repeat(index, count) for index, count in lacking.items())
         tried = list(self.tried)
@@ -170,7 +173,7 @@ class ClassCounts:
             if kept < self.per_class and tried >= ENOUGH_TRIES and kept < LEAST_SHARE * tried:
                 raise UserError(
                     f"class {name!r} keeps only {kept} of {tried} candidates ({kept / tried:.1%}, at least {LEAST_SHARE:.0%} are "
-                    "needed); lower --min-confidence or drop --drop-memorised, with a new folder; what is done stays"
+                    "needed); lower --min-confidence or leave --drop-memorised out, and choose a new folder; this one stays as it is"
                 )
 
 
@@ -182,7 +185,9 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
             other files or images of another command. Later: a class keeps too few candidates, or files were changed meanwhile.
     """
     if options.min_confidence is not None and upstream.condition.choices is None:
-        raise UserError("--min-confidence is of the asked class, but the model is told no class; leave the option out")
+        raise UserError(
+            "--min-confidence is about the requested class, but the model has no classes; leave the option out"
+        )
     if options.min_confidence is not None and upstream.judge.classes is None:
         raise UserError(
             f"--min-confidence needs a judge that knows the classes, but `{upstream.judge.name}` does not; leave the option out, "
@@ -212,7 +217,7 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
 
 
 def _check_model(registered: RegisteredModel, upstream: Upstream) -> None:
-    """Raises :class:`UserError` unless the model has the project's condition and image size, and names of classes can name folders."""
+    """Raises :class:`UserError` unless the model has the project's classes and image size, and the names of classes can be folder names."""
     what = f"version {registered.version} of model `{registered.name}`"
     model, decoder = registered.images.model, registered.images.decoder
     remedy = "give a --version that was trained with this params.yaml, or run `dvc repro`"
@@ -237,7 +242,7 @@ def _some(classes: list[str] | None) -> str:
 
 
 def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> dict[str, object]:
-    """Everything that the images and their table depend on, for the file that names the command."""
+    """Everything that the images and their table depend on, as the file COMMAND records it."""
     facts = asdict(options) | {"version": registered.version, "model": registered.name}
     return facts | {
         "classes": upstream.classes,
@@ -249,7 +254,7 @@ def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Up
 
 
 def _digest(registered: RegisteredModel) -> str:
-    """sha256 of weights and settings. A version's number is not enough: in another store it can name another model."""
+    """sha256 of weights and settings. The number of a version is not enough, because another store can have another model under it."""
     digest = hashlib.sha256(registered.sample.model_dump_json().encode())
     for network in (registered.images.network, registered.images.decoder):
         for name, tensor in network.state_dict().items():
@@ -259,7 +264,7 @@ def _digest(registered: RegisteredModel) -> str:
 
 
 def _check_place(out: Path, upstream: Upstream) -> None:
-    """Raises :class:`UserError` if the folder holds foreign files, or lies among the training images."""
+    """Raises :class:`UserError` if the folder holds files of others, or lies among the training images."""
     root = upstream.data.source.root
     if out.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{out} lies in {root}, where its images would be taken for real ones; choose another folder")
@@ -295,19 +300,19 @@ def _check_command(out: Path, command: dict[str, object]) -> None:
     ]
     if differences:
         raise UserError(
-            f"{out} is made by another command ({'; '.join(differences)[:300]}); choose a new folder, or give that command again"
+            f"{out} is made by another command ({'; '.join(differences)[:300]}); choose a new folder, or repeat that command"
         )
 
 
 def _write(file: Path, content: bytes, work: Path) -> None:
-    """Writes a file in one rename."""
+    """Writes a file with one rename, so that it is never seen half written."""
     temporary = work / "unfinished"
     temporary.write_bytes(content)
     temporary.replace(file)
 
 
 def _draw(out: Path, work: Path, options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> None:
-    """Draws batches until every class has its images. A batch counts once its rows are in ``work``; they are written after its images."""
+    """Draws batches until every class has its images. The rows of a batch are written to ``work`` after its images; then it counts."""
     counts = ClassCounts(upstream.classes, options.per_class, [0] * len(upstream.classes), [0] * len(upstream.classes))
     for file in _batch_files(work):
         counts.add(pd.read_parquet(file))
@@ -378,7 +383,7 @@ def _batch_files(work: Path) -> list[Path]:
 
 
 def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
-    """Writes the table, one batch at a time, if every class folder holds its number of files and no other."""
+    """Writes the table, batch by batch. Raises :class:`UserError` unless every class folder holds ``per_class`` files."""
     for name in classes:
         count = sum(1 for _ in os.scandir(out / name))
         if count != per_class:
@@ -408,14 +413,14 @@ def _describe(out: Path, registered: RegisteredModel, options: GenerateOptions, 
         looked_at = _looked_at(out, classes)
         total, most = sum(looked_at.values()), max(classes, key=lambda name: looked_at[name])
         lines.append(
-            f"kept {options.per_class * len(classes) / total:.1%} of {total} candidates; fewest of class {most!r}: "
-            f"{options.per_class / looked_at[most]:.1%}"
+            f"kept {options.per_class * len(classes) / total:.1%} of {total} candidates; the lowest share is "
+            f"{options.per_class / looked_at[most]:.1%}, of class {most!r}"
         )
     return "\n".join([*lines, f"table: {out / TABLE}; as a data set: data.source: folder, data.root: {out}"])
 
 
 def _looked_at(out: Path, classes: list[str]) -> dict[str, int]:
-    """For each class the number of candidates up to the last kept one. Files are named by these numbers."""
+    """For each class, the number of candidates up to the last kept one. Files are named by the numbers of their candidates."""
     last = dict.fromkeys(classes, 0)
     for batch in pq.ParquetFile(out / TABLE).iter_batches(columns=["class", "file"]):
         for name, file in zip(batch["class"].to_pylist(), batch["file"].to_pylist(), strict=True):

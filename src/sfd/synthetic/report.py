@@ -27,19 +27,19 @@ from sfd.training.loop import log_nothing, train
 
 REAL, SYNTHETIC, BOTH = "real", "synthetic", "both"
 REPEATS = 3
-"""Trainings per set. The k-th training of every set starts from the same weights and draws the same augmentations."""
+"""Number of trainings per set. The k-th training of every set starts from the same weights and draws the same augmentations."""
 
 VERDICTS = {
     "better": "Training on both is better than on real images alone, beyond the noise of the training's seeds.",
     "worse": "Training on both is worse than on real images alone, beyond the noise of the training's seeds.",
-    "not told apart": "Training on both is not told apart from training on real images alone: the difference is within the noise "
+    "not told apart": "Training on both cannot be told apart from training on real images alone: the difference is within the noise "
     "of the training's seeds.",
 }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``accuracies``: held-out accuracy of every training, by what it was trained on."""
+    """The report's numbers. ``num_images`` and ``accuracies`` (held-out accuracy of every training): by the set of images trained on."""
 
     num_images: dict[str, int]
     num_heldout: int
@@ -53,7 +53,7 @@ class Outcome:
 
 
 def check_report(upstream: Upstream) -> None:
-    """Raises :class:`UserError` unless the judge is a network that learns the data set's classes, of which there are two or more."""
+    """Raises :class:`UserError` unless the judge is trained in this project and the data set has two or more classes."""
     if upstream.params.judge.source != "train":
         raise UserError(
             f"--report trains the judge's network, but judge.source is `{upstream.params.judge.source}`; set it to `train`, "
@@ -64,7 +64,7 @@ def check_report(upstream: Upstream) -> None:
 
 
 def report(out: Path, upstream: Upstream) -> str:
-    """Trains, writes ``report.json`` and ``report.md`` into the folder and returns the latter. Finished trainings are kept.
+    """Trains, writes ``report.json`` and ``report.md`` into the folder, and returns the text of the latter. Finished trainings are kept.
 
     Raises:
         UserError: the folder's table or its images are damaged.
@@ -107,7 +107,7 @@ def _image_sets(out: Path, upstream: Upstream) -> dict[str, ManifestImages]:
 
 
 def _fingerprint(out: Path, upstream: Upstream) -> str:
-    """sha256 of all that the report depends on."""
+    """sha256 of everything that the report depends on."""
     facts = {
         "images": digest_path(out / HIDDEN / COMMAND),
         "data set": published_fingerprint(upstream.workspace, "prepare"),
@@ -185,8 +185,8 @@ def _page(outcome: Outcome) -> str:
                 f"both - real: {gain.difference.mean:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}] (Student's t over {REPEATS} paired "
                 f"trainings). {VERDICTS[gain.verdict]}",
                 "",
-                f"Every training has {outcome.num_steps} steps. All accuracies are on the same {outcome.num_heldout} held-out images, one of "
-                f"which is {1 / outcome.num_heldout:.4f}: the interval does not say what other images would give.",
+                f"Every training has {outcome.num_steps} steps. All accuracies are measured on the same {outcome.num_heldout} held-out images, "
+                f"so one image is {1 / outcome.num_heldout:.4f}. The interval does not say what other held-out images would give.",
             ]
         )
         + "\n"

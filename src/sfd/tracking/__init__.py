@@ -7,9 +7,10 @@ batches, by a background thread (:mod:`sfd.tracking.delivery`). A killed stage t
 from sfd.tracking.address import check_place, registry_uri, relocate, tracking_uri
 from sfd.tracking.delivery import Store, StoreAway, client, import_mlflow, sync
 from sfd.tracking.journal import now_ms
-from sfd.tracking.run import Run, describe_origin, start_run
+from sfd.tracking.run import EXPERIMENT, Run, describe_origin, start_run
 
 __all__ = [
+    "EXPERIMENT",
     "Run",
     "Store",
     "StoreAway",

@@ -39,6 +39,8 @@ def tracking_uri(workspace: Workspace) -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
         return sqlite_uri(workspace.mlruns / DATABASE.name)
+    if given.startswith(SQLITE):
+        return _lasting(workspace, given)
     parts = urlsplit(given)
     if parts.scheme in ("http", "https") and parts.username and parts.password is not None:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
@@ -50,7 +52,16 @@ def tracking_uri(workspace: Workspace) -> str:
 
 def registry_uri(workspace: Workspace) -> str:
     """The MLflow model registry: ``MLFLOW_REGISTRY_URI``, else that of the tracking store."""
-    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri(workspace)
+    given = os.environ.get("MLFLOW_REGISTRY_URI")
+    return _lasting(workspace, given) if given else tracking_uri(workspace)
+
+
+def _lasting(workspace: Workspace, uri: str) -> str:
+    """The same store; of an experiment that works in a copy of the project, a file in that copy becomes the project's own."""
+    file, copy = sqlite_file(uri), os.path.abspath(workspace.root)
+    if file is None or workspace.dvc_experiment is None or not Path(os.path.abspath(file)).is_relative_to(copy):
+        return uri
+    return sqlite_uri(workspace.home / Path(os.path.abspath(file)).relative_to(copy))
 
 
 def sqlite_uri(file: Path) -> str:

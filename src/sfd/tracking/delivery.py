@@ -18,7 +18,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from sfd.errors import UserError, redact, warn
 from sfd.tracking.address import artifacts_of, check_place, registry_uri, sqlite_file, tracking_uri
@@ -41,6 +41,8 @@ MLFLOW_DEFAULTS = {
 
 METRICS_PER_BATCH = 1000  # MLflow's limits
 VALUES_PER_BATCH = 100
+
+SQLITE = "sqlite:///"
 
 _IMPORT = threading.Lock()
 
@@ -75,8 +77,11 @@ def client(workspace: Workspace) -> "MlflowClient":
     uri, registry = tracking_uri(workspace), registry_uri(workspace)
     for place in {uri, registry}:
         check_place(place)
+    if sqlite_file(uri) is None:
+        return MlflowClient(tracking_uri=uri, registry_uri=registry)
     workspace.mlruns.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=registry)
+    with FileLock(workspace.mlruns / "store.lock"):  # two processes that create the tables at once spoil them
+        return MlflowClient(tracking_uri=uri, registry_uri=registry)
 
 
 def check_reachable(workspace: Workspace) -> None:

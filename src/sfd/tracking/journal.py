@@ -1,7 +1,7 @@
 """What a stage logged, on local disk: one file for each run, one JSON record a line, and beside it how much MLflow has.
 
-``.sfd/journal/FINGERPRINT-STAGE.jsonl`` holds the records, ``*.state.json`` the delivered part, ``artifacts/`` the
-files that wait. One call writes a line, so a kill leaves whole lines and at most one torn last one, which is dropped.
+``.sfd/journal/FINGERPRINT-STAGE.jsonl`` holds the records (of an experiment, with its name at the end), ``*.state.json`` the delivered
+part, ``artifacts/`` the files that wait. One call writes a line, so a kill leaves whole lines and at most one torn last one, which is dropped.
 """
 
 import errno
@@ -224,7 +224,9 @@ def open_journal(workspace: Workspace, stage: str, fingerprint: str, experiment:
     """
     home = workspace.journals
     home.mkdir(parents=True, exist_ok=True)
-    name = f"{fingerprint[:16]}-{stage}"
+    # Two experiments may make the same result at the same time.
+    variant = "" if workspace.dvc_experiment is None else f"-{workspace.dvc_experiment.name}"
+    name = f"{fingerprint[:16]}-{stage}{variant}"
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(home / f"{name}.lock", timeout=WRITER_WAIT_S))

@@ -25,6 +25,9 @@ MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 8000
 MAX_DIGEST_CHARS = 36
 
+EXPERIMENT = "sfd.experiment"
+"""Tag of runs and of model versions that `dvc exp run` made: DVC's name of the experiment."""
+
 
 class Run:
     """One stage's run. Its calls never wait for MLflow.
@@ -179,8 +182,8 @@ def _cut(what: str, text: str, limit: int) -> str:
 
 
 def describe_origin(workspace: Workspace, stage: str) -> dict[str, str]:
-    """Tags that say which code and which data made the run, where git and dvc.lock know."""
-    tags = {}
+    """Tags that say which code and which data made the run, where git and dvc.lock know, and for which experiment."""
+    tags = {} if workspace.dvc_experiment is None else {EXPERIMENT: workspace.dvc_experiment.name}
     commit = _git(workspace.root, "rev-parse", "HEAD")
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit

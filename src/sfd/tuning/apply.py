@@ -1,4 +1,4 @@
-"""Writes values into a params file. Its comments, its order and the format of its other values stay."""
+"""Writes values into a params file, and keeps its comments, its order and the format of its other values."""
 
 import difflib
 import io
@@ -46,20 +46,20 @@ def _set(tree: Any, key: str, value: object, file: Path) -> None:
     for name in way:
         if isinstance(node, CommentedMap) and name in node and node[name] is None:
             node[name] = CommentedMap()
-            node[name].fa.set_flow_style()  # on the line of the null, so that a comment there stays where it was
+            node[name].fa.set_flow_style()  # on the same line as the null, so that a comment there keeps its place
         if not isinstance(node, CommentedMap) or name not in node:
-            raise UserError(f"{file} has no key `{key}`; write it out there, then apply again")
+            raise UserError(f"{file} has no key `{key}`; add it there, then apply again")
         node = node[name]
     if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, CommentedMap) and (last in node or node.fa.flow_style()):
         node[last] = value
     else:
-        raise UserError(f"{file} has no key `{key}`; write it out there, then apply again")
+        raise UserError(f"{file} has no key `{key}`; add it there, then apply again")
 
 
 def _replace(file: Path, text: str) -> bool:
-    """Replaces the file by the text if that is a valid params file; returns whether any parameter changed."""
+    """Replaces the file by the text if the text is valid and changes a parameter; returns whether it did."""
     try:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
             fresh = Path(folder) / file.name

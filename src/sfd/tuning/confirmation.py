@@ -17,9 +17,9 @@ BASELINE_TAUS = (0.3, 0.0)
 
 
 def confirm(study: "Study", params: Params, evaluator: CandidateEvaluator, folder: Path) -> None:
-    """Scores the best trial and the baselines ``tune.confirm_repeats`` times each, into the study's attribute ``confirmation``.
+    """Scores the best trial and the baselines ``tune.confirm_repeats`` times each. Stores this in the study's attribute ``confirmation``.
 
-    A repeat has fresh sampling seeds, and in a study of kind `training` (or with ``tune.refine_steps``) a fresh training too.
+    A repeat has fresh sampling seeds, and in a study of kind `training` (or with ``tune.refine_steps``) also a fresh training.
     All candidates share the seeds. Scores of an interrupted confirmation are kept. ``folder`` holds temporary files.
     """
     known: dict[str, dict[str, Any]] = study.user_attrs.get("confirmation", {})
@@ -40,7 +40,7 @@ def confirm(study: "Study", params: Params, evaluator: CandidateEvaluator, folde
 
 
 def candidates(study: "Study", params: Params) -> dict[str, dict[str, Any]]:
-    """Name of each candidate to its values. Of a Pareto front, the trial that is best by the first objective is taken."""
+    """The values of each candidate, by its name. If there is a Pareto front, the best trial is the one that is best in the first objective."""
     best = min(
         study.best_trials, key=lambda trial: trial.values[0] * (1 if study.directions[0].name == "MINIMIZE" else -1)
     )

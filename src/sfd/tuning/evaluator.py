@@ -1,4 +1,4 @@
-"""Scores a candidate: trains it if need be, samples, and measures. Knows nothing of Optuna and MLflow.
+"""Scores a candidate: trains it if needed, samples, and measures. Does not use Optuna or MLflow.
 
 Every candidate is scored on the same noise (common random numbers), so that seeds cause no difference between candidates.
 """
@@ -32,12 +32,12 @@ from sfd.workspace import Workspace
 
 GRID_IMAGES = 100
 STUDY, CONFIRMATION = "study", "confirmation"
-"""Names of the two halves of the held-out images, and of the seeds used with them."""
+"""Names of the two halves of the held-out images, and of the seeds that belong to each."""
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """One set of samples, scored. ``images``: the first ones, uint8 ``(n, 3, S, S)``, and their labels."""
+    """One set of samples with its metrics. ``images``: the first samples, uint8 ``(n, 3, S, S)``, with their ``labels``."""
 
     metrics: dict[str, float]
     images: Tensor
@@ -47,7 +47,7 @@ class Repeat:
 class CandidateEvaluator:
     """Holds what all trials share: judge, decoder, the features of the reference, the trained model.
 
-    The held-out images are split in two halves: one is the reference of all trials, the other is kept for the confirmation.
+    The held-out images are split into two halves: one is the reference of all trials, the other that of the confirmation.
     """
 
     def __init__(self, workspace: Workspace, params: Params) -> None:
@@ -74,10 +74,11 @@ class CandidateEvaluator:
         }
 
     def score(self, model: DiffusionModel, params: Params, purpose: str, repeat: int) -> Repeat:
-        """Samples ``tune.num_images`` images, conditions balanced, and scores them against the purpose's half of the reference.
+        """Samples ``tune.num_images`` images, balanced over the conditions, and scores them.
 
-        Metrics: ``fd`` (``fid`` if the judge is Inception), ``kid``, ``precision``, ``recall``, ``class_accuracy`` if the judge knows
-        the classes and the model draws them, and ``seconds_per_image`` of sampling.
+        ``purpose``: ``STUDY`` or ``CONFIRMATION``, which decides the half of the held-out images and the seeds.
+        Metrics: ``fd`` (``fid`` if the judge is Inception), ``kid``, ``precision``, ``recall``; ``class_accuracy`` if the judge knows
+        the classes and the model draws them; and ``seconds_per_image`` of sampling.
         """
         number, condition = params.tune.num_images, model.condition
         values = condition.plan(number)
@@ -109,8 +110,8 @@ class CandidateEvaluator:
     ) -> DiffusionModel:
         """A candidate's model.
 
-        Kind `training` trains it, see :meth:`train`. Kind `sampling` takes the trained model, refined at the candidate's schedule if
-        ``tune.refine_steps`` is above 0.
+        A study of kind `training` trains it, see :meth:`train`. Kind `sampling` uses the trained model, which is refined at the candidate's
+        schedule if ``tune.refine_steps`` is above 0.
         """
         if self.trained is None:
             return self.train(params, seed, folder, look)
@@ -148,14 +149,14 @@ class CandidateEvaluator:
         return model
 
     def _latents(self, params: Params) -> LatentDataset:
-        """The latents, with features if the loss needs them. They are opened once, because opening hashes every shard."""
+        """The latents, with features if the loss needs them. They are opened only once, because opening hashes every shard."""
         with_features = wants_features(params, "stored")
         if with_features not in self._opened:
             self._opened[with_features] = open_latents(params, self.workspace.result("latents"))
         return copy.copy(self._opened[with_features])  # a trial may normalise them by other statistics
 
     def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:
-        """Trains a model of a range of offsets for ``tune.refine_steps`` more steps, at the schedule that it is sampled with."""
+        """Trains a copy of ``shared``, a model of a range of offsets, for ``tune.refine_steps`` more steps at ``sample.schedule``."""
         assert params.sample.schedule is not None
         params = params.model_copy(update={"schedule": params.sample.schedule})
         dataset = self._latents(params)

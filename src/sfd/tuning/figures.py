@@ -1,7 +1,7 @@
 """Pictures of a study. Equal studies give equal bytes.
 
-Optuna draws history, importance, slice, contour and Pareto front; this module restyles them. It draws the curves itself, because
-they show standard errors and the confirmation, which Optuna does not know.
+Optuna draws history, importance, slice, contour and Pareto front, and this module changes their style. It draws the curves itself,
+because they show standard errors and the confirmation, which Optuna does not know.
 """
 
 import itertools
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SLICE_KEYS, CONTOUR_KEYS = 4, 3
-"""The most keys that one picture shows: the most important ones. More would not be readable."""
+"""The most keys that one picture shows; it shows the most important ones. More would not be readable."""
 
 BASELINE = "params.yaml"
 MARKERS = "sD^vP*X"
@@ -49,10 +49,10 @@ class _CannotDraw(Exception):
 
 
 def draw_study(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
-    """Draws every picture that the study has the trials for as PNG into the folder, which is made if need be.
+    """Writes every picture for which the study has enough trials into the folder, as PNG. Creates the folder if needed.
 
     Returns:
-        The pictures with captions, and one line for each picture that cannot be drawn, which says why.
+        The pictures with captions, and for each picture that cannot be drawn one line that says why.
     """
     objectives: list[str] = study.user_attrs["objectives"]
     pictures: list[Picture] = []
@@ -115,7 +115,7 @@ class _View:
         return self.value if len(self.study.directions) > 1 else None
 
     def cost(self, trial: FrozenTrial) -> float:
-        """The value with its sign turned so that lower is better, which Optuna's importance assumes."""
+        """The value, with its sign changed if higher is better: Optuna's importance assumes that lower is better."""
         return self.value(trial) * (1 if self.study.directions[self.index] == StudyDirection.MINIMIZE else -1)
 
     def numeric_keys(self) -> list[str]:
@@ -130,7 +130,7 @@ class _View:
         return isinstance(kind, FloatDistribution | IntDistribution) and kind.log
 
     def varying_keys(self) -> list[str]:
-        """Keys that take two values or more, the most important first if importance can be computed."""
+        """Keys with two or more different values; the most important first, if importance can be computed."""
         keys = [key for key in self.distributions if len({trial.params.get(key) for trial in self.trials}) > 1]
         if len(keys) < 2 or len({self.value(trial) for trial in self.trials}) < 2:
             return keys
@@ -177,9 +177,7 @@ def _draw_curve(view: _View, key: str, path: Path) -> Picture:
     save_figure(figure, path)
     title = "The tau curve" if key.split(".")[-1] == "tau" else f"{view.objective} against {key}"
     more = (
-        " Marked: the confirmation, with 95 % intervals; its seeds and reference images are its own."
-        if confirmation
-        else ""
+        " Marked: the confirmation, with 95 % intervals, on other seeds and reference images." if confirmation else ""
     )
     return Picture(path, f"{title}: mean of each complete trial's repeats ± standard error.{more}")
 
@@ -201,7 +199,7 @@ def _mark_confirmation(axes: "Axes", candidates: dict[str, tuple[float | None, S
         if x is None:
             continue
         low, high = found.interval or (found.mean, found.mean)
-        # Candidates with the same value stand beside each other; matplotlib does not see the limits of what is shifted.
+        # Candidates with the same value are drawn side by side. matplotlib's limits ignore what is shifted, so they are set here.
         beside = ScaledTranslation(taken.count(x) * 8 / 72, 0, axes.figure.dpi_scale_trans)
         taken.append(x)
         axes.update_datalim([(x, low), (x, high)])
@@ -233,7 +231,7 @@ def _draw_history(view: _View, path: Path) -> Picture:
         _restyle(axes)
         axes.set(xlabel="trial", ylabel=view.label)
         axes.collections[0].set_color(PALETTE[0])
-        # The best value changes only where a trial beats it; the axis ends at the last complete trial.
+        # The best value is a step function: it changes only where a trial beats it. The axis ends at the last complete trial.
         for line in axes.lines:
             line.set(color=PALETTE[1], alpha=1.0, drawstyle="steps-post")
         axes.set_xlim(-0.5, view.trials[-1].number + 0.5)
@@ -358,7 +356,7 @@ def _draw_front(study: Study, objectives: list[str], pair: tuple[int, int], path
         _legend(figure, handles, ["other trials", "Pareto front"][-len(handles) :])
         save_figure(figure, path)
     return Picture(
-        path, "Pareto front: no other trial is better in all objectives at once. The numbers are those of trials."
+        path, "Pareto front: no other trial is better in all objectives at once. The numbers are trial numbers."
     )
 
 
@@ -370,7 +368,7 @@ def _listed(view: _View, keys: list[str]) -> str:
 
 @contextmanager
 def _optuna_drawing(side: float | None = None) -> Iterator[None]:
-    """Undoes what Optuna's drawing does to the process: pyplot figures and style. Silences its warnings of experimental functions."""
+    """Closes the pyplot figures that Optuna opens in the block, restores the style, and silences warnings of experimental functions."""
     import matplotlib
     from matplotlib import pyplot
 
@@ -427,7 +425,7 @@ def _legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> 
 
 
 def _few_ticks(axis: "Axis", log: bool = False, whole: bool = False, most: int = 5) -> None:
-    """At most ``most`` steps between the numbers on an axis, written as 0.05 rather than 5 x 10^-2."""
+    """Allows at most ``most`` intervals between the numbers on an axis, and writes 0.05 rather than 5 x 10^-2."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     if log:

@@ -1,11 +1,12 @@
 """The work queue of a study. It does not know what the trials do.
 
-The budget of a study is a queue of *slots*: one WAITING trial each, which workers take one by one. So any number of workers
-neither overshoots nor loses a trial, and a slot's proposal depends on the seed, the slot and the history, not on the worker.
+The budget of a study is a queue of *slots*: one WAITING trial each, which workers take one by one. So however many workers there
+are, they run neither too many trials nor too few. The values proposed for a slot depend on the seed, the slot and the history, not on
+the worker.
 
 A trial's user attributes: ``slot``; ``attempt``, 1, or 2 after its worker was lost; ``after``, the number of the trial that it
 repeats; ``worker``, "host:pid"; ``heartbeat``, a counter; ``seconds``; ``reason``, why it was pruned or failed (without meaning in
-a COMPLETE trial). Trials without a slot, say from a dashboard, are not touched.
+a COMPLETE trial). Trials without a slot, for example from a dashboard, are not touched.
 
 Optuna is imported inside the functions, so that importing this module is quick.
 """
@@ -42,7 +43,7 @@ INTERRUPTED = "interrupted"
 LOST = "its worker was killed or lost"
 WITHDRAWN = "withdrawn: "
 
-STARTUP_TRIALS = 10  # random ones, before TPE has enough of them to divide into good and poor
+STARTUP_TRIALS = 10  # random trials, until TPE has enough of them to divide into good and poor ones
 SILENT_BEATS = 4
 POLL_S = 1.0
 
@@ -50,25 +51,25 @@ POLL_S = 1.0
 class Queue:
     """The trials of one study, seen by one worker. Use :meth:`create` or :meth:`join`; ``study`` is Optuna's.
 
-    Optuna's own heartbeat is not used: it does not exist for journal storages, works within ``Study.optimize`` alone, and
-    compares clocks of different machines. Here a worker counts up, and an observer gives a running trial up when it has not
-    seen its counter change for four ``tune.heartbeat_seconds`` on the observer's own clock.
+    Optuna's own heartbeat is not used: it does not exist for journal storages, works only within ``Study.optimize``, and
+    compares clocks of different machines. Here the worker of a trial increments a counter. Other workers observe it, and fail the
+    trial when the counter has not changed for four ``tune.heartbeat_seconds`` by their own clock.
     """
 
     def __init__(self, study: "Study", storage: "BaseStorage", tune: TuneParams, seed: int, max_resource: int) -> None:
         self.study, self.storage, self.tune, self.seed = study, storage, tune, seed
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._pruner = _build_pruner(tune, max_resource)
-        self._seen: dict[int, tuple[int, float]] = {}  # running trial: its counter, and when that was first seen
+        self._seen: dict[int, tuple[int, float]] = {}  # running trial: its counter, and when this value was first seen
 
     @classmethod
     def create(cls, tune: TuneParams, seed: int, directions: Sequence[Direction], max_resource: int) -> "Queue":
-        """The study, new or as it is.
+        """Creates the study, or opens it if it exists.
 
         Args:
             seed: seed of the proposals.
             directions: ``minimize`` or ``maximize`` for each objective.
-            max_resource: the number of values that a trial reports at most, for the pruner `hyperband`.
+            max_resource: the most values that a trial reports, for the pruner `hyperband`.
 
         Raises:
             UserError: the storage cannot be used.
@@ -81,7 +82,7 @@ class Queue:
 
     @classmethod
     def join(cls, tune: TuneParams, seed: int, max_resource: int) -> "Queue":
-        """The study that another process created; arguments as for :meth:`create`.
+        """Opens the study that another process created; arguments as for :meth:`create`.
 
         Raises:
             UserError: the storage cannot be used, or has no such study.
@@ -98,7 +99,7 @@ class Queue:
         return cls(study, storage, tune, seed, max_resource)
 
     def trials(self) -> list["FrozenTrial"]:
-        """The queue's trials by number, not to be changed."""
+        """The trials of the queue, by number. They must not be modified."""
         return [t for t in self.storage.get_all_trials(self._study_id, deepcopy=False) if "slot" in t.user_attrs]
 
     def counts(self) -> dict[str, int]:
@@ -106,9 +107,9 @@ class Queue:
         return dict(Counter("WITHDRAWN" if _withdrawn(trial) else trial.state.name for trial in self.trials()))
 
     def fill(self, trials: int) -> None:
-        """Makes the queue hold slots 0 to ``trials`` - 1, and nothing beyond that waits.
+        """Fills the queue with slots 0 to ``trials`` - 1, and withdraws waiting trials of higher slots.
 
-        A slot whose worker was interrupted waits again, with the same params. One that failed by itself counts as done.
+        A slot whose worker was interrupted is enqueued again, with the same params. A slot whose trial failed counts as done.
         """
         from optuna.trial import TrialState
 
@@ -125,7 +126,7 @@ class Queue:
     def _reap(self, trials: list["FrozenTrial"]) -> None:
         """Fails running trials whose worker is silent, and enqueues each of them again, once.
 
-        It takes two calls, four heartbeats apart, to find a silent one.
+        A silent worker is found by the second of two calls that are more than four heartbeats apart.
         """
         from optuna.trial import TrialState
 
@@ -140,17 +141,17 @@ class Queue:
             elif now - since > SILENT_BEATS * self.tune.heartbeat_seconds:
                 if self._finish(trial.number, TrialState.FAIL, reason=LOST):
                     dead.append(trial)
-        # And those of an observer that was killed before it could enqueue the second attempt.
+        # Also trials that an observer failed, if it was killed before it could enqueue the second attempt.
         ended = [slot[-1] for slot in _by_slot(trials).values() if _last_reason(slot) == LOST]
         for trial in dead + ended:
             if trial.user_attrs["attempt"] == 1:
                 self._repeat(trial, 2)
 
     def pop(self) -> "Trial | None":
-        """Takes the waiting trial of the lowest slot, which is RUNNING then; None if there is none.
+        """Takes the waiting trial of the lowest slot and sets it to RUNNING; None if no trial waits.
 
-        No storage keeps two observers from enqueuing the same second attempt, or two starters the same slot; the one with the
-        higher number is withdrawn here.
+        No storage prevents two processes from enqueuing the same slot, or the same second attempt. The trial with the higher number
+        is withdrawn here.
         """
         import optuna
         from optuna.trial import TrialState
@@ -170,7 +171,7 @@ class Queue:
             if first is not None:
                 self._finish(trial.number, TrialState.FAIL, reason=f"{WITHDRAWN}the same work as trial {first}")
                 continue
-            # A study of its own, with a sampler of its own, also forgets what Optuna has cached for the previous trial.
+            # A new study object has its own sampler, and nothing that Optuna has cached for the previous trial.
             study = optuna.load_study(
                 storage=self.storage,
                 study_name=self.tune.study,
@@ -181,7 +182,7 @@ class Queue:
         return None
 
     def execute(self, trial: "Trial", objective: "Callable[[Trial], Values]") -> None:
-        """Runs ``objective`` on a trial from :meth:`pop` and stores how it ends. Errors: see :func:`run`."""
+        """Runs ``objective`` on a trial from :meth:`pop` and stores how it ends. Raises as :func:`run` does."""
         from optuna import TrialPruned
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
@@ -200,7 +201,7 @@ class Queue:
             else:
                 end(TrialState.FAIL, f"its objectives are not finite: {values}")
         except UpdateFinishedTrialError:
-            pass  # this worker was silent for too long, and its trial was given to another
+            pass  # this worker was silent for too long, and its trial was given to another worker
         except TrialPruned as error:
             end(TrialState.PRUNED, one_line(error) or "pruned")
         except UserError as error:
@@ -210,12 +211,12 @@ class Queue:
             raise
         except Exception as error:
             end(TrialState.FAIL, f"{type(error).__name__}: {one_line(error)}")
-            if type(error).__name__ != "OutOfMemoryError":  # torch's: these params need too much, others may not
+            if type(error).__name__ != "OutOfMemoryError":  # torch's: these params need too much memory, others may not
                 raise
 
     @contextmanager
     def beating(self, trial: "Trial") -> Iterator[None]:
-        """Counts up the trial's ``heartbeat`` while the block runs."""
+        """Increments the trial's ``heartbeat`` while the block runs."""
         from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
         trial_id, stop = self._id(trial.number), threading.Event()
@@ -225,9 +226,9 @@ class Queue:
                 try:
                     self.storage.set_trial_user_attr(trial_id, "heartbeat", count)
                 except UpdateFinishedTrialError:
-                    return  # given to another; the main thread learns it at its next write
+                    return  # given to another worker; the main thread notices at its next write
                 except (StorageInternalError, OSError):
-                    pass  # a server that restarts: the next beat tries again, and a failing result is loud
+                    pass  # a server may be restarting: the next beat tries again, and writing the result does not hide errors
                 if stop.wait(self.tune.heartbeat_seconds):
                     return
 
@@ -240,13 +241,13 @@ class Queue:
             thread.join()
 
     def _repeat(self, trial: "FrozenTrial", attempt: int) -> None:
-        # What it was told to use, too: it may have ended before it used it.
+        # Including params that it was given but had not used when it ended.
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
         attributes = {"slot": trial.user_attrs["slot"], "attempt": attempt, "after": trial.number}
         self.study.enqueue_trial(params, user_attrs=attributes)
 
     def _take(self, trial: "FrozenTrial") -> bool:
-        """Whether the waiting trial became this worker's."""
+        """Takes a waiting trial for this worker; returns whether no other worker was faster."""
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
@@ -262,7 +263,7 @@ class Queue:
     def _finish(
         self, number: int, state: "TrialState", values: Values | None = None, **attributes: float | str
     ) -> bool:
-        """Whether the running trial was still unfinished. Attributes go first: a finished trial takes none."""
+        """Ends a trial; returns whether it was still unfinished. Attributes come first, because a finished trial accepts none."""
         from optuna.exceptions import UpdateFinishedTrialError
 
         trial_id = self._id(number)
@@ -302,12 +303,12 @@ def _by_slot(trials: list["FrozenTrial"]) -> dict[int, list["FrozenTrial"]]:
 
 
 def _attempt_key(trial: "FrozenTrial") -> tuple[int, int | None]:
-    """What two trials share if one of them is superfluous."""
+    """Equal for two trials that do the same work, so that one of them is superfluous."""
     return trial.user_attrs["slot"], trial.user_attrs["after"]
 
 
 def _last_reason(trials: list["FrozenTrial"]) -> str | None:
-    """Why the last trial of a slot failed; None if any trial of the slot may still end well, or has."""
+    """Why the last trial of a slot failed; None unless all trials of the slot have failed."""
     if any(trial.state.name != "FAIL" for trial in trials):
         return None
     return str(trials[-1].user_attrs.get("reason"))
@@ -327,20 +328,20 @@ def _build_pruner(tune: TuneParams, max_resource: int) -> "BasePruner":
 
 
 def run(queue: Queue, objective: "Callable[[Trial], Values]", deadline: float) -> None:
-    """Works on the queue until nothing is left of it or the deadline has passed.
+    """Runs trials until the queue is empty or the deadline has passed.
 
-    When nothing waits but others still work, it waits with them, since a trial of theirs may be lost.
+    If no trial waits but other workers still run some, it waits too, because one of those trials may be lost and enqueued again.
 
     Args:
-        objective: proposes params with ``trial.suggest_...``, returns one value per objective, or raises: ``optuna.TrialPruned`` and
-            :class:`UserError` (stored as FAIL) end the trial, as torch's ``OutOfMemoryError`` does. When the trial was given to
-            another worker, because this one was silent, the next write to it (``report``, ``set_user_attr``) raises
-            ``optuna.exceptions.UpdateFinishedTrialError``, which must not be caught; nothing is stored then.
-        deadline: value of ``time.monotonic()`` after which no trial is started. A running one is not cut short.
+        objective: proposes params with ``trial.suggest_...`` and returns one value per objective. It may raise ``optuna.TrialPruned``
+            (stored as PRUNED), :class:`UserError` or torch's ``OutOfMemoryError`` (stored as FAIL); the next trial follows. If this
+            worker was silent for so long that its trial was given to another, the next write to the trial (``report``,
+            ``set_user_attr``) raises ``optuna.exceptions.UpdateFinishedTrialError``. It must not be caught; nothing is stored then.
+        deadline: value of ``time.monotonic()`` after which no trial is started. A running trial is not stopped.
 
     Raises:
         KeyboardInterrupt, SystemExit: the trial is stored as interrupted first; :meth:`Queue.fill` enqueues it again.
-        Exception: any other that ``objective`` raises, a fault of the program; the trial is stored as FAIL first.
+        Exception: any other error of ``objective``, which is a fault of the program; the trial is stored as FAIL first.
     """
     while time.monotonic() < deadline:
         trial = queue.pop()

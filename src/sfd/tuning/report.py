@@ -1,4 +1,4 @@
-"""Reports of a study: a table for the terminal, a folder with page, pictures and files, and the choice of a trial."""
+"""Reports of a study: a table for the terminal, and a folder with a page, pictures and files. Also chooses a trial."""
 
 import base64
 import csv
@@ -31,7 +31,7 @@ class Table:
 
 
 def table(study: Study) -> str:
-    """Trials, confirmation and verdict as plain text: one row per trial, by number; ``*`` marks the best, or the Pareto front."""
+    """Trials, confirmation and verdicts as plain text. Trials have one row each, by number; ``*`` marks the best, or the Pareto front."""
     parts = [f"Study {study.study_name}: {_headline(study)}", _as_text(_trial_table(study))]
     confirmed = _confirmation_table(study)
     if confirmed is not None:
@@ -43,8 +43,8 @@ def choose(study: Study, number: int | None) -> FrozenTrial:
     """The trial with this number, or the best one if ``number`` is None.
 
     Raises:
-        UserError: no trial is complete, the trial does not exist or is not complete, or a study of several objectives is asked
-            for its best without a number.
+        UserError: no trial is complete; the trial does not exist or is not complete; or there is no number, and the study has several
+            objectives.
     """
     complete = {trial.number: trial for trial in study.get_trials(states=(TrialState.COMPLETE,))}
     if not complete:
@@ -53,14 +53,14 @@ def choose(study: Study, number: int | None) -> FrozenTrial:
         if len(study.directions) > 1:
             front = ", ".join(str(trial.number) for trial in sorted(study.best_trials, key=lambda trial: trial.number))
             raise UserError(
-                f"study {study.study_name} has several objectives, so no single best trial; name one of its front with --trial: {front}"
+                f"study {study.study_name} has several objectives, so no single best trial; choose one of its Pareto front with --trial: {front}"
             )
         return complete[study.best_trial.number]
     if number not in complete:
         states = {trial.number: _state(trial) for trial in study.get_trials(deepcopy=False)}
         what = f"is {states[number]}" if number in states else "does not exist"
         raise UserError(
-            f"trial {number} of study {study.study_name} {what}; name a complete one: {', '.join(map(str, complete))}"
+            f"trial {number} of study {study.study_name} {what}; choose a complete one: {', '.join(map(str, complete))}"
         )
     return complete[number]
 
@@ -68,7 +68,7 @@ def choose(study: Study, number: int | None) -> FrozenTrial:
 def write_report(study: Study, folder: Path) -> list[Path]:
     """Writes ``report.html``, ``trials.csv``, ``best.yaml`` (one objective and a complete trial) and the pictures into the folder.
 
-    The folder is made if need be, and files of these names are replaced. Returns the written files, the page first. The page needs
+    Creates the folder if needed, and replaces files of these names. Returns the written files, the page first. The page needs
     no other file and no network.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def _trial_table(study: Study) -> Table:
 
 
 def _score(values: Sequence[float], repeats: int) -> str:
-    """Mean and standard error; also the number of finished repeats, if some are missing."""
+    """Mean and standard error; also the number of finished repeats if some are missing."""
     if not values:
         return ""
     return _with_error(estimate(values)) + (f" ({len(values)} of {repeats})" if len(values) < repeats else "")
@@ -169,13 +169,13 @@ def _reference(study: Study) -> str:
 
 
 def _confirmation_repeats(study: Study) -> int:
-    """The largest number of repeats. A candidate whose scoring was interrupted, or still runs, has fewer."""
+    """The largest number of repeats of any candidate. One whose scoring was interrupted, or still runs, has fewer."""
     confirmation: dict[str, Any] = study.user_attrs["confirmation"]
     return max(len(values) for candidate in confirmation.values() for values in candidate["values"].values())
 
 
 def _comparison(study: Study, name: str, other: str, objective: str, direction: StudyDirection) -> Comparison:
-    """Compares two candidates over the repeats that both have. Repeat k has the same seed in all of them."""
+    """Compares two candidates over the repeats that both have. Repeat k has the same seed in both."""
     confirmation: dict[str, Any] = study.user_attrs["confirmation"]
     sense: Direction = "minimize" if direction == StudyDirection.MINIMIZE else "maximize"
     mine, theirs = (confirmation[candidate]["values"][objective] for candidate in (name, other))
@@ -184,7 +184,7 @@ def _comparison(study: Study, name: str, other: str, objective: str, direction: 
 
 
 def _confirmation_table(study: Study) -> Table | None:
-    """One row per candidate: each objective, its difference to the reference with the 95 % interval, the verdict.
+    """One row per candidate: each objective, its difference from that of the reference with the 95 % interval, and the verdict.
 
     None if there is no confirmation yet."""
     confirmation: dict[str, Any] = study.user_attrs.get("confirmation", {})
@@ -214,7 +214,7 @@ def _sentences(study: Study) -> list[str]:
     return [
         *verdicts(study),
         f"A repeat compares {attrs['num_images']} images with {attrs['num_reference']} reference images. A Frechet distance falls "
-        "with the number of images, so only values with equal counts compare.",
+        "with the number of images, so compare only values with equal counts.",
     ]
 
 
@@ -235,7 +235,7 @@ def verdicts(study: Study) -> list[str]:
         sentences.append(f"Verdict on {objective}: {reference} {'; it '.join(said) or 'stands alone'}.")
     best = _best_numbers(study)
     if len(study.directions) == 1 and reference.startswith("best") and f"trial {best[0]})" not in reference:
-        sentences.append(f"The best is trial {best[0]} now, which is not confirmed.")
+        sentences.append(f"Trial {best[0]} is the best now, but it is not confirmed.")
     return [*sentences, "In brackets: the mean difference over the same seeds, and its 95 % interval (Student's t)."]
 
 
@@ -252,7 +252,7 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def _as_text(content: Table) -> str:
-    """The table with a column of marks before it."""
+    """The table as text, with a column of marks before it."""
     marks = [MARK if kind == BEST else "" for kind in content.kinds]
     return as_text([["", *content.head], *([mark, *row] for mark, row in zip(marks, content.rows, strict=True))])
 
@@ -296,7 +296,7 @@ def _best_yaml(study: Study) -> str:
             place = place.setdefault(part, {})
         place[key.split(".")[-1]] = value
     score = _with_error(estimate(best.user_attrs["values"][objective]))
-    head = f"# Study {study.study_name}, trial {best.number}: {objective} {score}. A number as key picks from a list.\n"
+    head = f"# Study {study.study_name}, trial {best.number}: {objective} {score}. A number as key is an index into a list.\n"
     return head + dump_tree(nested)
 
 

@@ -8,7 +8,7 @@ from sfd.workspace import Workspace
 
 
 def settle_runs(workspace: Workspace, queue: Queue, tracking: TrackingParams, parent: str | None) -> None:
-    """Ends the runs of killed workers as FAILED, and puts all runs of the study below its newest parent.
+    """Ends the runs of killed workers as FAILED, and makes all runs of the study children of its newest parent.
 
     If the server does not answer, a warning is printed: the study itself is complete without it.
     """
@@ -25,7 +25,7 @@ def settle_runs(workspace: Workspace, queue: Queue, tracking: TrackingParams, pa
         for run in mlflow.search_runs([experiment.experiment_id], query, max_results=50_000):
             number = run.data.tags.get("sfd.trial")
             if number is None:
-                continue  # a parent
+                continue  # a parent run
             if parent is not None and run.data.tags.get("mlflow.parentRunId") != parent:
                 mlflow.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
             if run.info.status == "RUNNING" and states[number].is_finished():

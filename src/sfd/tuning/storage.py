@@ -46,13 +46,13 @@ def expand(url: str) -> str:
 
 
 def check_storage(url: str) -> None:
-    """Stops within 3 s when ``tune.storage`` cannot be used, before Optuna is imported.
+    """Checks within 3 s that ``tune.storage`` can be used, before Optuna is imported.
 
-    Relative folders are created; absolute ones must exist, because a missing one is a mistake or a disk that is not mounted.
+    Relative folders are created. Absolute folders must exist, because a missing one is a mistake or a disk that is not mounted.
 
     Raises:
-        UserError: the folder is missing or read-only, the file is something else, the server does not answer or refuses, its
-            driver is missing, a variable in the address is not set.
+        UserError: the folder is missing or read-only; the file is not a study's; the server does not answer or refuses; its driver is
+            missing; or a variable in the address is not set.
     """
     check_storage_address(url)
     if url.startswith(POSTGRES):
@@ -91,10 +91,10 @@ def _check_sqlite(url: str, path: Path) -> None:
             connection.execute("BEGIN IMMEDIATE")
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.Error as error:
-        if error.sqlite_errorname == "SQLITE_BUSY":  # another worker writes, so it can be used
+        if error.sqlite_errorname == "SQLITE_BUSY":  # another worker is writing, so the database can be used
             return
         raise UserError(f"tune.storage `{url}` cannot be used: {error}; repair it or name another file") from None
-    if tables and not tables & {"studies", "version_info"}:  # e.g. MLflow's: both keep a table `alembic_version`
+    if tables and not tables & {"studies", "version_info"}:  # for example MLflow's: both have a table `alembic_version`
         raise UserError(f"tune.storage `{url}` cannot be used: it is another program's database; name another file")
 
 
@@ -131,7 +131,7 @@ def _check_server(url: str) -> None:
         except psycopg2.Error as error:
             problems.append(one_line(error))
 
-    # In a thread, because libpq's limit leaves out name resolution and holds for each address of a host.
+    # In a thread, because libpq's limit does not include name resolution, and applies to each address of a host.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(CONNECT_S)
@@ -165,7 +165,7 @@ def open_storage(url: str) -> "BaseStorage":
         try:
             return _open_database(url)
         except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
-            # Another worker creates the tables at the same time; the next look finds them.
+            # Another worker may be creating the tables at the same time; then the next try finds them.
             tries -= 1
             if not tries:
                 problem = one_line(error)
@@ -183,13 +183,13 @@ def _open_database(url: str) -> "BaseStorage":
     import sqlalchemy
 
     if url.startswith(POSTGRES):
-        # The driver by name: SQLAlchemy 2.1 changed its default. Pings, because trials outlast idle connections.
+        # The driver is named, because SQLAlchemy 2.1 changed its default. Pings, because servers close idle connections during a trial.
         return optuna.storages.get_storage(
             optuna.storages.RDBStorage(url.replace("://", "+psycopg2://", 1), engine_kwargs={"pool_pre_ping": True})
         )
     database = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60, "isolation_level": None}})
-    # Optuna reads a trial's state with FOR UPDATE, then writes it. SQLite knows no such clause, and by default takes its lock
-    # only at the write, so that two workers could take the same trial. Thus every transaction starts with the lock
+    # Optuna reads a trial's state with FOR UPDATE, then writes it. SQLite has no such clause, and by default takes its lock
+    # only at the write, so that two workers could take the same trial. So every transaction starts by taking the lock
     # (docs.sqlalchemy.org, "Enabling Non-Legacy SQLite Transactional Modes").
     sqlalchemy.event.listen(database.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return optuna.storages.get_storage(database)

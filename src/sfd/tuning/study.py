@@ -27,7 +27,7 @@ BUDGET = ("trials", "minutes", "storage", "heartbeat_seconds", "confirm_repeats"
 
 
 def tune(workspace: Workspace) -> None:
-    """Runs the study of params.yaml to its end, or continues it, and leaves its report in ``results/tune``.
+    """Runs the study of params.yaml to its end, or continues it, and writes its report to ``results/tune``.
 
     Raises:
         UserError: before anything runs: a key or a range is wrong, an upstream result is missing or out of date, the storage
@@ -39,7 +39,11 @@ def tune(workspace: Workspace) -> None:
 
 
 def run_worker(workspace: Workspace) -> None:
-    """Joins the study of params.yaml until its trials are done. Raises :class:`UserError` as :func:`tune` does, or if there is none."""
+    """Works on the study of params.yaml until its trials are done.
+
+    Raises:
+        UserError: as :func:`tune` does before anything runs; or there is no such study.
+    """
     params = check(workspace)
     queue = Queue.join(_opened(workspace, params.tune), params.seed, reports(params))
     _check_signature(workspace, queue, params)
@@ -48,7 +52,7 @@ def run_worker(workspace: Workspace) -> None:
 
 
 def report_study(workspace: Workspace, name: str) -> str:
-    """The table of a study in the storage of params.yaml; writes its page to ``results/reports/NAME``.
+    """Returns the table of a study in the storage of params.yaml, and writes its page to ``results/reports/NAME``.
 
     Raises:
         UserError: the storage has no such study.
@@ -67,7 +71,7 @@ def apply_study(workspace: Workspace, name: str, trial: int | None) -> str:
     ``trial``: its number; None for the best one.
 
     Raises:
-        UserError: there is no such study or completed trial, or the values do not fit params.yaml, which then stays as it is.
+        UserError: there is no such study or completed trial, or the values do not fit params.yaml. The file is then not changed.
     """
     from sfd.tuning.apply import apply_values
     from sfd.tuning.report import choose, verdicts
@@ -86,7 +90,7 @@ def _load_study(workspace: Workspace, name: str) -> "Study":
 
 
 def _opened(workspace: Workspace, tune: TuneParams) -> TuneParams:
-    """The section with the storage as seen from the working folder."""
+    """The section `tune`, with the storage's path as seen from the working folder."""
     return tune.model_copy(update={"storage": resolve_storage(workspace, tune.storage)})
 
 
@@ -126,8 +130,8 @@ def signature(workspace: Workspace, params: Params) -> str:
 def _check_signature(workspace: Workspace, queue: Queue, params: Params) -> None:
     if queue.study.user_attrs.get("signature") != signature(workspace, params):
         raise UserError(
-            f"study `{params.tune.study}` was made with other parameters or upstream results than there are now, and unlike trials "
-            "cannot be compared: set tune.study to a new name, or restore what was changed"
+            f"study `{params.tune.study}` was made with other parameters or upstream results than the present ones, so its trials and new "
+            "ones cannot be compared: set tune.study to a new name, or restore what was changed"
         )
 
 
@@ -140,7 +144,7 @@ def _run_study(current: Stage) -> None:
     workspace, params = current.workspace, current.params
     queue = open_study(workspace, params)
     study_id = queue.study.user_attrs["id"]
-    assert current.run is not None  # a study's main process is one process
+    assert current.run is not None  # the main process of a study is a single one, and so it has the MLflow run
     names = {"sfd.study": study_id, "sfd.study_name": params.tune.study}
     current.run.log_tags(
         {"mlflow.runName": f"tune {params.tune.study}", **names, "sfd.storage": redact(params.tune.storage)}
@@ -158,13 +162,13 @@ def _run_study(current: Stage) -> None:
     best = queue.study.best_trials[0]
     current.log({f"best/{name}": value for name, value in zip(params.tune.objectives, best.values, strict=True)})
     current.log_artifacts(*files)
-    shutil.rmtree(work_folder(workspace, study_id))  # of killed workers, too
+    shutil.rmtree(work_folder(workspace, study_id))  # also what killed workers left there
     print(table(queue.study))
     print(describe_counts(queue, params))
 
 
 def open_study(workspace: Workspace, params: Params) -> Queue:
-    """Creates or continues the study. Raises :class:`UserError` if the name belongs to a study of other parameters."""
+    """Creates or continues the study. Raises :class:`UserError` if a study of this name was made with other parameters."""
     tune, names = params.tune, list(params.tune.objectives)
     directions: list[Literal["maximize", "minimize"]] = [
         "maximize" if is_higher_better(name) else "minimize" for name in names

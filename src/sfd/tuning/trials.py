@@ -1,4 +1,4 @@
-"""One trial for Optuna and MLflow: proposes values, has them scored, reports to the pruner, logs a child run."""
+"""One trial: gets values from Optuna, has them scored, reports to the pruner, and logs a child run in MLflow."""
 
 import hashlib
 import statistics
@@ -72,7 +72,7 @@ class Trials:
         return self.evaluator.model(candidate, self.params.seed, folder, look)
 
     def _report(self, trial: "Trial", scored: Repeat, step: int, when: str) -> None:
-        """Tells the pruner, whose steps count from 1; Optuna has none for several objectives."""
+        """Reports to the pruner, whose steps count from 1. Optuna has no pruners for several objectives."""
         from optuna import TrialPruned
 
         names = self.params.tune.objectives
@@ -93,13 +93,13 @@ class Trials:
 
     @contextmanager
     def _tracked(self, trial: "Trial", values: Mapping[str, object]) -> Iterator[Run]:
-        """The trial's MLflow run. It ends with the status of the trial; pruned and interrupted ones are KILLED."""
+        """The trial's MLflow run. It ends with the status of the trial; runs of pruned and interrupted trials end as KILLED."""
         from optuna import TrialPruned
 
         name = f"trial-{trial.number:04d}"
         fingerprint = hashlib.sha256(f"{self.study_id}/{trial.number}".encode()).hexdigest()
         with ExitStack() as afterwards, start_run(self.workspace, name, fingerprint, self.params.tracking, {}) as run:
-            afterwards.callback(link, trial, run)  # once the run is closed, MLflow knows it
+            afterwards.callback(link, trial, run)  # MLflow knows the run at the latest when it is closed
             below = {} if self.parent is None else {"mlflow.parentRunId": self.parent}
             run.log_tags({"sfd.study": self.study_id, "sfd.trial": trial.number, **below})
             run.log_params(values)
@@ -156,7 +156,7 @@ def link(trial: "Trial", run: Run) -> None:
 
 
 def log_grid(run: Run, scored: Repeat, folder: Path) -> None:
-    """The first samples, a class a row, as an artifact."""
+    """Logs a grid of the first samples, one class per row, as an artifact."""
     order = sorted(range(len(scored.labels)), key=lambda n: scored.labels[n])
     labels = [scored.labels[n] for n in order]
     per_row = max(1, min(GRID_PER_CLASS, min(labels.count(label) for label in labels)))

@@ -138,8 +138,8 @@ def in_threads(examine: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 def describe(path: str, label: str, data: bytes, max_pixels: int) -> Found:
-    """An image whose file is ``data``. Raises :class:`ImageRefused` as :func:`sfd.data.images.decode_rgb` does."""
-    from sfd.data.images import decode_rgb
+    """An image whose file is ``data``. Raises :class:`ImageRefused` as :func:`sfd.data.decoding.decode_rgb` does."""
+    from sfd.data.decoding import decode_rgb
 
     image = decode_rgb(io.BytesIO(data), max_pixels)
     return Found(path, label, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())

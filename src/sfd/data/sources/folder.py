@@ -57,7 +57,7 @@ def scan_folder(root: Path, max_pixels: int) -> Scan:
 
     Args:
         root: an existing folder.
-        max_pixels: as in :func:`sfd.data.images.decode_rgb`.
+        max_pixels: as in :func:`sfd.data.decoding.decode_rgb`.
     """
     files, classes, rejected = _walk(root)
     found: list[Found] = []
@@ -120,7 +120,7 @@ def _link_refusal(entry: Path, real_root: Path, followed: set[Path]) -> str | No
 
 
 def _examine(root: Path, relative: Path, max_pixels: int) -> Found | Rejected:
-    from sfd.data.images import decode_rgb
+    from sfd.data.decoding import decode_rgb
 
     path = printable(relative.as_posix())
     try:

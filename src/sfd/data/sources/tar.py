@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sfd.data.files import ImageRefused, open_regular
+from sfd.data.files import ImageRefused, max_file_bytes, open_regular
 from sfd.data.sources.common import (
     Outcome,
     check_folder,
@@ -120,7 +120,7 @@ def scan_archives(root: Path, max_pixels: int) -> Scan:
 
     Args:
         root: a folder with files ``*.tar`` directly in it, or one such file.
-        max_pixels: as in :func:`sfd.data.images.decode_rgb`.
+        max_pixels: as in :func:`sfd.data.decoding.decode_rgb`.
     """
     return collect(outcome for archive in _archives(root) for outcome in _scan_archive(archive, max_pixels))
 
@@ -233,8 +233,7 @@ def _examine(descriptor: int, archive: str, key: str, sample: _Sample, max_pixel
         image = _image(sample)
         path = f"{archive}{SEPARATOR}{image.name}"
         label = _label(descriptor, sample, image.name)
-        # No format has more than 8 bytes per pixel; headers and profiles come on top.
-        data = _read(descriptor, image, min(8 * max_pixels + 2**20, _MAX_READ_BYTES))
+        data = _read(descriptor, image, min(max_file_bytes(max_pixels), _MAX_READ_BYTES))
         found = describe(path, str(label), data, max_pixels)
     except ImageRefused as refusal:
         return Rejected(path, str(refusal)), label

@@ -8,10 +8,10 @@ from sfd.diffusion.solver import FixedStepSolver, SamplingOde, Steps
 
 
 class AdamsBashforth2(FixedStepSolver):
-    """Extrapolates the predicted data ``x + (1 - t) * velocity``, here for the linear path.
+    """Extrapolates the predicted data, which on the linear path is ``x + (1 - t) * velocity``.
 
-    Over a step, the prediction is a line through its last two values, in the part's own time. The path under that line is solved exactly.
-    A part that has just begun takes Euler's step.
+    During a step, the prediction is taken to be linear in the part's own time, through its last two values. The ODE with this linear
+    prediction is solved exactly. A part that has just begun takes Euler's step.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class AdamsBashforth2(FixedStepSolver):
         self._coefficients: tuple[Tensor, Tensor] | None = None
 
     def grid(self, u: Tensor, ode: SamplingOde, /) -> Tensor:
-        """With the exact rule, the nearest bounds are moved onto the borders, so that a part begins where a step does."""
+        """With the exact rule, the bound nearest to each border is moved onto it, so that a part begins where a step begins."""
         if ode.published_rule or len(u) == 2:
             return u
         u = u.clone()

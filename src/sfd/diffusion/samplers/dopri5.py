@@ -1,4 +1,4 @@
-"""Dormand-Prince of order 5 (torchdiffeq's), with steps that follow from its error tolerances."""
+"""torchdiffeq's Dormand-Prince method of order 5, whose error tolerances decide the steps."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from sfd.diffusion.solver import SamplingOde
 
 @dataclass(frozen=True)
 class Dopri5:
-    """Chooses its own steps, so that the error over the whole batch keeps the tolerances ``atol`` (absolute) and ``rtol`` (relative)."""
+    """Chooses its own steps, so that the error of the whole batch stays within ``atol`` (absolute) and ``rtol`` (relative)."""
 
     atol: float = 1e-6
     rtol: float = 1e-3
 
     def integrate(self, ode: SamplingOde, noise: Tensor, _u: Tensor, /) -> Tensor:
-        """See :class:`sfd.diffusion.solver.Solver`; the grid asked for is not used.
+        """See :class:`sfd.diffusion.solver.Solver`; the requested grid is not used.
 
-        The exact rule integrates each phase between two borders by itself, so that no step meets a jump of a speed.
+        The exact rule integrates each phase between two borders separately, so that no step crosses a jump of a speed.
         """
         from torchdiffeq import odeint
 
@@ -34,7 +34,7 @@ class Dopri5:
                 return speed * ode.evaluate(x, *schedule.times(u))
 
             span = torch.tensor([start, end], dtype=torch.float64, device=noise.device)
-            # torchdiffeq would step past the end and interpolate back, over the border: fifty times the error.
+            # Without this, torchdiffeq steps past the border and interpolates back: fifty times the error.
             options = {"step_t": span[1:]} if exact else None
             x = odeint(drift, x, span, method="dopri5", atol=self.atol, rtol=self.rtol, options=options)[-1]
         return x

@@ -10,8 +10,8 @@ from sfd.diffusion.loss import Predicted
 SHORTEST_VELOCITY = 0.1
 """Floor of a predicted velocity's length in training; usual lengths are 3 to 10.
 
-The slope of a cosine is 1 / length. A fresh model predicts exactly zero, and with torch's floor of 1e-8 its first gradient is 1e7
-times the usual one: Adam's second moment remembers that and keeps the output layer nearly still for thousands of steps.
+The gradient of a cosine is proportional to 1 / length. A fresh model predicts exactly zero, and with torch's floor of 1e-8 its first
+gradient is 1e7 times the usual one: Adam's second moment remembers that and keeps the output layer nearly still for thousands of steps.
 """
 
 
@@ -29,8 +29,8 @@ class CosineTerm:
 
 
 def cosine_loss(prediction: Tensor, target: Tensor, shortest: float = 1e-8) -> Tensor:
-    """``1 - cosine`` along channels (all together), mean over positions, per image ``(B,)``.
+    """``1 - cosine`` along all channels together, of two ``(B, C, H, W)``; mean over positions, per image ``(B,)``.
 
-    A vector shorter than ``shortest`` counts as that long.
+    A vector shorter than ``shortest`` is divided by ``shortest`` instead of its own length.
     """
     return (1.0 - cosine_similarity(prediction, target, dim=1, eps=shortest)).mean(dim=(1, 2))

@@ -8,11 +8,11 @@ from sfd.diffusion.loss import Predicted, per_part
 
 
 class VelocityOptions(Protocol):
-    """What the term takes from the options of the loss."""
+    """The options of the loss that this term reads."""
 
     @property
     def semantic_weight(self) -> float:
-        """Weight of the semantic channels; texture has 1."""
+        """Weight of the semantic channels; that of texture is 1."""
 
 
 class VelocityTerm:
@@ -37,9 +37,10 @@ def velocity_loss(
     semantic_weight: float,
     part_weights: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Squared velocity error per image ``(B,)``: mean over channels and positions, semantic channels weighted.
+    """Squared error of a velocity ``(B, C, H, W)``, per image ``(B,)``: mean over channels and positions.
 
-    ``part_weights`` are further weights of texture and semantics for each image, each ``(B,)``.
+    The error of the semantic channels counts ``semantic_weight`` times. ``part_weights``: further weights of texture and of semantics,
+    each ``(B,)``.
     """
     texture, semantic = part_weights or (prediction.new_ones(len(prediction)),) * 2
     weight = per_part(texture, semantic_weight * semantic, target.shape[1], semantic_channels)

@@ -13,10 +13,10 @@ from sfd.network_files import file_digest, write_config
 from sfd.params import JudgeParams
 
 WEIGHTS = "inception.pth"
-"""Weights in torch-fidelity's own form."""
+"""The weights, in torch-fidelity's own format."""
 NUM_FEATURES = 2048
 SPATIAL_CHANNELS, SPATIAL_SIDE = 7, 17
-"""What sFID sees of Inception-v3, as ADM's evaluator takes it (arXiv 2105.05233, `mixed_6/conv` of the published graph)."""
+"""The part of Inception-v3 that sFID uses, as in ADM's evaluator (arXiv 2105.05233): from `mixed_6/conv` of the published graph."""
 
 
 class InceptionJudge(Judge):
@@ -60,7 +60,7 @@ class InceptionJudge(Judge):
 
     @classmethod
     def save_pretrained(cls, folder: Path, params: JudgeParams) -> None:
-        """As :class:`Judge` says: a copy of ``params.file``, or what torch-fidelity fetches.
+        """As :class:`Judge` says: a copy of ``params.file``, or the weights that torch-fidelity downloads.
 
         Raises:
             UserError: the weights cannot be fetched, or the file does not hold plain tensors of Inception-v3.

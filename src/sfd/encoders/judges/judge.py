@@ -1,5 +1,7 @@
-"""What a judge is, and the judge that stage ``judge`` left. A new kind is one file beside this one and one line of ``names.JUDGES``."""
+"""The base class of judges, and loading the one that stage ``judge`` wrote. A new kind is one file beside this one and one line of
+``names.JUDGES``."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,12 +13,12 @@ from sfd.network_files import read_implementation
 from sfd.params import JudgeParams
 
 
-class Judge(nn.Module):
-    """A frozen network that scores images. Never the encoder whose features became semantic latents.
+class Judge(nn.Module, ABC):
+    """A frozen network that scores images. It is never the encoder whose features became semantic latents.
 
     Attributes:
         kind: its name in ``names.JUDGES``, and in ``config.json``.
-        name: appears in the keys of metrics; ``inception`` for Inception-v3, and for nothing else.
+        name: appears in the keys of metrics; ``inception`` is kept for Inception-v3.
         digest: sha256 of its weights.
         num_features: D, the channels of its features.
         num_spatial_features: S, the size of the spatial features that sFID needs; 0 if it has none.
@@ -30,12 +32,12 @@ class Judge(nn.Module):
     num_spatial_features: int = 0
     classes: int | None
 
+    @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images uint8 ``(B, 3, H, W)`` on its device -> features float32 ``(B, D)`` and logits ``(B, K)``, or None if it has none."""
-        raise NotImplementedError
+        """Images uint8 ``(B, 3, H, W)`` on its device -> features float32 ``(B, D)``, and logits ``(B, K)`` or None."""
 
     def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """As :meth:`forward`, and spatial features ``(B, S)``. Only a judge whose ``num_spatial_features`` is above 0 has it."""
+        """As :meth:`forward`, and spatial features ``(B, S)``. Only a judge with ``num_spatial_features`` above 0 implements it."""
         raise NotImplementedError
 
     @property
@@ -50,9 +52,9 @@ class Judge(nn.Module):
 
     @classmethod
     def trainable(cls, params: JudgeParams, num_outputs: int, seed: int) -> nn.Module:
-        """The network that stage ``judge`` trains, initialised: pixels ``(B, 3, H, W)`` in [-1, 1] -> logits ``(B, num_outputs)``.
+        """A new network for stage ``judge`` to train: pixels ``(B, 3, H, W)`` in [-1, 1] -> logits ``(B, num_outputs)``.
 
-        Only a kind that ``judge.source: train`` can mean has it.
+        Only kinds that allow ``judge.source: train`` implement it.
         """
         raise NotImplementedError
 
@@ -60,14 +62,14 @@ class Judge(nn.Module):
     def save_trained(
         cls, folder: Path, params: JudgeParams, network: nn.Module, num_outputs: int, classes: int | None
     ) -> None:
-        """Writes what :meth:`trainable` gave, after its training. ``classes``: as the attribute."""
+        """Writes the network of :meth:`trainable` after its training. ``classes``: see the attribute."""
         raise NotImplementedError
 
     @classmethod
     def save_pretrained(cls, folder: Path, params: JudgeParams) -> None:
-        """Writes the judge with weights that others trained, as ``judge.source`` says.
+        """Writes the judge with weights that others trained, taken from where ``judge.source`` says.
 
-        Only a kind that ``judge.source: pretrained`` or ``file`` can mean has it.
+        Only kinds that allow ``judge.source: pretrained`` or ``file`` implement it.
 
         Raises:
             UserError: the weights cannot be loaded.
@@ -76,7 +78,10 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "Judge":
-        """The judge in ``folder``. Raises :class:`UserError` if its files are missing or do not fit."""
+        """The judge in ``folder``. Raises :class:`UserError` if its files are missing or do not fit.
+
+        Every kind implements it.
+        """
         raise NotImplementedError
 
 
@@ -87,6 +92,6 @@ def judge_class(kind: str) -> type[Judge]:
 
 
 def load_judge(folder: Path) -> Judge:
-    """The judge that stage ``judge`` left in ``folder``, in evaluation mode. Raises :class:`UserError` if there is none, or it does not fit."""
+    """The judge that stage ``judge`` wrote to ``folder``, in evaluation mode. Raises :class:`UserError` if it is missing or does not fit."""
     kind: type[Judge] = read_implementation(folder, names.JUDGES)
     return kind.load(folder).eval().requires_grad_(False)

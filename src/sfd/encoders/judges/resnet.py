@@ -13,7 +13,7 @@ from sfd.params import JudgeParams
 from sfd.seeding import seeded_initialisation
 
 BASE = "resnet18"
-"""The timm entry whose dimensions :func:`_arguments` replaces."""
+"""The timm model whose dimensions :func:`_arguments` replaces."""
 
 
 class ResnetJudge(Judge):

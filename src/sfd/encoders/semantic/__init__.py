@@ -1,1 +1,1 @@
-"""Semantic latents from encoder features: SemVAE, and principal components, the baseline."""
+"""Semantic latents from encoder features: SemVAE, and principal components as the baseline."""

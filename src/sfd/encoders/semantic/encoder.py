@@ -1,5 +1,7 @@
-"""What a semantic encoder is, and how one is saved. A new kind is one file beside this one and one line of ``names.SEMANTIC_ENCODERS``."""
+"""The base class of semantic encoders, and how one is saved. A new kind is one file beside this one and one line of
+``names.SEMANTIC_ENCODERS``."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,7 +14,7 @@ from sfd.network_files import CONFIG, load_weights, read_config, read_implementa
 from sfd.params import SemanticParams
 
 
-class SemanticEncoder(nn.Module):
+class SemanticEncoder(nn.Module, ABC):
     """Patch features ``(B, N, D)`` to the semantic latent ``(B, N, C_sem)``, and back.
 
     Stage ``semantic`` builds it, then fits or trains it. A kind that is trained also has ``forward(features, noise)``, which gives the
@@ -20,51 +22,51 @@ class SemanticEncoder(nn.Module):
 
     Attributes:
         kind: its name in ``names.SEMANTIC_ENCODERS``, and in ``config.json``.
-        is_trained: whether it is trained by steps; else :meth:`fit` makes it in one pass over the features.
+        is_trained: whether it is trained step by step; else :meth:`fit` computes its weights in one pass over the features.
     """
 
     kind: ClassVar[str]
     is_trained: ClassVar[bool]
 
     @property
+    @abstractmethod
     def latent_channels(self) -> int:
         """C_sem."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, features: Tensor) -> Tensor:
-        """Features ``(B, N, D)`` to the latent ``(B, N, C_sem)``; of a VAE: the posterior's mean."""
-        raise NotImplementedError
+        """Features ``(B, N, D)`` to the latent ``(B, N, C_sem)``; for a VAE, that is the posterior's mean."""
 
+    @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
         """Latent ``(B, N, C_sem)`` to features ``(B, N, D)``."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def build(cls, params: SemanticParams, feature_dim: int, seed: int) -> Self:
-        """As the parameters say, for features of D = ``feature_dim`` channels; initialised, and not yet fitted or trained."""
-        raise NotImplementedError
+        """The encoder that the parameters describe, for features of D = ``feature_dim`` channels; not yet fitted or trained."""
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Takes its weights from all stored features, in batches ``(B, N, D)`` of which one is in memory at a time."""
+        """Computes its weights from all stored features. They come in batches ``(B, N, D)``, one in memory at a time."""
         raise NotImplementedError
 
     @staticmethod
     def loss_weights(params: SemanticParams) -> dict[str, float]:
-        """The weight of each term that ``forward`` gives."""
+        """The weight of each term of the loss that ``forward`` returns."""
         raise NotImplementedError
 
     def quality(self, _features: Tensor) -> dict[str, float]:
-        """Metrics of this kind alone, beside the quality of the reconstruction."""
+        """Metrics that only this kind has, besides the quality of the reconstruction."""
         return {}
 
+    @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Plain values that :meth:`from_config` builds the same shape from."""
-        raise NotImplementedError
+        """Plain values from which :meth:`from_config` builds a network of the same shape."""
 
     @classmethod
+    @abstractmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Inverse of :meth:`config`. Raises ``TypeError``, ``RuntimeError`` or ``AssertionError`` for another record."""
-        raise NotImplementedError
+        """Inverse of :meth:`config`. Raises ``TypeError``, ``RuntimeError`` or ``AssertionError`` for a record that does not fit."""
 
 
 def semantic_class(kind: str) -> type[SemanticEncoder]:

@@ -1,4 +1,4 @@
-"""Patch features: the training set of the semantic VAE."""
+"""Patch features: the training set of the semantic encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from sfd.seeding import generator
 
 
 def feature_order(num_images: int, params: FeaturesParams, seed: int) -> list[int]:
-    """The images whose features are stored: a random choice of at most ``max_images``, in order."""
+    """Indices of the images whose features are stored: a random choice of at most ``max_images``, in ascending order."""
     chosen = torch.randperm(num_images, generator=generator(seed, "features/choice"))[: params.max_images]
     return sorted(chosen.tolist())
 
@@ -31,7 +31,7 @@ def write_features(
     rank: int,
     world_size: int,
 ) -> list[tuple[int, int]]:
-    """Features of the chosen images as fp16 ``(n, views, N, D)``; returns the shards' bounds."""
+    """Writes features of the chosen images as fp16 ``(n, views, N, D)``; returns the shards' bounds."""
     bounds = shard_bounds(len(chosen), params.shard_size)
 
     def make(start: int, end: int) -> Shard:
@@ -51,7 +51,7 @@ def write_features(
 
 @dataclass(frozen=True)
 class FeaturesIndex:
-    """What holds for all stored features ``(num_views, tokens, feature_dim)``. ``images``: the rows of the training images, in order."""
+    """Facts about all stored features ``(num_views, tokens, feature_dim)``. ``images``: the rows of the training images, in order."""
 
     num_views: int
     tokens: int
@@ -74,7 +74,7 @@ class FeatureDataset:
 
     @property
     def index(self) -> FeaturesIndex:
-        """What holds for all features."""
+        """Facts about all stored features."""
         return self.reader.facts
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Semantic latents by principal components of the encoder's patch features (ReDi, arXiv 2504.16064): the baseline without training."""
+"""Semantic latents by principal components of the encoder's patch features (ReDi, arXiv 2504.16064): a baseline without training."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -41,7 +41,7 @@ class PcaSemantic(SemanticEncoder):
 
     @classmethod
     def build(cls, params: SemanticParams, feature_dim: int, _seed: int) -> Self:
-        """As :class:`SemanticEncoder` says; nothing is drawn. Raises :class:`UserError` if it has more components than features."""
+        """As :class:`SemanticEncoder` says; no seed is needed. Raises :class:`UserError` for more components than feature channels."""
         if params.latent_channels > feature_dim:
             raise UserError(
                 f"semantic.latent_channels is {params.latent_channels}, but the encoder's features have {feature_dim} channels; lower it"

@@ -16,7 +16,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class SemVaeConfig:
-    """Widths of one SemVAE: ``input_dim`` encoder features in, ``latent_dim`` channels per token between."""
+    """Widths of one SemVAE: tokens of ``input_dim`` feature channels in and out, latents of ``latent_dim`` channels per token between."""
 
     input_dim: int
     hidden_dim: int
@@ -99,7 +99,7 @@ class SemVae(SemanticEncoder):
         }
 
     def forward(self, features: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """:meth:`losses`, so that wrappers which hook ``forward`` (data parallel, compile) see the training step."""
+        """:meth:`losses`; data parallelism and compilation wrap ``forward``, so the training step must go through it."""
         return self.losses(features, noise)
 
     @classmethod
