@@ -86,7 +86,7 @@ class Watch:
         model = DiffusionModel(network.eval(), self.params.schedule, self.dataset.statistics, self.names)
         wanted = [n % len(self.names) for n in range(self.params.tune.num_images)]
         seeds = [image_seed(self.params.seed, n) for n in range(len(wanted))]
-        images = list(ImageGenerator(model, self.decoder).sample(wanted, seeds, self.params.sample))
+        images = list(ImageGenerator(model, self.decoder).sample(wanted, seeds, self.params.sample, len(wanted)))
         network.train()
         known = self.dataset.whole.index.classes
         labels = torch.tensor([known.index(self.names[index]) for index in wanted])
@@ -100,7 +100,7 @@ def options(steps: int, num_images: int, seed: int) -> Params:
     """The project's parameters with a constant learning rate, so that a longer training begins as a shorter one."""
     params = PROJECT.load_params()
     training = params.diffusion.training.model_copy(
-        update={"num_steps": steps, "decay": "constant", "ema_decay": EMA_DECAY, "checkpoint_every": steps}
+        update={"num_steps": steps, "decay": "constant", "ema_decay": EMA_DECAY}
     )
     guidance = params.sample.guidance.model_copy(update={"kind": "cfg", "scale_texture": 1.25, "scale_semantic": 1.25})
     changed = {
@@ -127,7 +127,10 @@ def learn(
     began = time.perf_counter()
     try:
         task = build_task(PROJECT, params, start.network, dataset, params.seed)
-        start.finish(train(task, params.diffusion.training, params.seed, folder, "f", log_nothing, look, every))
+        runtime = params.runtime.diffusion
+        start.finish(
+            train(task, params.diffusion.training, params.seed, folder, "f", log_nothing, runtime, look, every)
+        )
     except Reached:
         pass
     return start, watch, (time.perf_counter() - began) / watch.accuracies[-1][0]

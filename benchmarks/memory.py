@@ -87,12 +87,13 @@ def train(folder: Path, num_images: int, num_steps: int, feature_dim: int, num_w
 
     workspace = Workspace.find()
     params = workspace.load_params()
-    changes = {"num_steps": num_steps, "num_workers": num_workers, "log_every": 10, "compile": False}
-    training = params.diffusion.training.model_copy(update=changes)
+    training = params.diffusion.training.model_copy(update={"num_steps": num_steps})
+    changes = {"num_workers": num_workers, "log_every": 10, "compile": False}
+    runtime = params.runtime.diffusion.model_copy(update=changes)
     dataset = open_latents(params, folder)
     task = build_task(workspace, params, build_network(params, dataset, 0), dataset, 0)
     own: list[float] = []
-    run(task, training, 0, folder, "memory", lambda _row, _step: own.append(resident("RssAnon")))
+    run(task, training, 0, folder, "memory", lambda _row, _step: own.append(resident("RssAnon")), runtime)
     peaks: dict[str, Any] = {
         "peak resident memory, MiB": resident("VmHWM"),
         "of which its own (anonymous), MiB": max(own),

@@ -225,7 +225,7 @@ def main(
     from sfd.training.loop import train
 
     last = CHECKED_STEPS + WARM_UP + steps
-    task, training = build(size, batch_size, last + 1, bf16, compiled, grid)
+    task, training, runtime = build(size, batch_size, last + 1, bf16, compiled, grid)
     plain = PlainTrainer(task.network, task.network.config, task.loss, training, device, bf16)
     batch = task.dataset.batch
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -250,7 +250,7 @@ def main(
         started = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as work, suppress(Done):
-        train(task, training, 0, Path(work), "bench", after_ours)
+        train(task, training, 0, Path(work), "bench", after_ours, runtime)
     report(
         seconds,
         largest,
@@ -259,14 +259,14 @@ def main(
     )
 
 
-def build(size: str, batch_size: int, num_steps: int, bf16: bool, compiled: bool, grid: int) -> tuple[Any, Any]:
-    """Our task on one random batch, and the parameters of the training, as in the paper."""
+def build(size: str, batch_size: int, num_steps: int, bf16: bool, compiled: bool, grid: int) -> tuple[Any, Any, Any]:
+    """Our task on one random batch, the training's parameters, which are those of the paper, and how it runs."""
     from sfd.bench.networks import LatentShape
     from sfd.bench.workloads import OneBatch
     from sfd.diffusion.schedule import OffsetSchedule
     from sfd.models.backbone import Facts, build_backbone, config_from_params
     from sfd.models.conditions import ClassCondition
-    from sfd.params import LossParams, ModelParams, TrainingParams
+    from sfd.params import LossParams, ModelParams, TrainingParams, TrainingRuntime
     from sfd.seeding import generator
     from sfd.training.diffusion import DiffusionTask
 
@@ -290,9 +290,9 @@ def build(size: str, batch_size: int, num_steps: int, bf16: bool, compiled: bool
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=random))
     task = DiffusionTask(network, OneBatch(shape, batch_size, True, 0), loss, OffsetSchedule(0.3), 0.1, 0)
-    fields = {"num_steps": num_steps, "batch_size": batch_size, "log_every": 1, "checkpoint_every": num_steps}
-    precision = {"precision": "bf16" if bf16 else "fp32", "compile": compiled}
-    return task, TrainingParams.model_validate(fields | precision)
+    precision = "bf16" if bf16 else "fp32"
+    params = TrainingParams.model_validate({"num_steps": num_steps, "batch_size": batch_size, "precision": precision})
+    return task, params, TrainingRuntime(log_every=1, checkpoint_every=num_steps, compile=compiled, num_workers=0)
 
 
 def report(seconds: dict[str, list[float]], largest: float, what: str, device: torch.device) -> None:

@@ -33,7 +33,7 @@ def main(
         project = copy_project(Path.cwd(), Path(folder) / "project")
         tree = yaml.safe_load((project / "params.yaml").read_text())
         tree["diffusion"]["training"]["num_steps"] = num_steps
-        tree["diffusion"]["grid_every"] = num_steps
+        tree["runtime"]["diffusion"]["grid_every"] = num_steps
         tree["sample"]["num_images"] = num_images
         alone = [measure(project, tree, seed, 1) for seed in SEEDS]
         together = measure(project, tree, SEEDS[0], processes)

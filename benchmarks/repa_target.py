@@ -40,7 +40,7 @@ MEASURES = {
 def options(target: str, steps: int, num_images: int) -> Params:
     """The project's parameters with this target and this number of training steps."""
     params = PROJECT.load_params()
-    training = params.diffusion.training.model_copy(update={"num_steps": steps, "checkpoint_every": steps})
+    training = params.diffusion.training.model_copy(update={"num_steps": steps})
     loss = params.diffusion.loss.model_copy(update={"repa_target": target, "repa_weight": 1.0})
     changed = {
         "diffusion": params.diffusion.model_copy(update={"training": training, "loss": loss}),
@@ -75,7 +75,7 @@ def measure(evaluator: CandidateEvaluator, target: str, seed: int, steps: int, n
     WORK.mkdir(parents=True)
     task = build_task(PROJECT, params, network, dataset, seed)
     began = time.perf_counter()
-    trained = train(task, params.diffusion.training, seed, WORK, "f", log_nothing)
+    trained = train(task, params.diffusion.training, seed, WORK, "f", log_nothing, params.runtime.diffusion)
     seconds = time.perf_counter() - began
     trained.copy_to(network)
     scored = evaluator.score(model, params, STUDY, 0).metrics

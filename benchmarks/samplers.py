@@ -72,8 +72,8 @@ class Bench:
         from sfd.evaluation.fidelity import Reference, extract
         from sfd.evaluation.views import ImageBatches
         from sfd.generation.images import ImageGenerator
+        from sfd.pipeline.inputs import check_current
         from sfd.pipeline.prepare import open_prepared
-        from sfd.pipeline.stage import check_current
         from sfd.processes import inference_device
 
         check_current(workspace, ("prepare", "texture_vae", "judge", "diffusion"), params)
@@ -84,7 +84,7 @@ class Bench:
             workspace.result("diffusion") / "model", workspace.result("texture_vae") / "model"
         )
         heldout = open_prepared(workspace, params).images(HELDOUT)
-        batches = ImageBatches(params.evaluate.batch_size, self.judge)
+        batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)
         self.reference = Reference.of(extract(self.judge, batches.of_images(heldout, list(range(len(heldout))))))
         self.calls = 0
         self.images.network.register_forward_hook(self._count)
@@ -104,7 +104,7 @@ class Bench:
         base = derive_seed(self.params.seed, "samplers", seed)
         seeds = [image_seed(base, index) for index in range(len(self.classes))]
         self.calls, started = 0, time.perf_counter()
-        batches = list(self.images.sample(self.classes, seeds, sample))
+        batches = list(self.images.sample(self.classes, seeds, sample, self.params.runtime.sample.batch_size))
         seconds = time.perf_counter() - started
         features = extract(self.judge, (batch.to(self.device) for batch in batches))
         fd = compare(features, self.reference, self.params.evaluate, self.params.seed)["fd"]

@@ -35,6 +35,7 @@ stop() {
     exit 143
 }
 trap stop TERM INT
+if [ "$node" = 0 ]; then dvc repro --quiet scan; fi # have the images, the model to start from or the code changed?
 for stage in "$@"; do
     # On several machines no stage is skipped: they look at different moments, and might not agree.
     if [ "$nodes" = 1 ] && dvc status --quiet "$stage"; then

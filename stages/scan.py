@@ -1,10 +1,10 @@
-"""Looks whether the images, or the model to start from, changed. Runs at every `dvc repro`, so it imports nothing heavy."""
+"""Looks whether the images, the model to start from, or the code changed. Runs at every `dvc repro`, so it imports nothing heavy."""
 
 import sys
 
 from sfd.data.listing import write_listing
 from sfd.errors import UserError
-from sfd.pipeline.scan import write_code_digests
+from sfd.pipeline.scan import write_stage_codes
 from sfd.registry.source import write_init_from
 from sfd.workspace import Workspace
 
@@ -13,6 +13,6 @@ try:
     params = workspace.load_params()
     write_listing(workspace.resolve_paths(params.data), workspace.listing)
     write_init_from(workspace, params.diffusion.init_from)
-    write_code_digests(workspace.result("scan") / "code")
+    write_stage_codes(workspace)
 except UserError as error:
     sys.exit(f"error: scan: {error}")

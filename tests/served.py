@@ -22,6 +22,7 @@ from sfd.data.latents import ChannelStatistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.generation.images import ImageGenerator
 from sfd.generation.model import DiffusionModel
+from sfd.generation.settings import Settings
 from sfd.models.conditions import ClassCondition, Condition, Value
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
@@ -65,7 +66,7 @@ def untrained(
 ) -> RegisteredModel:
     """A version as it is in a server's memory."""
     model = untrained_model(classes or ["lying", "upright"], schedule or {"tau": 0.3})
-    settings = SampleParams.model_validate(SAMPLE | (sample or {}))
+    settings = Settings.model_validate(SAMPLE | (sample or {}))
     return RegisteredModel("sfd-test", "1", ImageGenerator(model, untrained_decoder()), settings)
 
 
@@ -81,14 +82,14 @@ class Gate:
         self.failure: Exception | None = None
 
     def sample(
-        self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, fill: bool
+        self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, batch_size: int, fill: bool
     ) -> Iterator[Tensor]:
         self.calls.append(list(seeds))
         self.entered.set()
         assert self.open.wait(60)
         if self.failure is not None:
             raise self.failure
-        return self.real.sample(values, seeds, params, fill)
+        return self.real.sample(values, seeds, params, batch_size, fill)
 
 
 def gated(model: RegisteredModel) -> tuple[RegisteredModel, Gate]:
@@ -116,7 +117,7 @@ class ServedProject:
         model.save(folder / "diffusion")
         save_texture_vae(folder / "texture_vae", untrained_decoder())
         folders = {part: folder / part for part in ("diffusion", "texture_vae")}
-        settings = SampleParams.model_validate(SAMPLE | (sample or {}))
+        settings = Settings.model_validate(SAMPLE | (sample or {}))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", self.store)
             client = self.client()
@@ -125,7 +126,7 @@ class ServedProject:
             number = experiment.experiment_id if experiment else client.create_experiment("sfd", place)
             run_id = client.create_run(number).info.run_id
             workspace = Workspace(self.folder)
-            version = create_version(workspace, name, log_model(workspace, settings, folders, run_id, folder, name), {})
+            version = create_version(workspace, name, log_model(workspace, settings, folders, run_id, name), {})
         self.move_alias(name, version)
         return version
 

@@ -110,20 +110,22 @@ def environment(source: Path = REPOSITORY / "src", forked: bool = True) -> dict[
 def small_params() -> dict[str, Any]:
     """The shipped params with trainings of a few steps."""
     tree: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    short = {"num_steps": 4, "batch_size": 8, "warmup_steps": 0, "checkpoint_every": 2, "log_every": 2}
+    short = {"num_steps": 4, "batch_size": 8, "warmup_steps": 0}
     for name in ("encoder", "texture_vae", "judge", "semantic", "diffusion"):
         tree[name]["training"] |= short
+        tree["runtime"][name] |= {"checkpoint_every": 2, "log_every": 2}
     tree["data"]["image_size"] = tree["encoder"]["input_size"] = 16
     tree["encoder"] |= {"patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
     tree["texture_vae"] |= {"channels": [8, 8, 8], "latent_channels": 4}
     tree["judge"]["channels"] = [8, 8, 8, 8]
-    tree["features"] |= {"shard_size": 20, "batch_size": 16}
-    tree["latents"] |= {"shard_size": 20, "batch_size": 16}
+    tree["features"]["shard_size"] = tree["latents"]["shard_size"] = 20
+    for name, size in {"features": 16, "latents": 16, "sample": 5, "evaluate": 8}.items():
+        tree["runtime"][name]["batch_size"] = size
     tree["semantic"] |= {"width": 16, "depth": 1, "num_heads": 2, "latent_channels": 2}
     tree["diffusion"]["loss"]["repa_width"] = 16
-    tree["diffusion"] |= {"grid_every": 2, "grid_images": 4}
-    tree["sample"] |= {"num_images": 12, "batch_size": 5, "num_steps": 3}
-    tree["evaluate"] |= {"batch_size": 8, "kid_subsets": 4, "kid_subset_size": 8}
+    tree["runtime"]["diffusion"] |= {"grid_every": 2, "grid_images": 4}
+    tree["sample"] |= {"num_images": 12, "num_steps": 3}
+    tree["evaluate"] |= {"kid_subsets": 4, "kid_subset_size": 8}
     # Untrained models pass these.
     tree["register"]["gates"] = {
         "class_accuracy": {"limit": 0.0, "improve": False},

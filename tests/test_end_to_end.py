@@ -136,11 +136,10 @@ from sfd.generation.images import ImageGenerator
 from sfd.params import load_params
 from pathlib import Path
 import pandas as pd, torch
-params = load_params(Path("params.yaml")).sample.model_copy(update={"num_steps": 3})
+params = load_params(Path("params.yaml")).sample
 images = ImageGenerator.load(Path("results/diffusion/model"), Path("results/texture_vae/model"))
 table = pd.read_csv("results/sample/samples.csv")
-made = [torch.cat(list(images.sample(table.class_index.tolist(), table.seed.tolist(), params.model_copy(
-        update={"batch_size": size})))).int() for size in (1, 5, 12)]
+made = [torch.cat(list(images.sample(table.class_index.tolist(), table.seed.tolist(), params, size))).int() for size in (1, 5, 12)]
 print((made[0] - made[1]).abs().max().item(), (made[0] - made[2]).abs().max().item(), made[0].float().std() > 1)
 """
     status, output = project.run("python", "-c", script)
@@ -237,8 +236,8 @@ def test_a_server_that_dies_in_training_gets_every_metric_when_it_returns(projec
     server = Server(tmp_path)
     server.start()
     params = folder_params()
-    params["diffusion"]["training"] |= {"num_steps": 200, "log_every": 1, "checkpoint_every": 100}
-    params["diffusion"]["grid_every"] = 200
+    params["diffusion"]["training"]["num_steps"] = 200
+    params["runtime"]["diffusion"] |= {"log_every": 1, "checkpoint_every": 100, "grid_every": 200}
     project.write_params(params)
     training = project.start(sys.executable, "stages/diffusion.py", MLFLOW_TRACKING_URI=server.uri)
     journals = project.folder / ".sfd" / "journal"

@@ -68,10 +68,10 @@ def slurm(project: Project, *stages: str) -> "subprocess.Popen[str]":
     return project.start("bash", "launch/slurm.sbatch", *stages, forked=True, PATH=path, **job)
 
 
-def change_training(project: Project, **changes: int) -> None:
+def change_training(project: Project, num_steps: int, **runtime: int) -> None:
     params = yaml.safe_load((project.folder / "params.yaml").read_text())
-    params["diffusion"]["training"] |= changes
-    params["diffusion"]["grid_every"] = changes["num_steps"]
+    params["diffusion"]["training"]["num_steps"] = num_steps
+    params["runtime"]["diffusion"] |= {"grid_every": num_steps, **runtime}
     project.write_params(params)
 
 

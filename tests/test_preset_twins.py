@@ -12,7 +12,7 @@ from twins import MODEL, twin
 
 from sfd.audit.audit import audit
 from sfd.params import parse_params
-from sfd.pipeline.stage import check_current
+from sfd.pipeline.inputs import check_current
 from sfd.preset import load_preset, names
 from sfd.workspace import Workspace
 

@@ -1,4 +1,4 @@
-"""Names that all modules use, without torch: the open tables of implementations, the metrics, the sizes of the backbone.
+"""Names that all modules use, without torch: the open tables of implementations, and the metrics.
 
 A table maps each name in params.yaml to an :class:`Entry`: where the implementation is, and what it is. An implementation is added by
 one line here (docs/extending.md). It is imported when it is first used, so that parameters are checked without torch.
@@ -178,15 +178,3 @@ def main_distance(metrics: dict[str, float]) -> str:
 def combined_error(first: float, second: float) -> float:
     """Standard error of the difference of two independent values with these standard errors."""
     return math.hypot(first, second)
-
-
-SIZES: dict[str, tuple[int, int, int]] = {
-    "tiny": (128, 4, 4),
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-    "XL": (1152, 28, 16),
-    "1p0B": (1536, 24, 24),
-    "1p6B": (1792, 28, 28),
-}
-"""Width, depth and number of heads of the published sizes, and of a tiny one."""

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sfd.errors import UserError
 from sfd.names import Table, load
@@ -17,8 +19,24 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def save_network(folder: Path, network: nn.Module, config: dict[str, Any]) -> None:
     """Writes the weights, and the configuration from which the network can be built again."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, network.state_dict())
     write_config(folder, config)
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file, with the permissions of any new file."""
+    with with_default_mode(file):
+        save_file({name: value.contiguous() for name, value in tensors.items()}, file)
+
+
+@contextmanager
+def with_default_mode(file: Path) -> Iterator[None]:
+    """What the block writes as ``file`` gets the permissions that the umask gives. safetensors 0.8 itself gives 0600, whatever the umask."""
+    file.unlink(missing_ok=True)
+    file.touch()
+    mode = file.stat().st_mode
+    yield
+    file.chmod(mode)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

@@ -123,6 +123,10 @@ class Workspace:
         """What stage ``scan`` found ``diffusion.init_from`` to be."""
         return self.results / "scan" / "init_from.json"
 
+    def code(self, stage: str) -> Path:
+        """What stage ``scan`` found the code of a stage to be."""
+        return self.results / "scan" / "code" / stage
+
     @property
     def dvc_lock(self) -> Path:
         """What DVC knows of the last results."""
@@ -145,6 +149,11 @@ class Workspace:
     def work(self, stage: str) -> Path:
         """The folder in which a stage works. DVC does not know it; a killed stage continues there."""
         return self.root / ".sfd" / "work" / stage
+
+    @property
+    def old(self) -> Path:
+        """Work that was set aside because parameters, inputs or code have changed; the newest of each stage."""
+        return self.root / ".sfd" / "old"
 
     def trials(self, study_id: str) -> Path:
         """The temporary folders of a study's trials."""

@@ -267,7 +267,7 @@ def test_a_model_that_learnt_its_images_by_heart_betrays_them_and_a_fresh_one_do
     )
     loss = LossParams.model_validate({"repa_weight": 0.0})
     task = DiffusionTask(network, members, loss, model.schedule, class_dropout=0.0, seed=0)
-    params = {"num_steps": 300, "batch_size": 24, "learning_rate": 3e-3, "ema_decay": 0.9, "checkpoint_every": 300}
+    params = {"num_steps": 300, "batch_size": 24, "learning_rate": 3e-3, "ema_decay": 0.9}
     train(task, TrainingParams.model_validate(params), 0, tmp_path, "toy", log_nothing).copy_to(network)
     assert attack() > 0.97
 

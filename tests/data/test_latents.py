@@ -29,7 +29,7 @@ from sfd.processes import barrier, rank, world_size
 from sfd.seeding import generator
 
 NUM_IMAGES = 23
-PARAMS = LatentsParams(shard_size=5, batch_size=2)
+PARAMS = LatentsParams(shard_size=5)
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -52,9 +52,11 @@ def facts(num_views: int) -> LatentsIndex:
     return LatentsIndex(num_views, grid=4, texture_channels=4, semantic_channels=2, feature_dim=3, classes=["a", "b"])
 
 
-def write(folder: Path, mirror: bool = True, params: LatentsParams = PARAMS, ranks: int = 1) -> Path:
+def write(
+    folder: Path, mirror: bool = True, params: LatentsParams = PARAMS, ranks: int = 1, batch_size: int = 2
+) -> Path:
     for number in range(ranks):
-        bounds = write_latents(folder, fetch, NUM_IMAGES, encode, params, mirror, number, ranks)
+        bounds = write_latents(folder, fetch, NUM_IMAGES, encode, params, batch_size, mirror, number, ranks)
     write_index(folder, bounds, facts(1 + mirror))
     channel_statistics(ShardReader(folder, LatentsIndex), params.statistics_images).save(folder / STATISTICS)
     return folder
@@ -65,7 +67,7 @@ def run_stage() -> None:
     torch.set_num_threads(1)
     with stage("latents", upstream=()) as s:
         folder = s.out / "shards"
-        bounds = write_latents(folder, fetch, NUM_IMAGES, encode, PARAMS, True, rank(), world_size())
+        bounds = write_latents(folder, fetch, NUM_IMAGES, encode, PARAMS, 2, True, rank(), world_size())
         (s.work / f"done-{rank()}").touch()
         barrier()
         assert all((s.work / f"done-{other}").exists() for other in range(world_size())), "the barrier did not hold"
@@ -171,14 +173,14 @@ def test_a_latent_that_fp16_cannot_hold_is_refused_with_its_images(tmp_path: Pat
         return latents, features
 
     with pytest.raises(UserError, match="latent of training images 7 to 8 is not finite in fp16"):
-        write_latents(tmp_path, fetch, NUM_IMAGES, encode_badly, PARAMS, True, 0, 1)
+        write_latents(tmp_path, fetch, NUM_IMAGES, encode_badly, PARAMS, 2, True, 0, 1)
     assert not (tmp_path / "shard-00001.safetensors").exists()
     assert (tmp_path / "shard-00000.safetensors").exists()
 
 
 def test_the_batch_size_does_not_change_what_is_stored_beyond_rounding(tmp_path: Path) -> None:
     small = ShardReader(write(tmp_path / "small"), LatentsIndex)
-    large = ShardReader(write(tmp_path / "large", params=PARAMS.model_copy(update={"batch_size": 50})), LatentsIndex)
+    large = ShardReader(write(tmp_path / "large", batch_size=50), LatentsIndex)
     images = list(range(NUM_IMAGES))
     for a, b in zip(small.rows("latents", images), large.rows("latents", images), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-3)

@@ -39,8 +39,8 @@ def load(rows: range) -> list[Tensor]:
     return [IMAGES[rows.start : rows.stop]]
 
 
-def store(folder: Path, judge: Any, rank: int = 0, world_size: int = 1) -> FeatureStore:
-    return FeatureStore(folder, judge, 5, rank, world_size)
+def store(folder: Path, judge: Any, rank: int = 0, world_size: int = 1, batch_size: int = 5) -> FeatureStore:
+    return FeatureStore(folder, judge, batch_size, rank, world_size)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
@@ -69,11 +69,25 @@ def test_an_interrupted_extraction_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         store(tmp_path, judge).fill(["x"], len(IMAGES), broken)
     assert judge.shown == 15
-    (tmp_path / "x" / "000000015.part").write_bytes(b"half of a file")
+    (tmp_path / "by-5" / "x" / "000000015.part").write_bytes(b"half of a file")
     resumed = store(tmp_path, judge)
     resumed.fill(["x"], len(IMAGES), load)
     assert judge.shown == len(IMAGES)
     assert torch.equal(resumed.read("x").features, extract(SmallJudge(), IMAGES.split(5)).features)
+
+
+@pytest.mark.parametrize("other", [2, 9])
+def test_an_extraction_goes_on_in_batches_of_another_size_with_the_same_features(tmp_path: Path, other: int) -> None:
+    def broken(rows: range) -> list[Tensor]:
+        if rows.start == 15:
+            raise KeyboardInterrupt
+        return load(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        store(tmp_path, SmallJudge()).fill(["x"], len(IMAGES), broken)
+    resumed = store(tmp_path, SmallJudge(), batch_size=other)
+    resumed.fill(["x"], len(IMAGES), load)
+    torch.testing.assert_close(resumed.read("x").features, extract(SmallJudge(), IMAGES.split(5)).features)
 
 
 def test_some_rows_are_read_in_their_order_and_without_what_was_not_kept(tmp_path: Path) -> None:

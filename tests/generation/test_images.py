@@ -92,10 +92,10 @@ def test_a_folder_that_holds_another_model_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", ["heun", "ab2"])
 def test_in_filled_batches_an_image_has_the_same_bytes_in_whatever_company(decoder: TextureVae, sampler: str) -> None:
     images = ImageGenerator(model(), decoder)
-    params = SampleParams.model_validate({"batch_size": 4, "sampler": sampler, "num_steps": 4, "guidance": {}})
+    params = SampleParams.model_validate({"sampler": sampler, "num_steps": 4, "guidance": {}})
 
     def drawn(classes: list[int], seeds: list[int]) -> Tensor:
-        return torch.cat(list(images.sample(classes, seeds, params, fill=True)))
+        return torch.cat(list(images.sample(classes, seeds, params, 4, fill=True)))
 
     alone, among = drawn([1], [7]), drawn([0, 1, 0, 0, 1, 1], [3, 4, 5, 6, 7, 8])
     assert len(alone) == 1 and len(among) == 6, "the filling is dropped"

@@ -9,10 +9,10 @@ import pytest
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
 from sfd.generation.model_config import write_model_config
-from sfd.generation.settings import read_settings, write_settings
+from sfd.generation.settings import Settings, read_settings, write_settings
 from sfd.models.conditions import ClassCondition, Condition, NoCondition
 from sfd.models.lightningdit import LightningDiTConfig
-from sfd.params import SampleParams, ScheduleParams
+from sfd.params import ScheduleParams
 
 LITERAL_MODEL = {
     "input_size": 4,
@@ -156,7 +156,7 @@ def test_another_format_is_refused_with_the_remedy(number: object, tmp_path: Pat
     ],
 )
 def test_the_record_of_settings_gives_them_again(changes: dict[str, Any], tmp_path: Path) -> None:
-    settings = SampleParams.model_validate({"guidance": {}} | changes)
+    settings = Settings.model_validate({"batch_size": 3, "guidance": {}} | changes)
     write_settings(tmp_path / "sample.json", settings)
     assert read_settings(tmp_path / "sample.json") == settings
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from sfd.importing.checkpoints import Weights, load_strictly
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.published import config_from_weights
-from sfd.names import SIZES
+from sfd.sizes import SIZES
 
 RELEASED = json.loads((Path(__file__).parents[1] / "data/conformance/released_checkpoint_shapes.json").read_text())
 MAX_MEMORY_GIB = 4.0

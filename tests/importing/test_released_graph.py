@@ -58,7 +58,8 @@ def tiny_twin() -> dict[str, object]:
     released["judge"], released["evaluate"] = small["judge"], small["evaluate"]
     released["register"] = small["register"] | {"name": "released"}
     released["tune"] = small["tune"]
-    released["sample"] |= {"num_images": 8, "batch_size": 4, "sampler": "heun", "num_steps": 4}
+    released["runtime"] = small["runtime"] | {"sample": {"batch_size": 4}}
+    released["sample"] |= {"num_images": 8, "sampler": "heun", "num_steps": 4}
     return released  # type: ignore[no-any-return]
 
 
@@ -123,15 +124,15 @@ def test_the_weak_model_guides_the_samples_and_does_not_go_missing_silently(proj
     table = pd.read_csv(graph / "results/sample/samples.csv").head(4)
     networks = (graph / "results/diffusion/model", graph / "results/texture_vae/model")
     given = table["class_index"].tolist(), table["seed"].tolist()
-    (guided,) = ImageGenerator.load(*networks, graph / "weights/weak").sample(*given, params)
+    (guided,) = ImageGenerator.load(*networks, graph / "weights/weak").sample(*given, params, 4)
     stored = np.stack([np.asarray(Image.open(graph / "results/sample/images" / file)) for file in table["file"]])
     assert (guided.permute(0, 2, 3, 1).numpy() == stored).all()
     with pytest.raises(UserError, match="kind is `autoguidance`, but the images are drawn without a weak model"):
-        next(ImageGenerator.load(*networks).sample(*given, params))
+        next(ImageGenerator.load(*networks).sample(*given, params, 4))
     cfg = params.model_copy(update={"guidance": params.guidance.model_copy(update={"kind": "cfg"})})
     with pytest.raises(UserError, match="kind is `cfg`, but the images are drawn with a weak model"):
-        next(ImageGenerator.load(*networks, graph / "weights/weak").sample(*given, cfg))
-    (by_null_class,) = ImageGenerator.load(*networks).sample(*given, cfg)
+        next(ImageGenerator.load(*networks, graph / "weights/weak").sample(*given, cfg, 4))
+    (by_null_class,) = ImageGenerator.load(*networks).sample(*given, cfg, 4)
     assert not torch.equal(by_null_class, guided)
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, layer_norm, linear, silu
 
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.names import SIZES
+from sfd.sizes import SIZES
 
 RELEASED = json.loads((Path(__file__).parents[1] / "data/conformance/released_checkpoint_shapes.json").read_text())
 SMALL = LightningDiTConfig(

@@ -25,6 +25,22 @@ def test_a_misspelt_key_is_refused_with_the_nearest_valid_one(key: str, nearest:
     assert f"unknown key `{key}`" in message and f"`{nearest}`" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "home"),
+    [
+        ("encoder.training.log_every", "runtime.encoder.log_every"),
+        ("diffusion.training.compile", "runtime.diffusion.compile"),
+        ("diffusion.grid_every", "runtime.diffusion.grid_every"),
+        ("sample.batch_size", "runtime.sample.batch_size"),
+    ],
+)
+def test_an_option_that_cannot_change_a_result_is_refused_in_its_stages_section_with_its_place(
+    key: str, home: str
+) -> None:
+    message = refusal({key: 5})
+    assert f"unknown key `{key}` (value 5); nearest valid key: `{home}`" in message
+
+
 @pytest.mark.parametrize("key", ["schedule", "sample.guidance", "diffusion.model.size", "judge.name"])
 def test_a_missing_section_or_key_without_default_is_named(key: str) -> None:
     tree = copy.deepcopy(DIGITS)
@@ -49,10 +65,10 @@ def test_a_missing_section_or_key_without_default_is_named(key: str) -> None:
         ("diffusion.training.learning_rate", float("nan")),
         ("diffusion.loss.cosine_weight", float("inf")),
         ("diffusion.training.max_grad_norm", "1"),
-        ("diffusion.training.compile", 1),
-        ("diffusion.training.compile", "no"),
+        ("runtime.diffusion.compile", 1),
+        ("runtime.diffusion.compile", "no"),
         ("diffusion.training.precision", "fp16"),
-        ("diffusion.sharding", "zero"),
+        ("runtime.diffusion.sharding", "zero"),
         ("diffusion.model.patch_size", True),
         ("diffusion.model.patch_size", 3),
         ("diffusion.model.size", "XXL"),
@@ -86,7 +102,7 @@ def test_a_wrong_entry_in_a_list_is_named_by_its_place(value: object) -> None:
         ("diffusion.training.max_grad_norm", None, None),
         ("diffusion.training.max_grad_norm", 2, 2.0),
         ("texture_vae.channels", [8, 8, 8, 8], (8, 8, 8, 8)),
-        ("diffusion.training.compile", True, True),
+        ("runtime.diffusion.compile", True, True),
     ],
 )
 def test_whole_numbers_for_fractions_lists_and_nulls_are_accepted(key: str, value: object, expected: object) -> None:

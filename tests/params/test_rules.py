@@ -96,7 +96,7 @@ NO_CONDITION = {
             ["diffusion.source is `file`", "set source to `train`"],
         ),
         (
-            WARM | {"diffusion.init_from": "a model", "diffusion.lora": {}, "diffusion.sharding": "fsdp"},
+            WARM | {"diffusion.init_from": "a model", "diffusion.lora": {}, "runtime.diffusion.sharding": "fsdp"},
             ["diffusion.lora", "set sharding to `ddp`"],
         ),
         (

@@ -63,8 +63,8 @@ def space(key: str, **values: Any) -> dict[str, Any]:
         ),
         (TRAINING | {"tune.refine_steps": 10}, ["tune.refine_steps", "set it to 0"], TRAINING),
         (
-            space("sample.batch_size", low=10, high=20),
-            ["`sample.batch_size` changes no trial's images"],
+            space("runtime.sample.batch_size", low=10, high=20),
+            ["`runtime.sample.batch_size` changes no trial's images"],
             space(STEPS, low=10, high=20),
         ),
         (

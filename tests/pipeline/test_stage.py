@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from filelock import FileLock
 
 from sfd.errors import UserError
 from sfd.params import Params, parse_params
-from sfd.pipeline.stage import STAGES, Stage, digest_path, published_fingerprint, stage, stage_fingerprint
+from sfd.pipeline import code
+from sfd.pipeline.inputs import STAGES, digest_path, published_fingerprint, stage_fingerprint
+from sfd.pipeline.scan import write_stage_codes
+from sfd.pipeline.stage import Stage, stage
 from sfd.tuning.space import upstream
 from sfd.workspace import Workspace
 
@@ -99,6 +102,12 @@ def exit_line(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The only error among what was printed."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    return line
+
+
 # --- locks and kills, with real processes ---
 
 
@@ -174,13 +183,58 @@ def test_an_interrupted_stage_continues_silently_when_nothing_changed(capsys: py
         assert "starts from the beginning" not in capsys.readouterr().err
 
 
-def test_changed_parameters_empty_the_work_folder_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+def set_aside() -> list[Path]:
+    return sorted(Path(".sfd/old").glob("*"))
+
+
+def test_work_of_other_parameters_is_set_aside_and_its_place_named(capsys: pytest.CaptureFixture[str]) -> None:
     interrupt("prepare")
     change("data.holdout_fraction", 0.3)
     with stage("prepare") as s:
         assert not (s.work / "checkpoint.pt").exists()
         assert list(s.out.iterdir()) == []
-    assert "prepare: parameters, inputs or code changed since the interrupted run" in capsys.readouterr().err
+    (aside,) = set_aside()
+    assert (aside / "checkpoint.pt").read_text() == "half" and (aside / "out" / "half.txt").exists()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "changed since the interrupted run" in line]
+    assert len(lines) == 1 and "so it starts from the beginning" in lines[0] and f"is kept in {aside}" in lines[0]
+
+
+def test_work_that_was_set_aside_goes_on_when_the_parameters_are_changed_back(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupt("prepare")
+    change("data.holdout_fraction", 0.3)
+    with pytest.raises(KeyboardInterrupt), stage("prepare") as s:
+        (s.work / "checkpoint.pt").write_text("other")
+        raise KeyboardInterrupt
+    change("data.holdout_fraction", 0.25)
+    capsys.readouterr()
+    with stage("prepare") as s:
+        assert (s.work / "checkpoint.pt").read_text() == "half" and (s.out / "half.txt").exists()
+    assert "continues the work of before, which was set aside" in capsys.readouterr().err
+    (aside,) = set_aside()
+    assert (aside / "checkpoint.pt").read_text() == "other"
+
+
+def test_of_the_work_that_was_set_aside_the_newest_of_each_stage_is_kept() -> None:
+    run("prepare")
+    interrupt("judge")
+    change("judge.training.num_steps", 5)
+    interrupt("judge")
+    first = set_aside()
+    interrupt("prepare")
+    for fraction in (0.3, 0.4):
+        change("data.holdout_fraction", fraction)
+        interrupt("prepare")
+    assert len(first) == 1 and len(set_aside()) == 2 and first[0] in set_aside()
+
+
+def test_work_in_which_nothing_was_done_is_not_set_aside(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), stage("prepare"):
+        raise KeyboardInterrupt
+    change("data.holdout_fraction", 0.3)
+    run("prepare")
+    assert not Path(".sfd/old").exists() and "so it starts from the beginning\n" in capsys.readouterr().err
 
 
 def test_parameters_of_other_stages_do_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,12 +245,48 @@ def test_parameters_of_other_stages_do_not_matter(capsys: pytest.CaptureFixture[
     assert "changed since" not in capsys.readouterr().err
 
 
-def test_a_changed_upstream_result_empties_the_work_folder() -> None:
+def test_work_of_another_upstream_result_is_not_continued_even_if_its_inputs_are_the_same() -> None:
+    run("prepare", "images")
+    interrupt("judge")
+    run("prepare", "images")
+    with pytest.raises(KeyboardInterrupt), stage("judge") as s:
+        assert (s.work / "checkpoint.pt").exists()
+        raise KeyboardInterrupt
+    run("prepare", "other images, by other code")
+    with stage("judge") as s:
+        assert not (s.work / "checkpoint.pt").exists()
+
+
+def test_options_of_runtime_may_change_while_a_stage_is_interrupted_and_while_it_runs() -> None:
     run("prepare")
     interrupt("judge")
-    change("data.holdout_fraction", 0.3)
-    run("prepare")
+    change("runtime.judge.log_every", 7)
     with stage("judge") as s:
+        assert (s.work / "checkpoint.pt").exists()
+        change("runtime.judge.log_every", 8)
+    assert HERE.result("judge").is_dir()
+
+
+def test_other_code_or_another_library_starts_the_work_anew_and_code_of_other_stages_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interrupt("prepare")
+    digest = code.Imports._digest
+
+    def edit(module: str) -> None:
+        monkeypatch.setattr(code.Imports, "_digest", lambda self, name: digest(self, name) + "x" * (name == module))
+
+    edit("sfd.generation.samples")
+    with pytest.raises(KeyboardInterrupt), stage("prepare") as s:
+        assert (s.work / "checkpoint.pt").exists()
+        raise KeyboardInterrupt
+    edit("sfd.data.prepare")
+    with pytest.raises(KeyboardInterrupt), stage("prepare") as s:
+        assert not (s.work / "checkpoint.pt").exists()
+        (s.work / "checkpoint.pt").touch()
+        raise KeyboardInterrupt
+    monkeypatch.setattr(code, "version", lambda _name: "0.0")
+    with stage("prepare") as s:
         assert not (s.work / "checkpoint.pt").exists()
 
 
@@ -224,6 +314,87 @@ def test_a_result_is_absent_until_it_is_whole_and_then_its_work_is_gone() -> Non
         assert not Path("results").exists()
     assert sorted(path.name for path in Path("results/prepare").iterdir()) == ["a.txt", "fingerprint.json"]
     assert not Path(".sfd/work/prepare").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "`data.holdout_fraction` in params.yaml changed from 0.25 to 0.3 while the stage ran"),
+        ("data: [", "what it was made from cannot be read any more (params.yaml is not valid YAML"),
+    ],
+)
+def test_parameters_that_change_while_a_stage_runs_keep_the_result_back_until_they_are_as_they_were(
+    capsys: pytest.CaptureFixture[str], text: str | None, reason: str
+) -> None:
+    run("prepare", "old")
+    before = Path("params.yaml").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending, stage("prepare") as s:
+        (s.out / "result.txt").write_text("new")
+        if text is None:
+            change("data.holdout_fraction", 0.3)
+        else:
+            Path("params.yaml").write_text(text)
+    line = error_line(capsys)
+    assert ending.value.code == 2 and line.startswith("error: prepare: ") and reason in line
+    assert "the finished work is kept in .sfd/work/prepare" in line
+    assert Path("results/prepare/result.txt").read_text() == "old"
+    Path("params.yaml").write_text(before)
+    with stage("prepare") as s:
+        assert (s.out / "result.txt").read_text() == "new"
+    assert Path("results/prepare/result.txt").read_text() == "new"
+
+
+def refused_at_the_end(name: str, what: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line of a stage during which something happens."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending, stage(name):
+        what()
+    assert ending.value.code == 2 and not HERE.result(name).exists()
+    return error_line(capsys)
+
+
+def test_other_inputs_and_code_that_change_while_a_stage_runs_keep_the_result_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("prepare")
+    Path("weights.pth").write_bytes(b"weights")
+    with_judge_file(Path("weights.pth"))
+    line = refused_at_the_end("judge", lambda: Path("weights.pth").write_bytes(b"Weights"), capsys)
+    assert "judge: weights.pth changed while the stage ran" in line
+    record = HERE.result("prepare") / "fingerprint.json"
+    other = json.dumps(json.loads(record.read_text()) | {"content": "other"})
+    line = refused_at_the_end("judge", lambda: record.write_text(other), capsys)
+    assert "the result of stage `prepare` changed while the stage ran" in line
+    line = refused_at_the_end("judge", lambda: monkeypatch.setattr(code, "version", lambda _name: "0.0"), capsys)
+    assert "the code or library `PIL` changed while the stage ran" in line
+    run("judge")
+
+
+def test_images_that_come_while_they_are_read_keep_the_manifest_back(capsys: pytest.CaptureFixture[str]) -> None:
+    change("data.source", "folder")
+    Path("images/a").mkdir(parents=True)
+    Path("images/a/1.png").write_bytes(b"1")
+    line = refused_at_the_end("prepare", lambda: Path("images/a/2.png").write_bytes(b"2"), capsys)
+    assert "the list of images changed while the stage ran" in line
+    run("prepare")
+
+
+def test_dvc_does_not_begin_a_stage_whose_code_changed_since_it_looked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stage_codes(HERE)
+    run("prepare")
+    record = HERE.code("judge")
+    stale = json.loads(record.read_text()) | {"sfd.seeding": "other"}
+    record.write_text(json.dumps(stale))
+    monkeypatch.setenv("DVC_STAGE", "judge")
+    assert (
+        "the code or library `sfd.seeding` changed since stage `scan` looked at it; run `dvc repro` again"
+        in exit_line("judge", capsys)
+    )
+    monkeypatch.delenv("DVC_STAGE")
+    run("judge")
 
 
 def test_an_old_result_is_replaced_whole() -> None:
@@ -447,6 +618,7 @@ def test_the_graph_here_and_in_dvc_yaml_are_the_same() -> None:
         if name == "tune":  # in a file of its own, below
             continue
         read = {dep.split("/")[1] for dep in in_dvc[name]["deps"] if dep.startswith("results/")}
+        assert in_dvc[name]["deps"][:2] == [f"stages/{name}.py", f"results/scan/code/{name}"]
         assert (name, read - watchers) == (name, set(inputs.upstream))
         assert (name, set(in_dvc[name]["params"])) == (name, set(inputs.params))
         assert in_dvc[name]["outs"] == [f"results/{name}"]
@@ -461,6 +633,7 @@ def test_the_study_is_a_stage_of_its_own_file_that_reads_all_that_any_study_read
     assert (entry["cmd"], entry["wdir"]) == ("sfd tune", "..")
     assert entry["outs"] == [{"results/tune": {"cache": False, "persist": True}}]
     assert set(entry["params"]) == set(STAGES["tune"].params)
+    assert entry["deps"][0] == "results/scan/code/tune"
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     kinds = []
     for kind, space in (("sampling", "sample.num_steps"), ("training", "diffusion.loss.time_mean")):

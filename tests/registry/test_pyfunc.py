@@ -16,9 +16,10 @@ from sfd.data.latents import ChannelStatistics
 from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
+from sfd.generation.settings import Settings
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
+from sfd.params import ScheduleParams, TextureVaeParams
 from sfd.registry.pyfunc import SfdModel
 from sfd.registry.register import log_model
 from sfd.workspace import Workspace
@@ -45,7 +46,7 @@ def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any]) -> SfdM
     fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
     decoder = TextureVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder)
     save_texture_vae(folder / "texture_vae", decoder)
-    (folder / "sample.json").write_text(SampleParams.model_validate(SAMPLE | sample).model_dump_json())
+    (folder / "sample.json").write_text(Settings.model_validate(SAMPLE | sample).model_dump_json())
     artifacts = {name: str(folder / name) for name in ("diffusion", "texture_vae")} | {
         "sample": str(folder / "sample.json")
     }
@@ -140,8 +141,8 @@ def test_a_weak_model_of_other_classes_is_refused(tmp_path: Path) -> None:
 def test_a_version_carries_a_weak_model_if_and_only_if_it_is_guided_by_one(
     tmp_path: Path, guidance: dict[str, Any], has_weak: bool
 ) -> None:
-    sample = SampleParams.model_validate(SAMPLE | {"guidance": guidance})
+    sample = Settings.model_validate(SAMPLE | {"guidance": guidance})
     folders = {name: tmp_path / name for name in ("diffusion", "texture_vae", *(["weak_model"] if has_weak else []))}
     with pytest.raises(UserError, match="a weak model goes into the version with `autoguidance`, and only then"):
-        log_model(Workspace(tmp_path), sample, folders, "run", tmp_path, "digest")
+        log_model(Workspace(tmp_path), sample, folders, "run", "digest")
     assert not list(tmp_path.iterdir())

@@ -3,14 +3,14 @@
 import pytest
 from served import RANGE, SAMPLE, untrained_model
 
-from sfd.params import SampleParams
+from sfd.generation.settings import Settings
 from sfd.registry.requests import apply_request
 
-REGISTERED = SampleParams.model_validate(SAMPLE)
-UNGUIDED = SampleParams.model_validate(SAMPLE | {"guidance": {}})
+REGISTERED = Settings.model_validate(SAMPLE)
+UNGUIDED = Settings.model_validate(SAMPLE | {"guidance": {}})
 FIXED = untrained_model(["a", "b"], {"tau": 0.3})
 FREE = untrained_model(["a", "b"], RANGE)
-OFFSET = SampleParams.model_validate(SAMPLE | {"schedule": {"kind": "offset", "tau": 0.2}})
+OFFSET = Settings.model_validate(SAMPLE | {"schedule": {"kind": "offset", "tau": 0.2}})
 
 
 def test_without_values_the_registered_settings_stay_and_given_ones_take_their_place() -> None:
@@ -54,7 +54,7 @@ def test_tau_is_refused_for_a_model_of_one_schedule() -> None:
 
 
 def test_steps_are_refused_for_dopri5_which_chooses_its_own() -> None:
-    adaptive = SampleParams.model_validate(SAMPLE | {"sampler": "dopri5"})
+    adaptive = Settings.model_validate(SAMPLE | {"sampler": "dopri5"})
     with pytest.raises(ValueError, match="dopri5"):
         apply_request(adaptive, FIXED, {"num_steps": 3})
     assert apply_request(adaptive, FIXED, {}) == adaptive

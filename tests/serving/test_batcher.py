@@ -70,8 +70,7 @@ def test_an_image_has_the_same_bytes_alone_and_in_company(batcher: DynamicBatche
     assert alone.result(60)
     company = batcher.submit(MODEL, MODEL.sample, 1, [1, 2, 3, 4, 5])
     assert company[2].result(60) == alone.result(60) != company[3].result(60)
-    shape = MODEL.sample.model_copy(update={"batch_size": 4})
-    (pixels,) = MODEL.images.sample([1], [3], shape, fill=True)
+    (pixels,) = MODEL.images.sample([1], [3], MODEL.sample, 4, fill=True)
     assert alone.result() == png_bytes(pixels[0])
 
 

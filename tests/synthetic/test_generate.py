@@ -27,7 +27,7 @@ from sfd.errors import UserError
 from sfd.generation.generated import read_table
 from sfd.models.conditions import ClassCondition, NoCondition
 from sfd.params import DataParams
-from sfd.pipeline.stage import lock
+from sfd.pipeline.work import lock
 from sfd.registry.load import load_registered
 from sfd.seeding import derive_seed
 from sfd.synthetic import generate as generation
@@ -97,7 +97,9 @@ def test_every_class_has_its_images_and_the_table_says_where_each_comes_from(out
 def test_class_and_seed_of_a_row_give_its_image_again(out: Path) -> None:
     table = read_table(out).sample(frac=1.0, random_state=0)
     model = load_registered(HERE, "sfd-digits", "champion")
-    images = model.images.sample(table["class_index"].tolist(), table["seed"].tolist(), model.sample, fill=True)
+    images = model.images.sample(
+        table["class_index"].tolist(), table["seed"].tolist(), model.sample, model.sample.batch_size, fill=True
+    )
     drawn = [hashlib.sha256(png_bytes(image)).hexdigest() for batch in images for image in batch]
     assert drawn == table["sha256"].tolist()
     row = table[table["file"] == "hoch ü/000002.png"].iloc[0]

@@ -14,8 +14,8 @@ from sfd.errors import UserError
 from sfd.models.backbone import Output
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.names import SIZES
 from sfd.params import DiffusionParams, LossParams, ScheduleParams
+from sfd.sizes import SIZES
 from sfd.training.backbone import backbone_config
 from sfd.training.diffusion import DiffusionTask
 

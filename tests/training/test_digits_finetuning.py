@@ -68,7 +68,7 @@ class Decoder(nn.Module):
 
 
 def options(steps: int) -> TrainingParams:
-    return TrainingParams.model_validate(TRAINING | {"num_steps": steps, "checkpoint_every": steps})
+    return TrainingParams.model_validate(TRAINING | {"num_steps": steps})
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def images_to_the_goal(
 
     folder.mkdir()
     with pytest.raises(Reached):
-        train(task, diffusion.training, 0, folder, "f", log_nothing, look, EVERY)
+        train(task, diffusion.training, 0, folder, "f", log_nothing, None, look, EVERY)
     return taken, model
 
 

@@ -16,7 +16,7 @@ from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.params import DiffusionParams, LoraParams, LossParams, ScheduleParams, TrainingParams
+from sfd.params import DiffusionParams, LoraParams, LossParams, ScheduleParams, TrainingParams, TrainingRuntime
 from sfd.seeding import generator
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.finetuning import Start, start_from, transfer
@@ -263,6 +263,8 @@ class Interrupted(Exception):
 
 
 def test_adapters_resume_exactly_after_an_interruption(tmp_path: Path) -> None:
+    runtime = TrainingRuntime(checkpoint_every=2)
+
     def run(folder: Path, stop_at: int | None = None) -> dict[str, Tensor]:
         folder.mkdir(exist_ok=True)
         begun, dataset = start(lora=LoraParams(rank=2))
@@ -271,8 +273,8 @@ def test_adapters_resume_exactly_after_an_interruption(tmp_path: Path) -> None:
             if step == stop_at:
                 raise Interrupted
 
-        params = options().training.model_copy(update={"checkpoint_every": 2})
-        begun.finish(train(task(begun, dataset), params, 0, folder, "f", log_nothing, preview, 1))
+        params = options().training
+        begun.finish(train(task(begun, dataset), params, 0, folder, "f", log_nothing, runtime, preview, 1))
         return begun.network.state_dict()
 
     whole = run(tmp_path / "whole")

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.params import LossParams, Sharding, TrainingParams
+from sfd.params import LossParams, Sharding, TrainingParams, TrainingRuntime
 from sfd.seeding import generator
 from sfd.training.diffusion import DiffusionTask
 from sfd.training.loop import Trained, train
@@ -120,12 +120,23 @@ class Interrupted(Exception):
     """Stands for whatever ends a training from outside, where a test needs no real kill."""
 
 
-def short(num_steps: int, **changes: Any) -> TrainingParams:
-    return TrainingParams(**SHORT | {"num_steps": num_steps, "checkpoint_every": 1000} | changes)
+class Options(NamedTuple):
+    params: TrainingParams
+    runtime: TrainingRuntime
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Options":
+        runtime = {key: value for key, value in fields.items() if key in TrainingRuntime.model_fields}
+        params = {key: value for key, value in fields.items() if key not in runtime}
+        return cls(TrainingParams(**params), TrainingRuntime(**runtime))
+
+
+def short(num_steps: int, **changes: Any) -> Options:
+    return Options.of(SHORT | {"num_steps": num_steps, "checkpoint_every": 1000} | changes)
 
 
 def run(
-    task: Any, params: TrainingParams, work: Path, fingerprint: str = "a", stop_at: int = 0, sharding: Sharding = "ddp"
+    task: Any, options: Options, work: Path, fingerprint: str = "a", stop_at: int = 0, sharding: Sharding = "ddp"
 ) -> Trained:
     """Trains in this process; ``stop_at`` interrupts when that step is logged."""
     work.mkdir(parents=True, exist_ok=True)
@@ -134,7 +145,7 @@ def run(
         if step == stop_at:
             raise Interrupted
 
-    return train(task, params, task.seed, work, fingerprint, log, sharding=sharding)
+    return train(task, options.params, task.seed, work, fingerprint, log, options.runtime, sharding=sharding)
 
 
 def weights_of(trained: Trained) -> dict[str, Tensor]:
@@ -151,15 +162,16 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def train_to_files(work: Path) -> None:
     """A training on disk: its steps as it goes on, at the end its weights and curve."""
     settings = json.loads((work / "settings.json").read_text())
-    task = diffusion_task(settings["seed"])
+    task, options = diffusion_task(settings["seed"]), Options.of(settings["params"])
     with (work / "steps.txt").open("a", buffering=1) as steps:
         trained = train(
             task,
-            TrainingParams(**settings["params"]),
+            options.params,
             settings["seed"],
             work,
             settings["fingerprint"],
             lambda _row, step: print(step, file=steps),
+            options.runtime,
         )
     save_file(trained.network.state_dict(), work / "averaged.safetensors")
     save_file(task.network.state_dict(), work / "raw.safetensors")
@@ -197,7 +209,7 @@ def train_side_by_side(folder: Path) -> None:
 
 def train_in_parts(folder: Path, process: int) -> None:
     """Under torchrun: micro-batches and clipping with both kinds of sharding, previews, and one that diverges."""
-    params = short(6, accumulation_steps=2, max_grad_norm=0.05, log_every=1)
+    params, runtime = short(6, accumulation_steps=2, max_grad_norm=0.05, log_every=1)
     for sharding in ("ddp", "fsdp"):
         previews: dict[int, Tensor] = {}
 
@@ -206,7 +218,7 @@ def train_in_parts(folder: Path, process: int) -> None:
 
         task, work = diffusion_task(0), folder / f"parts_{sharding}"
         work.mkdir(exist_ok=True)
-        trained = train(task, params, 0, work, "a", lambda _row, _step: None, preview, 4, sharding)
+        trained = train(task, params, 0, work, "a", lambda _row, _step: None, runtime, preview, 4, sharding)
         assert list(previews) == ([4, 6] if process == 0 else []), "process 0 alone draws previews"
         if process == 0:
             assert torch.equal(previews[6], trained.network.state_dict()["blocks.0.attn.qkv.weight"])
@@ -225,8 +237,9 @@ def train_until_sigterm(folder: Path) -> None:
         if step == 15 and process == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    params, runtime = short(22)
     try:
-        train(diffusion_task(0), short(22), 0, folder, "a", log)
+        train(diffusion_task(0), params, 0, folder, "a", log, runtime)
     except SystemExit as ending:
         (folder / f"ended-{process}.txt").write_text(f"{ending.code} {(folder / 'checkpoint.pt').is_file()}")
 
@@ -467,7 +480,8 @@ def test_averaged_weights_follow_the_closed_form(tmp_path: Path) -> None:
     def log(_row: dict[str, float], _step: int) -> None:
         raw.append(task.network.weight.detach().cpu().clone())
 
-    averaged = train(task, short(12, log_every=1, ema_decay=0.7), 0, tmp_path, "a", log).network.weight
+    params, runtime = short(12, log_every=1, ema_decay=0.7)
+    averaged = train(task, params, 0, tmp_path, "a", log, runtime).network.weight
     expected = 0.7**11 * raw[0] + sum(0.3 * 0.7 ** (11 - n) * raw[n] for n in range(1, 12))
     torch.testing.assert_close(averaged.detach(), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(averaged, raw[-1], atol=1e-5)
@@ -500,7 +514,8 @@ def test_every_step_moves_the_weights_by_its_learning_rate(
     def log(_row: dict[str, float], _step: int) -> None:
         weights.append(task.network.bias[0].item())
 
-    train(task, short(8, log_every=1, learning_rate=0.01, **changes), 0, tmp_path, "a", log)
+    params, runtime = short(8, log_every=1, learning_rate=0.01, **changes)
+    train(task, params, 0, tmp_path, "a", log, runtime)
     moved = [(before - after) / 0.01 for before, after in zip(weights[:-1], weights[1:], strict=True)]
     assert moved == pytest.approx(expected, abs=1e-4)
 
@@ -510,8 +525,8 @@ def test_every_step_moves_the_weights_by_its_learning_rate(
 
 def test_every_logged_term_and_the_total_are_averages_of_their_interval(tmp_path: Path) -> None:
     task, logged = LineTask(), {}
-    params = short(12, accumulation_steps=2)
-    curve = train(task, params, 0, tmp_path, "a", lambda row, step: logged.update({step: row})).curve
+    params, runtime = short(12, accumulation_steps=2)
+    curve = train(task, params, 0, tmp_path, "a", lambda row, step: logged.update({step: row}), runtime).curve
     assert list(logged) == [5, 10, 12] == [row["step"] for row in curve]
     for (first, step), row in zip(((0, 5), (5, 10), (10, 12)), curve, strict=True):
         micro_batches = task.seen[2 * first : 2 * step]
@@ -534,13 +549,30 @@ def test_an_interval_that_a_restart_cuts_in_two_is_logged_as_if_it_were_whole(tm
     assert run(LineTask(), params, tmp_path / "cut").curve == whole
 
 
+def test_runtime_options_that_change_between_a_kill_and_the_resume_change_neither_weights_nor_averages(
+    tmp_path: Path,
+) -> None:
+    fields = SHORT | {"num_steps": 15}
+    whole = run(LineTask(), Options.of(fields | {"log_every": 1}), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(LineTask(), Options.of(fields | {"checkpoint_every": 4, "log_every": 3}), tmp_path / "cut", stop_at=12)
+    assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["step"] == 8
+    cut = run(LineTask(), Options.of(fields | {"checkpoint_every": 2, "log_every": 5}), tmp_path / "cut")
+    assert same(weights_of(whole), weights_of(cut))
+    totals = {row["step"]: row["total"] for row in whole.curve}
+    assert [row["step"] for row in cut.curve] == [3, 6, 10, 15]
+    for row, steps in zip(cut.curve, ([1, 2, 3], [4, 5, 6], [7, 8, 9, 10], [11, 12, 13, 14, 15]), strict=True):
+        assert row["total"] == pytest.approx(sum(totals[step] for step in steps) / len(steps), rel=1e-9)
+
+
 def test_previews_see_the_averaged_network_at_their_steps_and_at_the_end(tmp_path: Path) -> None:
     seen: dict[int, Tensor] = {}
 
     def preview(network: nn.Module, step: int) -> None:
         seen[step] = network.weight.detach().cpu().clone()  # type: ignore[union-attr, operator]
 
-    trained = train(LineTask(), short(10), 0, tmp_path, "a", lambda _row, _step: None, preview, 4)
+    params, runtime = short(10)
+    trained = train(LineTask(), params, 0, tmp_path, "a", lambda _row, _step: None, runtime, preview, 4)
     assert list(seen) == [4, 8, 10]
     assert torch.equal(seen[10], trained.network.weight)
     assert not torch.equal(seen[8], seen[10])
@@ -560,7 +592,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_network(tmp
 
 def test_the_seed_also_decides_the_order_of_samples(tmp_path: Path) -> None:
     first, other = (
-        weights_of(train(LineTask(seed=0), short(10), seed, tmp_path, str(seed), lambda _row, _step: None))
+        weights_of(train(LineTask(seed=0), short(10).params, seed, tmp_path, str(seed), lambda _row, _step: None))
         for seed in (0, 1)
     )
     assert not same(first, other)

@@ -34,8 +34,10 @@ from sfd.generation import generated
 from sfd.generation import samples as sampled
 from sfd.generation.model import DiffusionModel
 from sfd.params import DataParams, Params
+from sfd.pipeline.inputs import check_current
 from sfd.pipeline.prepare import open_prepared
-from sfd.pipeline.stage import check_current, lock, replace_result
+from sfd.pipeline.stage import replace_result
+from sfd.pipeline.work import lock
 from sfd.processes import inference_device
 from sfd.registry.versions import find_registered, read_registration
 from sfd.seeding import derive_seed
@@ -127,7 +129,7 @@ def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Jud
     """The memorisation check of stage `evaluate` on these samples, with its uncertainty."""
     from scipy.stats import betabinom
 
-    size, train, heldout = params.evaluate.batch_size, data.images(TRAIN), data.images(HELDOUT)
+    size, train, heldout = params.runtime.evaluate.batch_size, data.images(TRAIN), data.images(HELDOUT)
     batches = ImageBatches(size, judge)
     originals = judge_training_images(judge, train, size, data.params.mirror)
     reference = extract(judge, batches.of_images(heldout, range(len(heldout))))
@@ -199,7 +201,7 @@ def attack_model(workspace: Workspace, params: Params, data: Prepared) -> Attack
     encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), device)
     train, heldout = data.images(TRAIN), data.images(HELDOUT)
     count = min(MAX_ATTACKED, len(train), len(heldout))
-    size, weight = params.evaluate.batch_size, params.diffusion.loss.semantic_weight
+    size, weight = params.runtime.evaluate.batch_size, params.diffusion.loss.semantic_weight
     members, others = (
         losses_of_images(model, encode, images, choose(len(images), count, seed, f"audit/{split}"), size, weight, seed)
         for split, images in ((TRAIN, train), (HELDOUT, heldout))

@@ -72,10 +72,10 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
         update={
             "batch_size": batch_size or training.batch_size,
             "num_steps": WARM_UP_STEPS + num_steps + 1,
-            "checkpoint_every": WARM_UP_STEPS + num_steps + 1,
-            "log_every": 1,  # the loop waits for the device where it logs
         }
     )
+    # The loop waits for the device where it logs.
+    runtime = params.runtime.diffusion.model_copy(update={"checkpoint_every": training.num_steps, "log_every": 1})
     with_features = wants_features(params, "stored")
     dataset = OneBatch(shape, training.batch_size, with_features, params.seed)
     task = _task(params, random_backbone(params, shape), dataset, shape)
@@ -90,7 +90,7 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
     reset_peak_memory()
     with tempfile.TemporaryDirectory() as work:
         with suppress(_Enough):
-            train(task, training, params.seed, Path(work), "bench", log)
+            train(task, training, params.seed, Path(work), "bench", log, runtime)
     seconds = [after - before for before, after in zip(ends[:-1], ends[1:], strict=True)][-num_steps:]
     return [
         Measurement("train", training.batch_size, tuple(seconds), peak_memory_gib(), _training_dtype(training), flops)
@@ -152,17 +152,17 @@ def measure_sample(
 ) -> list[Measurement]:
     """Measures calls of the generator of stage ``sample``: solver, guidance, decoder. A step is one batch of images."""
     shape, device = latent_shape(params), inference_device()
-    sample = params.sample.model_copy(update={"batch_size": batch_size or params.sample.batch_size})
+    count = batch_size or params.runtime.sample.batch_size
     network = random_backbone(params, shape).eval().requires_grad_(False)
     model = DiffusionModel(network, params.schedule, _no_statistics(shape))
     decoder = random_texture_vae(params.texture_vae, params.seed) if with_decoder else NoDecoder()
     # For AutoGuidance, this model also stands in for the weak one, which would cost less.
     images = ImageGenerator(model, decoder, device=device)
-    values = model.condition.plan(sample.batch_size)
-    seeds = [image_seed(params.seed, index) for index in range(sample.batch_size)]
+    values = model.condition.plan(count)
+    seeds = [image_seed(params.seed, index) for index in range(count)]
 
     def step() -> None:
-        for _ in images.sample(values, seeds, sample):
+        for _ in images.sample(values, seeds, params.sample, count):
             pass
 
     calls: list[None] = []
@@ -178,7 +178,7 @@ def measure_sample(
 def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
     """Measures calls of the encoder of stage ``latents``; an image and its horizontal flip count as two images."""
     encode = random_composite_encoder(params, inference_device())
-    count, size = batch_size or params.latents.batch_size, params.data.image_size
+    count, size = batch_size or params.runtime.latents.batch_size, params.data.image_size
     random = generator(params.seed, "bench/images")
     images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=random)
 
@@ -237,4 +237,4 @@ def _latents_index(shape: LatentShape, num_views: int) -> LatentsIndex:
 
 def _batches(dataset: LatentDataset, params: Params, batch_size: int, num_batches: int) -> Iterator[LatentBatch]:
     order = SeededBatchSampler(params.seed, "bench", len(dataset), batch_size, 0, num_batches, slice(0, batch_size))
-    return read_batches(dataset, order, params.diffusion.training.num_workers)
+    return read_batches(dataset, order, params.runtime.diffusion.num_workers)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sfd.data.shards import Shard, ShardReader, shard_bounds, write_shards
 from sfd.errors import UserError
+from sfd.network_files import write_tensors
 from sfd.params import LatentsParams
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class ChannelStatistics:
 
     def save(self, file: Path) -> None:
         """Writes safetensors."""
-        save_file({"mean": self.mean, "std": self.std}, file)
+        write_tensors(file, {"mean": self.mean, "std": self.std})
 
     @classmethod
     def load(cls, file: Path) -> "ChannelStatistics":
@@ -81,21 +82,22 @@ def write_latents(
     num_images: int,
     encode: Encode,
     params: LatentsParams,
+    batch_size: int,
     mirror: bool,
     rank: int,
     world_size: int,
 ) -> list[tuple[int, int]]:
     """Latents of all images in fp16 ``(n, views, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
 
-    ``fetch`` gives images and classes by index. Every draw is numbered by (image, view).
+    ``fetch`` gives images and classes by index, ``batch_size`` of them at a time. Every draw is numbered by (image, view).
     Raises :class:`UserError` naming the images if a latent is NaN, or infinite in fp16.
     """
     bounds = shard_bounds(num_images, params.shard_size)
 
     def make(start: int, end: int) -> Shard:
         latents, features, labels = [], [], []
-        for first in range(start, end, params.batch_size):
-            indices = list(range(first, min(first + params.batch_size, end)))
+        for first in range(start, end, batch_size):
+            indices = list(range(first, min(first + batch_size, end)))
             batch = fetch(indices)
             views = enumerate(views_of(batch.images, mirror))
             encoded = [encode(view, [index * 2 + n for index in indices]) for n, view in views]

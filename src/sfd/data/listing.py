@@ -5,6 +5,7 @@ DVC itself could watch the folder, but it would hash every byte, and it stops at
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sfd.data.sources.source import open_source
 from sfd.params import DataParams
@@ -16,6 +17,10 @@ def write_listing(params: DataParams, file: Path) -> None:
     Raises:
         UserError: the images are not there.
     """
-    facts = open_source(params, Path()).listing()
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(read_listing(params), indent=2) + "\n", encoding="utf-8")
+
+
+def read_listing(params: DataParams) -> Any:
+    """What :func:`write_listing` writes. Raises :class:`UserError` as it does."""
+    return open_source(params, Path()).listing()

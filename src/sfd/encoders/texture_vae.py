@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd.errors import UserError
+from sfd.network_files import with_default_mode
 from sfd.params import TextureVaeParams
 from sfd.seeding import seeded_initialisation
 
@@ -104,7 +105,9 @@ def load_pretrained(params: TextureVaeParams) -> TextureVae:
 
 def save_texture_vae(folder: Path, vae: TextureVae) -> None:
     """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors``, the layout of diffusers."""
-    vae.autoencoder.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with with_default_mode(folder / "diffusion_pytorch_model.safetensors"):
+        vae.autoencoder.save_pretrained(folder)
 
 
 def load_texture_vae(folder: Path) -> TextureVae:

@@ -9,13 +9,14 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from sfd.encoders.judges.judge import Judge
 from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import CHUNK
+from sfd.network_files import write_tensors
 
 Load = Callable[[range], Sequence[Tensor]]
 """Maps rows of a set to images uint8 (B, 3, H, W), one tensor per view: the images, and, where wanted, their horizontal flips."""
@@ -28,7 +29,8 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, judge: Judge, batch_size: int, rank: int, world_size: int) -> None:
-        self.folder, self.judge, self.batch_size = folder, judge, batch_size
+        # Files hold batches, so those of another size cannot be continued.
+        self.folder, self.judge, self.batch_size = folder / f"by-{batch_size}", judge, batch_size
         self.rank, self.world_size = rank, world_size
         self.device = judge.device
         self.num_images: dict[str, int] = {}
@@ -51,9 +53,7 @@ class FeatureStore:
             for file, images in zip(files, views, strict=True):
                 found = vars(extract(self.judge, [images.to(self.device)], "spatial" in keep))
                 part = file.with_suffix(".part")
-                save_file(
-                    {key: value.contiguous() for key, value in found.items() if key in keep and value is not None}, part
-                )
+                write_tensors(part, {key: value for key, value in found.items() if key in keep and value is not None})
                 os.replace(part, file)
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> Features:

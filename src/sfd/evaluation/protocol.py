@@ -111,8 +111,8 @@ class Evaluation:
             return [read_images(self.samples, files[rows.start : rows.stop])]
 
         def reconstructions(rows: range) -> list[Tensor]:
-            originals = images(self.train, train_rows[rows.start : rows.stop]).to(self.store.device)
-            return [_reconstruct(originals, self.vae, self.seed, rows.start // self.params.batch_size)]
+            chosen = train_rows[rows.start : rows.stop]
+            return [_reconstruct(images(self.train, chosen).to(self.store.device), self.vae, self.seed, chosen)]
 
         fill = self.store.fill
         fill([SAMPLES], len(files), sampled, everything)
@@ -162,7 +162,7 @@ class Evaluation:
 
     def _measurement(self) -> dict[str, object]:
         """The judge, the number and size of images, the reference (a digest of the sha256 of its images in order, or of its file), and all
-        options but the batch size."""
+        options."""
         rows = "\n".join(self.heldout.sha256[row] for row in self.heldout_rows)
         return {
             "judge": self.store.judge.name,
@@ -172,12 +172,12 @@ class Evaluation:
             "reference": hashlib.sha256(rows.encode()).hexdigest()
             if self.reference is None
             else self.reference.digest(),
-            **self.params.model_dump(exclude={"batch_size", "reference"}),
+            **self.params.model_dump(exclude={"reference"}),
         }
 
 
-def _reconstruct(images: Tensor, vae: TextureVae, seed: int, number: int) -> Tensor:
-    """Images, batch ``number``, after the VAE round trip. The latent is a sample of the posterior, as in the training set of diffusion."""
-    random = generator(seed, "evaluate/reconstruction", number)
-    noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
+def _reconstruct(images: Tensor, vae: TextureVae, seed: int, rows: Sequence[int]) -> Tensor:
+    """Images, numbered ``rows``, after the VAE round trip. Latents are samples of the posterior, as in the training set of diffusion."""
+    shape = vae.latent_shape(1, images.shape[-1])[1:]
+    noise = torch.stack([torch.randn(shape, generator=generator(seed, "evaluate/reconstruction", row)) for row in rows])
     return vae.decode(vae.encode(images, noise.to(images.device)))

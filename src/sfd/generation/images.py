@@ -135,9 +135,9 @@ class ImageGenerator:
         return velocity.float()
 
     def sample(
-        self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, fill: bool = False
+        self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, batch_size: int, fill: bool = False
     ) -> Iterator[Tensor]:
-        """:meth:`__call__` as the parameters say, in batches of at most ``params.batch_size`` images.
+        """:meth:`__call__` as the parameters say, in batches of at most ``batch_size`` images.
 
         ``fill``: fill the last batch up with images that are then dropped. How matrix products round depends on the size of the batch. With
         one size for all, the bytes of an image do not depend on the other images of its batch (except with an adaptive sampler).
@@ -152,9 +152,9 @@ class ImageGenerator:
             )
         sampler, scales = build_sampler(params), build_scales(params.guidance)
         schedule = build_schedule(params.schedule) if params.schedule is not None else None
-        for first in range(0, len(values), params.batch_size):
-            rows = slice(first, first + params.batch_size)
+        for first in range(0, len(values), batch_size):
+            rows = slice(first, first + batch_size)
             count = len(values[rows])
-            spare = params.batch_size - count if fill else 0
+            spare = batch_size - count if fill else 0
             batch = [*values[rows], *[values[0]] * spare], [*seeds[rows], *[seeds[0]] * spare]
             yield self(*batch, sampler, scales, schedule)[:count]

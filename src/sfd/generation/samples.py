@@ -17,6 +17,8 @@ from sfd.pictures import labelled_grid, save_png
 
 TABLE = "samples.csv"
 FACTS = "sampling.json"
+PART = ".part"
+"""Ending of an image that is not whole yet."""
 GRID_PER_CLASS, GRID_CLASSES = 10, 10
 """Size of the sample grid."""
 
@@ -34,30 +36,33 @@ def plan(num_images: int, condition: Condition, seed: int) -> pd.DataFrame:
 
 
 def write_samples(
-    out: Path, images: ImageGenerator, params: SampleParams, seed: int, rank: int, world_size: int
+    out: Path, images: ImageGenerator, params: SampleParams, batch_size: int, seed: int, rank: int, world_size: int
 ) -> pd.DataFrame:
-    """Writes ``images/*.png`` and returns the table. Batches are shared among processes; finished ones are not drawn again."""
+    """Writes ``images/*.png`` and returns the table. Batches are shared among processes.
+
+    A batch whose images are all there is not drawn again. Others are drawn whole, because products round by the shape of their batch.
+    """
     table = plan(params.num_images, images.model.condition, seed)
     values = images.model.condition.plan(params.num_images)
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(rank * params.batch_size, params.num_images, world_size * params.batch_size)
+    starts = range(rank * batch_size, params.num_images, world_size * batch_size)
     for start in tqdm(starts, unit="batch", disable=None):
-        rows = table.iloc[start : start + params.batch_size]
-        done = out / f".batch-{start:06d}"
-        if done.exists():
+        rows = table.iloc[start : start + batch_size]
+        if all((folder / file).exists() for file in rows["file"]):
             continue
-        (pixels,) = images.sample(values[start : start + params.batch_size], rows["seed"].tolist(), params)
+        (pixels,) = images.sample(values[start : start + batch_size], rows["seed"].tolist(), params, batch_size)
         for file, image in zip(rows["file"], pixels, strict=True):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / file)
-        done.touch()
+            part = folder / f"{file}{PART}"
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(part, format="png")
+            part.replace(folder / file)
     return table
 
 
 def finish_samples(out: Path, table: pd.DataFrame, condition: Condition) -> Path:
     """Writes ``samples.csv`` and a grid with one value of the condition per row, when all images are there; returns the grid's file."""
-    for mark in out.glob(".batch-*"):
-        mark.unlink()
+    for part in (out / "images").glob(f"*{PART}"):
+        part.unlink()  # of a run that was killed while it wrote the image
     table.to_csv(out / TABLE, index=False)
     values = condition.plan(len(table))
     rows, per_row = _choose_shown(values)
@@ -88,7 +93,7 @@ def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int)
         "num_images": len(table),
         **balance,
         "seed": seed,
-        **params.model_dump(mode="json", exclude={"num_images", "batch_size"}),
+        **params.model_dump(mode="json", exclude={"num_images"}),
     }
     (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return out / FACTS
@@ -100,7 +105,15 @@ def read_images(folder: Path, files: list[str]) -> Tensor:
 
 
 def read_table(folder: Path) -> pd.DataFrame:
-    """The table of a finished set of samples. Raises :class:`UserError` if it is missing."""
+    """The table of a finished set of samples. Raises :class:`UserError` if it is missing, or no table with a file in each row."""
     if not (folder / TABLE).is_file():
         raise UserError(f"{folder / TABLE} is missing; run `dvc repro sample` first")
-    return pd.read_csv(folder / TABLE, dtype={"class": str})
+    try:
+        # A class may be called NA or null.
+        table = pd.read_csv(folder / TABLE, dtype={"file": str, "class": str}, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder / TABLE} is no table ({reason}); make it again: `dvc repro -f -s sample`") from None
+    if table.empty or "file" not in table or not all(table["file"]):
+        raise UserError(f"{folder / TABLE} names no file in some row; make it again: `dvc repro -f -s sample`")
+    return table

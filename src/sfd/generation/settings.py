@@ -9,18 +9,29 @@ from typing import Any
 
 from sfd.errors import UserError
 from sfd.generation.model_config import check_format, read_schedule, write_schedule
-from sfd.params import GuidanceParams, SampleParams
+from sfd.params import GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
 """Files without a format number are older. They have the same keys, but the oldest lack ``schedule``."""
 
 
-def write_settings(file: Path, settings: SampleParams) -> None:
+class Settings(SampleParams):
+    """Section ``sample`` as a version was registered with it, and the images per sampler call."""
+
+    batch_size: Positive
+
+    @classmethod
+    def of(cls, sample: SampleParams, batch_size: int) -> "Settings":
+        """The settings that a project samples with."""
+        return cls.model_validate(sample.model_dump() | {"batch_size": batch_size})
+
+
+def write_settings(file: Path, settings: Settings) -> None:
     """Writes the record as JSON."""
     file.write_text(json.dumps(_to_record(settings)), encoding="utf-8")
 
 
-def read_settings(file: Path) -> SampleParams:
+def read_settings(file: Path) -> Settings:
     """Inverse of :func:`write_settings`. Raises :class:`UserError` if the file holds no such record, or its format is not known."""
     try:
         record = dict(json.loads(file.read_text(encoding="utf-8")))
@@ -32,7 +43,7 @@ def read_settings(file: Path) -> SampleParams:
         ) from error
 
 
-def _to_record(settings: SampleParams) -> dict[str, Any]:
+def _to_record(settings: Settings) -> dict[str, Any]:
     guidance = settings.guidance
     return {
         "format": FORMAT,
@@ -54,9 +65,9 @@ def _to_record(settings: SampleParams) -> dict[str, Any]:
     }
 
 
-def _from_record(record: dict[str, Any]) -> SampleParams:
+def _from_record(record: dict[str, Any]) -> Settings:
     schedule, guidance = record.get("schedule"), record["guidance"]
-    return SampleParams(
+    return Settings(
         num_images=record["num_images"],
         batch_size=record["batch_size"],
         sampler=record["sampler"],

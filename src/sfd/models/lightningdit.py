@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from sfd.models.backbone import Axis, Backbone, Facts, Output, channel_names
 from sfd.models.conditions import Condition
-from sfd.names import SIZES
+from sfd.sizes import SIZES
 
 if TYPE_CHECKING:
     from sfd.params import ModelParams

@@ -13,10 +13,9 @@ from sfd.params.diffusion import (
     ModelParams,
     ModelSize,
     SampleParams,
-    Sharding,
     registered_model,
 )
-from sfd.params.mistakes import describe_mistakes
+from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
     DataParams,
     EncoderParams,
@@ -50,13 +49,13 @@ from sfd.params.parse import (
     with_values,
 )
 from sfd.params.rules import check_patch_size, check_sampling_schedule, shared_grid
+from sfd.params.runtime import RuntimeParams, Sharding, TrainingRuntime
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
     JOURNAL,
     POSTGRES,
     SQLITE,
-    WITHOUT_EFFECT,
     check_storage_address,
     check_study,
     holds_whole_numbers,
@@ -73,7 +72,6 @@ __all__ = [
     "PREVIOUS",
     "SQLITE",
     "VARIABLE",
-    "WITHOUT_EFFECT",
     "DataParams",
     "DiffusionParams",
     "EncoderParams",
@@ -93,6 +91,7 @@ __all__ = [
     "Params",
     "Positive",
     "RegisterParams",
+    "RuntimeParams",
     "SampleParams",
     "Scale",
     "ScheduleParams",
@@ -104,6 +103,7 @@ __all__ = [
     "TextureVaeParams",
     "TrackingParams",
     "TrainingParams",
+    "TrainingRuntime",
     "TuneParams",
     "check_patch_size",
     "check_sampling_schedule",
@@ -122,6 +122,7 @@ __all__ = [
     "registered_model",
     "select",
     "shared_grid",
+    "shown",
     "to_tree",
     "with_values",
 ]

@@ -7,6 +7,7 @@ from pydantic.fields import FieldInfo
 
 from sfd.params.mistakes import section_of
 from sfd.params.networks import TrainingParams
+from sfd.params.runtime import TrainingRuntime
 from sfd.params.schedule import TauRange
 from sfd.params.schema import Params
 from sfd.params.types import OneOf, Section
@@ -14,9 +15,9 @@ from sfd.params.yaml import as_yaml
 
 
 def describe_params() -> str:
-    """All options as Markdown, one table per section: key, type and limits, default, meaning. Trainings are described once."""
+    """All options as Markdown, one table per section: key, type and limits, default, meaning. What all trainings have is described once."""
     networks = [f"`{name}`" for name, field in Params.model_fields.items() if _is_trained(field)]
-    described: dict[type[Section], str] = {TauRange: "", TrainingParams: ""}
+    described: dict[type[Section], str] = {TauRange: "", TrainingParams: "", TrainingRuntime: ""}
     plain = [_row(name, field, described) for name, field in Params.model_fields.items() if section_of(field) is None]
     parts = [
         "# Options",
@@ -27,6 +28,7 @@ def describe_params() -> str:
         section = section_of(field)
         if section is not None:
             parts += _describe_section(section, field.alias or name, described)
+    parts += _describe_section(TrainingRuntime, "runtime.NETWORK", described)
     parts += _describe_section(TrainingParams, "NETWORK.training", described)
     parts.append(f"`NETWORK` is one of {', '.join(networks)}. A network that is not trained here has `training: null`.")
     return "\n\n".join(parts)
@@ -53,9 +55,11 @@ def _rows(section: type[Section], key: str, described: dict[type[Section], str])
     rows, notes = [], []
     for name, field in section.model_fields.items():
         place, inner = f"{key}.{name}", section_of(field)
-        if inner is TrainingParams:
+        if inner in (TrainingParams, TrainingRuntime) or (
+            name in TrainingRuntime.model_fields and section is not TrainingRuntime
+        ):
             continue
-        if inner is None or inner in described:
+        if inner is None or (inner in described and type(None) in get_args(field.annotation)):
             rows.append(_row(place, field, described))
             continue
         described[inner] = place

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS, SIZES
+from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS
 from sfd.params.networks import TrainingParams
 from sfd.params.schedule import ScheduleParams
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
+from sfd.sizes import SIZES
 
-Sharding = Literal["ddp", "fsdp"]
 ModelSize = Literal["tiny", "S", "B", "L", "XL", "1p0B", "1p6B"]
 
 
@@ -103,11 +103,6 @@ class DiffusionParams(Section):
     model: ModelParams
     loss: LossParams
     training: TrainingParams
-    sharding: Sharding = Field(
-        "ddp",
-        description="how several processes share the weights. `ddp`: each holds all of them; `fsdp`: each holds a part of the weights, of "
-        "their averages and of the optimizer states, for models that do not fit one GPU. A single process trains the same with both",
-    )
     init_from: str | None = Field(
         None,
         min_length=1,
@@ -120,8 +115,6 @@ class DiffusionParams(Section):
         "of the new data",
     )
     lora: LoraParams | None = Field(None, description="needs `init_from`")
-    grid_every: Positive = Field(10_000, description="steps between sample grids")
-    grid_images: Positive = Field(32, description="images in a sample grid")
 
     @property
     def init_folder(self) -> Path | None:
@@ -155,7 +148,6 @@ class SampleParams(Section):
     """Generation from the trained model."""
 
     num_images: Positive = Field(50_000, description="images to draw, evenly over the classes")
-    batch_size: Positive = Field(250, description="images per sampler call")
     sampler: Annotated[str, OneOf(SAMPLERS)] = Field("dopri5", description="solver of the sampling ODE")
     num_steps: Positive = Field(50, description="steps of the sampler; an adaptive one chooses its own")
     rule: Literal["exact", "published"] = Field(

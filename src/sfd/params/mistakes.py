@@ -24,15 +24,22 @@ def _describe(item: dict[str, Any], root: type[Section]) -> str:
     location = [str(part) for part in item["loc"] if part not in TAU_TAGS]
     key, message = ".".join(location), str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        known = nearest(location[-1], list(_fields_beside(location, root)))
-        return f"unknown key `{key}` (value {_short(item['input'])}); nearest valid key: `{'.'.join([*location[:-1], known])}`"
+        return f"unknown key `{key}` (value {shown(item['input'])}); nearest valid key: `{_nearest(location, root)}`"
     if item["type"] == "missing":
         return f"key `{key}` is missing and has no default"
     if not key:
         return message
     if item["type"] == "value_error" and isinstance(item["input"], dict):
         return f"`{key}`: {message}"
-    return f"`{key}` is {_short(item['input'])}, but: {message}{_form(item, location, root)}"
+    return f"`{key}` is {shown(item['input'])}, but: {message}{_form(item, location, root)}"
+
+
+def _nearest(location: list[str], root: type[Section]) -> str:
+    """The valid key that is most like an unknown one: of the same name in the stage's section of ``runtime``, else in the same section."""
+    runtime = ["runtime", location[0], location[-1]]
+    if location[-1] in _fields_beside(runtime, root) and location[0] in _fields_beside(runtime[:2], root):
+        return ".".join(runtime)
+    return ".".join([*location[:-1], nearest(location[-1], list(_fields_beside(location, root)))])
 
 
 def _form(item: dict[str, Any], location: list[str], root: type[Section]) -> str:
@@ -43,7 +50,7 @@ def _form(item: dict[str, Any], location: list[str], root: type[Section]) -> str
     return f" ({fields[location[-1]].description})"
 
 
-def _short(value: object) -> str:
+def shown(value: object) -> str:
     """A value as Python writes it: short, and without a password in an address."""
     return textwrap.shorten(redact(repr(value)), width=80, placeholder="...")
 

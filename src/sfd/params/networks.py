@@ -69,12 +69,6 @@ class TrainingParams(Section):
     max_grad_norm: float | None = Field(None, gt=0.0, description="clip the gradient norm; null: no clipping")
     accumulation_steps: Positive = Field(1, description="micro-batches per optimizer step")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 on GPU, fp32 on CPU")
-    compile: bool = Field(False, description="torch.compile the network (needs a C++ compiler on CPU)")
-    checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
-    log_every: Positive = Field(50, description="steps between logged averages of the losses")
-    num_workers: int = Field(
-        0, ge=0, description="processes that read batches ahead; 0: the training process reads them itself"
-    )
 
 
 class EncoderParams(Section):
@@ -149,7 +143,6 @@ class FeaturesParams(Section):
         10_000, description="most training images whose features are stored (those of all of ImageNet take 0.5 TB)"
     )
     shard_size: Positive = Field(1000, description="images per file")
-    batch_size: Positive = Field(100, description="images per encoder call")
 
 
 class SemanticParams(Section):
@@ -170,7 +163,6 @@ class LatentsParams(Section):
     """Composite latents: the training set of diffusion."""
 
     shard_size: Positive = Field(10_000, description="images per file")
-    batch_size: Positive = Field(50, description="images per encoder call")
     statistics_images: Positive = Field(
         10_000, description="images from which channel means and standard deviations are computed"
     )

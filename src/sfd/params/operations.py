@@ -16,7 +16,6 @@ class EvaluateParams(Section):
         description="file of ADM's reference batch (.npz with `mu`, `sigma`, `mu_s`, `sigma_s` and optionally `arr_0`), for FID and sFID as "
         "published; needs `judge.kind: inception`. null: held-out images, which tuning always uses",
     )
-    batch_size: Positive = Field(100, description="images per judge call")
     neighbours: Positive = Field(3, description="k of precision and recall (k-th nearest neighbour)")
     kid_subsets: Positive = Field(100, description="subsets that KID averages over")
     kid_subset_size: Positive = Field(1000, description="images per subset (at most the number of images)")

@@ -4,11 +4,12 @@ A rule within one section stands with the section; the rules of a study are in :
 with a line that names the rule, the value and the remedy.
 """
 
-from sfd.names import FLOORS, INCEPTION, SIZES, has_error, metric_names, nearest
+from sfd.names import FLOORS, INCEPTION, has_error, metric_names, nearest
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
+from sfd.sizes import SIZES
 
 
 def _check_files(params: Params) -> None:
@@ -241,9 +242,9 @@ def _check_lora(params: Params) -> None:
     diffusion = params.diffusion
     if diffusion.lora is None:
         return
-    if diffusion.sharding == "fsdp":
+    if params.runtime.diffusion.sharding == "fsdp":
         raise ValueError(
-            "diffusion.lora keeps nearly all weights frozen, which diffusion.sharding `fsdp` does not split: set sharding to `ddp`"
+            "diffusion.lora keeps nearly all weights frozen, which runtime.diffusion.sharding `fsdp` does not split: set sharding to `ddp`"
         )
     if diffusion.init_from is None:
         raise ValueError(

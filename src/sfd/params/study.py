@@ -17,16 +17,6 @@ from sfd.params.schema import Params
 SECTIONS = {"sampling": ("sample",), "training": ("schedule", "diffusion", "sample")}
 """The sections that a trial of each kind may change. It reads no other."""
 
-WITHOUT_EFFECT = (
-    "sample.num_images",
-    "sample.batch_size",
-    "diffusion.grid_every",
-    "diffusion.grid_images",
-    "diffusion.training.checkpoint_every",
-    "diffusion.training.log_every",
-    "diffusion.training.num_workers",
-)
-
 MAX_COMBINATIONS = 500
 """A value is refused when it fits none of at most so many combinations of the other keys' ends."""
 
@@ -85,7 +75,7 @@ def _check_space(params: Params) -> None:
     tune = params.tune
     sections = {field.alias or name for name, field in Params.model_fields.items()}
     for key in tune.space:
-        if key in WITHOUT_EFFECT:
+        if key == "sample.num_images" or key.startswith("runtime."):
             raise UserError(f"tune.space: `{key}` changes no trial's images; remove it")
         if key.split(".")[0] in sections - set(SECTIONS[tune.kind]):
             raise UserError(

@@ -20,7 +20,8 @@ from sfd.generation.schedules import build_training_schedule, middle_schedule
 from sfd.models.backbone import Backbone
 from sfd.params import Params, registered_model
 from sfd.pictures import labelled_grid, plot_schedule, save_png
-from sfd.pipeline.stage import Stage, resolve_registered
+from sfd.pipeline.inputs import resolve_registered
+from sfd.pipeline.stage import Stage
 from sfd.processes import inference_device, rank, world_size
 from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
 from sfd.training.curves import write_curve
@@ -117,16 +118,25 @@ def adopt_diffusion(stage: Stage) -> None:
 
 def train_diffusion(stage: Stage, source: Path | None) -> None:
     """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``; ``source``: folder of the model to start from."""
-    params, seed = stage.params.diffusion, stage.params.seed
+    params, runtime, seed = stage.params.diffusion, stage.params.runtime.diffusion, stage.params.seed
     dataset = open_latents(stage.params, stage.upstream("latents"))
     start = prepare_network(stage.params, dataset, seed, None if source is None else DiffusionModel.load(source))
     network = start.network
     _tell_start(start, stage)
     task = build_task(stage.workspace, stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics)
-    grids = SampleGrids(model, stage, params.grid_images)
+    grids = SampleGrids(model, stage, runtime.grid_images)
     trained = train(
-        task, params.training, seed, stage.work, stage.fingerprint, stage.log, grids, params.grid_every, params.sharding
+        task,
+        params.training,
+        seed,
+        stage.work,
+        stage.fingerprint,
+        stage.log,
+        runtime,
+        grids,
+        runtime.grid_every,
+        runtime.sharding,
     )
     if rank() != 0:
         return

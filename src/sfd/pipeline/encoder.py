@@ -25,5 +25,5 @@ def _build(params: EncoderParams, data: Prepared, stage: Stage) -> vision.Vision
     task = ClassifierTask(
         "encoder", network, data.images(TRAIN), data.num_classes, data.params.mirror, stage.params.seed
     )
-    train_stage(task, params.training, stage).copy_to(network)
+    train_stage(task, params.training, stage.params.runtime.encoder, stage).copy_to(network)
     return vision.freeze(params, network)

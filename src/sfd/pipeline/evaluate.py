@@ -14,7 +14,8 @@ def evaluate(stage: Stage) -> None:
     data = open_prepared(stage.workspace, stage.params)
     judge = load_judge(stage.upstream("judge") / "model").to(inference_device())
     vae = load_texture_vae(stage.upstream("texture_vae") / "model").to(inference_device())
-    store = FeatureStore(stage.work / "features", judge, stage.params.evaluate.batch_size, rank(), world_size())
+    size = stage.params.runtime.evaluate.batch_size
+    store = FeatureStore(stage.work / "features", judge, size, rank(), world_size())
     evaluation = Evaluation.open(
         stage.workspace.resolve_paths(stage.params.evaluate),
         data,

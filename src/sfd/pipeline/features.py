@@ -17,9 +17,8 @@ def make_features(stage: Stage) -> None:
     encoder = load_encoder(stage.upstream("encoder") / "model").to(inference_device())
     images = data.images(TRAIN)
     chosen = feature_order(len(images), stage.params.features, stage.params.seed)
-    bounds = write_features(
-        stage.out / "shards", images, encoder, chosen, stage.params.features, mirror, rank(), world_size()
-    )
+    params, size = stage.params.features, stage.params.runtime.features.batch_size
+    bounds = write_features(stage.out / "shards", images, encoder, chosen, params, size, mirror, rank(), world_size())
     barrier()
     if rank() == 0:
         facts = FeaturesIndex(1 + mirror, encoder.grid**2, encoder.feature_dim, chosen)

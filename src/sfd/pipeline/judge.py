@@ -19,7 +19,7 @@ def make_judge(params: JudgeParams, data: Prepared, stage: Stage) -> None:
     outputs = num_outputs(data.num_classes)
     network = kind.trainable(params, outputs, stage.params.seed)
     task = ClassifierTask("judge", network, data.images(TRAIN), data.num_classes, data.params.mirror, stage.params.seed)
-    train_stage(task, params.training, stage).copy_to(network)
+    train_stage(task, params.training, stage.params.runtime.judge, stage).copy_to(network)
     classes = data.num_classes if data.num_classes > 1 else None
     kind.save_trained(folder, params, network, outputs, classes)
     if classes is not None:

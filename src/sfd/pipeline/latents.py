@@ -15,9 +15,8 @@ def make_latents(stage: Stage) -> None:
     encode = CompositeEncoder.load(stage.params, stage.workspace.results, stage.params.seed, device)
     grid = encode.check_grid(stage.params.data.image_size)
     images, folder = data.images(TRAIN), stage.out / "shards"
-    bounds = write_latents(
-        folder, images.__getitems__, len(images), encode, stage.params.latents, mirror, rank(), world_size()
-    )
+    params, size = stage.params.latents, stage.params.runtime.latents.batch_size
+    bounds = write_latents(folder, images.__getitems__, len(images), encode, params, size, mirror, rank(), world_size())
     barrier()
     if rank() == 0:
         facts = LatentsIndex(
@@ -29,8 +28,6 @@ def make_latents(stage: Stage) -> None:
             classes=data.summary.classes,
         )
         write_index(folder, bounds, facts)
-        channel_statistics(ShardReader(folder, LatentsIndex), stage.params.latents.statistics_images).save(
-            folder / STATISTICS
-        )
+        channel_statistics(ShardReader(folder, LatentsIndex), params.statistics_images).save(folder / STATISTICS)
         stage.log({"num_images": len(images), "num_views": facts.num_views})
         stage.log_input("train", data.summary.digest, stage.upstream("prepare"), "latents", {"num_images": len(images)})

@@ -14,7 +14,8 @@ def make_samples(stage: Stage) -> None:
         stage.upstream("texture_vae") / "model",
         stage.workspace.resolve(weak) if weak else None,
     )
-    table = write_samples(stage.out, images, stage.params.sample, stage.params.seed, rank(), world_size())
+    size = stage.params.runtime.sample.batch_size
+    table = write_samples(stage.out, images, stage.params.sample, size, stage.params.seed, rank(), world_size())
     barrier()
     if rank() == 0:
         facts = write_facts(stage.out, table, stage.params.sample, stage.params.seed)

@@ -1,17 +1,12 @@
-"""Stage ``scan``: the code of sfd, as DVC can watch it from a graph in another folder."""
+"""Stage ``scan``: the code of every stage, as DVC can watch it wherever sfd is installed."""
 
-from pathlib import Path
+from sfd.pipeline.code import Imports, write_code
+from sfd.pipeline.inputs import STAGES
+from sfd.workspace import Workspace
 
-from sfd.pipeline.stage import digest_path
 
-
-def write_code_digests(folder: Path) -> None:
-    """Writes one file per package of sfd with the sha256 of its modules; compiled files do not count.
-
-    A graph such as ``presets/released-xl`` depends on these files. DVC's ignore rules end at a graph's own folder, so it would take the
-    ``__pycache__`` of code elsewhere for a change of the code.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for package in sorted(Path(__file__).parents[1].iterdir()):
-        if (package / "__init__.py").is_file():
-            (folder / package.name).write_text(digest_path(package) + "\n", encoding="utf-8")
+def write_stage_codes(workspace: Workspace) -> None:
+    """Writes one file per stage: the modules of sfd that it imports, with their digests, and the versions of the libraries."""
+    imports = Imports()
+    for name, inputs in STAGES.items():
+        write_code(workspace.code(name), imports.code(inputs.code))

@@ -34,7 +34,7 @@ def make_semantic(params: SemanticParams, shards: Path, data: Prepared, stage: S
     network = semantic_class(params.kind).build(params, dataset.index.feature_dim, stage.params.seed)
     if network.is_trained:
         task = SemanticTask(params, network, dataset, dataset.index.tokens, stage.params.seed)
-        train_stage(task, params.training, stage).copy_to(network)
+        train_stage(task, params.training, stage.params.runtime.semantic, stage).copy_to(network)
     else:
         network.fit(_batches(dataset))
     save_semantic(stage.out / "model", network)

@@ -19,7 +19,7 @@ def make_texture_vae(stage: Stage) -> None:
     if params.source == "train":
         network = texture_vaes.TrainableAutoencoder(params, stage.params.seed)
         task = TextureVaeTask(params, network, data.images(TRAIN), data.params.image_size, stage.params.seed)
-        train_stage(task, params.training, stage).copy_to(network)
+        train_stage(task, params.training, stage.params.runtime.texture_vae, stage).copy_to(network)
         vae = texture_vaes.TextureVae(network.autoencoder).eval()
     else:
         vae = texture_vaes.load_pretrained(stage.workspace.resolve_paths(params))

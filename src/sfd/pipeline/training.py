@@ -3,16 +3,16 @@
 from typing import Any
 
 from sfd.errors import UserError
-from sfd.params import TrainingParams
+from sfd.params import TrainingParams, TrainingRuntime
 from sfd.pipeline.stage import Stage
 from sfd.training.curves import write_curve
 from sfd.training.loop import Task, Trained, train
 
 
-def train_stage(task: Task[Any, Any], params: TrainingParams | None, stage: Stage) -> Trained:
+def train_stage(task: Task[Any, Any], params: TrainingParams | None, runtime: TrainingRuntime, stage: Stage) -> Trained:
     """Trains in the stage's work folder and writes the loss curve to its result."""
     if params is None:
         raise UserError(f"{stage.name}.training is missing")
-    trained = train(task, params, stage.params.seed, stage.work, stage.fingerprint, stage.log)
+    trained = train(task, params, stage.params.seed, stage.work, stage.fingerprint, stage.log, runtime)
     stage.log_artifacts(*write_curve(stage.out, trained.curve))
     return trained

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from sfd.errors import UserError
 from sfd.names import ERROR_PREFIX, FLOORS, combined_error, main_distance
 from sfd.params import read_tree
-from sfd.pipeline.stage import STAGES, flatten
+from sfd.pipeline.inputs import STAGES
+from sfd.pipeline.stage import flatten
 from sfd.registry.gates import number
 from sfd.registry.load import open_registry
 from sfd.registry.versions import (

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
-from sfd.params import SampleParams
 from sfd.tracking import Store, StoreAway, client, import_mlflow, tracking_uri
 from sfd.workspace import Workspace
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from sfd.generation.images import ImageGenerator
+    from sfd.generation.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RegisteredModel:
     name: str
     version: str
     images: "ImageGenerator"
-    sample: SampleParams
+    sample: "Settings"
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
             sample = apply_request(self.defaults, self.images.model, self._given(params or {}))
         except ValueError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
-        batches = self.images.sample(values, seeds, sample)
+        batches = self.images.sample(values, seeds, sample, sample.batch_size)
         return pd.DataFrame({"png": [png_bytes(image) for batch in batches for image in batch]})
 
     @staticmethod

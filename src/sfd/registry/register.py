@@ -5,15 +5,18 @@ import json
 from dataclasses import asdict
 from importlib.metadata import version as installed
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sfd.data.prepare import SUMMARY_NAME
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
-from sfd.generation.settings import write_settings
+from sfd.generation.settings import Settings, write_settings
 from sfd.models.conditions import Condition
-from sfd.params import Params, SampleParams
-from sfd.pipeline.stage import Stage, digest_path, stage
+from sfd.params import Params
+from sfd.pipeline.code import Imports
+from sfd.pipeline.inputs import STAGES, digest_path
+from sfd.pipeline.stage import Stage, stage
 from sfd.registry.load import open_registry
 from sfd.registry.requests import MODELS_OWN_TAU
 from sfd.registry.smoke import as_rows, choose_labels, run_smoke
@@ -52,7 +55,6 @@ REQUIREMENTS = (
     "tqdm",
 )
 """What the model needs to answer, at the versions that it was tested with here."""
-SETTINGS_NAME = "sample.json"
 CODE = Path(__file__).parents[1]
 """The package, which a version carries."""
 
@@ -85,7 +87,8 @@ def register_results(current: Stage, expected: Registration | None = None) -> "M
     workspace, params = current.workspace, current.params
     tags = describe(current.upstream("evaluate"), current.upstream("prepare"))
     folders = model_folders(workspace, params)
-    registration = Registration(workspace.model_name(params.register_), digest_results(folders, params.sample, tags))
+    sample = Settings.of(params.sample, params.runtime.sample.batch_size)
+    registration = Registration(workspace.model_name(params.register_), digest_results(folders, sample, tags))
     if expected not in (None, registration):
         raise UserError(
             "results, code or register.name changed since stage `register` ran; run `dvc repro`, which registers what is there now"
@@ -93,9 +96,7 @@ def register_results(current: Stage, expected: Registration | None = None) -> "M
     current.log_artifacts(workspace.params_file)
     if not params.register_.other_data:
         _check_data(workspace, registration.name, tags)
-    version = register(
-        workspace, registration, params.sample, folders, tags, run_id=current.require_run_id(), out=current.out
-    )
+    version = register(workspace, registration, sample, folders, tags, current.require_run_id(), current.out)
     with open_registry(workspace) as store:
         if workspace.dvc_experiment is None:  # last, so that a version that has it is complete and answers by itself
             store.set_registered_model_alias(registration.name, params.register_.alias, version)
@@ -113,7 +114,7 @@ def model_folders(workspace: Workspace, params: Params) -> dict[str, Path]:
 def register(
     workspace: Workspace,
     registration: Registration,
-    sample: SampleParams,
+    sample: Settings,
     folders: dict[str, Path],
     tags: dict[str, str],
     run_id: str,
@@ -125,18 +126,18 @@ def register(
     answered by itself; and it is looked up by its digest before.
 
     Args:
-        folders, run_id, out: see :func:`log_model`.
+        folders: see :func:`model_folders`.
         tags: of the version, see :func:`describe`.
+        run_id: the run that the model belongs to.
 
     Raises:
         UserError: the store refuses or is away, or the artifact does not answer in a process of its own.
     """
     found, name = find_registered(workspace, registration), registration.name
     if found is not None:
-        write_settings(out / SETTINGS_NAME, sample)
         version = found.version
     else:
-        model_id = log_model(workspace, sample, folders, run_id, out, registration.digest)
+        model_id = log_model(workspace, sample, folders, run_id, registration.digest)
         _log_metrics(workspace, run_id, model_id, tags)
         smoke = run_smoke(workspace, f"models:/{model_id}", "the model", choose_labels(_condition(folders)))
         named = {} if workspace.dvc_experiment is None else {EXPERIMENT: workspace.dvc_experiment.name}
@@ -146,13 +147,13 @@ def register(
     return version
 
 
-def digest_results(folders: dict[str, Path], sample: SampleParams, tags: dict[str, str]) -> str:
-    """sha256 of what a version is made of: weights, settings, scores and the code that it carries."""
+def digest_results(folders: dict[str, Path], sample: Settings, tags: dict[str, str]) -> str:
+    """sha256 of what a version is made of: weights, settings, scores, and the code for which DVC would make it again."""
     facts = {
         "folders": {name: digest_path(folder) for name, folder in folders.items()},
-        "sample": sample.model_dump(mode="json"),
+        "sample": sample.model_dump(mode="json", exclude={"batch_size"}),
         "tags": tags,
-        "code": digest_path(CODE),
+        "code": Imports().code(STAGES["register"].code),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -174,14 +175,11 @@ def _condition(folders: dict[str, Path]) -> Condition:
     return read_model_folder(folders["diffusion"])[0].condition
 
 
-def log_model(
-    workspace: Workspace, sample: SampleParams, folders: dict[str, Path], run_id: str, out: Path, digest: str
-) -> str:
+def log_model(workspace: Workspace, sample: Settings, folders: dict[str, Path], run_id: str, digest: str) -> str:
     """Logs the model to a run; returns its id. A whole model of the same digest that the run has already is taken instead.
 
     Args:
         folders: see :func:`model_folders`.
-        out: where the settings are written as ``sample.json``.
 
     Raises:
         UserError: the weak model's folder does not come with AutoGuidance alone, or the store refuses.
@@ -195,14 +193,14 @@ def log_model(
             f"sample.guidance.kind is `{sample.guidance.kind}`, but a weak model goes into the version with `autoguidance`, and only then: "
             "correct sample.guidance.kind and sample.guidance.weak_model"
         )
-    settings = out / SETTINGS_NAME
-    write_settings(settings, sample)
     condition = _condition(folders)
-    with open_registry(workspace) as store:
+    with open_registry(workspace) as store, TemporaryDirectory() as temporary:
         experiment = store.get_run(run_id).info.experiment_id
         for model in store.search_logged_models([experiment], f"tags.`sfd.{DIGEST}` = '{digest}'"):
             if model.source_run_id == run_id and str(model.status) == "READY":
                 return str(model.model_id)
+        settings = Path(temporary) / "sample.json"
+        write_settings(settings, sample)
         mlflow.set_tracking_uri(tracking_uri(workspace))
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
@@ -248,11 +246,11 @@ def create_version(workspace: Workspace, name: str, model_id: str, tags: dict[st
 
 def describe(evaluated: Path, prepared: Path) -> dict[str, str]:
     """Tags that say how good a version is, how that was measured, and on what data; from the folders of those stages."""
-    summary = json.loads((prepared / SUMMARY_NAME).read_text())
+    summary = json.loads((prepared / SUMMARY_NAME).read_text(encoding="utf-8"))
     summary["num_classes"] = len(summary.pop("classes"))
     facts = {
-        METRIC: json.loads((evaluated / "metrics.json").read_text()),
-        MEASURED: json.loads((evaluated / "measurement.json").read_text()),
+        METRIC: json.loads((evaluated / "metrics.json").read_text(encoding="utf-8")),
+        MEASURED: json.loads((evaluated / "measurement.json").read_text(encoding="utf-8")),
         DATA: summary,
     }
     return {prefix + key: str(value) for prefix, values in facts.items() for key, value in values.items()}

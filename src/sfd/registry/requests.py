@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sfd.names import SAMPLERS
-from sfd.params import SampleParams, check_sampling_schedule
+from sfd.params import check_sampling_schedule
 
 if TYPE_CHECKING:
     from sfd.generation.model import DiffusionModel
+    from sfd.generation.settings import Settings
 
 MODELS_OWN_TAU = -1.0
 """Of the registered model's parameter ``tau``: the schedule that it was registered with."""
 
 
-def apply_request(registered: SampleParams, model: "DiffusionModel", given: Mapping[str, float]) -> SampleParams:
+def apply_request(registered: "Settings", model: "DiffusionModel", given: Mapping[str, float]) -> "Settings":
     """The settings of a registered version with a request's values in their place, checked by the rules of params.yaml.
 
     Args:
@@ -39,6 +40,6 @@ def apply_request(registered: SampleParams, model: "DiffusionModel", given: Mapp
         if model.schedule_params.tau_range is None:
             raise ValueError("tau cannot be chosen: this model is trained for one schedule alone; leave tau out")
         tree["schedule"] = {"kind": "offset", "tau": given["tau"]}
-    sample = SampleParams.model_validate(tree)
+    sample = type(registered).model_validate(tree)
     check_sampling_schedule(model.schedule_params, sample.schedule)
     return sample

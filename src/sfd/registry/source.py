@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sfd.params import registered_model
-from sfd.pipeline.stage import digest_path, resolve_registered
+from sfd.pipeline.inputs import digest_path, resolve_registered
 from sfd.registry.load import download_version, find_version
 from sfd.workspace import Workspace
 

@@ -156,11 +156,10 @@ class DynamicBatcher:
 
     def _draw(self, jobs: list[Job]) -> None:
         model, settings = jobs[0].model, jobs[0].settings
-        settings = settings.model_copy(update={"batch_size": self._shape(settings)})
         started = time.monotonic()
         try:
             values, seeds = [job.value for job in jobs], [job.seed for job in jobs]
-            (pixels,) = model.images.sample(values, seeds, settings, fill=True)
+            (pixels,) = model.images.sample(values, seeds, settings, self._shape(settings), fill=True)
             pngs = [png_bytes(image) for image in pixels]
         except Exception as error:  # the requests answer it; the worker has others to serve
             for job in jobs:

@@ -35,8 +35,9 @@ from sfd.evaluation.views import ImageBatches, judge_training_images
 from sfd.generation.generated import LAYOUT, TABLE, validate_table_of
 from sfd.models.conditions import Condition
 from sfd.params import Params
+from sfd.pipeline.inputs import check_current, published_fingerprint
 from sfd.pipeline.prepare import open_prepared
-from sfd.pipeline.stage import check_current, lock, published_fingerprint
+from sfd.pipeline.work import lock
 from sfd.processes import inference_device
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
@@ -346,7 +347,8 @@ class _Draw:
         seeds = [derive_seed(self.options.seed, f"generate/{name}", k) for name, k in zip(names, numbers, strict=True)]
         condition = self.registered.images.model.condition
         values = [None if condition.choices is None else condition.from_request(name) for name in names]
-        (images,) = self.registered.images.sample(values, seeds, self.registered.sample, fill=True)
+        sample = self.registered.sample
+        (images,) = self.registered.images.sample(values, seeds, sample, sample.batch_size, fill=True)
         files = [png_bytes(image) for image in images]
         facts = {
             "file": [f"{name}/{k:06d}.png" for name, k in zip(names, numbers, strict=True)],

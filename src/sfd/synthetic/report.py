@@ -18,7 +18,8 @@ from sfd.errors import UserError
 from sfd.evaluation.accuracy import heldout_accuracy
 from sfd.generation.generated import REPORT, REPORT_PAGE, read_table
 from sfd.params import JudgeParams, TrainingParams
-from sfd.pipeline.stage import digest_path, lock, published_fingerprint
+from sfd.pipeline.inputs import digest_path, published_fingerprint
+from sfd.pipeline.work import lock
 from sfd.seeding import derive_seed
 from sfd.statistics import Comparison, compare, estimate
 from sfd.synthetic.generate import COMMAND, Upstream
@@ -132,7 +133,8 @@ def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Pat
     kind, seed = judge_class(params.kind), derive_seed(upstream.params.seed, "report/training", repeat)
     network = kind.trainable(params, num_classes, seed)
     task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)
-    train(task, _training(params), seed, work, fingerprint, log_nothing).copy_to(network)
+    runtime = upstream.params.runtime.judge
+    train(task, _training(params), seed, work, fingerprint, log_nothing, runtime).copy_to(network)
     kind.save_trained(work / "model", params, network, num_classes, num_classes)
     accuracy = heldout_accuracy(work / "model", data)
     temporary = work.with_suffix(".tmp")

@@ -147,7 +147,7 @@ class JournalWriter:
         self.values: dict[str, dict[str, str]] = {"params": {}, "tags": {}, "parents": {}}
         self._steps: dict[str, set[int]] = {}
         self._mutex = threading.Lock()
-        self._file = os.open(journal.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(journal.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)  # less the umask
         end = 0
         for record, record_end in journal.read():
             self._remember(record)

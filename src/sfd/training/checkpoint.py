@@ -21,6 +21,9 @@ from torch.optim.swa_utils import AveragedModel
 from sfd.errors import UserError
 from sfd.training.sharding import WHOLE
 
+FORMAT = 2
+"""Of the file; another version's is not continued."""
+
 
 @dataclass
 class TrainingState:
@@ -31,6 +34,7 @@ class TrainingState:
         averaged: the average of its weights.
         optimizer: with its state.
         sums: this process's sums of the loss's terms, and of the total, since they were last logged, float64 ``(terms + 1,)``.
+        num_summed: steps in these sums; ``log_every`` may have changed in between.
         step: number of finished steps.
         curve: a row per logged interval.
     """
@@ -39,6 +43,7 @@ class TrainingState:
     averaged: AveragedModel
     optimizer: torch.optim.Optimizer
     sums: Tensor
+    num_summed: int = 0
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -64,10 +69,12 @@ class Checkpoint:
     def save(self, state: TrainingState) -> None:
         """Replaces the file in one rename. All processes must call it."""
         content = {
+            "format": FORMAT,
             "fingerprint": self.fingerprint,
             "step": state.step,
             "curve": state.curve,
             "sums": self.accelerator.gather(state.sums[None]),
+            "num_summed": state.num_summed,
             "network": get_model_state_dict(state.network, options=WHOLE),
             "averaged": get_model_state_dict(state.averaged, options=WHOLE),
             "optimizer": get_optimizer_state_dict(state.network, state.optimizer, options=WHOLE),
@@ -90,11 +97,11 @@ class Checkpoint:
         if self.file.is_file():
             # Mapped, so that the processes of a machine read it once.
             content = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
-            if content["fingerprint"] == self.fingerprint:
+            if (content.get("format"), content["fingerprint"]) == (FORMAT, self.fingerprint):
                 self._set(state, content)
             elif self.accelerator.is_main_process:
                 print(
-                    f"{self.purpose}: the checkpoint belongs to other parameters or inputs, so training starts from the beginning",
+                    f"{self.purpose}: the checkpoint belongs to other parameters, inputs or code, so training starts from the beginning",
                     file=sys.stderr,
                 )
         steps = self.accelerator.gather(torch.tensor([state.step], device=self.accelerator.device)).tolist()
@@ -112,4 +119,4 @@ class Checkpoint:
         sums, process = content["sums"].to(state.sums.device), self.accelerator.process_index
         same_number = len(sums) == self.accelerator.num_processes
         state.sums = sums[process].clone() if same_number else sums.mean(dim=0)
-        state.step, state.curve = content["step"], content["curve"]
+        state.num_summed, state.step, state.curve = content["num_summed"], content["step"], content["curve"]

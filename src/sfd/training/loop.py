@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from sfd.errors import UserError
-from sfd.params import Sharding, TrainingParams
+from sfd.params import Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import form_group
 from sfd.training.batches import Batch, BatchedDataset, read_batches
 from sfd.training.checkpoint import Checkpoint, TrainingState
@@ -92,6 +92,7 @@ def train(
     work: Path,
     fingerprint: str,
     log: LogMetrics,
+    runtime: TrainingRuntime | None = None,
     preview: Preview | None = None,
     preview_every: int = 0,
     sharding: Sharding = "ddp",
@@ -100,13 +101,16 @@ def train(
 
     Killed at any moment and called again with the same ``work`` folder, it ends with the same bytes (same device, same number of processes).
     With another number of processes it continues as well, the same beyond rounding.
+    ``runtime`` (None: its defaults) may be another one, too, with the same weights.
     ``preview`` is called with the averaged network, in process 0, every ``preview_every`` steps and at the end.
 
     Raises:
         UserError: the batch cannot be shared evenly, the loss became NaN or infinite, or the data set raised it.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
-    trainer = _Trainer(task, params, seed, work, fingerprint, log, sharding)
+    trainer = _Trainer(
+        task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding
+    )
     trainer.checkpoint.restore(trainer.state)
     trainer.run(preview, preview_every)
     return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve)
@@ -121,13 +125,14 @@ class _Trainer(Generic[Batch, Draws]):
         work: Path,
         fingerprint: str,
         log: LogMetrics,
+        runtime: TrainingRuntime,
         sharding: Sharding,
     ) -> None:
         form_group()
         use_gpu = torch.cuda.is_available()
         bf16 = params.precision == "bf16" or (params.precision == "auto" and use_gpu)
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not use_gpu)
-        self.task, self.params, self.seed, self.log = task, params, seed, log
+        self.task, self.params, self.runtime, self.seed, self.log = task, params, runtime, seed, log
         self.rows = self._rows()
         device = self.accelerator.device
         # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
@@ -152,7 +157,7 @@ class _Trainer(Generic[Batch, Draws]):
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
         self.state = TrainingState(raw, averaged, adamw, sums)
         self.checkpoint = Checkpoint(work / "checkpoint.pt", task.purpose, fingerprint, self.accelerator, self.sharded)
-        self.network: Any = torch.compile(raw) if params.compile else raw
+        self.network: Any = torch.compile(raw) if runtime.compile else raw
         self.optimizer: Any = adamw
         if not self.sharded:
             self.network, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
@@ -192,23 +197,23 @@ class _Trainer(Generic[Batch, Draws]):
             self._stop()
 
     def _run_steps(self, preview: Preview | None, preview_every: int) -> None:
-        params, state, size = self.params, self.state, self.params.batch_size
+        params, runtime, state, size = self.params, self.runtime, self.state, self.params.batch_size
         order = SeededBatchSampler(
             self.seed, self.task.purpose, len(self.task.dataset), size, state.step, params.num_steps, self.rows
         )
         self.interval_start = (state.step, time.perf_counter())
         with self._progress_bar() as bar:
-            for data in read_batches(self.task.dataset, order, params.num_workers):
+            for data in read_batches(self.task.dataset, order, runtime.num_workers):
                 self._step(data)
                 state.step += 1
                 bar.update(size)
                 last = state.step == params.num_steps
-                if state.step % params.log_every == 0 or last:
+                if state.step % runtime.log_every == 0 or last:
                     bar.set_postfix(loss=f"{self._log_interval():.4f}")
                 if preview is not None and (state.step % preview_every == 0 or last):
                     self._preview(preview)
                 stop = self._must_stop(ask=state.step % AGREE_EVERY == 0)
-                if state.step % params.checkpoint_every == 0 or last or stop:
+                if state.step % runtime.checkpoint_every == 0 or last or stop:
                     self._save()
                 if stop:
                     self._stop()
@@ -282,6 +287,7 @@ class _Trainer(Generic[Batch, Draws]):
         self.optimizer.zero_grad()
         state.averaged.update_parameters(state.network)
         state.sums += totals
+        state.num_summed += 1
         # The first step that is not finite is remembered on the device, so that no step waits for it.
         bad_now = torch.cat([totals.new_tensor([state.step + 1.0]), totals])
         self.bad = torch.where((self.bad[0] == 0) & ~totals.isfinite().all(), bad_now, self.bad)
@@ -302,9 +308,9 @@ class _Trainer(Generic[Batch, Draws]):
         """Logs the averages of all terms since the last call, over all processes; returns that of the total."""
         self._check_finite()
         params, state = self.params, self.state
-        steps = state.step % params.log_every or params.log_every
-        means = self.accelerator.reduce(state.sums, reduction="mean") / steps
+        means = self.accelerator.reduce(state.sums, reduction="mean") / state.num_summed
         state.sums.zero_()
+        state.num_summed = 0
         row: dict[str, float] = dict(zip(self.terms, means.tolist(), strict=True))
         state.curve.append({"step": state.step, **row})
         (start, started), now = self.interval_start, time.perf_counter()

@@ -67,7 +67,7 @@ class CandidateEvaluator:
         middle = (len(order) + 1) // 2
         self.num_reference = middle
         halves = {STUDY: sorted(order[:middle]), CONFIRMATION: sorted(order[middle:])}
-        batches = ImageBatches(params.evaluate.batch_size, self.judge)
+        batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)
         self.references: dict[str, Reference] = {
             purpose: Reference.of(extract(self.judge, batches.of_images(heldout, rows)))
             for purpose, rows in halves.items()
@@ -86,9 +86,10 @@ class CandidateEvaluator:
         weak = params.sample.guidance.weak_model
         images = ImageGenerator(model, self.decoder, self._weak_model(weak) if weak else None, self.device)
         started = time.perf_counter()
-        pixels = torch.cat(list(images.sample(values, [image_seed(seed, i) for i in range(number)], params.sample)))
+        seeds, runtime = [image_seed(seed, i) for i in range(number)], params.runtime
+        pixels = torch.cat(list(images.sample(values, seeds, params.sample, runtime.sample.batch_size)))
         seconds = (time.perf_counter() - started) / number
-        batches = (batch.to(self.device) for batch in pixels.split(params.evaluate.batch_size))
+        batches = (batch.to(self.device) for batch in pixels.split(runtime.evaluate.batch_size))
         features = extract(self.judge, batches)
         metrics = compare(features, self.references[purpose], params.evaluate, seed)
         if self.judge.name == "inception":
@@ -142,6 +143,7 @@ class CandidateEvaluator:
             folder,
             "tune",
             log_nothing,
+            params.runtime.diffusion,
             preview,
             params.tune.report_every,
         )
@@ -164,7 +166,7 @@ class CandidateEvaluator:
         network = build_backbone(shared.network.config)
         network.load_state_dict(shared.network.state_dict())
         steps = params.tune.refine_steps
-        training = params.diffusion.training.model_copy(update={"num_steps": steps, "checkpoint_every": steps})
+        training = params.diffusion.training.model_copy(update={"num_steps": steps})
         task = build_task(self.workspace, params, network, dataset, seed)
-        train(task, training, seed, folder, "tune", log_nothing).copy_to(network)
+        train(task, training, seed, folder, "tune", log_nothing, params.runtime.diffusion).copy_to(network)
         return DiffusionModel(network, params.schedule, shared.statistics)

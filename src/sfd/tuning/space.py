@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sfd.params import Params, holds_whole_numbers
-from sfd.pipeline.stage import check_current
+from sfd.pipeline.inputs import check_current
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:

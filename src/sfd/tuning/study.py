@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError, redact
 from sfd.names import is_higher_better
-from sfd.params import WITHOUT_EFFECT, Params, TuneParams, check_study, current_value, select, to_tree
-from sfd.pipeline.stage import STAGES, Stage, published_fingerprint, stage
+from sfd.params import Params, TuneParams, check_study, current_value, select, to_tree
+from sfd.pipeline.inputs import STAGES, published_fingerprint
+from sfd.pipeline.stage import Stage, stage
 from sfd.tuning.queue import Queue, run
 from sfd.tuning.space import check_upstream, upstream
 from sfd.tuning.storage import check_storage, resolve_storage
@@ -113,7 +114,7 @@ def reports(params: Params) -> int:
 def signature(workspace: Workspace, params: Params) -> str:
     """sha256 of everything that all trials of one study share. Trials with another signature cannot join the study."""
     tree = to_tree(params)
-    for key in (*params.tune.space, *WITHOUT_EFFECT, *(f"tune.{name}" for name in BUDGET)):
+    for key in (*params.tune.space, "sample.num_images", *(f"tune.{name}" for name in BUDGET)):
         way, _, last = key.rpartition(".")
         node = select(tree, way)
         if isinstance(node, list):

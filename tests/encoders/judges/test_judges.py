@@ -22,7 +22,7 @@ from sfd.errors import UserError
 from sfd.evaluation.fidelity import class_accuracy, extract
 from sfd.names import Entry
 from sfd.network_files import load_weights, read_config, save_network, weights_digest, write_config
-from sfd.params import DataParams, JudgeParams
+from sfd.params import DataParams, JudgeParams, RuntimeParams
 from sfd.pipeline.judge import make_judge
 from sfd.seeding import seeded_initialisation
 
@@ -172,13 +172,13 @@ def test_a_new_kind_of_judge_is_made_loaded_and_scores_without_touching_another_
     monkeypatch.setitem(names.JUDGES, "colour", Entry(f"{__name__}:MeanColourJudge", "the mean colour"))
     data_params = DataParams(source="folder", root=str(write_colours(tmp_path / "images")), image_size=8)
     prepare(data_params, 0, tmp_path / "prepare")
-    training = {"num_steps": 30, "batch_size": 4, "learning_rate": 0.1, "ema_decay": 0.0, "log_every": 10}
+    training = {"num_steps": 30, "batch_size": 4, "learning_rate": 0.1, "ema_decay": 0.0}
     params = JudgeParams.model_validate({"kind": "colour", "source": "train", "name": "toy", "training": training})
     logged: dict[str, float] = {}
     (tmp_path / "out").mkdir()
     stage: Any = SimpleNamespace(
         name="judge",
-        params=SimpleNamespace(seed=0),
+        params=SimpleNamespace(seed=0, runtime=RuntimeParams()),
         work=tmp_path,
         out=tmp_path / "out",
         fingerprint="",

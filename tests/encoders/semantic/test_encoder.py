@@ -15,7 +15,7 @@ from sfd.data.shards import shard_bounds, write_index, write_shards
 from sfd.encoders.semantic.encoder import SemanticEncoder, load_semantic
 from sfd.encoders.semantic.features import FeaturesIndex
 from sfd.names import Entry
-from sfd.params import SemanticParams
+from sfd.params import RuntimeParams, SemanticParams
 from sfd.pipeline.semantic import make_semantic
 
 DIM, TOKENS, NUM_IMAGES = 6, 4, 12
@@ -101,7 +101,7 @@ def run_stage(params: SemanticParams, folder: Path) -> tuple[SemanticEncoder, di
     (folder / "out").mkdir()
     stage: Any = SimpleNamespace(
         name="semantic",
-        params=SimpleNamespace(seed=0),
+        params=SimpleNamespace(seed=0, runtime=RuntimeParams()),
         work=folder,
         out=folder / "out",
         fingerprint="",
@@ -128,7 +128,7 @@ def test_a_new_kind_that_is_trained_needs_no_other_module(
     features: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(names.SEMANTIC_ENCODERS, "scale", Entry(f"{__name__}:LearntScale", "a factor"))
-    training = {"num_steps": 30, "batch_size": 4, "learning_rate": 0.1, "ema_decay": 0.0, "log_every": 10}
+    training = {"num_steps": 30, "batch_size": 4, "learning_rate": 0.1, "ema_decay": 0.0}
     made, logged = run_stage(
         SemanticParams.model_validate({"kind": "scale", "latent_channels": 5, "training": training}), tmp_path
     )

@@ -27,6 +27,7 @@ def write_features(
     encoder: VisionEncoder,
     chosen: list[int],
     params: FeaturesParams,
+    batch_size: int,
     mirror: bool,
     rank: int,
     world_size: int,
@@ -36,8 +37,8 @@ def write_features(
 
     def make(start: int, end: int) -> Shard:
         parts = []
-        for first in range(start, end, params.batch_size):
-            pixels = images.__getitems__(chosen[first : min(first + params.batch_size, end)]).images
+        for first in range(start, end, batch_size):
+            pixels = images.__getitems__(chosen[first : min(first + batch_size, end)]).images
             parts.append(
                 torch.stack(
                     [encoder(view.to(encoder.mean.device)).half().cpu() for view in views_of(pixels, mirror)], dim=1

@@ -1,0 +1,61 @@
+"""Section ``runtime``: how the stages run here. Nothing in it changes a result, so neither DVC nor a fingerprint looks at it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sfd.params.types import Positive, Section
+
+Sharding = Literal["ddp", "fsdp"]
+
+
+class TrainingRuntime(Section):
+    """How a network is trained here. All of it may change between a kill and the resume."""
+
+    num_workers: int = Field(
+        0, ge=0, description="processes that read batches ahead; 0: the training process reads them itself"
+    )
+    compile: bool = Field(False, description="torch.compile the network (needs a C++ compiler on CPU)")
+    checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
+    log_every: Positive = Field(50, description="steps between logged averages of the losses")
+
+
+class DiffusionRuntime(TrainingRuntime):
+    """How the diffusion model is trained here."""
+
+    sharding: Sharding = Field(
+        "ddp",
+        description="how several processes share the weights. `ddp`: each holds all of them; `fsdp`: each holds a part of the weights, of "
+        "their averages and of the optimizer states, for models that do not fit one GPU. A single process trains the same with both",
+    )
+    grid_every: Positive = Field(10_000, description="steps between sample grids")
+    grid_images: Positive = Field(32, description="images in a sample grid")
+
+
+class InferenceRuntime(Section):
+    """How a trained network is used here."""
+
+    batch_size: Positive = Field(100, description="images per call of the network")
+
+
+_TRAINING = TrainingRuntime.model_validate({})
+_DIFFUSION = DiffusionRuntime.model_validate({})
+_INFERENCE = InferenceRuntime.model_validate({})
+
+
+class RuntimeParams(Section):
+    """What cannot change a result (beyond rounding), per stage. Neither DVC nor a fingerprint looks at it, so it may change at any time."""
+
+    encoder: TrainingRuntime = _TRAINING
+    texture_vae: TrainingRuntime = _TRAINING
+    judge: TrainingRuntime = _TRAINING
+    features: InferenceRuntime = _INFERENCE
+    semantic: TrainingRuntime = _TRAINING
+    latents: InferenceRuntime = _INFERENCE
+    diffusion: DiffusionRuntime = _DIFFUSION
+    sample: InferenceRuntime = Field(
+        _INFERENCE,
+        description="an adaptive sampler chooses its steps by the error over the batch, so another number changes its images, too, within "
+        "its tolerance",
+    )
+    evaluate: InferenceRuntime = _INFERENCE

@@ -1,0 +1,119 @@
+"""What code a stage's result depends on: the modules of sfd that its body imports, and the versions of the libraries that decide numbers."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import grimp
+
+from sfd import names
+
+PACKAGE = "sfd"
+WITHOUT_EFFECT = (
+    "sfd.errors",
+    "sfd.names",
+    "sfd.params",
+    "sfd.pipeline.code",
+    "sfd.pipeline.inputs",
+    "sfd.pipeline.stage",
+    "sfd.pipeline.work",
+    "sfd.tracking",
+)
+"""Packages and modules that no stage is made again for. They word messages, record what was done, say when a stage runs and where, and say
+which options and names there are. Options count by their values, and a table of names by the modules that it names."""
+LIBRARIES = {
+    "PIL": "pillow",
+    "accelerate": "accelerate",
+    "diffusers": "diffusers",
+    "numpy": "numpy",
+    "peft": "peft",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "timm": "timm",
+    "torch": "torch",
+    "torch_fidelity": "torch-fidelity",
+    "torchdiffeq": "torchdiffeq",
+    "torchvision": "torchvision",
+}
+"""The libraries that decide numbers, by the name that is imported."""
+
+Code = dict[str, str]
+"""Module to the sha256 of its source, and library to its version."""
+
+
+def write_code(file: Path, code: Code) -> None:
+    """Writes the record that DVC watches, one line per module."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(code, indent=2) + "\n", encoding="utf-8")
+
+
+def scanned_code(file: Path) -> Code | None:
+    """What :func:`write_code` wrote; None if nothing was written."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+class Imports:
+    """Who imports whom, from the source: nothing is run."""
+
+    def __init__(self) -> None:
+        self.graph = grimp.build_graph(
+            PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+        )
+        self.folder = Path(__file__).parents[1]
+        tables = {name: table for name, table in vars(names).items() if isinstance(table, dict)}
+        self.tables = {
+            name: [entry.path.partition(":")[0] for entry in table.values()]
+            for name, table in tables.items()
+            if table and all(isinstance(entry, names.Entry) for entry in table.values())
+        }
+
+    def code(self, roots: Iterable[str]) -> Code:
+        """The modules that these ones import, however indirectly, and the libraries.
+
+        Imports within functions count, those for types alone do not.
+        """
+        modules, waiting = set[str](), list(roots)
+        while waiting:
+            module = waiting.pop()
+            if module not in modules:
+                modules.add(module)
+                waiting += self._imported_by(module)
+        own = {module: self._digest(module) for module in sorted(modules - LIBRARIES.keys())}
+        return own | {name: version(LIBRARIES[name]) for name in sorted(modules & LIBRARIES.keys())}
+
+    def _imported_by(self, module: str) -> list[str]:
+        """What a module imports, the packages that it lies in, and what the tables name that it uses; nothing without effect."""
+        if module in LIBRARIES:
+            return []
+        found = [*self.graph.find_modules_directly_imported_by(module), *_packages(module)]
+        if names.__name__ in found:
+            found += [implementation for table in self._tables_in(module) for implementation in self.tables[table]]
+        return [name for name in found if self._counts(name)]
+
+    def _digest(self, module: str) -> str:
+        return hashlib.sha256(self._source(module)).hexdigest()
+
+    def _counts(self, module: str) -> bool:
+        if module.partition(".")[0] != PACKAGE:
+            return module in LIBRARIES
+        return not f"{module}.".startswith(tuple(f"{name}." for name in WITHOUT_EFFECT))
+
+    def _tables_in(self, module: str) -> Iterator[str]:
+        """The tables of names that a module's code mentions."""
+        for node in ast.walk(ast.parse(self._source(module))):
+            name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+            if name in self.tables:
+                yield name
+
+    def _source(self, module: str) -> bytes:
+        place = self.folder.joinpath(*module.split(".")[1:])
+        return (place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_bytes()
+
+
+def _packages(module: str) -> list[str]:
+    """The packages around a module, whose code is run when it is imported."""
+    parts = module.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]

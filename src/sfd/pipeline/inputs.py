@@ -1,0 +1,228 @@
+"""What each stage reads, the fingerprint of that, and what has changed of it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfd.errors import UserError
+from sfd.params import Params, registered_model, select, shown, to_tree
+from sfd.pipeline.code import Imports
+from sfd.workspace import Workspace
+
+PUBLISHED = "fingerprint.json"
+
+Facts = dict[str, Any]
+"""What a result depends on, as JSON."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage's result depends on: dotted params keys, the stages whose results it reads, and the modules that its script imports."""
+
+    params: tuple[str, ...]
+    upstream: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+
+
+STAGES: dict[str, Inputs] = {
+    "prepare": Inputs(("seed", "data"), (), ("sfd.pipeline.prepare",)),
+    "encoder": Inputs(("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",), ("sfd.pipeline.encoder",)),
+    "texture_vae": Inputs(("seed", "data.image_size", "texture_vae"), ("prepare",), ("sfd.pipeline.texture_vae",)),
+    "judge": Inputs(
+        ("seed", "data.image_size", "data.mirror", "judge"),
+        ("prepare",),
+        ("sfd.pipeline.judge", "sfd.pipeline.prepare"),
+    ),
+    "features": Inputs(
+        ("seed", "data.image_size", "data.mirror", "features", "semantic.kind"),
+        ("prepare", "encoder"),
+        ("sfd.pipeline.features",),
+    ),
+    "semantic": Inputs(
+        ("seed", "data.image_size", "semantic"),
+        ("prepare", "features"),
+        ("sfd.pipeline.semantic", "sfd.pipeline.prepare"),
+    ),
+    "latents": Inputs(
+        ("seed", "data.image_size", "data.mirror", "latents"),
+        ("prepare", "encoder", "texture_vae", "semantic"),
+        ("sfd.pipeline.latents",),
+    ),
+    "diffusion": Inputs(
+        ("seed", "schedule", "diffusion"),
+        ("semantic", "latents", "texture_vae"),
+        ("sfd.pipeline.diffusion", "sfd.registry.source"),
+    ),
+    "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae"), ("sfd.pipeline.sample",)),
+    "evaluate": Inputs(
+        ("seed", "data.image_size", "data.mirror", "evaluate"),
+        ("prepare", "texture_vae", "judge", "sample"),
+        ("sfd.pipeline.evaluate",),
+    ),
+    "register": Inputs(
+        ("sample", "register.name", "register.alias"),
+        ("prepare", "texture_vae", "diffusion", "sample", "evaluate"),
+        ("sfd.registry.register", "sfd.registry.pyfunc", "sfd.registry.smoke_process"),
+    ),
+    "tune": Inputs(
+        ("seed", "data.image_size", "data.mirror", "schedule", "diffusion", "sample", "evaluate", "tune"),
+        (),
+        ("sfd.tuning.study",),
+    ),
+}
+"""The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal. What `tune` reads depends on the kind of its study."""
+
+
+def upstream_of(name: str, params: Params) -> tuple[str, ...]:
+    """The stages whose results a stage reads. Weights from a file are not trained, so they need no latents."""
+    if name == "diffusion" and params.diffusion.source == "file":
+        return ("texture_vae",)
+    return STAGES[name].upstream
+
+
+def stage_fingerprint(workspace: Workspace, name: str, params: Params, upstream: tuple[str, ...] | None = None) -> str:
+    """sha256 over the stage's parameters, the weights files that they name, and the fingerprints of what it reads.
+
+    Raises:
+        UserError: an upstream result is missing.
+    """
+    return digest_facts(input_facts(workspace, name, params, upstream))
+
+
+def digest_facts(facts: Facts) -> str:
+    """sha256 of the facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def input_facts(workspace: Workspace, name: str, params: Params, upstream: tuple[str, ...] | None = None) -> Facts:
+    """What :func:`stage_fingerprint` is made of. Raises :class:`UserError` as it does."""
+    upstream = upstream_of(name, params) if upstream is None else upstream
+    keys = STAGES[name].params
+    tree = to_tree(params)
+    init_from = params.diffusion.init_from if "diffusion" in keys else None
+    addresses = [init_from] if init_from is not None and registered_model(init_from) else []
+    return {
+        "stage": name,
+        "params": {key: select(tree, key) for key in keys},
+        "upstream": {read: published_fingerprint(workspace, read) for read in upstream},
+        "files": {str(path): digest_path(workspace.resolve(path)) for path in params.paths(*keys)},
+        "registered": [resolve_registered(workspace, address) for address in addresses],
+    }
+
+
+def work_facts(workspace: Workspace, params: Params, facts: Facts) -> Facts:
+    """What work in progress depends on: the ``facts`` of the fingerprint, what the results that it reads are, the code, and for `prepare`
+    the images.
+
+    Raises:
+        UserError: the images are not there.
+    """
+    more: Facts = {"upstream": {read: _published(workspace, read) for read in facts["upstream"]}}
+    more["code"] = Imports().code(STAGES[facts["stage"]].code)
+    if facts["stage"] == "prepare":
+        from sfd.data.listing import read_listing
+
+        more["images"] = read_listing(workspace.resolve_paths(params.data))
+    return facts | more
+
+
+WORDS = {
+    "params": "`{key}` in params.yaml",
+    "upstream": "the result of stage `{key}`",
+    "files": "{key}",
+    "registered": "the registered model of diffusion.init_from",
+    "code": "the code or library `{key}`",
+    "images": "the list of images",
+}
+"""What a user calls the facts."""
+
+
+def first_change(before: Facts, after: Facts) -> str:
+    """The first difference of two sets of facts in words; empty if there is none."""
+    for part, words in WORDS.items():
+        old, new = before.get(part), after.get(part)
+        if old == new:
+            continue
+        if not isinstance(old, dict) or not isinstance(new, dict) or part == "images":
+            return f"{words} changed"
+        key, one, other = next(_differences(old, new))
+        key = key.partition(".")[0] if part == "upstream" else key
+        values = f" from {shown(one)} to {shown(other)}" if part == "params" else ""
+        return f"{words.format(key=key)} changed{values}"
+    return ""
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, old and new value of every difference of two trees."""
+    for key in dict.fromkeys([*old, *new]):
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from ((f"{key}.{inner}", *values) for inner, *values in _differences(one, other))
+        elif one != other:
+            yield key, one, other
+
+
+def resolve_registered(workspace: Workspace, address: str) -> dict[str, str]:
+    """``name`` and ``version`` behind a registered model's address, and the ``run_id`` that made it, as stage ``scan`` found them.
+
+    Raises:
+        UserError: the stage has not looked this address up.
+    """
+    file = workspace.init_from
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    registered = registered_model(address)
+    if registered is None or known.get("init_from") != address:
+        raise UserError(
+            f"which version {address} means is not known ({file}); run `dvc repro diffusion`, which looks it up"
+        )
+    return {"name": registered[0], "version": known["version"], "run_id": known["run_id"]}
+
+
+def digest_path(path: Path) -> str:
+    """sha256 of a file, or of a folder's names and files. Raises :class:`UserError` if it does not exist.
+
+    A shard counts by the checksum file beside it, because reading it again may take an hour.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist, but params.yaml names it; correct the path or put the file there")
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        has_checksum = file.suffix == ".safetensors" and file.with_suffix(".sha256").is_file()
+        if file.is_file() and file.suffix != ".pyc" and not has_checksum:
+            digest.update((file.relative_to(path).as_posix() if path.is_dir() else file.name).encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def write_published(folder: Path, stage: str, fingerprint: str) -> None:
+    """Writes ``fingerprint.json`` of a finished result: what it was made from, and the digest of what it is."""
+    facts = {"stage": stage, "fingerprint": fingerprint, "content": digest_path(folder)}
+    (folder / PUBLISHED).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def published_fingerprint(workspace: Workspace, name: str) -> str:
+    """The fingerprint that a finished stage left beside its result. Raises :class:`UserError` when there is none."""
+    return _published(workspace, name)["fingerprint"]
+
+
+def _published(workspace: Workspace, name: str) -> dict[str, str]:
+    file = workspace.result(name) / PUBLISHED
+    if not file.is_file():
+        raise UserError(f"the result of stage `{name}` is missing ({file}); run `dvc repro {name}` first")
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def check_current(workspace: Workspace, names: Iterable[str], params: Params) -> None:
+    """Raises :class:`UserError` unless these stages are finished and made from these parameters."""
+    for name in names:
+        found = published_fingerprint(workspace, name)
+        if name != "prepare" and found != stage_fingerprint(
+            workspace, name, params
+        ):  # that of prepare is of its content
+            raise UserError(
+                f"{workspace.result(name)} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"
+            )

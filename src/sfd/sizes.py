@@ -1,0 +1,12 @@
+"""Sizes of the backbone, without torch."""
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (128, 4, 4),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "1p0B": (1536, 24, 24),
+    "1p6B": (1792, 28, 28),
+}
+"""Width, depth and number of heads of the published sizes, and of a tiny one."""
