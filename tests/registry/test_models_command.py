@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,13 @@ from PIL import Image
 from support import Project, draw_images, free_port, small_params, wait_until
 
 from sfd.errors import UserError
+from sfd.generation.settings import Settings
 from sfd.registry import lineage, promotion
+from sfd.registry import register as registering
 from sfd.registry.lock import promotion_lock
 from sfd.registry.register import _check_data
+from sfd.registry.smoke import Smoke
+from sfd.registry.versions import Registration
 from sfd.workspace import Workspace
 
 HERE = Workspace(Path())
@@ -234,6 +239,41 @@ def test_a_tag_that_somebody_spoilt_is_named(registry: Registry) -> None:
     with pytest.raises(UserError, match=f"tag metric.fd_digits_judge of version {spoilt} .* is 'good', not a number"):
         lineage.list_versions(HERE)
     registry.client.delete_model_version(NAME, spoilt)
+
+
+@pytest.mark.parametrize("last", ["log_model", "_log_metrics", "run_smoke", "create_version"])
+def test_a_registration_that_is_killed_anywhere_is_completed_by_the_next_one_as_the_same_version(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: str
+) -> None:
+    params = HERE.load_params()
+    sample = Settings.of(params.sample, params.runtime.sample.batch_size)
+    tags = {key: value for key, value in registry.first().tags.items() if key.startswith(("data.", "metric."))}
+    registration = Registration(f"killed after {last}", last)
+    like = registry.client.get_run(registry.first().run_id)
+    run_id = registry.client.create_run(like.info.experiment_id).info.run_id
+    monkeypatch.setattr(registering, "run_smoke", lambda *_: Smoke(("lying",), "0" * 64, "none"))
+    inputs = (HERE, registration, sample, registering.model_folders(HERE, params), tags, run_id, tmp_path)
+    original = getattr(registering, last)
+
+    def killed(*arguments: Any) -> None:
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registering, last, killed)
+        with pytest.raises(KeyboardInterrupt):
+            registering.register(*inputs)
+    assert registering.register(*inputs) == registering.register(*inputs) == "1"
+    (version,) = registry.client.search_model_versions(f"name = '{registration.name}'")
+    assert version.run_id == run_id and version.tags["digest"] == last and "smoke" in version.tags
+    models = registry.client.search_logged_models([like.info.experiment_id], f"tags.`sfd.digest` = '{last}'")
+    assert len(models) == 1
+    scores = {metric.key: metric.value for metric in registry.client.get_logged_model(models[0].model_id).metrics}
+    assert scores["class_accuracy"] == float(tags["metric.class_accuracy"])
+    assert json.loads((tmp_path / "registration.json").read_text()) == {"name": registration.name, "digest": last}
+    registry.client.delete_registered_model(registration.name)
+    registry.client.delete_logged_model(models[0].model_id)
+    shutil.rmtree(Path.cwd() / "mlruns" / "artifacts" / "models" / models[0].model_id)
 
 
 def test_a_model_of_other_images_is_registered_only_if_asked_for(registry: Registry) -> None:

@@ -41,7 +41,7 @@ from sfd.processes import (
     undisturbed_end,
     world_size,
 )
-from sfd.tracking import Run, start_run
+from sfd.tracking import LAST_STAGES, Run, current_repro, end_repro, start_run
 from sfd.workspace import Workspace
 
 PARALLEL = ("features", "latents", "diffusion", "sample", "evaluate")
@@ -83,6 +83,11 @@ class Stage:
         """Metrics to the tracking journal (rank 0 only); never waits for a server."""
         if self.run is not None:
             self.run.log_metrics(metrics, step)
+
+    def log_result(self, metrics: Mapping[str, float]) -> None:
+        """Metrics of the stage that are also those of the whole `dvc repro` (rank 0 only)."""
+        if self.run is not None:
+            self.run.log_result(metrics)
 
     def log_input(self, name: str, digest: str, source: Path, context: str, profile: dict[str, object]) -> None:
         """A data set that the stage reads, as an MLflow dataset (rank 0 only)."""
@@ -218,10 +223,20 @@ def _tracked(current: Stage, upstream: tuple[str, ...]) -> Iterator[Run | None]:
         return
     workspace, name, params = current.workspace, current.name, current.params
     parents = {read: published_fingerprint(workspace, read) for read in upstream}
-    with start_run(workspace, name, current.fingerprint, params.tracking, parents) as run:
+    repro = None if name == "tune" else current_repro(workspace, graph_params(params))
+    with start_run(workspace, name, current.fingerprint, params.tracking, parents, repro) as run:
         tree = to_tree(params)
         run.log_params(flatten({key: select(tree, key) for key in STAGES[name].params}))
         yield run
+    if repro is not None and name in LAST_STAGES:
+        end_repro(workspace, repro)
+
+
+def graph_params(params: Params) -> dict[str, object]:
+    """The parameters of all stages of the graph, by dotted key."""
+    tree = to_tree(params)
+    keys = [key for name, inputs in STAGES.items() if name != "tune" for key in inputs.params]
+    return flatten({key: select(tree, key) for key in keys})
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:

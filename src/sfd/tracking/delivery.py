@@ -147,6 +147,7 @@ class Store:
         self._workspace = workspace
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
+        self._repros: dict[str, str] = {}
 
     def probe(self) -> None:
         """Raises :class:`StoreAway` when a server does not answer within 3 s; of a web server any answer below HTTP 500 will do."""
@@ -250,6 +251,8 @@ class Store:
                 for stage, fingerprint in record["values"].items():
                     parent = self._find_parent(journal, stage, fingerprint) or f"fingerprint:{fingerprint}"
                     mlflow.set_tag(run_id, f"sfd.parent.{stage}", parent)
+            case "repro" | "repro_params" | "repro_tags" | "repro_metrics":
+                self._send_repro(journal, state, record)
             case "input":
                 mlflow.log_inputs(run_id, datasets=[_dataset_input(record)])
             case "artifact":
@@ -258,12 +261,43 @@ class Store:
                 self._finish(journal, state, record)
         return state
 
+    def _send_repro(self, journal: Journal, state: State, record: Record) -> None:
+        """Sends what a stage knows of the `dvc repro` that it belongs to: params, tags and metrics of the parent run."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        mlflow, parent = self.connect(), self._find_or_create_repro(journal.read_header(), record["repro"])
+        match record["kind"]:
+            case "repro":
+                mlflow.set_tag(state.run_id, "mlflow.parentRunId", parent)
+                mlflow.update_run(parent, status="RUNNING")
+            case "repro_params":
+                for chunk in _chunks(record["values"]):
+                    mlflow.log_batch(parent, params=[Param(key, value) for key, value in chunk])
+            case "repro_tags":
+                mlflow.log_batch(parent, tags=[RunTag(key, value) for key, value in record["values"].items()])
+            case "repro_metrics":
+                points = [Metric(key, value, record["time"], 0) for key, value in record["values"].items()]
+                mlflow.log_batch(parent, metrics=points)
+
+    def _find_or_create_repro(self, header: Record, repro_id: str) -> str:
+        if repro_id not in self._repros:
+            tags = {"sfd.repro": repro_id, "sfd.stage": "repro"}
+            found = self._search(header["experiment"], {"sfd.repro": repro_id})
+            if not found:
+                experiment = self._experiment_id(header["experiment"])
+                found = [self.connect().create_run(experiment, header["time"], tags, run_name="dvc repro")]
+            self._repros[repro_id] = str(found[0].info.run_id)
+        return self._repros[repro_id]
+
     def _finish(self, journal: Journal, state: State, record: Record) -> None:
         header = journal.read_header()
         for run in self._search(header["experiment"], {"sfd.journal": header["id"]}):
             if run.info.run_id != state.run_id:  # left by a "create" whose answer was lost in a time-out
                 self.connect().delete_run(run.info.run_id)
         self.connect().set_terminated(state.run_id, record["status"], record["time"])
+        if record.get("repro") is not None:  # until the next stage begins, if there is one
+            parent = self._find_or_create_repro(header, record["repro"])
+            self.connect().set_terminated(parent, record["status"], record["time"])
         journal.remove_artifacts()
 
     def _find_or_create_run(self, header: Record) -> str:

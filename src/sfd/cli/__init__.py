@@ -2,21 +2,23 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from sfd.cli.models import models, store
+from sfd.cli.project import project_of as _workspace
 from sfd.errors import UserError, foreign_name, hide_in_tracebacks, print_any_name, redact
 from sfd.serving.options import ServerOptions
-
-if TYPE_CHECKING:
-    from sfd.workspace import Workspace
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(models, name="models")
+app.add_typer(store, name="store")
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
@@ -37,13 +39,6 @@ def main_options(
 ) -> None:
     """Semantic-First Diffusion: params, verification, tracking, registry. The pipeline itself is run by `dvc repro`."""
     context.obj = project or Path()
-
-
-def _workspace(context: typer.Context) -> "Workspace":
-    """The project that the command works on. Raises :class:`UserError` if there is none."""
-    from sfd.workspace import Workspace
-
-    return Workspace.find(context.obj)
 
 
 @app.command()
@@ -129,18 +124,6 @@ def sync(context: typer.Context) -> None:
     typer.echo(f"{tracking.sync(workspace)} records delivered to {redact(tracking.tracking_uri(workspace))}")
 
 
-store = typer.Typer(no_args_is_help=True, help="The embedded MLflow store, `mlruns`.")
-app.add_typer(store, name="store")
-
-
-@store.command()
-def relocate(context: typer.Context) -> None:
-    """Make the store of a copied or moved project use its own artifacts, instead of those in the folder it came from."""
-    from sfd import tracking
-
-    typer.echo(tracking.relocate(tracking.tracking_uri(_workspace(context))))
-
-
 @app.command("import")
 def import_weights(
     source: Annotated[Path, typer.Argument(help="A published .pt, .ckpt or .safetensors file.")],
@@ -212,78 +195,6 @@ def apply(
     from sfd.tuning.study import apply_study
 
     typer.echo(apply_study(_workspace(context), name, trial))
-
-
-models = typer.Typer(
-    no_args_is_help=True, help="The versions in the model registry: compare them, and choose the one in use."
-)
-app.add_typer(models, name="models")
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number or alias.")]
-
-
-@models.command("list")
-def list_models(context: typer.Context) -> None:
-    """List the versions with their aliases and main metrics."""
-    from sfd.registry.lineage import list_versions
-
-    typer.echo(list_versions(_workspace(context)))
-
-
-@models.command("show")
-def show_model(
-    context: typer.Context,
-    version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, the champion.")
-    ] = None,
-) -> None:
-    """Say where a version comes from, how good it is, and how to rebuild it."""
-    from sfd.registry.lineage import show_version
-
-    typer.echo(show_version(_workspace(context), version))
-
-
-@models.command("compare")
-def compare_models(context: typer.Context, first: Version, second: Version) -> None:
-    """Compare the metrics and parameters of two versions."""
-    from sfd.registry.lineage import compare_versions
-
-    typer.echo(compare_versions(_workspace(context), first, second))
-
-
-@models.command()
-def promote(
-    context: typer.Context,
-    version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, `register.alias`.")
-    ] = None,
-    force: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Promote in spite of failing gates; the reason is kept.")
-    ] = None,
-) -> None:
-    """Make a version the champion if it passes the gates of params.yaml; exit 1 if it does not."""
-    from sfd.registry import promotion
-
-    try:
-        typer.echo(promotion.promote(_workspace(context), version, force))
-    except promotion.PromotionRefused as reason:
-        typer.echo(f"refused: {reason}", err=True)
-        raise typer.Exit(1) from None
-
-
-@models.command()
-def rollback(
-    context: typer.Context,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VERSION", help="A former champion: number or alias; without it, the one before the present one."
-        ),
-    ] = None,
-) -> None:
-    """Make a former champion the champion again; each rollback goes one promotion further back."""
-    from sfd.registry import promotion
-
-    typer.echo(promotion.rollback(_workspace(context), to))
 
 
 @app.command()
