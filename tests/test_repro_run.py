@@ -13,7 +13,7 @@ import pytest
 from sfd.errors import UserError
 from sfd.params import TrackingParams
 from sfd.registry.versions import find_versions
-from sfd.tracking import begin_repro, client, current_repro, end_repro, start_run
+from sfd.tracking import begin_repro, client, current_repro, end_repro, machine, start_run
 from sfd.workspace import Workspace
 
 PARAMS = TrackingParams(experiment="sfd")
@@ -105,6 +105,23 @@ def test_a_repro_lasts_until_its_last_stage_or_until_params_change(project: Work
     second = current_repro(project, FLAT).id
     begin_repro(project, FLAT | {"seed": 1})
     assert len({first, second, current_repro(project, FLAT | {"seed": 1}).id}) == 3
+
+
+def test_a_stage_that_lasts_has_metrics_of_the_machine_and_a_short_one_has_none(
+    project: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start_run(project, "scan", "1" * 64, PARAMS, {}):
+        pass
+    monkeypatch.setattr(machine, "INTERVAL_S", 0.1)
+    client(project)  # with all that this imports
+    with start_run(project, "long", "2" * 64, PARAMS, {}):
+        time.sleep(2.0)
+    long, short = runs_of(project)
+    assert (
+        "system/cpu_utilization_percentage" in long.data.metrics
+        and "system/system_memory_usage_percentage" in long.data.metrics
+    )
+    assert not short.data.metrics
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from sfd.params import TrackingParams, parse_yaml
 from sfd.tracking.address import check_place, tracking_uri
 from sfd.tracking.delivery import Deliverer, check_reachable
 from sfd.tracking.journal import JournalWriter, open_journal
+from sfd.tracking.machine import watch_machine
 from sfd.tracking.repro import Repro
 from sfd.workspace import Workspace
 
@@ -156,7 +157,8 @@ def start_run(
             _join(writer, repro, origin)
         deliverer.start()
         try:
-            yield run
+            with watch_machine(run.log_metrics, writer.journal.read_header()["time"]):
+                yield run
         except Exception:
             writer.finish(run.final_status or "FAILED")
             _close(deliverer, stage)
