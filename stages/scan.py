@@ -2,6 +2,7 @@
 
 import sys
 
+import sfd.quiet  # noqa: F401
 from sfd.data.listing import write_listing
 from sfd.errors import UserError
 from sfd.pipeline.scan import write_experiment, write_stage_codes

@@ -19,6 +19,7 @@ SURFACE = {
     "audit": ["samples"],
     "bench": ["--batch-size", "--device", "--file", "--json", "--preset", "--steps", "--without-decoder", "job"],
     "doctor": ["--exit-code"],
+    "evaluate-steps": [],
     "export": [],
     "export npz": ["out", "samples"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],

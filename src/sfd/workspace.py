@@ -151,6 +151,24 @@ class Workspace:
         """The folder of a finished stage."""
         return self.results / stage
 
+    def finished(self, stage: str) -> Path:
+        """What a stage's last training left, so that a longer one can go on from there."""
+        return self.root / ".sfd" / "finished" / stage
+
+    def model(self, step: int | None = None) -> Path:
+        """The folder of the trained diffusion model, or of the weights that it had after ``step`` steps, where these are kept."""
+        result = self.result("diffusion")
+        return result / "model" if step is None else result / "steps" / f"step-{step:07d}"
+
+    def kept_steps(self) -> list[int]:
+        """The steps of training whose weights the result of stage ``diffusion`` holds, in order."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.result("diffusion").glob("steps/step-*"))
+
+    @property
+    def preview(self) -> Path:
+        """The newest sample grid, while the diffusion model is trained. No stage's result, so DVC lets it be."""
+        return self.results / "preview.png"
+
     def work(self, stage: str) -> Path:
         """The folder in which a stage works. DVC does not know it; a killed stage continues there.
 

@@ -8,14 +8,10 @@ import typer
 
 from sfd.cli.models import models, store
 from sfd.cli.project import project_of as _workspace
-from sfd.errors import UserError, foreign_name, hide_in_tracebacks, print_any_name, redact
+from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name, redact
 from sfd.serving.options import ServerOptions
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 app.add_typer(models, name="models")
 app.add_typer(store, name="store")
@@ -343,6 +339,14 @@ def bench(
     typer.echo(run(BenchOptions(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
+@app.command("evaluate-steps")
+def evaluate_steps(context: typer.Context) -> None:
+    """Sample and score all weights that diffusion.training.keep_every kept: metrics over the steps of training."""
+    from sfd.pipeline.evaluate_steps import evaluate_steps as run
+
+    typer.echo(run(_workspace(context)))
+
+
 @app.command()
 def show(context: typer.Context) -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
@@ -368,14 +372,19 @@ def doctor(
 
 
 def main() -> None:
-    """Entry point: a mistake of the user ends in one line and exit status 2."""
+    """Entry point: a mistake of the user ends in one line and exit status 2, Ctrl-C in one line and 130."""
+    import sfd.quiet  # noqa: F401  Ctrl-C after the end of `terminable`, too
+    from sfd.processes import terminable
+
     hide_in_tracebacks()
     print_any_name()
     try:
-        for argument in sys.argv:
-            argument.encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
-        app()
-    except (UserError, UnicodeEncodeError) as error:
-        reason = foreign_name(error) if isinstance(error, UnicodeEncodeError) else error
+        " ".join(sys.argv).encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
+        with terminable():
+            app()
+    except Exception as error:
+        reason = in_one_line(error, Path())
+        if reason is None:
+            raise
         typer.echo(f"error: {reason}", err=True)
         sys.exit(2)

@@ -7,6 +7,7 @@ Defaults are the paper's values (arXiv 2512.04926) where it has one; a field wit
 from sfd.params.describe import describe_params
 from sfd.params.diffusion import (
     DiffusionParams,
+    DiffusionTrainingParams,
     GuidanceParams,
     LoraParams,
     LossParams,
@@ -74,6 +75,7 @@ __all__ = [
     "VARIABLE",
     "DataParams",
     "DiffusionParams",
+    "DiffusionTrainingParams",
     "EncoderParams",
     "EvaluateParams",
     "FeaturesParams",

@@ -70,6 +70,13 @@ def _check_refinement(params: Params) -> None:
         raise UserError("tune.refine_steps is for kind `sampling`; trials of kind `training` train anyway: set it to 0")
 
 
+def _check_step(params: Params) -> None:
+    if params.sample.step is not None and params.tune.kind == "training":
+        raise UserError(
+            f"sample.step is {params.sample.step}, but trials of kind `training` are scored after all of their steps: set it to null"
+        )
+
+
 def _check_space(params: Params) -> None:
     """Every key exists, is the kind's to change, and changes images; every value fits the other options in some trial."""
     tune = params.tune
@@ -91,7 +98,7 @@ def _check_space(params: Params) -> None:
             )
 
 
-RULES = (_check_distance, _check_accuracy, _check_objectives, _check_refinement, _check_space)
+RULES = (_check_distance, _check_accuracy, _check_objectives, _check_refinement, _check_step, _check_space)
 
 
 def check_storage_address(url: str) -> None:

@@ -105,7 +105,10 @@ def register_results(current: Stage, expected: Registration | None = None) -> "M
 
 def model_folders(workspace: Workspace, params: Params) -> dict[str, Path]:
     """What goes into a version, by name: ``diffusion``, ``texture_vae``, and with AutoGuidance ``weak_model``."""
-    folders = {name: workspace.result(name) / "model" for name in ("diffusion", "texture_vae")}
+    folders = {
+        "diffusion": workspace.model(params.sample.step),
+        "texture_vae": workspace.result("texture_vae") / "model",
+    }
     if params.sample.guidance.weak_model is not None:
         folders["weak_model"] = workspace.resolve(params.sample.guidance.weak_model)
     return folders

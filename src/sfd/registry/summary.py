@@ -26,11 +26,14 @@ def summarise(workspace: Workspace) -> str:
     distance = main_distance(metrics)
     floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in reversed(FLOORS))
     numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
+    steps = [f"{step:,}" for step in workspace.kept_steps()]
+    kept = [f"steps    weights after {', '.join(steps)} steps: `sample.step`, `sfd evaluate-steps`"] if steps else []
     return "\n".join(
         [
             f"samples  {grid} ({grid.parent / 'images'}: one PNG each)",
             f"metrics  {metrics_file}: {distance} {metrics[distance]:.3f} (floors: {floors}), {numbers}",
             f"model    {_describe_version(workspace)}",
+            *kept,
         ]
     )
 
