@@ -49,7 +49,9 @@ def test_two_queued_experiments_keep_their_runs_and_versions_and_the_applied_one
     runs = store.search_runs([experiment.experiment_id for experiment in store.search_experiments()])
     made = {(run.data.tags["sfd.experiment"], run.data.tags["sfd.stage"]) for run in runs}
     assert made == {
-        (name, stage) for name in ("first", "second") for stage in ("diffusion", "sample", "evaluate", "register")
+        (name, stage)
+        for name in ("first", "second")
+        for stage in ("diffusion", "sample", "evaluate", "register", "repro")
     }
     assert {run.data.params["schedule.tau"] for run in runs if run.data.tags["sfd.stage"] == "diffusion"} == {
         "0.1",

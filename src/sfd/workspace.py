@@ -8,6 +8,7 @@ must outlive it goes to the project, and what git does not know is read there.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +16,16 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from sfd.errors import UserError
-from sfd.params import DataParams, Params, load_params, registered_model
+from sfd.params import (
+    LOCK_ENDING,
+    MAX_MODEL_NAME,
+    DataParams,
+    Params,
+    RegisterParams,
+    TrackingParams,
+    load_params,
+    registered_model,
+)
 
 PARAMS_NAME = "params.yaml"
 ADDRESSES = ("root", "init_from")
@@ -73,6 +83,20 @@ class Workspace:
             f"there is no {PARAMS_NAME} in {resolved} or a folder above it; run in the project's folder, name it with "
             "`sfd --project DIR`, or make one with `sfd preset use NAME`"
         )
+
+    @property
+    def name(self) -> str:
+        """The project's name: that of its folder, with a hyphen in place of what MLflow's names cannot hold."""
+        plain = re.sub(r"[^\w .@+()-]+", "-", self.home.resolve().name)[:MAX_MODEL_NAME].strip(" .@+()-")
+        return f"{plain}-" if plain.endswith(LOCK_ENDING) else plain or "sfd"
+
+    def model_name(self, register: RegisterParams) -> str:
+        """The registered model: ``register.name``, or the project's name."""
+        return register.name or self.name
+
+    def experiment(self, tracking: TrackingParams) -> str:
+        """The MLflow experiment: ``tracking.experiment``, or the project's name."""
+        return tracking.experiment or self.name
 
     @property
     def home(self) -> Path:

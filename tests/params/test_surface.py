@@ -94,6 +94,7 @@ register.alias
 register.gates.KEY.improve
 register.gates.KEY.limit
 register.name
+register.other_data
 runtime.NETWORK.checkpoint_every
 runtime.NETWORK.compile
 runtime.NETWORK.log_every

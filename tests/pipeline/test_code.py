@@ -56,7 +56,7 @@ WATCHERS = {
     "tuning/report.html": set(),
     "serving/page.html": set(),
     "serving/app.py": set(),
-    "cli.py": set(),
+    "cli/__init__.py": set(),
     "tracking/run.py": set(),
     "errors.py": set(),
     "params/describe.py": set(),

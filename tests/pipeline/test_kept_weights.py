@@ -23,6 +23,7 @@ from sfd.pipeline.evaluate_steps import evaluate_steps
 from sfd.pipeline.sample import make_samples
 from sfd.pipeline.stage import stage
 from sfd.registry.load import load_registered
+from sfd.registry.versions import find_registered, read_registration
 from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
@@ -115,8 +116,11 @@ def test_the_version_that_is_registered_holds_the_weights_that_were_scored(proje
     status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "sample", "evaluate", "register")
     assert status == 0, output
     workspace = Workspace.find()
-    written = json.loads((project.result("register") / "version.json").read_text())
-    found = load_registered(workspace, written["name"], written["version"]).images.model.network.state_dict()
+    registration = read_registration(workspace)
+    assert registration is not None
+    version = find_registered(workspace, registration)
+    assert version is not None
+    found = load_registered(workspace, version.name, version.version).images.model.network.state_dict()
     kept = DiffusionModel.load(workspace.model(2)).network.state_dict()
     assert all(torch.equal(found[name], value) for name, value in kept.items())
 

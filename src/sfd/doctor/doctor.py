@@ -7,9 +7,10 @@ from pathlib import Path
 
 from sfd.doctor.findings import Finding
 from sfd.doctor.graph import check_graph
+from sfd.errors import UserError
 from sfd.processes import is_alive
 from sfd.tables import as_text
-from sfd.tracking import Store, StoreAway, find_journals
+from sfd.tracking import Store, StoreAway, check_place, find_journals, tracking_uri
 from sfd.workspace import Workspace
 
 WITH_RESULTS = ("dvc.lock", "dvc.yaml", "params.yaml")
@@ -69,7 +70,10 @@ def _check_store(workspace: Workspace) -> list[Finding]:
     waiting = [count for journal in find_journals(workspace) if (count := journal.count_pending(store.name))]
     try:
         store.probe()
+        check_place(tracking_uri(workspace))
         found = [Finding("MLflow", "reachable", store.name)]
+    except UserError as error:
+        found = [Finding("MLflow", "cannot be used", str(error), "sfd store relocate", is_stale=True)]
     except StoreAway as error:
         remedy = "start it, or correct MLFLOW_TRACKING_URI"
         found = [Finding("MLflow", "away", f"{store.name}: {error}", remedy, is_stale=True)]

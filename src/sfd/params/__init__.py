@@ -29,7 +29,10 @@ from sfd.params.networks import (
 )
 from sfd.params.operations import (
     CHAMPION,
+    LOCK_ENDING,
+    MAX_MODEL_NAME,
     PREVIOUS,
+    VARIABLE,
     EvaluateParams,
     GateParams,
     RegisterParams,
@@ -64,9 +67,12 @@ from sfd.params.yaml import dump_tree, parse_yaml, read_tree
 __all__ = [
     "CHAMPION",
     "JOURNAL",
+    "LOCK_ENDING",
+    "MAX_MODEL_NAME",
     "POSTGRES",
     "PREVIOUS",
     "SQLITE",
+    "VARIABLE",
     "DataParams",
     "DiffusionParams",
     "DiffusionTrainingParams",

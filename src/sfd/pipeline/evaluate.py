@@ -31,7 +31,7 @@ def evaluate(stage: Stage) -> None:
     if rank() == 0:
         metrics, files = evaluation.measure(stage.out)
         profile: dict[str, object] = {"num_images": metrics["num_images"]}
-        stage.log(metrics)
+        stage.log_result(metrics)
         if evaluation.reference is None:
             stage.log_input("heldout", evaluation.data.summary.digest, stage.upstream("prepare"), "reference", profile)
         else:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfd.errors import UserError, in_one_line, print_any_name
+from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name
 from sfd.params import Params, select, to_tree
 from sfd.pipeline.code import scanned_code
 from sfd.pipeline.inputs import (
@@ -42,7 +42,7 @@ from sfd.processes import (
     undisturbed_end,
     world_size,
 )
-from sfd.tracking import Run, start_run
+from sfd.tracking import LAST_STAGES, Run, current_repro, end_repro, start_run
 from sfd.workspace import Workspace
 
 PARALLEL = ("features", "latents", "diffusion", "sample", "evaluate")
@@ -92,6 +92,11 @@ class Stage:
         if self.run is not None:
             self.run.log_metrics(metrics, step)
 
+    def log_result(self, metrics: Mapping[str, float]) -> None:
+        """Metrics of the stage that are also those of the whole `dvc repro` (rank 0 only)."""
+        if self.run is not None:
+            self.run.log_result(metrics)
+
     def log_input(self, name: str, digest: str, source: Path, context: str, profile: dict[str, object]) -> None:
         """A data set that the stage reads, as an MLflow dataset (rank 0 only)."""
         if self.run is not None:
@@ -101,8 +106,9 @@ class Stage:
         """The MLflow run's id, waiting for the store. Raises :class:`UserError` if the store cannot be reached."""
         found = self.run.wait_for_run_id() if self.run is not None else None
         if found is None:
+            trouble = self.run.trouble if self.run is not None else None
             raise UserError(
-                "this stage needs the MLflow store, which could not be reached; run it again when the store answers"
+                f"this stage needs MLflow, but {trouble or 'it did not answer in time'}; run it again when that is mended"
             )
         return found
 
@@ -124,6 +130,7 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
     SIGTERM ends the stage with status 143, and Ctrl-C with 130 and one line; training saves a checkpoint first.
     A mistake that all processes find is printed once. A process whose peer ended says so and ends.
     """
+    hide_in_tracebacks()
     with (
         terminable(f"{name}: interrupted; the same command continues"),
         _told(name, workspace.root if workspace else Path()),
@@ -226,10 +233,20 @@ def _tracked(current: Stage, upstream: tuple[str, ...]) -> Iterator[Run | None]:
         return
     workspace, name, params = current.workspace, current.name, current.params
     parents = {read: published_fingerprint(workspace, read) for read in upstream}
-    with start_run(workspace, name, current.fingerprint, params.tracking, parents) as run:
+    repro = None if name == "tune" else current_repro(workspace, graph_params(params))
+    with start_run(workspace, name, current.fingerprint, params.tracking, parents, repro) as run:
         tree = to_tree(params)
         run.log_params(flatten({key: select(tree, key) for key in STAGES[name].params}))
         yield run
+    if repro is not None and name in LAST_STAGES:
+        end_repro(workspace, repro)
+
+
+def graph_params(params: Params) -> dict[str, object]:
+    """The parameters of all stages of the graph, by dotted key."""
+    tree = to_tree(params)
+    keys = [key for name, inputs in STAGES.items() if name != "tune" for key in inputs.params]
+    return flatten({key: select(tree, key) for key in keys})
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:

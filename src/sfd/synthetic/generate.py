@@ -195,7 +195,9 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
             "or set judge.source to train"
         )
     _check_place(out, upstream)
-    registered = load_registered(upstream.workspace, upstream.params.register_.name, options.version)
+    registered = load_registered(
+        upstream.workspace, upstream.workspace.model_name(upstream.params.register_), options.version
+    )
     _check_model(registered, upstream)
     command = _command(options, registered, upstream)
     _check_command(out, command)
