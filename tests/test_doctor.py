@@ -137,7 +137,11 @@ def test_a_stage_that_never_ran_and_one_that_ran_without_dvc_are_told_apart(proj
     assert (found["sample"].state, found["sample"].remedy) == ("unrecorded", "dvc commit sample")
 
 
-def test_a_folder_without_a_graph_says_so(tmp_path: Path, project: Project) -> None:
+def test_a_lock_file_with_a_conflict_and_a_folder_without_a_graph_say_so(tmp_path: Path, project: Project) -> None:
+    with (project.folder / "dvc.lock").open("a") as lock:
+        lock.write("<<<<<<< HEAD\n")
+    found = states()["graph"]
+    assert "dvc.lock' is invalid" in found.reason and found.remedy == "git checkout --theirs dvc.lock, then dvc repro"
     (project.folder / "dvc.yaml").rename(tmp_path / "dvc.yaml")
     assert "no dvc.yaml" in states()["graph"].reason
 

@@ -45,7 +45,7 @@ def _check_work(workspace: Workspace) -> list[Finding]:
     found = []
     for work in sorted(workspace.work("any").parent.glob("*/")):
         owner = work / "owner"
-        pid, _, host = owner.read_text().strip().partition(" ") if owner.is_file() else ("", "", "")
+        pid, _, host = owner.read_text(encoding="utf-8").strip().partition(" ") if owner.is_file() else ("", "", "")
         if pid and (host != socket.gethostname() or is_alive(int(pid))):
             found.append(Finding(f"work of {work.name}", "running", f"process {pid} on {host}"))
         elif (work / "out").is_dir():
