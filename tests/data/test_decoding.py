@@ -384,7 +384,10 @@ def test_a_png_with_too_few_rows_a_wrong_checksum_or_no_pixels_is_refused() -> N
         assert refusal(whole[:33] + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")).startswith(reason)
     assert refusal(whole[:33] + chunk(b"IEND", b"")) == "damaged: it has no header or no pixels"
     assert refusal(with_chunks(whole, chunk(b"CgBI", b"1234"))) == "damaged: unknown critical chunk CgBI"
-    assert refusal(png(8, 3, b"\0\0", 1, 1)) == "damaged: it has no palette"
+    assert refusal(png(8, 3, b"\0\0", 1, 1)).startswith("damaged: it has no palette")
+    assert refusal(png(8, 3, b"\0\0", 1, 1, chunk(b"PLTE", bytes(4)))).startswith("damaged: it has no palette")
+    header = whole[16:26] + b"\1" + whole[27:29]  # another compression
+    assert refusal(SIGNATURE + chunk(b"IHDR", header) + whole[33:]) == "damaged: its header has impossible values"
 
 
 def compressed_bitmap(num_rows: int) -> bytes:
