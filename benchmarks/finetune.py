@@ -11,7 +11,6 @@ classifies them. The result is the number of training images until the class acc
 import shutil
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +30,7 @@ from sfd.params import LoraParams, Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network
 from sfd.processes import inference_device
 from sfd.training.finetuning import Start
-from sfd.training.loop import log_nothing, train
+from sfd.training.loop import Look, log_nothing, train
 from sfd.workspace import Workspace
 
 PROJECT = Workspace(Path())
@@ -83,7 +82,7 @@ class Watch:
 
     def __call__(self, network: nn.Module, step: int) -> None:
         assert isinstance(network, LightningDiT)
-        model = DiffusionModel(network.eval(), self.params.schedule, self.dataset.statistics, self.names)
+        model = DiffusionModel(network.eval(), self.params.schedule, self.dataset.statistics)
         wanted = [n % len(self.names) for n in range(self.params.tune.num_images)]
         seeds = [image_seed(self.params.seed, n) for n in range(len(wanted))]
         images = list(ImageGenerator(model, self.decoder).sample(wanted, seeds, self.params.sample, len(wanted)))
@@ -123,13 +122,12 @@ def learn(
     folder = WORK / "training"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    look: Callable[[nn.Module, int], None] = watch
     began = time.perf_counter()
     try:
         task = build_task(PROJECT, params, start.network, dataset, params.seed)
         runtime = params.runtime.diffusion
         start.finish(
-            train(task, params.diffusion.training, params.seed, folder, "f", log_nothing, runtime, look, every)
+            train(task, params.diffusion.training, params.seed, folder, "f", log_nothing, runtime, [Look(watch, every)])
         )
     except Reached:
         pass
@@ -144,7 +142,7 @@ def measure(seed: int, steps: int, every: int, num_images: int, rank: int, goal:
         load_texture_vae(PROJECT.result("texture_vae") / "model"),
     )
     begun, watch, _ = learn(params, None, OLD, steps, None, tools)
-    source = DiffusionModel(begun.network, params.schedule, watch.dataset.statistics, OLD)
+    source = DiffusionModel(begun.network, params.schedule, watch.dataset.statistics)
     print(f"seed {seed}: digits 0 to 4 after {steps} steps: class accuracy {watch.accuracies[-1][1]:.3f}", flush=True)
     rows = {}
     for method in METHODS:

@@ -70,7 +70,7 @@ def measure(evaluator: CandidateEvaluator, target: str, seed: int, steps: int, n
     params = options(target, steps, num_images)
     dataset = open_latents(params, PROJECT.result("latents"))
     network = build_network(params, dataset, seed)
-    model = DiffusionModel(network, params.schedule, dataset.statistics, dataset.index.classes)
+    model = DiffusionModel(network, params.schedule, dataset.statistics)
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     task = build_task(PROJECT, params, network, dataset, seed)

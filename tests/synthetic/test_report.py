@@ -121,9 +121,15 @@ def test_other_hyperparameters_are_another_report(
     assert facts() == before
 
 
-def project_of(source: str, num_classes: int) -> Any:
-    judge = SimpleNamespace(source=source)
-    return SimpleNamespace(params=SimpleNamespace(judge=judge), classes=[str(n) for n in range(num_classes)])
+def project_of(source: str, num_classes: int, told: list[str] | None = None) -> Any:
+    """``told``: the classes that the model knows, if they are not those of the data set."""
+    classes = [str(n) for n in range(num_classes)]
+    diffusion = SimpleNamespace(model=SimpleNamespace(condition="class" if told is None else "coarse"))
+    return SimpleNamespace(
+        params=SimpleNamespace(judge=SimpleNamespace(source=source), diffusion=diffusion),
+        data=SimpleNamespace(summary=SimpleNamespace(classes=classes)),
+        classes=classes if told is None else told,
+    )
 
 
 def test_a_judge_that_is_not_trained_on_classes_is_refused_before_anything_is_generated() -> None:
@@ -133,6 +139,10 @@ def test_a_judge_that_is_not_trained_on_classes_is_refused_before_anything_is_ge
             check_report(project_of(source, 2))
     with pytest.raises(UserError, match="a single class; leave --report out"):
         check_report(project_of("train", 1))
+    with pytest.raises(
+        UserError, match=r"the 4 classes of the data set, but .* condition: coarse\); leave --report out"
+    ):
+        check_report(project_of("train", 4, ["even", "odd"]))
 
 
 def test_a_refused_report_leaves_no_folder(project: Project) -> None:

@@ -54,13 +54,19 @@ class Outcome:
 
 
 def check_report(upstream: Upstream) -> None:
-    """Raises :class:`UserError` unless the judge is trained in this project and the data set has two or more classes."""
+    """Raises :class:`UserError` unless the judge is trained in this project, and the model draws the data set's two or more classes."""
     if upstream.params.judge.source != "train":
         raise UserError(
             f"--report trains the judge's network, but judge.source is `{upstream.params.judge.source}`; set it to `train`, "
             "or leave --report out"
         )
-    if len(upstream.classes) < 2:
+    known = upstream.data.summary.classes
+    if upstream.classes != known and len(known) > 1:
+        raise UserError(
+            f"--report trains on the {len(known)} classes of the data set, but the model is told something else "
+            f"(diffusion.model.condition: {upstream.params.diffusion.model.condition}); leave --report out"
+        )
+    if len(known) < 2:
         raise UserError("--report compares class accuracies, but the data set has a single class; leave --report out")
 
 

@@ -21,6 +21,8 @@ def settle_runs(workspace: Workspace, queue: Queue, tracking: TrackingParams, pa
         store.probe()
         mlflow = client(workspace)
         experiment = mlflow.get_experiment_by_name(workspace.experiment(tracking))
+        if experiment is None:
+            return  # no run has reached this store yet
         query = f"tags.`sfd.study` = '{queue.study.user_attrs['id']}'"
         for run in mlflow.search_runs([experiment.experiment_id], query, max_results=50_000):
             number = run.data.tags.get("sfd.trial")
