@@ -140,7 +140,7 @@ def test_a_judge_that_is_not_trained_on_classes_is_refused_before_anything_is_ge
     with pytest.raises(UserError, match="a single class; leave --report out"):
         check_report(project_of("train", 1))
     with pytest.raises(
-        UserError, match=r"the 4 classes of the data set, but .* condition: coarse\); leave --report out"
+        UserError, match=r"the 4 classes of the data set, but .*condition: coarse\); leave --report out"
     ):
         check_report(project_of("train", 4, ["even", "odd"]))
 
