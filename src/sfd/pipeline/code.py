@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import grimp
-
 from sfd import names
+from sfd.errors import UserError
 
 PACKAGE = "sfd"
 WITHOUT_EFFECT = (
@@ -59,9 +58,16 @@ class Imports:
     """Who imports whom, from the source: nothing is run."""
 
     def __init__(self) -> None:
-        self.graph = grimp.build_graph(
-            PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
-        )
+        """Raises :class:`UserError` if a module is not valid Python."""
+        import grimp
+        from grimp.exceptions import SourceSyntaxError
+
+        try:
+            self.graph = grimp.build_graph(
+                PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+            )
+        except SourceSyntaxError as error:
+            raise UserError(f"{error.filename}, line {error.lineno}: this is not Python; correct it") from None
         self.folder = Path(__file__).parents[1]
         tables = {name: table for name, table in vars(names).items() if isinstance(table, dict)}
         self.tables = {
@@ -74,6 +80,9 @@ class Imports:
         """The modules that these ones import, however indirectly, and the libraries.
 
         Imports within functions count, those for types alone do not.
+
+        Raises:
+            UserError: a table of names has an entry without a module.
         """
         modules, waiting = set[str](), list(roots)
         while waiting:
@@ -110,7 +119,10 @@ class Imports:
 
     def _source(self, module: str) -> bytes:
         place = self.folder.joinpath(*module.split(".")[1:])
-        return (place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_bytes()
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if not file.is_file():
+            raise UserError(f"there is no module {module}, but a table in {names.__file__} names it; correct the entry")
+        return file.read_bytes()
 
 
 def _packages(module: str) -> list[str]:
