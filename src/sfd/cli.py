@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sfd.errors import UserError
+from sfd.errors import UserError, foreign_name, print_any_name
 from sfd.serving.options import ServerOptions
 
 if TYPE_CHECKING:
@@ -414,8 +414,12 @@ def show(context: typer.Context) -> None:
 
 def main() -> None:
     """Entry point: a mistake of the user ends in one line and exit status 2."""
+    print_any_name()
     try:
+        for argument in sys.argv:
+            argument.encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
         app()
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+    except (UserError, UnicodeEncodeError) as error:
+        reason = foreign_name(error) if isinstance(error, UnicodeEncodeError) else error
+        typer.echo(f"error: {reason}", err=True)
         sys.exit(2)

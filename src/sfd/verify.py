@@ -28,13 +28,13 @@ from sfd.models.published import config_from_published
 from sfd.names import SAMPLERS, load
 
 SINGLE, DECODER, TRAJECTORY, ADAPTIVE = 1e-5, 3e-5, 1e-4, 5e-2
-"""Tolerances of recorded float32, relative to a tensor's largest number: one evaluation, a texture VAE's decoder (forty convolutions in
-a row amplify rounding), a trajectory of fixed steps, an adaptive one (over a discontinuous right-hand side)."""
+"""Tolerances for numbers recorded in float32, relative to the largest number of the tensor: of one evaluation, of a texture VAE's decoder
+(forty successive convolutions amplify rounding), of a trajectory with fixed steps, and of an adaptive one across discontinuous speeds."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Largest error of one quantity, relative to the largest number recorded of it, and its tolerance."""
+    """Largest error of one quantity, relative to its largest recorded number, and the tolerance for it."""
 
     error: float
     tolerance: float
@@ -117,7 +117,7 @@ def _part(tensors: Vector, prefix: str) -> Vector:
 
 
 def _compare(actual: dict[str, Tensor], tensors: Vector, tolerance: float = SINGLE) -> Results:
-    """Largest errors relative to the largest recorded number; where only zeros are recorded, any error is infinite."""
+    """Largest errors relative to the largest recorded number; if only zeros are recorded, any error counts as infinite."""
     results = {}
     for name, value in actual.items():
         expected = _tensor(tensors, name)
@@ -256,7 +256,7 @@ def _verify_semvae(config: dict[str, Any], tensors: Vector) -> Results:
 
 
 def _verify_texture_vae(_config: dict[str, Any], tensors: Vector) -> Results:
-    """Computed in float64, and decoding the recorded mean, so that only the rounding of the recorded numbers is left."""
+    """Encodes the images and decodes the recorded mean, in float64, so that only the rounding of the recorded numbers remains."""
     model = autoencoder_from_ldm(_part(tensors, "state.")).double()
     posterior = model.encode(_tensor(tensors, "images").double()).latent_dist
     actual = {"mean": posterior.mean, "logvar": posterior.logvar}

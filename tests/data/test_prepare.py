@@ -213,3 +213,23 @@ def test_progress_is_not_printed_where_nobody_watches(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert result.stdout == "" and result.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["[a]", "*", "a?{x,y}", "a b", "%41", "~", "$HOME", "-rf", "it's", "a\nb"])
+def test_folders_named_like_patterns_or_commands_are_folders(tmp_path: Path, name: str) -> None:
+    root = tmp_path / name
+    for label in (name, "plain"):
+        (root / label).mkdir(parents=True)
+        for number in range(3):
+            write_image(root / label / f"{name}{number}.png", hash((label == name, number)) % 1000)
+    summary = prepare(folder_params(root), 0, tmp_path / "out")
+    assert sorted(summary.classes) == sorted([name, "plain"]) and summary.num_rejected == 0
+
+
+def test_a_marker_that_cannot_be_read_is_named_with_the_remedy(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "root", "a", "b")
+    (root / ".sfd").mkdir()
+    for content in ("", "[]", "{}", '{"made_by": "x", "beside": 3}'):
+        (root / ".sfd" / "folder.json").write_text(content)
+        with pytest.raises(UserError, match=r"folder.json cannot be read.*delete the file"):
+            prepare(folder_params(root), 0, tmp_path / "out")

@@ -25,6 +25,7 @@ from sfd.evaluation.fidelity import FeatureStatistics, extract
 from sfd.evaluation.protocol import Evaluation
 from sfd.evaluation.views import choose_like
 from sfd.generation.export import export_npz
+from sfd.generation.samples import read_table
 from sfd.params import load_params
 from sfd.pipeline.inputs import stage_fingerprint
 from sfd.workspace import Workspace
@@ -212,6 +213,18 @@ def test_exported_samples_are_the_array_that_adm_reads(project: Project, tmp_pat
     expected = [np.array(Image.open(file)) for file in sorted((project.result("sample") / "images").iterdir())]
     assert pixels.dtype == np.uint8 and np.array_equal(pixels, np.stack(expected))
     assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
+
+
+def test_a_table_of_samples_that_is_no_table_is_named_and_a_class_may_be_called_null(tmp_path: Path) -> None:
+    (tmp_path / "samples.csv").write_text("file,class,seed\n0.png,null,1\n1.png,NA,2\n")
+    assert read_table(tmp_path)["class"].tolist() == ["null", "NA"]
+    for text in ("", "\n", "a,b\n1,2\n", "file,class\n", "file,class\n,x\n", "file\n1\n1,2,3\n", 'file\n"1'):
+        (tmp_path / "samples.csv").write_text(text)
+        with pytest.raises(UserError, match=r"samples.csv (is no table|names no file).*dvc repro -f -s sample"):
+            export_npz(tmp_path, tmp_path / "new.npz")
+    (tmp_path / "samples.csv").write_text("file,class,seed\n0.png,null,1\n")
+    with pytest.raises(UserError, match="holds 0 images, but its table names 1"):
+        export_npz(tmp_path, tmp_path / "new.npz")
 
 
 def test_an_export_overwrites_nothing_and_refuses_samples_that_are_not_those_of_their_table(

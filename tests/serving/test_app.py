@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import logging
 import socket
 import struct
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +82,17 @@ def test_a_request_within_the_rules_gets_an_image(plain: Running, body: dict[str
         ({"class": 0, "seed": "1"}, 422, "`seed`"),
         ({"class": 0, "seed": 1.5}, 422, "`seed`"),
         ({"class": 0, "seed": 2**63}, 422, "`seed`"),
+        ({"class": 0, "seed": 2**70}, 422, "`seed`"),
+        ({"class": 0, "count": 2**70, "format": "zip"}, 422, "lower seed"),
+        ({"class": 2**70}, 422, "0..1"),
+        ({"class": 0, "steps": 2**70}, 422, "at most 200"),
+        ({"class": 0, "guidance": 2**70}, 422, "`guidance.texture`"),
+        (b'{"class": 0, "tau": 1e999}', 422, "`tau`"),
+        (b'\xef\xbb\xbf{"class": 0}', 400, "Invalid JSON"),
+        (b'{"class": "\\ud800"}', 400, "Invalid JSON"),
+        ({"class": "x" * 9000}, 422, "its classes are lying, upright"),
+        ({"class": 0, "x" * 9000: 1}, 422, "unknown key"),
+        ({"class": 0} | {f"k{number}": number for number in range(900)}, 422, "and 897 more"),
         (b'{"class": 0, "seed": 1' + b"0" * 5000 + b"}", 400, "Invalid JSON"),
         ({"class": 0, "seed": 2**63 - 1, "count": 2, "format": "zip"}, 422, "lower seed"),
         ({"class": 0, "count": 0}, 422, "`count`"),
@@ -189,6 +202,8 @@ def test_a_schedule_that_does_not_exist_is_refused(free: Running, tau: str) -> N
         ("/docs", "GET", 404, "no path"),
         ("/generate", "GET", 405, "use POST"),
         ("/model", "DELETE", 405, "use GET"),
+        ("/model", "BREW", 405, "use GET"),
+        ("/none", "OPTIONS", 404, "no path `/none`"),
     ],
 )
 def test_an_unknown_path_and_a_wrong_method_are_answered_in_words(
@@ -198,6 +213,14 @@ def test_an_unknown_path_and_a_wrong_method_are_answered_in_words(
     assert answer.status == status and words in answer.error
 
 
+def test_head_gets_the_headers_of_get_and_no_body(plain: Running) -> None:
+    for path in ("/", "/healthz", "/readyz", "/model", "/schedule", "/metrics"):
+        head, get = plain.ask(path, method="HEAD"), plain.ask(path)
+        assert (head.status, head.content) == (200, b"")
+        assert head.headers["Content-Type"] == get.headers["Content-Type"]
+    assert plain.ask("/generate", method="HEAD").status == 405
+
+
 def test_the_page_may_load_nothing_from_elsewhere(plain: Running) -> None:
     answer = plain.ask("/")
     policy = answer.headers["Content-Security-Policy"]
@@ -205,14 +228,18 @@ def test_the_page_may_load_nothing_from_elsewhere(plain: Running) -> None:
     assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "") and "https://" not in answer.text
 
 
-def test_requests_are_counted_by_path_and_status_and_unknown_paths_share_one_label(plain: Running) -> None:
-    def count(path: str, status: str) -> float:
-        found = plain.service.metrics.registry.get_sample_value("sfd_requests_total", {"path": path, "status": status})
-        return found or 0.0
+def counted(server: Running, path: str, status: int) -> float:
+    labels = {"path": path, "status": str(status)}
+    return server.service.metrics.registry.get_sample_value("sfd_requests_total", labels) or 0.0
 
-    before = [count("other", "404"), count("/generate", "200"), count("/generate", "422")]
+
+def test_requests_are_counted_by_path_and_status_and_unknown_paths_share_one_label(plain: Running) -> None:
+    def counts() -> list[float]:
+        return [counted(plain, *labels) for labels in (("other", 404), ("/generate", 200), ("/generate", 422))]
+
+    before = counts()
     plain.ask("/a"), plain.ask("/b"), plain.generate(), plain.generate(count=0)
-    after = [count("other", "404"), count("/generate", "200"), count("/generate", "422")]
+    after = counts()
     assert [new - old for old, new in zip(before, after, strict=True)] == [2, 1, 1]
     text = plain.ask("/metrics").text
     for name in (
@@ -229,8 +256,7 @@ def test_requests_are_counted_by_path_and_status_and_unknown_paths_share_one_lab
 
 
 def send(server: Running, *parts: bytes) -> socket.socket:
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection = connect(server)
     connection.sendall(b"POST /generate HTTP/1.1\r\nHost: test\r\n" + b"".join(parts))
     return connection
 
@@ -256,6 +282,100 @@ def test_a_body_that_does_not_arrive_is_not_waited_for() -> None:
         send(server, b"Content-Length: 9\r\n\r\n{") as slow,
     ):
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def connect(server: Running) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What the server sends until it closes the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def is_alive(connection: socket.socket) -> bool:
+    """Asks on a connection that stays open."""
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(1000)
+    return answer.endswith(b'{"status":"alive"}')
+
+
+@pytest.fixture
+def no_traceback() -> Iterator[None]:
+    """None is logged while the test runs. Servers set up logging anew, so records are caught where they are made."""
+    make, seen = logging.getLogRecordFactory(), []
+
+    def keep(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        seen.append(make(*args, **kwargs))
+        return seen[-1]
+
+    logging.setLogRecordFactory(keep)
+    yield
+    logging.setLogRecordFactory(make)
+    assert not [record.getMessage() for record in seen if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.usefixtures("no_traceback")
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_client_that_leaves_within_its_body_is_counted_and_the_server_goes_on(plain: Running, is_reset: bool) -> None:
+    before = counted(plain, "/generate", 499)
+    leaver = send(plain, b"Content-Length: 99\r\n\r\n{")
+    if is_reset:
+        leaver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    leaver.close()
+    wait_until(lambda: counted(plain, "/generate", 499) == before + 1, 60)
+    assert plain.generate().status == 200
+
+
+@pytest.mark.usefixtures("no_traceback")
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\x16\x03\x01\x00\xff\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        "GET /ü HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000,
+        b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_answered_in_words_and_counted(plain: Running, junk: bytes) -> None:
+    before = counted(plain, "other", 400)
+    with connect(plain) as connection:
+        connection.sendall(junk)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n")
+    assert counted(plain, "other", 400) == before + 1
+    assert plain.ask("/healthz").status == 200
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_a_body_that_turns_into_junk_ends_its_connection_alone(plain: Running) -> None:
+    with send(plain, b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n") as connection:
+        assert everything(connection).startswith(b"HTTP/1.1 400")
+    with send(plain, b"Content-Length: 99999\r\n\r\n") as connection:  # answered 413 before it is sent
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+        connection.sendall(b"\0" * 99999 + b"junk\r\n\r\n")
+        everything(connection)
+    assert plain.ask("/healthz").status == 200
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_headers_that_do_not_arrive_are_not_waited_for() -> None:
+    with running(MODEL, replace(SMALL_SERVER, timeout_seconds=0.3)) as server:
+        with connect(server) as silent, connect(server) as slow, connect(server) as second:
+            slow.sendall(b"GET / HTTP/1.1\r\nHost:")
+            assert is_alive(second)
+            second.sendall(b"GET /healthz HTTP/1.1\r\n")
+            assert everything(silent) == b""
+            assert everything(slow).startswith(b"HTTP/1.1 408") and everything(second).startswith(b"HTTP/1.1 408")
+        assert counted(server, "other", 408) == 2
+        with connect(server) as patient:  # each request has its own time
+            for _ in range(3):
+                time.sleep(0.15)
+                assert is_alive(patient)
 
 
 @contextmanager

@@ -92,7 +92,9 @@ def bench(options: BenchOptions, json_file: Path | None) -> str:
     facts = _facts(options)
     rows = [_row(measurement, ceiling) for measurement in measured]
     if json_file is not None:
-        json_file.write_text(json.dumps(facts | {"matmul_ceiling_flops": ceiling, "measured": rows}, indent=2) + "\n")
+        json_file.write_text(
+            json.dumps(facts | {"matmul_ceiling_flops": ceiling, "measured": rows}, indent=2) + "\n", encoding="utf-8"
+        )
     return f"{_table(rows)}\n\n{_legend(facts, ceiling, str(measured[0].dtype))}"
 
 

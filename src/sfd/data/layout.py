@@ -8,6 +8,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sfd.errors import UserError
+
 HIDDEN = ".sfd"
 """Folder of the marker, and of other files that the producer needs."""
 MARKER = "folder.json"
@@ -29,12 +31,18 @@ class FolderLayout:
 
     @classmethod
     def read(cls, root: Path) -> "FolderLayout | None":
-        """The marker in this folder; None if it has none."""
+        """The marker in this folder; None if it has none. Raises :class:`UserError` if it cannot be read."""
         file = root / HIDDEN / MARKER
         if not file.is_file():
             return None
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        return cls(facts["made_by"], tuple(facts["beside"]), facts["complete_with"])
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            return cls(facts["made_by"], tuple(facts["beside"]), facts["complete_with"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{file} cannot be read, so it is not known which names in {root} are no classes; make that folder again, or delete the "
+                "file if it is a folder of your own"
+            ) from None
 
     def write(self, root: Path) -> None:
         """Marks this folder, in one rename."""

@@ -47,7 +47,7 @@ def write_shards(
         write_tensors(temporary, make(*bounds[number]))
         digest = file_digest(temporary)
         temporary.replace(file)
-        _checksum_file(file).write_text(digest)
+        _checksum_file(file).write_text(digest, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def write_index(folder: Path, bounds: list[tuple[int, int]], facts: "DataclassIn
     shards = []
     for number, (start, end) in enumerate(bounds):
         file = folder / shard_name(number)
-        shards.append(ShardFile(file.name, end - start, _checksum_file(file).read_text()))
+        shards.append(ShardFile(file.name, end - start, _checksum_file(file).read_text(encoding="utf-8")))
     index = asdict(facts) | {"num_images": bounds[-1][1], "shards": [asdict(shard) for shard in shards]}
     (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -83,7 +83,7 @@ def _checksum_file(file: Path) -> Path:
 
 def _is_complete(file: Path) -> bool:
     checksum = _checksum_file(file)
-    return file.is_file() and checksum.is_file() and checksum.read_text() == file_digest(file)
+    return file.is_file() and checksum.is_file() and checksum.read_text(encoding="utf-8") == file_digest(file)
 
 
 class ShardReader(Generic[Facts]):

@@ -24,7 +24,8 @@ def export_npz(samples: Path, out: Path) -> tuple[int, int, int, int]:
         raise UserError(f"{out} must end in .npz and lie in a folder that exists; give another path")
     _check_free(out)
     files = [samples / "images" / name for name in read_table(samples)["file"]]
-    found = {file for file in (samples / "images").iterdir() if not file.name.startswith(".")}
+    folder = samples / "images"
+    found = {file for file in folder.iterdir() if not file.name.startswith(".")} if folder.is_dir() else set()
     if len(files) != len(set(files)) or found != set(files):
         raise UserError(
             f"{samples} holds {len(found)} images, but its table names {len(files)} ({len(found ^ set(files))} differ); "

@@ -105,7 +105,15 @@ def read_images(folder: Path, files: list[str]) -> Tensor:
 
 
 def read_table(folder: Path) -> pd.DataFrame:
-    """The table of a finished set of samples. Raises :class:`UserError` if it is missing."""
+    """The table of a finished set of samples. Raises :class:`UserError` if it is missing, or no table with a file in each row."""
     if not (folder / TABLE).is_file():
         raise UserError(f"{folder / TABLE} is missing; run `dvc repro sample` first")
-    return pd.read_csv(folder / TABLE, dtype={"class": str})
+    try:
+        # A class may be called NA or null.
+        table = pd.read_csv(folder / TABLE, dtype={"file": str, "class": str}, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder / TABLE} is no table ({reason}); make it again: `dvc repro -f -s sample`") from None
+    if table.empty or "file" not in table or not all(table["file"]):
+        raise UserError(f"{folder / TABLE} names no file in some row; make it again: `dvc repro -f -s sample`")
+    return table

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfd.errors import UserError
+from sfd.errors import UserError, foreign_name, print_any_name
 from sfd.params import Params, select, to_tree
 from sfd.pipeline.code import scanned_code
 from sfd.pipeline.inputs import (
@@ -144,10 +144,13 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """Prints a mistake of the user, or the end of another process, in one line and ends this process with status 2."""
+    print_any_name()
     try:
         yield
     except UserError as error:
         reason, cause = str(error), ""
+    except UnicodeEncodeError as error:
+        reason, cause = foreign_name(error), ""
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise

@@ -45,12 +45,12 @@ def lock(work: Path, what: str = "this stage") -> Iterator[None]:
 
 
 def _sign(work: Path) -> None:
-    (work / "owner").write_text(f"{os.getpid()} {socket.gethostname()}\n")
+    (work / "owner").write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
 
 
 def _read_owner(file: Path) -> tuple[str, str]:
     """Process id and machine of the last owner of the lock; empty and this machine if there was none."""
-    pid, _, host = file.read_text().strip().partition(" ") if file.is_file() else ("", "", "")
+    pid, _, host = file.read_text(encoding="utf-8").strip().partition(" ") if file.is_file() else ("", "", "")
     return pid, host or socket.gethostname()
 
 
@@ -64,13 +64,13 @@ def open_work(workspace: Workspace, name: str, mark: str) -> None:
     if read_mark(work) != mark or not (work / "out").is_dir():
         _begin(workspace, name, mark)
     (work / "out").mkdir(exist_ok=True)
-    (work / MARK).write_text(mark)
+    (work / MARK).write_text(mark, encoding="utf-8")
 
 
 def read_mark(work: Path) -> str | None:
     """What a work folder was made from; None if it was not begun."""
     file = work / MARK
-    return file.read_text() if file.is_file() else None
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _begin(workspace: Workspace, name: str, mark: str) -> None:

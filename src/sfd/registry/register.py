@@ -76,7 +76,7 @@ def register(
         "alias": None if experiment else params.alias,
         "tracking_uri": uri,
     }
-    (out / "version.json").write_text(json.dumps(written, indent=2) + "\n")
+    (out / "version.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return store.get_model_version(params.name, created)
 
 
@@ -130,11 +130,11 @@ def make_version(
 
 def describe(evaluated: Path, prepared: Path) -> dict[str, str]:
     """Tags that say how good a version is, how that was measured, and on what data; from the folders of those stages."""
-    summary = json.loads((prepared / SUMMARY_NAME).read_text())
+    summary = json.loads((prepared / SUMMARY_NAME).read_text(encoding="utf-8"))
     summary["num_classes"] = len(summary.pop("classes"))
     facts = {
-        METRIC: json.loads((evaluated / "metrics.json").read_text()),
-        MEASURED: json.loads((evaluated / "measurement.json").read_text()),
+        METRIC: json.loads((evaluated / "metrics.json").read_text(encoding="utf-8")),
+        MEASURED: json.loads((evaluated / "measurement.json").read_text(encoding="utf-8")),
         DATA: summary,
     }
     return {prefix + key: str(value) for prefix, values in facts.items() for key, value in values.items()}

@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from sfd.generation.schedules import build_schedule
 from sfd.names import SAMPLERS
@@ -32,6 +33,10 @@ from sfd.serving.requests import MAX_SEED, GenerateRequest, Order, answer, place
 from sfd.workspace import Workspace
 
 MAX_BODY_BYTES = 16 * 1024
+MAX_MISTAKES, MAX_MISTAKE_LENGTH = 3, 250
+"""Mistakes of a request that its answer lists, and their length in characters: clients choose the keys."""
+
+READ = ["GET", "HEAD"]
 CURVE_POINTS = 101
 """Points of the schedule's curves, besides its borders."""
 
@@ -120,6 +125,8 @@ async def _read_body(request: Request, timeout_seconds: float) -> bytes:
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
                     raise too_large
+    except ClientDisconnect:
+        raise HTTPException(CLIENT_GONE, "the client has gone") from None
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {timeout_seconds:g} s; send it again") from None
     return body
@@ -134,7 +141,9 @@ def _parse(body: bytes) -> GenerateRequest:
 
 
 def _sentence(error: ValidationError, section: Any) -> str:
-    return "; ".join(describe_mistakes(error, section))
+    mistakes = describe_mistakes(error, section)
+    more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if len(mistakes) > MAX_MISTAKES else []
+    return "; ".join([mistake[:MAX_MISTAKE_LENGTH] for mistake in mistakes[:MAX_MISTAKES]] + more)
 
 
 def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
@@ -209,16 +218,16 @@ def _add_open_routes(app: FastAPI, service: Service) -> None:
     page = importlib.resources.files("sfd.serving").joinpath("page.html").read_text(encoding="utf-8")
     policy = _content_policy(page)
 
-    @app.get("/")
+    @app.api_route("/", methods=READ)
     async def show_page() -> Response:
         headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
         return HTMLResponse(page, headers=headers)
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=READ)
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=READ)
     async def readyz() -> dict[str, str]:
         return {"status": "ready", "version": service.require_model().version}
 
@@ -251,11 +260,11 @@ def _add_routes(app: FastAPI, service: Service, guards: list[Any]) -> None:
         service.metrics.images.inc(len(pngs))
         return answer(order, pngs)
 
-    @app.get("/model", dependencies=guards)
+    @app.api_route("/model", methods=READ, dependencies=guards)
     async def show_model() -> dict[str, Any]:
         return describe_model(service, service.require_model())
 
-    @app.get("/schedule", dependencies=guards)
+    @app.api_route("/schedule", methods=READ, dependencies=guards)
     async def show_schedule(tau: float | None = None) -> dict[str, Any]:
         model = service.require_model()
         given = {} if tau is None else {"tau": tau}
@@ -267,7 +276,7 @@ def _add_routes(app: FastAPI, service: Service, guards: list[Any]) -> None:
             raise HTTPException(422, str(error)) from None
         return describe_schedule(sample.schedule or model.images.model.schedule_params)
 
-    @app.get("/metrics", dependencies=guards)
+    @app.api_route("/metrics", methods=READ, dependencies=guards)
     async def show_metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -283,8 +292,8 @@ def _answer_errors_in_words(app: FastAPI) -> None:
 
     @app.exception_handler(405)
     async def wrong_method(request: Request, error: HTTPException) -> Response:
-        allowed = (error.headers or {}).get("Allow", "")
-        return _error(405, f"`{request.url.path}` does not take {request.method}; use {allowed}", error.headers)
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        return _error(405, f"`{request.url.path}` does not take {request.method}; use {allowed}", {"Allow": allowed})
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:

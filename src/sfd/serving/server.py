@@ -13,6 +13,7 @@ from sfd.registry.load import find_version
 from sfd.serving.address import url_of
 from sfd.serving.app import Service, build_app
 from sfd.serving.options import ServerOptions
+from sfd.serving.protocol import protocol_of
 from sfd.workspace import Workspace
 
 GRACE_S = 5.0
@@ -25,7 +26,7 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
             build_app(service),
-            http="h11",  # the one that bounds the size of headers
+            http=protocol_of(service.metrics, service.options.timeout_seconds),
             ws="none",
             lifespan="off",
             log_level="warning",

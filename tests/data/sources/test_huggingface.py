@@ -219,6 +219,40 @@ def test_a_wrong_split_column_or_folder_is_named_with_what_there_is(tmp_path: Pa
         assert "\n" not in str(caught.value)
 
 
+TABLES = {
+    "an empty file": ("train.parquet", b"", "file size is 0 bytes"),
+    "no parquet": ("train.parquet", b"PAR1junk", "Parquet"),
+    "no columns": ("train.csv", b"", "No columns to parse"),
+    "another encoding": ("train.csv", "image,label\nä,ö\n".encode("latin-1"), "can't decode byte 0xe4"),
+    "ragged rows of JSON": ("train.jsonl", b'{"image": "a", "label": 1}\n{"label": [1]}\n[]\n', "JSON parse error"),
+    "half a line of JSON": ("train.jsonl", b'{"image": "a", "label": 1}\n{"lab', "JSON parse error"),
+    "no images": ("train.csv", b"image,label\na,b\nc\n", "has no usable image"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), TABLES.values(), ids=TABLES)
+def test_a_table_that_is_broken_empty_or_ragged_ends_in_one_line_that_says_how(
+    tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_bytes(content)
+    with pytest.raises(UserError, match=reason) as refused:
+        prepare(hub_params(tmp_path / "set"), 0, tmp_path / "out")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["*", "[set]", "se?", "a::b"])
+def test_a_folder_that_the_library_takes_for_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    animals(2).to_parquet(tmp_path / name / "train.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    for root in (tmp_path / name, tmp_path / "link"):
+        with pytest.raises(UserError, match="takes the signs .* for a pattern.*; rename the folder"):
+            scan_dataset(hub_params(root))
+    animals(2).save_to_disk(tmp_path / "[saved]")  # the library reads such folders by their name
+    assert len(scan_dataset(hub_params(tmp_path / "[saved]")).found) == 4
+
+
 @pytest.mark.parametrize("root", ["nobody/no-such-set", "no-such-folder/deep/er", "bad name!"])
 def test_a_name_that_cannot_be_had_ends_in_one_line_with_a_remedy(tmp_path: Path, root: str) -> None:
     for attempt in (lambda: scan_dataset(hub_params(root)), lambda: write_listing(hub_params(root), tmp_path / "x")):

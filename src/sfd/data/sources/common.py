@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,14 @@ def describe(path: str, label: str, data: bytes, max_pixels: int) -> Found:
 
     image = decode_rgb(io.BytesIO(data), max_pixels)
     return Found(path, label, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
+
+
+def check_name(name: str) -> None:
+    """Raises :class:`UserError` if Python does not read names as UTF-8, so that this one, perhaps a class, would be another one."""
+    if not name.isascii() and sys.getfilesystemencoding() != "utf-8":
+        raise UserError(
+            f"this Python reads names as {sys.getfilesystemencoding()}, so {name!a} would become another name; set PYTHONUTF8=1"
+        )
 
 
 def printable(text: str) -> str:

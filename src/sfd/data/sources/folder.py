@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from sfd.data.files import FolderStore, ImageRefused, open_regular
 from sfd.data.layout import FolderLayout
-from sfd.data.sources.common import check_folder, in_order, in_threads, list_folder, nfc, printable
+from sfd.data.sources.common import check_folder, check_name, in_order, in_threads, list_folder, nfc, printable
 from sfd.data.sources.source import DataSource, Found, Rejected, Scan
 from sfd.errors import UserError
 
@@ -88,6 +88,7 @@ def _walk(root: Path) -> tuple[list[Path], set[str], list[Rejected]]:
             rejected.append(Rejected(_relative(folder, root), f"unreadable folder: {error.strerror}"))
             continue
         for entry in entries:
+            check_name(entry.name)
             if folder == root and entry.name in own_names:
                 continue
             reason = _link_refusal(entry, real_root, followed)

@@ -1,5 +1,6 @@
 """Data sets of the library ``datasets``, from a folder or from the hub. Images are read by row, as the encoded files in the cells."""
 
+import glob
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,8 +153,15 @@ def open_dataset(params: DataParams) -> "Dataset":
         return dataset.cast_column(params.image_column, Image(decode=False))
     except (OSError, ValueError, RuntimeError, TypeError, pa.ArrowException, DatasetsError) as error:
         raise UserError(
-            f"data.root {params.root}: {' '.join(str(error).split())[:_SHOWN]}; {_remedy(params, error)}"
+            f"data.root {params.root}: {' '.join(str(_cause(error)).split())[:_SHOWN]}; {_remedy(params, error)}"
         ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong first: the library says of a broken table only that an error occurred."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _load_split(params: DataParams, split: str) -> "Dataset":
@@ -163,6 +171,12 @@ def _load_split(params: DataParams, split: str) -> "Dataset":
     if not root.is_dir():
         return load_dataset(params.root, split=split, revision=params.revision)
     if not any((root / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        real = str(root.resolve())
+        if glob.has_magic(real) or "::" in real:
+            raise UserError(
+                f"data.root is {real}, but the library `datasets` takes the signs * ? [ and :: in a path for a pattern, and may read other "
+                "folders; rename the folder"
+            )
         return load_dataset(str(root), split=split)
     saved = load_from_disk(str(root))
     splits = {str(saved.split or split): saved} if isinstance(saved, Dataset) else saved

@@ -253,7 +253,7 @@ def _label(descriptor: int, sample: _Sample, image_name: str) -> int | str:
     """The class, by the rule of :func:`scan_archives`. Raises :class:`ImageRefused` if there is none or it cannot be read."""
     if "cls" in sample.members:
         text = _read(descriptor, sample.members["cls"], _MAX_LABEL_BYTES)
-        return _number(text.decode("ascii", "backslashreplace").strip())
+        return _number(text.decode("utf-8-sig", "backslashreplace").strip())
     if "json" in sample.members:
         try:
             facts = json.loads(_read(descriptor, sample.members["json"], _MAX_LABEL_BYTES))
