@@ -100,7 +100,13 @@ class Imports:
         found = [*self.graph.find_modules_directly_imported_by(module), *_packages(module)]
         if names.__name__ in found:
             found += [implementation for table in self._tables_in(module) for implementation in self.tables[table]]
-        return [name for name in found if self._counts(name)]
+        counting = [name for name in found if self._counts(name)]
+        for name in counting:
+            if name not in self.graph.modules:
+                raise UserError(
+                    f"there is no module {name}, but a table in {names.__file__} names it; correct the entry"
+                )
+        return counting
 
     def _digest(self, module: str) -> str:
         return hashlib.sha256(self._source(module)).hexdigest()
@@ -119,10 +125,7 @@ class Imports:
 
     def _source(self, module: str) -> bytes:
         place = self.folder.joinpath(*module.split(".")[1:])
-        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        if not file.is_file():
-            raise UserError(f"there is no module {module}, but a table in {names.__file__} names it; correct the entry")
-        return file.read_bytes()
+        return (place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_bytes()
 
 
 def _packages(module: str) -> list[str]:
