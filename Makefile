@@ -15,6 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 repro: install
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # an archive without .git: DVC asks to be told
 	dvc repro
 	@sfd show
 

@@ -4,7 +4,7 @@ import sys
 
 from sfd.data.listing import write_listing
 from sfd.errors import UserError
-from sfd.pipeline.scan import write_stage_codes
+from sfd.pipeline.scan import write_experiment, write_stage_codes
 from sfd.registry.source import write_init_from
 from sfd.workspace import Workspace
 
@@ -14,5 +14,6 @@ try:
     write_listing(workspace.resolve_paths(params.data), workspace.listing)
     write_init_from(workspace, params.diffusion.init_from)
     write_stage_codes(workspace)
+    write_experiment(workspace)
 except UserError as error:
     sys.exit(f"error: scan: {error}")

@@ -46,6 +46,14 @@ def blocks(page: Path, language: str) -> list[Block]:
     return found
 
 
+def commands_of(page: Path, title: str) -> list[list[str]]:
+    """The words of each command in the blocks of bash with one title. Raises :class:`ValueError` if there is no such block."""
+    titled = [block for block in blocks(page, "bash") if block.title == title]
+    if not titled:
+        raise ValueError(f"{page} has no block `{title}`")
+    return [words for block in titled for words in simple_commands(block.text)]
+
+
 def spans(page: Path) -> list[str]:
     """The texts in backticks."""
     inline = [child for token in tokens(page) for child in token.children or []]

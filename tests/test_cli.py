@@ -18,6 +18,7 @@ SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
     "audit": ["samples"],
     "bench": ["--batch-size", "--device", "--file", "--json", "--preset", "--steps", "--without-decoder", "job"],
+    "doctor": ["--exit-code"],
     "export": [],
     "export npz": ["out", "samples"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],

@@ -21,7 +21,7 @@ from sfd.params import describe_params
 README = REPOSITORY / "README.md"
 PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
 ROOT: Any = typer.main.get_command(cli.app)
-OTHER_PROGRAMS = {"cat", "cd", "curl", "export", "git", "pip", "sed", "source"}
+OTHER_PROGRAMS = {"cat", "cd", "curl", "export", "git", "mlflow", "pip", "sed", "source"}
 """Programs that pages show and that need no check here."""
 
 FILE_ENDINGS = {".json", ".parquet", ".png", ".yaml"}

@@ -1,9 +1,14 @@
 """`dvc exp run` works in copies of the project that are deleted: what must last is in the project itself."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from support import REPOSITORY
 
+from sfd.pipeline.stage import stage
 from sfd.tracking import describe_origin, registry_uri, tracking_uri
 from sfd.workspace import Experiment, Workspace
 
@@ -92,3 +97,47 @@ def test_files_that_git_does_not_know_are_read_in_the_project_and_others_in_the_
     workspace = Workspace.find()
     assert workspace.resolve("images").resolve() == home / "images"
     assert workspace.resolve("weights").resolve() == copy / "weights"
+
+
+def interrupted_experiment(copy: Path) -> None:
+    """A stage of an experiment is ended in the middle, and DVC deletes the copy that it ran in."""
+    shutil.copy(REPOSITORY / "params.yaml", copy)
+    with pytest.raises(KeyboardInterrupt), stage("prepare") as s:
+        (s.work / "checkpoint.pt").write_text("half")
+        raise KeyboardInterrupt
+    os.chdir(copy.parent)
+    shutil.rmtree(copy)
+
+
+def test_the_work_of_an_experiment_that_was_ended_is_continued_by_the_next_one_with_the_same_parameters(
+    home: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted_experiment(copy)
+    other = make_project(copy.with_name("tmp2"))
+    shutil.copy(REPOSITORY / "params.yaml", other)
+    enter(other, home, monkeypatch)
+    monkeypatch.setenv("DVC_EXP_NAME", "next-name")
+    with stage("prepare") as s:
+        assert (s.work / "checkpoint.pt").read_text() == "half"
+    assert "continues the work of experiment lucky-name" in capsys.readouterr().err
+    assert (other / "results" / "prepare" / "fingerprint.json").is_file()
+    assert not list((home / ".sfd" / "work").glob("*/")), "nothing is left"
+
+
+def test_work_of_an_experiment_with_other_parameters_or_that_still_runs_is_left_alone(
+    home: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted_experiment(copy)
+    left = home / ".sfd" / "work" / "prepare@lucky-name"
+    text = (REPOSITORY / "params.yaml").read_text()
+    enter(home, home, monkeypatch)
+    monkeypatch.delenv("DVC_EXP_NAME")
+    (home / "params.yaml").write_text(text.replace("seed: 0", "seed: 1", 1))
+    with stage("prepare") as s:
+        assert not (s.work / "checkpoint.pt").exists()
+    (home / "params.yaml").write_text(text)
+    with FileLock(left.with_name("prepare@lucky-name.lock")), stage("prepare") as s:
+        assert not (s.work / "checkpoint.pt").exists()
+    assert (left / "checkpoint.pt").exists()
+    with stage("prepare") as s:
+        assert (s.work / "checkpoint.pt").read_text() == "half"

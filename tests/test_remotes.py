@@ -4,8 +4,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import Project, draw_images, small_params
+from docs_commands import commands_of
+from support import REPOSITORY, Project, draw_images, small_params
 
+TEAMS = REPOSITORY / "docs" / "teams.md"
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
@@ -43,32 +45,40 @@ def clone(mine: Project) -> Project:
     return theirs
 
 
-def succeed(project: Project, command: str) -> str:
+def succeed(project: Project, *command: str) -> str:
     """What a command prints, which must end with status 0."""
-    status, output = project.run(*command.split())
+    status, output = project.run(*command)
     assert status == 0, f"{command}: {output}"
     return output
 
 
-def test_every_command_of_a_colleague_ends_well_and_only_scan_runs(tmp_path: Path) -> None:
+def test_every_command_of_a_colleague_and_of_ci_ends_well_and_only_scan_runs(tmp_path: Path) -> None:
     mine = pushed_project(tmp_path, "register")
-    succeed(mine, "dvc checkout")  # the study of `tune/dvc.yaml` has never run
+    for command in ("checkout", "commit"):
+        succeed(mine, "dvc", command)  # although the study of `tune/dvc.yaml` has never run
     theirs = clone(mine)
-    for command in ("dvc pull", "dvc checkout", "dvc push"):
-        succeed(theirs, command)
-    output = succeed(theirs, "dvc repro")
-    assert [line for line in output.splitlines() if line.startswith("Running")] == ["Running stage 'scan':"]
+    said = {" ".join(command): succeed(theirs, *command) for command in commands_of(TEAMS, "A clone")}
+    for command in ("checkout", "push"):
+        succeed(theirs, "dvc", command)
+    assert [line for line in said["dvc repro"].splitlines() if line.startswith("Running")] == ["Running stage 'scan':"]
     for name in ("prepare", "diffusion", "sample", "evaluate", "register"):
         assert files_in(theirs.result(name)) == files_in(mine.result(name)) != {}
-    assert "metrics" in succeed(theirs, "sfd show")
-    assert "has no version at sqlite:///mlruns/mlflow.db" in succeed(theirs, "sfd models list")
-    assert succeed(mine, "sfd models list").splitlines()[-1].split()[:2] == ["1", "candidate"]
+    assert "metrics" in said["sfd show"] and "has no version at sqlite:///mlruns/mlflow.db" in said["sfd models list"]
+    assert succeed(mine, "sfd", "models", "list").splitlines()[-1].split()[:2] == ["1", "candidate"]
+    for words in commands_of(TEAMS, "CI"):
+        succeed(theirs, *words)
+
+    (theirs.folder / "params.yaml").write_text(
+        (theirs.folder / "params.yaml").read_text().replace("tau: 0.3", "tau: 0.1")
+    )
+    status, output = theirs.run("sfd", "doctor", "--exit-code")
+    assert status == 1 and "schedule.tau was 0.3, is 0.1" in output
 
 
 def test_a_graph_that_has_not_been_run_to_its_end_is_pulled_in_part(tmp_path: Path) -> None:
     mine = pushed_project(tmp_path, "judge")
     theirs = clone(mine)
-    succeed(theirs, "dvc pull --allow-missing")
+    succeed(theirs, "dvc", "pull", "--allow-missing")
     for name in ("prepare", "judge"):
         assert files_in(theirs.result(name)) == files_in(mine.result(name)) != {}
     output = theirs.repro("judge")

@@ -412,6 +412,22 @@ def show(context: typer.Context) -> None:
     typer.echo(summarise(_workspace(context)))
 
 
+@app.command()
+def doctor(
+    context: typer.Context,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="End with status 1 if anything is not up to date.")
+    ] = False,
+) -> None:
+    """Say what is stale, missing, unreachable or unsynced, and what to type; changes nothing."""
+    from sfd.doctor.doctor import examine, report
+
+    findings = examine(_workspace(context))
+    typer.echo(report(findings))
+    if exit_code and any(finding.is_stale for finding in findings):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Entry point: a mistake of the user ends in one line and exit status 2."""
     print_any_name()

@@ -99,6 +99,11 @@ class Workspace:
         """What stage ``scan`` found ``diffusion.init_from`` to be."""
         return self.results / "scan" / "init_from.json"
 
+    @property
+    def experiment_file(self) -> Path:
+        """Whether stage ``scan`` ran for an experiment, whose version of the model takes no alias."""
+        return self.results / "scan" / "experiment.json"
+
     def code(self, stage: str) -> Path:
         """What stage ``scan`` found the code of a stage to be."""
         return self.results / "scan" / "code" / stage
@@ -123,13 +128,18 @@ class Workspace:
         return self.results / stage
 
     def work(self, stage: str) -> Path:
-        """The folder in which a stage works. DVC does not know it; a killed stage continues there."""
-        return self.root / ".sfd" / "work" / stage
+        """The folder in which a stage works. DVC does not know it; a killed stage continues there.
+
+        That of an experiment's copy lies in the project, so that it outlives the copy.
+        """
+        if self.home == self.root or self.dvc_experiment is None or self.home.stat().st_dev != self.root.stat().st_dev:
+            return self.root / ".sfd" / "work" / stage
+        return self.home / ".sfd" / "work" / f"{stage}@{self.dvc_experiment.name}"
 
     @property
     def old(self) -> Path:
         """Work that was set aside because parameters, inputs or code have changed; the newest of each stage."""
-        return self.root / ".sfd" / "old"
+        return self.home / ".sfd" / "old"
 
     def trials(self, study_id: str) -> Path:
         """The temporary folders of a study's trials."""

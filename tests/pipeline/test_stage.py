@@ -651,7 +651,7 @@ def test_the_study_is_a_stage_of_its_own_file_that_reads_all_that_any_study_read
     assert set(in_dvc) == {"tune"}
     entry = in_dvc["tune"]
     assert (entry["cmd"], entry["wdir"]) == ("sfd tune", "..")
-    assert entry["outs"] == [{"results/tune": {"cache": False, "persist": True}}]
+    assert "outs" not in entry, "`dvc pull` would fail until a study has run"
     assert set(entry["params"]) == set(STAGES["tune"].params)
     assert entry["deps"][0] == "results/scan/code/tune"
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())

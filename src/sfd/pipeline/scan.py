@@ -1,4 +1,6 @@
-"""Stage ``scan``: the code of every stage, as DVC can watch it wherever sfd is installed."""
+"""Stage ``scan``: the code of every stage, as DVC can watch it wherever sfd is installed; and whether this is an experiment."""
+
+import json
 
 from sfd.pipeline.code import Imports, write_code
 from sfd.pipeline.inputs import STAGES
@@ -10,3 +12,10 @@ def write_stage_codes(workspace: Workspace) -> None:
     imports = Imports()
     for name, inputs in STAGES.items():
         write_code(workspace.code(name), imports.code(inputs.code))
+
+
+def write_experiment(workspace: Workspace) -> None:
+    """Writes whether `dvc exp run` runs the graph. So `dvc repro` after `dvc exp apply` runs stage `register`, which sets the alias."""
+    file = workspace.experiment_file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"experiment": workspace.dvc_experiment is not None}) + "\n", encoding="utf-8")

@@ -75,7 +75,8 @@ def read_mark(work: Path) -> str | None:
 
 def _begin(workspace: Workspace, name: str, mark: str) -> None:
     """Makes the work folder empty, or the one that was set aside with this mark."""
-    work, before = workspace.work(name), sorted(workspace.old.glob(f"{name}-*"))
+    work = workspace.work(name)
+    before = sorted(workspace.old.glob(f"{work.name}-*"))
     back = next((old for old in before if read_mark(old) == mark), None)
     changed = read_mark(work) not in (None, mark)
     aside = _set_aside(work, workspace.old) if changed and _has_work(work) else None
@@ -83,6 +84,8 @@ def _begin(workspace: Workspace, name: str, mark: str) -> None:
         shutil.rmtree(work)
     if back is not None:
         back.rename(work)
+    else:
+        _inherit(workspace, name, mark)
     work.mkdir(exist_ok=True)
     _sign(work)
     if changed:
@@ -98,6 +101,24 @@ def _begin(workspace: Workspace, name: str, mark: str) -> None:
         for old in before:
             if old != back:
                 shutil.rmtree(old)
+
+
+def _inherit(workspace: Workspace, name: str, mark: str) -> None:
+    """Moves what an experiment of `dvc exp run` left of the same work, when it was ended, to the work folder, which must not exist."""
+    work = workspace.work(name)
+    for left in sorted(work.parent.glob(f"{name}@*/")):
+        if left.name == work.name or read_mark(left) != mark or not (left / "out").is_dir():
+            continue
+        try:
+            with FileLock(left.with_name(f"{left.name}.lock"), timeout=0):
+                left.rename(work)
+        except Timeout:  # that experiment is running
+            continue
+        print(
+            f"{name}: it continues the work of experiment {left.name.partition('@')[2]}, which has ended",
+            file=sys.stderr,
+        )
+        return
 
 
 def _has_work(work: Path) -> bool:

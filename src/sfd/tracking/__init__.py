@@ -5,6 +5,7 @@ batches, by a background thread (:mod:`sfd.tracking.delivery`). A killed stage t
 """
 
 from sfd.tracking.delivery import Store, StoreAway, client, import_mlflow, registry_uri, sync, tracking_uri
+from sfd.tracking.journal import find_journals
 from sfd.tracking.run import EXPERIMENT, Run, describe_origin, start_run
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "StoreAway",
     "client",
     "describe_origin",
+    "find_journals",
     "import_mlflow",
     "registry_uri",
     "start_run",

@@ -1,0 +1,1 @@
+"""`sfd doctor`: what is stale, missing, unreachable or unsynced, and what to type."""
