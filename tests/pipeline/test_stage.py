@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
-from support import Project, small_params
 
 from sfd.errors import UserError
 from sfd.params import Params, parse_params
@@ -401,6 +400,8 @@ def test_dvc_does_not_begin_a_stage_whose_code_changed_since_it_looked(
 def test_dvc_records_nothing_of_a_stage_whose_parameters_changed_while_it_ran(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from support import Project, small_params  # not in the processes that run this file as a script
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     made = Project(tmp_path_factory.mktemp("edited"), small_params())
     script = made.folder / "stages" / "prepare.py"
