@@ -80,9 +80,7 @@ class Bench:
         self.params, self.device = params, inference_device()
         self.classes = [index % 10 for index in range(num_images)]
         self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
-        self.images = ImageGenerator.load(
-            workspace.result("diffusion") / "model", workspace.result("texture_vae") / "model"
-        )
+        self.images = ImageGenerator.load(workspace.model(), workspace.result("texture_vae") / "model")
         heldout = open_prepared(workspace, params).images(HELDOUT)
         batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)
         self.reference = Reference.of(extract(self.judge, batches.of_images(heldout, list(range(len(heldout))))))

@@ -1,5 +1,6 @@
 """The judge: Inception-v3, or a small ResNet trained here."""
 
+import sfd.quiet  # noqa: F401
 from sfd.pipeline.judge import make_judge
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import stage

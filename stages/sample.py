@@ -1,5 +1,6 @@
 """Images from the trained model: PNG files and a table of condition, seed and file."""
 
+import sfd.quiet  # noqa: F401
 from sfd.pipeline.sample import make_samples
 from sfd.pipeline.stage import stage
 

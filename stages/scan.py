@@ -2,10 +2,13 @@
 
 import sys
 
+import sfd.quiet  # noqa: F401
 from sfd.data.listing import write_listing
 from sfd.errors import UserError
 from sfd.pipeline.scan import write_experiment, write_stage_codes
+from sfd.pipeline.stage import graph_params
 from sfd.registry.source import write_init_from
+from sfd.tracking import begin_repro
 from sfd.workspace import Workspace
 
 try:
@@ -15,5 +18,6 @@ try:
     write_init_from(workspace, params.diffusion.init_from)
     write_stage_codes(workspace)
     write_experiment(workspace)
+    begin_repro(workspace, graph_params(params))
 except UserError as error:
     sys.exit(f"error: scan: {error}")

@@ -1,5 +1,6 @@
 """The semantic encoder on patch features: a VAE trained here, principal components, or nothing."""
 
+import sfd.quiet  # noqa: F401
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.semantic import make_semantic
 from sfd.pipeline.stage import stage

@@ -1,5 +1,6 @@
 """The frozen texture VAE: pretrained, from a folder, or trained here."""
 
+import sfd.quiet  # noqa: F401
 from sfd.pipeline.stage import stage
 from sfd.pipeline.texture_vae import make_texture_vae
 

@@ -14,13 +14,18 @@ from typing import Any
 import pytest
 from support import wait_until
 
-PASSWORD = "s3cret%40word"
-"""As it is written in a URL; the password itself has an @."""
+from sfd.tuning.storage import expand
+
+PASSWORD = "s3cret@word"
+VARIABLE = "SFD_TEST_STORAGE_PASSWORD"
 
 
 @contextmanager
 def postgres_server() -> Iterator[str]:
-    """The URL of an empty database that lives as long as the block; skips the test where there is no PostgreSQL."""
+    """The address of an empty database that lives as long as the block; skips the test where there is no PostgreSQL.
+
+    The address names a variable of the environment, which is set for the block.
+    """
     psycopg2 = pytest.importorskip("psycopg2", reason="the driver psycopg2 is not installed")
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if not programs:
@@ -33,7 +38,7 @@ def postgres_server() -> Iterator[str]:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="sfd-postgres-") as name:
         home = Path(name)
-        (home / "password").write_text(PASSWORD.replace("%40", "@"))
+        (home / "password").write_text(PASSWORD)
         if user:
             shutil.chown(home, "postgres", "postgres")
             shutil.chown(home / "password", "postgres", "postgres")
@@ -43,18 +48,20 @@ def postgres_server() -> Iterator[str]:
         command = [binaries / "postgres", "-D", home / "data", "-F", "-h", "127.0.0.1", "-p", str(port), "-k", home]
         with (home / "log").open("wb") as log:
             server = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True, **user)
-        url = f"postgresql://sfd:{PASSWORD}@127.0.0.1:{port}/postgres"
+        url = f"postgresql://sfd:${{{VARIABLE}}}@127.0.0.1:{port}/postgres"
 
         def answers() -> bool:
             try:
-                psycopg2.connect(url, connect_timeout=2).close()
+                psycopg2.connect(expand(url), connect_timeout=2).close()
             except psycopg2.OperationalError:
                 return False
             return True
 
         try:
-            wait_until(answers, 20)
-            yield url
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(VARIABLE, PASSWORD)
+                wait_until(answers, 20)
+                yield url
         finally:
             server.send_signal(signal.SIGINT)  # a fast shutdown
             server.wait(20)

@@ -27,7 +27,7 @@ from sfd.models.conditions import ClassCondition, Condition, Value
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.load import RegisteredModel
-from sfd.registry.register import make_version
+from sfd.registry.register import create_version, log_model
 from sfd.serving.address import bind, url_of
 from sfd.serving.app import Service
 from sfd.serving.options import ServerOptions
@@ -125,7 +125,8 @@ class ServedProject:
             place = (self.folder / "mlruns" / "artifacts").as_uri()
             number = experiment.experiment_id if experiment else client.create_experiment("sfd", place)
             run_id = client.create_run(number).info.run_id
-            version = make_version(Workspace(self.folder), name, settings, folders, run_id, folder)
+            workspace = Workspace(self.folder)
+            version = create_version(workspace, name, log_model(workspace, settings, folders, run_id, name), {})
         self.move_alias(name, version)
         return version
 

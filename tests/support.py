@@ -22,6 +22,8 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
+from sfd.tracking.address import relocate, sqlite_uri
+
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody uses."""
@@ -179,8 +181,10 @@ class Project:
             yield self
 
     def copy_to(self, folder: Path) -> "Project":
-        """Results, runs and all. Registered models are read from where they were made."""
+        """Results, runs, registered models and all."""
         shutil.copytree(self.folder, folder, symlinks=True)
+        if (folder / "mlruns" / "mlflow.db").is_file():
+            relocate(sqlite_uri(folder / "mlruns" / "mlflow.db"))
         copied = copy.copy(self)
         copied.folder = folder
         return copied

@@ -1,6 +1,7 @@
 """`sfd doctor` says of each part of a project whether it is up to date, and what to type."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("doctor") / "project")
     status, output = project.run("dvc", "commit", "--force")
     assert status == 0, output
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    with (project.folder / ".gitignore").open("a") as ignored:
+        ignored.write("/images/\n")
+    subprocess.run([*git, "add", "dvc.lock", ".gitignore"], cwd=project.folder, check=True)
+    subprocess.run([*git, "commit", "-qm", "results"], cwd=project.folder, check=True)
     return project
 
 
@@ -110,14 +116,17 @@ def test_interrupted_work_a_server_that_is_away_and_missing_records_are_told(
     assert (found["records"].remedy, found["records"].is_stale) == ("sfd sync", True)
 
 
-def test_a_project_without_git_gets_the_command_that_dvc_needs(project: Project) -> None:
+def test_a_copied_project_without_git_gets_the_command_that_dvc_needs_and_then_works(project: Project) -> None:
     shutil.rmtree(project.folder / ".git")
     found = states()["graph"]
     assert (found.state, found.is_stale) == ("unknown", True)
     (command,) = commands_of(REPOSITORY / "docs" / "teams.md", "Without git")
     assert " ".join(command) in found.remedy and project.run(*command)[0] == 0
     assert states()["diffusion"].state == "current"
-    assert "Running stage 'scan'" in project.repro("prepare")
+    output = project.repro()
+    assert [line for line in output.splitlines() if line.startswith("Running")] == ["Running stage 'scan':"]
+    for command in ("params", "show", "doctor"):
+        assert project.run("sfd", command)[0] == 0
 
 
 def test_a_stage_that_never_ran_and_one_that_ran_without_dvc_are_told_apart(project: Project) -> None:
@@ -128,6 +137,20 @@ def test_a_stage_that_never_ran_and_one_that_ran_without_dvc_are_told_apart(proj
     assert (found["sample"].state, found["sample"].remedy) == ("unrecorded", "dvc commit sample")
 
 
-def test_a_folder_without_a_graph_says_so(tmp_path: Path, project: Project) -> None:
+def test_a_lock_file_with_a_conflict_and_a_folder_without_a_graph_say_so(tmp_path: Path, project: Project) -> None:
+    with (project.folder / "dvc.lock").open("a") as lock:
+        lock.write("<<<<<<< HEAD\n")
+    found = states()["graph"]
+    assert "dvc.lock' is invalid" in found.reason and found.remedy == "git checkout --theirs dvc.lock, then dvc repro"
     (project.folder / "dvc.yaml").rename(tmp_path / "dvc.yaml")
     assert "no dvc.yaml" in states()["graph"].reason
+
+
+def test_what_git_does_not_have_yet_is_named(project: Project) -> None:
+    assert not {"git", "images"} & set(states())
+    change_params("  tau: 0.3", "  tau: 0.1")
+    (project.folder / ".gitignore").write_text("/results/\n/mlruns/\n/.sfd/\n")
+    found = states()
+    assert (found["git"].reason, found["git"].remedy) == ("params.yaml", "git add params.yaml && git commit")
+    assert (found["images"].state, found["images"].remedy) == ("not ignored", "add images to .gitignore")
+    assert not found["git"].is_stale and not found["images"].is_stale

@@ -53,12 +53,12 @@ def test_any_name_can_be_printed_whatever_the_locale() -> None:
         (
             b"d\xff",
             {"PYTHONUTF8": "1"},
-            b"error: a name is not valid UTF-8, as in 'd\\udcff'; rename that file or folder\n",
+            b"error: a name is not valid UTF-8, as in '-c verify d\\udcff'; rename that file or folder\n",
         ),
         (
             "dü".encode(),
             ASCII,
-            b"error: this Python reads and writes names as ascii, which does not hold 'd\\udcc3\\udcbc'; set ",
+            b"error: this Python reads and writes names as ascii, which does not hold '-c verify d\\udcc3\\udcbc'; set ",
         ),
     ],
 )
@@ -71,9 +71,9 @@ def test_a_name_that_python_cannot_write_ends_the_command_in_one_line(
 
 
 def test_a_name_in_the_parameters_that_python_cannot_write_ends_a_stage_in_one_line(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, _told("prepare"):
+    with pytest.raises(SystemExit) as ended, _told("prepare", tmp_path):
         os.stat("/\ud800")
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: prepare: a name is not valid UTF-8, as in '/\\ud800'; ")

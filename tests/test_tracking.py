@@ -20,7 +20,7 @@ from sfd.tracking import Run, client, delivery, journal, start_run, sync, tracki
 from sfd.tracking.journal import Journal, State, find_journals
 from sfd.workspace import Workspace
 
-PARAMS = TrackingParams()
+PARAMS = TrackingParams(experiment="sfd")
 FINGERPRINT = "0123456789abcdef" * 4
 LONG_STAGE = """
 import sys, time
@@ -30,7 +30,7 @@ from sfd.tracking import start_run
 from sfd.workspace import Workspace
 
 first, last, pause_s = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-with start_run(Workspace(Path(sys.argv[1])), "diffusion", "f" * 64, TrackingParams(), {}) as run:
+with start_run(Workspace(Path(sys.argv[1])), "diffusion", "f" * 64, TrackingParams(experiment="sfd"), {}) as run:
     run.log_params({"diffusion.training.num_steps": last})
     for step in range(first, last):
         run.log_metrics({"loss": 1.0 / (step + 1), "seconds": time.time()}, step)
@@ -331,7 +331,7 @@ def test_what_a_stage_could_not_deliver_is_delivered_by_sync(
 def test_a_required_store_that_is_away_stops_the_stage_before_its_work(
     project: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    required = TrackingParams(required=True)
+    required = TrackingParams(experiment="sfd", required=True)
     with silent_server() as silent:
         for uri in (closed_port_uri(), silent):
             monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -347,7 +347,7 @@ def test_a_required_store_that_hangs_fails_the_stage_at_its_end_only_and_sync_de
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     with pytest.raises(UserError, match="lacks [0-9]+ records of stage prepare"):
-        with start_run(project, "prepare", "5" * 64, TrackingParams(required=True), {}) as run:
+        with start_run(project, "prepare", "5" * 64, TrackingParams(experiment="sfd", required=True), {}) as run:
             wait_until(lambda: find_journals(project)[0].count_pending(server.uri) == 0, 20)
             server.signal(signal.SIGSTOP)
             run.log_metrics({"loss": 1.0}, 3)
@@ -377,6 +377,8 @@ def test_a_server_that_never_answers_delays_neither_training_nor_the_end(
 def test_credentials_of_the_store_are_neither_printed_nor_kept(
     project: Workspace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # so that it is taken back at the end
     monkeypatch.setenv("MLFLOW_TRACKING_URI", closed_port_uri().replace("//", "//user:secret@"))
     with start_run(project, "prepare", "7" * 64, PARAMS, {}):
         pass

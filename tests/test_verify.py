@@ -297,7 +297,7 @@ def no_tensors(folder: Path) -> Path:
     ("make", "named"),
     [
         (lambda folder: folder / "nowhere", "nowhere.json does not exist"),
-        (lambda folder: edited(folder, "semvae_tiny", lambda *_: None).with_suffix(".json"), "give STEM, and both"),
+        (lambda folder: edited(folder, "semvae_tiny", lambda *_: None).with_suffix(".json"), "without the ending"),
         (no_tensors, "semvae_tiny.safetensors does not exist"),
         (broken_json, "cannot be read"),
         (json_list, "must hold a JSON object"),

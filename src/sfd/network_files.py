@@ -31,11 +31,18 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def with_default_mode(file: Path) -> Iterator[None]:
-    """What the block writes as ``file`` gets the permissions that the umask gives. safetensors 0.8 itself gives 0600, whatever the umask."""
+    """What the block writes as ``file`` gets the permissions that the umask gives. safetensors 0.8 itself gives 0600, whatever the umask.
+
+    After an error nothing is left: half of a file would keep a full disk full.
+    """
     file.unlink(missing_ok=True)
     file.touch()
     mode = file.stat().st_mode
-    yield
+    try:
+        yield
+    except BaseException:
+        file.unlink()
+        raise
     file.chmod(mode)
 
 

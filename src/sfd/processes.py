@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -89,50 +90,90 @@ def is_lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, DistError) or "gloo" in str(error).lower()
 
 
-class Terminated(SystemExit):
-    """SIGTERM came: unwinds the stack, so that locks are released and work is kept, and ends the process with status 143."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What ends a program in an orderly way: a scheduler's signal, and Ctrl-C."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+
+_ending = threading.Event()
+"""Set while a :class:`Terminated` unwinds the stack."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM or Ctrl-C came: unwinds the stack, so that locks are released and work is kept. The status is 143 or 130."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)
+        self.number = number
+        _ending.set()
+
+
+def say_at_once(line: str) -> None:
+    """Prints a line on stderr from a signal's handler, which may have come in the middle of another print; in process 0 alone."""
+    if rank() == 0:
+        with suppress(OSError):  # nobody reads it
+            # On a terminal, the cursor stands behind `^C` or a progress bar.
+            os.write(2, f"{os.linesep * os.isatty(2)}{line}\n".encode())
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM raises :class:`Terminated` in the block, once; later signals are ignored.
-
-    After the block the previous handler is back. By default the process then ends at once and prints nothing, even if the interpreter
-    is shutting down. Python may run the handler inside a destructor, which cannot pass an exception on and would print it: then the
-    signal is sent again a moment later.
-    """
-    handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
-
-    def terminate(_signal: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, _ignore)
-        raise Terminated
-
-    def send_again(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(unraisable.exc_value, Terminated):
-            hook(unraisable)
-            return
-        signal.signal(signal.SIGTERM, terminate)
-        threading.Timer(RESEND_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
-
-    signal.signal(signal.SIGTERM, terminate)
-    sys.unraisablehook = send_again
+def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """The handler of SIGTERM and of Ctrl-C in the block; what a shell has ignored, as it does in the background, stays so."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+@contextmanager
+def terminable(said: str = "interrupted") -> Iterator[None]:
+    """SIGTERM and Ctrl-C raise :class:`Terminated` in the block, once; later signals are ignored. Ctrl-C prints ``said``.
+
+    After the block the previous handlers are back. By default the process then ends at once and prints nothing, even if the interpreter
+    is shutting down. Python may run a handler inside a destructor, which cannot pass an exception on and would print it: then the
+    signal is sent again a moment later.
+    """
+    hook, lines = sys.unraisablehook, [said]
+    _ending.clear()
+
+    def terminate(number: int, _frame: object) -> None:
+        if _ending.is_set():
+            return
+        if number == signal.SIGINT and lines:
+            say_at_once(lines.pop())
+        raise Terminated(number)
+
+    def send(number: int) -> None:
+        _ending.clear()
+        os.kill(os.getpid(), number)
+
+    def send_again(unraisable: "sys.UnraisableHookArgs") -> None:
+        ending = unraisable.exc_value
+        if not isinstance(ending, Terminated):
+            hook(unraisable)
+            return
+        threading.Timer(RESEND_S, send, (ending.number,)).start()
+
+    with handled(terminate):
+        sys.unraisablehook = send_again
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook
 
 
 @contextmanager
 def undisturbed_end() -> Iterator[None]:
-    """From the end of the block to the end of :func:`terminable`, SIGTERM is ignored: locks are released and errors are printed."""
+    """From the end of the block to the end of :func:`terminable`, signals are ignored: locks are released and errors are printed."""
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, _ignore)
+        for number in SIGNALS:
+            signal.signal(number, _ignore)
 
 
 def _ignore(_signal: int, _frame: object) -> None:

@@ -8,6 +8,7 @@ must outlive it goes to the project, and what git does not know is read there.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +16,16 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from sfd.errors import UserError
-from sfd.params import DataParams, Params, load_params, registered_model
+from sfd.params import (
+    LOCK_ENDING,
+    MAX_MODEL_NAME,
+    DataParams,
+    Params,
+    RegisterParams,
+    TrackingParams,
+    load_params,
+    registered_model,
+)
 
 PARAMS_NAME = "params.yaml"
 ADDRESSES = ("root", "init_from")
@@ -75,6 +85,20 @@ class Workspace:
         )
 
     @property
+    def name(self) -> str:
+        """The project's name: that of its folder, with a hyphen in place of what MLflow's names cannot hold."""
+        plain = re.sub(r"[^\w .@+()-]+", "-", self.home.resolve().name)[:MAX_MODEL_NAME].strip(" .@+()-")
+        return f"{plain}-" if plain.endswith(LOCK_ENDING) else plain or "sfd"
+
+    def model_name(self, register: RegisterParams) -> str:
+        """The registered model: ``register.name``, or the project's name."""
+        return register.name or self.name
+
+    def experiment(self, tracking: TrackingParams) -> str:
+        """The MLflow experiment: ``tracking.experiment``, or the project's name."""
+        return tracking.experiment or self.name
+
+    @property
     def home(self) -> Path:
         """The folder of what lasts: that of the project, also while an experiment runs in a copy of it."""
         return self.root if self.dvc_experiment is None else self.dvc_experiment.project
@@ -126,6 +150,24 @@ class Workspace:
     def result(self, stage: str) -> Path:
         """The folder of a finished stage."""
         return self.results / stage
+
+    def finished(self, stage: str) -> Path:
+        """What a stage's last training left, so that a longer one can go on from there."""
+        return self.root / ".sfd" / "finished" / stage
+
+    def model(self, step: int | None = None) -> Path:
+        """The folder of the trained diffusion model, or of the weights that it had after ``step`` steps, where these are kept."""
+        result = self.result("diffusion")
+        return result / "model" if step is None else result / "steps" / f"step-{step:07d}"
+
+    def kept_steps(self) -> list[int]:
+        """The steps of training whose weights the result of stage ``diffusion`` holds, in order."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.result("diffusion").glob("steps/step-*"))
+
+    @property
+    def preview(self) -> Path:
+        """The newest sample grid, while the diffusion model is trained. No stage's result, so DVC lets it be."""
+        return self.results / "preview.png"
 
     def work(self, stage: str) -> Path:
         """The folder in which a stage works. DVC does not know it; a killed stage continues there.

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from support import Project, finished_project
@@ -154,11 +155,16 @@ def test_samples_of_another_version_than_the_attacked_one_are_told_so() -> None:
     run = CliRunner().invoke(cli.app, ["generate", "made", "--per-class", "2"])
     assert run.exit_code == 0
     assert "in results/diffusion, sfd-digits version 1, which made these samples." in audit(Path("made"))
-    version = Path("results/register/version.json")
-    original = version.read_text()
+    registration = Path("results/register/registration.json")
+    original = registration.read_text()
+    store = MlflowClient()
+    digest = json.loads(original)["digest"]
     try:
-        version.write_text(json.dumps(json.loads(original) | {"version": "2"}))
+        again = store.create_model_version("sfd-digits", store.get_model_version("sfd-digits", "1").source)
+        store.set_model_version_tag("sfd-digits", again.version, "digest", digest)
         assert "sfd-digits version 2; the samples are of another model, sfd-digits version 1" in audit(Path("made"))
+        registration.write_text(json.dumps(json.loads(original) | {"digest": "0"}))
+        assert "of which MLflow has no version; the samples are of sfd-digits version 1" in audit(Path("made"))
         Path("results/register").rename("results/elsewhere")
         assert "It is not known whether that is the same model, because results/register is missing" in audit(
             Path("made")
@@ -166,7 +172,7 @@ def test_samples_of_another_version_than_the_attacked_one_are_told_so() -> None:
     finally:
         if Path("results/elsewhere").exists():
             Path("results/elsewhere").rename("results/register")
-        version.write_text(original)
+        registration.write_text(original)
 
 
 @pytest.mark.parametrize("stage", UPSTREAM)

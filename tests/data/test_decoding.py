@@ -320,6 +320,12 @@ def test_a_progressive_jpeg_that_is_cut_between_two_scans_is_refused() -> None:
         assert refusal(data[:start] + b"\xff\xd9") == "truncated: scans are missing"
 
 
+def test_a_jpeg_segment_that_is_shorter_than_its_own_length_is_damage() -> None:
+    for length in (b"\0\0", b"\0\1"):
+        assert refusal(PLAIN_JPEG[:2] + b"\xff\xe2" + length + PLAIN_JPEG[2:]).startswith("damaged: a JPEG segment")
+    assert refusal(PLAIN_JPEG[:20] + b"junk" + PLAIN_JPEG[20:]) == "damaged: no JPEG marker at byte 20"
+
+
 def strict_jpeg(data: bytes) -> bool:
     """Whether libjpeg decodes a file without a warning."""
     space = simplejpeg.decode_jpeg_header(data, strict=False)[2]
@@ -378,7 +384,23 @@ def test_a_png_with_too_few_rows_a_wrong_checksum_or_no_pixels_is_refused() -> N
         assert refusal(whole[:33] + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")).startswith(reason)
     assert refusal(whole[:33] + chunk(b"IEND", b"")) == "damaged: it has no header or no pixels"
     assert refusal(with_chunks(whole, chunk(b"CgBI", b"1234"))) == "damaged: unknown critical chunk CgBI"
-    assert refusal(png(8, 3, b"\0\0", 1, 1)) == "damaged: it has no palette"
+    assert refusal(png(8, 3, b"\0\0", 1, 1)).startswith("damaged: it has no palette")
+    assert refusal(png(8, 3, b"\0\0", 1, 1, chunk(b"PLTE", bytes(4)))).startswith("damaged: it has no palette")
+    header = whole[16:26] + b"\1" + whole[27:29]  # another compression
+    assert refusal(SIGNATURE + chunk(b"IHDR", header) + whole[33:]) == "damaged: its header has impossible values"
+
+
+def compressed_bitmap(num_rows: int) -> bytes:
+    """A BMP of 8 x 8 pixels, run-length encoded, that holds so many rows."""
+    palette, runs = b"".join(bytes([grey, grey, grey, 0]) for grey in range(256)), bytes([8, 200, 0, 0]) * num_rows
+    start = 54 + len(palette)
+    info = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 8, 1, len(runs), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + info + palette + runs
+
+
+def test_a_compressed_bitmap_is_used_and_one_without_its_last_row_is_not() -> None:
+    assert decode(compressed_bitmap(8)).tolist() == [[[200] * 3] * 8] * 8
+    assert refusal(compressed_bitmap(7)).startswith("damaged: ")
 
 
 @pytest.mark.parametrize("kind", ["BMP", "WEBP"])

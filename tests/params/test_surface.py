@@ -67,6 +67,7 @@ diffusion.model.use_rope
 diffusion.model.use_shift
 diffusion.model.use_swiglu
 diffusion.source
+diffusion.training.keep_every
 encoder.depth
 encoder.file
 encoder.input_size
@@ -93,6 +94,7 @@ register.alias
 register.gates.KEY.improve
 register.gates.KEY.limit
 register.name
+register.other_data
 runtime.NETWORK.checkpoint_every
 runtime.NETWORK.compile
 runtime.NETWORK.log_every
@@ -115,6 +117,7 @@ sample.num_steps
 sample.rule
 sample.sampler
 sample.schedule
+sample.step
 sample.timestep_shift
 schedule.gamma
 schedule.kind

@@ -92,7 +92,7 @@ def test_what_is_written_reads_back_the_same(value: Any) -> None:
     [
         ("num_steps: 3200", "num_steps: 03200", "`diffusion.training.num_steps` is written 03200"),
         ("seed: 0", "seed: 010", "`seed` is written 010"),
-        ("name: sfd-digits", 'name: "it\'s"', "no slash, colon or quote"),
+        ("name: sfd-digits", 'name: "it\'s"', "letters, digits, blanks"),
         ("alias: candidate", "alias: latest", "alias `latest` is reserved by MLflow"),
         ("alias: candidate", "alias: v3", "alias `v3` is reserved by MLflow"),
     ],

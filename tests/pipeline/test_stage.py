@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,14 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 import yaml
 from filelock import FileLock
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from sfd.errors import UserError
+from sfd.network_files import write_tensors
 from sfd.params import Params, parse_params
 from sfd.pipeline import code
-from sfd.pipeline.inputs import STAGES, digest_path, published_fingerprint, stage_fingerprint
+from sfd.pipeline.inputs import COMMANDS, STAGES, digest_path, published_fingerprint, stage_fingerprint
 from sfd.pipeline.scan import write_stage_codes
 from sfd.pipeline.stage import Stage, stage
 from sfd.tuning.space import upstream
@@ -106,6 +113,60 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     """The only error among what was printed."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     return line
+
+
+# --- disks that are full ---
+
+MANY = 300_000
+
+
+def write_safetensors(file: Path) -> None:
+    save_file({"a": torch.randn(MANY)}, file)
+
+
+def write_table(file: Path) -> None:
+    pd.DataFrame(torch.randn(MANY // 10, 1).numpy()).to_csv(file)
+
+
+def write_picture(file: Path) -> None:
+    Image.fromarray(torch.randint(256, (400, 400), dtype=torch.uint8).numpy()).save(file, "png")
+
+
+@pytest.mark.parametrize("write", [write_safetensors, write_table, write_picture])
+def test_a_disk_that_is_full_ends_any_stage_in_one_line_and_the_next_run_continues(
+    write: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("prepare")
+    change("data.max_pixels", 1000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(SystemExit) as ending, stage("prepare") as s:
+        (s.out / "first.txt").write_text("1")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        try:
+            write(s.out / "large")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ending.value.code == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning"))
+    assert (
+        line.startswith("error: prepare: ") and "cannot be written (File too large)" in line and "GiB are free" in line
+    )
+    with stage("prepare") as s:
+        assert (s.out / "first.txt").exists()
+        write(s.out / "large")
+    assert Path("results/prepare/large").exists()
+
+
+def test_half_of_a_file_of_tensors_does_not_stay_on_a_full_disk(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(SafetensorError, match="File too large"):
+            write_tensors(tmp_path / "large", {"a": torch.randn(MANY)})
+        write_tensors(tmp_path / "small", {"a": torch.randn(10)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir() if file.name in ("large", "small")] == ["small"]
 
 
 # --- locks and kills, with real processes ---
@@ -634,9 +695,9 @@ def test_the_model_to_start_from_takes_part_by_its_content_or_its_registered_ver
 def test_the_graph_here_and_in_dvc_yaml_are_the_same() -> None:
     in_dvc = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     watchers = {name for name, entry in in_dvc.items() if entry.get("always_changed")}  # look, and make nothing
-    assert set(in_dvc) - watchers == set(STAGES) - {"tune"}
+    assert set(in_dvc) - watchers == set(STAGES) - set(COMMANDS)
     for name, inputs in STAGES.items():
-        if name == "tune":  # in a file of its own, below
+        if name in COMMANDS:
             continue
         read = {dep.split("/")[1] for dep in in_dvc[name]["deps"] if dep.startswith("results/")}
         assert in_dvc[name]["deps"][:2] == [f"stages/{name}.py", f"results/scan/code/{name}"]

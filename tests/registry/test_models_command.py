@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,13 @@ from PIL import Image
 from support import Project, draw_images, free_port, small_params, wait_until
 
 from sfd.errors import UserError
+from sfd.generation.settings import Settings
 from sfd.registry import lineage, promotion
+from sfd.registry import register as registering
 from sfd.registry.lock import promotion_lock
+from sfd.registry.register import _check_data
+from sfd.registry.smoke import Smoke
+from sfd.registry.versions import Registration
 from sfd.workspace import Workspace
 
 HERE = Workspace(Path())
@@ -65,6 +71,12 @@ class Registry:
         for alias, version in aliases.items():
             self.client.set_registered_model_alias(NAME, alias, version)
 
+    def forget_promotions(self) -> None:
+        for version in self.client.search_model_versions(f"name = '{NAME}'"):
+            for key in version.tags:
+                if key.startswith("promotion."):
+                    self.client.delete_model_version_tag(NAME, version.version, key)
+
     def models(self) -> list[str]:
         return [model.name for model in self.client.search_registered_models()]
 
@@ -105,6 +117,7 @@ def registry(project: Project, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", found.uri)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     found.set_aliases(candidate="1")
+    found.forget_promotions()
     return found
 
 
@@ -171,7 +184,7 @@ def test_a_forced_promotion_keeps_its_reason_and_a_rollback_returns_to_the_champ
     assert "the demo needs it" in lineage.show_version(HERE, "champion")
 
     assert promotion.rollback(HERE) == f"models:/{NAME}@champion is version 1 again; before: version {worse}"
-    assert registry.aliases() == {"champion": "1", "previous": worse}
+    assert registry.aliases() == {"champion": "1"}
     assert [run.info.run_name for run in registry.runs("rollback")] == ["rollback"]
     shown = lineage.show_version(HERE, worse)
     assert [line.split()[2:5] for line in shown.splitlines() if " rollback " in line] == [["rollback", worse, "1"]]
@@ -182,13 +195,99 @@ def test_force_without_a_reason_is_refused(registry: Registry) -> None:
         promotion.promote(HERE, registry.add(**BETTER), " ")
 
 
+def test_rollbacks_walk_back_through_the_promotions_and_never_forward(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "_pass_smoke", lambda *_: "not run here")
+    second, third = registry.add(), registry.add()
+    for version in ("1", second, third):
+        promotion.promote(HERE, version, "a line of three")
+    assert registry.aliases() == {"candidate": "1", "champion": third, "previous": second}
+    assert promotion.rollback(HERE).endswith(f"is version {second} again; before: version {third}")
+    assert registry.aliases() == {"candidate": "1", "champion": second, "previous": "1"}
+    assert promotion.rollback(HERE).endswith(f"is version 1 again; before: version {second}")
+    with pytest.raises(
+        UserError, match=f"model `{NAME}` has no earlier champion to return to; the champion is version 1"
+    ):
+        promotion.rollback(HERE)
+    assert registry.aliases() == {"candidate": "1", "champion": "1"}
+
+    assert promotion.rollback(HERE, third).endswith(f"is version {third} again; before: version 1")
+    with pytest.raises(UserError, match=f"version {third} of model .* is the champion already"):
+        promotion.rollback(HERE, "champion")
+    never = registry.add()
+    with pytest.raises(UserError, match=f"version {never} .* was never champion.*sfd models promote {never}"):
+        promotion.rollback(HERE, never)
+    registry.client.delete_model_version(NAME, third)
+    assert "champion" not in registry.aliases()
+    assert promotion.rollback(HERE).endswith(
+        "is version 1 again; before: none, because it was deleted or its alias was taken away"
+    )
+
+
 def test_without_a_previous_champion_there_is_nothing_to_roll_back_to(registry: Registry) -> None:
-    with pytest.raises(UserError, match=f"model `{NAME}` has no previous champion"):
+    with pytest.raises(UserError, match=f"model `{NAME}` has no earlier champion to return to; promote the version"):
         promotion.rollback(HERE)
     registry.set_aliases(champion="1", previous="1")
-    with pytest.raises(UserError, match="has no previous champion"):
+    with pytest.raises(UserError, match="has no earlier champion"):
         promotion.rollback(HERE)
     assert registry.models() == [NAME]
+
+
+def test_a_tag_that_somebody_spoilt_is_named(registry: Registry) -> None:
+    spoilt = registry.add(**{"metric.fd_digits_judge": "good"})
+    with pytest.raises(UserError, match=f"tag metric.fd_digits_judge of version {spoilt} .* is 'good', not a number"):
+        lineage.list_versions(HERE)
+    registry.client.delete_model_version(NAME, spoilt)
+
+
+@pytest.mark.parametrize("last", ["log_model", "_log_metrics", "run_smoke", "create_version"])
+def test_a_registration_that_is_killed_anywhere_is_completed_by_the_next_one_as_the_same_version(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: str
+) -> None:
+    params = HERE.load_params()
+    sample = Settings.of(params.sample, params.runtime.sample.batch_size)
+    tags = {key: value for key, value in registry.first().tags.items() if key.startswith(("data.", "metric."))}
+    registration = Registration(f"killed after {last}", last)
+    like = registry.client.get_run(registry.first().run_id)
+    run_id = registry.client.create_run(like.info.experiment_id).info.run_id
+    monkeypatch.setattr(registering, "run_smoke", lambda *_: Smoke(("lying",), "0" * 64, "none"))
+    inputs = (HERE, registration, sample, registering.model_folders(HERE, params), tags, run_id, tmp_path)
+    original = getattr(registering, last)
+
+    def killed(*arguments: Any) -> None:
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registering, last, killed)
+        with pytest.raises(KeyboardInterrupt):
+            registering.register(*inputs)
+    assert registering.register(*inputs) == registering.register(*inputs) == "1"
+    (version,) = registry.client.search_model_versions(f"name = '{registration.name}'")
+    assert version.run_id == run_id and version.tags["digest"] == last and "smoke" in version.tags
+    models = registry.client.search_logged_models([like.info.experiment_id], f"tags.`sfd.digest` = '{last}'")
+    assert len(models) == 1
+    scores = {metric.key: metric.value for metric in registry.client.get_logged_model(models[0].model_id).metrics}
+    assert scores["class_accuracy"] == float(tags["metric.class_accuracy"])
+    assert json.loads((tmp_path / "registration.json").read_text()) == {"name": registration.name, "digest": last}
+    registry.client.delete_registered_model(registration.name)
+    registry.client.delete_logged_model(models[0].model_id)
+    shutil.rmtree(Path.cwd() / "mlruns" / "artifacts" / "models" / models[0].model_id)
+
+
+def test_a_model_of_other_images_is_registered_only_if_asked_for(registry: Registry) -> None:
+    tags = {key: value for key, value in registry.first().tags.items() if key.startswith("data.")}
+    _check_data(HERE, NAME, tags)
+    _check_data(HERE, "a new model", tags)
+    other = tags | {"data.digest": "f" * 64, "data.num_images": "7"}
+    with pytest.raises(
+        UserError,
+        match=r"was made from other images \(80 in 2 classes.*than these results \(7 in 2.*register.other_data",
+    ):
+        _check_data(HERE, NAME, other)
+    registry.add(**other)
+    _check_data(HERE, NAME, other)
 
 
 def test_a_version_that_was_measured_otherwise_is_not_compared(registry: Registry) -> None:
@@ -237,7 +336,7 @@ def test_an_artifact_that_was_tampered_with_is_never_promoted_not_even_by_force(
 
 def test_a_version_without_smoke_is_refused_before_anything_else(registry: Registry) -> None:
     made = registry.client.create_model_version(NAME, registry.first().source, registry.first().run_id, {})
-    with pytest.raises(UserError, match="an older sfd registered it; run `dvc repro`"):
+    with pytest.raises(UserError, match="or another program registered it; run `dvc repro`"):
         promotion.promote(HERE, str(made.version), None)
 
 

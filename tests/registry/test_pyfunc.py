@@ -21,7 +21,7 @@ from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import ScheduleParams, TextureVaeParams
 from sfd.registry.pyfunc import SfdModel
-from sfd.registry.register import make_version
+from sfd.registry.register import log_model
 from sfd.workspace import Workspace
 
 ROWS = pd.DataFrame({"label": ["a", "b"], "seed": [1, 2]})
@@ -144,5 +144,5 @@ def test_a_version_carries_a_weak_model_if_and_only_if_it_is_guided_by_one(
     sample = Settings.model_validate(SAMPLE | {"guidance": guidance})
     folders = {name: tmp_path / name for name in ("diffusion", "texture_vae", *(["weak_model"] if has_weak else []))}
     with pytest.raises(UserError, match="a weak model goes into the version with `autoguidance`, and only then"):
-        make_version(Workspace(tmp_path), "name", sample, folders, "run", tmp_path)
+        log_model(Workspace(tmp_path), sample, folders, "run", "digest")
     assert not list(tmp_path.iterdir())

@@ -67,9 +67,9 @@ def test_a_moved_alias_trains_again_and_one_that_stays_does_not(here: Project) -
         f"diffusion: starts from {CHAMPION}, version 1\n" in output
         and "diffusion: copied: pos_embed (1 tensor)" in output
     )
-    assert (here.result("diffusion") / "start.txt").read_text().splitlines()[1:] == [
-        line.removeprefix("diffusion: ") for line in output.splitlines() if line.startswith("diffusion: ")
-    ][1:]
+    said = [line.removeprefix("diffusion: ") for line in output.splitlines() if line.startswith("diffusion: ")]
+    assert (here.result("diffusion") / "start.txt").read_text().splitlines() == said[:-1]
+    assert said[-1] == "the newest sample grid is results/preview.png"
     registry = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (experiment,) = registry.search_experiments(filter_string="name = 'sfd'")
     newest = registry.search_runs([experiment.experiment_id], "attributes.run_name = 'diffusion'", max_results=1)[0]

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import struct
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -16,13 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 from served import RANGE, SMALL_SERVER, Gate, Running, gated, running, untrained
 from support import wait_until
 
 from sfd.pictures import PHASE_COLOURS, SEMANTIC_COLOUR, TEXTURE_COLOUR
+from sfd.serving.address import bind
 from sfd.serving.app import MAX_BODY_BYTES
+from sfd.serving.metrics import Metrics
 from sfd.serving.options import ServerOptions
+from sfd.serving.protocol import protocol_of
 
 MODEL = untrained()
 FREE = untrained(schedule=RANGE, sample={"schedule": {"kind": "offset", "tau": 0.2}})
@@ -376,6 +381,34 @@ def test_headers_that_do_not_arrive_are_not_waited_for() -> None:
             for _ in range(3):
                 time.sleep(0.15)
                 assert is_alive(patient)
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_an_answer_that_is_not_read_is_not_kept_for_ever() -> None:
+    ended = threading.Event()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(50):
+            await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        ended.set()
+
+    with bind("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=protocol_of(Metrics(), 0.5), lifespan="off", log_level="error")
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        wait_until(lambda: server.started, 60)
+        for reads in (False, True):
+            with socket.create_connection(listener.getsockname(), timeout=60) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                assert not reads or len(everything(client)) > 50 * 2**20
+                assert ended.wait(60)
+                ended.clear()
+        server.should_exit = True
+        thread.join()
 
 
 @contextmanager

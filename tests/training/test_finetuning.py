@@ -16,11 +16,11 @@ from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.params import DiffusionParams, LoraParams, LossParams, ScheduleParams, TrainingParams, TrainingRuntime
+from sfd.params import DiffusionParams, DiffusionTrainingParams, LoraParams, LossParams, ScheduleParams, TrainingRuntime
 from sfd.seeding import generator
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.finetuning import Start, start_from, transfer
-from sfd.training.loop import log_nothing, train
+from sfd.training.loop import Look, log_nothing, train
 
 CLASSES = ("ape", "bee", "cow")
 CONFIG = LightningDiTConfig(
@@ -80,7 +80,7 @@ class Latents:
 
 
 def options(**changes: Any) -> DiffusionParams:
-    training = TrainingParams(
+    training = DiffusionTrainingParams(
         num_steps=6, batch_size=8, learning_rate=1e-2, warmup_steps=2, ema_decay=0.5, precision="fp32"
     )
     return DiffusionParams.model_validate(
@@ -274,7 +274,7 @@ def test_adapters_resume_exactly_after_an_interruption(tmp_path: Path) -> None:
                 raise Interrupted
 
         params = options().training
-        begun.finish(train(task(begun, dataset), params, 0, folder, "f", log_nothing, runtime, preview, 1))
+        begun.finish(train(task(begun, dataset), params, 0, folder, "f", log_nothing, runtime, [Look(preview, 1)]))
         return begun.network.state_dict()
 
     whole = run(tmp_path / "whole")

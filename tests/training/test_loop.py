@@ -2,14 +2,17 @@
 
 import json
 import math
+import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +27,10 @@ from sfd.errors import UserError
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import LossParams, Sharding, TrainingParams, TrainingRuntime
+from sfd.processes import terminable
 from sfd.seeding import generator
 from sfd.training.diffusion import DiffusionTask
-from sfd.training.loop import Trained, train
+from sfd.training.loop import Look, Trained, train
 
 SHORT = {"batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.9, "precision": "fp32", "log_every": 5}
 LONG = SHORT | {"num_steps": 120, "checkpoint_every": 3, "warmup_steps": 10, "decay": "cosine"}
@@ -218,7 +222,7 @@ def train_in_parts(folder: Path, process: int) -> None:
 
         task, work = diffusion_task(0), folder / f"parts_{sharding}"
         work.mkdir(exist_ok=True)
-        trained = train(task, params, 0, work, "a", lambda _row, _step: None, runtime, preview, 4, sharding)
+        trained = train(task, params, 0, work, "a", lambda _row, _step: None, runtime, [Look(preview, 4)], sharding)
         assert list(previews) == ([4, 6] if process == 0 else []), "process 0 alone draws previews"
         if process == 0:
             assert torch.equal(previews[6], trained.network.state_dict()["blocks.0.attn.qkv.weight"])
@@ -247,6 +251,17 @@ def train_until_sigterm(folder: Path) -> None:
 # --- helpers of the tests ---
 
 
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """A larger file cannot be written in the block, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -260,11 +275,20 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def start(work: Path) -> "subprocess.Popen[str]":
+def start(work: Path, *before: str, **changes: Any) -> "subprocess.Popen[str]":
+    """A training in a process group of its own. ``before``: begins its command; ``changes``: of its parameters."""
     work.mkdir(exist_ok=True)
-    (work / "settings.json").write_text(json.dumps({"seed": 0, "fingerprint": "a", "params": LONG}))
-    command = [sys.executable, __file__, "train", str(work)]
-    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    (work / "settings.json").write_text(json.dumps({"seed": 0, "fingerprint": "a", "params": LONG | changes}))
+    command = [*before, sys.executable, __file__, "train", str(work)]
+    return subprocess.Popen(
+        command,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background ignore Ctrl-C, and their children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for_step(work: Path, process: "subprocess.Popen[str]", step: int) -> None:
@@ -326,6 +350,25 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_uninterru
     assert steps.count(5) == 1, "it started over instead of continuing"
 
 
+def test_a_training_killed_at_random_moments_and_continued_to_twice_the_steps_ends_with_the_bytes_of_one_of_that_length(
+    tmp_path: Path,
+) -> None:
+    moments, options = random.Random(2), {"decay": "constant"}
+    whole = start(tmp_path / "whole", **options)
+    work = tmp_path / "work"
+    for num_steps, kills in ((60, (20, 40)), (120, (80,))):
+        for step in kills:
+            process = start(work, **options, num_steps=num_steps)
+            wait_for_step(work, process, step)
+            time.sleep(moments.uniform(0.0, 0.1))
+            process.kill()
+            process.communicate()
+        assert start(work, **options, num_steps=num_steps).communicate()[1] == ""
+    assert whole.communicate()[1] == ""
+    assert results(work) == results(tmp_path / "whole")
+    assert json.loads((work / "curve.json").read_text())[-1]["step"] == 120
+
+
 def test_sigterm_saves_a_checkpoint_exits_143_and_the_next_run_ends_with_the_same_bytes(
     uninterrupted: list[bytes], tmp_path: Path
 ) -> None:
@@ -340,6 +383,106 @@ def test_sigterm_saves_a_checkpoint_exits_143_and_the_next_run_ends_with_the_sam
     assert results(tmp_path) == uninterrupted
     logged_again = [int(line) for line in (tmp_path / "steps.txt").read_text().split() if int(line) > stopped_at]
     assert logged_again[0] - stopped_at <= LONG["log_every"]
+
+
+def end_group(process: "subprocess.Popen[str]", number: signal.Signals, times: int) -> str:
+    """Signals the whole process group, as schedulers and terminals do; returns what the processes have to say."""
+    for _ in range(times):
+        os.killpg(process.pid, number)
+        time.sleep(0.02)
+    return process.communicate(timeout=60)[1]
+
+
+@pytest.mark.parametrize(("number", "times", "status"), [(signal.SIGTERM, 1, 143), (signal.SIGINT, 3, 130)])
+def test_a_signal_to_all_processes_of_a_training_that_reads_ahead_loses_no_step_and_says_one_line(
+    uninterrupted: list[bytes], tmp_path: Path, number: signal.Signals, times: int, status: int
+) -> None:
+    changes = {"num_workers": 2, "checkpoint_every": 1000, "log_every": 1}
+    process = start(tmp_path, **changes)
+    wait_for_step(tmp_path, process, 20)
+    (line,) = end_group(process, number, times).splitlines()
+    assert process.returncode in (status, -number), "Ctrl-C at the very end, when all is done, ends it at once"
+    assert line.startswith(f"diffusion: {number.name} at step ") and "the same command continues" in line
+    logged = int((tmp_path / "steps.txt").read_text().split()[-1])
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == logged < LONG["num_steps"]
+    assert start(tmp_path, **changes).communicate()[1] == ""
+    assert results(tmp_path)[:2] == uninterrupted[:2]
+    assert len(json.loads((tmp_path / "curve.json").read_text())) == LONG["num_steps"]
+
+
+# --- workers that cannot go on ---
+
+
+class Deadly(Numbers):
+    """Its fourth batch ends the process that reads it."""
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        if 30 in indices and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitems__(indices)
+
+
+def test_a_worker_that_dies_ends_the_training_in_one_line_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    task = LineTask()
+    task.dataset = Deadly(37)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"pid \d+\) was ended by Killed; .*`num_workers: 0`"):
+        run(task, short(40, num_workers=2, checkpoint_every=1), tmp_path)
+    assert time.monotonic() - began < 20
+    assert not multiprocessing.active_children()
+
+
+class Stalling(Numbers):
+    """Its fourth batch never comes from a worker."""
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        if 30 in indices and torch.utils.data.get_worker_info() is not None:
+            time.sleep(1000)
+        return super().__getitems__(indices)
+
+
+def test_workers_that_stall_end_the_training_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfd.training.batches.STALLED_S", 2)
+    task = LineTask()
+    task.dataset = Stalling(37)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="gave none for 2 s; .*`num_workers: 0`"):
+        run(task, short(40, num_workers=2, checkpoint_every=1), tmp_path)
+    assert time.monotonic() - began < 20
+    assert not multiprocessing.active_children()
+
+
+can_mount = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount, reason="a small /dev/shm needs the right to mount one")
+@pytest.mark.parametrize("size", ["64k", "16m"])
+def test_a_shared_memory_that_is_too_small_is_one_line_and_one_that_is_large_enough_trains(
+    tmp_path: Path, size: str
+) -> None:
+    mount = f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"'
+    process = start(tmp_path, "unshare", "-m", "sh", "-c", mount, "sh", num_workers=2, num_steps=20)
+    errors = process.communicate(timeout=60)[1]
+    if size == "16m":
+        assert (process.returncode, errors) == (0, "")
+        return
+    (line,) = errors.splitlines()
+    assert process.returncode == 1 and line.startswith("error: shared memory is too small") and "/dev/shm" in line
+
+
+def test_without_a_terminal_a_training_says_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfd.progress.EVERY_S", 0.0)
+    task = LineTask()
+    run(task, short(3, log_every=2), tmp_path)
+    total = [row["square"] + 0.25 * row["size"] for row in task.seen]
+    losses = [total[0], (total[0] + total[1]) / 2, total[2]]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    for number, (line, loss) in enumerate(zip(lines, losses, strict=True)):
+        assert line.startswith(f"line: step {number + 1} of 3, loss {loss:.4f}, ") and "images/s, " in line
+        assert line.endswith(" s left")
 
 
 def test_sigterm_is_handled_as_before_once_training_is_over(tmp_path: Path) -> None:
@@ -413,6 +556,25 @@ def test_a_half_written_checkpoint_of_a_killed_run_does_no_harm(tmp_path: Path) 
         (work / "checkpoint.tmp").write_bytes(b"PK half of a checkpoint")
         assert same(whole, weights_of(run(LineTask(), params, work)))
         assert not (work / "checkpoint.tmp").exists()
+
+
+def test_a_disk_that_is_full_ends_the_training_in_one_line_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    params = short(10, checkpoint_every=2)
+    whole = weights_of(run(LineTask(), params, tmp_path / "whole"))
+    work = tmp_path / "work"
+    with pytest.raises(Interrupted):
+        run(LineTask(), params, work, stop_at=5)
+    with files_up_to(1000), pytest.raises(UserError) as problem:
+        run(LineTask(), params, work)
+    message = str(problem.value)
+    assert message.startswith(
+        f"line: the checkpoint of step 6 cannot be written to {work / 'checkpoint.pt'} (File too large)"
+    )
+    assert "GiB are free" in message and "the checkpoint before it is kept" in message and "\n" not in message
+    assert [file.name for file in work.iterdir()] == ["checkpoint.pt"], "half of a checkpoint keeps the disk full"
+    again = LineTask()
+    assert same(whole, weights_of(run(again, params, work)))
+    assert len(again.seen) == 6, "it continues after step 4"
 
 
 def test_a_finished_training_that_is_called_again_trains_nothing_and_gives_the_same(tmp_path: Path) -> None:
@@ -572,7 +734,7 @@ def test_previews_see_the_averaged_network_at_their_steps_and_at_the_end(tmp_pat
         seen[step] = network.weight.detach().cpu().clone()  # type: ignore[union-attr, operator]
 
     params, runtime = short(10)
-    trained = train(LineTask(), params, 0, tmp_path, "a", lambda _row, _step: None, runtime, preview, 4)
+    trained = train(LineTask(), params, 0, tmp_path, "a", lambda _row, _step: None, runtime, [Look(preview, 4)])
     assert list(seen) == [4, 8, 10]
     assert torch.equal(seen[10], trained.network.weight)
     assert not torch.equal(seen[8], seen[10])
@@ -698,5 +860,11 @@ def test_all_processes_stop_when_one_diverges_and_no_checkpoint_holds_nan(two_pr
 
 
 if __name__ == "__main__":
+    import sfd.quiet  # noqa: F401
+
     runs = {"train": train_to_files, "side_by_side": train_side_by_side, "sigterm": train_until_sigterm}
-    runs[sys.argv[1]](Path(sys.argv[2]))
+    try:
+        with terminable():
+            runs[sys.argv[1]](Path(sys.argv[2]))
+    except UserError as problem:
+        sys.exit(f"error: {problem}")

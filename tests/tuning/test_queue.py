@@ -20,11 +20,11 @@ from postgres import postgres_server
 from support import own_time, wait_until
 
 import sfd.seeding  # noqa: F401  (with torch once, here, instead of in every child)
-from sfd.errors import UserError
+from sfd.errors import UserError, redact
 from sfd.params import TuneParams
 from sfd.tuning import queue as tuning_queue
 from sfd.tuning.queue import INTERRUPTED, LOST, Queue, run
-from sfd.tuning.storage import check_storage, hide_password, open_storage
+from sfd.tuning.storage import check_storage, expand, open_storage
 
 # A fork has Optuna and torch imported already; a fresh interpreter would need seconds for them.
 FORK = multiprocessing.get_context("fork")
@@ -534,7 +534,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_refuses_strangers_and_serves_its_user(postgres: str) -> None:
     check_storage(postgres)
-    wrong = postgres.replace("s3cret%40word", "another%40word")
+    wrong = postgres.replace("${SFD_TEST_STORAGE_PASSWORD}", "another%40word")
     assert "password authentication failed" in (message := refusal(wrong))
     assert "another" not in message and "sfd:***@" in message
     assert "does not exist" in (message := refusal(postgres.replace("/postgres", "/nothing")))
@@ -542,10 +542,23 @@ def test_a_server_refuses_strangers_and_serves_its_user(postgres: str) -> None:
 
 
 def test_printed_addresses_hide_the_password() -> None:
-    assert hide_password("postgresql://me:pa%40ss@host:5432/db?sslpassword=x") == "postgresql://me:***@host:5432/db"
-    assert hide_password("postgresql://me:pa?s@s@host/db") == "postgresql://me:***@host/db"
-    assert hide_password("postgresql://me@host:5432/db") == "postgresql://me@host:5432/db"
-    assert hide_password("sqlite:///mlruns/optuna.db") == "sqlite:///mlruns/optuna.db"
+    assert (
+        redact("postgresql://me:pa%40ss@host:5432/db?sslpassword=x")
+        == "postgresql://me:***@host:5432/db?sslpassword=***"
+    )
+    assert redact("postgresql://me:pa?s@s@host/db") == "postgresql://me:***@host/db"
+    assert redact("postgresql://me@host:5432/db") == "postgresql://me@host:5432/db"
+    assert redact("sqlite:///mlruns/optuna.db") == "sqlite:///mlruns/optuna.db"
+
+
+def test_a_storage_takes_its_password_from_the_variable_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "postgresql://me:${SFD_TEST_WORD}@host/db"
+    monkeypatch.delenv("SFD_TEST_WORD", raising=False)
+    with pytest.raises(UserError, match="names the variable SFD_TEST_WORD, which is not set"):
+        expand(address)
+    monkeypatch.setenv("SFD_TEST_WORD", "pa@s/word")
+    assert expand(address) == "postgresql://me:pa%40s%2Fword@host/db"
+    assert redact("it said pa@s/word and pa%40s%2Fword") == "it said *** and ***"
 
 
 def test_storages_are_checked_before_optuna_is_imported(tmp_path: Path) -> None:

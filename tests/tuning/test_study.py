@@ -12,6 +12,7 @@ import pytest
 from postgres import postgres_server
 from support import IN_ONE_PROCESS, Project, draw_images, small_params, wait_until
 
+from sfd.tuning.storage import expand
 from sfd.tuning.study import tune
 from sfd.workspace import Workspace
 
@@ -207,7 +208,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"space": {"sample.guidance.scale_texture": {"low": 1.0, "high": 99.0}}},
         "less than or equal to 20",
     ),
-    "an unreachable server": ({"storage": "postgresql://u:secret@127.0.0.1:9/x"}, "127.0.0.1:9"),
+    "an unreachable server": ({"storage": "postgresql://u@127.0.0.1:9/x"}, "127.0.0.1:9"),
     "a folder that cannot be": ({"storage": "sqlite:////proc/none/optuna.db"}, "/proc/none"),
 }
 
@@ -273,7 +274,7 @@ def test_a_killed_workers_trial_is_done_by_another_once(project: Project) -> Non
 
 def test_a_killed_workers_trial_is_done_by_another_once_on_postgresql(project: Project) -> None:
     with postgres_server() as url:
-        kill_a_worker_in_mid_trial(project, url, url.replace("://", "+psycopg2://", 1))
+        kill_a_worker_in_mid_trial(project, url, expand(url).replace("://", "+psycopg2://", 1))
 
 
 def test_the_dvc_stage_runs_the_study_and_the_default_graph_leaves_it_alone(project: Project) -> None:

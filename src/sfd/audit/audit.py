@@ -39,6 +39,7 @@ from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import replace_result
 from sfd.pipeline.work import lock
 from sfd.processes import inference_device
+from sfd.registry.versions import find_registered, read_registration
 from sfd.seeding import derive_seed
 from sfd.workspace import Workspace
 
@@ -194,7 +195,7 @@ def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, 
 def attack_model(workspace: Workspace, params: Params, data: Prepared) -> Attack:
     """Membership inference by loss on the model in ``results/diffusion``, with equally many training and held-out images."""
     device, seed = inference_device(), params.seed
-    model = DiffusionModel.load(workspace.result("diffusion") / "model")
+    model = DiffusionModel.load(workspace.model(params.sample.step))
     model.network.to(device)
     # Posterior draws that training never saw: an attacker has the image, but not the latent that the model was trained on.
     encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), device)
@@ -221,11 +222,14 @@ def _note(workspace: Workspace, samples: Samples, params: Params) -> str:
             f"{attacked}; the samples are of {made_by}. It is not known whether that is the same model, because "
             "results/register is missing or out of date."
         )
-    facts = json.loads((workspace.result("register") / "version.json").read_text(encoding="utf-8"))
-    if (facts["name"], facts["version"]) == samples.version:
+    registration = read_registration(workspace)
+    version = find_registered(workspace, registration) if registration else None
+    if version is None:
+        return f"{attacked}, of which MLflow has no version; the samples are of {made_by}. `sfd register` registers it."
+    if (version.name, version.version) == samples.version:
         return f"{attacked}, {made_by}, which made these samples."
     return (
-        f"{attacked}, {facts['name']} version {facts['version']}; the samples are of another model, {made_by}, about which "
+        f"{attacked}, {version.name} {version}; the samples are of another model, {made_by}, about which "
         "the attack says nothing."
     )
 

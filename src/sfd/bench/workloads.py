@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -203,8 +202,10 @@ def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list
     with tempfile.TemporaryDirectory() as folder:
         _write_shards(Path(folder), shape, num_views, max(64, count), params)
         for with_features in (False, True) if params.needs_features else (False,):
-            batches = _batches(LatentDataset(Path(folder), with_features), params, count, WARM_UP_STEPS + num_steps)
-            seconds = time_steps(partial(next, batches), num_steps)
+            dataset, num_batches = LatentDataset(Path(folder), with_features), WARM_UP_STEPS + num_steps
+            order = SeededBatchSampler(params.seed, "bench", len(dataset), count, 0, num_batches, slice(0, count))
+            with read_batches(dataset, order, params.runtime.diffusion.num_workers) as batches:
+                seconds = time_steps(partial(next, batches), num_steps)
             name = "load, latents and features" if with_features else "load, latents"
             found.append(Measurement(name, count, seconds, peak_memory_gib(), torch.float32))
     return found
@@ -233,8 +234,3 @@ def _latents_index(shape: LatentShape, num_views: int) -> LatentsIndex:
     return LatentsIndex(
         num_views, shape.grid, shape.texture_channels, shape.semantic_channels, shape.feature_dim, names
     )
-
-
-def _batches(dataset: LatentDataset, params: Params, batch_size: int, num_batches: int) -> Iterator[LatentBatch]:
-    order = SeededBatchSampler(params.seed, "bench", len(dataset), batch_size, 0, num_batches, slice(0, batch_size))
-    return read_batches(dataset, order, params.runtime.diffusion.num_workers)

@@ -15,7 +15,7 @@ _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 """The shortest segment APP0. That it is there tells decoders the colour space; what else it says is no part of the picture."""
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
-_SCAN_END = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _PADDING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 _MAX_PADDING = 16
 _DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
@@ -41,10 +41,13 @@ def picture_of(data: bytes) -> Picture:
         if code == _END or 0xD0 <= code <= _START or code == 1:  # markers without a body
             kept.append(bytes([0xFF, code]))
             continue
-        body = data[place + 2 : place + int.from_bytes(data[place : place + 2], "big")]
-        place += 2 + len(body)
-        if place > len(data) or len(body) + 2 < int.from_bytes(data[place - len(body) - 2 : place - len(body)], "big"):
+        length = int.from_bytes(data[place : place + 2], "big")
+        if place + max(length, 2) > len(data):
             raise ImageRefused("truncated")
+        if length < 2:
+            raise ImageRefused(f"damaged: a JPEG segment of length {length}")
+        body = data[place + 2 : place + length]
+        place += length
         kept.append(_segment(code, scans.add(code, body), metadata))
     scans.check()
     return Picture(b"".join(kept), metadata)
@@ -69,28 +72,27 @@ class _Scans:
 
     def __init__(self) -> None:
         self.is_progressive = False
-        self.lowest_bit: dict[tuple[int, int], int] = {}
-        """Per component and coefficient that must come: its last bit that has come, 0 if it is complete."""
+        self.lowest_bits: dict[int, list[int]] = {}
+        """Per component, of each coefficient that must come: the last bit that has come, 0 if it is complete."""
 
     def add(self, code: int, body: bytes) -> bytes:
         """Notes a frame's or a scan's header; returns it, with the values that a sequential scan must have."""
         if code in _FRAMES:
             self.is_progressive = code in _PROGRESSIVE
-            coefficients = range(64 if self.is_progressive else 1)
-            self.lowest_bit = {(component, k): 16 for component in body[6::3] for k in coefficients}
+            self.lowest_bits = {component: [16] * (64 if self.is_progressive else 1) for component in body[6::3]}
         if code != _SCAN:
             return body
         components, (first, last, bits) = body[1 : 1 + 2 * body[0] : 2], body[-3:]
         if not self.is_progressive:  # some cameras write others, which every decoder passes over
             first, last, bits = 0, 63, 0
         for component in components:
-            for k in range(first, last + 1):
-                if (component, k) in self.lowest_bit:
-                    self.lowest_bit[component, k] = bits & 15
+            found = self.lowest_bits.get(component, [])
+            found[first : last + 1] = [bits & 15] * len(found[first : last + 1])
         return body[:-3] + bytes([first, last, bits])
 
     def check(self) -> None:
-        if any(self.lowest_bit.values()):
+        """Raises :class:`ImageRefused` if something is missing."""
+        if any(map(any, self.lowest_bits.values())):
             raise ImageRefused("truncated: scans are missing")
 
 

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfd.data.shards import Shard, ShardReader, shard_bounds, write_shards
+from sfd.data.shards import Shard, ShardReader, shard_bounds, share_of, write_shards
 from sfd.errors import UserError
 from sfd.network_files import write_tensors
 from sfd.params import LatentsParams
+from sfd.progress import progress
 
 if TYPE_CHECKING:
     from sfd.data.images import ImageBatch  # that module imports pandas, and whoever loads a model would wait for it
@@ -110,10 +111,12 @@ def write_latents(
             if params.store_features:
                 features.append(torch.stack([feature.half().cpu() for _, feature in encoded], dim=1))
             labels.append(batch.class_indices)
+            shown.update(len(indices))
         shard = {LATENTS: torch.cat(latents), LABELS: torch.cat(labels)}
         return shard | ({FEATURES: torch.cat(features)} if features else {})
 
-    write_shards(folder, bounds, make, rank, world_size)
+    with progress("latents", "image", share_of(bounds, rank, world_size)) as shown:
+        write_shards(folder, bounds, make, rank, world_size, shown)
     return bounds
 
 

@@ -24,8 +24,8 @@ class _Header:
     """The fields of IHDR."""
 
     def __init__(self, body: bytes) -> None:
-        self.width, self.height, self.depth, self.colour, _, _, self.interlace = struct.unpack(">IIBBBBB", body)
-        if self.colour not in _CHANNELS or self.interlace > 1 or not self.width or not self.height:
+        self.width, self.height, self.depth, self.colour, *methods, self.interlace = struct.unpack(">IIBBBBB", body)
+        if self.colour not in _CHANNELS or any(methods) or self.interlace > 1 or not self.width or not self.height:
             raise ImageRefused("damaged: its header has impossible values")
 
     @property
@@ -67,8 +67,8 @@ def picture_of(data: bytes, max_pixels: int) -> Picture:
         raise ImageRefused("damaged: it has no header or no pixels")
     kept = [(b"IHDR", bodies[b"IHDR"][0])]
     if header.colour == 3:
-        if not bodies[b"PLTE"]:
-            raise ImageRefused("damaged: it has no palette")
+        if not bodies[b"PLTE"] or len(bodies[b"PLTE"][0]) % 3:
+            raise ImageRefused("damaged: it has no palette, or one with half a colour")
         kept.append((b"PLTE", bodies[b"PLTE"][0]))
     kept += [(b"tRNS", key) for body in bodies[b"tRNS"][:1] if (key := _transparency(header, body, bodies)) is not None]
     kept += [(b"IDAT", b"".join(bodies[b"IDAT"])), (b"IEND", b"")]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfd.errors import UserError
 from sfd.network_files import file_digest, write_tensors
+from sfd.progress import Progress
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,16 +33,23 @@ def shard_bounds(num_images: int, shard_size: int) -> list[tuple[int, int]]:
 
 
 def write_shards(
-    folder: Path, bounds: list[tuple[int, int]], make: Callable[[int, int], Shard], rank: int, world_size: int
+    folder: Path,
+    bounds: list[tuple[int, int]],
+    make: Callable[[int, int], Shard],
+    rank: int,
+    world_size: int,
+    shown: Progress | None = None,
 ) -> None:
     """Makes the shards that are not there yet, or whose checksum is wrong; shard k belongs to rank ``k % world_size``.
 
-    A shard depends on its bounds alone, so any number of processes writes the same bytes.
+    A shard depends on its bounds alone, so any number of processes writes the same bytes. ``shown``: hears of the images that are skipped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(rank, len(bounds), world_size):
         file = folder / shard_name(number)
         if _is_complete(file):
+            if shown is not None:
+                shown.skip(bounds[number][1] - bounds[number][0])
             continue
         temporary = file.with_suffix(".tmp")
         write_tensors(temporary, make(*bounds[number]))
@@ -70,6 +78,11 @@ def write_index(folder: Path, bounds: list[tuple[int, int]], facts: "DataclassIn
         shards.append(ShardFile(file.name, end - start, _checksum_file(file).read_text(encoding="utf-8")))
     index = asdict(facts) | {"num_images": bounds[-1][1], "shards": [asdict(shard) for shard in shards]}
     (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def share_of(bounds: list[tuple[int, int]], rank: int, world_size: int) -> int:
+    """Images in the shards of this process."""
+    return sum(end - start for start, end in bounds[rank::world_size])
 
 
 def shard_name(number: int) -> str:

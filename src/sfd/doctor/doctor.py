@@ -7,10 +7,14 @@ from pathlib import Path
 
 from sfd.doctor.findings import Finding
 from sfd.doctor.graph import check_graph
+from sfd.errors import UserError
 from sfd.processes import is_alive
 from sfd.tables import as_text
-from sfd.tracking import Store, StoreAway, find_journals
+from sfd.tracking import Store, StoreAway, check_place, find_journals, tracking_uri
 from sfd.workspace import Workspace
+
+WITH_RESULTS = ("dvc.lock", "dvc.yaml", "params.yaml")
+"""Files that say together which results belong to a commit."""
 
 
 def examine(workspace: Workspace) -> list[Finding]:
@@ -24,7 +28,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         *check_graph(workspace, params),
         *_check_work(workspace),
         *_check_store(workspace),
-        *_check_git(workspace),
+        *_check_git(workspace, params.data.root),
     ]
 
 
@@ -41,7 +45,7 @@ def _check_work(workspace: Workspace) -> list[Finding]:
     found = []
     for work in sorted(workspace.work("any").parent.glob("*/")):
         owner = work / "owner"
-        pid, _, host = owner.read_text().strip().partition(" ") if owner.is_file() else ("", "", "")
+        pid, _, host = owner.read_text(encoding="utf-8").strip().partition(" ") if owner.is_file() else ("", "", "")
         if pid and (host != socket.gethostname() or is_alive(int(pid))):
             found.append(Finding(f"work of {work.name}", "running", f"process {pid} on {host}"))
         elif (work / "out").is_dir():
@@ -66,7 +70,10 @@ def _check_store(workspace: Workspace) -> list[Finding]:
     waiting = [count for journal in find_journals(workspace) if (count := journal.count_pending(store.name))]
     try:
         store.probe()
+        check_place(tracking_uri(workspace))
         found = [Finding("MLflow", "reachable", store.name)]
+    except UserError as error:
+        found = [Finding("MLflow", "cannot be used", str(error), "sfd store relocate", is_stale=True)]
     except StoreAway as error:
         remedy = "start it, or correct MLFLOW_TRACKING_URI"
         found = [Finding("MLflow", "away", f"{store.name}: {error}", remedy, is_stale=True)]
@@ -76,16 +83,24 @@ def _check_store(workspace: Workspace) -> list[Finding]:
     return found
 
 
-def _check_git(workspace: Workspace) -> list[Finding]:
-    """Whether git has what says which results belong to the commit."""
-    names = [name for name in ("dvc.lock", "dvc.yaml", "params.yaml") if (workspace.root / name).exists()]
+def _check_git(workspace: Workspace, data_root: str) -> list[Finding]:
+    """Whether git has what says which results belong to the commit, and leaves the images alone."""
+    found = []
+    changed = _ask_git(workspace, *(name for name in WITH_RESULTS if (workspace.root / name).exists()))
+    if changed:
+        names = " ".join(line[3:] for line in changed)
+        found.append(Finding("git", "uncommitted", names, f"git add {names} && git commit"))
+    if any(line.startswith("??") for line in _ask_git(workspace, data_root)):
+        reason = "dvc exp apply would move the images into git and back, which changes their times"
+        found.append(Finding("images", "not ignored", reason, f"add {data_root} to .gitignore"))
+    return found
+
+
+def _ask_git(workspace: Workspace, *names: str) -> list[str]:
+    """What `git status` says of these files; nothing where there is no git."""
     # Without the option git would refresh its index, and hold a lock that another git command might meet.
     command = ["git", "--no-optional-locks", "-C", str(workspace.root), "status", "--porcelain", "--", *names]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:  # no git on this machine
+        return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    except FileNotFoundError:
         return []
-    changed = " ".join(line[3:] for line in asked.stdout.splitlines())
-    if asked.returncode != 0 or not changed:
-        return []
-    return [Finding("git", "uncommitted", changed, f"git add {changed} && git commit")]

@@ -91,9 +91,10 @@ def _ask_dvc(workspace: Workspace) -> dict[str, Any] | Finding:
     if NO_GIT in said:
         remedy = "dvc config --local core.no_scm true (or git init, to use experiments)"
         return Finding("graph", "unknown", "DVC expects a git repository", remedy, is_stale=True)
-    if "lock" in said or "busy" in said:
+    if "acquire lock" in said or "is busy" in said:
         return Finding("graph", "busy", said[:200], "wait for the other dvc command", is_stale=True)
-    return Finding("graph", "unknown", said[:300], "dvc status", is_stale=True)
+    remedy = "git checkout --theirs dvc.lock, then dvc repro" if "merge conflict" in said else "dvc status"
+    return Finding("graph", "unknown", said[:300], remedy, is_stale=True)
 
 
 def _scan(graph: Graph, workspace: Workspace, params: Params) -> None:

@@ -4,6 +4,7 @@ There is one file per batch. 1.28 million images of 2,048 features take 10.5 GB,
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd.encoders.judges.judge import Judge
 from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import CHUNK
 from sfd.network_files import write_tensors
+from sfd.progress import track
 
 Load = Callable[[range], Sequence[Tensor]]
 """Maps rows of a set to images uint8 (B, 3, H, W), one tensor per view: the images, and, where wanted, their horizontal flips."""
@@ -45,7 +46,7 @@ class FeatureStore:
             self.num_images[name] = num_images
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         starts = range(self.rank * self.batch_size, num_images, self.world_size * self.batch_size)
-        for start in tqdm(starts, desc=names[0], unit="batch", disable=None):
+        for start in track(starts, f"features of {names[0]}", "batch", len(starts)):
             files = [self._file(name, start) for name in names]
             if all(file.exists() for file in files):
                 continue
@@ -55,6 +56,10 @@ class FeatureStore:
                 part = file.with_suffix(".part")
                 write_tensors(part, {key: value for key, value in found.items() if key in keep and value is not None})
                 os.replace(part, file)
+
+    def forget(self, name: str) -> None:
+        """Removes a set."""
+        shutil.rmtree(self.folder / name)
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> Features:
         """A whole set, or these of its rows, which must ascend."""

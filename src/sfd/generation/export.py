@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from sfd.errors import UserError
 from sfd.generation.samples import read_table
+from sfd.progress import track
 
 
 def export_npz(samples: Path, out: Path) -> tuple[int, int, int, int]:
@@ -37,7 +37,7 @@ def export_npz(samples: Path, out: Path) -> tuple[int, int, int, int]:
     try:
         with zipfile.ZipFile(part, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as stream:
             np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for file in tqdm(files, unit="image", disable=None):
+            for file in track(files, "export", "image", len(files)):
                 pixels = _pixels(file)
                 if pixels.shape != shape[1:]:
                     raise UserError(

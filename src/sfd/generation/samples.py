@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd.data.images import to_tensor_uint8
 from sfd.errors import UserError
@@ -14,6 +13,7 @@ from sfd.generation.images import ImageGenerator, image_seed
 from sfd.models.conditions import Condition, Value
 from sfd.params import SampleParams
 from sfd.pictures import labelled_grid, save_png
+from sfd.progress import track
 
 TABLE = "samples.csv"
 FACTS = "sampling.json"
@@ -47,7 +47,7 @@ def write_samples(
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(rank * batch_size, params.num_images, world_size * batch_size)
-    for start in tqdm(starts, unit="batch", disable=None):
+    for start in track(starts, "sample", "batch", len(starts)):
         rows = table.iloc[start : start + batch_size]
         if all((folder / file).exists() for file in rows["file"]):
             continue

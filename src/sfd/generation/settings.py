@@ -68,6 +68,7 @@ def _to_record(settings: Settings) -> dict[str, Any]:
 def _from_record(record: dict[str, Any]) -> Settings:
     schedule, guidance = record.get("schedule"), record["guidance"]
     return Settings(
+        step=None,  # the weights are in the version
         num_images=record["num_images"],
         batch_size=record["batch_size"],
         sampler=record["sampler"],

@@ -7,6 +7,7 @@ Defaults are the paper's values (arXiv 2512.04926) where it has one; a field wit
 from sfd.params.describe import describe_params
 from sfd.params.diffusion import (
     DiffusionParams,
+    DiffusionTrainingParams,
     GuidanceParams,
     LoraParams,
     LossParams,
@@ -28,7 +29,10 @@ from sfd.params.networks import (
 )
 from sfd.params.operations import (
     CHAMPION,
+    LOCK_ENDING,
+    MAX_MODEL_NAME,
     PREVIOUS,
+    VARIABLE,
     EvaluateParams,
     GateParams,
     RegisterParams,
@@ -63,11 +67,15 @@ from sfd.params.yaml import dump_tree, parse_yaml, read_tree
 __all__ = [
     "CHAMPION",
     "JOURNAL",
+    "LOCK_ENDING",
+    "MAX_MODEL_NAME",
     "POSTGRES",
     "PREVIOUS",
     "SQLITE",
+    "VARIABLE",
     "DataParams",
     "DiffusionParams",
+    "DiffusionTrainingParams",
     "EncoderParams",
     "EvaluateParams",
     "FeaturesParams",

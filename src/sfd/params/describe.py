@@ -13,6 +13,9 @@ from sfd.params.schema import Params
 from sfd.params.types import OneOf, Section
 from sfd.params.yaml import as_yaml
 
+SHARED: tuple[type[Section], ...] = (TrainingParams, TrainingRuntime)
+"""Sections that all trained networks have; of those that add options of their own, these alone are described with the network."""
+
 
 def describe_params() -> str:
     """All options as Markdown, one table per section: key, type and limits, default, meaning. What all trainings have is described once."""
@@ -55,9 +58,7 @@ def _rows(section: type[Section], key: str, described: dict[type[Section], str])
     rows, notes = [], []
     for name, field in section.model_fields.items():
         place, inner = f"{key}.{name}", section_of(field)
-        if inner in (TrainingParams, TrainingRuntime) or (
-            name in TrainingRuntime.model_fields and section is not TrainingRuntime
-        ):
+        if inner in SHARED or any(name in base.model_fields for base in SHARED if base in section.__mro__[1:]):
             continue
         if inner is None or (inner in described and type(None) in get_args(field.annotation)):
             rows.append(_row(place, field, described))

@@ -91,6 +91,24 @@ def registered_model(address: str) -> tuple[str, str] | None:
     return None if found is None else (found["name"], found["alias"] or found["version"])
 
 
+class DiffusionTrainingParams(TrainingParams):
+    """The training of the diffusion model."""
+
+    keep_every: Positive | None = Field(
+        None,
+        description="steps between averaged weights that are kept in `results/diffusion/steps`, for `sample.step`, `diffusion.init_from` and "
+        "`sfd evaluate-steps`; null: none",
+    )
+
+    @model_validator(mode="after")
+    def _check_keep_every(self) -> "DiffusionTrainingParams":
+        if self.keep_every is not None and self.keep_every > self.num_steps:
+            raise ValueError(
+                f"keep_every {self.keep_every} is more than num_steps {self.num_steps}, so nothing would be kept; lower it"
+            )
+        return self
+
+
 class DiffusionParams(Section):
     """Training of the diffusion model."""
 
@@ -102,7 +120,7 @@ class DiffusionParams(Section):
     file: FilePath | None = Field(None, description="folder of `sfd import --kind diffusion` for `file`")
     model: ModelParams
     loss: LossParams
-    training: TrainingParams
+    training: DiffusionTrainingParams
     init_from: str | None = Field(
         None,
         min_length=1,
@@ -147,6 +165,11 @@ class GuidanceParams(Section):
 class SampleParams(Section):
     """Generation from the trained model."""
 
+    step: Positive | None = Field(
+        None,
+        description="draw from the weights that the model had after so many steps of training, one of those that "
+        "`diffusion.training.keep_every` keeps; null: after all of them",
+    )
     num_images: Positive = Field(50_000, description="images to draw, evenly over the classes")
     sampler: Annotated[str, OneOf(SAMPLERS)] = Field("dopri5", description="solver of the sampling ODE")
     num_steps: Positive = Field(50, description="steps of the sampler; an adaptive one chooses its own")

@@ -1,12 +1,12 @@
 """The mistakes of an input in words."""
 
-import re
 import textwrap
 from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from sfd.errors import redact
 from sfd.names import nearest
 from sfd.params.schedule import TAU_TAGS
 from sfd.params.types import Section
@@ -52,7 +52,7 @@ def _form(item: dict[str, Any], location: list[str], root: type[Section]) -> str
 
 def shown(value: object) -> str:
     """A value as Python writes it: short, and without a password in an address."""
-    return textwrap.shorten(re.sub(r"(://[^:@/]*):.*@", r"\1:***@", repr(value)), width=80, placeholder="...")
+    return textwrap.shorten(redact(repr(value)), width=80, placeholder="...")
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:

@@ -43,24 +43,42 @@ class GateParams(Section):
 
 RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
 """MLflow's own names of versions, mlflow/utils/validation.py."""
+MODEL_NAME = r"^\w([\w .@+()-]*[\w+()-])?$"
+"""Narrower than MLflow's rule, which takes names that its addresses (``models:/NAME@ALIAS``), its searches and files cannot hold."""
+MAX_MODEL_NAME = 200
+"""MLflow's column holds 256 characters, and the lock of a promotion adds an ending."""
+LOCK_ENDING = ".promotion"
+"""Of the registered model that is a promotion's lock."""
 
 
 class RegisterParams(Section):
     """The MLflow model registry."""
 
-    name: str = Field(
-        min_length=1,
-        pattern=r"^[^/:'\"\s]([^/:'\"]*[^/:'\"\s])?$",
-        description="registered model; no slash, colon or quote",
+    name: str | None = Field(
+        None,
+        max_length=MAX_MODEL_NAME,
+        pattern=MODEL_NAME,
+        description="registered model: letters, digits, blanks and `_-.@+()`, at most 200. null: the name of the project's folder",
     )
-    alias: str = Field("candidate", pattern=r"^[a-zA-Z][\w-]*$", description="alias that the new version gets")
+    alias: str = Field(
+        "candidate",
+        max_length=255,
+        pattern=r"^[a-zA-Z][\w-]*$",
+        description="alias that the new version gets; not `latest`, `v1`, ..., which are MLflow's own",
+    )
+    other_data: bool = Field(
+        False,
+        description="register a version although those of this model so far were made from other images; false: that is refused",
+    )
     gates: dict[str, GateParams] = Field(
         description="metric of the evaluation to `{limit, improve}`; `sfd models promote` checks them. Whether lower or higher is better "
         "follows from the metric"
     )
 
     @model_validator(mode="after")
-    def _check_alias(self) -> "RegisterParams":
+    def _check_names(self) -> "RegisterParams":
+        if self.name is not None and self.name.endswith(LOCK_ENDING):
+            raise ValueError(f"name `{self.name}` ends in `{LOCK_ENDING}`, the lock of a promotion: choose another one")
         if self.alias in (CHAMPION, PREVIOUS):
             raise ValueError(
                 f"alias `{self.alias}` is moved by `sfd models promote` and `rollback` alone: choose another one"
@@ -73,7 +91,12 @@ class RegisterParams(Section):
 class TrackingParams(Section):
     """MLflow. ``MLFLOW_TRACKING_URI`` overrides the store."""
 
-    experiment: str = Field("sfd", min_length=1, description="MLflow experiment of all stages")
+    experiment: str | None = Field(
+        None,
+        max_length=250,
+        pattern=r"^[^\s\p{C}]([^\p{C}]*[^\s\p{C}])?$",
+        description="MLflow experiment of all stages: at most 250 characters without blanks at its ends. null: the name of the project's folder",
+    )
     required: bool = Field(False, description="a stage fails at its end if its records could not be delivered")
 
 
@@ -110,6 +133,11 @@ class SpaceParams(Section):
             raise ValueError("log needs low above 0, and no step")
         return self
 
+
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+"""A variable of the environment in an address."""
+PASSWORD = re.compile(r"://[^:@/]*:[^@]+@|[?&](ssl)?password=[^&]", re.IGNORECASE)
+"""A password in an address whose variables were taken out."""
 
 Objective = Literal["fd", "fid", "kid", "class_accuracy", "seconds_per_image"]
 
@@ -157,7 +185,8 @@ class TuneParams(Section):
     storage: str = Field(
         "sqlite:///mlruns/optuna.db",
         pattern=r"^(sqlite:///|postgresql://|journal://).+$",
-        description="`sqlite:///FILE`, `journal://FILE` on a shared disk, or `postgresql://USER:PASSWORD@HOST/DATABASE`",
+        description="`sqlite:///FILE`, `journal://FILE` on a shared disk, or `postgresql://USER:${VARIABLE}@HOST/DATABASE`; the password "
+        "comes from the environment: the named variable, or without one PGPASSWORD or ~/.pgpass",
     )
     heartbeat_seconds: Positive = Field(
         15,
@@ -167,3 +196,12 @@ class TuneParams(Section):
         min_length=1,
         description="dotted key to `{low, high}` (with `step` or `log`) or `{choices}`; a number at the end of a key picks an entry of a list",
     )
+
+    @model_validator(mode="after")
+    def _check_password(self) -> "TuneParams":
+        if PASSWORD.search(VARIABLE.sub("", self.storage)):
+            raise ValueError(
+                "storage holds a password, and params.yaml is committed and logged: write the name of a variable of the environment in its "
+                "place, as in postgresql://USER:${SFD_STORAGE_PASSWORD}@HOST/DATABASE, or leave it out and set PGPASSWORD"
+            )
+        return self

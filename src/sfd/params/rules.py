@@ -81,6 +81,27 @@ def _check_judge(params: Params) -> None:
         )
 
 
+def _check_step(params: Params) -> None:
+    """Images are drawn from weights that are there."""
+    step, training = params.sample.step, params.diffusion.training
+    if step is None:
+        return
+    if params.diffusion.source == "file":
+        raise ValueError(
+            f"sample.step is {step}, but diffusion.source is `file`, which has no weights of other steps: set sample.step to null"
+        )
+    every = training.keep_every
+    if every is None:
+        raise ValueError(
+            f"sample.step is {step}, but diffusion.training.keep_every is null, so no weights are kept: set one of them"
+        )
+    if step % every or step > training.num_steps:
+        raise ValueError(
+            f"sample.step {step} is not kept: diffusion.training keeps every {every} steps, up to {training.num_steps // every * every}; "
+            "choose a multiple of that, or null"
+        )
+
+
 def _check_grid(params: Params) -> None:
     """Semantic and texture latents lie on one grid, and the backbone's tokens divide it.
 
@@ -356,6 +377,7 @@ RULES = (
     _check_texture_alone,
     _check_repa,
     _check_init,
+    _check_step,
     _check_lora,
     _check_condition,
     _check_guidance,

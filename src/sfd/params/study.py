@@ -10,7 +10,7 @@ from typing import Any
 
 from sfd.errors import UserError
 from sfd.names import INCEPTION
-from sfd.params.operations import SpaceParams
+from sfd.params.operations import VARIABLE, SpaceParams
 from sfd.params.parse import with_values
 from sfd.params.schema import Params
 
@@ -70,6 +70,13 @@ def _check_refinement(params: Params) -> None:
         raise UserError("tune.refine_steps is for kind `sampling`; trials of kind `training` train anyway: set it to 0")
 
 
+def _check_step(params: Params) -> None:
+    if params.sample.step is not None and params.tune.kind == "training":
+        raise UserError(
+            f"sample.step is {params.sample.step}, but trials of kind `training` are scored after all of their steps: set it to null"
+        )
+
+
 def _check_space(params: Params) -> None:
     """Every key exists, is the kind's to change, and changes images; every value fits the other options in some trial."""
     tune = params.tune
@@ -91,15 +98,15 @@ def _check_space(params: Params) -> None:
             )
 
 
-RULES = (_check_distance, _check_accuracy, _check_objectives, _check_refinement, _check_space)
+RULES = (_check_distance, _check_accuracy, _check_objectives, _check_refinement, _check_step, _check_space)
 
 
 def check_storage_address(url: str) -> None:
-    """Raises :class:`UserError` for a storage that other processes could not open. Passwords are never part of the message."""
-    if url.startswith(POSTGRES) and not _SERVER.fullmatch(url):
+    """Raises :class:`UserError` for a storage that other processes could not open."""
+    if url.startswith(POSTGRES) and not _SERVER.fullmatch(VARIABLE.sub("x", url)):
         raise UserError(
-            "tune.storage must have the form postgresql://USER:PASSWORD@HOST:PORT/DATABASE with special characters written as "
-            "%XX (`@` is %40); the given one, not shown for its password, has not"
+            f"tune.storage `{url}` must have the form postgresql://USER:${{VARIABLE}}@HOST:PORT/DATABASE with special characters written "
+            "as %XX (`@` is %40)"
         )
     if url.startswith(SQLITE) and (":memory:" in url or "?" in url):
         raise UserError(

@@ -30,6 +30,7 @@ LIBRARIES = {
     "numpy": "numpy",
     "peft": "peft",
     "scipy": "scipy",
+    "simplejpeg": "simplejpeg",
     "sklearn": "scikit-learn",
     "timm": "timm",
     "torch": "torch",

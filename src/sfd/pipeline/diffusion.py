@@ -1,5 +1,6 @@
 """Stage ``diffusion``: network and data set from the parameters, training with sample grids, and what it leaves."""
 
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -20,6 +21,7 @@ from sfd.generation.schedules import build_training_schedule, middle_schedule
 from sfd.models.backbone import Backbone
 from sfd.params import Params, registered_model
 from sfd.pictures import labelled_grid, plot_schedule, save_png
+from sfd.pipeline.finished import GRIDS, STEPS, entry, keep, take_up
 from sfd.pipeline.inputs import resolve_registered
 from sfd.pipeline.stage import Stage
 from sfd.processes import inference_device, rank, world_size
@@ -27,7 +29,7 @@ from sfd.training.backbone import backbone_config, condition_of, initialised_bac
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
-from sfd.training.loop import train
+from sfd.training.loop import Look, train
 from sfd.workspace import Workspace
 
 GRID_SAMPLER = Sampler(Euler, num_steps=50)
@@ -117,7 +119,10 @@ def adopt_diffusion(stage: Stage) -> None:
 
 
 def train_diffusion(stage: Stage, source: Path | None) -> None:
-    """Trains and writes ``model/``, ``curves.*``, ``schedule.png`` and ``grids/``; ``source``: folder of the model to start from."""
+    """Trains and writes ``model/``, ``curves.*``, ``schedule.png``, ``grids/`` and ``steps/`` (weights that are kept on the way).
+
+    ``source``: folder of the model to start from.
+    """
     params, runtime, seed = stage.params.diffusion, stage.params.runtime.diffusion, stage.params.seed
     dataset = open_latents(stage.params, stage.upstream("latents"))
     start = prepare_network(stage.params, dataset, seed, None if source is None else DiffusionModel.load(source))
@@ -126,21 +131,19 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     task = build_task(stage.workspace, stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics)
     grids = SampleGrids(model, stage, runtime.grid_images)
-    trained = train(
-        task,
-        params.training,
-        seed,
-        stage.work,
-        stage.fingerprint,
-        stage.log,
-        runtime,
-        grids,
-        runtime.grid_every,
-        runtime.sharding,
-    )
+    looks = [Look(grids, runtime.grid_every)]
+    if params.training.keep_every is not None:
+        looks.append(Look(KeptWeights(model, start, stage.out / STEPS), params.training.keep_every, at_end=False))
+    take_up(stage, runtime.grid_every)
+    if rank() == 0:
+        grids.show_newest()
+        print(f"diffusion: the newest sample grid is {stage.workspace.preview}", file=sys.stderr)
+    trained = train(task, params.training, seed, stage.work, stage.mark, stage.log, runtime, looks, runtime.sharding)
     if rank() != 0:
         return
+    keep(stage)
     start.finish(trained)
+    stage.workspace.preview.unlink(missing_ok=True)  # the last one is in the result
     _leave_model(model, stage)
     stage.log_input(
         "latents",
@@ -183,11 +186,26 @@ def _describe_source(workspace: Workspace, init_from: str) -> str:
     return f"{init_from}, version {resolve_registered(workspace, init_from)['version']}"
 
 
+class KeptWeights:
+    """Writes the averaged weights of some steps, each as a model's folder."""
+
+    def __init__(self, model: DiffusionModel, start: Start, folder: Path) -> None:
+        self.model, self.start, self.folder = model, start, folder
+
+    def __call__(self, averaged: nn.Module, step: int) -> None:
+        """Writes one folder, in one rename."""
+        target = self.folder / entry(step)
+        fresh = target.with_suffix(".part")
+        replace(self.model, network=self.start.merged(averaged)).save(fresh)
+        shutil.rmtree(target, ignore_errors=True)  # written before a kill that its checkpoint did not survive
+        fresh.replace(target)
+
+
 class SampleGrids:
     """Draws the same images, by condition and seed, from the network as training goes on."""
 
     def __init__(self, model: DiffusionModel, stage: Stage, num_images: int) -> None:
-        self.model, self.stage = model, stage
+        self.model, self.stage, self.folder = model, stage, stage.out / GRIDS
         self.decoder = load_texture_vae(stage.upstream("texture_vae") / "model")
         # As many of each value as fit, value by value.
         planned = Counter(model.condition.plan(num_images))
@@ -205,8 +223,20 @@ class SampleGrids:
             self.values, self.seeds, GRID_SAMPLER, GuidanceScales(), middle_schedule(self.model.schedule_params)
         )
         network.train(was_training)
-        file = self.stage.out / "grids" / f"step-{step:07d}.png"
+        file = self.folder / f"{entry(step)}.png"
         file.parent.mkdir(exist_ok=True)
         labels = [model.condition.label(value) for value in self.values]
         save_png(labelled_grid(images, labels, self.per_row), file)
+        self.show_newest()
         self.stage.log_artifacts(file)
+
+    def show_newest(self) -> None:
+        """Puts the newest grid where it can be seen; removes the one of another training."""
+        preview, grids = self.stage.workspace.preview, sorted(self.folder.glob("step-*.png"))
+        if not grids:
+            preview.unlink(missing_ok=True)
+            return
+        preview.parent.mkdir(exist_ok=True)
+        fresh = preview.with_suffix(".part")
+        shutil.copyfile(grids[-1], fresh)
+        fresh.replace(preview)  # in one rename, so that a viewer never sees half of it

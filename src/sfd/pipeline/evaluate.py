@@ -1,5 +1,7 @@
 """Stage ``evaluate``: scores of the samples with floors, and the memorisation check."""
 
+from pathlib import Path
+
 from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.extraction import FeatureStore
@@ -9,29 +11,29 @@ from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, inference_device, rank, world_size
 
 
-def evaluate(stage: Stage) -> None:
-    """Extracts this process's share of the features; process 0 computes and writes the metrics."""
+def open_evaluation(stage: Stage, samples: Path, features: Path) -> Evaluation:
+    """The evaluation of a folder of samples as the parameters say, which keeps its features in the folder ``features``."""
     data = open_prepared(stage.workspace, stage.params)
     judge = load_judge(stage.upstream("judge") / "model").to(inference_device())
     vae = load_texture_vae(stage.upstream("texture_vae") / "model").to(inference_device())
     size = stage.params.runtime.evaluate.batch_size
-    store = FeatureStore(stage.work / "features", judge, size, rank(), world_size())
-    evaluation = Evaluation.open(
-        stage.workspace.resolve_paths(stage.params.evaluate),
-        data,
-        vae,
-        stage.upstream("sample"),
-        stage.params.seed,
-        store,
+    store = FeatureStore(features, judge, size, rank(), world_size())
+    return Evaluation.open(
+        stage.workspace.resolve_paths(stage.params.evaluate), data, vae, samples, stage.params.seed, store
     )
+
+
+def evaluate(stage: Stage) -> None:
+    """Extracts this process's share of the features; process 0 computes and writes the metrics."""
+    evaluation = open_evaluation(stage, stage.upstream("sample"), stage.work / "features")
     evaluation.extract()
     barrier()
     if rank() == 0:
         metrics, files = evaluation.measure(stage.out)
         profile: dict[str, object] = {"num_images": metrics["num_images"]}
-        stage.log(metrics)
+        stage.log_result(metrics)
         if evaluation.reference is None:
-            stage.log_input("heldout", data.summary.digest, stage.upstream("prepare"), "reference", profile)
+            stage.log_input("heldout", evaluation.data.summary.digest, stage.upstream("prepare"), "reference", profile)
         else:
             stage.log_input("published", evaluation.reference.digest(), evaluation.reference.path, "reference", profile)
         stage.log_artifacts(*files)

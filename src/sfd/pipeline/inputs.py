@@ -67,13 +67,22 @@ STAGES: dict[str, Inputs] = {
         ("prepare", "texture_vae", "diffusion", "sample", "evaluate"),
         ("sfd.registry.register", "sfd.registry.pyfunc", "sfd.registry.smoke_process"),
     ),
+    "evaluate_steps": Inputs(
+        ("seed", "data.image_size", "data.mirror", "sample", "evaluate"),
+        ("prepare", "texture_vae", "judge", "diffusion"),
+        ("sfd.pipeline.evaluate_steps",),
+    ),
     "tune": Inputs(
         ("seed", "data.image_size", "data.mirror", "schedule", "diffusion", "sample", "evaluate", "tune"),
         (),
         ("sfd.tuning.study",),
     ),
 }
-"""The graph. ``dvc.yaml`` says the same to DVC; a test keeps the two equal. What `tune` reads depends on the kind of its study."""
+"""The graph, and the commands that work as its stages do. ``dvc.yaml`` says the same of the graph to DVC; a test keeps the two equal.
+What `tune` reads depends on the kind of its study."""
+
+COMMANDS = ("evaluate_steps", "tune")
+"""Those that no stage of ``dvc.yaml`` runs."""
 
 
 def upstream_of(name: str, params: Params) -> tuple[str, ...]:
@@ -127,6 +136,34 @@ def work_facts(workspace: Workspace, params: Params, facts: Facts) -> Facts:
 
         more["images"] = read_listing(workspace.resolve_paths(params.data))
     return facts | more
+
+
+def mark_of(facts: Facts) -> str:
+    """Stands for what work in progress depends on: all facts, but not how many steps will follow where that does not matter."""
+    return digest_facts(with_steps(facts, 0) if training_of(facts) and continuable(facts) else facts)
+
+
+def training_of(facts: Facts) -> dict[str, Any]:
+    """The parameters of a stage's training; empty if it has none."""
+    section = facts["params"].get(facts["stage"])
+    return (section.get("training") if isinstance(section, dict) else None) or {}
+
+
+def continuable(facts: Facts) -> bool:
+    """Whether what a training does in a step does not depend on how many will follow."""
+    return bool(training_of(facts)["decay"] == "constant")
+
+
+def num_steps(facts: Facts) -> int:
+    """The length of a stage's training."""
+    return int(training_of(facts)["num_steps"])
+
+
+def with_steps(facts: Facts, number: int) -> Facts:
+    """The facts of a training of another length."""
+    name, params = facts["stage"], facts["params"]
+    training = training_of(facts) | {"num_steps": number}
+    return facts | {"params": params | {name: params[name] | {"training": training}}}
 
 
 WORDS = {

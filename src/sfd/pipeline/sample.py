@@ -6,14 +6,19 @@ from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, rank, world_size
 
 
-def make_samples(stage: Stage) -> None:
-    """Draws this process's share of the images; process 0 writes the table, the grid and the facts."""
+def load_generator(stage: Stage, step: int | None) -> ImageGenerator:
+    """The trained model, or the weights kept at ``step``, with its decoder, and with the weak model that the parameters name."""
     weak = stage.params.sample.guidance.weak_model
-    images = ImageGenerator.load(
-        stage.upstream("diffusion") / "model",
+    return ImageGenerator.load(
+        stage.workspace.model(step),
         stage.upstream("texture_vae") / "model",
         stage.workspace.resolve(weak) if weak else None,
     )
+
+
+def make_samples(stage: Stage) -> None:
+    """Draws this process's share of the images; process 0 writes the table, the grid and the facts."""
+    images = load_generator(stage, stage.params.sample.step)
     size = stage.params.runtime.sample.batch_size
     table = write_samples(stage.out, images, stage.params.sample, size, stage.params.seed, rank(), world_size())
     barrier()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfd.errors import UserError, foreign_name, print_any_name
+from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name
 from sfd.params import Params, select, to_tree
 from sfd.pipeline.code import scanned_code
 from sfd.pipeline.inputs import (
@@ -25,6 +25,7 @@ from sfd.pipeline.inputs import (
     digest_facts,
     first_change,
     input_facts,
+    mark_of,
     published_fingerprint,
     upstream_of,
     work_facts,
@@ -41,7 +42,7 @@ from sfd.processes import (
     undisturbed_end,
     world_size,
 )
-from sfd.tracking import Run, start_run
+from sfd.tracking import LAST_STAGES, Run, current_repro, end_repro, start_run
 from sfd.workspace import Workspace
 
 PARALLEL = ("features", "latents", "diffusion", "sample", "evaluate")
@@ -55,6 +56,7 @@ class Stage:
     Attributes:
         params: the parameters as ``params.yaml`` has them; paths in them are relative to the project's root.
         fingerprint: stands for all inputs.
+        facts: what work in progress depends on, in words.
         content: digests of everything that downstream stages read; if set, they replace the input fingerprint.
     """
 
@@ -62,8 +64,14 @@ class Stage:
     workspace: Workspace
     params: Params
     fingerprint: str
+    facts: Facts
     run: Run | None
     content: list[str] = field(default_factory=list)
+
+    @property
+    def mark(self) -> str:
+        """Stands for what the work folder, and a checkpoint in it, were made from."""
+        return mark_of(self.facts)
 
     @property
     def work(self) -> Path:
@@ -84,6 +92,11 @@ class Stage:
         if self.run is not None:
             self.run.log_metrics(metrics, step)
 
+    def log_result(self, metrics: Mapping[str, float]) -> None:
+        """Metrics of the stage that are also those of the whole `dvc repro` (rank 0 only)."""
+        if self.run is not None:
+            self.run.log_result(metrics)
+
     def log_input(self, name: str, digest: str, source: Path, context: str, profile: dict[str, object]) -> None:
         """A data set that the stage reads, as an MLflow dataset (rank 0 only)."""
         if self.run is not None:
@@ -93,8 +106,9 @@ class Stage:
         """The MLflow run's id, waiting for the store. Raises :class:`UserError` if the store cannot be reached."""
         found = self.run.wait_for_run_id() if self.run is not None else None
         if found is None:
+            trouble = self.run.trouble if self.run is not None else None
             raise UserError(
-                "this stage needs the MLflow store, which could not be reached; run it again when the store answers"
+                f"this stage needs MLflow, but {trouble or 'it did not answer in time'}; run it again when that is mended"
             )
         return found
 
@@ -113,10 +127,14 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
         upstream: replaces what :data:`STAGES` says that the stage reads.
         workspace: the project; None: that of the working folder.
 
-    SIGTERM ends the stage with status 143 and without a traceback; training saves a checkpoint first.
+    SIGTERM ends the stage with status 143, and Ctrl-C with 130 and one line; training saves a checkpoint first.
     A mistake that all processes find is printed once. A process whose peer ended says so and ends.
     """
-    with terminable(), _told(name):
+    hide_in_tracebacks()
+    with (
+        terminable(f"{name}: interrupted; the same command continues"),
+        _told(name, workspace.root if workspace else Path()),
+    ):
         _check_parallel(name)
         form_group()
         workspace = workspace or Workspace.find()
@@ -124,13 +142,13 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
         upstream = upstream_of(name, params) if upstream is None else upstream
         inputs = input_facts(workspace, name, params, upstream)
         facts = work_facts(workspace, params, inputs)
-        current = Stage(name, workspace, params, digest_facts(inputs), None)
+        current = Stage(name, workspace, params, digest_facts(inputs), facts, None)
         with lock(current.work) if rank() == 0 else nullcontext():
             if rank() == 0:
                 _check_scanned(workspace, facts)
-                open_work(workspace, name, digest_facts(facts))
+                open_work(workspace, name, current.mark)
             barrier()
-            _check_shared(current.work, facts)
+            _check_shared(current)
             with _tracked(current, upstream) as current.run, undisturbed_end():
                 yield current
                 barrier()
@@ -142,27 +160,26 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Prints a mistake of the user, or the end of another process, in one line and ends this process with status 2."""
+def _told(name: str, folder: Path) -> Iterator[None]:
+    """Prints an error that is no fault of the code in one line and ends this process with status 2. ``folder``: where files are written."""
     print_any_name()
     try:
         yield
-    except UserError as error:
-        reason, cause = str(error), ""
-    except UnicodeEncodeError as error:
-        reason, cause = foreign_name(error), ""
-    except RuntimeError as error:
-        if not is_lost_peer(error):
+    except Exception as error:
+        cause = ""
+        reason = in_one_line(error, folder)
+        if reason is None and isinstance(error, RuntimeError) and is_lost_peer(error):
+            reason = (
+                "a connection between the processes of this job broke; where one has ended, its message is the reason"
+            )
+            cause = f" ({' '.join(str(error).split())})"
+        if reason is None:
             raise
-        reason = "a connection between the processes of this job broke; where one has ended, its message is the reason"
-        cause = f" ({' '.join(str(error).split())})"
-    else:
-        return
-    if claim_message(reason):
-        # One write: `print` writes the line's end by itself, and the delivery may say something in between.
-        sys.stderr.write(f"error: {name}: {reason}{cause}\n")
-        sys.stderr.flush()
-    sys.exit(2)
+        if claim_message(reason):
+            # One write: `print` writes the line's end by itself, and the delivery may say something in between.
+            sys.stderr.write(f"error: {name}: {reason}{cause}\n")
+            sys.stderr.flush()
+        sys.exit(2)
 
 
 def _check_parallel(name: str) -> None:
@@ -199,11 +216,11 @@ def _check_unchanged(workspace: Workspace, facts: Facts, upstream: tuple[str, ..
         )
 
 
-def _check_shared(work: Path, facts: Facts) -> None:
+def _check_shared(current: Stage) -> None:
     """Raises :class:`UserError` in a process that does not see the work folder as process 0 has just opened it."""
-    if rank() != 0 and read_mark(work) != digest_facts(facts):
+    if rank() != 0 and read_mark(current.work) != current.mark:
         raise UserError(
-            f"process {rank()} on {socket.gethostname()} does not see {work.absolute()} as process 0 opened it; start all processes in "
+            f"process {rank()} on {socket.gethostname()} does not see {current.work.absolute()} as process 0 opened it; start all processes in "
             "one folder that their machines share, with the same params.yaml, results and code"
         )
 
@@ -216,10 +233,20 @@ def _tracked(current: Stage, upstream: tuple[str, ...]) -> Iterator[Run | None]:
         return
     workspace, name, params = current.workspace, current.name, current.params
     parents = {read: published_fingerprint(workspace, read) for read in upstream}
-    with start_run(workspace, name, current.fingerprint, params.tracking, parents) as run:
+    repro = None if name == "tune" else current_repro(workspace, graph_params(params))
+    with start_run(workspace, name, current.fingerprint, params.tracking, parents, repro) as run:
         tree = to_tree(params)
         run.log_params(flatten({key: select(tree, key) for key in STAGES[name].params}))
         yield run
+    if repro is not None and name in LAST_STAGES:
+        end_repro(workspace, repro)
+
+
+def graph_params(params: Params) -> dict[str, object]:
+    """The parameters of all stages of the graph, by dotted key."""
+    tree = to_tree(params)
+    keys = [key for name, inputs in STAGES.items() if name != "tune" for key in inputs.params]
+    return flatten({key: select(tree, key) for key in keys})
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from sfd.errors import UserError
 from sfd.params import TrainingParams, TrainingRuntime
+from sfd.pipeline.finished import keep, take_up
 from sfd.pipeline.stage import Stage
 from sfd.training.curves import write_curve
 from sfd.training.loop import Task, Trained, train
@@ -13,6 +14,8 @@ def train_stage(task: Task[Any, Any], params: TrainingParams | None, runtime: Tr
     """Trains in the stage's work folder and writes the loss curve to its result."""
     if params is None:
         raise UserError(f"{stage.name}.training is missing")
-    trained = train(task, params, stage.params.seed, stage.work, stage.fingerprint, stage.log, runtime)
+    take_up(stage)
+    trained = train(task, params, stage.params.seed, stage.work, stage.mark, stage.log, runtime)
+    keep(stage)
     stage.log_artifacts(*write_curve(stage.out, trained.curve))
     return trained

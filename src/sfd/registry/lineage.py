@@ -18,10 +18,10 @@ from sfd.registry.load import open_registry
 from sfd.registry.versions import (
     VersionInfo,
     describe_difference,
+    find_versions,
     read_champion,
     read_shown,
     read_version,
-    read_versions,
 )
 from sfd.tables import as_text
 from sfd.tracking import Store, tracking_uri
@@ -42,9 +42,10 @@ SHORT = 12
 def list_versions(workspace: Workspace) -> str:
     """One row per version, newest first: number, aliases, time, main metrics."""
     params = workspace.load_params()
-    records = read_versions(workspace, params.register_.name)
+    name = workspace.model_name(params.register_)
+    records = find_versions(workspace, name)
     if not records:
-        return f"model `{params.register_.name}` has no version at {Store(workspace).name}; `dvc repro` registers one"
+        return f"model `{name}` has no version at {Store(workspace).name}; `dvc repro` registers one"
     distances = list(dict.fromkeys(main_distance(record.metrics) for record in records if record.metrics))
     metrics = [*distances, *LISTED]
     rows = [
@@ -65,7 +66,7 @@ def compare_versions(workspace: Workspace, first: str, second: str) -> str:
     Raises:
         UserError: a version is missing, or the two were measured differently.
     """
-    name = workspace.load_params().register_.name
+    name = workspace.model_name(workspace.load_params().register_)
     one, other = read_version(workspace, name, first), read_version(workspace, name, second)
     difference = describe_difference(one, other)
     if difference is not None:

@@ -42,17 +42,24 @@ def open_registry(workspace: Workspace, missing: str = "") -> Iterator["MlflowCl
     from mlflow import MlflowException
 
     store = Store(workspace)
+    _check_away(store)
     try:
-        store.probe()
         yield client(workspace)
-    except StoreAway as error:
-        raise UserError(f"MLflow at {store.name} is away ({error}); start it, or correct MLFLOW_TRACKING_URI") from None
     except MlflowException as error:
+        _check_away(store)
         if missing and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise UserError(
                 f"{missing} at {store.name}; `sfd models list` shows what there is, `sfd models promote` makes a champion"
             ) from None
         raise UserError(f"MLflow at {store.name} refuses: {store.describe(error)}") from None
+
+
+def _check_away(store: Store) -> None:
+    """Raises :class:`UserError` if the reason for an error is that the server went away meanwhile."""
+    try:
+        store.probe()
+    except StoreAway as error:
+        raise UserError(f"MLflow at {store.name} is away ({error}); start it, or correct MLFLOW_TRACKING_URI") from None
 
 
 def find_version(workspace: Workspace, name: str, which: str) -> "ModelVersion":

@@ -4,7 +4,6 @@ MLflow moves an alias without comparing its old value, but the name of a registe
 model ``NAME.promotion`` and deletes it at its end: of two processes that create it, exactly one succeeds.
 """
 
-import getpass
 import os
 import platform
 import uuid
@@ -15,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
+from sfd.params import LOCK_ENDING
 from sfd.processes import is_alive, terminable, undisturbed_end
 from sfd.registry.load import open_registry
+from sfd.tracking.run import user_name
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,11 +28,7 @@ Owner = dict[str, str]
 
 def who() -> str:
     """User and host, for records."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = f"uid-{os.getuid()}"
-    return f"{user}@{platform.node()}"
+    return f"{user_name()}@{platform.node()}"
 
 
 def now() -> str:
@@ -46,7 +43,7 @@ def promotion_lock(workspace: Workspace, name: str) -> Iterator[None]:
     Raises:
         UserError: another promotion holds it, or the store does not answer.
     """
-    lock, owner = f"{name}.promotion", _describe_myself()
+    lock, owner = name + LOCK_ENDING, _describe_myself()
     with terminable():
         try:
             with undisturbed_end():

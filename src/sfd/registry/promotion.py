@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING
 from sfd.errors import UserError
 from sfd.params import CHAMPION, PREVIOUS, Params, TrackingParams
 from sfd.registry.gates import GateResult, check_gates, gate_table
+from sfd.registry.history import former_champions, was_champion
 from sfd.registry.load import open_registry
 from sfd.registry.lock import now, promotion_lock, who
 from sfd.registry.smoke import Smoke, check_smoke, run_smoke
-from sfd.registry.versions import PROMOTION, VersionInfo, describe_difference, read_aliases, read_champion, read_version
+from sfd.registry.versions import (
+    PROMOTION,
+    VersionInfo,
+    describe_difference,
+    find_versions,
+    read_aliases,
+    read_champion,
+    read_version,
+)
 from sfd.tracking import describe_origin, start_run
 from sfd.workspace import Workspace
 
@@ -53,13 +62,14 @@ def promote(workspace: Workspace, which: str | None, force: str | None) -> str:
             does not answer.
     """
     params = workspace.load_params()
-    name = params.register_.name
+    name = workspace.model_name(params.register_)
     if force is not None and not force.strip():
         raise UserError("--force needs a reason, which is kept with the version; say why the gates do not matter")
     version = read_version(workspace, name, which or params.register_.alias)
     if version.smoke is None:
         raise UserError(
-            f"{version} of model `{name}` has no images to compare with, because an older sfd registered it; run `dvc repro` to register it again"
+            f"{version} of model `{name}` has no images to compare with, because an older sfd or another program registered it; "
+            "run `dvc repro` to register it again"
         )
     with promotion_lock(workspace, name):
         champion = read_champion(workspace, name)
@@ -68,34 +78,58 @@ def promote(workspace: Workspace, which: str | None, force: str | None) -> str:
         verdicts = _pass_gates(params, version, champion, force)
         smoke = _pass_smoke(workspace, version, version.smoke)
         before = champion.version if champion else None
+        former = former_champions(find_versions(workspace, name), before)
+        previous = before or (former[0] if former else None)
         forced = None if all(verdict.passed for verdict in verdicts) else force
         audit = AuditEntry("promote", name, before, version.version, verdicts, smoke, forced)
-        _move(workspace, audit, {PREVIOUS: before, CHAMPION: version.version}, params.tracking)
+        _move(workspace, audit, {PREVIOUS: previous, CHAMPION: version.version}, params.tracking)
     return f"models:/{name}@{CHAMPION} is {version} now; before: {f'version {before}' if before else 'none'}"
 
 
-def rollback(workspace: Workspace) -> str:
-    """Makes the previous champion the champion again, and the present one the previous; returns one line that says so.
+def rollback(workspace: Workspace, to: str | None = None) -> str:
+    """Makes a former champion the champion again; returns one line that says so.
+
+    ``to``: its number or an alias; None for the one that the present champion replaced, or the last one that still exists.
 
     Raises:
-        UserError: there is no previous champion, another promotion is going on, or the store does not answer.
+        UserError: there is no such champion, another promotion is going on, or the store does not answer.
     """
     params = workspace.load_params()
-    name = params.register_.name
+    name = workspace.model_name(params.register_)
     with promotion_lock(workspace, name):
         aliases = read_aliases(workspace, name)
-        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
-        if previous is None or previous == champion:
-            raise UserError(
-                f"model `{name}` has no previous champion to return to; promote the version that you want: `sfd models list`"
-            )
-        _move(
-            workspace,
-            AuditEntry("rollback", name, champion, previous),
-            {CHAMPION: previous, PREVIOUS: champion},
-            params.tracking,
+        champion = aliases.get(CHAMPION)
+        former = former_champions(find_versions(workspace, name), champion)
+        if not former and aliases.get(PREVIOUS) != champion:
+            former = [version for alias, version in aliases.items() if alias == PREVIOUS]  # set by hand
+        target = _choose_target(name, former, champion) if to is None else _named_target(workspace, name, to)
+        earlier = former[former.index(target) + 1 :] if target in former else [champion]
+        previous = earlier[0] if earlier else None
+        audit = AuditEntry("rollback", name, champion, target)
+        _move(workspace, audit, {CHAMPION: target, PREVIOUS: previous}, params.tracking)
+    was = f"version {champion}" if champion else "none, because it was deleted or its alias was taken away"
+    return f"models:/{name}@{CHAMPION} is version {target} again; before: {was}"
+
+
+def _choose_target(name: str, former: list[str], champion: str | None) -> str:
+    if not former:
+        present = f"; the champion is version {champion}" if champion else ""
+        raise UserError(
+            f"model `{name}` has no earlier champion to return to{present}; promote the version that you want: `sfd models list`"
         )
-    return f"models:/{name}@{CHAMPION} is version {previous} again; before: version {champion}"
+    return former[0]
+
+
+def _named_target(workspace: Workspace, name: str, to: str) -> str:
+    version = read_version(workspace, name, to)
+    if CHAMPION in version.aliases:
+        raise UserError(f"{version} of model `{name}` is the champion already; name another version")
+    if not was_champion(version):
+        raise UserError(
+            f"{version} of model `{name}` was never champion, so there is no way back to it; `sfd models promote {version.version}` "
+            "checks its gates"
+        )
+    return version.version
 
 
 def _pass_gates(
@@ -122,7 +156,8 @@ def _pass_gates(
 def _pass_smoke(workspace: Workspace, version: VersionInfo, recorded: Smoke) -> str:
     """Prints the result of the smoke test. Raises :class:`PromotionRefused` if it fails; it cannot be forced."""
     try:
-        said = check_smoke(recorded, run_smoke(workspace, version.name, version.version, recorded.labels))
+        uri, what = f"models:/{version.name}/{version.version}", f"{version} of model `{version.name}`"
+        said = check_smoke(recorded, run_smoke(workspace, uri, what, recorded.labels))
     except UserError as error:
         raise PromotionRefused(f"the smoke test fails: {error}") from None
     print(f"\nsmoke test: {said}", flush=True)

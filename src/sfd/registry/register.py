@@ -1,8 +1,11 @@
 """Stage ``register``: registers a self-contained model version, with tags that say how it was measured, and an alias."""
 
+import hashlib
 import json
-from importlib.metadata import version
+from dataclasses import asdict
+from importlib.metadata import version as installed
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sfd.data.prepare import SUMMARY_NAME
@@ -10,11 +13,27 @@ from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
 from sfd.generation.settings import Settings, write_settings
 from sfd.models.conditions import Condition
-from sfd.params import RegisterParams
+from sfd.params import Params
+from sfd.pipeline.code import Imports
+from sfd.pipeline.inputs import STAGES, digest_path
+from sfd.pipeline.stage import Stage, stage
+from sfd.registry.load import open_registry
 from sfd.registry.requests import MODELS_OWN_TAU
 from sfd.registry.smoke import as_rows, choose_labels, run_smoke
-from sfd.registry.versions import DATA, MEASURED, METRIC, SMOKE
-from sfd.tracking import EXPERIMENT, client, import_mlflow, tracking_uri
+from sfd.registry.versions import (
+    DATA,
+    DIGEST,
+    DIGEST_OF_DATA,
+    MEASURED,
+    METRIC,
+    REGISTRATION_NAME,
+    SMOKE,
+    Registration,
+    find_registered,
+    find_versions,
+    read_registration,
+)
+from sfd.tracking import EXPERIMENT, import_mlflow, now_ms, tracking_uri
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -36,62 +55,134 @@ REQUIREMENTS = (
     "tqdm",
 )
 """What the model needs to answer, at the versions that it was tested with here."""
+CODE = Path(__file__).parents[1]
+"""The package, which a version carries."""
+
+
+def register_again(workspace: Workspace) -> str:
+    """Registers the results, as stage ``register`` left them, in the store that is in use now; returns one line that says so.
+
+    Raises:
+        UserError: the stage has not run, or results or code have changed since; or as :func:`register` does.
+    """
+    registration = read_registration(workspace)
+    if registration is None:
+        raise UserError("the results have not been registered before; run `dvc repro register`")
+    with stage("register", workspace=workspace) as current:
+        found = register_results(current, registration)
+    return f"models:/{found.name}@{current.params.register_.alias} is version {found.version}"
+
+
+def register_results(current: Stage, expected: Registration | None = None) -> "ModelVersion":
+    """The body of stage ``register``: makes a version of the results, or finds the one that was made of them, and moves the alias.
+
+    An experiment's version gets no alias, and a tag with the experiment's name.
+
+    Args:
+        expected: what must be registered, and nothing else; None: whatever the results are.
+
+    Raises:
+        UserError: as :func:`register` does; or the results are not those that are expected.
+    """
+    workspace, params = current.workspace, current.params
+    tags = describe(current.upstream("evaluate"), current.upstream("prepare"))
+    folders = model_folders(workspace, params)
+    sample = Settings.of(params.sample, params.runtime.sample.batch_size)
+    registration = Registration(workspace.model_name(params.register_), digest_results(folders, sample, tags))
+    if expected not in (None, registration):
+        raise UserError(
+            "results, code or register.name changed since stage `register` ran; run `dvc repro`, which registers what is there now"
+        )
+    current.log_artifacts(workspace.params_file)
+    if not params.register_.other_data:
+        _check_data(workspace, registration.name, tags)
+    version = register(workspace, registration, sample, folders, tags, current.require_run_id(), current.out)
+    with open_registry(workspace) as store:
+        if workspace.dvc_experiment is None:  # last, so that a version that has it is complete and answers by itself
+            store.set_registered_model_alias(registration.name, params.register_.alias, version)
+        return store.get_model_version(registration.name, version)
+
+
+def model_folders(workspace: Workspace, params: Params) -> dict[str, Path]:
+    """What goes into a version, by name: ``diffusion``, ``texture_vae``, and with AutoGuidance ``weak_model``."""
+    folders = {
+        "diffusion": workspace.model(params.sample.step),
+        "texture_vae": workspace.result("texture_vae") / "model",
+    }
+    if params.sample.guidance.weak_model is not None:
+        folders["weak_model"] = workspace.resolve(params.sample.guidance.weak_model)
+    return folders
 
 
 def register(
     workspace: Workspace,
-    params: RegisterParams,
+    registration: Registration,
     sample: Settings,
     folders: dict[str, Path],
     tags: dict[str, str],
     run_id: str,
     out: Path,
-) -> "ModelVersion":
-    """Makes a version, draws its smoke images, moves the alias, and writes ``version.json``.
+) -> str:
+    """Makes a version, or finds the one that was made of the same; writes ``registration.json``; returns the version's number.
 
-    The alias moves last, so that a version that has it is complete and answers by itself. An experiment's version gets none, and a tag
-    with the experiment's name.
+    Killed at any point and run again, it ends with one version: MLflow makes it in one step, with its tags, after the artifact has
+    answered by itself; and it is looked up by its digest before.
 
     Args:
-        folders, run_id, out: see :func:`make_version`.
+        folders: see :func:`model_folders`.
         tags: of the version, see :func:`describe`.
+        run_id: the run that the model belongs to.
 
     Raises:
-        UserError: as :func:`make_version` does; or the registered version does not answer in a process of its own.
+        UserError: the store refuses or is away, or the artifact does not answer in a process of its own.
     """
-    # As seen from the project's root, so that the result does not depend on the working folder; and now, for MLflow changes the environment.
-    uri = tracking_uri(Workspace(Path()))
-    created = make_version(workspace, params.name, sample, folders, run_id, out)
-    store, labels = client(workspace), choose_labels(_condition(folders))
-    for key, value in (tags | {SMOKE: run_smoke(workspace, params.name, created, labels).to_tag()}).items():
-        store.set_model_version_tag(params.name, created, key, value)
-    experiment = workspace.dvc_experiment
-    if experiment is None:
-        store.set_registered_model_alias(params.name, params.alias, created)
+    found, name = find_registered(workspace, registration), registration.name
+    if found is not None:
+        version = found.version
     else:
-        store.set_model_version_tag(params.name, created, EXPERIMENT, experiment.name)
-    written = {
-        "name": params.name,
-        "version": created,
-        "alias": None if experiment else params.alias,
-        "tracking_uri": uri,
+        model_id = log_model(workspace, sample, folders, run_id, registration.digest)
+        _log_metrics(workspace, run_id, model_id, tags)
+        smoke = run_smoke(workspace, f"models:/{model_id}", "the model", choose_labels(_condition(folders)))
+        named = {} if workspace.dvc_experiment is None else {EXPERIMENT: workspace.dvc_experiment.name}
+        facts = {SMOKE: smoke.to_tag(), DIGEST: registration.digest}
+        version = create_version(workspace, name, model_id, tags | facts | named)
+    (out / REGISTRATION_NAME).write_text(json.dumps(asdict(registration), indent=2) + "\n", encoding="utf-8")
+    return version
+
+
+def digest_results(folders: dict[str, Path], sample: Settings, tags: dict[str, str]) -> str:
+    """sha256 of what a version is made of: weights, settings, scores, and the code for which DVC would make it again."""
+    facts = {
+        "folders": {name: digest_path(folder) for name, folder in folders.items()},
+        "sample": sample.model_dump(mode="json", exclude={"batch_size"}),
+        "tags": tags,
+        "code": Imports().code(STAGES["register"].code),
     }
-    (out / "version.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    return store.get_model_version(params.name, created)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_data(workspace: Workspace, name: str, tags: dict[str, str]) -> None:
+    """Raises :class:`UserError` if the model has versions, and all of them were made from other images."""
+    earlier = [version for version in find_versions(workspace, name) if DIGEST_OF_DATA in version.data]
+    if not earlier or any(version.data[DIGEST_OF_DATA] == tags[DATA + DIGEST_OF_DATA] for version in earlier):
+        return
+    last = earlier[0]
+    raise UserError(
+        f"{last} of model `{name}` was made from other images ({last.data['num_images']} in {last.data['num_classes']} classes, digest "
+        f"{last.data[DIGEST_OF_DATA][:12]}) than these results ({tags[DATA + 'num_images']} in {tags[DATA + 'num_classes']}, digest "
+        f"{tags[DATA + DIGEST_OF_DATA][:12]}); give register.name another name, or set register.other_data to true"
+    )
 
 
 def _condition(folders: dict[str, Path]) -> Condition:
     return read_model_folder(folders["diffusion"])[0].condition
 
 
-def make_version(
-    workspace: Workspace, name: str, sample: Settings, folders: dict[str, Path], run_id: str, out: Path
-) -> str:
-    """Logs the model to a run and registers it; returns the version's number.
+def log_model(workspace: Workspace, sample: Settings, folders: dict[str, Path], run_id: str, digest: str) -> str:
+    """Logs the model to a run; returns its id. A whole model of the same digest that the run has already is taken instead.
 
     Args:
-        folders: artifacts by name: ``diffusion``, ``texture_vae``, and with AutoGuidance ``weak_model``.
-        out: where the settings are written as ``sample.json``.
+        folders: see :func:`model_folders`.
 
     Raises:
         UserError: the weak model's folder does not come with AutoGuidance alone, or the store refuses.
@@ -105,27 +196,55 @@ def make_version(
             f"sample.guidance.kind is `{sample.guidance.kind}`, but a weak model goes into the version with `autoguidance`, and only then: "
             "correct sample.guidance.kind and sample.guidance.weak_model"
         )
-    settings = out / "sample.json"
-    write_settings(settings, sample)
     condition = _condition(folders)
-    mlflow.set_tracking_uri(tracking_uri(workspace))
-    try:
+    with open_registry(workspace) as store, TemporaryDirectory() as temporary:
+        experiment = store.get_run(run_id).info.experiment_id
+        for model in store.search_logged_models([experiment], f"tags.`sfd.{DIGEST}` = '{digest}'"):
+            if model.source_run_id == run_id and str(model.status) == "READY":
+                return str(model.model_id)
+        settings = Path(temporary) / "sample.json"
+        write_settings(settings, sample)
+        mlflow.set_tracking_uri(tracking_uri(workspace))
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("pyfunc.py")),
                 artifacts={name: str(folder) for name, folder in folders.items()} | {"sample": str(settings)},
-                code_paths=[str(Path(__file__).parents[1])],
-                pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS],
+                code_paths=[str(CODE)],
+                pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
                 signature=_signature(condition),
                 input_example=pd.DataFrame(as_rows(choose_labels(condition)[:1])),
-                registered_model_name=name,
+                tags={f"sfd.{DIGEST}": digest},
             )
-    except mlflow.MlflowException as error:
-        raise UserError(
-            f"MLflow at {tracking_uri(workspace)} did not take the model: {' '.join(str(error).split())[:300]}; run `dvc repro` again when it does"
-        ) from error
-    return str(info.registered_model_version)
+    return str(info.model_id)
+
+
+def _log_metrics(workspace: Workspace, run_id: str, model_id: str, tags: dict[str, str]) -> None:
+    """The scores of the evaluation as metrics of the logged model, so that MLflow's table of models can sort by them."""
+    from mlflow.entities import Metric
+
+    scores = {key.removeprefix(METRIC): float(value) for key, value in tags.items() if key.startswith(METRIC)}
+    time = now_ms()
+    with open_registry(workspace) as store:
+        store.log_batch(
+            run_id, [Metric(key, value, time, 0, model_id=model_id, run_id=run_id) for key, value in scores.items()]
+        )
+
+
+def create_version(workspace: Workspace, name: str, model_id: str, tags: dict[str, str]) -> str:
+    """Registers a logged model together with the version's tags, in one step; returns the version's number."""
+    import_mlflow()
+    from mlflow import MlflowException
+
+    with open_registry(workspace) as store:
+        try:
+            store.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        run_id = store.get_logged_model(model_id).source_run_id
+        created = store.create_model_version(name, f"models:/{model_id}", run_id, tags, model_id=model_id)
+        return str(created.version)
 
 
 def describe(evaluated: Path, prepared: Path) -> dict[str, str]:

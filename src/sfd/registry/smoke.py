@@ -50,14 +50,15 @@ def as_rows(labels: Sequence[str | None]) -> list[dict[str, str | int]]:
     return [{"seed": seed} if label is None else {"label": label, "seed": seed} for seed, label in enumerate(labels)]
 
 
-def run_smoke(workspace: Workspace, name: str, version: str, labels: Sequence[str | None]) -> Smoke:
-    """Draws the images from the registered artifact, with its own settings and code, in a fresh process.
+def run_smoke(workspace: Workspace, uri: str, what: str, labels: Sequence[str | None]) -> Smoke:
+    """Draws the images from a logged or registered artifact, with its own settings and code, in a fresh process.
+
+    ``uri``: its address. ``what``: what messages call it.
 
     Raises:
         UserError: it cannot be loaded, does not answer with one image per row, or needs code that it does not carry.
     """
-    what = f"version {version} of model `{name}`"
-    request = json.dumps({"model": f"models:/{name}/{version}", "rows": as_rows(labels)})
+    request = json.dumps({"model": uri, "rows": as_rows(labels)})
     process = subprocess.run(
         # -P keeps this folder off the path of the script, which lies in it.
         [sys.executable, "-P", str(Path(__file__).with_name("smoke_process.py"))],

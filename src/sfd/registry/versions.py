@@ -1,10 +1,12 @@
 """Reads the facts that stage ``register`` wrote into the tags of a version."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from sfd.errors import UserError
 from sfd.params import CHAMPION, RegisterParams
 from sfd.registry.load import find_version, open_registry
 from sfd.registry.smoke import Smoke
@@ -15,6 +17,22 @@ if TYPE_CHECKING:
 
 METRIC, MEASURED, DATA, PROMOTION, SMOKE = "metric.", "measured.", "data.", "promotion.", "smoke"
 """Prefixes of the tags; ``smoke`` is one tag."""
+DIGEST = "digest"
+"""Tag of a version: what it was made of. By it the version of some results is found."""
+DIGEST_OF_DATA = "digest"
+"""Below ``data.``: the images."""
+REGISTRATION_NAME = "registration.json"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What stage ``register`` leaves in its result: the model's name, and the digest of what was registered.
+
+    Not the version's number: another store, or the same one after a restore, may hold another number or no version at all.
+    """
+
+    name: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -50,16 +68,30 @@ def read_champion(workspace: Workspace, name: str) -> VersionInfo | None:
 
 def read_shown(workspace: Workspace, register: RegisterParams, which: str | None) -> VersionInfo:
     """The named version; without a name the champion; without a champion the version with the alias of registration."""
-    champion = read_champion(workspace, register.name) if which is None else None
-    return champion or read_version(workspace, register.name, which or register.alias)
+    name = workspace.model_name(register)
+    champion = read_champion(workspace, name) if which is None else None
+    return champion or read_version(workspace, name, which or register.alias)
 
 
-def read_versions(workspace: Workspace, name: str) -> list[VersionInfo]:
-    """All versions, newest first; empty if there is no such model. Raises :class:`UserError` if the store does not answer."""
+def find_versions(workspace: Workspace, name: str, **tags: str) -> list[VersionInfo]:
+    """The versions with these tags, newest first; none if there is no such model."""
+    query = " and ".join([f"name = '{name}'", *(f"tags.{key} = '{value}'" for key, value in tags.items())])
     with open_registry(workspace) as registry:
-        found = registry.search_model_versions(f"name = '{name}'")
-    aliases = read_aliases(workspace, name) if found else {}
+        found = registry.search_model_versions(query)
+        aliases = read_aliases(workspace, name) if found else {}
     return sorted((_parse_tags(each, aliases) for each in found), key=lambda record: -int(record.version))
+
+
+def read_registration(workspace: Workspace) -> Registration | None:
+    """What the result of stage ``register`` says was registered; None if there is no such result."""
+    file = workspace.result("register") / REGISTRATION_NAME
+    return Registration(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def find_registered(workspace: Workspace, registration: Registration) -> VersionInfo | None:
+    """The newest version that was made of this; None if the store has none. Raises :class:`UserError` if the store cannot be asked."""
+    found = find_versions(workspace, registration.name, digest=registration.digest)
+    return found[0] if found else None
 
 
 def read_aliases(workspace: Workspace, name: str) -> dict[str, str]:
@@ -70,6 +102,15 @@ def read_aliases(workspace: Workspace, name: str) -> dict[str, str]:
 
 def _parse_tags(found: "ModelVersion", aliases: Mapping[str, str]) -> VersionInfo:
     version = str(found.version)
+    metrics = {}
+    for key, value in found.tags.items():
+        if key.startswith(METRIC):
+            try:
+                metrics[key.removeprefix(METRIC)] = float(value)
+            except ValueError:
+                raise UserError(
+                    f"tag {key} of version {version} of model `{found.name}` is {value!r}, not a number; correct or delete it in MLflow"
+                ) from None
 
     def tags(prefix: str) -> dict[str, str]:
         return {key.removeprefix(prefix): value for key, value in found.tags.items() if key.startswith(prefix)}
@@ -80,7 +121,7 @@ def _parse_tags(found: "ModelVersion", aliases: Mapping[str, str]) -> VersionInf
         run_id=found.run_id,
         created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
         aliases=tuple(sorted(alias for alias, holder in aliases.items() if holder == version)),
-        metrics={key: float(value) for key, value in tags(METRIC).items()},
+        metrics=metrics,
         measured=tags(MEASURED),
         data=tags(DATA),
         smoke=Smoke.from_tag(found.tags[SMOKE]) if SMOKE in found.tags else None,
@@ -92,7 +133,7 @@ def describe_difference(version: VersionInfo, other: VersionInfo) -> str | None:
     """How the measurements of two versions differ, so that their metrics cannot be compared; None if they do not."""
     for record in (version, other):
         if not record.measured:
-            return f"how {record} was measured is not recorded, because an older sfd registered it"
+            return f"how {record} was measured is not recorded, because an older sfd or another program registered it"
     keys = dict.fromkeys([*version.measured, *other.measured])
     pairs = {key: (version.measured.get(key, "none"), other.measured.get(key, "none")) for key in keys}
     named = [f"{key} {mine[:12]} and {theirs[:12]}" for key, (mine, theirs) in pairs.items() if mine != theirs]

@@ -11,18 +11,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from sfd.serving.metrics import OTHER_PATH, Metrics
 
 
-def protocol_of(metrics: Metrics, headers_seconds: float) -> type[H11Protocol]:
+def protocol_of(metrics: Metrics, limit_seconds: float) -> type[H11Protocol]:
     """uvicorn's protocol of h11, which bounds the size of headers, for a server with these metrics.
 
     Args:
-        headers_seconds: a connection that has not sent the headers of its next request within this time is closed. uvicorn itself
-            limits only the time between two requests.
+        limit_seconds: a connection that has not sent the headers of its next request within this time is closed, and one that has
+            not read anything of its answer. uvicorn itself limits only the time between two requests.
     """
 
     class Protocol(H11Protocol):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.limit: asyncio.TimerHandle | None = None
+            self.reading_limit: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -32,8 +33,19 @@ def protocol_of(metrics: Metrics, headers_seconds: float) -> type[H11Protocol]:
             super().data_received(data)
             self._watch()
 
+        def pause_writing(self) -> None:
+            """Called when the client does not read, and the buffers are full."""
+            super().pause_writing()
+            self.reading_limit = self.loop.call_later(limit_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.reading_limit is not None:
+                self.reading_limit.cancel()
+
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            self.resume_writing()
             self._watch()
 
         def _watch(self) -> None:
@@ -43,11 +55,11 @@ def protocol_of(metrics: Metrics, headers_seconds: float) -> type[H11Protocol]:
                 self.limit.cancel()
                 self.limit = None
             if self.limit is None and waits:
-                self.limit = self.loop.call_later(headers_seconds, self._too_slow)
+                self.limit = self.loop.call_later(limit_seconds, self._too_slow)
 
         def _too_slow(self) -> None:
             if self.conn.trailing_data[0]:
-                self._refuse(408, f"the headers did not arrive within {headers_seconds:g} s; send them again")
+                self._refuse(408, f"the headers did not arrive within {limit_seconds:g} s; send them again")
             self.transport.close()  # who has sent nothing, as browsers do in advance, is not answered
 
         def send_400_response(self, _: str) -> None:

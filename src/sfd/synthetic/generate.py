@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd.data.images import png_bytes
 from sfd.data.layout import HIDDEN
@@ -39,6 +38,7 @@ from sfd.pipeline.inputs import check_current, published_fingerprint
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.work import lock
 from sfd.processes import inference_device
+from sfd.progress import progress
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
 from sfd.training.backbone import condition_of
@@ -195,7 +195,9 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
             "or set judge.source to train"
         )
     _check_place(out, upstream)
-    registered = load_registered(upstream.workspace, upstream.params.register_.name, options.version)
+    registered = load_registered(
+        upstream.workspace, upstream.workspace.model_name(upstream.params.register_), options.version
+    )
     _check_model(registered, upstream)
     command = _command(options, registered, upstream)
     _check_command(out, command)
@@ -320,7 +322,7 @@ def _draw(out: Path, work: Path, options: GenerateOptions, registered: Registere
         (out / name).mkdir(exist_ok=True)
     draw = _Draw(out, work, options, registered, CandidateScorer(upstream, registered.sample.batch_size))
     total = options.per_class * len(upstream.classes)
-    with tqdm(total=total, initial=sum(counts.kept), unit="image", desc="generate", disable=None) as bar:
+    with progress("generate", "image", total, sum(counts.kept)) as bar:
         while not counts.is_complete:
             rows = draw(counts)
             counts.add(rows)

@@ -12,16 +12,16 @@ import sys
 import threading
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from sfd.errors import UserError, warn
+from sfd.errors import UserError, redact, warn
+from sfd.tracking.address import artifacts_of, check_place, registry_uri, sqlite_file, tracking_uri
 from sfd.tracking.journal import Journal, Record, State, find_journals
 from sfd.workspace import Workspace
 
@@ -54,26 +54,6 @@ EXIT_WAIT_LOCAL_S = 60.0  # for a local store, which may have to create its tabl
 EXIT_WAIT_AWAY_S = 2.0
 
 
-def tracking_uri(workspace: Workspace) -> str:
-    """The MLflow store: ``MLFLOW_TRACKING_URI``, else the embedded one, ``mlruns/mlflow.db`` of the project."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return _lasting(workspace, uri) if uri else f"{SQLITE}{(workspace.mlruns / 'mlflow.db').as_posix()}"
-
-
-def registry_uri(workspace: Workspace) -> str:
-    """The MLflow model registry: ``MLFLOW_REGISTRY_URI``, else that of the tracking store."""
-    uri = os.environ.get("MLFLOW_REGISTRY_URI")
-    return _lasting(workspace, uri) if uri else tracking_uri(workspace)
-
-
-def _lasting(workspace: Workspace, uri: str) -> str:
-    """The same store; of an experiment that works in a copy of the project, a file in that copy becomes the project's own."""
-    copy, path = os.path.abspath(workspace.root), Path(os.path.abspath(uri.removeprefix(SQLITE)))
-    if workspace.dvc_experiment is None or not uri.startswith(SQLITE) or not path.is_relative_to(copy):
-        return uri
-    return f"{SQLITE}{(workspace.home / path.relative_to(copy)).as_posix()}"
-
-
 def import_mlflow() -> None:
     """Imports mlflow with :data:`MLFLOW_DEFAULTS`; every use of mlflow comes after it.
 
@@ -86,16 +66,22 @@ def import_mlflow() -> None:
 
 
 def client(workspace: Workspace) -> "MlflowClient":
-    """A client of the tracking store and of its model registry; creates the embedded store when there is none."""
+    """A client of the tracking store and of its model registry; creates the embedded store when there is none.
+
+    Raises:
+        UserError: the store was copied or moved, so that its artifacts are elsewhere.
+    """
     import_mlflow()
     from mlflow import MlflowClient
 
-    addresses = {"tracking_uri": tracking_uri(workspace), "registry_uri": registry_uri(workspace)}
-    if not addresses["tracking_uri"].startswith("sqlite:"):
-        return MlflowClient(**addresses)
+    uri, registry = tracking_uri(workspace), registry_uri(workspace)
+    for place in {uri, registry}:
+        check_place(place)
+    if sqlite_file(uri) is None:
+        return MlflowClient(tracking_uri=uri, registry_uri=registry)
     workspace.mlruns.mkdir(parents=True, exist_ok=True)
     with FileLock(workspace.mlruns / "store.lock"):  # two processes that create the tables at once spoil them
-        return MlflowClient(**addresses)
+        return MlflowClient(tracking_uri=uri, registry_uri=registry)
 
 
 def check_reachable(workspace: Workspace) -> None:
@@ -148,23 +134,27 @@ class Store:
     """One MLflow store, as a place to deliver journals to.
 
     Attributes:
-        name: its URI without credentials.
+        name: its URI without a password.
+        file: its database, if it is a file.
         last_progress: :func:`time.monotonic` of the last thing that worked.
     """
 
     def __init__(self, workspace: Workspace) -> None:
         uri = tracking_uri(workspace)
-        parts = urllib.parse.urlsplit(uri)
-        self.is_local = uri.startswith("sqlite:")
-        self.name = uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
+        self.file = sqlite_file(uri)
+        self.name = redact(uri)
         self.last_progress = time.monotonic()
         self._workspace = workspace
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
+        self._repros: dict[str, str] = {}
 
     def probe(self) -> None:
-        """Raises :class:`StoreAway` when a server does not answer within 3 s; any answer below HTTP 500 will do."""
+        """Raises :class:`StoreAway` when a server does not answer within 3 s; of a web server any answer below HTTP 500 will do."""
+        if self.file is not None:
+            return
         if not self.name.startswith(("http://", "https://")):
+            self._probe_database()
             return
         try:
             urllib.request.urlopen(f"{self.name.rstrip('/')}/health", timeout=PROBE_S).close()
@@ -176,6 +166,18 @@ class Store:
             if not isinstance(reason, ssl.SSLError):  # somebody answers; MLflow may trust another certificate than we
                 raise StoreAway(str(reason) or type(reason).__name__) from None
 
+    def _probe_database(self) -> None:
+        """MLflow itself tries for more than a minute, whatever the database answers."""
+        import sqlalchemy
+
+        try:
+            url = sqlalchemy.make_url(tracking_uri(self._workspace))
+            if url.get_backend_name() in ("postgresql", "mysql"):
+                url = url.update_query_dict({"connect_timeout": str(round(PROBE_S))})
+            sqlalchemy.create_engine(url).connect().close()
+        except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+            raise StoreAway(redact(" ".join(str(error).split())[:300])) from None
+
     def connect(self) -> "MlflowClient":
         """The client, made at the first call: MLflow's import and a new store's tables take seconds."""
         if self._client is None:
@@ -184,10 +186,19 @@ class Store:
         return self._client
 
     def describe(self, error: Exception) -> str:
-        """The first line of an error, short and without credentials."""
+        """What went wrong and what helps, in one line without passwords."""
         lines = str(error).strip().splitlines() or [""]
-        text = lines[0].replace(tracking_uri(self._workspace), self.name)[:300]
-        return text if isinstance(error, UserError | StoreAway) else f"{type(error).__name__}: {text}"
+        text = redact(lines[0])[:300]
+        if isinstance(error, UserError | StoreAway):
+            return text
+        from mlflow import MlflowException
+
+        status = error.get_http_status_code() if isinstance(error, MlflowException) else None
+        if status == HTTPStatus.UNAUTHORIZED:
+            return "it does not accept the name and password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        if status == HTTPStatus.FORBIDDEN:
+            return f"this user may not do this, ask the owner of the server: {text}"
+        return f"{type(error).__name__}: {text}"
 
     def deliver(self, journal: Journal) -> int:
         """Sends what the journal holds beyond its delivery state; returns the number of records.
@@ -240,6 +251,8 @@ class Store:
                 for stage, fingerprint in record["values"].items():
                     parent = self._find_parent(journal, stage, fingerprint) or f"fingerprint:{fingerprint}"
                     mlflow.set_tag(run_id, f"sfd.parent.{stage}", parent)
+            case "repro" | "repro_params" | "repro_tags" | "repro_metrics":
+                self._send_repro(journal, state, record)
             case "input":
                 mlflow.log_inputs(run_id, datasets=[_dataset_input(record)])
             case "artifact":
@@ -248,12 +261,43 @@ class Store:
                 self._finish(journal, state, record)
         return state
 
+    def _send_repro(self, journal: Journal, state: State, record: Record) -> None:
+        """Sends what a stage knows of the `dvc repro` that it belongs to: params, tags and metrics of the parent run."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        mlflow, parent = self.connect(), self._find_or_create_repro(journal.read_header(), record["repro"])
+        match record["kind"]:
+            case "repro":
+                mlflow.set_tag(state.run_id, "mlflow.parentRunId", parent)
+                mlflow.update_run(parent, status="RUNNING")
+            case "repro_params":
+                for chunk in _chunks(record["values"]):
+                    mlflow.log_batch(parent, params=[Param(key, value) for key, value in chunk])
+            case "repro_tags":
+                mlflow.log_batch(parent, tags=[RunTag(key, value) for key, value in record["values"].items()])
+            case "repro_metrics":
+                points = [Metric(key, value, record["time"], 0) for key, value in record["values"].items()]
+                mlflow.log_batch(parent, metrics=points)
+
+    def _find_or_create_repro(self, header: Record, repro_id: str) -> str:
+        if repro_id not in self._repros:
+            tags = {"sfd.repro": repro_id, "sfd.stage": "repro"}
+            found = self._search(header["experiment"], {"sfd.repro": repro_id})
+            if not found:
+                experiment = self._experiment_id(header["experiment"])
+                found = [self.connect().create_run(experiment, header["time"], tags, run_name="dvc repro")]
+            self._repros[repro_id] = str(found[0].info.run_id)
+        return self._repros[repro_id]
+
     def _finish(self, journal: Journal, state: State, record: Record) -> None:
         header = journal.read_header()
         for run in self._search(header["experiment"], {"sfd.journal": header["id"]}):
             if run.info.run_id != state.run_id:  # left by a "create" whose answer was lost in a time-out
                 self.connect().delete_run(run.info.run_id)
         self.connect().set_terminated(state.run_id, record["status"], record["time"])
+        if record.get("repro") is not None:  # until the next stage begins, if there is one
+            parent = self._find_or_create_repro(header, record["repro"])
+            self.connect().set_terminated(parent, record["status"], record["time"])
         journal.remove_artifacts()
 
     def _find_or_create_run(self, header: Record) -> str:
@@ -294,25 +338,35 @@ class Store:
             mlflow = self.connect()
             found = mlflow.get_experiment_by_name(name)
             if found is None:
-                location = (self._workspace.mlruns / "artifacts").resolve().as_uri() if self.is_local else None
+                location = artifacts_of(self.file).as_uri() if self.file else None
                 try:
                     mlflow.create_experiment(name, artifact_location=location)
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":  # two stages at once: one of them creates it
                         raise
                 found = mlflow.get_experiment_by_name(name)
+            if found.lifecycle_stage == "deleted":
+                raise UserError(
+                    f"experiment `{name}` of MLflow at {self.name} is deleted; restore it with "
+                    f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or set tracking.experiment to another name"
+                )
             self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
 
 class Deliverer(threading.Thread):
-    """Delivers a live journal, about once a second, until it is closed. A hung server cannot hold the process."""
+    """Delivers a live journal, about once a second, until it is closed. A hung server cannot hold the process.
+
+    Attributes:
+        trouble: why the last try failed; None if it did not.
+    """
 
     def __init__(self, workspace: Workspace, journal: Journal) -> None:
         super().__init__(name="sfd-delivery", daemon=True)
         self.store = Store(workspace)
         self._journal = journal
         self._closing = threading.Event()
+        self.trouble: str | None = None
         self._told: set[str] = set()  # troubles since the last success that the user knows of
 
     def run(self) -> None:
@@ -328,7 +382,7 @@ class Deliverer(threading.Thread):
                 delay = min(2 * delay, LONGEST_BACKOFF_S) if self._told else POLL_S
                 self._warn_once(error)
             else:
-                delay = POLL_S
+                delay, self.trouble = POLL_S, None
                 if self._told:
                     print(f"MLflow at {self.store.name} takes records again", file=sys.stderr, flush=True)
                 self._told.clear()
@@ -341,7 +395,7 @@ class Deliverer(threading.Thread):
         Waits 2 s for a server that is away, and 10 s without progress for one that answered before.
         """
         self._closing.set()
-        patient = EXIT_WAIT_LOCAL_S if self.store.is_local else EXIT_WAIT_S
+        patient = EXIT_WAIT_LOCAL_S if self.store.file else EXIT_WAIT_S
         start = time.monotonic()
         while self.is_alive():
             quiet = time.monotonic() - max(start, self.store.last_progress)
@@ -352,13 +406,11 @@ class Deliverer(threading.Thread):
 
     def _warn_once(self, error: Exception) -> None:
         trouble = "is away" if isinstance(error, StoreAway) else "did not take the records"
+        self.trouble = f"MLflow at {self.store.name} {trouble} ({self.store.describe(error)})"
         if trouble in self._told:
             return
         self._told.add(trouble)
-        warn(
-            f"MLflow at {self.store.name} {trouble} ({self.store.describe(error)}); the stage goes on, its records are "
-            f"kept in {self._journal.path} and delivered later"
-        )
+        warn(f"{self.trouble}; the stage goes on, its records are kept in {self._journal.path} and delivered later")
 
 
 def _batches(records: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:

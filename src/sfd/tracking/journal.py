@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sfd.errors import UserError
+from sfd.errors import UserError, redact
 from sfd.workspace import Workspace
 
 Record = dict[str, Any]
@@ -144,7 +144,10 @@ class JournalWriter:
 
     def __init__(self, journal: Journal, header: Mapping[str, object]) -> None:
         self.journal = journal
-        self.values: dict[str, dict[str, str]] = {"params": {}, "tags": {}, "parents": {}}
+        self.values: dict[str, dict[str, str]] = {
+            kind: {} for kind in ("params", "tags", "parents", "repro_params", "repro_tags")
+        }
+        self._repro: str | None = None
         self._steps: dict[str, set[int]] = {}
         self._mutex = threading.Lock()
         self._file = os.open(journal.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)  # less the umask
@@ -163,14 +166,24 @@ class JournalWriter:
             self._append({"kind": "metrics", "step": step, "time": now_ms(), "values": new})
 
     def add_values(self, kind: str, values: Mapping[str, str]) -> None:
-        """Appends those ``params``, ``tags`` or ``parents`` that differ from what is there."""
+        """Appends those ``params``, ``tags`` or ``parents`` that differ from what is there, without passwords."""
+        values = {key: redact(value) for key, value in values.items()}
         new = {key: value for key, value in values.items() if self.values[kind].get(key) != value}
         if new:
-            self._append({"kind": kind, "values": new})
+            self._append({"kind": kind, "repro": self._repro, "values": new})
+
+    def join_repro(self, repro_id: str) -> None:
+        """From now on the run is a child of that of a `dvc repro`, which the kinds ``repro_params`` and ``repro_tags`` describe."""
+        self._append({"kind": "repro", "repro": repro_id})
+
+    def add_result(self, values: Mapping[str, float]) -> None:
+        """Appends metrics of the `dvc repro`, if the run is a child of one."""
+        if self._repro is not None:
+            self._append({"kind": "repro_metrics", "repro": self._repro, "time": now_ms(), "values": dict(values)})
 
     def add_input(self, record: Record) -> None:
-        """Appends one data set."""
-        self._append({"kind": "input", **record})
+        """Appends one data set, without a password in its address."""
+        self._append({"kind": "input", **record, "source": redact(record["source"])})
 
     def add_artifact(self, path: Path, artifact_path: str) -> None:
         """Keeps a copy of a file or folder until it is delivered: results may be rebuilt meanwhile.
@@ -188,7 +201,7 @@ class JournalWriter:
 
     def finish(self, status: str) -> None:
         """Ends the journal with MLflow's run status FINISHED or FAILED."""
-        self._append({"kind": "finish", "status": status, "time": now_ms()})
+        self._append({"kind": "finish", "repro": self._repro, "status": status, "time": now_ms()})
 
     def close(self) -> None:
         """Closes the file; an unfinished journal stays to be continued."""
@@ -198,6 +211,9 @@ class JournalWriter:
         if record["kind"] == "metrics":
             for key in record["values"]:
                 self._steps.setdefault(key, set()).add(record["step"])
+        elif record["kind"] == "repro" and record["repro"] != self._repro:
+            self._repro = record["repro"]
+            self.values |= {"repro_params": {}, "repro_tags": {}}  # another parent knows none of them
         elif record["kind"] in self.values:
             self.values[record["kind"]].update(record["values"])
 

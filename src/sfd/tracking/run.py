@@ -1,5 +1,6 @@
 """One stage's MLflow run, as the stage sees it: every call writes a line to the journal and returns."""
 
+import getpass
 import json
 import os
 import platform
@@ -13,8 +14,11 @@ from pathlib import Path
 
 from sfd.errors import UserError, warn
 from sfd.params import TrackingParams, parse_yaml
+from sfd.tracking.address import check_place, tracking_uri
 from sfd.tracking.delivery import Deliverer, check_reachable
 from sfd.tracking.journal import JournalWriter, open_journal
+from sfd.tracking.machine import watch_machine
+from sfd.tracking.repro import Repro
 from sfd.workspace import Workspace
 
 # MLflow's limits, mlflow/utils/validation.py; what breaks them would be refused long after the call that logged it.
@@ -63,6 +67,11 @@ class Run:
         """Logs one point of each metric. The first value of a (key, step) counts, later ones are dropped."""
         self._writer.add_metrics({_check_name(key): float(value) for key, value in metrics.items()}, int(step))
 
+    def log_result(self, metrics: Mapping[str, float]) -> None:
+        """Logs metrics of the run, and of the `dvc repro` that it belongs to."""
+        self.log_metrics(metrics)
+        self._writer.add_result({key: float(value) for key, value in metrics.items()})
+
     def log_tags(self, tags: Mapping[str, object]) -> None:
         """Logs tags; the last value of a key counts. Values above 8,000 characters are cut, and a warning says so."""
         cut = {_check_name(key): _cut(f"tag {key}", str(value), MAX_TAG_CHARS) for key, value in tags.items()}
@@ -97,11 +106,16 @@ class Run:
         self._writer.add_artifact(path, artifact_path)
 
     def wait_for_run_id(self, timeout_s: float = 60.0) -> str | None:
-        """:meth:`run_id`, waiting until MLflow knows the run; None if it does not within ``timeout_s``."""
+        """:meth:`run_id`, waiting until MLflow knows the run; None if it refuses, is away, or needs more than ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
-        while (found := self.run_id()) is None and time.monotonic() < deadline:
+        while (found := self.run_id()) is None and self.trouble is None and time.monotonic() < deadline:
             time.sleep(0.1)
         return found
+
+    @property
+    def trouble(self) -> str | None:
+        """Why MLflow did not take the newest records; None if it did, or was not asked yet."""
+        return self._deliverer.trouble
 
     def run_id(self) -> str | None:
         """The id of the MLflow run; None as long as MLflow does not know the run."""
@@ -110,7 +124,12 @@ class Run:
 
 @contextmanager
 def start_run(
-    workspace: Workspace, stage: str, fingerprint: str, params: TrackingParams, parents: Mapping[str, str]
+    workspace: Workspace,
+    stage: str,
+    fingerprint: str,
+    params: TrackingParams,
+    parents: Mapping[str, str],
+    repro: Repro | None = None,
 ) -> Iterator[Run]:
     """Opens the run of one stage, and delivers it while the block runs.
 
@@ -119,21 +138,27 @@ def start_run(
 
     Args:
         parents: upstream stage to its fingerprint; becomes tags ``sfd.parent.STAGE`` with the MLflow run's id.
+        repro: the `dvc repro` that the stage belongs to; its run becomes the parent of this one.
 
     Raises:
-        UserError: the stage runs already; or ``params.required`` is true and the store cannot be used at the start, or
+        UserError: the stage runs already; the store was copied or moved; or ``params.required`` is true and the store cannot be used at the start, or
             lacks records at the end of a stage that succeeded.
     """
+    check_place(tracking_uri(workspace))
     if params.required:
         check_reachable(workspace)
-    with open_journal(workspace, stage, fingerprint, params.experiment) as writer:
+    with open_journal(workspace, stage, fingerprint, workspace.experiment(params)) as writer:
         deliverer = Deliverer(workspace, writer.journal)
         run = Run(fingerprint, writer, deliverer)
         writer.add_values("parents", dict(parents))
-        run.log_tags(describe_origin(workspace, stage) | _describe_machine())
+        origin = describe_origin(workspace, stage) | _describe_machine()
+        run.log_tags(origin)
+        if repro is not None:
+            _join(writer, repro, origin)
         deliverer.start()
         try:
-            yield run
+            with watch_machine(run.log_metrics, writer.journal.read_header()["time"]):
+                yield run
         except Exception:
             writer.finish(run.final_status or "FAILED")
             _close(deliverer, stage)
@@ -150,6 +175,14 @@ def start_run(
             f"tracking.required is set, but MLflow at {deliverer.store.name} lacks {missing} records of stage {stage}: "
             "run `sfd sync` when it answers"
         )
+
+
+def _join(writer: JournalWriter, repro: Repro, origin: Mapping[str, str]) -> None:
+    writer.join_repro(repro.id)
+    params = {key: _cut(f"param {key}", str(value), MAX_PARAM_CHARS) for key, value in repro.params.items()}
+    writer.add_values("repro_params", params)
+    name = {"mlflow.runName": origin[EXPERIMENT]} if EXPERIMENT in origin else {}
+    writer.add_values("repro_tags", {key: value for key, value in origin.items() if key != "sfd.dvc_lock"} | name)
 
 
 def _close(deliverer: Deliverer, stage: str) -> int:
@@ -176,11 +209,18 @@ def _cut(what: str, text: str, limit: int) -> str:
 
 def describe_origin(workspace: Workspace, stage: str) -> dict[str, str]:
     """Tags that say which code and which data made the run, where git and dvc.lock know, and for which experiment."""
-    tags = {} if workspace.dvc_experiment is None else {EXPERIMENT: workspace.dvc_experiment.name}
+    tags = {"sfd.project": workspace.name}
+    if workspace.dvc_experiment is not None:
+        tags[EXPERIMENT] = workspace.dvc_experiment.name
+    branch = _git(workspace.root, "branch", "--show-current")
+    if branch:
+        tags["sfd.branch"] = branch
     commit = _git(workspace.root, "rev-parse", "HEAD")
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit
-        changed = _git(workspace.root, "status", "--porcelain", "--untracked-files=no")
+        # The run keeps params.yaml and what DVC locked, so a change of these alone is nothing that could be lost.
+        kept = [f":(exclude){file.name}" for file in (workspace.params_file, workspace.dvc_lock)]
+        changed = _git(workspace.root, "status", "--porcelain", "--untracked-files=no", "--", ":/", *kept)
         if changed is not None:
             tags["sfd.git_dirty"] = str(bool(changed)).lower()
     lock = workspace.dvc_lock
@@ -201,12 +241,22 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def user_name() -> str:
+    """Who runs this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid-{os.getuid()}"
+
+
 def _describe_machine() -> dict[str, str]:
     """Tags that say what the run ran on."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
+        "mlflow.user": user_name(),
+        "sfd.host": platform.node(),
         "sfd.platform": platform.platform(),
         "sfd.python": platform.python_version(),
         "sfd.torch": version("torch"),

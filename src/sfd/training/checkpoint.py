@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
 
-from sfd.errors import UserError
+from sfd.errors import UserError, describe_free, full_disk
 from sfd.training.sharding import WHOLE
 
 FORMAT = 2
@@ -56,6 +57,7 @@ class Checkpoint:
         file: where it is; all processes see the same folder.
         purpose: names the training in messages.
         fingerprint: stands for parameters and inputs; a file with another one is not used.
+        num_steps: length of the training; a file with more steps is not used.
         accelerator: the processes that train.
         sharded: whether each of them has a part of the weights.
     """
@@ -63,11 +65,16 @@ class Checkpoint:
     file: Path
     purpose: str
     fingerprint: str
+    num_steps: int
     accelerator: Accelerator
     sharded: bool
 
     def save(self, state: TrainingState) -> None:
-        """Replaces the file in one rename. All processes must call it."""
+        """Replaces the file in one rename. All processes must call it.
+
+        Raises:
+            UserError: the disk is full; the file that was there is kept.
+        """
         content = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -82,11 +89,26 @@ class Checkpoint:
         if not self.accelerator.is_main_process:
             return
         temporary = self.file.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self.file)
+        try:
+            with temporary.open("wb") as stream:
+                torch.save(content, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.file)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            reason = full_disk(error)
+            if reason is None:
+                raise
+            raise UserError(self._describe_full(reason, content)) from None
+
+    def _describe_full(self, reason: str, content: dict[str, Any]) -> str:
+        size = sum(value.nbytes for value in tree_leaves(content) if isinstance(value, Tensor)) / 2**30
+        kept = "the checkpoint before it is kept" if self.file.is_file() else "there is none before it"
+        return (
+            f"{self.purpose}: the checkpoint of step {content['step']} cannot be written to {self.file} ({reason}): it takes {size:.2f} GiB "
+            f"beside the one before it, and {describe_free(self.file.parent)} are free; {kept}. Make room, and the same command continues"
+        )
 
     def restore(self, state: TrainingState) -> None:
         """Sets ``state`` to that of the file, if there is one with this fingerprint. All processes must call it.
@@ -97,18 +119,25 @@ class Checkpoint:
         if self.file.is_file():
             # Mapped, so that the processes of a machine read it once.
             content = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
-            if (content.get("format"), content["fingerprint"]) == (FORMAT, self.fingerprint):
+            obstacle = self._obstacle(content)
+            if obstacle is None:
                 self._set(state, content)
             elif self.accelerator.is_main_process:
                 print(
-                    f"{self.purpose}: the checkpoint belongs to other parameters, inputs or code, so training starts from the beginning",
-                    file=sys.stderr,
+                    f"{self.purpose}: the checkpoint {obstacle}, so training starts from the beginning", file=sys.stderr
                 )
         steps = self.accelerator.gather(torch.tensor([state.step], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
             raise UserError(
                 f"{self.purpose}: processes would continue from different steps {steps}; their machines must share {self.file}"
             )
+
+    def _obstacle(self, content: dict[str, Any]) -> str | None:
+        """Why training cannot go on from there; None if it can."""
+        if (content.get("format"), content["fingerprint"]) != (FORMAT, self.fingerprint):
+            return "belongs to other parameters, inputs or code"
+        step = content["step"]
+        return f"is of step {step:,}, and num_steps is {self.num_steps:,}" if step > self.num_steps else None
 
     def _set(self, state: TrainingState, content: dict[str, Any]) -> None:
         # With whole tensors in the file, each process takes its parts of them.

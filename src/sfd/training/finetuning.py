@@ -1,5 +1,6 @@
 """Starting from a trained model: what is copied, resized, re-initialised and unused; and low-rank adapters (arXiv 2106.09685)."""
 
+import copy
 import json
 import textwrap
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sfd.data.latents import ChannelStatistics, LatentDataset
 from sfd.errors import UserError
@@ -155,6 +157,17 @@ class Start:
     def trainable(self) -> int:
         """Number of parameters that are trained."""
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+
+    def merged(self, averaged: nn.Module) -> Backbone:
+        """The network as :meth:`finish` would leave it now; a copy where there are adapters."""
+        if self.adapters is None:
+            assert isinstance(averaged, Backbone)
+            return averaged
+        copied: Any = copy.deepcopy(self.adapters)
+        copied.model.load_state_dict(averaged.state_dict())
+        copied.merge_and_unload()
+        network: Backbone = copied.model
+        return network
 
     def finish(self, trained: Trained) -> None:
         """Puts the averaged weights into the network and merges the adapters, so that it is an ordinary one."""

@@ -2,9 +2,8 @@
 
 import math
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
-from tqdm import tqdm
 
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams, TrainingRuntime
-from sfd.processes import form_group
+from sfd.processes import Terminated, form_group, handled, say_at_once
+from sfd.progress import progress
 from sfd.training.batches import Batch, BatchedDataset, read_batches
 from sfd.training.checkpoint import Checkpoint, TrainingState
 from sfd.training.order import SeededBatchSampler
@@ -29,10 +28,26 @@ from sfd.training.sharding import WHOLE, local, sharded_copy
 Draws = TypeVar("Draws")
 Record = TypeVar("Record")
 LogMetrics = Callable[[dict[str, float], int], None]
-Preview = Callable[[nn.Module, int], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Something to do with the averaged network during training, in process 0: ``call(network, step)`` every ``every`` steps.
+
+    ``at_end``: after the last step, too.
+    """
+
+    call: Callable[[nn.Module, int], None]
+    every: int
+    at_end: bool = True
+
+    def is_due(self, step: int, last: bool) -> bool:
+        """Whether it is to be done after ``step`` steps."""
+        return step % self.every == 0 or (last and self.at_end)
+
 
 AGREE_EVERY = 10
-"""Steps after which several processes ask one another whether SIGTERM came."""
+"""Steps after which several processes ask one another whether a signal to end came."""
 
 
 def log_nothing(metrics: dict[str, float], step: int) -> None:
@@ -93,8 +108,7 @@ def train(
     fingerprint: str,
     log: LogMetrics,
     runtime: TrainingRuntime | None = None,
-    preview: Preview | None = None,
-    preview_every: int = 0,
+    looks: Sequence[Look] = (),
     sharding: Sharding = "ddp",
 ) -> Trained:
     """Trains ``task.network`` in place and returns its averaged weights.
@@ -102,17 +116,17 @@ def train(
     Killed at any moment and called again with the same ``work`` folder, it ends with the same bytes (same device, same number of processes).
     With another number of processes it continues as well, the same beyond rounding.
     ``runtime`` (None: its defaults) may be another one, too, with the same weights.
-    ``preview`` is called with the averaged network, in process 0, every ``preview_every`` steps and at the end.
+    A finished training continues in the same way when ``params.num_steps`` is raised, unless the learning rate depends on it.
 
     Raises:
         UserError: the batch cannot be shared evenly, the loss became NaN or infinite, or the data set raised it.
-        SystemExit: SIGTERM came; a checkpoint was saved.
+        Terminated: SIGTERM or Ctrl-C came; a checkpoint was saved.
     """
     trainer = _Trainer(
         task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding
     )
     trainer.checkpoint.restore(trainer.state)
-    trainer.run(preview, preview_every)
+    trainer.run(looks)
     return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve)
 
 
@@ -156,13 +170,15 @@ class _Trainer(Generic[Batch, Draws]):
         self.terms = [*task.weights, "total"]
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
         self.state = TrainingState(raw, averaged, adamw, sums)
-        self.checkpoint = Checkpoint(work / "checkpoint.pt", task.purpose, fingerprint, self.accelerator, self.sharded)
+        self.checkpoint = Checkpoint(
+            work / "checkpoint.pt", task.purpose, fingerprint, params.num_steps, self.accelerator, self.sharded
+        )
         self.network: Any = torch.compile(raw) if runtime.compile else raw
         self.optimizer: Any = adamw
         if not self.sharded:
             self.network, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
         self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
-        self.stop_requested = False
+        self.stop_signal = 0
         self.interval_start = (0, 0.0)
 
     def _rows(self) -> slice:
@@ -186,66 +202,64 @@ class _Trainer(Generic[Batch, Draws]):
             rate *= 0.5 * (1.0 + math.cos(math.pi * done))
         return rate
 
-    def run(self, preview: Preview | None, preview_every: int) -> None:
-        """All remaining steps. SIGTERM ends the process between two steps, with a checkpoint."""
-        previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
-        try:
-            self._run_steps(preview, preview_every)
-        finally:
-            signal.signal(signal.SIGTERM, previous_handler)
+    def run(self, looks: Sequence[Look]) -> None:
+        """All remaining steps. SIGTERM and Ctrl-C end the process between two steps, with a checkpoint."""
+        with handled(self._request_stop):
+            self._run_steps(looks)
         if self._must_stop(ask=True):
             self._stop()
+        if self.state.num_summed:
+            self._log_interval()  # not in the checkpoint: a longer training goes on with this interval
 
-    def _run_steps(self, preview: Preview | None, preview_every: int) -> None:
+    def _run_steps(self, looks: Sequence[Look]) -> None:
         params, runtime, state, size = self.params, self.runtime, self.state, self.params.batch_size
         order = SeededBatchSampler(
             self.seed, self.task.purpose, len(self.task.dataset), size, state.step, params.num_steps, self.rows
         )
         self.interval_start = (state.step, time.perf_counter())
-        with self._progress_bar() as bar:
-            for data in read_batches(self.task.dataset, order, runtime.num_workers):
+        shown = progress(self.task.purpose, "image", params.num_steps * size, state.step * size)
+        with shown as bar, read_batches(self.task.dataset, order, runtime.num_workers) as batches:
+            for data in batches:
                 self._step(data)
                 state.step += 1
-                bar.update(size)
                 last = state.step == params.num_steps
-                if state.step % runtime.log_every == 0 or last:
-                    bar.set_postfix(loss=f"{self._log_interval():.4f}")
-                if preview is not None and (state.step % preview_every == 0 or last):
-                    self._preview(preview)
+                if state.step % runtime.log_every == 0:
+                    bar.bar.set_postfix(loss=f"{self._log_interval():.4f}")
+                bar.update(size, self._place)
+                self._look([look for look in looks if look.is_due(state.step, last)])
                 stop = self._must_stop(ask=state.step % AGREE_EVERY == 0)
                 if state.step % runtime.checkpoint_every == 0 or last or stop:
                     self._save()
                 if stop:
                     self._stop()
 
-    def _progress_bar(self) -> "tqdm[NoReturn]":
-        """Counts images, on a terminal alone."""
-        size = self.params.batch_size
-        return tqdm(
-            total=self.params.num_steps * size,
-            initial=self.state.step * size,
-            unit="image",
-            unit_scale=True,
-            disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
-            desc=self.task.purpose,
-        )
+    def _place(self) -> str:
+        """Where the training is, for a line of progress."""
+        state = self.state
+        loss = state.sums[-1].item() / state.num_summed if state.num_summed else state.curve[-1]["total"]
+        return f"step {state.step:,} of {self.params.num_steps:,}, loss {loss:.4f}"
 
-    def _request_stop(self, _signal: int, _frame: object) -> None:
-        self.stop_requested = True
+    def _request_stop(self, number: int, _frame: object) -> None:
+        if not self.stop_signal:
+            self.stop_signal = number
+            step, last = self.state.step, self.params.num_steps
+            say_at_once(
+                f"{self.task.purpose}: {signal.Signals(number).name} at step {step} of {last}; a checkpoint is saved, and the same command continues"
+            )
 
     def _must_stop(self, ask: bool) -> bool:
-        """Whether SIGTERM came. Several processes agree on it when they ``ask``, so that all stop at the same step."""
+        """Whether a signal to end came. Several processes agree on it when they ``ask``, so that all stop at the same step."""
         if self.accelerator.num_processes == 1:
-            return self.stop_requested
+            return self.stop_signal > 0
         if not ask:
             return False
-        flag = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        flag = torch.tensor(float(self.stop_signal), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
 
     def _stop(self) -> NoReturn:
         """Ends all processes. None may go before the checkpoint is written: launchers end a job when its first process has failed."""
         self.accelerator.wait_for_everyone()
-        sys.exit(128 + signal.SIGTERM)
+        raise Terminated(self.stop_signal or signal.SIGTERM)
 
     def whole_average(self) -> nn.Module:
         """The network with averaged weights; all processes must call it, and with sharding process 0 alone gets the weights."""
@@ -257,10 +271,13 @@ class _Trainer(Generic[Batch, Draws]):
             self.task.network.load_state_dict(weights)
         return self.task.network
 
-    def _preview(self, preview: Preview) -> None:
+    def _look(self, looks: list[Look]) -> None:
+        if not looks:
+            return
         network = self.whole_average()
         if self.accelerator.is_main_process:
-            preview(network, self.state.step)
+            for look in looks:
+                look.call(network, self.state.step)
             if self.sharded:
                 network.cpu()  # makes room on the device again
 

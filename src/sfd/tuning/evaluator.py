@@ -27,7 +27,7 @@ from sfd.pipeline.prepare import open_prepared
 from sfd.processes import inference_device
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
-from sfd.training.loop import log_nothing, train
+from sfd.training.loop import Look, log_nothing, train
 from sfd.workspace import Workspace
 
 GRID_IMAGES = 100
@@ -58,7 +58,7 @@ class CandidateEvaluator:
         self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
         self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
         self.trained = (
-            DiffusionModel.load(workspace.result("diffusion") / "model") if params.tune.kind == "sampling" else None
+            DiffusionModel.load(workspace.model(params.sample.step)) if params.tune.kind == "sampling" else None
         )
         with open_source(workspace, params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
             self.source = None if folder is None else DiffusionModel.load(folder)
@@ -144,8 +144,7 @@ class CandidateEvaluator:
             "tune",
             log_nothing,
             params.runtime.diffusion,
-            preview,
-            params.tune.report_every,
+            [Look(preview, params.tune.report_every)],
         )
         start.finish(trained)
         return model

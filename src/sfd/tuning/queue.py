@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from sfd.errors import UserError
+from sfd.errors import UserError, redact
 from sfd.params import TuneParams
-from sfd.tuning.storage import hide_password, one_line, open_storage
+from sfd.tuning.storage import one_line, open_storage
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -94,7 +94,7 @@ class Queue:
             study = optuna.load_study(storage=storage, study_name=tune.study)
         except KeyError:
             raise UserError(
-                f"there is no study `{tune.study}` in {hide_password(tune.storage)}: start it with `sfd tune`"
+                f"there is no study `{tune.study}` in {redact(tune.storage)}: start it with `sfd tune`"
             ) from None
         return cls(study, storage, tune, seed, max_resource)
 

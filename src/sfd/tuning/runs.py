@@ -20,7 +20,7 @@ def settle_runs(workspace: Workspace, queue: Queue, tracking: TrackingParams, pa
     try:
         store.probe()
         mlflow = client(workspace)
-        experiment = mlflow.get_experiment_by_name(tracking.experiment)
+        experiment = mlflow.get_experiment_by_name(workspace.experiment(tracking))
         query = f"tags.`sfd.study` = '{queue.study.user_attrs['id']}'"
         for run in mlflow.search_runs([experiment.experiment_id], query, max_results=50_000):
             number = run.data.tags.get("sfd.trial")

@@ -1,6 +1,7 @@
 """The storage of a study: SQLite, a journal file or PostgreSQL. It is checked before Optuna is imported, then opened."""
 
 import json
+import os
 import re
 import sqlite3
 import tempfile
@@ -9,9 +10,10 @@ import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
-from sfd.errors import UserError
-from sfd.params import JOURNAL, POSTGRES, SQLITE, check_storage_address
+from sfd.errors import UserError, keep_secret, redact
+from sfd.params import JOURNAL, POSTGRES, SQLITE, VARIABLE, check_storage_address
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -21,9 +23,26 @@ CONNECT_S = 2.5  # for a PostgreSQL server to answer
 OPENING_TRIES = 5  # several workers may create the tables at the same time
 
 
-def hide_password(url: str) -> str:
-    """``url`` in a form that may be printed: without the password, and without what follows a ``?``."""
-    return re.sub(r"(://[^:@/]*):.*@", r"\1:***@", url).partition("?")[0]
+def expand(url: str) -> str:
+    """An address with the values of the variables that it names. They are plain text: what an address cannot hold is encoded here.
+
+    Raises:
+        UserError: a variable is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise UserError(
+                f"tune.storage names the variable {match[1]}, which is not set; export it, e.g. {match[1]}=..."
+            )
+        if match.end() <= url.rfind("@"):  # name or password
+            keep_secret(found)
+            keep_secret(quote(found, safe=""))
+            return quote(found, safe="")
+        return found
+
+    return VARIABLE.sub(value, url)
 
 
 def check_storage(url: str) -> None:
@@ -32,12 +51,12 @@ def check_storage(url: str) -> None:
     Relative folders are created. Absolute folders must exist, because a missing one is a mistake or a disk that is not mounted.
 
     Raises:
-        UserError: the folder is missing or read-only; the file is not a study's; the server does not answer or refuses; or its driver
-            is missing. Passwords are never part of the message.
+        UserError: the folder is missing or read-only; the file is not a study's; the server does not answer or refuses; its driver is
+            missing; or a variable in the address is not set.
     """
     check_storage_address(url)
     if url.startswith(POSTGRES):
-        _check_server(url)
+        _check_server(expand(url))
     else:
         path = _path(url)
         try:
@@ -56,12 +75,14 @@ def resolve_storage(workspace: Workspace, url: str) -> str:
     """``tune.storage`` as seen from the working folder: a file that it names is relative to the project's root."""
     for kind in (SQLITE, JOURNAL):
         if url.startswith(kind):
-            return f"{kind}{workspace.resolve(_path(url))}"
+            path = str(workspace.resolve(_path(url)))
+            return kind + (path.replace("%", "%25") if kind == SQLITE else path)
     return url
 
 
 def _path(url: str) -> Path:
-    return Path(url.removeprefix(SQLITE).removeprefix(JOURNAL))
+    """The file of an address. SQLAlchemy reads ``%41`` in an address as ``A``."""
+    return Path(unquote(url.removeprefix(SQLITE))) if url.startswith(SQLITE) else Path(url.removeprefix(JOURNAL))
 
 
 def _check_sqlite(url: str, path: Path) -> None:
@@ -99,7 +120,7 @@ def _check_server(url: str) -> None:
         import psycopg2
     except ImportError:
         raise UserError(
-            f"tune.storage `{hide_password(url)}` needs the PostgreSQL driver: pip install -e '.[postgres]'"
+            f"tune.storage `{redact(url)}` needs the PostgreSQL driver: pip install -e '.[postgres]'"
         ) from None
 
     problems: list[str] = []
@@ -117,7 +138,7 @@ def _check_server(url: str) -> None:
     if thread.is_alive() or problems:
         problem = problems[0] if problems else f"no answer within {CONNECT_S} s"
         raise UserError(
-            f"tune.storage `{hide_password(url)}` cannot be used: {problem}; start the server or correct the address"
+            f"tune.storage `{redact(url)}` cannot be used: {problem}; start the server or correct the address"
         )
 
 
@@ -129,6 +150,7 @@ def one_line(error: BaseException) -> str:
 def open_storage(url: str) -> "BaseStorage":
     """Opens ``tune.storage`` and creates its tables where missing. Raises :class:`UserError` if it cannot."""
     check_storage(url)
+    url = expand(url)
     import optuna
     import sqlalchemy
 
@@ -147,13 +169,11 @@ def open_storage(url: str) -> "BaseStorage":
             tries -= 1
             if not tries:
                 problem = one_line(error)
-                raise UserError(
-                    f"tune.storage `{hide_password(url)}` cannot be used: {problem}; name another one"
-                ) from None
+                raise UserError(f"tune.storage `{redact(url)}` cannot be used: {problem}; name another one") from None
             time.sleep(0.5)
         except RuntimeError as error:
             raise UserError(
-                f"tune.storage `{hide_password(url)}` holds tables of another Optuna version or program: {one_line(error)}; "
+                f"tune.storage `{redact(url)}` holds tables of another Optuna version or program: {one_line(error)}; "
                 "name another one"
             ) from None
 

@@ -7,14 +7,14 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Literal
 
-from sfd.errors import UserError
+from sfd.errors import UserError, redact
 from sfd.names import is_higher_better
 from sfd.params import Params, TuneParams, check_study, current_value, select, to_tree
 from sfd.pipeline.inputs import STAGES, published
 from sfd.pipeline.stage import Stage, stage
 from sfd.tuning.queue import Queue, run
 from sfd.tuning.space import check_upstream, upstream
-from sfd.tuning.storage import check_storage, hide_password, resolve_storage
+from sfd.tuning.storage import check_storage, resolve_storage
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _run_study(current: Stage) -> None:
     assert current.run is not None  # the main process of a study is a single one, and so it has the MLflow run
     names = {"sfd.study": study_id, "sfd.study_name": params.tune.study}
     current.run.log_tags(
-        {"mlflow.runName": f"tune {params.tune.study}", **names, "sfd.storage": hide_password(params.tune.storage)}
+        {"mlflow.runName": f"tune {params.tune.study}", **names, "sfd.storage": redact(params.tune.storage)}
     )
     parent = current.run.wait_for_run_id(PARENT_WAIT_S)
     queue.study.set_user_attr("mlflow_run_id", parent)

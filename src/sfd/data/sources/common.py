@@ -12,12 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from sfd.data.files import ImageRefused
 from sfd.data.layout import FolderLayout
 from sfd.data.sources.source import DataSource, Found, Rejected, Scan
 from sfd.errors import UserError
+from sfd.progress import track
 
 _FILES_IN_FLIGHT = 1024
 T = TypeVar("T")
@@ -107,7 +106,7 @@ def collect(outcomes: Iterable[Outcome]) -> Scan:
     rejected: list[Rejected] = []
     classes: set[str] = set()
     numbers: set[str] = set()
-    for item, label in tqdm(outcomes, desc="images", disable=None):
+    for item, label in track(outcomes, "prepare", "image"):
         if isinstance(item, Found):
             found.append(item)
         else:

@@ -4,13 +4,12 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from sfd.data.files import FolderStore, ImageRefused, open_regular
 from sfd.data.layout import FolderLayout
 from sfd.data.sources.common import check_folder, check_name, in_order, in_threads, list_folder, nfc, printable
 from sfd.data.sources.source import DataSource, Found, Rejected, Scan
 from sfd.errors import UserError
+from sfd.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +61,7 @@ def scan_folder(root: Path, max_pixels: int) -> Scan:
     files, classes, rejected = _walk(root)
     found: list[Found] = []
     outcomes = in_threads(lambda path: _examine(root, path, max_pixels), files)
-    for outcome in tqdm(outcomes, total=len(files), desc="images", disable=None):
+    for outcome in track(outcomes, "prepare", "image", len(files)):
         if isinstance(outcome, Found):
             found.append(outcome)
         else:

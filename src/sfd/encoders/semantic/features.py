@@ -9,9 +9,10 @@ from torch import Tensor
 
 from sfd.data.images import ManifestImages
 from sfd.data.latents import views_of
-from sfd.data.shards import Shard, ShardReader, shard_bounds, write_shards
+from sfd.data.shards import Shard, ShardReader, shard_bounds, share_of, write_shards
 from sfd.encoders.vision import VisionEncoder
 from sfd.params import FeaturesParams
+from sfd.progress import progress
 from sfd.seeding import generator
 
 
@@ -44,9 +45,11 @@ def write_features(
                     [encoder(view.to(encoder.mean.device)).half().cpu() for view in views_of(pixels, mirror)], dim=1
                 )
             )
+            shown.update(len(pixels))
         return {"features": torch.cat(parts)}
 
-    write_shards(folder, bounds, make, rank, world_size)
+    with progress("features", "image", share_of(bounds, rank, world_size)) as shown:
+        write_shards(folder, bounds, make, rank, world_size, shown)
     return bounds
 
 

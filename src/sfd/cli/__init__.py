@@ -2,21 +2,19 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from sfd.errors import UserError, foreign_name, print_any_name
+from sfd.cli.models import models, store
+from sfd.cli.project import project_of as _workspace
+from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name, redact
 from sfd.serving.options import ServerOptions
 
-if TYPE_CHECKING:
-    from sfd.workspace import Workspace
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app.add_typer(models, name="models")
+app.add_typer(store, name="store")
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
@@ -37,13 +35,6 @@ def main_options(
 ) -> None:
     """Semantic-First Diffusion: params, verification, tracking, registry. The pipeline itself is run by `dvc repro`."""
     context.obj = project or Path()
-
-
-def _workspace(context: typer.Context) -> "Workspace":
-    """The project that the command works on. Raises :class:`UserError` if there is none."""
-    from sfd.workspace import Workspace
-
-    return Workspace.find(context.obj)
 
 
 @app.command()
@@ -126,7 +117,7 @@ def sync(context: typer.Context) -> None:
     from sfd import tracking
 
     workspace = _workspace(context)
-    typer.echo(f"{tracking.sync(workspace)} records delivered to {tracking.tracking_uri(workspace)}")
+    typer.echo(f"{tracking.sync(workspace)} records delivered to {redact(tracking.tracking_uri(workspace))}")
 
 
 @app.command("import")
@@ -202,68 +193,12 @@ def apply(
     typer.echo(apply_study(_workspace(context), name, trial))
 
 
-models = typer.Typer(
-    no_args_is_help=True, help="The versions in the model registry: compare them, and choose the one in use."
-)
-app.add_typer(models, name="models")
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number or alias.")]
+@app.command()
+def register(context: typer.Context) -> None:
+    """Register the results in the store that is in use now, if it has no version of them; then `register.alias` means it."""
+    from sfd.registry.register import register_again
 
-
-@models.command("list")
-def list_models(context: typer.Context) -> None:
-    """List the versions with their aliases and main metrics."""
-    from sfd.registry.lineage import list_versions
-
-    typer.echo(list_versions(_workspace(context)))
-
-
-@models.command("show")
-def show_model(
-    context: typer.Context,
-    version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, the champion.")
-    ] = None,
-) -> None:
-    """Say where a version comes from, how good it is, and how to rebuild it."""
-    from sfd.registry.lineage import show_version
-
-    typer.echo(show_version(_workspace(context), version))
-
-
-@models.command("compare")
-def compare_models(context: typer.Context, first: Version, second: Version) -> None:
-    """Compare the metrics and parameters of two versions."""
-    from sfd.registry.lineage import compare_versions
-
-    typer.echo(compare_versions(_workspace(context), first, second))
-
-
-@models.command()
-def promote(
-    context: typer.Context,
-    version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; without it, `register.alias`.")
-    ] = None,
-    force: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Promote in spite of failing gates; the reason is kept.")
-    ] = None,
-) -> None:
-    """Make a version the champion if it passes the gates of params.yaml; exit 1 if it does not."""
-    from sfd.registry import promotion
-
-    try:
-        typer.echo(promotion.promote(_workspace(context), version, force))
-    except promotion.PromotionRefused as reason:
-        typer.echo(f"refused: {reason}", err=True)
-        raise typer.Exit(1) from None
-
-
-@models.command()
-def rollback(context: typer.Context) -> None:
-    """Make the previous champion the champion again."""
-    from sfd.registry import promotion
-
-    typer.echo(promotion.rollback(_workspace(context)))
+    typer.echo(register_again(_workspace(context)))
 
 
 @app.command()
@@ -291,7 +226,7 @@ def serve(
 
     try:
         workspace = _workspace(context)
-        name = model or workspace.load_params().register_.name
+        name = model or workspace.model_name(workspace.load_params().register_)
     except UserError as error:
         if model is None:
             raise UserError(f"{error}; or name the model with --model") from None
@@ -404,10 +339,18 @@ def bench(
     typer.echo(run(BenchOptions(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
+@app.command("evaluate-steps")
+def evaluate_steps(context: typer.Context) -> None:
+    """Sample and score all weights that diffusion.training.keep_every kept: metrics over the steps of training."""
+    from sfd.pipeline.evaluate_steps import evaluate_steps as run
+
+    typer.echo(run(_workspace(context)))
+
+
 @app.command()
 def show(context: typer.Context) -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
-    from sfd.pipeline.summary import summarise
+    from sfd.registry.summary import summarise
 
     typer.echo(summarise(_workspace(context)))
 
@@ -429,13 +372,19 @@ def doctor(
 
 
 def main() -> None:
-    """Entry point: a mistake of the user ends in one line and exit status 2."""
+    """Entry point: a mistake of the user ends in one line and exit status 2, Ctrl-C in one line and 130."""
+    import sfd.quiet  # noqa: F401  Ctrl-C after the end of `terminable`, too
+    from sfd.processes import terminable
+
+    hide_in_tracebacks()
     print_any_name()
     try:
-        for argument in sys.argv:
-            argument.encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
-        app()
-    except (UserError, UnicodeEncodeError) as error:
-        reason = foreign_name(error) if isinstance(error, UnicodeEncodeError) else error
+        " ".join(sys.argv).encode()  # torch, safetensors and pyarrow cannot open what is not UTF-8
+        with terminable():
+            app()
+    except Exception as error:
+        reason = in_one_line(error, Path())
+        if reason is None:
+            raise
         typer.echo(f"error: {reason}", err=True)
         sys.exit(2)

@@ -1,0 +1,155 @@
+"""Weights that are kept on the way: whole models, the same however often training is interrupted, drawn from, scored, started from."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from changed_params import refusal
+from support import IN_ONE_PROCESS, Project, finished_project
+from typer.testing import CliRunner
+
+from sfd import cli
+from sfd.errors import UserError
+from sfd.generation.model import DiffusionModel
+from sfd.params import check_study, parse_params
+from sfd.pipeline.diffusion import KeptWeights, make_diffusion
+from sfd.pipeline.evaluate import evaluate
+from sfd.pipeline.evaluate_steps import evaluate_steps
+from sfd.pipeline.sample import make_samples
+from sfd.pipeline.stage import stage
+from sfd.registry.load import load_registered
+from sfd.registry.versions import find_registered, read_registration
+from sfd.workspace import Workspace
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture
+def project(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    copied = finished_project(tmp_path_factory).copy_to(tmp_path / "project")
+    with copied.entered():
+        yield copied
+
+
+def change(project: Project, sections: dict[str, dict[str, Any]]) -> None:
+    tree = yaml.safe_load((project.folder / "params.yaml").read_text())
+    tree["diffusion"]["training"] |= sections.get("training", {})
+    tree["sample"] |= sections.get("sample", {})
+    tree["runtime"]["diffusion"] |= sections.get("runtime", {})
+    project.write_params(tree)
+
+
+def train(project: Project, **training: Any) -> dict[str, bytes]:
+    """Stage `diffusion` with other options; the weights and pictures that it leaves, but not what says when."""
+    change(project, {"training": {"decay": "constant"} | training, "runtime": {"grid_every": 2, "checkpoint_every": 1}})
+    shutil.rmtree(project.result("diffusion"), ignore_errors=True)
+    with stage("diffusion") as s:
+        make_diffusion(s)
+    result = project.result("diffusion")
+    found = {str(file.relative_to(result)): file.read_bytes() for file in sorted(result.rglob("*")) if file.is_file()}
+    del found["fingerprint.json"]
+    return found
+
+
+def test_weights_are_kept_the_same_through_a_kill_and_a_continuation(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = KeptWeights.__call__
+
+    def killed_at_4(self: KeptWeights, averaged: torch.nn.Module, step: int) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+        write(self, averaged, step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(KeptWeights, "__call__", killed_at_4)
+        train(project, num_steps=5, keep_every=2)
+    assert (project.folder / "results/preview.png").is_file(), "the newest grid can be seen while training is under way"
+    first = train(project, num_steps=5, keep_every=2)
+    assert not (project.folder / "results/preview.png").exists()
+    assert [name for name in first if name.startswith("steps/") and name.endswith("model.safetensors")] == [
+        "steps/step-0000002/model.safetensors",
+        "steps/step-0000004/model.safetensors",
+    ]
+    longer = train(project, num_steps=8, keep_every=2)
+    shutil.rmtree(".sfd/finished/diffusion")
+    at_once = train(project, num_steps=8, keep_every=2)
+    assert longer == at_once and Workspace.find().kept_steps() == [2, 4, 6, 8]
+    assert at_once["steps/step-0000008/model.safetensors"] == at_once["model/model.safetensors"]
+    assert at_once["steps/step-0000004/model.safetensors"] == first["steps/step-0000004/model.safetensors"]
+
+
+def test_a_kept_step_is_drawn_from_and_scored_and_all_of_them_make_a_curve(project: Project) -> None:
+    train(project, num_steps=4, keep_every=2)
+    early = DiffusionModel.load(Workspace.find().model(2)).network.state_dict()
+    late = DiffusionModel.load(Workspace.find().model()).network.state_dict()
+    assert not all(torch.equal(early[name], late[name]) for name in early)
+    scores: dict[int | None, dict[str, float]] = {}
+    images: dict[int | None, bytes] = {}
+    for step in (2, None):
+        change(project, {"sample": {"step": step}})
+        for name, body in (("sample", make_samples), ("evaluate", evaluate)):
+            with stage(name) as s:
+                body(s)
+        scores[step] = json.loads((project.result("evaluate") / "metrics.json").read_text())
+        images[step] = (project.result("sample") / "images" / "000003.png").read_bytes()
+    assert images[2] != images[None]
+    answer = CliRunner().invoke(cli.app, ["evaluate-steps"])
+    assert answer.exit_code == 0, answer.output
+    folder = project.result("evaluate_steps")
+    found = {step: json.loads((folder / "metrics" / f"step-000000{step}.json").read_text()) for step in (2, 4)}
+    assert found == {2: scores[2], 4: scores[None]}
+    rows = (folder / "curve.csv").read_text().splitlines()
+    assert len(rows) == 3 and rows[0].startswith("step,") and rows[1].startswith("2,") and rows[2].startswith("4,")
+    assert (folder / "curve.png").is_file() and len(answer.output.splitlines()) == 5
+    assert "weights after 2, 4 steps" in CliRunner().invoke(cli.app, ["show"]).output
+
+
+def test_the_version_that_is_registered_holds_the_weights_that_were_scored(project: Project) -> None:
+    train(project, num_steps=4, keep_every=2)
+    change(project, {"sample": {"step": 2}})
+    status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "sample", "evaluate", "register")
+    assert status == 0, output
+    workspace = Workspace.find()
+    registration = read_registration(workspace)
+    assert registration is not None
+    version = find_registered(workspace, registration)
+    assert version is not None
+    found = load_registered(workspace, version.name, version.version).images.model.network.state_dict()
+    kept = DiffusionModel.load(workspace.model(2)).network.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in kept.items())
+
+
+def test_without_kept_weights_there_is_no_curve_and_the_line_names_the_option(project: Project) -> None:
+    train(project, num_steps=4)
+    with pytest.raises(UserError, match="keep_every"):
+        evaluate_steps(Workspace.find())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sample.step": 800}, "diffusion.training.keep_every is null"),
+        ({"sample.step": 900, "diffusion.training.keep_every": 800}, "sample.step 900 is not kept"),
+        ({"sample.step": 4000, "diffusion.training.keep_every": 800}, "up to 3200"),
+        ({"diffusion.training.keep_every": 4000}, "nothing would be kept"),
+        ({"diffusion.init_from": "results/diffusion/steps/step-0000800"}, "copy the model to another folder"),
+    ],
+)
+def test_a_step_that_will_not_be_there_is_refused_before_anything_runs(changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(changes)
+
+
+def test_a_study_of_trainings_draws_from_no_kept_step() -> None:
+    tree = yaml.safe_load(Path(__file__).parents[2].joinpath("params.yaml").read_text())
+    tree["diffusion"]["training"]["keep_every"] = 800
+    tree["sample"]["step"] = 800
+    check_study(parse_params(tree))
+    tree["tune"] |= {"kind": "training", "space": {"diffusion.loss.time_mean": {"low": 0.0, "high": 1.0}}}
+    with pytest.raises(UserError, match="kind `training` are scored after all of their steps"):
+        check_study(parse_params(tree))
