@@ -154,3 +154,11 @@ def test_what_git_does_not_have_yet_is_named(project: Project) -> None:
     assert (found["git"].reason, found["git"].remedy) == ("params.yaml", "git add params.yaml && git commit")
     assert (found["images"].state, found["images"].remedy) == ("not ignored", "add images to .gitignore")
     assert not found["git"].is_stale and not found["images"].is_stale
+
+
+def test_results_that_the_store_does_not_know_are_to_be_registered(project: Project) -> None:
+    assert states()["model"].reason.startswith("version 1 of sfd-digits")
+    shutil.rmtree(project.folder / "mlruns")
+    found = states()["model"]
+    assert (found.state, found.remedy, found.is_stale) == ("not registered", "sfd register", False)
+    assert not (project.folder / "mlruns").exists()

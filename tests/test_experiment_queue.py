@@ -71,7 +71,7 @@ def test_two_queued_experiments_keep_their_runs_and_versions_and_the_applied_one
         "Running stage 'scan':",
         "Running stage 'register':",
     ]
-    ((alias, version),) = store.get_registered_model(NAME).aliases.items()
-    assert alias == "candidate" and f"version {version}" in succeed(project, "sfd", "show")
+    assert store.get_registered_model(NAME).aliases == {"candidate": versions["second"]}
+    assert f"version {versions['second']}" in succeed(project, "sfd", "show")
     assert json.loads((project.result("scan") / "experiment.json").read_text()) == {"experiment": False}
     assert "everything is up to date" in succeed(project, "sfd", "doctor", "--exit-code")

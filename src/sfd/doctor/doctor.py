@@ -9,6 +9,7 @@ from sfd.doctor.findings import Finding
 from sfd.doctor.graph import check_graph
 from sfd.errors import UserError
 from sfd.processes import is_alive
+from sfd.registry.versions import find_registered, read_registration
 from sfd.tables import as_text
 from sfd.tracking import Store, StoreAway, check_place, find_journals, tracking_uri
 from sfd.workspace import Workspace
@@ -71,7 +72,7 @@ def _check_store(workspace: Workspace) -> list[Finding]:
     try:
         store.probe()
         check_place(tracking_uri(workspace))
-        found = [Finding("MLflow", "reachable", store.name)]
+        found = [Finding("MLflow", "reachable", store.name), *_check_model(workspace, store)]
     except UserError as error:
         found = [Finding("MLflow", "cannot be used", str(error), "sfd store relocate", is_stale=True)]
     except StoreAway as error:
@@ -81,6 +82,22 @@ def _check_store(workspace: Workspace) -> list[Finding]:
         reason = f"{sum(waiting)} records of {len(waiting)} runs are not in MLflow"
         found.append(Finding("records", "unsynced", reason, "sfd sync", is_stale=True))
     return found
+
+
+def _check_model(workspace: Workspace, store: Store) -> list[Finding]:
+    """Whether the store that answers has the registered results. A clone's own store has not, so nothing counts as stale."""
+    registration = read_registration(workspace)
+    if registration is None:
+        return []
+    exists = store.file is None or store.file.is_file()  # to ask an embedded store would make it
+    try:
+        version = find_registered(workspace, registration) if exists else None
+    except UserError as error:
+        return [Finding("model", "not checked", str(error))]
+    if version is None:
+        reason = f"no version of {registration.name} was made of these results"
+        return [Finding("model", "not registered", reason, "sfd register")]
+    return [Finding("model", "registered", f"version {version.version} of {version.name} {', '.join(version.aliases)}")]
 
 
 def _check_git(workspace: Workspace, data_root: str) -> list[Finding]:
