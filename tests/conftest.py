@@ -19,7 +19,16 @@ SLOWEST += (
     "test_queue",
     "test_preset_twins",
 )
-SLOWEST += ("test_bench", "test_every_source", "test_processes", "test_memory", "test_lock", "test_full_size")
+SLOWEST += (
+    "test_experiment_queue",
+    "test_bench",
+    "test_remotes",
+    "test_every_source",
+    "test_processes",
+    "test_memory",
+    "test_lock",
+    "test_full_size",
+)
 """Files that take longest, the longest first: a worker that began one of them last would keep the others waiting."""
 
 

@@ -91,6 +91,11 @@ def test_torchrun_makes_the_same_bytes_on_two_processes_and_dvc_knows_them(proje
     assert {name: files(project.result(name)) for name in stages} == before
     status, output = project.run("launch/torchrun.sh", *stages, NPROC="2")
     assert status == 0 and output.count("nothing has changed since its result was made") == 3
+    edited = project.folder / "src/sfd/generation/samples.py"
+    edited.write_text(edited.read_text() + "\n")
+    status, output = project.run("launch/torchrun.sh", *stages, NPROC="2")
+    assert status == 0, output
+    assert "sample: nothing has changed" not in output and "latents: nothing has changed" in output
 
 
 def test_two_machines_meet_by_rendezvous_and_a_stage_that_fails_is_not_given_to_dvc(project: Project) -> None:

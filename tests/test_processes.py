@@ -53,6 +53,9 @@ def run_stage(what: str) -> None:
         barrier()
         if rank() == 0:
             write_index(s.out, bounds, NoFacts())
+        if rank() == 1 and what == "edited":
+            text = Path("params.yaml").read_text()
+            Path("params.yaml").write_text(text.replace("statistics_images: 10000", "statistics_images: 9000"))
 
 
 @pytest.fixture
@@ -116,6 +119,13 @@ def test_a_killed_process_ends_the_job_and_the_next_run_finishes_with_the_bytes_
     for folder in (project, other):
         assert torchrun(folder, "whole")[0] == 0
     assert content(project) == content(other)
+
+
+def test_parameters_that_change_while_several_processes_work_end_the_job_with_one_line(project: Path) -> None:
+    status, output = torchrun(project, "edited")
+    assert status != 0 and len(errors(output)) == 1, output
+    assert "`latents.statistics_images` in params.yaml changed from 10000 to 9000 while the stage ran" in output
+    assert not (project / "results").exists() and (project / ".sfd/work/latents/out/index.json").is_file()
 
 
 def content(project: Path) -> dict[str, bytes]:

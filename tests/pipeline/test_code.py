@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY, environment
 
+from sfd import names
+from sfd.errors import UserError
 from sfd.names import DATA_SOURCES
 from sfd.pipeline import code
 from sfd.pipeline.code import LIBRARIES, WITHOUT_EFFECT, Imports
@@ -123,3 +125,19 @@ def test_every_module_without_effect_exists_so_that_the_list_stays_short() -> No
     for name in WITHOUT_EFFECT:
         place = REPOSITORY / "src" / name.replace(".", os.sep)
         assert place.is_dir() or place.with_suffix(".py").is_file(), name
+
+
+def test_a_module_that_is_no_python_is_named_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    (tmp_path / "src/sfd/serving/own.py").write_text("import os\ndef half(:\n")
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    command = [sys.executable, str(REPOSITORY / "stages/scan.py")]
+    done = subprocess.run(command, env=environment(tmp_path / "src"), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: scan: ") and "serving/own.py, line 2: this is not Python" in done.stderr
+
+
+def test_an_entry_of_a_table_without_a_module_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(names.SAMPLERS, "own", names.SamplerEntry("sfd.diffusion.samplers.owm:Own", "misspelt"))
+    with pytest.raises(UserError, match="no module sfd.diffusion.samplers.owm, but a table in .*names.py names it"):
+        Imports().code(STAGES["sample"].code)

@@ -451,11 +451,32 @@ def test_dvc_does_not_begin_a_stage_whose_code_changed_since_it_looked(
     record.write_text(json.dumps(stale))
     monkeypatch.setenv("DVC_STAGE", "judge")
     assert (
-        "the code or library `sfd.seeding` changed since stage `scan` looked at it; run `dvc repro` again"
+        "the code or library `sfd.seeding` changed since stage `scan` looked at it; run `dvc repro scan`, then this"
         in exit_line("judge", capsys)
     )
     monkeypatch.delenv("DVC_STAGE")
     run("judge")
+
+
+def test_dvc_records_nothing_of_a_stage_whose_parameters_changed_while_it_ran(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from support import Project, small_params  # not in the processes that run this file as a script
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    made = Project(tmp_path_factory.mktemp("edited"), small_params())
+    script = made.folder / "stages" / "prepare.py"
+    edit = "    path.write_text(path.read_text().replace('holdout_fraction: 0.25', 'holdout_fraction: 0.3'))\n"
+    script.write_text(f"{script.read_text()}    from pathlib import Path\n    path = Path('params.yaml')\n{edit}")
+    status, output = made.run("dvc", "repro", "prepare")
+    assert status != 0 and "Traceback" not in output
+    assert "error: prepare: `data.holdout_fraction` in params.yaml changed from 0.25 to 0.3" in output
+    assert not made.result("prepare").exists()
+    assert "prepare" not in yaml.safe_load((made.folder / "dvc.lock").read_text())["stages"]
+    status, output = made.run("dvc", "repro", "prepare")
+    assert status == 0, output
+    recorded = yaml.safe_load((made.folder / "dvc.lock").read_text())["stages"]["prepare"]["params"]["params.yaml"]
+    assert recorded["data"]["holdout_fraction"] == 0.3
 
 
 def test_an_old_result_is_replaced_whole() -> None:

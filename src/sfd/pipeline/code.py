@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import grimp
-
 from sfd import names
+from sfd.errors import UserError
 
 PACKAGE = "sfd"
 WITHOUT_EFFECT = (
@@ -60,9 +59,16 @@ class Imports:
     """Who imports whom, from the source: nothing is run."""
 
     def __init__(self) -> None:
-        self.graph = grimp.build_graph(
-            PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
-        )
+        """Raises :class:`UserError` if a module is not valid Python."""
+        import grimp
+        from grimp.exceptions import SourceSyntaxError
+
+        try:
+            self.graph = grimp.build_graph(
+                PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+            )
+        except SourceSyntaxError as error:
+            raise UserError(f"{error.filename}, line {error.lineno}: this is not Python; correct it") from None
         self.folder = Path(__file__).parents[1]
         tables = {name: table for name, table in vars(names).items() if isinstance(table, dict)}
         self.tables = {
@@ -75,6 +81,9 @@ class Imports:
         """The modules that these ones import, however indirectly, and the libraries.
 
         Imports within functions count, those for types alone do not.
+
+        Raises:
+            UserError: a table of names has an entry without a module.
         """
         modules, waiting = set[str](), list(roots)
         while waiting:
@@ -92,7 +101,13 @@ class Imports:
         found = [*self.graph.find_modules_directly_imported_by(module), *_packages(module)]
         if names.__name__ in found:
             found += [implementation for table in self._tables_in(module) for implementation in self.tables[table]]
-        return [name for name in found if self._counts(name)]
+        counting = [name for name in found if self._counts(name)]
+        for name in counting:
+            if name not in self.graph.modules:
+                raise UserError(
+                    f"there is no module {name}, but a table in {names.__file__} names it; correct the entry"
+                )
+        return counting
 
     def _digest(self, module: str) -> str:
         return hashlib.sha256(self._source(module)).hexdigest()

@@ -129,7 +129,7 @@ def work_facts(workspace: Workspace, params: Params, facts: Facts) -> Facts:
     Raises:
         UserError: the images are not there.
     """
-    more: Facts = {"upstream": {read: _published(workspace, read) for read in facts["upstream"]}}
+    more: Facts = {"upstream": {read: published(workspace, read) for read in facts["upstream"]}}
     more["code"] = Imports().code(STAGES[facts["stage"]].code)
     if facts["stage"] == "prepare":
         from sfd.data.listing import read_listing
@@ -243,10 +243,11 @@ def write_published(folder: Path, stage: str, fingerprint: str) -> None:
 
 def published_fingerprint(workspace: Workspace, name: str) -> str:
     """The fingerprint that a finished stage left beside its result. Raises :class:`UserError` when there is none."""
-    return _published(workspace, name)["fingerprint"]
+    return published(workspace, name)["fingerprint"]
 
 
-def _published(workspace: Workspace, name: str) -> dict[str, str]:
+def published(workspace: Workspace, name: str) -> dict[str, str]:
+    """What :func:`write_published` wrote of a finished stage. Raises :class:`UserError` when there is nothing."""
     file = workspace.result(name) / PUBLISHED
     if not file.is_file():
         raise UserError(f"the result of stage `{name}` is missing ({file}); run `dvc repro {name}` first")

@@ -195,7 +195,7 @@ def _check_scanned(workspace: Workspace, facts: Facts) -> None:
     known = scanned_code(workspace.code(facts["stage"]))
     if "DVC_STAGE" in os.environ and known is not None and known != facts["code"]:
         change = first_change({"code": known}, {"code": facts["code"]})
-        raise UserError(f"{change} since stage `scan` looked at it; run `dvc repro` again")
+        raise UserError(f"{change} since stage `scan` looked at it; run `dvc repro scan`, then this again")
 
 
 def _check_unchanged(workspace: Workspace, facts: Facts, upstream: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from sfd.errors import UserError, redact
 from sfd.names import is_higher_better
 from sfd.params import Params, TuneParams, check_study, current_value, select, to_tree
-from sfd.pipeline.inputs import STAGES, published_fingerprint
+from sfd.pipeline.inputs import STAGES, published
 from sfd.pipeline.stage import Stage, stage
 from sfd.tuning.queue import Queue, run
 from sfd.tuning.space import check_upstream, upstream
@@ -123,7 +123,7 @@ def signature(workspace: Workspace, params: Params) -> str:
             node.pop(last, None)
     facts = {
         "params": {key: select(tree, key) for key in STAGES["tune"].params},
-        "upstream": {name: published_fingerprint(workspace, name) for name in upstream(params)},
+        "upstream": {name: published(workspace, name) for name in upstream(params)},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
