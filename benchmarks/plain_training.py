@@ -81,13 +81,15 @@ class PlainBlock(nn.Module):
         q, k = turn(self.attn["q_norm"](q), self.grid), turn(self.attn["k_norm"](k), self.grid)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
         mixed = torch.softmax(scores, dim=-1) @ v
-        return self.attn["proj"](mixed.transpose(1, 2).reshape(batch, tokens, width))
+        out: Tensor = self.attn["proj"](mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return out
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).unsqueeze(1).chunk(6, dim=-1)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
         a, b = self.mlp["w12"](self.norm2(x) * (1 + scale2) + shift2).chunk(2, dim=-1)
-        return x + gate2 * self.mlp["w3"](a * torch.sigmoid(a) * b)
+        out: Tensor = x + gate2 * self.mlp["w3"](a * torch.sigmoid(a) * b)
+        return out
 
 
 class PlainBackbone(nn.Module):
@@ -190,7 +192,7 @@ class PlainTrainer:
             "cosine": self.loss.cosine_weight,
             "repa": self.loss.repa_weight,
         }
-        sum(weights[name] * value for name, value in losses.items()).backward()  # type: ignore[union-attr]
+        torch.stack([weights[name] * value for name, value in losses.items()]).sum().backward()
         self.count += 1
         with torch.no_grad():
             for p, (first, second) in zip(self.trained, self.moments, strict=True):
