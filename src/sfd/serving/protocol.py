@@ -29,10 +29,12 @@ class LimitedProtocol(H11Protocol):
         self.reading_limit: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called when the client has connected."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        """Called with a part of what the client sends."""
         super().data_received(data)
         self._watch()
 
@@ -42,11 +44,13 @@ class LimitedProtocol(H11Protocol):
         self.reading_limit = self.loop.call_later(self.limit_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
+        """Called when the client reads again."""
         super().resume_writing()
         if self.reading_limit is not None:
             self.reading_limit.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Called when the connection has ended."""
         super().connection_lost(exc)
         self.resume_writing()
         self._watch()
