@@ -220,7 +220,9 @@ def test_a_table_of_samples_that_is_no_table_is_named_and_a_class_may_be_called_
     assert read_table(tmp_path)["class"].tolist() == ["null", "NA"]
     for text in ("", "\n", "a,b\n1,2\n", "file,class\n", "file,class\n,x\n", "file\n1\n1,2,3\n", 'file\n"1'):
         (tmp_path / "samples.csv").write_text(text)
-        with pytest.raises(UserError, match=r"samples.csv (is no table|names no file).*dvc repro -f -s sample"):
+        with pytest.raises(
+            UserError, match=r"samples.csv (is no table|names no file|has no column).*dvc repro -f -s sample"
+        ):
             export_npz(tmp_path, tmp_path / "new.npz")
     (tmp_path / "samples.csv").write_text("file,class,seed\n0.png,null,1\n")
     with pytest.raises(UserError, match="holds 0 images, but its table names 1"):

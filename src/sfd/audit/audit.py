@@ -89,12 +89,7 @@ def find_samples(folder: Path, params: DataParams) -> Samples:
         table = generated.read_table(folder)
         files, version = table["file"].tolist(), (table["model"].iloc[0], table["model_version"].iloc[0])
     elif (folder / sampled.TABLE).is_file():
-        table = sampled.read_table(folder)
-        if "file" not in table:
-            raise UserError(
-                f"{folder / sampled.TABLE} has no column `file`, so stage `sample` did not make it; give another folder"
-            )
-        files = [f"images/{file}" for file in table["file"]]
+        files = [f"images/{file}" for file in sampled.read_table(folder)["file"]]
     else:
         paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
         files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]

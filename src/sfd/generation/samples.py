@@ -114,6 +114,11 @@ def read_table(folder: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder / TABLE} is no table ({reason}); make it again: `dvc repro -f -s sample`") from None
-    if table.empty or "file" not in table or not all(table["file"]):
+    if "file" not in table:
+        raise UserError(
+            f"{folder / TABLE} has no column `file`, so stage `sample` did not make it; give another folder, or make it again: "
+            "`dvc repro -f -s sample`"
+        )
+    if table.empty or not all(table["file"]):
         raise UserError(f"{folder / TABLE} names no file in some row; make it again: `dvc repro -f -s sample`")
     return table

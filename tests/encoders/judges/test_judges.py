@@ -25,6 +25,7 @@ from sfd.network_files import load_weights, read_config, save_network, weights_d
 from sfd.params import DataParams, JudgeParams, RuntimeParams
 from sfd.pipeline.judge import make_judge
 from sfd.seeding import seeded_initialisation
+from sfd.workspace import Workspace
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 PARAMS = JudgeParams.model_validate({"kind": "resnet", "source": "train", "name": "tiny", "channels": (8, 8, 8, 16)})
@@ -181,7 +182,10 @@ def test_a_new_kind_of_judge_is_made_loaded_and_scores_without_touching_another_
         params=SimpleNamespace(seed=0, runtime=RuntimeParams()),
         work=tmp_path,
         out=tmp_path / "out",
+        workspace=Workspace(tmp_path),
+        facts={"stage": "judge", "params": {"judge": params.model_dump(mode="json")}},
         fingerprint="",
+        mark="",
         log=lambda metrics, *_: logged.update(metrics),
         log_artifacts=lambda *_: None,
     )

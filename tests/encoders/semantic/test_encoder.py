@@ -17,6 +17,7 @@ from sfd.encoders.semantic.features import FeaturesIndex
 from sfd.names import Entry
 from sfd.params import RuntimeParams, SemanticParams
 from sfd.pipeline.semantic import make_semantic
+from sfd.workspace import Workspace
 
 DIM, TOKENS, NUM_IMAGES = 6, 4, 12
 
@@ -104,7 +105,10 @@ def run_stage(params: SemanticParams, folder: Path) -> tuple[SemanticEncoder, di
         params=SimpleNamespace(seed=0, runtime=RuntimeParams()),
         work=folder,
         out=folder / "out",
+        workspace=Workspace(folder),
+        facts={"stage": "semantic", "params": {"semantic": params.model_dump(mode="json")}},
         fingerprint="",
+        mark="",
         log=lambda metrics, *_: logged.update(metrics),
         log_artifacts=lambda *_: None,
     )
