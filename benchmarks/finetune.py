@@ -30,7 +30,7 @@ from sfd.params import LoraParams, Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network
 from sfd.processes import inference_device
 from sfd.training.finetuning import Start
-from sfd.training.loop import Look, log_nothing, train
+from sfd.training.loop import Callback, log_nothing, train
 from sfd.workspace import Workspace
 
 PROJECT = Workspace(Path())
@@ -127,7 +127,16 @@ def learn(
         task = build_task(PROJECT, params, start.network, dataset, params.seed)
         runtime = params.runtime.diffusion
         start.finish(
-            train(task, params.diffusion.training, params.seed, folder, "f", log_nothing, runtime, [Look(watch, every)])
+            train(
+                task,
+                params.diffusion.training,
+                params.seed,
+                folder,
+                "f",
+                log_nothing,
+                runtime,
+                [Callback(watch, every)],
+            )
         )
     except Reached:
         pass

@@ -25,7 +25,7 @@ from sfd.seeding import generator
 from sfd.training.classifier import ClassifierTask
 from sfd.training.diffusion import DiffusionTask
 from sfd.training.finetuning import Start, start_from
-from sfd.training.loop import log_nothing, train
+from sfd.training.loop import Callback, log_nothing, train
 
 pytestmark = pytest.mark.long
 GOAL, EVERY, MOST = 0.9, 100, 1200
@@ -133,7 +133,7 @@ def images_to_the_goal(
 
     folder.mkdir()
     with pytest.raises(Reached):
-        train(task, diffusion.training, 0, folder, "f", log_nothing, None, look, EVERY)
+        train(task, diffusion.training, 0, folder, "f", log_nothing, None, [Callback(look, EVERY)])
     return taken, model
 
 

@@ -20,7 +20,7 @@ from sfd.params import DiffusionParams, DiffusionTrainingParams, LoraParams, Los
 from sfd.seeding import generator
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.finetuning import Start, start_from, transfer
-from sfd.training.loop import Look, log_nothing, train
+from sfd.training.loop import Callback, log_nothing, train
 
 CLASSES = ("ape", "bee", "cow")
 CONFIG = LightningDiTConfig(
@@ -274,7 +274,7 @@ def test_adapters_resume_exactly_after_an_interruption(tmp_path: Path) -> None:
                 raise Interrupted
 
         params = options().training
-        begun.finish(train(task(begun, dataset), params, 0, folder, "f", log_nothing, runtime, [Look(preview, 1)]))
+        begun.finish(train(task(begun, dataset), params, 0, folder, "f", log_nothing, runtime, [Callback(preview, 1)]))
         return begun.network.state_dict()
 
     whole = run(tmp_path / "whole")

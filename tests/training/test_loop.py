@@ -30,7 +30,7 @@ from sfd.params import LossParams, Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import terminable
 from sfd.seeding import generator
 from sfd.training.diffusion import DiffusionTask
-from sfd.training.loop import Look, Trained, train
+from sfd.training.loop import Callback, Trained, train
 
 SHORT = {"batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.9, "precision": "fp32", "log_every": 5}
 LONG = SHORT | {"num_steps": 120, "checkpoint_every": 3, "warmup_steps": 10, "decay": "cosine"}
@@ -222,7 +222,7 @@ def train_in_parts(folder: Path, process: int) -> None:
 
         task, work = diffusion_task(0), folder / f"parts_{sharding}"
         work.mkdir(exist_ok=True)
-        trained = train(task, params, 0, work, "a", lambda _row, _step: None, runtime, [Look(preview, 4)], sharding)
+        trained = train(task, params, 0, work, "a", lambda _row, _step: None, runtime, [Callback(preview, 4)], sharding)
         assert list(previews) == ([4, 6] if process == 0 else []), "process 0 alone draws previews"
         if process == 0:
             assert torch.equal(previews[6], trained.network.state_dict()["blocks.0.attn.qkv.weight"])
@@ -734,7 +734,7 @@ def test_previews_see_the_averaged_network_at_their_steps_and_at_the_end(tmp_pat
         seen[step] = network.weight.detach().cpu().clone()  # type: ignore[union-attr, operator]
 
     params, runtime = short(10)
-    trained = train(LineTask(), params, 0, tmp_path, "a", lambda _row, _step: None, runtime, [Look(preview, 4)])
+    trained = train(LineTask(), params, 0, tmp_path, "a", lambda _row, _step: None, runtime, [Callback(preview, 4)])
     assert list(seen) == [4, 8, 10]
     assert torch.equal(seen[10], trained.network.weight)
     assert not torch.equal(seen[8], seen[10])

@@ -29,7 +29,7 @@ from sfd.training.backbone import backbone_config, condition_of, initialised_bac
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
-from sfd.training.loop import Look, train
+from sfd.training.loop import Callback, train
 from sfd.workspace import Workspace
 
 GRID_SAMPLER = Sampler(Euler, num_steps=50)
@@ -131,14 +131,18 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     task = build_task(stage.workspace, stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics)
     grids = SampleGrids(model, stage, runtime.grid_images)
-    looks = [Look(grids, runtime.grid_every)]
+    callbacks = [Callback(grids, runtime.grid_every)]
     if params.training.keep_every is not None:
-        looks.append(Look(KeptWeights(model, start, stage.out / STEPS), params.training.keep_every, at_end=False))
+        callbacks.append(
+            Callback(KeptWeights(model, start, stage.out / STEPS), params.training.keep_every, at_end=False)
+        )
     take_up(stage, runtime.grid_every)
     if rank() == 0:
         grids.show_newest()
         print(f"diffusion: the newest sample grid is {stage.workspace.preview}", file=sys.stderr)
-    trained = train(task, params.training, seed, stage.work, stage.mark, stage.log, runtime, looks, runtime.sharding)
+    trained = train(
+        task, params.training, seed, stage.work, stage.mark, stage.log, runtime, callbacks, runtime.sharding
+    )
     if rank() != 0:
         return
     keep(stage)

@@ -31,7 +31,7 @@ LogMetrics = Callable[[dict[str, float], int], None]
 
 
 @dataclass(frozen=True)
-class Look:
+class Callback:
     """Something to do with the averaged network during training, in process 0: ``call(network, step)`` every ``every`` steps.
 
     ``at_end``: after the last step, too.
@@ -108,7 +108,7 @@ def train(
     fingerprint: str,
     log: LogMetrics,
     runtime: TrainingRuntime | None = None,
-    looks: Sequence[Look] = (),
+    callbacks: Sequence[Callback] = (),
     sharding: Sharding = "ddp",
 ) -> Trained:
     """Trains ``task.network`` in place and returns its averaged weights.
@@ -126,7 +126,7 @@ def train(
         task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding
     )
     trainer.checkpoint.restore(trainer.state)
-    trainer.run(looks)
+    trainer.run(callbacks)
     return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve)
 
 
@@ -202,16 +202,16 @@ class _Trainer(Generic[Batch, Draws]):
             rate *= 0.5 * (1.0 + math.cos(math.pi * done))
         return rate
 
-    def run(self, looks: Sequence[Look]) -> None:
+    def run(self, callbacks: Sequence[Callback]) -> None:
         """All remaining steps. SIGTERM and Ctrl-C end the process between two steps, with a checkpoint."""
         with handled(self._request_stop):
-            self._run_steps(looks)
+            self._run_steps(callbacks)
         if self._must_stop(ask=True):
             self._stop()
         if self.state.num_summed:
             self._log_interval()  # not in the checkpoint: a longer training goes on with this interval
 
-    def _run_steps(self, looks: Sequence[Look]) -> None:
+    def _run_steps(self, callbacks: Sequence[Callback]) -> None:
         params, runtime, state, size = self.params, self.runtime, self.state, self.params.batch_size
         order = SeededBatchSampler(
             self.seed, self.task.purpose, len(self.task.dataset), size, state.step, params.num_steps, self.rows
@@ -226,7 +226,7 @@ class _Trainer(Generic[Batch, Draws]):
                 if state.step % runtime.log_every == 0:
                     bar.bar.set_postfix(loss=f"{self._log_interval():.4f}")
                 bar.update(size, self._place)
-                self._look([look for look in looks if look.is_due(state.step, last)])
+                self._call([callback for callback in callbacks if callback.is_due(state.step, last)])
                 stop = self._must_stop(ask=state.step % AGREE_EVERY == 0)
                 if state.step % runtime.checkpoint_every == 0 or last or stop:
                     self._save()
@@ -271,13 +271,13 @@ class _Trainer(Generic[Batch, Draws]):
             self.task.network.load_state_dict(weights)
         return self.task.network
 
-    def _look(self, looks: list[Look]) -> None:
-        if not looks:
+    def _call(self, callbacks: list[Callback]) -> None:
+        if not callbacks:
             return
         network = self.whole_average()
         if self.accelerator.is_main_process:
-            for look in looks:
-                look.call(network, self.state.step)
+            for callback in callbacks:
+                callback.call(network, self.state.step)
             if self.sharded:
                 network.cpu()  # makes room on the device again
 

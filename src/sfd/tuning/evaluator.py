@@ -27,7 +27,7 @@ from sfd.pipeline.prepare import open_prepared
 from sfd.processes import inference_device
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
-from sfd.training.loop import Look, log_nothing, train
+from sfd.training.loop import Callback, log_nothing, train
 from sfd.workspace import Workspace
 
 GRID_IMAGES = 100
@@ -144,7 +144,7 @@ class CandidateEvaluator:
             "tune",
             log_nothing,
             params.runtime.diffusion,
-            [Look(preview, params.tune.report_every)],
+            [Callback(preview, params.tune.report_every)],
         )
         start.finish(trained)
         return model
