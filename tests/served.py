@@ -133,7 +133,12 @@ class ServedProject:
     def copy_version(self, name: str, version: str) -> str:
         """The same model as a new version; returns its number."""
         client = self.client()
-        return str(client.create_model_version(name, client.get_model_version(name, version).source).version)
+        source = client.get_model_version(name, version).source
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(
+                "MLFLOW_TRACKING_URI", self.store
+            )  # where the registry looks a logged model up, whatever the client's store
+            return str(client.create_model_version(name, source).version)
 
     def break_version(self, name: str) -> str:
         """A new version without a model in it; returns its number."""

@@ -102,8 +102,9 @@ def images_to_the_goal(
     condition = ClassCondition(tuple(data.index.classes))
     config = LightningDiTConfig(8, 1, hidden_size=64, depth=3, num_heads=2, condition=condition, patch_size=2)
     network = LightningDiT(config).initialise(generator(0, "test/initialisation"))
+    training = options(MOST).model_dump()
     diffusion = DiffusionParams.model_validate(
-        {"model": {"size": "tiny"}, "loss": {"repa_weight": 0.0}, "training": options(MOST), "init_from": "the old one"}
+        {"model": {"size": "tiny"}, "loss": {"repa_weight": 0.0}, "training": training, "init_from": "the old one"}
     )
     start = Start(network) if source is None else start_from(source, network, data, diffusion, 0)  # type: ignore[arg-type]
     model = DiffusionModel(start.network, SYNC, data.statistics)

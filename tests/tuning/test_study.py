@@ -247,7 +247,8 @@ def kill_a_worker_in_mid_trial(project: Project, storage: str, url: str) -> None
         return optuna.load_study(study_name="guidance", storage=url)
 
     def busy() -> bool:
-        return any(trial.state.name == "RUNNING" and trial.params for trial in study().trials)
+        names = shared_params()["tune"]["space"].keys()  # a trial gets its values one after the other
+        return any(trial.state.name == "RUNNING" and trial.params.keys() == names for trial in study().trials)
 
     wait_until(busy, 180)
     os.kill(worker.pid, signal.SIGKILL)
