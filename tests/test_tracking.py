@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import Server, own_time, wait_until
+from support import Server, environment, own_time, wait_until
 
 from sfd.errors import UserError
 from sfd.params import TrackingParams
@@ -35,6 +35,16 @@ with start_run(Workspace(Path(sys.argv[1])), "diffusion", "f" * 64, TrackingPara
     for step in range(first, last):
         run.log_metrics({"loss": 1.0 / (step + 1), "seconds": time.time()}, step)
         time.sleep(pause_s)
+"""
+
+CHANGES_OF_ENVIRONMENT = """
+import sys, threading
+
+def tell(event, arguments):
+    if event in ("os.putenv", "os.unsetenv"):
+        sys.stderr.write(f"{arguments[0]} in {threading.current_thread().name}\\n")
+
+sys.addaudithook(tell)
 """
 
 
@@ -270,6 +280,14 @@ def test_a_killed_process_that_is_continued_gives_one_run_with_every_point_once(
     assert found.info.status == "FINISHED"
     assert points_of(project, found.info.run_id) == [(step, 1.0 / (step + 1)) for step in range(2000)]
     assert len(points_of(project, found.info.run_id, "seconds")) == 2000
+
+
+def test_no_thread_beside_the_main_one_changes_the_environment(project: Workspace) -> None:
+    command = [sys.executable, "-c", CHANGES_OF_ENVIRONMENT + LONG_STAGE, str(project.root), "0", "1", "0"]
+    told = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True, env=environment(forked=False)).stderr
+    changes = [line for line in told.splitlines() if " in " in line]
+    assert any("MLFLOW_DISABLE_TELEMETRY" in line for line in changes)
+    assert [line for line in changes if not line.endswith("in MainThread")] == []
 
 
 def test_training_goes_on_while_the_server_is_killed_and_every_point_arrives_once(

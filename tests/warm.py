@@ -7,6 +7,7 @@ As a script, this file is the server.
 """
 
 import atexit
+import faulthandler
 import gc
 import importlib
 import json
@@ -110,6 +111,7 @@ class Request:
     def run(self) -> None:
         """In the fork: becomes the program, as a new interpreter would."""
         interpreter = sys.executable
+        faulthandler.enable()  # a crash says where
         sys.dont_write_bytecode = False  # each project is compiled once, as a user's is
         for number, stream in enumerate(self.streams):
             os.dup2(stream, number)

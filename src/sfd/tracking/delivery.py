@@ -60,9 +60,18 @@ def import_mlflow() -> None:
     One thread at a time: mlflow's modules import each other, and a second thread would find them half initialised.
     """
     with _IMPORT:
-        for name, value in MLFLOW_DEFAULTS.items():
-            os.environ.setdefault(name, value)
+        set_mlflow_defaults()
         import mlflow  # noqa: F401  # a stage's own thread and that of the delivery both need it
+
+
+def set_mlflow_defaults() -> None:
+    """Puts :data:`MLFLOW_DEFAULTS` into the environment.
+
+    A thread that changes the environment while another one reads it, as torch does, can crash the process (C library, getenv). So the main
+    thread calls this before it starts one that uses mlflow.
+    """
+    for name, value in MLFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def client(workspace: Workspace) -> "MlflowClient":

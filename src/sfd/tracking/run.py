@@ -15,7 +15,7 @@ from pathlib import Path
 from sfd.errors import UserError, warn
 from sfd.params import TrackingParams, parse_yaml
 from sfd.tracking.address import check_place, tracking_uri
-from sfd.tracking.delivery import Deliverer, check_reachable
+from sfd.tracking.delivery import Deliverer, check_reachable, set_mlflow_defaults
 from sfd.tracking.journal import JournalWriter, open_journal
 from sfd.tracking.machine import watch_machine
 from sfd.tracking.repro import Repro
@@ -155,6 +155,7 @@ def start_run(
         run.log_tags(origin)
         if repro is not None:
             _join(writer, repro, origin)
+        set_mlflow_defaults()
         deliverer.start()
         try:
             with watch_machine(run.log_metrics, writer.journal.read_header()["time"]):
