@@ -140,11 +140,15 @@ def test_a_run_arrives_with_params_metrics_tags_data_and_artifacts(project: Work
     assert sync(project) == 0
 
 
-def test_a_run_names_the_commit_and_whether_the_tree_was_changed(project: Workspace) -> None:
-    (project.root / "code.py").write_text("")
+def test_a_run_names_the_commit_and_whether_more_than_params_and_dvc_lock_was_changed(project: Workspace) -> None:
+    files = ("code.py", "params.yaml", "dvc.lock")
+    for file in files:
+        (project.root / file).write_text("")
     name = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init", "-q"], ["add", "code.py"], [*name, "commit", "-qm", "first"]):
+    for command in (["init", "-q"], ["add", *files], [*name, "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", str(project.root), *command], check=True)
+    for file in files[1:]:
+        (project.root / file).write_text("seed: 1\n")
     with start_run(project, "prepare", "a" * 64, PARAMS, {}):
         (project.root / "code.py").write_text("changed")
     with start_run(project, "prepare", "b" * 64, PARAMS, {}):

@@ -15,10 +15,10 @@ KILLS = 20
 NUM_STEPS = 500
 
 
-def change(project: Project, **runtime: int) -> None:
-    """Another length of the training, and other options of `runtime`."""
+def change(project: Project, num_steps: int = NUM_STEPS, **runtime: int) -> None:
+    """Another length of the training, with a learning rate that does not depend on it, and other options of `runtime`."""
     params = yaml.safe_load((project.folder / "params.yaml").read_text())
-    params["diffusion"]["training"]["num_steps"] = NUM_STEPS
+    params["diffusion"]["training"] |= {"num_steps": num_steps, "decay": "constant"}
     params["runtime"]["diffusion"] |= runtime
     project.write_params(params)
 
@@ -35,20 +35,26 @@ def kill_once(project: Project, moments: random.Random) -> None:
     assert process.returncode != 0 and "starts from the beginning" not in output, output
 
 
+def train(project: Project) -> str:
+    """Trains to the end; returns what was printed."""
+    status, output = project.run("python", "stages/diffusion.py")
+    assert status == 0, output
+    return output
+
+
 def model_of(project: Project) -> dict[str, bytes]:
     folder: Path = project.result("diffusion") / "model"
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def test_a_training_killed_20_times_with_other_runtime_options_and_an_unrelated_edit_ends_with_the_same_bytes(
+def test_a_training_killed_20_times_with_other_runtime_options_and_an_unrelated_edit_and_continued_ends_with_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("kills")
     whole = finished_project(tmp_path_factory).copy_to(folder / "whole")
     change(whole, log_every=50, checkpoint_every=1000, grid_every=1000)
-    killed = whole.copy_to(folder / "killed")
-    status, output = whole.run("python", "stages/diffusion.py")
-    assert status == 0, output
+    killed, longer = whole.copy_to(folder / "killed"), whole.copy_to(folder / "longer")
+    train(whole)
 
     moments = random.Random(0)
     for number in range(KILLS):
@@ -59,7 +65,12 @@ def test_a_training_killed_20_times_with_other_runtime_options_and_an_unrelated_
             page.write_text(page.read_text() + "\n")
             module.write_text(module.read_text() + "\n")
         kill_once(killed, moments)
-    status, output = killed.run("python", "stages/diffusion.py")
-    assert status == 0 and "starts from the beginning" not in output, output
+    assert "starts from the beginning" not in train(killed)
     assert model_of(killed) == model_of(whole)
     assert not (killed.folder / ".sfd/old").exists()
+
+    for project in (killed, longer):
+        change(project, 2 * NUM_STEPS)
+    assert f"goes on after step {NUM_STEPS}" in train(killed)
+    assert "goes on" not in train(longer)
+    assert model_of(killed) == model_of(longer)
