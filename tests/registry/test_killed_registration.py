@@ -1,0 +1,41 @@
+"""A registration that is killed at any moment and run again ends with one version and one logged model."""
+
+import time
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from support import finished_project
+
+pytestmark = pytest.mark.long
+MOMENTS_S = [0.2 * number for number in range(1, 11)]
+"""A registration takes about two and a half seconds."""
+
+
+def test_a_registration_that_is_killed_again_and_again_ends_with_one_version(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    project = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("killed") / "project")
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    params["register"]["name"] = "killed"
+    project.write_params(params)
+    killed = 0
+    for moment in MOMENTS_S:
+        process = project.start("python", "stages/register.py", forked=True)
+        time.sleep(moment)
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -9
+    assert killed > 0
+    status, output = project.run("python", "stages/register.py")
+    assert status == 0, output
+    client = MlflowClient(f"sqlite:///{project.folder}/mlruns/mlflow.db")
+    (version,) = client.search_model_versions("name = 'killed'")
+    assert (
+        version.tags["digest"] and client.get_model_version_by_alias("killed", "candidate").version == version.version
+    )
+    (experiment,) = client.search_experiments(filter_string="name = 'sfd'")
+    made = client.search_logged_models([experiment.experiment_id], f"tags.`sfd.digest` = '{version.tags['digest']}'")
+    assert version.source == f"models:/{next(m for m in made if str(m.status) == 'READY').model_id}"
+    status, output = project.run("sfd", "models", "promote", "1", "--force", "a test")
+    assert status == 0, output
