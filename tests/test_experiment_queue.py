@@ -75,3 +75,8 @@ def test_two_queued_experiments_keep_their_runs_and_versions_and_the_applied_one
     assert f"version {versions['second']}" in succeed(project, "sfd", "show")
     assert json.loads((project.result("scan") / "experiment.json").read_text()) == {"experiment": False}
     assert "everything is up to date" in succeed(project, "sfd", "doctor", "--exit-code")
+
+    succeed(project, "dvc", "exp", "run", "--name", "third", "-S", "sample.num_steps=2")  # in the project itself
+    newest = max(store.search_model_versions(f"name='{NAME}'"), key=lambda version: int(version.version))
+    assert newest.tags["sfd.experiment"] == "third"
+    assert store.get_registered_model(NAME).aliases == {"candidate": versions["second"]}
