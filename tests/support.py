@@ -101,7 +101,8 @@ def environment(source: Path = REPOSITORY / "src", forked: bool = True) -> dict[
         forked: `python`, `sfd`, `dvc` and `torchrun` are forks of one warm process (``warm``), and start in milliseconds;
             else they are this interpreter's own, as a user starts them.
     """
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_") and key != "SFD_TOKEN"}
+    ours = ("MLFLOW_", "_MLFLOW_", "SFD_TOKEN")  # the second kind is MLflow's own, from this process
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     folders = [warm_programs()] if forked else []
     path = os.pathsep.join([*folders, str(Path(sys.executable).parent), kept["PATH"]])
     return kept | {"PATH": path, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}

@@ -39,11 +39,9 @@ MLFLOW_DEFAULTS = {
 }
 """Settings of MLflow that hold unless the user's environment says otherwise. MLflow reads them when it is imported or asked."""
 
-METRICS_PER_BATCH = 1000  # MLflow's limits
-VALUES_PER_BATCH = 100
+METRICS_PER_BATCH, VALUES_PER_BATCH = 1000, 100  # MLflow's limits
 
 SQLITE = "sqlite:///"
-
 _IMPORT = threading.Lock()
 
 POLL_S = 1.0
@@ -65,10 +63,9 @@ def import_mlflow() -> None:
 
 
 def set_mlflow_defaults() -> None:
-    """Puts :data:`MLFLOW_DEFAULTS` into the environment.
+    """Puts :data:`MLFLOW_DEFAULTS` into the environment. The main thread does it before another one uses mlflow.
 
-    A thread that changes the environment while another one reads it, as torch does, can crash the process (C library, getenv). So the main
-    thread calls this before it starts one that uses mlflow.
+    Where one thread changes the environment while another reads it, as torch does, the C library crashes now and then.
     """
     for name, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
