@@ -1,6 +1,7 @@
 """What README.md and docs/ say is what the code does. No command is run here; tests/test_end_to_end.py runs two pages."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import typer
 import yaml
 from docs_commands import Block, blocks, simple_commands, spans, tokens
+from packaging.specifiers import SpecifierSet
 from support import REPOSITORY
 
 from sfd import cli
@@ -241,3 +243,14 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_the_network(tm
 def test_nothing_in_the_repository_names_a_package_registry() -> None:
     for name in ("constraints.txt", "pyproject.toml", "Makefile"):
         assert "://" not in (REPOSITORY / name).read_text().replace("sqlite:///", "")
+
+
+def test_everything_that_is_installed_accepts_the_oldest_python_that_we_name() -> None:
+    oldest = re.search(r'requires-python = ">=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text())
+    assert oldest is not None
+    refusing = {
+        f"{each.metadata['Name']} {each.version}"
+        for each in importlib.metadata.distributions()
+        if not SpecifierSet(each.metadata.get("Requires-Python") or "").contains(f"{oldest[1]}.0")
+    }
+    assert refusing == set(), "Debian 12 has Python 3.11.2"
