@@ -232,6 +232,16 @@ class Project:
         assert status == 0, output
         return output
 
+    def commit_results(self) -> None:
+        """DVC records the results as they are, and git has `dvc.lock`; git ignores the images."""
+        status, output = self.run("dvc", "commit", "--force")
+        assert status == 0, output
+        git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+        with (self.folder / ".gitignore").open("a") as ignored:
+            ignored.write("/images/\n")
+        subprocess.run([*git, "add", "dvc.lock", ".gitignore"], cwd=self.folder, check=True)
+        subprocess.run([*git, "commit", "-qm", "results"], cwd=self.folder, check=True)
+
     def result(self, name: str) -> Path:
         return self.folder / "results" / name
 

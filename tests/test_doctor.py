@@ -1,7 +1,6 @@
 """`sfd doctor` says of each part of a project whether it is up to date, and what to type."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,13 +20,7 @@ from sfd.workspace import Workspace
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project that has run to its end, and whose results DVC knows."""
     project = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("doctor") / "project")
-    status, output = project.run("dvc", "commit", "--force")
-    assert status == 0, output
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
-    with (project.folder / ".gitignore").open("a") as ignored:
-        ignored.write("/images/\n")
-    subprocess.run([*git, "add", "dvc.lock", ".gitignore"], cwd=project.folder, check=True)
-    subprocess.run([*git, "commit", "-qm", "results"], cwd=project.folder, check=True)
+    project.commit_results()
     return project
 
 

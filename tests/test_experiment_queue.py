@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,7 @@ def project(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Project
     project = finished_project(tmp_path_factory).copy_to(tmp_path / "project")
     shutil.rmtree(project.folder / "mlruns")
     shutil.rmtree(project.folder / ".sfd")
-    succeed(project, "dvc", "commit", "--force")
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
-    with (project.folder / ".gitignore").open("a") as ignored:
-        ignored.write("/images/\n")
-    subprocess.run([*git, "add", "dvc.lock", ".gitignore"], cwd=project.folder, check=True)
-    subprocess.run([*git, "commit", "-qm", "results"], cwd=project.folder, check=True)
+    project.commit_results()
     return project
 
 

@@ -14,6 +14,7 @@ from sfd.data.listing import write_listing
 from sfd.doctor.findings import Finding
 from sfd.errors import UserError
 from sfd.params import Params, parse_yaml, select, to_tree
+from sfd.pipeline.inputs import differences
 from sfd.pipeline.scan import write_experiment, write_stage_codes
 from sfd.registry.source import write_init_from
 from sfd.workspace import PARAMS_NAME, Workspace
@@ -195,12 +196,5 @@ def _describe_params(graph: Graph, name: str, keys: Iterable[str]) -> Iterator[s
     """Every option that changed, with both values."""
     recorded = graph.locked[name].get("params", {}).get(PARAMS_NAME, {})
     for key in keys:
-        yield from _differences(key, recorded.get(key), select(graph.params, key))
-
-
-def _differences(key: str, before: Any, now: Any) -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for part in dict.fromkeys([*before, *now]):
-            yield from _differences(f"{key}.{part}", before.get(part), now.get(part))
-    elif before != now:
-        yield f"{key} was {str(before)[:SHORT]}, is {str(now)[:SHORT]}"
+        for option, before, now in differences({key: recorded.get(key)}, {key: select(graph.params, key)}):
+            yield f"{option} was {str(before)[:SHORT]}, is {str(now)[:SHORT]}"

@@ -185,19 +185,19 @@ def first_change(before: Facts, after: Facts) -> str:
             continue
         if not isinstance(old, dict) or not isinstance(new, dict) or part == "images":
             return f"{words} changed"
-        key, one, other = next(_differences(old, new))
+        key, one, other = next(differences(old, new))
         key = key.partition(".")[0] if part == "upstream" else key
         values = f" from {shown(one)} to {shown(other)}" if part == "params" else ""
         return f"{words.format(key=key)} changed{values}"
     return ""
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Dotted key, old and new value of every difference of two trees."""
     for key in dict.fromkeys([*old, *new]):
         one, other = old.get(key), new.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
-            yield from ((f"{key}.{inner}", *values) for inner, *values in _differences(one, other))
+            yield from ((f"{key}.{inner}", *values) for inner, *values in differences(one, other))
         elif one != other:
             yield key, one, other
 
