@@ -174,3 +174,29 @@ def test_a_copied_project_registers_and_shows_its_own_versions(tmp_path_factory:
     (settings,) = (copied / "mlruns" / "artifacts" / "models").glob("m-*/artifacts/artifacts/sample.json")
     assert json.loads(settings.read_text())["num_steps"] == 3
     assert content(original.folder / "mlruns") == before
+
+
+def test_a_store_whose_making_was_killed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow.store.db.utils as tables
+
+    def killed(_engine: object) -> None:
+        raise KeyboardInterrupt
+
+    for folder in (tmp_path / "other", tmp_path / "project"):
+        folder.mkdir()
+    workspace, other = Workspace(tmp_path / "project"), tmp_path / "other" / "store.db"
+    for uri in (sqlite_uri(workspace.mlruns / "mlflow.db"), sqlite_uri(other)):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(tables, "_upgrade_db", killed)
+            client(workspace)
+        assert client(workspace).create_experiment("after")
+    assert {path.name for path in other.parent.iterdir()} == {"store.db", "store.lock"}
+    assert {path.name for path in workspace.mlruns.iterdir()} == {"mlflow.db", "store.lock"}
+
+
+def test_an_empty_file_is_no_store_yet(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.mlruns.mkdir()
+    (workspace.mlruns / "mlflow.db").touch()
+    assert client(workspace).create_experiment("first")

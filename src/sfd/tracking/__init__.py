@@ -5,7 +5,8 @@ batches, by a background thread (:mod:`sfd.tracking.delivery`). A killed stage t
 """
 
 from sfd.tracking.address import check_place, registry_uri, relocate, tracking_uri
-from sfd.tracking.delivery import Store, StoreAway, client, import_mlflow, sync
+from sfd.tracking.client import client, import_mlflow
+from sfd.tracking.delivery import Store, StoreAway, sync
 from sfd.tracking.journal import find_journals, now_ms
 from sfd.tracking.repro import LAST_STAGES, begin_repro, current_repro, end_repro
 from sfd.tracking.run import EXPERIMENT, Run, describe_origin, start_run

@@ -6,7 +6,6 @@ journal's id.
 """
 
 import json
-import os
 import ssl
 import sys
 import threading
@@ -18,10 +17,11 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from sfd.errors import UserError, redact, warn
-from sfd.tracking.address import artifacts_of, check_place, registry_uri, sqlite_file, tracking_uri
+from sfd.tracking.address import artifacts_of, sqlite_file, tracking_uri
+from sfd.tracking.client import client, import_mlflow
 from sfd.tracking.journal import Journal, Record, State, find_journals
 from sfd.workspace import Workspace
 
@@ -29,20 +29,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-MLFLOW_DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Without retries a lost answer is ours to handle: MLflow's own would send "create a run" twice, print a line each time, and take
-    # 248 s to give up.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-"""Settings of MLflow that hold unless the user's environment says otherwise. MLflow reads them when it is imported or asked."""
-
 METRICS_PER_BATCH, VALUES_PER_BATCH = 1000, 100  # MLflow's limits
-
-SQLITE = "sqlite:///"
-_IMPORT = threading.Lock()
 
 POLL_S = 1.0
 LONGEST_BACKOFF_S = 10.0
@@ -50,44 +37,6 @@ PROBE_S = 3.0
 EXIT_WAIT_S = 10.0  # at the end of a stage, for a server that answers
 EXIT_WAIT_LOCAL_S = 60.0  # for a local store, which may have to create its tables first
 EXIT_WAIT_AWAY_S = 2.0
-
-
-def import_mlflow() -> None:
-    """Imports mlflow with :data:`MLFLOW_DEFAULTS`; every use of mlflow comes after it.
-
-    One thread at a time: mlflow's modules import each other, and a second thread would find them half initialised.
-    """
-    with _IMPORT:
-        set_mlflow_defaults()
-        import mlflow  # noqa: F401  # a stage's own thread and that of the delivery both need it
-
-
-def set_mlflow_defaults() -> None:
-    """Puts :data:`MLFLOW_DEFAULTS` into the environment. The main thread does it before another one uses mlflow.
-
-    Where one thread changes the environment while another reads it, as torch does, the C library crashes now and then.
-    """
-    for name, value in MLFLOW_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-
-
-def client(workspace: Workspace) -> "MlflowClient":
-    """A client of the tracking store and of its model registry; creates the embedded store when there is none.
-
-    Raises:
-        UserError: the store was copied or moved, so that its artifacts are elsewhere.
-    """
-    import_mlflow()
-    from mlflow import MlflowClient
-
-    uri, registry = tracking_uri(workspace), registry_uri(workspace)
-    for place in {uri, registry}:
-        check_place(place)
-    if sqlite_file(uri) is None:
-        return MlflowClient(tracking_uri=uri, registry_uri=registry)
-    workspace.mlruns.mkdir(parents=True, exist_ok=True)
-    with FileLock(workspace.mlruns / "store.lock"):  # two processes that create the tables at once spoil them
-        return MlflowClient(tracking_uri=uri, registry_uri=registry)
 
 
 def check_reachable(workspace: Workspace) -> None:

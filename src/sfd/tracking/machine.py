@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sfd.errors import warn
-from sfd.tracking.delivery import import_mlflow
+from sfd.tracking.client import import_mlflow
 from sfd.tracking.journal import now_ms
 
 INTERVAL_S = 30.0

@@ -15,7 +15,8 @@ from pathlib import Path
 from sfd.errors import UserError, warn
 from sfd.params import TrackingParams, parse_yaml
 from sfd.tracking.address import check_place, tracking_uri
-from sfd.tracking.delivery import Deliverer, check_reachable, set_mlflow_defaults
+from sfd.tracking.client import set_mlflow_defaults
+from sfd.tracking.delivery import Deliverer, check_reachable
 from sfd.tracking.journal import JournalWriter, open_journal
 from sfd.tracking.machine import watch_machine
 from sfd.tracking.repro import Repro
