@@ -78,6 +78,12 @@ encoder.source
 encoder.width
 evaluate.kid_subset_size
 evaluate.kid_subsets
+evaluate.min_images.class_accuracy
+evaluate.min_images.fd
+evaluate.min_images.inception_score
+evaluate.min_images.kid
+evaluate.min_images.memorised_fraction
+evaluate.min_images.precision
 evaluate.neighbours
 evaluate.reference
 features.max_images
@@ -106,6 +112,7 @@ runtime.evaluate.batch_size
 runtime.features.batch_size
 runtime.latents.batch_size
 runtime.sample.batch_size
+sample.class_mix
 sample.guidance.kind
 sample.guidance.scale_semantic
 sample.guidance.scale_texture
