@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
-from sfd.evaluation.fidelity import Features, FeatureStatistics, Reference, Sets, balanced_accuracy, extract, score
+from sfd.evaluation.balanced import balanced_accuracy
+from sfd.evaluation.fidelity import Features, FeatureStatistics, Reference, Sets, extract, score
 from sfd.evaluation.fidelity import compare as compare_with
 from sfd.evaluation.memorisation import memorisation
 from sfd.evaluation.uncertainty import balanced_error, binomial_error

@@ -96,6 +96,13 @@ judge.source
 latents.shard_size
 latents.statistics_images
 latents.store_features
+quality.encoder_accuracy
+quality.explained_variance
+quality.images_per_class
+quality.judge_accuracy
+quality.psnr_gain
+quality.scored_images
+quality.ssim_gain
 register.alias
 register.gates.KEY.improve
 register.gates.KEY.limit

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
+from sfd.evaluation.balanced import balanced_accuracy
 from sfd.evaluation.memorisation import Memorisation
 from sfd.evaluation.uncertainty import balanced_error, binomial_error, frechet_error, moments
 from sfd.names import ERROR_PREFIX, FLOOR_METRICS, distance_name, inception_score_name
@@ -313,16 +314,6 @@ def class_accuracy(images: Features, labels: Tensor, judge: Judge) -> float:
             f"train the judge on the classes of this data set"
         )
     return balanced_accuracy(images.logits, labels)
-
-
-def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Mean over the classes in ``labels`` ``(N,)`` of the share of their images that ``logits`` ``(N, K)`` recognise.
-
-    Each class counts alike, however many images it has; guessing gives 1 / K.
-    """
-    labels = labels.cpu()
-    right = (logits.argmax(dim=1).cpu() == labels).double()
-    return float(torch.stack([right[labels == label].mean() for label in labels.unique()]).mean())
 
 
 def _numpy_seed(seed: int, purpose: str) -> int:

@@ -49,6 +49,7 @@ from sfd.params.parse import (
     to_tree,
     with_values,
 )
+from sfd.params.quality import QualityParams
 from sfd.params.rules import check_patch_size, check_sampling_schedule, shared_grid
 from sfd.params.runtime import RuntimeParams, Sharding, TrainingRuntime
 from sfd.params.schedule import ScheduleParams, TauRange
@@ -92,6 +93,7 @@ __all__ = [
     "OneOf",
     "Params",
     "Positive",
+    "QualityParams",
     "RegisterParams",
     "RuntimeParams",
     "SampleParams",

@@ -5,6 +5,7 @@ from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import judge_class
 from sfd.evaluation.accuracy import heldout_accuracy
 from sfd.params import JudgeParams
+from sfd.pipeline.quality import record_quality
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
 from sfd.training.classifier import ClassifierTask, num_outputs
@@ -23,4 +24,4 @@ def make_judge(params: JudgeParams, data: Prepared, stage: Stage) -> None:
     classes = data.num_classes if data.num_classes > 1 else None
     kind.save_trained(folder, params, network, outputs, classes)
     if classes is not None:
-        stage.log({"heldout_accuracy": heldout_accuracy(folder, data)})
+        record_quality(stage, {"heldout_accuracy": heldout_accuracy(folder, data), "classes": classes})

@@ -1,9 +1,11 @@
 """Stage ``prepare``: images in, a checked manifest out; and how later stages open it."""
 
+from sfd.data.manifest import read_manifest
 from sfd.data.prepare import prepare
 from sfd.data.prepared import Prepared
 from sfd.data.sources.source import open_source
 from sfd.params import Params
+from sfd.pipeline.quality import check_gates, check_quality, count_images
 from sfd.pipeline.stage import Stage
 from sfd.workspace import Workspace
 
@@ -23,6 +25,8 @@ def make_manifest(stage: Stage) -> None:
     )
     stage.log_artifacts(stage.out / "manifest.parquet", stage.out / "rejected.csv", stage.out / "summary.json")
     print(f"{summary.num_images} images in {len(summary.classes)} classes, {summary.num_rejected} files refused")
+    check_gates(stage.params, len(summary.classes))
+    check_quality(stage, count_images(stage.params, read_manifest(stage.out)))
 
 
 def open_prepared(workspace: Workspace, params: Params) -> Prepared:
