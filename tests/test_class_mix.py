@@ -12,13 +12,18 @@ def test_equal_counts_take_turns() -> None:
 
 
 @pytest.mark.parametrize("counts", [[90, 10], [5, 3, 2, 1, 1], [1000, 1], [3, 0, 7], [17] * 40 + [400]])
-def test_any_first_part_has_the_proportions_within_one_image(counts: list[int]) -> None:
+def test_any_first_part_has_the_proportions_as_nearly_as_is_possible_for_all_counts(counts: list[int]) -> None:
     order = interleave(counts, 2 * sum(counts))
     given: Counter[int] = Counter()
+    bound = 1 - 1 / (2 * sum(count > 0 for count in counts) - 2) + 1e-9
     for number, label in enumerate(order, start=1):
         given[label] += 1
-        assert all(abs(given[k] - number * count / sum(counts)) <= 1.0 for k, count in enumerate(counts))
+        assert all(abs(given[k] - number * count / sum(counts)) <= bound for k, count in enumerate(counts))
     assert [given[k] for k in range(len(counts))] == [2 * count for count in counts]
+
+
+def test_a_single_class_fills_every_place() -> None:
+    assert interleave([0, 5, 0], 3) == [1, 1, 1]
 
 
 def test_no_images_are_wanted_and_none_are_given() -> None:

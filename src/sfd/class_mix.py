@@ -16,21 +16,30 @@ TOLERANCE = 0.01
 def interleave(counts: Sequence[int], number: int) -> list[int]:
     """Class indices in the proportions of ``counts``, which must not all be 0.
 
-    Among the first n of them, each class has its share of n to within one image, whatever n. Image j of a class of share p may stand in the
-    places from j / p to (j + 1) / p, and each place goes to the class that has to be served first (earliest deadline; Liu and Layland
-    1973), among equals to the first one. Equal counts give 0, 1, ..., K-1, 0, 1, ...
+    Whatever n, each class has its share of the first n of them to within ``1 - 1 / (2K - 2)`` images, where K is the number of classes: no
+    order does better for all counts (R. Tijdeman, The chairman assignment problem, 1980). Image j of a class of share p may stand in the
+    places from ``(j + e) / p`` to ``(j + 1 - e) / p``, where ``e = 1 / (2K - 2)``. Each place goes to the class that has to be served first,
+    and among equals to the first one. Equal counts give 0, 1, ..., K-1, 0, 1, ...
     """
-    total = sum(counts)
-    waiting = [(0, index, 0) for index, count in enumerate(counts) if count]
+    total, fine = sum(counts), 2 * sum(count > 0 for count in counts) - 2
+    if fine == 0:
+        return [next(index for index, count in enumerate(counts) if count)] * number
+
+    def earliest(index: int, given: int) -> int:
+        return -(-total * (given * fine + 1) // (fine * counts[index]))
+
+    waiting = [(earliest(index, 0), index, 0) for index, count in enumerate(counts) if count]
+    heapq.heapify(waiting)
     ready: list[tuple[int, int, int]] = []
     order = []
-    for place in range(number):
+    for place in range(1, number + 1):
         while waiting and waiting[0][0] <= place:
             _, index, given = heapq.heappop(waiting)
-            heapq.heappush(ready, (-(-(given + 1) * total // counts[index]), index, given))
+            latest = total * ((given + 1) * fine - 1) // (fine * counts[index])
+            heapq.heappush(ready, (latest, index, given))
         _, index, given = heapq.heappop(ready)
         order.append(index)
-        heapq.heappush(waiting, ((given + 1) * total // counts[index], index, given + 1))
+        heapq.heappush(waiting, (earliest(index, given + 1), index, given + 1))
     return order
 
 

@@ -41,6 +41,10 @@ def test_of_a_thousand_classes_fifty_are_named() -> None:
         ClassCondition.numbered(1000).from_request("x")
 
 
+def test_a_single_class_needs_not_be_asked_for() -> None:
+    assert ClassCondition(("only",)).from_request(None) == ClassCondition(("only",)).from_request("only") == 0
+
+
 def test_without_a_condition_nothing_is_asked_for_and_a_class_is_refused() -> None:
     assert NoCondition().from_request(None) is None
     with pytest.raises(ValueError, match="without a class; leave the class out"):
@@ -55,7 +59,7 @@ def test_samples_are_balanced_and_tables_name_their_classes() -> None:
 
 def test_natural_samples_have_the_proportions_of_the_training_images() -> None:
     trained = ClassCondition.from_data(["a", "1"], [30, 10])
-    assert trained.plan(8, "natural") == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert trained.plan(8, "natural") == [0, 0, 1, 0, 0, 0, 1, 0]
     assert trained.plan(4) == trained.plan(4, "balanced") == [0, 1, 0, 1]
     assert NoCondition.from_data(["a"], [4]).plan(2, "natural") == [None, None]
 

@@ -192,6 +192,8 @@ class ClassCondition:
         return f"{value}-{seed}"
 
     def from_request(self, given: object) -> Value:
+        if given is None and len(self.names) == 1:
+            return 0  # nothing to choose
         if isinstance(given, int) and not isinstance(given, bool):
             if not 0 <= given < len(self.names):
                 raise ValueError(f"class index {given} is not in 0..{len(self.names) - 1}")

@@ -132,7 +132,10 @@ def _failure(stage: Stage, check: Check, values: Values) -> str | None:
     limit = getattr(stage.params.quality, check.option)
     if limit is None or check.measure(values) >= limit:
         return None
-    return f"{check.text.format(**values)}: quality.{check.option} {check.measure(values):.3g} is below its limit {limit:g} ({check.remedy})"
+    return (
+        f"{check.text.format(**values)}: quality.{check.option} is {check.measure(values):.3g}, below its limit {limit:g} "
+        f"({check.remedy})"
+    )
 
 
 def count_images(params: Params, manifest: "pd.DataFrame") -> dict[str, float]:

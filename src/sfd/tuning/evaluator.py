@@ -107,8 +107,12 @@ class CandidateEvaluator:
         return found if found is not None and max(found) < data.num_classes else None
 
     def _check_enough(self, num_reference: int) -> None:
-        """Raises :class:`UserError` if an objective would rest on too few images."""
+        """Raises :class:`UserError` if an objective cannot be measured, or would rest on too few images."""
         number, params = min(self.params.tune.num_images, num_reference), self.params
+        if "class_accuracy" in params.tune.objectives and not self.judge.knows_classes:
+            raise UserError(
+                f"tune.objectives: `class_accuracy` needs a judge of two classes or more, but {self.judge.name!r} knows none: remove it"
+            )
         for metric in params.tune.objectives:
             needed = least_images(metric, params.evaluate, self.judge)
             if needed is not None and number < needed:
