@@ -74,18 +74,26 @@ class TrainingParams(Section):
 class EncoderParams(Section):
     """The frozen vision encoder whose patch features carry meaning."""
 
-    source: Literal["pretrained", "file", "train", "none"] = Field(
-        description="`pretrained`: timm weights by name; `file`: timm weights in a file; `train`: a small ViT, trained here on class "
-        "labels; `none`: no encoder, where nothing needs features (`semantic.kind: none` and `latents.store_features: false`)"
+    source: Literal["pretrained", "file", "package", "train", "none"] = Field(
+        description="`pretrained`: timm weights by name; `file`: timm weights in a file; `package`: those of an installed package (extra "
+        "`offline`); `train`: a small ViT, trained here on class labels; `none`: no encoder, where nothing needs features "
+        "(`semantic.kind: none` and `latents.store_features: false`)"
     )
-    name: str = Field("vit_base_patch14_reg4_dinov2.lvd142m", description="timm model (`pretrained` and `file`)")
+    name: str = Field(
+        "vit_base_patch14_reg4_dinov2.lvd142m",
+        description="timm model, a transformer or a convolutional network (`pretrained`, `file` and `package`)",
+    )
     file: FilePath | None = Field(
         None, description="weights file for `file` (.safetensors, or .pth without pickled objects)"
     )
     input_size: int = Field(
         224, ge=8, le=1024, description="side of the encoder's input, pixels; images are resized bicubically"
     )
-    patch_size: Positive = Field(14, description="side of one patch, pixels (`train`; else checked against the model)")
+    patch_size: Positive = Field(
+        14,
+        description="side of one patch, pixels; of a convolutional network: by how much its last feature map is smaller than its input "
+        "(`train`; else checked against the model)",
+    )
     width: Positive = Field(768, description="channels of the ViT (`train`)")
     depth: Positive = Field(12, description="blocks of the ViT (`train`)")
     num_heads: Positive = Field(12, description="attention heads of the ViT (`train`)")
