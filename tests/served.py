@@ -19,7 +19,7 @@ from support import environment, wait_until
 from torch import Tensor
 
 from sfd.data.latents import ChannelStatistics
-from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
+from sfd.encoders.texture_vae import KlVae, TextureVae, TrainableAutoencoder
 from sfd.generation.images import ImageGenerator
 from sfd.generation.model import DiffusionModel
 from sfd.generation.settings import Settings
@@ -58,7 +58,7 @@ def model_of(condition: Condition, schedule: dict[str, Any]) -> DiffusionModel:
 def untrained_decoder() -> TextureVae:
     """Decodes latents of 4 x 4 to images of 16 x 16."""
     fields = {"source": "train", "channels": (8, 8, 8), "layers_per_block": 1, "latent_channels": 4}
-    return TextureVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder).eval()
+    return KlVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder).eval()
 
 
 def untrained(
@@ -115,7 +115,7 @@ class ServedProject:
         """Registers a version and makes it champion; returns its number."""
         folder = self.folder / "networks" / name
         model.save(folder / "diffusion")
-        save_texture_vae(folder / "texture_vae", untrained_decoder())
+        untrained_decoder().save(folder / "texture_vae")
         folders = {part: folder / part for part in ("diffusion", "texture_vae")}
         settings = Settings.model_validate(SAMPLE | (sample or {}))
         with pytest.MonkeyPatch.context() as patch:

@@ -35,6 +35,7 @@ EXAMPLE_FILES = {
     "src/sfd/diffusion/terms/absolute.py",
     "src/sfd/encoders/judges/timm_model.py",
     "src/sfd/encoders/semantic/first_channels.py",
+    "src/sfd/encoders/tokenizers/mean_colour.py",
     "src/sfd/models/coarse.py",
     "src/sfd/models/convnet.py",
 }

@@ -28,7 +28,8 @@ from sfd.diffusion.loss import Predicted
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.encoders.judges.judge import judge_class, load_judge
 from sfd.encoders.semantic.encoder import load_semantic, save_semantic, semantic_class
-from sfd.encoders.texture_vae import TextureVae
+from sfd.encoders.texture_vae import KlVae, load_texture_vae
+from sfd.encoders.tokenizers.tokenizer import Tokenizer
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, build_sampler
 from sfd.generation.model import DiffusionModel
@@ -40,10 +41,20 @@ from sfd.params import (
     SampleParams,
     ScheduleParams,
     SemanticParams,
+    TextureVaeParams,
 )
 from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
 
-TABLES = ("SAMPLERS", "LOSS_TERMS", "BACKBONES", "CONDITIONS", "DATA_SOURCES", "SEMANTIC_ENCODERS", "JUDGES")
+TABLES = (
+    "SAMPLERS",
+    "LOSS_TERMS",
+    "BACKBONES",
+    "CONDITIONS",
+    "DATA_SOURCES",
+    "TOKENIZERS",
+    "SEMANTIC_ENCODERS",
+    "JUDGES",
+)
 ENTRY = re.compile(r"(\w+)\[\"(\w+)\"\] = ")
 
 
@@ -85,7 +96,7 @@ def test_the_loss_term_gives_one_number_per_image_and_has_weight_one() -> None:
     assert options.weights()["absolute"] == 1.0 and term.needs_features is False
 
 
-class Pixels(TextureVae):
+class Pixels(KlVae):
     """Shows the first three channels of a latent."""
 
     def __init__(self) -> None:
@@ -137,6 +148,16 @@ def test_the_data_source_is_listed_prepared_and_read_and_refuses_what_it_must(tm
     (root / "images.csv").write_text("file,class\na.png,red\n")
     with pytest.raises(UserError, match="is not a CSV file with columns `path` and `label`"):
         prepare(params, 0, tmp_path / "again")
+
+
+def test_the_tokenizer_is_built_saved_and_loaded(tmp_path: Path) -> None:
+    params = TextureVaeParams(source="mean_colour", block_size=4)
+    made: Tokenizer = names.load(names.TOKENIZERS, params.source).build(params)
+    made.save(tmp_path)
+    loaded = load_texture_vae(tmp_path)
+    images = torch.tensor([0, 200], dtype=torch.uint8).repeat_interleave(48).view(2, 3, 4, 4)
+    latent = loaded.encode(images, torch.empty(0))
+    assert latent.shape == loaded.latent_shape(2, 4) == (2, 3, 1, 1) and torch.equal(loaded.decode(latent), images)
 
 
 def test_the_semantic_encoder_is_built_fitted_saved_and_loaded(tmp_path: Path) -> None:

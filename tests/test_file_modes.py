@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sfd.data.latents import ChannelStatistics
 from sfd.data.shards import write_shards
-from sfd.encoders.texture_vae import save_texture_vae
 from sfd.evaluation.extraction import FeatureStore
 from sfd.network_files import save_network
 
@@ -39,7 +38,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "network": lambda folder: save_network(folder, torch.nn.Linear(2, 2), {}),
     "statistics": lambda folder: ChannelStatistics(TENSOR, TENSOR.clone()).save(folder / "statistics.safetensors"),
     "shards": lambda folder: write_shards(folder, [(0, 3)], lambda _start, _end: {"x": TENSOR}, 0, 1),
-    "texture VAE": lambda folder: save_texture_vae(folder, untrained().images.decoder),
+    "texture VAE": lambda folder: untrained().images.decoder.save(folder),
     "diffusion model": lambda folder: untrained().images.model.save(folder),
     "features": extract_features,
 }

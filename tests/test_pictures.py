@@ -10,7 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from sfd import pictures
-from sfd.pictures import GAP, image_grid, labelled_grid, pairs, plot_curves, plot_pca_features, plot_schedule, save_png
+from sfd.pictures import (
+    GAP,
+    image_grid,
+    labelled_grid,
+    plot_curves,
+    plot_pca_features,
+    plot_schedule,
+    save_png,
+    side_by_side,
+)
 
 
 def flat_images(*values: int, height: int = 4, width: int = 4) -> Tensor:
@@ -77,7 +86,8 @@ def test_labels_and_images_of_different_counts_are_refused() -> None:
 
 
 def test_pairs_stand_side_by_side_in_rows(tmp_path: Path) -> None:
-    pairs(flat_images(10, 30), flat_images(20, 40), ["0.1", "0.2"], tmp_path / "new" / "pairs.png", titles=("a", "b"))
+    columns = flat_images(10, 30), flat_images(20, 40)
+    side_by_side(columns, ["0.1", "0.2"], tmp_path / "new" / "pairs.png", titles=("a", "b"))
     picture = np.asarray(Image.open(tmp_path / "new" / "pairs.png"))
     x, y = pictures.MARGIN + 5, picture.shape[0] - pictures.MARGIN - 5
     across, up = pictures.CELL_SIDE + pictures.MARGIN, pictures.CELL_SIDE + pictures.MARGIN
@@ -137,7 +147,7 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "labelled": lambda path: save_png(labelled_grid(noise_images(4), ["a", "b", "a", "b"], 2), path),
     "curves": lambda path: plot_curves({"a": [(0, 1.0), (1, 0.5)], "b": [(0, 2.0)]}, path, "step", "loss", log_y=True),
     "schedule": lambda path: plot_schedule(offset, path),
-    "pairs": lambda path: pairs(noise_images(2), noise_images(2), ["x", "y"], path),
+    "pairs": lambda path: side_by_side([noise_images(2)] * 3, ["x", "y"], path, ("a", "", "c")),
     "features": lambda path: plot_pca_features(
         torch.eye(16).reshape(1, 4, 4, 16), torch.ones(1, 4, 4, 16), noise_images(1), path
     ),

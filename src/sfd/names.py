@@ -78,6 +78,12 @@ DATA_SOURCES: Table = {
 }
 """Where images come from (``data.source``)."""
 
+TOKENIZERS: Table = {
+    "pca": Entry("sfd.encoders.tokenizers.pca:PcaTokenizer", "principal components of pixel blocks, fitted in seconds"),
+}
+"""What is fitted to the training images and takes the texture VAE's place (``texture_vae.source``, which may also be `pretrained`, `file`
+or `train`)."""
+
 SEMANTIC_ENCODERS: Table = {
     "semvae": Entry("sfd.encoders.semantic.semvae:SemVae", "a VAE (the paper)"),
     "pca": Entry("sfd.encoders.semantic.pca:PcaSemantic", "principal components (ReDi, arXiv 2504.16064)"),

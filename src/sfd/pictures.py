@@ -137,13 +137,13 @@ NUM_PAIRS = 8
 """Images in a picture of originals and reconstructions."""
 
 
-def pairs(left: Tensor, right: Tensor, captions: Sequence[str], path: Path, titles: tuple[str, str] = ("", "")) -> None:
-    """Two columns of images (N, 3, H, W) uint8 beside each other, a caption at the right of each row, titles on top.
+def side_by_side(columns: Sequence[Tensor], captions: Sequence[str], path: Path, titles: Sequence[str]) -> None:
+    """Columns of images (N, 3, H, W) uint8 beside each other, a caption at the right of each row, titles on top.
 
     For originals and reconstructions, or samples and their nearest training images with the distance as caption.
     """
-    rows = list(zip(left, right, strict=True))
-    save_png(_table(rows, captions, titles, _cell(left)), path)
+    rows = list(zip(*columns, strict=True))
+    save_png(_table(rows, captions, titles, _cell(columns[0])), path)
 
 
 def plot_pca_features(features: Tensor, reconstruction: Tensor, images: Tensor, path: Path) -> None:

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from sfd.encoders.texture_vae import (
-    TextureVae,
+    KlVae,
     TrainableAutoencoder,
     load_pretrained,
     load_texture_vae,
-    save_texture_vae,
     to_pixels,
     to_uint8,
 )
@@ -22,8 +21,8 @@ IMAGES = torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manua
 
 
 @pytest.fixture(scope="module")
-def vae() -> TextureVae:
-    return TextureVae(TrainableAutoencoder(TextureVaeParams.model_validate(PARAMS), seed=0).autoencoder).eval()
+def vae() -> KlVae:
+    return KlVae(TrainableAutoencoder(TextureVaeParams.model_validate(PARAMS), seed=0).autoencoder).eval()
 
 
 def test_pixels_and_bytes_are_inverse() -> None:
@@ -31,7 +30,7 @@ def test_pixels_and_bytes_are_inverse() -> None:
     assert torch.equal(to_uint8(to_pixels(values)), values)
 
 
-def test_encoding_is_a_sample_of_the_posterior(vae: TextureVae) -> None:
+def test_encoding_is_a_sample_of_the_posterior(vae: KlVae) -> None:
     zero = vae.encode(IMAGES, torch.zeros(vae.latent_shape(2, 16)))
     one = vae.encode(IMAGES, torch.ones(vae.latent_shape(2, 16)))
     posterior = vae.autoencoder.encode(to_pixels(IMAGES)).latent_dist
@@ -39,8 +38,8 @@ def test_encoding_is_a_sample_of_the_posterior(vae: TextureVae) -> None:
     assert torch.allclose(zero, posterior.mean) and torch.allclose(one - zero, posterior.std, atol=1e-5)
 
 
-def test_a_saved_vae_decodes_the_same_and_loads_as_a_file(vae: TextureVae, tmp_path: Path) -> None:
-    save_texture_vae(tmp_path, vae)
+def test_a_saved_vae_decodes_the_same_and_loads_as_a_file(vae: KlVae, tmp_path: Path) -> None:
+    vae.save(tmp_path)
     latent = vae.encode(IMAGES, torch.zeros(vae.latent_shape(2, 16)))
     decoded = vae.decode(latent)
     assert torch.equal(load_texture_vae(tmp_path).decode(latent), decoded) and decoded.dtype == torch.uint8

@@ -11,7 +11,7 @@ from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
-from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder
+from sfd.encoders.texture_vae import KlVae, TextureVae, TrainableAutoencoder
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator
 from sfd.generation.model import DiffusionModel
@@ -41,7 +41,7 @@ def model(seed: int = 0) -> DiffusionModel:
 @pytest.fixture(scope="module")
 def decoder() -> TextureVae:
     fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
-    return TextureVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder).eval()
+    return KlVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder).eval()
 
 
 def draw(images: ImageGenerator, scales: GuidanceScales = GuidanceScales()) -> Tensor:  # noqa: B008  # frozen

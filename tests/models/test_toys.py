@@ -14,7 +14,7 @@ from sfd import names
 from sfd.data.latents import ChannelStatistics, LatentBatch
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.schedule import OffsetSchedule
-from sfd.encoders.texture_vae import TextureVae
+from sfd.encoders.texture_vae import KlVae
 from sfd.generation.images import ImageGenerator, build_sampler
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone, Facts, Output
@@ -105,7 +105,7 @@ class Latents:
         raise NotImplementedError
 
 
-class Pixels(TextureVae):
+class Pixels(KlVae):
     """Shows the first three channels of a latent."""
 
     def __init__(self) -> None:

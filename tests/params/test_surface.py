@@ -132,6 +132,7 @@ semantic.kl_weight
 semantic.latent_channels
 semantic.num_heads
 semantic.width
+texture_vae.block_size
 texture_vae.channels
 texture_vae.file
 texture_vae.kl_weight

@@ -46,6 +46,7 @@ WATCHERS = {
     "encoders/vision.py": {"encoder", "features", "semantic", "latents"},
     "encoders/composite.py": {"latents"},
     "encoders/semantic/pca.py": {"semantic", "latents", "diffusion", "tune"},
+    "encoders/tokenizers/pca.py": EVERY - {"prepare", "encoder", "judge", "features", "semantic"},
     "encoders/judges/resnet.py": {"judge", "evaluate", "evaluate_steps", "tune"},
     "training/loop.py": {"encoder", "texture_vae", "judge", "semantic", "diffusion", "tune"},
     "training/finetuning.py": {"diffusion", "tune"},

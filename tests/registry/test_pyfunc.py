@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sfd.data.latents import ChannelStatistics
-from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, save_texture_vae
+from sfd.encoders.texture_vae import KlVae, TrainableAutoencoder
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.generation.settings import Settings
@@ -44,8 +44,8 @@ def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any]) -> SfdM
     """A model loaded from its artifacts, with a weaker one if ``folder`` holds it."""
     save_diffusion(folder / "diffusion", schedule)
     fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
-    decoder = TextureVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder)
-    save_texture_vae(folder / "texture_vae", decoder)
+    decoder = KlVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder)
+    decoder.save(folder / "texture_vae")
     (folder / "sample.json").write_text(Settings.model_validate(SAMPLE | sample).model_dump_json())
     artifacts = {name: str(folder / name) for name in ("diffusion", "texture_vae")} | {
         "sample": str(folder / "sample.json")

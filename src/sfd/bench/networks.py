@@ -8,10 +8,12 @@ import torch
 
 from sfd.encoders.composite import CompositeEncoder
 from sfd.encoders.semantic.encoder import SemanticEncoder, semantic_class
-from sfd.encoders.texture_vae import TextureVae, TrainableAutoencoder, load_pretrained
+from sfd.encoders.texture_vae import KlVae, TextureVae, TrainableAutoencoder, load_pretrained
+from sfd.encoders.tokenizers.tokenizer import Tokenizer
 from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze
 from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, build_backbone
+from sfd.names import TOKENIZERS, load
 from sfd.params import EncoderParams, Params, TextureVaeParams
 from sfd.seeding import generator, seeded_initialisation
 from sfd.training.backbone import backbone_config, condition_of
@@ -45,7 +47,7 @@ class LatentShape:
 def latent_shape(params: Params) -> LatentShape:
     """The shape of the latents that the stages before ``diffusion`` would make. 1,000 classes, unless the data set is built in."""
     encoder, semantic = params.encoder, params.semantic
-    factor = 2 ** (len(params.texture_vae.channels) - 1)
+    factor = params.texture_vae.factor or 2 ** (len(params.texture_vae.channels) - 1)
     return LatentShape(
         grid=params.data.image_size // factor if encoder.source == "none" else encoder.input_size // encoder.patch_size,
         texture_channels=_texture_channels(params.texture_vae),
@@ -98,12 +100,15 @@ def random_texture_vae(params: TextureVaeParams, seed: int) -> TextureVae:
 
     Raises :class:`UserError` if diffusers is not installed, or for a hub name that cannot be loaded.
     """
+    if params.is_fitted:
+        tokenizer: type[Tokenizer] = load(TOKENIZERS, params.source)
+        return tokenizer.build(params).eval()
     try:
         from diffusers import AutoencoderKL
     except ImportError:
         raise UserError("the texture VAE needs the package diffusers: install it, or leave the VAE out") from None
     if params.source == "train":
-        return TextureVae(TrainableAutoencoder(params, seed).autoencoder).eval()
+        return KlVae(TrainableAutoencoder(params, seed).autoencoder).eval()
     if params.source == "pretrained" or Path(params.file or "").is_dir():
         return load_pretrained(params)
     levels = len(params.channels)
@@ -117,7 +122,7 @@ def random_texture_vae(params: TextureVaeParams, seed: int) -> TextureVae:
             layers_per_block=params.layers_per_block,
             latent_channels=params.latent_channels,
         )
-    return TextureVae(autoencoder).eval()
+    return KlVae(autoencoder).eval()
 
 
 def random_composite_encoder(params: Params, device: torch.device) -> CompositeEncoder:

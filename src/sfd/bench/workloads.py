@@ -22,7 +22,7 @@ from sfd.bench.networks import (
 )
 from sfd.data.latents import STATISTICS, ChannelStatistics, LatentBatch, LatentDataset, LatentsIndex
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
-from sfd.encoders.texture_vae import TextureVae
+from sfd.encoders.texture_vae import KlVae
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule
@@ -136,7 +136,7 @@ def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
     return count_flops(step)
 
 
-class NoDecoder(TextureVae):
+class NoDecoder(KlVae):
     """Replaces the texture VAE if only the backbone is measured: returns the texture latents unchanged."""
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
-"""The frozen texture VAE, a diffusers ``AutoencoderKL``: pretrained by name, from a folder, or a small one trained here."""
+"""The frozen texture VAE: a diffusers ``AutoencoderKL`` (by name, from a folder, or trained here), or a tokenizer that is fitted here."""
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,47 @@ import torch
 from torch import Tensor, nn
 
 from sfd.errors import UserError
-from sfd.network_files import with_default_mode
+from sfd.names import TOKENIZERS
+from sfd.network_files import CONFIG, read_config, read_implementation, with_default_mode
 from sfd.params import TextureVaeParams
 from sfd.seeding import seeded_initialisation
 
 
-class TextureVae(nn.Module):
-    """Images to texture latents and back. The autoencoder itself takes and gives pixels in [-1, 1]."""
+class TextureVae(nn.Module, ABC):
+    """Images to texture latents and back: an autoencoder of diffusers, or a tokenizer that is fitted here."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of the texture latent."""
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """Pixels per latent position along one side."""
+
+    @abstractmethod
+    def encode(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Images uint8 ``(B, 3, S, S)`` and standard normal noise ``(B, C, S/f, S/f)`` -> latent, shaped as the noise.
+
+        The noise draws from the posterior of those that have one.
+        """
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent ``(B, C, S/f, S/f)`` -> images uint8 ``(B, 3, S, S)``."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes what :func:`load_texture_vae` reads."""
+
+    def latent_shape(self, num_images: int, image_size: int) -> tuple[int, int, int, int]:
+        """Shape ``(B, C, S/f, S/f)`` of the latents of B = ``num_images`` images."""
+        return num_images, self.latent_channels, image_size // self.factor, image_size // self.factor
+
+
+class KlVae(TextureVae):
+    """A diffusers ``AutoencoderKL``. The autoencoder itself takes and gives pixels in [-1, 1]."""
 
     def __init__(self, autoencoder: nn.Module) -> None:
         super().__init__()
@@ -22,29 +57,31 @@ class TextureVae(nn.Module):
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the texture latent."""
+        """As :class:`TextureVae` says."""
         return int(self.autoencoder.config.latent_channels)
 
     @property
     def factor(self) -> int:
-        """Pixels per latent position along one side."""
+        """As :class:`TextureVae` says."""
         return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
-
-    def latent_shape(self, num_images: int, image_size: int) -> tuple[int, int, int, int]:
-        """Shape ``(B, C, S/f, S/f)`` of the latents of B = ``num_images`` images."""
-        return num_images, self.latent_channels, image_size // self.factor, image_size // self.factor
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Images uint8 ``(B, 3, S, S)`` and standard normal noise ``(B, C, S/f, S/f)`` -> a sample of the posterior, shaped as the noise."""
+        """As :class:`TextureVae` says: a sample of the posterior."""
         posterior = self.autoencoder.encode(to_pixels(images)).latent_dist
         latent: Tensor = posterior.mean + posterior.std * noise
         return latent
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent ``(B, C, S/f, S/f)`` -> images uint8 ``(B, 3, S, S)``."""
+        """As :class:`TextureVae` says."""
         return to_uint8(self.autoencoder.decode(latent).sample)
+
+    def save(self, folder: Path) -> None:
+        """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors``, the layout of diffusers."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with with_default_mode(folder / "diffusion_pytorch_model.safetensors"):
+            self.autoencoder.save_pretrained(folder)
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -83,16 +120,19 @@ class TrainableAutoencoder(nn.Module):
 
 
 def load_pretrained(params: TextureVaeParams) -> TextureVae:
-    """An ``AutoencoderKL`` by its hub name or from a folder in diffusers' layout.
+    """An ``AutoencoderKL`` by its hub name, or what a folder holds: one in diffusers' layout, or a tokenizer that was fitted by sfd.
 
     Raises:
         UserError: the hub cannot be reached, or the folder holds no such model.
     """
     from diffusers import AutoencoderKL
 
-    origin = params.file if params.source == "file" else params.name
+    folder = params.file if params.source == "file" else None
+    if folder is not None and (folder / CONFIG).is_file() and "kind" in read_config(folder):
+        return load_texture_vae(folder)
+    origin = folder or params.name
     try:
-        return TextureVae(AutoencoderKL.from_pretrained(origin, local_files_only=params.source == "file")).eval()
+        return KlVae(AutoencoderKL.from_pretrained(origin, local_files_only=params.source == "file")).eval()
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         remedy = (
@@ -103,15 +143,17 @@ def load_pretrained(params: TextureVaeParams) -> TextureVae:
         raise UserError(f"the texture VAE {origin} could not be loaded: {reason}; {remedy}") from error
 
 
-def save_texture_vae(folder: Path, vae: TextureVae) -> None:
-    """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors``, the layout of diffusers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with with_default_mode(folder / "diffusion_pytorch_model.safetensors"):
-        vae.autoencoder.save_pretrained(folder)
-
-
 def load_texture_vae(folder: Path) -> TextureVae:
-    """Inverse of :func:`save_texture_vae`, in evaluation mode."""
-    from diffusers import AutoencoderKL
+    """Inverse of :meth:`TextureVae.save`, in evaluation mode. A tokenizer's ``config.json`` has a ``kind``, that of diffusers has none.
 
-    return TextureVae(AutoencoderKL.from_pretrained(folder, local_files_only=True)).eval().requires_grad_(False)
+    Raises:
+        UserError: ``config.json`` is missing, or the files of a tokenizer do not fit.
+    """
+    vae: TextureVae
+    if "kind" in read_config(folder):
+        vae = read_implementation(folder, TOKENIZERS).load(folder)
+    else:
+        from diffusers import AutoencoderKL
+
+        vae = KlVae(AutoencoderKL.from_pretrained(folder, local_files_only=True))
+    return vae.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from sfd.data.images import ManifestImages
 from sfd.data.latents import views_of
 from sfd.encoders.judges.judge import Judge
 from sfd.evaluation.fidelity import Features, extract
-from sfd.pictures import pairs
+from sfd.pictures import side_by_side
 from sfd.seeding import generator
 
 NUM_CLOSEST = 12
@@ -79,4 +79,4 @@ def picture_nearest(closest: pd.DataFrame, samples: Tensor, train: ManifestImage
     """
     originals = training_views(train, closest["train_index"].tolist())
     captions = [f"distance {distance:.3f}" for distance in closest["distance"]]
-    pairs(samples, originals, captions, file, titles=("sample", "nearest training image"))
+    side_by_side((samples, originals), captions, file, titles=("sample", "nearest training image"))

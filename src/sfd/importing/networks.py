@@ -14,7 +14,7 @@ from sfd.data.sources.common import nfc
 from sfd.encoders.ldm import ldm_config, rename_ldm_keys
 from sfd.encoders.semantic.encoder import save_semantic
 from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
-from sfd.encoders.texture_vae import TextureVae, save_texture_vae
+from sfd.encoders.texture_vae import KlVae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.importing.checkpoints import Weights, load_strictly, pick_weights, read_checkpoint
@@ -293,7 +293,7 @@ def read_texture_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) -> 
         f"{config['layers_per_block']} layers at each of {channels} channels; latents of {config['latent_channels']} channels, "
         f"{2 ** (len(config['block_out_channels']) - 1)} times smaller than images"
     ]
-    return Imported(network, weights, lambda folder: save_texture_vae(folder, TextureVae(network)), said)
+    return Imported(network, weights, KlVae(network).save, said)
 
 
 def _build_autoencoder(weights: Weights) -> tuple["AutoencoderKL", dict[str, Any]]:

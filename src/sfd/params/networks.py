@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sfd.names import DATA_SOURCES, JUDGES, SEMANTIC_ENCODERS
+from sfd.names import DATA_SOURCES, JUDGES, SEMANTIC_ENCODERS, TOKENIZERS
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Section
 
 
@@ -114,12 +114,24 @@ class EncoderParams(Section):
 class TextureVaeParams(Section):
     """The frozen autoencoder that makes texture latents and decodes them to pixels."""
 
-    source: Literal["pretrained", "file", "train"] = Field(
-        description="`pretrained`: diffusers AutoencoderKL by name; `file`: one in a folder; `train`: a small one, trained here"
-    )
+    source: Annotated[
+        str,
+        OneOf(
+            TOKENIZERS,
+            {
+                "pretrained": "diffusers AutoencoderKL by name",
+                "file": "one in a folder",
+                "train": "one that is trained here",
+            },
+        ),
+    ] = Field(description="where it comes from")
     name: str | None = Field(None, description="hub name (`pretrained`)")
     file: FilePath | None = Field(
-        None, description="folder in diffusers layout (config.json, *.safetensors) for `file`"
+        None,
+        description="folder in diffusers layout (config.json, *.safetensors), or one that this stage wrote, for `file`",
+    )
+    block_size: int = Field(
+        8, ge=2, le=64, description="side of a pixel block, which becomes one latent position (`pca`)"
     )
     channels: tuple[Positive, ...] = Field(
         (128, 128, 256, 256, 512),
@@ -128,9 +140,21 @@ class TextureVaeParams(Section):
         description="width of each resolution, halved from one to the next (`train`)",
     )
     layers_per_block: Positive = Field(2, description="residual layers per resolution (`train`)")
-    latent_channels: Positive = Field(32, description="channels of the texture latent (`train`)")
+    latent_channels: Positive = Field(32, description="channels of the texture latent (`train` and `pca`)")
     kl_weight: float = Field(1e-6, ge=0.0, description="weight of the KL term (`train`)")
     training: TrainingParams | None = Field(None, description="needed by `train`")
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is a tokenizer that is fitted to the training images."""
+        return self.source in TOKENIZERS
+
+    @property
+    def factor(self) -> int | None:
+        """Pixels per latent position along one side; None where that is known only once the weights are loaded."""
+        if self.source == "train":
+            return int(2 ** (len(self.channels) - 1))
+        return self.block_size if self.is_fitted else None
 
 
 class JudgeParams(Section):

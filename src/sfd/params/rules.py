@@ -44,6 +44,15 @@ def _check_frozen_networks(params: Params) -> None:
             raise ValueError(f"{name}.source is `pretrained`, so {name}.name must be given")
 
 
+def _check_tokenizer(params: Params) -> None:
+    """A block of pixels has three components per pixel."""
+    vae = params.texture_vae
+    if vae.source == "pca" and vae.latent_channels > 3 * vae.block_size**2:
+        raise ValueError(
+            f"texture_vae.latent_channels {vae.latent_channels} must be at most 3 * texture_vae.block_size^2 = {3 * vae.block_size**2}"
+        )
+
+
 def _check_data(params: Params) -> None:
     data = params.data
     if data.revision is not None and data.source != "huggingface":
@@ -114,7 +123,7 @@ def _check_step(params: Params) -> None:
 def _check_grid(params: Params) -> None:
     """Semantic and texture latents lie on one grid, and the backbone's tokens divide it.
 
-    The downsampling of a texture VAE that is not trained here is known only once it is loaded. Stage ``diffusion`` checks its grid.
+    The downsampling of a texture VAE that is loaded is known only then. Stage ``diffusion`` checks its grid.
     """
     encoder, texture_vae = params.encoder, params.texture_vae
     grid, origin = None, "encoder.input_size / encoder.patch_size"
@@ -124,10 +133,9 @@ def _check_grid(params: Params) -> None:
                 f"encoder.input_size {encoder.input_size} must be a multiple of encoder.patch_size {encoder.patch_size}"
             )
         grid = encoder.input_size // encoder.patch_size
-    if texture_vae.source == "train":
-        factor = 2 ** (len(texture_vae.channels) - 1)
-        origin = f"data.image_size / {factor}" if grid is None else origin
-        grid = shared_grid(params.data.image_size, factor, grid)
+    if texture_vae.factor is not None:
+        origin = f"data.image_size / {texture_vae.factor}" if grid is None else origin
+        grid = shared_grid(params.data.image_size, texture_vae.factor, grid)
     if grid is not None:
         check_patch_size(params.diffusion.model.patch_size, grid, origin)
 
@@ -377,6 +385,7 @@ def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | N
 RULES = (
     _check_files,
     _check_frozen_networks,
+    _check_tokenizer,
     _check_data,
     _check_judge,
     _check_grid,

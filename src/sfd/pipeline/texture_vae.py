@@ -1,43 +1,142 @@
-"""Stage ``texture_vae``: the texture VAE, loaded or trained once, with a picture of what it does to held-out images."""
+"""Stage ``texture_vae``: the texture VAE, loaded, fitted or trained once, and what it does to held-out images."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 
 from sfd.data.images import ManifestImages
 from sfd.data.manifest import HELDOUT, TRAIN
+from sfd.data.prepared import Prepared
 from sfd.encoders import texture_vae as texture_vaes
-from sfd.pictures import NUM_PAIRS, pairs
+from sfd.encoders.tokenizers.pca import PcaTokenizer
+from sfd.encoders.tokenizers.tokenizer import Tokenizer
+from sfd.evaluation.reconstruction import psnr, ssim
+from sfd.names import TOKENIZERS, load
+from sfd.pictures import NUM_PAIRS, side_by_side
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
+from sfd.processes import inference_device
 from sfd.seeding import generator
 from sfd.training.texture_vae import TextureVaeTask
 
+FIT_IMAGES = 5000
+"""Training images that a tokenizer, and the linear yardstick, are fitted to."""
+
+QUALITY_IMAGES = 1000
+"""Held-out images that the reconstruction is measured on."""
+
+BATCH = 50
+"""Images that are in memory at a time."""
+
+QUALITY = "quality.json"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well held-out images survive the round trip, beside the linear yardstick: principal components of blocks of the same size with
+    as many channels, fitted to training images.
+
+    Attributes:
+        images: held-out images measured.
+        psnr: median over the images, dB.
+        ssim: mean over the images.
+        linear_psnr: as ``psnr``, of the yardstick.
+        linear_ssim: as ``ssim``, of the yardstick.
+    """
+
+    images: int
+    psnr: float
+    ssim: float
+    linear_psnr: float
+    linear_ssim: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} held-out images: PSNR {self.psnr:.1f} dB (linear: {self.linear_psnr:.1f}), "
+            f"SSIM {self.ssim:.3f} (linear: {self.linear_ssim:.3f})"
+        )
+
 
 def make_texture_vae(stage: Stage) -> None:
-    """Writes the texture VAE as ``texture_vae.source`` says, and the picture."""
-    params, data = stage.params.texture_vae, open_prepared(stage.workspace, stage.params)
-    if params.source == "train":
-        network = texture_vaes.TrainableAutoencoder(params, stage.params.seed)
-        task = TextureVaeTask(params, network, data.images(TRAIN), data.params.image_size, stage.params.seed)
-        train_stage(task, params.training, stage.params.runtime.texture_vae, stage).copy_to(network)
-        vae = texture_vaes.TextureVae(network.autoencoder).eval()
-    else:
-        vae = texture_vaes.load_pretrained(stage.workspace.resolve_paths(params))
-    _picture_reconstructions(vae, data.images(HELDOUT), stage)
-    texture_vaes.save_texture_vae(stage.out / "model", vae)
+    """Writes the texture VAE as ``texture_vae.source`` says, ``quality.json``, and the picture."""
+    data = open_prepared(stage.workspace, stage.params)
+    vae = _make(data, stage)
+    train = data.images(TRAIN)
+    linear = PcaTokenizer.yardstick(vae.factor, vae.latent_channels, _spread(train, FIT_IMAGES))
+    heldout = data.images(HELDOUT)
+    quality = _measure(vae, linear, heldout, stage.params.seed)
+    (stage.out / QUALITY).write_text(json.dumps(asdict(quality), indent=2) + "\n", encoding="utf-8")
+    stage.log(asdict(quality))
+    print(f"texture_vae: {quality}", file=sys.stderr)
+    _picture(vae, linear, heldout, stage)
+    vae.cpu().save(stage.out / "model")
 
 
-def _picture_reconstructions(vae: texture_vaes.TextureVae, heldout: ManifestImages, stage: Stage) -> None:
-    chosen = torch.linspace(0, len(heldout) - 1, min(NUM_PAIRS, len(heldout))).long().tolist()
-    images = heldout.__getitems__(chosen).images
-    noise = torch.randn(
-        vae.latent_shape(len(images), images.shape[-1]), generator=generator(stage.params.seed, "texture_vae/picture")
+def _make(data: Prepared, stage: Stage) -> texture_vaes.TextureVae:
+    params, seed = stage.params.texture_vae, stage.params.seed
+    if params.is_fitted:
+        tokenizer: Tokenizer = load(TOKENIZERS, params.source).build(params)
+        tokenizer.fit(_spread(data.images(TRAIN), FIT_IMAGES))
+        return tokenizer.eval()
+    if params.source != "train":
+        return texture_vaes.load_pretrained(stage.workspace.resolve_paths(params))
+    network = texture_vaes.TrainableAutoencoder(params, seed)
+    task = TextureVaeTask(params, network, data.images(TRAIN), data.params.image_size, seed)
+    train_stage(task, params.training, stage.params.runtime.texture_vae, stage).copy_to(network)
+    return texture_vaes.KlVae(network.autoencoder).eval()
+
+
+def _spread(images: ManifestImages, most: int) -> Iterator[Tensor]:
+    """At most so many images, evenly spaced since they are stored class by class; in batches."""
+    count = min(most, len(images))
+    chosen = [n * len(images) // count for n in range(count)]
+    for start in range(0, count, BATCH):
+        yield images.__getitems__(chosen[start : start + BATCH]).images
+
+
+def _measure(
+    vae: texture_vaes.TextureVae, linear: texture_vaes.TextureVae, heldout: ManifestImages, seed: int
+) -> Quality:
+    device, noise = inference_device(), generator(seed, "texture_vae/quality")
+    for network in (vae, linear):
+        network.to(device)
+    rows = []
+    for images in _spread(heldout, QUALITY_IMAGES):
+        both = [_round_trip(network, images.to(device), noise) for network in (vae, linear)]
+        rows.append(
+            torch.stack([score(images.to(device), decoded).cpu() for decoded in both for score in (psnr, ssim)])
+        )
+    scores = torch.cat(rows, dim=1)
+    return Quality(
+        images=scores.shape[1],
+        psnr=float(scores[0].median()),
+        ssim=float(scores[1].mean()),
+        linear_psnr=float(scores[2].median()),
+        linear_ssim=float(scores[3].mean()),
     )
-    pixels = texture_vaes.to_pixels(images)
-    decoded = vae.decode(vae.encode(images, noise))
-    errors = (pixels - texture_vaes.to_pixels(decoded)).square().mean(dim=(1, 2, 3))
-    psnr = (10.0 * torch.log10(4.0 / errors)).tolist()
+
+
+def _round_trip(vae: texture_vaes.TextureVae, images: Tensor, random: torch.Generator) -> Tensor:
+    """The images, encoded and decoded. The noise is drawn on the CPU, so that it is the same on every device."""
+    noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
+    return vae.decode(vae.encode(images, noise.to(images.device)))
+
+
+def _picture(
+    vae: texture_vaes.TextureVae, linear: texture_vaes.TextureVae, heldout: ManifestImages, stage: Stage
+) -> None:
+    random, device = generator(stage.params.seed, "texture_vae/picture"), inference_device()
+    images = next(_spread(heldout, NUM_PAIRS)).to(device)
+    decoded, plain = (_round_trip(network, images, random) for network in (vae, linear))
+    captions = [
+        f"{mine:.1f} dB, linear {theirs:.1f} dB"
+        for mine, theirs in zip(psnr(images, decoded).tolist(), psnr(images, plain).tolist(), strict=True)
+    ]
     file = stage.out / "reconstructions.png"
-    pairs(images, decoded, [f"{value:.1f} dB" for value in psnr], file, titles=("held-out image", "decoded"))
-    stage.log({"reconstruction_psnr": sum(psnr) / len(psnr)})
+    side_by_side((images, decoded, plain), captions, file, titles=("held-out image", "decoded", "linear"))
     stage.log_artifacts(file)

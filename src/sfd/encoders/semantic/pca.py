@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from sfd.encoders.components import leading_components, moments
 from sfd.encoders.semantic.encoder import SemanticEncoder
 from sfd.errors import UserError
 from sfd.params import SemanticParams
@@ -49,30 +50,18 @@ class PcaSemantic(SemanticEncoder):
         return cls(feature_dim, params.latent_channels)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """The leading eigenvectors of the covariance of all tokens.
-
-        Exact and in float64 (``torch.pca_lowrank`` draws random numbers). An eigenvector's sign is arbitrary: here its entry of
-        largest magnitude is positive.
+        """The leading principal components of all tokens.
 
         Raises:
             UserError: a feature is not finite.
         """
-        total, products = torch.zeros(self.input_dim).double(), torch.zeros(self.input_dim, self.input_dim).double()
-        count = 0
-        for batch in batches:
-            tokens = batch.double().flatten(0, 1)
-            count, total = count + len(tokens), total + tokens.sum(0).cpu()
-            products = products + (tokens.T @ tokens).cpu()
-        mean = total / count
-        covariance = products / count - torch.outer(mean, mean)
+        mean, covariance = moments((batch.flatten(0, 1) for batch in batches), self.input_dim)
         if not covariance.isfinite().all():
             raise UserError(
                 "a stored feature is not finite; check the encoder's weights, then run stage `features` again"
             )
-        components = torch.linalg.eigh(covariance).eigenvectors.T.flip(0)[: self.latent_channels]
-        largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
         self.mean.copy_(mean)
-        self.components.copy_(components * largest.sign())
+        self.components.copy_(leading_components(covariance, self.latent_channels)[1])
 
     def config(self) -> dict[str, Any]:
         """As :class:`SemanticEncoder` says."""

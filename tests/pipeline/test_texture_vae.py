@@ -1,0 +1,81 @@
+"""Stage `texture_vae`: every source writes a model, its quality beside the linear yardstick, and a picture; and the graph works with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support import IN_ONE_PROCESS, Project, draw_images, small_params
+
+from sfd.encoders.texture_vae import load_texture_vae
+
+PCA = {"source": "pca", "block_size": 4, "latent_channels": 3, "training": None}
+
+
+def make_project(folder: Path, texture_vae: dict[str, Any]) -> Project:
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "images", "mirror": True}
+    params["texture_vae"] |= texture_vae
+    folder.mkdir()
+    project = Project(folder, params)
+    draw_images(folder / "images" / "quer", 20, 1, vertical=False)
+    draw_images(folder / "images" / "hoch", 20, 2, vertical=True)
+    return project
+
+
+def run(project: Project, *stages: str) -> str:
+    status, output = project.run("python", "-c", IN_ONE_PROCESS, *stages)
+    assert status == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """With prepared images."""
+    made = make_project(tmp_path_factory.mktemp("texture vae") / "project", {})
+    run(made, "scan", "prepare")
+    return made
+
+
+def with_texture_vae(project: Project, texture_vae: dict[str, Any]) -> tuple[dict[str, float], str]:
+    """The quality that the stage writes, and what it prints."""
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "images", "mirror": True}
+    params["texture_vae"] |= texture_vae
+    project.write_params(params)
+    output = run(project, "texture_vae")
+    return json.loads((project.result("texture_vae") / "quality.json").read_text()), output
+
+
+def test_a_trained_vae_is_compared_with_the_linear_yardstick(project: Project) -> None:
+    quality, output = with_texture_vae(project, {})
+    assert quality["images"] == 10 and quality["linear_psnr"] > quality["psnr"] + 3.0, "4 steps teach it nothing"
+    assert quality["linear_ssim"] > quality["ssim"]
+    said = f"10 held-out images: PSNR {quality['psnr']:.1f} dB (linear: {quality['linear_psnr']:.1f})"
+    assert said in output
+    picture = Image.open(project.result("texture_vae") / "reconstructions.png")
+    assert picture.width > 3 * 72 and picture.height > 8 * 72
+
+
+def test_principal_components_are_their_own_yardstick(project: Project) -> None:
+    quality, _ = with_texture_vae(project, PCA)
+    assert (quality["psnr"], quality["ssim"]) == (quality["linear_psnr"], quality["linear_ssim"])
+    assert quality["psnr"] > 15.0
+    model = load_texture_vae(project.result("texture_vae") / "model")
+    assert (model.factor, model.latent_channels) == (4, 3)
+    more, _ = with_texture_vae(project, PCA | {"latent_channels": 12})
+    assert more["psnr"] > quality["psnr"]
+
+
+@pytest.mark.long
+def test_the_graph_goes_from_principal_components_to_a_registered_model(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", PCA)
+    before = ("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents")
+    run(project, *before, "diffusion", "sample", "evaluate", "register")
+    assert len(list((project.result("sample") / "images").glob("*.png"))) == 12
+    drawn = "import mlflow; m = mlflow.pyfunc.load_model('models:/sfd-digits/1'); print(len(m.predict({'label': ['quer'], 'seed': [1]})))"
+    status, output = project.run(
+        "python", "-c", drawn, MLFLOW_TRACKING_URI=f"sqlite:///{project.folder}/mlruns/mlflow.db"
+    )
+    assert status == 0 and output.splitlines()[-1] == "1", output
