@@ -13,7 +13,8 @@ from sfd.generation.model_config import check_format, read_schedule, write_sched
 from sfd.params import GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
-"""Files without a format number are older. They have the same keys, but some lack ``class_mix``, and the oldest ``schedule``."""
+"""Files without a format number are older. They have the same keys, but the oldest lack ``schedule``. ``class_mix`` is there only if it is not
+balanced."""
 
 
 class Settings(SampleParams):
@@ -46,10 +47,11 @@ def read_settings(file: Path) -> Settings:
 
 def _to_record(settings: Settings) -> dict[str, Any]:
     guidance = settings.guidance
+    mix = {} if settings.class_mix == BALANCED else {"class_mix": settings.class_mix}
     return {
         "format": FORMAT,
         "num_images": settings.num_images,
-        "class_mix": settings.class_mix,
+        **mix,
         "batch_size": settings.batch_size,
         "sampler": settings.sampler,
         "num_steps": settings.num_steps,
