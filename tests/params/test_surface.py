@@ -46,6 +46,7 @@ diffusion.init_from
 diffusion.init_statistics
 diffusion.lora.alpha
 diffusion.lora.rank
+diffusion.loss.channel_weights
 diffusion.loss.cosine_weight
 diffusion.loss.repa_depth
 diffusion.loss.repa_target
