@@ -131,6 +131,7 @@ semantic.kl_weight
 semantic.latent_channels
 semantic.num_heads
 semantic.width
+texture_vae.adversarial_weight
 texture_vae.block_size
 texture_vae.channels
 texture_vae.file
@@ -138,6 +139,8 @@ texture_vae.kl_weight
 texture_vae.latent_channels
 texture_vae.layers_per_block
 texture_vae.name
+texture_vae.perceptual_weight
+texture_vae.residual_width
 texture_vae.source
 tracking.experiment
 tracking.required

@@ -45,7 +45,11 @@ class VisionEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 ``(B, 3, S, S)``, first resized to the input size -> features ``(B, grid*grid, feature_dim)``."""
-        pixels = (images.float() / 255.0 - self.mean) / self.std
+        return self.features(images.float() / 255.0)
+
+    def features(self, unit: Tensor) -> Tensor:
+        """As :meth:`forward` with gradients, of images in [0, 1]."""
+        pixels = (unit - self.mean) / self.std
         tokens: Tensor = self.vit.forward_features(resize(pixels, self.config["input_size"]))  # type: ignore[operator]  # a method of every timm ViT
         return tokens[:, -self.grid * self.grid :]
 
