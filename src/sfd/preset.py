@@ -1,19 +1,25 @@
-"""Presets: ready params files. Two are complete; the others are overlays, which name a ``base`` and only the keys that differ from it.
+"""Presets: ready params files. A complete one stands for itself; an overlay names a ``base`` and only the keys that differ from it.
+
+The comments at the top are paragraphs that begin with a topic and a colon, such as ``# Disk: ...``. An overlay has the paragraphs of its
+base, too, but those about a topic of its own.
 
 ``sfd/presets`` is a link to the repository's ``presets``, and in an installed package a folder of its own.
 """
 
 import difflib
-import os
+import functools
+import io
 import re
-import tempfile
 from pathlib import Path
-from typing import Any
+
+from ruamel.yaml.comments import CommentedMap
 
 from sfd.errors import UserError
-from sfd.params import Params, dump_params, parse_params, read_tree
+from sfd.params import Params, parse_params
+from sfd.params.yaml import merge, parse_yaml, round_trip
 
 FOLDER = Path(__file__).parent / "presets"
+_TOPIC = re.compile(r"# (Preset(?= [\w-]+: )|[A-Z][\w ]*(?=: ))")
 
 
 def names() -> list[str]:
@@ -24,7 +30,7 @@ def names() -> list[str]:
 def list_presets() -> str:
     """One line per preset: its name and its title, the first line of its comments."""
     width = max(map(len, names()))
-    titles = {name: _comments(_text(name)).splitlines()[0] for name in names()}
+    titles = {name: _text(name).splitlines()[0] for name in names()}
     return "\n".join(
         f"{name:<{width}}  {title.removeprefix(f'# Preset {name}: ').rstrip('.')}" for name, title in titles.items()
     )
@@ -32,67 +38,41 @@ def list_presets() -> str:
 
 def load_preset(name: str) -> Params:
     """The parameters of a preset. Raises :class:`UserError` if there is none of that name, or it breaks a rule."""
-    return parse_params(_tree(name), f"preset {name}")
+    return _parse(_complete(name), f"preset {name}")
+
+
+@functools.cache
+def _parse(text: str, origin: str) -> Params:
+    return parse_params(parse_yaml(text, origin), origin)
 
 
 def render(name: str) -> str:
-    """The text of a complete params.yaml: a complete preset as it stands, an overlay's comments above all of its values.
+    """The text of a complete params.yaml: a complete preset as it stands, an overlay put into its base, with the comments of both.
 
     Raises:
         UserError: there is no preset of that name, or it breaks a rule.
     """
-    params, text = load_preset(name), _text(name)
-    if "base" not in read_tree(_file(name)):
-        return text
-    body = re.sub(r"\n(?=\w)", "\n\n", dump_params(params))
-    return f"{_comments(text)}# `sfd params --describe` explains every key.\n{body}"
+    load_preset(name)
+    return _complete(name)
 
 
-def use(name: str, file: Path, force: bool) -> str:
-    """Writes a preset to ``file``, in one rename; says what was done.
-
-    Raises:
-        UserError: ``file`` is no unchanged preset, and ``force`` is not given; or it cannot be written.
-    """
-    text, kept = render(name), ""
-    try:
-        if file.exists():
-            found = file.read_bytes()
-            if found == text.encode():
-                return f"{file} is preset {name} already"
-            if not any(found == render(other).encode() for other in names()):
-                if not force:
-                    raise UserError(
-                        f"{file} is no unchanged preset, so it may hold your own work; give --force to replace it, which keeps the old one "
-                        "beside it"
-                    )
-                kept = f"; the old one is {_keep(file)}"
-        _replace(file.resolve(), text)
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written: {error.strerror}; make it a file in a folder that you may write to"
-        ) from None
-    return f"{file} is now preset {name}{kept}"
+def document(text: str) -> CommentedMap:
+    """The tree of a params file with its comments, which :func:`as_text` writes."""
+    tree: CommentedMap = round_trip(text).load(text)
+    return tree
 
 
-def _keep(file: Path) -> Path:
-    """A second name for the file, one that nothing has yet."""
-    number = 1
-    while True:
-        kept = file.with_name(f"{file.name}.old-{number}")
-        try:
-            os.link(file.resolve(), kept)
-        except FileExistsError:
-            number += 1
-        else:
-            return kept
+def as_text(tree: CommentedMap, comments: str) -> str:
+    """A params file: ``comments`` at its top in place of those of the tree, and an empty line before each section."""
+    stream = io.StringIO()
+    round_trip().dump(tree, stream)
+    body = stream.getvalue().removeprefix(top_comments(stream.getvalue()))
+    return comments + re.sub(r"\n+((?:#.*\n)*\w)", r"\n\n\1", body)
 
 
-def _replace(file: Path, text: str) -> None:
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-        fresh = Path(folder) / file.name
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, file)
+def top_comments(text: str) -> str:
+    """The lines of comment at the top."""
+    return "".join(re.findall(r"\A(?:#.*\n)+", text))
 
 
 def _file(name: str) -> Path:
@@ -106,27 +86,34 @@ def _text(name: str) -> str:
     return _file(name).read_text(encoding="utf-8")
 
 
-def _comments(text: str) -> str:
-    """The lines of comment at the top."""
-    return "".join(re.findall(r"\A(?:#.*\n)+", text))
+def _complete(name: str) -> str:
+    """The text of a preset with all keys, those of its base included; unchecked."""
+    text = _text(name)
+    base = re.search(r"^base: (.+)$", text, re.MULTILINE)
+    return text if base is None else _overlay(_complete(base[1]), text, name)
 
 
-def _tree(name: str) -> dict[str, Any]:
-    """All keys of a preset, those of its base included; unchecked."""
-    tree: dict[str, Any] = read_tree(_file(name))
-    base = tree.pop("base", None)
-    return tree if base is None else _overlay(_tree(base), tree)
+@functools.cache
+def _overlay(below: str, text: str, name: str) -> str:
+    """A base with what an overlay changes."""
+    changes, tree = parse_yaml(text, f"preset {name}"), document(below)
+    del changes["base"]
+    merge(tree, changes)
+    return as_text(tree, _inherit(top_comments(text), top_comments(below)))
 
 
-def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``changes`` on top of ``base``: mappings are merged, other values replaced, and ``null`` takes a whole mapping away."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and value is None:
-            del merged[key]
-        elif isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = _overlay(old, value)
-        else:
-            merged[key] = value
-    return merged
+def _inherit(comments: str, base: str) -> str:
+    """An overlay's paragraphs of comment, and those of its base about other topics."""
+    own = _paragraphs(comments)
+    return comments + "".join(text for topic, text in _paragraphs(base).items() if topic not in own)
+
+
+def _paragraphs(comments: str) -> dict[str, str]:
+    """Topic to paragraph; a line without a topic belongs to the paragraph before it, and one about the file's keys to none."""
+    found: dict[str, str] = {}
+    topic = ""
+    for line in comments.splitlines(keepends=True):
+        start = _TOPIC.match(line)
+        topic = start[1] if start else "keys" if line.startswith("# `sfd params") else topic
+        found[topic] = found.get(topic, "") + line
+    return found

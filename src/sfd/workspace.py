@@ -34,6 +34,12 @@ ADDRESSES = ("root", "init_from")
 Section = TypeVar("Section", bound=BaseModel)
 
 
+def plain_name(text: str) -> str:
+    """A name that MLflow's models and experiments can have: a hyphen in place of what their names cannot hold."""
+    plain = re.sub(r"[^\w .@+()-]+", "-", text)[:MAX_MODEL_NAME].strip(" .@+()-")
+    return f"{plain}-" if plain.endswith(LOCK_ENDING) else plain or "sfd"
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A run of `dvc exp run`. ``name``: DVC's name for it. ``project``: the folder of the project that it is a variant of."""
@@ -81,14 +87,13 @@ class Workspace:
                 return cls(Path(os.path.relpath(folder)), Experiment.find(folder))
         raise UserError(
             f"there is no {PARAMS_NAME} in {resolved} or a folder above it; run in the project's folder, name it with "
-            "`sfd --project DIR`, or make one with `sfd preset use NAME`"
+            "`sfd --project DIR`, or make one with `sfd init DIR`"
         )
 
     @property
     def name(self) -> str:
-        """The project's name: that of its folder, with a hyphen in place of what MLflow's names cannot hold."""
-        plain = re.sub(r"[^\w .@+()-]+", "-", self.home.resolve().name)[:MAX_MODEL_NAME].strip(" .@+()-")
-        return f"{plain}-" if plain.endswith(LOCK_ENDING) else plain or "sfd"
+        """The project's name: that of its folder, as far as MLflow takes it."""
+        return plain_name(self.home.resolve().name)
 
     def model_name(self, register: RegisterParams) -> str:
         """The registered model: ``register.name``, or the project's name."""
@@ -196,10 +201,11 @@ class Workspace:
         return load_params(self.params_file)
 
     def resolve(self, path: str | Path) -> Path:
-        """A path that ``params.yaml`` names, which is relative to the root, as seen from the working folder.
+        """A path that ``params.yaml`` names, which is relative to the root, as seen from the working folder; `~` is the home folder.
 
         The copy of an experiment lacks what git and DVC do not know, such as a folder of images: that is read in the project itself.
         """
+        path = os.path.expanduser(path)
         here = self.root / path
         return here if here.exists() else self.home / path
 

@@ -36,7 +36,10 @@ NO_CONDITION = {
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"data.image_size": 64}, ["share one grid", "data.image_size 64 / 8 = 8", "= 4"]),
+        (
+            {"data.image_size": 64},
+            ["share one grid", "data.image_size 64 / 8 = 8", "= 4", "set encoder.input_size to 64"],
+        ),
         ({"data.revision": "main"}, ["data.revision is 'main'", "data.source is `digits`", "null"]),
         ({"data.image_column": "label"}, ["image_column and data.label_column are both 'label'"]),
         ({"encoder.input_size": 30}, ["encoder.input_size 30", "encoder.patch_size 8"]),
@@ -65,6 +68,10 @@ NO_CONDITION = {
             ["encoder.file is 'vit.pth'", "`none`", "reads no file"],
         ),
         ({"encoder.source": "file"}, ["encoder.file must name"]),
+        (
+            {"encoder.source": "package", "encoder.name": "resnet18"},
+            ["no package with weights of encoder.name resnet18", "tf_efficientnet_lite0", "`pretrained` or `file`"],
+        ),
         ({"texture_vae.source": "pretrained"}, ["texture_vae.name must be given"]),
         ({"texture_vae.file": "vae"}, ["texture_vae.file is 'vae'", "`train`", "null"]),
         (
@@ -192,6 +199,7 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"data.source": "huggingface", "data.root": "owner/name", "data.revision": "main", "data.split": "train+test"},
         {"data.source": "tar", "data.root": "shards"},
         {"encoder.source": "file", "encoder.file": "vit.safetensors", "encoder.training": None},
+        {"encoder.source": "package", "encoder.name": "tf_efficientnet_lite0", "encoder.training": None},
         {"texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 64},
         {"texture_vae.source": "pca", "texture_vae.latent_channels": 192, "texture_vae.training": None},
         {"texture_vae.source": "pca", "texture_vae.block_size": 16, "data.image_size": 64},

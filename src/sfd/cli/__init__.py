@@ -38,6 +38,23 @@ def main_options(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make: a new or an empty one.")],
+    name: Annotated[
+        str | None, typer.Option(help="Of the model, the experiment and the judge; without it, the folder's name.")
+    ] = None,
+    git: Annotated[
+        bool, typer.Option("--git/--no-git", help="Use git: the repository around DIR, else a new one in it.")
+    ] = True,
+) -> None:
+    """Make a project: parameters, graph, stages. No file is overwritten."""
+    from sfd.scaffold import first_params, make_project, project_name
+
+    project = project_name(folder, name)
+    typer.echo(make_project(folder, project, first_params(project), git))
+
+
+@app.command()
 def params(
     context: typer.Context,
     file: ParamsFile = None,
@@ -85,8 +102,8 @@ def use_preset(
         bool, typer.Option("--force", help="Replace a params.yaml of your own; it is kept beside the new one.")
     ] = False,
 ) -> None:
-    """Write a preset to the project's params.yaml, or make one here; one that is no preset is not overwritten."""
-    from sfd.preset import use
+    """Write a preset to params.yaml. The project's `data`, names and gates stay; other changes of your own need --force."""
+    from sfd.preset_use import use
 
     try:
         file = _workspace(context).params_file

@@ -4,7 +4,7 @@ A rule within one section stands with the section; the rules of a study are in :
 with a line that names the rule, the value and the remedy.
 """
 
-from sfd.names import FLOORS, INCEPTION, has_error, metric_names, nearest
+from sfd.names import FLOORS, INCEPTION, WEIGHT_PACKAGES, has_error, metric_names, nearest
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
@@ -73,11 +73,34 @@ def _check_reconstruction(params: Params) -> None:
         )
 
 
+def _check_packages(params: Params) -> None:
+    """Weights of a package are of a network that one is known for."""
+    encoder = params.encoder
+    if encoder.source == "package" and encoder.name not in WEIGHT_PACKAGES:
+        raise ValueError(_no_package("encoder.source", "encoder.name", encoder.name))
+
+
+def _no_package(source: str, option: str, name: str) -> str:
+    return (
+        f"{source} is `package`, but no package with weights of {option} {name} is known: choose one of {', '.join(WEIGHT_PACKAGES)}, "
+        f"or set {source} to `pretrained` or `file`"
+    )
+
+
 def _check_data(params: Params) -> None:
     data = params.data
     if data.revision is not None and data.source != "huggingface":
         raise ValueError(
             f"data.revision is {data.revision!r}, but data.source is `{data.source}`, which has no revisions: set data.revision to null"
+        )
+    for key in ("layout", "labels"):
+        if getattr(data, key) is not None and data.source != "folder":
+            raise ValueError(
+                f"data.{key} is `{getattr(data, key)}`, but data.source is `{data.source}`, which has none: set data.{key} to null"
+            )
+    if data.layout == "classes" and data.labels is not None:
+        raise ValueError(
+            f"data.layout is `classes`, but data.labels {str(data.labels)!r} gives the classes, too: set one of them to null"
         )
     if data.image_column == data.label_column:
         raise ValueError(
@@ -137,16 +160,17 @@ def _check_grid(params: Params) -> None:
     The downsampling of a texture VAE that is loaded is known only then. Stage ``diffusion`` checks its grid.
     """
     encoder, texture_vae = params.encoder, params.texture_vae
-    grid, origin = None, "encoder.input_size / encoder.patch_size"
+    grid, patches, origin = None, None, "encoder.input_size / encoder.patch_size"
     if encoder.source != "none":
         if encoder.input_size % encoder.patch_size:
             raise ValueError(
                 f"encoder.input_size {encoder.input_size} must be a multiple of encoder.patch_size {encoder.patch_size}"
             )
+        patches = encoder.input_size, encoder.patch_size
         grid = encoder.input_size // encoder.patch_size
     if texture_vae.factor is not None:
         origin = f"data.image_size / {texture_vae.factor}" if grid is None else origin
-        grid = shared_grid(params.data.image_size, texture_vae.factor, grid)
+        grid = shared_grid(params.data.image_size, texture_vae.factor, patches)
     if grid is not None:
         check_patch_size(params.diffusion.model.patch_size, grid, origin)
 
@@ -163,13 +187,13 @@ def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
         )
 
 
-def shared_grid(image_size: int, factor: int, encoder_grid: int | None) -> int:
+def shared_grid(image_size: int, factor: int, patches: tuple[int, int] | None) -> int:
     """The side of the latents, positions.
 
     Args:
         image_size: side of the images, pixels.
         factor: downsampling of the texture VAE.
-        encoder_grid: patches per side of the vision encoder; None without one.
+        patches: sides of the vision encoder's input and of its patches, pixels; None without an encoder.
 
     Raises:
         ValueError: the texture VAE does not divide the image, or texture and semantics have different grids.
@@ -179,10 +203,14 @@ def shared_grid(image_size: int, factor: int, encoder_grid: int | None) -> int:
             f"data.image_size {image_size} must be a multiple of {factor}, by which the texture VAE reduces it"
         )
     grid = image_size // factor
-    if encoder_grid is not None and grid != encoder_grid:
+    if patches is None:
+        return grid
+    input_size, patch_size = patches
+    if input_size // patch_size != grid:
         raise ValueError(
             f"texture and semantic latents must share one grid: data.image_size {image_size} / {factor} = {grid}, but "
-            f"encoder.input_size / encoder.patch_size = {encoder_grid}; change one of them"
+            f"encoder.input_size {input_size} / encoder.patch_size {patch_size} = {input_size // patch_size}; set encoder.input_size "
+            f"to {grid * patch_size}, or change data.image_size"
         )
     return grid
 
@@ -396,6 +424,7 @@ def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | N
 RULES = (
     _check_files,
     _check_frozen_networks,
+    _check_packages,
     _check_tokenizer,
     _check_reconstruction,
     _check_data,

@@ -6,6 +6,7 @@ DVC reads YAML 1.2, many editors and libraries read YAML 1.1, and some plain sca
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def read_tree(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist; run in the project's folder, or write one with `sfd preset use NAME`"
+            f"{path} does not exist; run in the project's folder, or make a project with `sfd init DIR`"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give the path of a params file") from None
@@ -170,3 +171,18 @@ def dump_tree(tree: object) -> str:
     stream = io.StringIO()
     round_trip().dump(tree, stream)
     return stream.getvalue()
+
+
+def merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Puts ``changes`` into ``tree``, in place, so that comments stay: mappings are merged, and other values replaced.
+
+    ``None`` takes a whole mapping away.
+    """
+    for key, value in changes.items():
+        old = tree.get(key)
+        if isinstance(old, dict) and value is None:
+            del tree[key]
+        elif isinstance(old, dict) and isinstance(value, dict):
+            merge(old, value)
+        else:
+            tree[key] = value

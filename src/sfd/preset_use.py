@@ -1,0 +1,159 @@
+"""``sfd preset use``: a preset in a project that has parameters already. What belongs to its images and its name stays."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml.comments import CommentedMap
+
+from sfd.errors import UserError
+from sfd.names import INCEPTION, distance_name
+from sfd.params import Params, load_params, parse_params, parse_yaml, to_tree
+from sfd.params.yaml import merge
+from sfd.preset import as_text, document, load_preset, names, render, top_comments
+
+Tree = dict[str, Any]
+
+
+def use(name: str, file: Path, force: bool) -> str:
+    """Writes a preset to ``file``, in one rename; says what was done.
+
+    Of parameters that are there, these are kept where they are no preset's own: ``data`` but for the size of images, the names, and the
+    gates. The old file stays beside the new one, unless it is an unchanged preset.
+
+    Raises:
+        UserError: ``file`` differs from every preset in other keys, too, and ``force`` is not given; or it cannot be written.
+    """
+    text, said = render(name), ""
+    try:
+        if file.exists():
+            found = file.read_bytes()
+            if not any(found == render(other).encode() for other in names()):
+                text, said = _adopt(name, file, force)
+            if found == text.encode():
+                return f"{file} is preset {name} already"
+            if said:
+                said += f"; the old one is {_keep(file)}"
+        replace(file.resolve(), text)
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written: {error.strerror}; make it a file in a folder that you may write to"
+        ) from None
+    return f"{file} is now preset {name}{said}"
+
+
+def _adopt(name: str, file: Path, force: bool) -> tuple[str, str]:
+    """The text of a preset with what is kept of a file, and a clause that says so."""
+    presets = [load_preset(other) for other in names()]
+    try:
+        old = load_params(file)
+    except UserError as error:
+        if not force:
+            raise UserError(
+                f"{error}; correct it, or give --force to replace the file, which keeps the old one beside it"
+            ) from None
+        return render(name), "; nothing is kept of the old one, which is no valid params file"
+    if not force and not any(_rest(old) == _rest(preset) for preset in presets):
+        raise UserError(
+            f"{file} differs from every preset in more than `data`, names and gates, which would be kept, so it may hold your own work; give "
+            "--force to replace it, which keeps the old one beside it"
+        )
+    new = load_preset(name)
+    changes = [change(old, new, presets) for change in (_data, _names, _gates)]
+    kept = ", ".join(said for _, said in changes if said)
+    text = with_changes(render(name), *(change for change, _ in changes))
+    parse_params(parse_yaml(text, name), f"preset {name} with the old {kept}")
+    return text, f"; kept of the old one: {kept or 'nothing, for it has no data, names or gates of its own'}"
+
+
+def with_changes(text: str, *changes: Tree) -> str:
+    """A params file with trees of values put in, and its comments. Gates are replaced as a whole."""
+    tree = document(text)
+    for change in changes:
+        gates = change.get("register", {}).get("gates")
+        if gates is not None:
+            for metric in tree["register"]["gates"].keys() - gates.keys():
+                del tree["register"]["gates"][metric]
+        merge(tree, change)
+    for metric, gate in tree["register"]["gates"].items():
+        tree["register"]["gates"][metric] = CommentedMap(gate)
+        tree["register"]["gates"][metric].fa.set_flow_style()
+    return as_text(tree, top_comments(text))
+
+
+def _data(old: Params, _new: Params, presets: list[Params]) -> tuple[Tree, str]:
+    """All of ``data`` but the size of images, which belongs to the preset's networks."""
+    own = old.data.model_dump(exclude={"image_size"})
+    if any(own == preset.data.model_dump(exclude={"image_size"}) for preset in presets):
+        return {}, ""
+    return {"data": own}, "data (but image_size)"
+
+
+def _names(old: Params, new: Params, presets: list[Params]) -> tuple[Tree, str]:
+    """The names that no preset has. Inception keeps the name that it alone may have."""
+    changes: Tree = {}
+    if old.register_.name not in {preset.register_.name for preset in presets}:
+        changes["register"] = {"name": old.register_.name}
+    if old.tracking.experiment not in {preset.tracking.experiment for preset in presets}:
+        changes["tracking"] = {"experiment": old.tracking.experiment}
+    if INCEPTION != new.judge.name and old.judge.name not in {preset.judge.name for preset in presets}:
+        changes["judge"] = {"name": old.judge.name}
+    return changes, ", ".join(f"{section}.{key}" for section, values in changes.items() for key in values)
+
+
+def _gates(old: Params, new: Params, presets: list[Params]) -> tuple[Tree, str]:
+    """The gates, if no preset has the same, that the new judge's metrics allow; the distance has its name."""
+    if any(_gates_of(old) == _gates_of(preset) for preset in presets):
+        return {}, ""
+    judge = _names(old, new, presets)[0].get("judge", {"name": new.judge.name})
+    tree = to_tree(new)
+    tree["judge"] |= judge
+    gates = _gates_of(old, distance_name(judge["name"]))
+    fitting = {metric: gate for metric, gate in gates.items() if _is_valid(tree, metric, gate)}
+    left_out = ", ".join(sorted(gates.keys() - fitting.keys()))
+    said = f"register.gates (without {left_out}, which this preset's evaluation does not give)"
+    return {"register": {"gates": fitting}}, said if left_out else "register.gates"
+
+
+def _gates_of(params: Params, distance: str = "") -> Tree:
+    """The gates, with ``distance`` for the name of the Frechet distance."""
+    own = distance_name(params.judge.name)
+    gates = to_tree(params)["register"]["gates"].items()
+    return {distance if metric == own else metric: gate for metric, gate in gates}
+
+
+def _is_valid(tree: Tree, metric: str, gate: object) -> bool:
+    try:
+        parse_params(tree | {"register": tree["register"] | {"gates": {metric: gate}}})
+    except UserError:
+        return False
+    return True
+
+
+def _rest(params: Params) -> Tree:
+    """All that is not kept."""
+    tree = to_tree(params)
+    del tree["register"]["name"], tree["register"]["gates"], tree["tracking"]["experiment"], tree["judge"]["name"]
+    return tree | {"data": tree["data"]["image_size"]}
+
+
+def _keep(file: Path) -> Path:
+    """A second name for the file, one that nothing has yet."""
+    number = 1
+    while True:
+        kept = file.with_name(f"{file.name}.old-{number}")
+        try:
+            os.link(file.resolve(), kept)
+        except FileExistsError:
+            number += 1
+        else:
+            return kept
+
+
+def replace(file: Path, text: str) -> None:
+    """Writes a text file in one rename. Raises :class:`OSError` if it cannot be written."""
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+        fresh = Path(folder) / file.name
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, file)
