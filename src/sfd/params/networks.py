@@ -150,7 +150,26 @@ class TextureVaeParams(Section):
     layers_per_block: Positive = Field(2, description="residual layers per resolution (`train`)")
     latent_channels: Positive = Field(32, description="channels of the texture latent (`train` and `pca`)")
     kl_weight: float = Field(1e-6, ge=0.0, description="weight of the KL term (`train`)")
-    training: TrainingParams | None = Field(None, description="needed by `train`")
+    residual_width: Positive = Field(
+        96, description="channels of the network that improves decoded pixels (`pca` with `training`)"
+    )
+    perceptual_weight: float = Field(
+        0.0,
+        ge=0.0,
+        description="weight of 1 - cosine between the encoder's patch features of an image and of its reconstruction, beside the errors of pixels",
+    )
+    adversarial_weight: float = Field(
+        0.0, ge=0.0, description="weight of the hinge loss of a patch discriminator, which is trained beside"
+    )
+    training: TrainingParams | None = Field(
+        None,
+        description="needed by `train`. `pca`: the training of a network that removes the edges of blocks; null: none",
+    )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether something of it is trained here step by step."""
+        return self.source == "train" or (self.is_fitted and self.training is not None)
 
     @property
     def is_fitted(self) -> bool:

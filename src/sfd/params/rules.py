@@ -45,11 +45,31 @@ def _check_frozen_networks(params: Params) -> None:
 
 
 def _check_tokenizer(params: Params) -> None:
-    """A block of pixels has three components per pixel."""
+    """A block of pixels has three components per pixel, and what is trained on top of it works on half blocks."""
     vae = params.texture_vae
     if vae.source == "pca" and vae.latent_channels > 3 * vae.block_size**2:
         raise ValueError(
             f"texture_vae.latent_channels {vae.latent_channels} must be at most 3 * texture_vae.block_size^2 = {3 * vae.block_size**2}"
+        )
+    if vae.is_fitted and vae.training is not None and vae.block_size % 2:
+        raise ValueError(
+            f"texture_vae.block_size {vae.block_size} must be even where texture_vae.training is given: change it, or set training to null"
+        )
+
+
+def _check_reconstruction(params: Params) -> None:
+    """The weights of the texture VAE's loss weigh something."""
+    vae = params.texture_vae
+    for name in ("perceptual_weight", "adversarial_weight"):
+        if getattr(vae, name) > 0.0 and not vae.is_trained:
+            raise ValueError(
+                f"texture_vae.{name} is {getattr(vae, name):g}, but texture_vae.source `{vae.source}` trains nothing here: set it to 0"
+                + (", or give texture_vae.training" if vae.is_fitted else "")
+            )
+    if vae.perceptual_weight > 0.0 and params.encoder.source == "none":
+        raise ValueError(
+            f"texture_vae.perceptual_weight is {vae.perceptual_weight:g}, which compares the encoder's features, but encoder.source is `none`: "
+            "set the weight to 0, or choose an encoder"
         )
 
 
@@ -426,6 +446,7 @@ RULES = (
     _check_frozen_networks,
     _check_packages,
     _check_tokenizer,
+    _check_reconstruction,
     _check_data,
     _check_judge,
     _check_judge_is_another,
