@@ -92,6 +92,10 @@ SEMANTIC_ENCODERS: Table = {
 
 JUDGES: Table = {
     "resnet": Entry("sfd.encoders.judges.resnet:ResnetJudge", "a small ResNet, trained here on class labels"),
+    "timm": Entry(
+        "sfd.encoders.judges.timm_judge:TimmJudge",
+        "a network of timm that others trained, with a linear classifier fitted here on class labels",
+    ),
     "inception": Entry("sfd.encoders.judges.inception:InceptionJudge", "Inception-v3 as FID defines it"),
 }
 """Networks whose features score samples (``judge.kind``)."""

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from sfd.encoders.timm_networks import describe, in_order, package_file, rebuild
+from sfd.encoders.timm_networks import describe, encoder_network, in_order, package_file, rebuild
 from sfd.encoders.vision import (
     TrainableEncoder,
     freeze,
@@ -20,7 +20,6 @@ from sfd.encoders.vision import (
     load_pretrained,
     patch_features,
     save_encoder,
-    wanted_network,
     with_patches,
 )
 from sfd.errors import UserError
@@ -136,7 +135,7 @@ def test_features_are_differentiable_in_the_pixels(tmp_path: Path) -> None:
 )
 def test_a_network_without_this_grid_is_refused_with_the_remedy(name: str, sizes: tuple[int, int], told: str) -> None:
     params = small_params(source="pretrained", name=name, input_size=sizes[0], patch_size=sizes[1])
-    config = describe(wanted_network(params))
+    config = describe(encoder_network(params))
     with pytest.raises(UserError, match=told):
         with_patches(rebuild(config), config, params)
 
@@ -146,7 +145,7 @@ def test_one_feature_per_image_is_no_grid() -> None:
     network = nn.Linear(1, 1)
     network.forward_features = lambda images: images.mean(dim=(2, 3))
     with pytest.raises(UserError, match=r"its features are \(1, 3\), neither a map nor tokens"):
-        with_patches(network, describe(wanted_network(params)), params)
+        with_patches(network, describe(encoder_network(params)), params)
 
 
 @pytest.mark.parametrize(

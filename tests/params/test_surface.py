@@ -87,7 +87,9 @@ features.max_images
 features.shard_size
 judge.channels
 judge.file
+judge.input_size
 judge.kind
+judge.model
 judge.name
 judge.source
 latents.shard_size

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from sfd.errors import UserError
 from sfd.names import WEIGHT_PACKAGES, WeightPackage, nearest
 from sfd.network_files import file_digest
+from sfd.params import EncoderParams, JudgeParams
 
 STEP_COUNTER = "num_batches_tracked"
 """A buffer of batch normalisation that some files leave out. A frozen network does not read it."""
@@ -25,25 +26,26 @@ class Preprocessing(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """``config``: ``mean`` and ``std`` per colour, of pixels in [0, 1], and ``input_size``."""
+    def __init__(self, config: Mapping[str, Any], antialias: bool = False) -> None:
+        """``config``: ``mean`` and ``std`` per colour, of pixels in [0, 1], and ``input_size``. ``antialias``: see :func:`resize`."""
         super().__init__()
-        self.input_size = int(config["input_size"])
+        self.input_size, self.antialias = int(config["input_size"]), antialias
         self.register_buffer("mean", torch.tensor(config["mean"])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config["std"])[:, None, None], persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels ``(B, 3, S, S)`` in [0, 1] to the network's input ``(B, 3, input_size, input_size)``."""
-        return resize((pixels - self.mean) / self.std, self.input_size)
+        return resize((pixels - self.mean) / self.std, self.input_size, self.antialias)
 
 
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """Bicubic resizing, as published: ``(B, 3, S, S)`` to ``(B, 3, size, size)``."""
-    return (
-        pixels
-        if pixels.shape[-1] == size
-        else interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False)
-    )
+def resize(pixels: Tensor, size: int, antialias: bool = False) -> Tensor:
+    """Bicubic resizing: ``(B, 3, S, S)`` to ``(B, 3, size, size)``.
+
+    ``antialias``: average over all pixels where the image shrinks. Published encoders do not; measurements should (arXiv 2104.11222).
+    """
+    if pixels.shape[-1] == size:
+        return pixels
+    return interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False, antialias=antialias)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,22 @@ class Wanted:
             return file_digest(self.file)
         return WEIGHT_PACKAGES[self.name].sha256 if self.source == "package" else None
 
+    def weights(self) -> str:
+        """What tells these weights from others: the digest, or the full name on the hub. Raises :class:`UserError` for an unknown name."""
+        known = _known(self)
+        return self.digest() or f"{known.architecture}.{known.tag}"
+
+
+def encoder_network(params: EncoderParams) -> Wanted:
+    """The encoder's network, where it is not trained here."""
+    return Wanted("encoder", "encoder.name", params.source, params.name, params.file, params.input_size)
+
+
+def judge_network(params: JudgeParams) -> Wanted:
+    """The network of a judge of kind `timm`."""
+    assert params.model is not None  # a rule of the parameters
+    return Wanted("judge", "judge.model", params.source, params.model, params.file, params.input_size)
+
 
 def load_network(wanted: Wanted) -> tuple[nn.Module, dict[str, Any]]:
     """The network without its classifier, in evaluation mode, and the configuration from which :func:`rebuild` makes it again.
@@ -95,15 +113,7 @@ def load_network(wanted: Wanted) -> tuple[nn.Module, dict[str, Any]]:
 
 def describe(wanted: Wanted) -> dict[str, Any]:
     """The configuration of the network, from timm's own tables; no weights are read. Raises :class:`UserError` for an unknown name."""
-    try:
-        known = timm.get_pretrained_cfg(wanted.name)
-    except RuntimeError:
-        known = None
-    if known is None:
-        names = [*timm.list_models(), *timm.list_pretrained()]
-        raise UserError(
-            f"{wanted.option} {wanted.name} is no network of timm; nearest: `{nearest(wanted.name, names)}`"
-        )
+    known = _known(wanted)
     # Transformers are built for one size of input; a convolutional network takes any.
     arguments = {"img_size": wanted.input_size} if known.fixed_input_size else {}
     return {
@@ -113,6 +123,20 @@ def describe(wanted: Wanted) -> dict[str, Any]:
         "std": list(known.std),
         "input_size": wanted.input_size,
     }
+
+
+def _known(wanted: Wanted) -> Any:
+    """timm's record of the network."""
+    try:
+        known = timm.get_pretrained_cfg(wanted.name)
+    except RuntimeError:
+        known = None
+    if known is None:
+        names = [*timm.list_models(), *timm.list_pretrained()]
+        raise UserError(
+            f"{wanted.option} {wanted.name} is no network of timm; nearest: `{nearest(wanted.name, names)}`"
+        )
+    return known
 
 
 def rebuild(config: Mapping[str, Any]) -> nn.Module:

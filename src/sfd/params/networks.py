@@ -188,14 +188,23 @@ class JudgeParams(Section):
     """The network whose features score samples. It is never the encoder."""
 
     kind: Annotated[str, OneOf(JUDGES)] = Field(description="the network")
-    source: Literal["pretrained", "file", "train"] = Field(
-        description="where weights come from. `pretrained`: downloaded by torch-fidelity (`inception`); `file`: a file (`inception`); "
-        "`train`: trained here (`resnet`)"
+    source: Literal["pretrained", "file", "package", "train"] = Field(
+        description="where weights come from. `pretrained`: downloaded (`inception`, `timm`); `file`: a file (`inception`, `timm`); "
+        "`package`: an installed package (`timm`, extra `offline`); `train`: trained here (`resnet`)"
     )
     name: str = Field(
         pattern=r"^\w[\w.-]*$", description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`"
     )
-    file: FilePath | None = Field(None, description="weights file of Inception-v3 for `file` (torch-fidelity's .pth)")
+    model: str | None = Field(
+        None, min_length=1, description="timm model (`timm`); another network, or other weights, than the encoder's"
+    )
+    input_size: int = Field(
+        224, ge=8, le=1024, description="side of the network's input, pixels; images are resized bicubically (`timm`)"
+    )
+    file: FilePath | None = Field(
+        None,
+        description="weights file for `file` (`inception`: torch-fidelity's .pth; `timm`: .safetensors, or .pth without pickled objects)",
+    )
     channels: tuple[Positive, ...] = Field(
         (16, 32, 64, 64),
         strict=False,

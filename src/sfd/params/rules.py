@@ -75,9 +75,11 @@ def _check_reconstruction(params: Params) -> None:
 
 def _check_packages(params: Params) -> None:
     """Weights of a package are of a network that one is known for."""
-    encoder = params.encoder
+    encoder, judge = params.encoder, params.judge
     if encoder.source == "package" and encoder.name not in WEIGHT_PACKAGES:
         raise ValueError(_no_package("encoder.source", "encoder.name", encoder.name))
+    if judge.kind == "timm" and judge.source == "package" and judge.model and judge.model not in WEIGHT_PACKAGES:
+        raise ValueError(_no_package("judge.source", "judge.model", judge.model))
 
 
 def _no_package(source: str, option: str, name: str) -> str:
@@ -112,15 +114,23 @@ def _check_judge(params: Params) -> None:
     """Inception-v3 alone is called `inception`, because FID means nothing else."""
     judge = params.judge
     is_inception = judge.kind == "inception"
-    if is_inception and judge.source == "train":
+    if is_inception and judge.source not in ("pretrained", "file"):
         raise ValueError(
-            "judge.kind is `inception`, which is never trained here: set judge.source to `pretrained` or `file`"
+            f"judge.kind is `inception`, which is downloaded or read from a file, but judge.source is `{judge.source}`: set judge.source "
+            "to `pretrained` or `file`"
         )
     if judge.kind == "resnet" and judge.source != "train":
         raise ValueError(
             f"judge.kind is `resnet`, which has no published weights, but judge.source is `{judge.source}`: set it to `train`, "
-            "or judge.kind to `inception`"
+            "or judge.kind to `timm` or `inception`"
         )
+    if judge.kind == "timm" and judge.source == "train":
+        raise ValueError(
+            "judge.kind is `timm`, whose weights others trained, but judge.source is `train`: set it to `pretrained`, `file` or `package`, "
+            "or judge.kind to `resnet`"
+        )
+    if judge.kind == "timm" and judge.model is None:
+        raise ValueError("judge.kind is `timm`, so judge.model must name a network of timm")
     if is_inception and judge.name != INCEPTION:
         raise ValueError(f"judge.name is {judge.name!r}, but judge.kind is `inception`: call it `inception`")
     if not is_inception and judge.name == INCEPTION:
@@ -130,6 +140,16 @@ def _check_judge(params: Params) -> None:
     if judge.name in FLOORS:
         raise ValueError(
             f"judge.name {judge.name!r} is taken: metric `fd_{judge.name}` is a floor; choose another name"
+        )
+
+
+def _check_judge_is_another(params: Params) -> None:
+    """What judges samples did not make the semantic latents: else samples would be scored by what they were trained to match."""
+    encoder, judge = params.encoder, params.judge
+    if judge.kind == "timm" and (encoder.source, encoder.name, encoder.file) == (judge.source, judge.model, judge.file):
+        raise ValueError(
+            f"judge.model is {judge.model}, with the weights of the encoder: choose another judge.model, because samples that were trained "
+            "towards a network's features cannot be judged by them"
         )
 
 
@@ -429,6 +449,7 @@ RULES = (
     _check_reconstruction,
     _check_data,
     _check_judge,
+    _check_judge_is_another,
     _check_grid,
     _check_heads,
     _check_semantic,
