@@ -139,7 +139,7 @@ class TextureVaeParams(Section):
         description="folder in diffusers layout (config.json, *.safetensors), or one that this stage wrote, for `file`",
     )
     block_size: int = Field(
-        8, ge=2, le=64, description="side of a pixel block, which becomes one latent position (`pca`)"
+        8, ge=2, le=32, description="side of a pixel block, which becomes one latent position (`pca`)"
     )
     channels: tuple[Positive, ...] = Field(
         (128, 128, 256, 256, 512),
