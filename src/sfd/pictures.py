@@ -4,6 +4,7 @@ Images are enlarged only by repeating pixels, so that a picture shows what was g
 without pyplot and its global state.
 """
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,6 +79,19 @@ def save_png(picture: Image.Image, path: Path) -> None:
     """Writes the picture; creates its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG")
+
+
+def sheet(parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Pictures below one another, each below its title."""
+    font, line = _font(), FONT_SIZE + 2 * MARGIN
+    width = max(max(picture.width, math.ceil(font.getlength(title)) + MARGIN) for title, picture in parts) + MARGIN
+    whole = Image.new("RGB", (width, sum(line + picture.height for _, picture in parts) + MARGIN), PAPER)
+    draw, y = ImageDraw.Draw(whole), 0
+    for title, picture in parts:
+        draw.text((MARGIN, y + MARGIN), title, fill=INK, font=font, anchor="lt")
+        whole.paste(picture, (MARGIN, y + line))
+        y += line + picture.height
+    return whole
 
 
 def plot_curves(
@@ -224,6 +238,22 @@ def plain_axes(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
+    _style(axes, xlabel, ylabel)
+    return figure, axes
+
+
+def plain_pair(left: tuple[str, str], right: tuple[str, str]) -> "tuple[Figure, Axes, Axes]":
+    """As :func:`plain_axes`, two beside each other; each is given as the names of its axes x and y."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained", facecolor=PAPER)
+    first, second = figure.subplots(1, 2)
+    _style(first, *left)
+    _style(second, *right)
+    return figure, first, second
+
+
+def _style(axes: "Axes", xlabel: str, ylabel: str) -> None:
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
@@ -231,7 +261,6 @@ def plain_axes(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
     axes.tick_params(which="both", colors=FAINT, labelcolor=INK, labelsize=9)
     axes.grid(axis="y", color=GAP_COLOUR, linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _plain_numbers(axes: "Axes", log_y: bool) -> None:
@@ -243,6 +272,13 @@ def _plain_numbers(axes: "Axes", log_y: bool) -> None:
     if log_y:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def drawn(figure: "Figure") -> Image.Image:
+    """The figure as a picture."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
+    return Image.open(stream).convert("RGB")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
