@@ -66,7 +66,10 @@ CONDITIONS: Table = {
 
 DATA_SOURCES: Table = {
     "digits": Entry("sfd.data.sources.digits:DigitsSource", "built in"),
-    "folder": Entry("sfd.data.sources.folder:FolderSource", "class subfolders"),
+    "folder": Entry(
+        "sfd.data.sources.folder:FolderSource",
+        "image files in class subfolders, in split folders above them, or in one folder",
+    ),
     "tar": Entry(
         "sfd.data.sources.tar:TarSource",
         "WebDataset shards (the class is the number in NAME.cls, else `label` in NAME.json, else the folder in CLASS/NAME.jpg)",
@@ -110,6 +113,9 @@ def load(table: Mapping[str, Entry], name: str) -> Any:
     module, _, attribute = table[name].path.partition(":")
     return getattr(import_module(module), attribute)
 
+
+TRAIN, HELDOUT = "train", "heldout"
+"""The splits of the images."""
 
 # Metrics of an evaluation, and which way each gets better.
 

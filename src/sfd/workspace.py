@@ -201,10 +201,11 @@ class Workspace:
         return load_params(self.params_file)
 
     def resolve(self, path: str | Path) -> Path:
-        """A path that ``params.yaml`` names, which is relative to the root, as seen from the working folder.
+        """A path that ``params.yaml`` names, which is relative to the root, as seen from the working folder; `~` is the home folder.
 
         The copy of an experiment lacks what git and DVC do not know, such as a folder of images: that is read in the project itself.
         """
+        path = os.path.expanduser(path)
         here = self.root / path
         return here if here.exists() else self.home / path
 

@@ -44,7 +44,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
         whole = (folder / f"whole.{name}").read_bytes()
         (folder / f"truncated.{name}").write_bytes(whole[: len(whole) // 2])
         (folder / f"whole.{name}").unlink()
-    write_image(folder / "animation.gif", 5002)
+    write_image(folder / "picture.ppm", 5002)
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("a text that calls itself an image")
     (folder / "loop.png").symlink_to("loop.png")
@@ -55,7 +55,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     (folder / "bomb.png").write_bytes(bomb + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
     write_image(folder.parent / "loose.png", 5003)
     reasons = {
-        "animation.gif": "format not allowed: GIF",
+        "picture.ppm": "format not allowed: PPM",
         "bomb.png": "too many pixels: 60000 x 60000",
         "broken.png": "broken symbolic link",
         "circle": "symbolic link loop",
@@ -140,8 +140,8 @@ def test_a_root_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
     for name, reason in (
         ("missing", "does not exist; point data.root"),
         ("file", "is not a folder; point data.root"),
-        ("empty", "has no class folder with images .*one subfolder per class"),
-        ("flat", r"has no class folder with images \(1 files lie directly"),
+        ("empty", r"has no images \(it is empty\); .*one subfolder per class"),
+        ("flat", "class 'image' has 1 distinct image"),
     ):
         with pytest.raises(UserError, match=reason):
             prepare(folder_params(tmp_path / name), 0, tmp_path / "out")

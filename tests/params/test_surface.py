@@ -34,6 +34,8 @@ data.holdout_fraction
 data.image_column
 data.image_size
 data.label_column
+data.labels
+data.layout
 data.max_pixels
 data.max_rejected_fraction
 data.mirror

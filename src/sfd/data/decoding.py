@@ -4,17 +4,28 @@ import io
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+from contextlib import contextmanager, nullcontext
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import BmpImagePlugin, ExifTags, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from sfd.data import jpeg, png
 from sfd.data.files import ImageRefused, Picture, check_size, max_file_bytes
 
-ALLOWED_FORMATS = "PNG, JPEG, WebP, BMP"
+ALLOWED_FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP, and HEIC with the package pillow-heif"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,7 +37,25 @@ _TURNS = {
 }
 """What turns an image of each EXIF orientation upright."""
 
+_AVIF_BRANDS = (b"avif", b"avis")
+_SHARED_BRANDS = (b"mif1", b"msf1")
+"""Of AVIF and of HEIC; the compatible brands behind tell which."""
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_PREFIX_BYTES = 64
+
 _pillow_limit = threading.Lock()
+
+
+class Decoded(NamedTuple):
+    """A decoded file.
+
+    Attributes:
+        rgb: upright, 8-bit RGB.
+        is_transparent: whether any pixel was not fully opaque and is therefore composited on white in ``rgb``.
+    """
+
+    rgb: Image.Image
+    is_transparent: bool
 
 
 def decode_rgb(file: BinaryIO, max_pixels: int) -> Image.Image:
@@ -40,14 +69,19 @@ def decode_rgb(file: BinaryIO, max_pixels: int) -> Image.Image:
         max_pixels: limit on width * height, checked from the header before anything is decoded.
 
     Raises:
-        ImageRefused: empty, truncated, damaged, too large, not an image, or not of format PNG, JPEG, WebP or BMP.
+        ImageRefused: empty, truncated, damaged, too large, not an image, or of a format that is none of :data:`ALLOWED_FORMATS`.
     """
-    return _decoded(_read(file, max_pixels), max_pixels, check_whole=True)
+    return decode_whole(_read(file, max_pixels), max_pixels).rgb
+
+
+def decode_whole(data: bytes, max_pixels: int) -> Decoded:
+    """As :func:`decode_rgb`, of a file's content; it also says whether the image has transparency."""
+    return _decoded(data, max_pixels, check_whole=True)
 
 
 def decode_checked(data: bytes, max_pixels: int) -> Image.Image:
     """As :func:`decode_rgb`, of a file that it has accepted before: damage that only a second decoder hears is not looked for."""
-    return _decoded(data, max_pixels, check_whole=False)
+    return _decoded(data, max_pixels, check_whole=False).rgb
 
 
 def _read(file: BinaryIO, max_pixels: int) -> bytes:
@@ -61,20 +95,20 @@ def _read(file: BinaryIO, max_pixels: int) -> bytes:
 Reader = type[ImageFile.ImageFile]
 
 
-def _decoded(data: bytes, max_pixels: int, *, check_whole: bool) -> Image.Image:
+def _decoded(data: bytes, max_pixels: int, *, check_whole: bool) -> Decoded:
     if not data:
         raise ImageRefused("empty file")
     try:
-        reader = _reader_of(data[:16])
+        reader = _reader_of(data[:_PREFIX_BYTES])
         picture = _picture_of(reader, data, max_pixels)
         with _open(reader, picture.data, max_pixels) as image:
             if check_whole:
                 _check_whole(reader, picture.data)
-            image.load()
+            _load(image, max_pixels)
             oriented: dict[Any, Any] = {**image.info, **picture.metadata}
-            rgb = _to_rgb(image, picture.data)
+            rgb, is_transparent = _to_rgb(image, picture.data)
         turn = _TURNS.get(_orientation(oriented))
-        return rgb if turn is None else rgb.transpose(turn)
+        return Decoded(rgb if turn is None else rgb.transpose(turn), is_transparent)
     except (MemoryError, ImageRefused):
         raise
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged data
@@ -82,7 +116,7 @@ def _decoded(data: bytes, max_pixels: int, *, check_whole: bool) -> Image.Image:
 
 
 def _reader_of(prefix: bytes) -> Reader:
-    """The Pillow class for the first 16 bytes of a file; the file's name does not matter."""
+    """The Pillow class for the first 64 bytes of a file; the file's name does not matter."""
     if prefix.startswith(png.SIGNATURE):
         return PngImagePlugin.PngImageFile
     if prefix.startswith(b"\xff\xd8\xff"):
@@ -91,11 +125,33 @@ def _reader_of(prefix: bytes) -> Reader:
         return WebPImagePlugin.WebPImageFile
     if prefix.startswith(b"BM"):
         return BmpImagePlugin.BmpImageFile
+    if prefix.startswith(b"GIF8"):
+        return GifImagePlugin.GifImageFile
+    if prefix.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return TiffImagePlugin.TiffImageFile
+    if prefix[4:8] == b"ftyp":
+        brand = prefix[8:12]
+        if brand in _AVIF_BRANDS or (brand in _SHARED_BRANDS and b"avif" in prefix):
+            return AvifImagePlugin.AvifImageFile
+        if brand in _HEIC_BRANDS or brand in _SHARED_BRANDS:
+            return _heic_reader()
     Image.init()
     for name, (_, accept) in sorted(Image.OPEN.items()):
-        if len(prefix) == 16 and accept is not None and accept(prefix):
+        if len(prefix) >= 16 and accept is not None and accept(prefix[:16]):
             raise ImageRefused(f"format not allowed: {name}, only {ALLOWED_FORMATS}")
     raise ImageRefused("not an image")
+
+
+def _heic_reader() -> Reader:
+    """The reader of the package pillow-heif, which is no part of sfd: it brings an H.265 decoder."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageRefused(
+            "HEIC: install the package that reads it (pip install pillow-heif), or convert to JPEG or PNG"
+        ) from None
+    found: Reader = HeifImageFile
+    return found
 
 
 def _picture_of(reader: Reader, data: bytes, max_pixels: int) -> Picture:
@@ -124,13 +180,20 @@ def _open(reader: Reader, data: bytes, max_pixels: int) -> Iterator[ImageFile.Im
 
 @contextmanager
 def _pillow_limit_at(max_pixels: int) -> Iterator[None]:
-    """Sets Pillow's global pixel limit, which the WebP reader checks, while one header is read."""
+    """Sets Pillow's global pixel limit, which the WebP and the TIFF reader check, while one image is opened or a huge one decoded."""
     with _pillow_limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+def _load(image: ImageFile.ImageFile, max_pixels: int) -> None:
+    """Decodes the pixels. The TIFF reader checks Pillow's own limit only here."""
+    is_over_limit = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
+    with _pillow_limit_at(max_pixels) if is_over_limit else nullcontext():
+        image.load()
 
 
 def _check_whole(reader: Reader, data: bytes) -> None:
@@ -163,19 +226,24 @@ def _orientation(metadata: Mapping[Any, Any]) -> int:
     return 1
 
 
-def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Decoded:
     if image.mode.startswith("I"):
         return _grey_16_bits_to_rgb(image)
+    if image.mode == "F":
+        raise ImageRefused("format not allowed: pixels of 32-bit floats, only of 8 or 16 bits")
     if isinstance(image, BmpImagePlugin.BmpImageFile) and image.mode == "RGBA" and not image.getchannel("A").getbbox():
-        return image.convert("RGB")  # many programs leave the fourth byte 0, and viewers show the colours
+        return Decoded(
+            image.convert("RGB"), False
+        )  # many programs leave the fourth byte 0, and viewers show the colours
     key = image.info.get("transparency")
     if key is not None and isinstance(image, PngImagePlugin.PngImageFile) and png.has_wide_colours(data):
-        return _white_where(image, _wide_colours(data) == np.array(key))
+        return _white_where(image, (_wide_colours(data) == np.array(key)).all(axis=-1))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        is_transparent = rgba.getchannel("A").getextrema() != (255, 255)
+        return Decoded(Image.alpha_composite(white, rgba).convert("RGB"), is_transparent)
+    return Decoded(image.convert("RGB"), False)
 
 
 def _wide_colours(data: bytes) -> npt.NDArray[np.uint16]:
@@ -187,18 +255,16 @@ def _wide_colours(data: bytes) -> npt.NDArray[np.uint16]:
     return decode_png(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
 
 
-def _white_where(image: Image.Image, is_key: npt.NDArray[np.bool_]) -> Image.Image:
-    """``is_key``: of each value of an image in mode RGB."""
+def _white_where(image: Image.Image, is_key: npt.NDArray[np.bool_]) -> Decoded:
+    """``is_key``: of each pixel of an image in mode RGB, shape ``(H, W)``."""
     pixels = np.array(image)
-    pixels[is_key.all(axis=-1)] = 255
-    return Image.fromarray(pixels)
+    pixels[is_key] = 255
+    return Decoded(Image.fromarray(pixels), bool(is_key.any()))
 
 
-def _grey_16_bits_to_rgb(image: Image.Image) -> Image.Image:
+def _grey_16_bits_to_rgb(image: Image.Image) -> Decoded:
     """Scales modes I;16 and I, both with values 0..65535; Pillow's own conversion would clip at 255."""
     values = np.asarray(image).clip(0, 65535).astype(np.uint32)
-    grey = ((values + 128) // 257).astype(np.uint8)
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     transparent = image.info.get("transparency")
-    if transparent is not None:
-        grey[values == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
+    return Decoded(grey, False) if transparent is None else _white_where(grey, values == transparent)

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import stat
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -52,6 +53,15 @@ def open_regular(path: Path) -> io.BufferedReader:
         if error.errno == errno.ENOENT and path.is_symlink():
             raise ImageRefused("broken symbolic link") from None
         raise ImageRefused(f"unreadable: {error.strerror}") from None
+
+
+def read_whole(path: Path, max_pixels: int) -> bytes:
+    """The content of an image file. Raises :class:`ImageRefused` as :func:`open_regular` does, or if it is longer than images get."""
+    with open_regular(path) as file:
+        size, limit = os.fstat(file.fileno()).st_size, max_file_bytes(max_pixels)
+        if size > limit:
+            raise ImageRefused(f"too large: {size} bytes, at most {limit}")
+        return file.read()
 
 
 class ImageStore(Protocol):

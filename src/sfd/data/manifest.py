@@ -11,9 +11,10 @@ import pandas as pd
 import pandera.pandas as pa
 
 from sfd.errors import UserError
+from sfd.names import HELDOUT as HELDOUT
+from sfd.names import TRAIN as TRAIN
 
 FILE_NAME = "manifest.parquet"
-TRAIN, HELDOUT = "train", "heldout"
 SHA256 = r"^[0-9a-f]{64}\Z"
 _SHOWN_FAILURES = 5
 

@@ -15,7 +15,8 @@ class DataParams(Section):
     root: str = Field(
         "images",
         min_length=1,
-        description="where the images are. `folder`: a folder of class subfolders; `tar`: a folder of *.tar files, or one such file; "
+        description="where the images are; `~` is the home folder. `folder`: a folder of images, with one subfolder per class, with train/ and "
+        "val/ above them, or with no subfolders; `tar`: a folder of *.tar files, or one such file; "
         "`huggingface`: a folder (of `save_to_disk`, or parquet files in the hub's layout) or a name on the hub",
     )
     split: str = Field(
@@ -23,9 +24,26 @@ class DataParams(Section):
         pattern=r"^[\w.-]+(\+[\w.-]+)*$",
         description="splits to read, such as `train` or `train+test` (`huggingface`); they are joined, and `holdout_fraction` is taken from all",
     )
-    image_column: str = Field("image", min_length=1, description="column of encoded images (`huggingface`)")
+    layout: Literal["classes", "splits", "flat"] | None = Field(
+        None,
+        description="what the subfolders are (`folder`). `classes`: classes; `splits`: train/ and val/ or test/, with classes or images in them, "
+        "and the images of val/ and test/ are held out; `flat`: nothing, all images are of one class; null: `splits` if all subfolders are "
+        "named like splits, `flat` if there are none, else `classes`",
+    )
+    labels: FilePath | None = Field(
+        None,
+        description="table of the images' classes, .csv, .tsv or .jsonl (`folder`); null: classes are the subfolders",
+    )
+    image_column: str = Field(
+        "image",
+        min_length=1,
+        description="column of encoded images (`huggingface`), or of file names in `labels`; there `image` also stands for the usual names, "
+        "such as `file_name` or `path`",
+    )
     label_column: str = Field(
-        "label", min_length=1, description="column of classes, as numbers or names (`huggingface`)"
+        "label",
+        min_length=1,
+        description="column of classes, as numbers or names (`huggingface`, `labels`); in `labels`, `label` also stands for `class` and `category`",
     )
     revision: str | None = Field(
         None,
@@ -41,7 +59,8 @@ class DataParams(Section):
         0.2,
         gt=0.0,
         lt=1.0,
-        description="share of every class that is kept from training and used as evaluation reference",
+        description="share of every class that is kept from training and used as evaluation reference; not read where split folders say which "
+        "images are held out",
     )
     max_rejected_fraction: Fraction = Field(0.01, description="stop when a larger share of the files is refused")
     max_pixels: Positive = Field(100_000_000, description="refuse larger images (decompression bombs), pixels")

@@ -59,6 +59,15 @@ def _check_data(params: Params) -> None:
         raise ValueError(
             f"data.revision is {data.revision!r}, but data.source is `{data.source}`, which has no revisions: set data.revision to null"
         )
+    for key in ("layout", "labels"):
+        if getattr(data, key) is not None and data.source != "folder":
+            raise ValueError(
+                f"data.{key} is `{getattr(data, key)}`, but data.source is `{data.source}`, which has none: set data.{key} to null"
+            )
+    if data.layout == "classes" and data.labels is not None:
+        raise ValueError(
+            f"data.layout is `classes`, but data.labels {str(data.labels)!r} gives the classes, too: set one of them to null"
+        )
     if data.image_column == data.label_column:
         raise ValueError(
             f"data.image_column and data.label_column are both {data.image_column!r}; name the column of images and that of classes"

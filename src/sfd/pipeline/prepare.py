@@ -2,6 +2,7 @@
 
 from sfd.data.prepare import prepare
 from sfd.data.prepared import Prepared
+from sfd.data.report import DataReport
 from sfd.data.sources.source import open_source
 from sfd.params import Params
 from sfd.pipeline.stage import Stage
@@ -9,7 +10,7 @@ from sfd.workspace import Workspace
 
 
 def make_manifest(stage: Stage) -> None:
-    """Writes ``manifest.parquet``, ``rejected.csv`` and ``summary.json``."""
+    """Writes the manifest, the list of refused files, the summary and the report."""
     summary = prepare(stage.workspace.resolve_paths(stage.params.data), stage.params.seed, stage.out)
     stage.content.append(summary.digest)
     counts = {"num_images": summary.num_images, "num_train": summary.num_train, "num_heldout": summary.num_heldout}
@@ -21,8 +22,8 @@ def make_manifest(stage: Stage) -> None:
         "prepare",
         dict(counts),
     )
-    stage.log_artifacts(stage.out / "manifest.parquet", stage.out / "rejected.csv", stage.out / "summary.json")
-    print(f"{summary.num_images} images in {len(summary.classes)} classes, {summary.num_rejected} files refused")
+    stage.log_artifacts(*sorted(path for path in stage.out.iterdir() if path.is_file()))
+    print("\n".join(DataReport.read(stage.out).lines()))
 
 
 def open_prepared(workspace: Workspace, params: Params) -> Prepared:

@@ -88,13 +88,13 @@ def test_a_name_that_is_not_utf_8_is_refused_in_printable_form(tmp_path: Path) -
     assert refusals(scan_folder(tmp_path, MAX_PIXELS)) == {"cat/\\udcff.png": "file name is not valid UTF-8"}
 
 
-def test_hidden_files_and_folders_are_refused_and_a_gitkeep_is_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_and_folders_are_passed_over_and_counted_and_a_gitkeep_is_not_counted(tmp_path: Path) -> None:
     for number, name in enumerate(("cat/1.png", "cat/._1.png", ".checkpoints/1.png")):
         write_image(tmp_path / name, number)
     (tmp_path / ".gitkeep").touch()
     scan = scan_folder(tmp_path, MAX_PIXELS)
     assert paths(scan) == ["cat/1.png"] and scan.classes == ["cat"]
-    assert refusals(scan) == {".checkpoints": "hidden folder", "cat/._1.png": "hidden file"}
+    assert refusals(scan) == {} and scan.passed_over == {"hidden folder": 1, "._*": 1}
 
 
 def test_links_that_lead_back_are_refused_and_never_followed(tmp_path: Path) -> None:
@@ -140,18 +140,16 @@ def test_a_class_without_images_is_still_reported_as_a_class(tmp_path: Path) -> 
     assert scan_folder(tmp_path, MAX_PIXELS).classes == ["cat", "dog"]
 
 
-def test_what_sfd_generate_leaves_beside_its_class_folders_is_passed_over_and_the_like_elsewhere_is_refused(
-    tmp_path: Path,
-) -> None:
-    own = ("samples.parquet", "report.json", "report.md")
+def test_what_sfd_generate_leaves_beside_its_class_folders_is_passed_over_without_being_counted(tmp_path: Path) -> None:
+    own = ("samples.parquet", "report.json", "strange.xyz")
     for number, name in enumerate(("cat/1.png", "dog/1.png")):
         write_image(tmp_path / name, number)
-    (tmp_path / "cat" / "report.json").touch()
     for name in own:
         (tmp_path / name).touch()
-    assert set(refusals(scan_folder(tmp_path, MAX_PIXELS))) == {*own, "cat/report.json"}
+    before = scan_folder(tmp_path, MAX_PIXELS)
+    assert set(refusals(before)) == {"strange.xyz"} and before.passed_over == {".parquet": 1, ".json": 1}
     FolderLayout("sfd generate", own, own[0]).write(tmp_path)
-    (tmp_path / "loose.txt").touch()
+    (tmp_path / "loose.xyz").touch()
     scan = scan_folder(tmp_path, MAX_PIXELS)
-    assert set(refusals(scan)) == {"cat/report.json", "loose.txt"}
+    assert set(refusals(scan)) == {"loose.xyz"} and scan.passed_over == {}
     assert paths(scan) == ["cat/1.png", "dog/1.png"]

@@ -1,7 +1,6 @@
 """What sources share: the order of a scan, classes, names, checks of a folder, and its listing."""
 
 import hashlib
-import io
 import os
 import sys
 import unicodedata
@@ -97,16 +96,16 @@ Outcome = tuple[Found | Rejected, int | str | None]
 """What became of one image, and its class as the source has it: a number, a name, or unknown."""
 
 
-def collect(outcomes: Iterable[Outcome]) -> Scan:
+def collect(outcomes: Iterable[Outcome], total: int | None = None) -> Scan:
     """Classes that are numbers get leading zeros, so that the order of their names is the order of the numbers.
 
-    The classes are those that occur, in refused images too.
+    The classes are those that occur, in refused images too. ``total``: the number of outcomes, if it is known, for the progress.
     """
     found: list[Found] = []
     rejected: list[Rejected] = []
     classes: set[str] = set()
     numbers: set[str] = set()
-    for item, label in track(outcomes, "prepare", "image"):
+    for item, label in track(outcomes, "prepare", "image", total):
         if isinstance(item, Found):
             found.append(item)
         else:
@@ -139,10 +138,13 @@ def in_threads(examine: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 def describe(path: str, label: str, data: bytes, max_pixels: int) -> Found:
     """An image whose file is ``data``. Raises :class:`ImageRefused` as :func:`sfd.data.decoding.decode_rgb` does."""
-    from sfd.data.decoding import decode_rgb
+    from sfd.data.decoding import decode_whole
+    from sfd.data.near import thumbnail
 
-    image = decode_rgb(io.BytesIO(data), max_pixels)
-    return Found(path, label, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
+    image, is_transparent = decode_whole(data, max_pixels)
+    sha256 = hashlib.sha256(data).hexdigest()
+    size = image.width, image.height, len(data)
+    return Found(path, label, *size, sha256, thumbnail=thumbnail(image), is_transparent=is_transparent)
 
 
 def check_name(name: str) -> None:

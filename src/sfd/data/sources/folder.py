@@ -1,79 +1,148 @@
-"""A folder of class subfolders of image files."""
+"""A folder of images: class subfolders, split folders above them, or no subfolders at all; labels from folders or from a table."""
 
-import hashlib
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfd.data.files import FolderStore, ImageRefused, open_regular
+from sfd.data.companions import kind_of_file, kind_of_folder
+from sfd.data.files import FolderStore, ImageRefused, read_whole
 from sfd.data.layout import FolderLayout
-from sfd.data.sources.common import check_folder, check_name, in_order, in_threads, list_folder, nfc, printable
-from sfd.data.sources.source import DataSource, Found, Rejected, Scan
+from sfd.data.sources.arrangement import LOOSE, Arrangement, arrange
+from sfd.data.sources.common import (
+    Outcome,
+    check_folder,
+    check_name,
+    collect,
+    describe,
+    in_threads,
+    list_folder,
+    nfc,
+    printable,
+)
+from sfd.data.sources.source import DataSource, Rejected, Scan
+from sfd.data.sources.table import Labels, LabelTable
 from sfd.errors import UserError
-from sfd.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class FolderSource(DataSource):
-    """Files in class subfolders of ``data.root``. The manifest's paths are relative to the root."""
+    """Files in and below ``data.root``. The manifest's paths are relative to the root."""
 
-    expected_root = "a folder that holds one subfolder of images per class"
+    expected_root = "a folder of images: one subfolder per class, or train/ and val/ above them, or no subfolders"
 
     def listing(self) -> dict[str, object]:
         """As :func:`sfd.data.sources.common.list_folder` says."""
         return list_folder(self)
 
     def check_root(self) -> None:
-        """As :func:`sfd.data.sources.common.check_folder` says."""
+        """As :func:`sfd.data.sources.common.check_folder` says. A table of labels must be there, too."""
         check_folder(self)
+        self._table()
 
     def scan(self) -> Scan:
         """As :func:`scan_folder` says."""
-        return scan_folder(self.root, self.params.max_pixels)
+        return scan_folder(self.root, self.params.max_pixels, self.params.layout, self._table())
 
-    def check_scan(self, scan: Scan, rejected_file: Path) -> None:
-        """Raises :class:`UserError` if there is no class folder. Classes without a usable image are refused later, by name."""
-        num_files = len(scan.found) + len(scan.rejected)
-        if not num_files or not scan.classes:
+    def check_scan(self, scan: Scan, listed: str) -> None:
+        """Raises :class:`UserError` if there are no images or most lie beside the class folders. Empty classes are refused later, by name."""
+        if not scan.found and not scan.rejected:
+            passed = ", ".join(f"{count} {kind}" for kind, count in scan.passed_over.items()) or "it is empty"
+            raise UserError(f"{self.root} has no images ({passed}); point data.root at {self.expected_root}")
+        num_loose = sum(item.reason == LOOSE for item in scan.rejected)
+        if num_loose > len(scan.found):
             raise UserError(
-                f"{self.root} has no class folder with images ({num_files} files lie directly in it, see {rejected_file}); make one "
-                f"subfolder per class, as in {self.root / 'cat' / '1.png'}, or set data.source to digits"
+                f"{num_loose} files in {self.root} lie in no class folder, and {len(scan.found)} lie in one; set data.layout to `flat` to "
+                f"read all of them without classes, name a table of their classes in data.labels, or make one subfolder per class, as in "
+                f"{self.root / 'cat' / '1.png'} (refused files are {listed})"
             )
 
     def open_store(self, manifest: "pd.DataFrame") -> FolderStore:
         """As :class:`DataSource` says."""
         return FolderStore(self.root, manifest["path"].tolist())
 
+    def _table(self) -> LabelTable | None:
+        labels = self.params.labels
+        return None if labels is None else LabelTable.read(labels, self.params.image_column, self.params.label_column)
 
-def scan_folder(root: Path, max_pixels: int) -> Scan:
-    """Decodes every file below ``root`` once; each one ends in ``found`` or, with its reason, in ``rejected``.
 
-    The class of a file is the subfolder of ``root`` that it lies in, however deep; names are compared in Unicode form
-    NFC, while paths stay as they are on disk. Links to files are read, links to folders outside the root followed once.
-    Hidden files and folders (with a leading dot) are refused, except ``.gitkeep``, which only keeps a folder in git.
-    What the folder's producer left beside the class folders is passed over (:class:`sfd.data.layout.FolderLayout`).
+def scan_folder(root: Path, max_pixels: int, layout: str | None = None, table: LabelTable | None = None) -> Scan:
+    """Decodes every image below ``root`` once; each file ends in ``found``, in ``rejected`` with its reason, or in ``passed_over``.
+
+    How the subfolders are read says :func:`sfd.data.sources.arrangement.arrange`. Names are compared in Unicode form NFC, while paths
+    stay as they are on disk. Links to files are read, links to folders outside the root followed once. Companions and system files
+    (:mod:`sfd.data.companions`), and what the folder's producer left beside the class folders
+    (:class:`sfd.data.layout.FolderLayout`), are passed over.
 
     Args:
         root: an existing folder.
         max_pixels: as in :func:`sfd.data.decoding.decode_rgb`.
+        layout: `data.layout`; None: by the names of the subfolders.
+        table: gives the classes in place of the folders.
+
+    Raises:
+        UserError: the subfolders cannot be read as ``layout`` says, or the table contradicts itself.
     """
-    files, classes, rejected = _walk(root)
-    found: list[Found] = []
-    outcomes = in_threads(lambda path: _examine(root, path, max_pixels), files)
-    for outcome in track(outcomes, "prepare", "image", len(files)):
-        if isinstance(outcome, Found):
-            found.append(outcome)
-        else:
-            rejected.append(outcome)
-    return in_order(found, rejected, classes)
+    walk = _walk(root)
+    arrangement = arrange(
+        root, walk.files, {name for (name,) in walk.class_folders(1)}, layout, has_table=table is not None
+    )
+    labels = None if table is None else table.labels_of(root, walk.files)
+    outcomes = in_threads(lambda path: _examine(root, path, arrangement, labels, max_pixels), walk.files)
+    scan = collect(outcomes, len(walk.files))
+    empty = walk.class_folders(arrangement.class_depth) if arrangement.class_depth else set()
+    classes = {*scan.classes, *(nfc(path[-1]) for path in empty)}
+    unused = [] if labels is None else labels.without_file
+    rejected = sorted([*scan.rejected, *walk.rejected, *unused], key=lambda item: item.path)
+    return replace(
+        scan,
+        rejected=rejected,
+        classes=sorted(classes),
+        passed_over=dict(walk.passed_over.most_common()),
+        layout=arrangement.words if table is None else f"{arrangement.words}, {table.words}",
+        notes=arrangement.notes,
+    )
 
 
-def _walk(root: Path) -> tuple[list[Path], set[str], list[Rejected]]:
-    """The files below ``root``, relative to it; the names of the class folders; the folders that are not entered."""
-    files: list[Path] = []
-    classes: set[str] = set()
-    rejected: list[Rejected] = []
+@dataclass
+class _Walk:
+    """What lies below a root.
+
+    Attributes:
+        files: what may be an image, relative to the root, sorted.
+        folders: parts of the folders that were entered.
+        rejected: links and folders that are not entered.
+        passed_over: number of companions and system files by kind.
+        folders_of_companions: parts of the folders with a file or folder that was passed over in or below them.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    folders: set[tuple[str, ...]] = field(default_factory=set)
+    rejected: list[Rejected] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    folders_of_companions: set[tuple[str, ...]] = field(default_factory=set)
+
+    def class_folders(self, depth: int) -> set[tuple[str, ...]]:
+        """Parts of the folders at a depth, 1 for those directly in the root. Those that hold nothing but companions are left out."""
+        used = {path.parts[:depth] for path in self.files if len(path.parts) > depth}
+        used |= {tuple(item.path.split("/")[:depth]) for item in self.rejected}
+        return {
+            parts
+            for parts in self.folders
+            if len(parts) == depth and (parts in used or parts not in self.folders_of_companions)
+        }
+
+    def pass_over(self, relative: Path, kind: str) -> None:
+        """Counts a companion."""
+        self.passed_over[kind] += 1
+        folder = relative.parent.parts
+        self.folders_of_companions |= {folder[:depth] for depth in range(1, len(folder) + 1)}
+
+
+def _walk(root: Path) -> _Walk:
+    walk = _Walk()
     real_root = root.resolve()
     followed: set[Path] = set()
     layout = FolderLayout.read(root)
@@ -84,24 +153,26 @@ def _walk(root: Path) -> tuple[list[Path], set[str], list[Rejected]]:
         try:
             entries = sorted(folder.iterdir())
         except OSError as error:
-            rejected.append(Rejected(_relative(folder, root), f"unreadable folder: {error.strerror}"))
+            walk.rejected.append(Rejected(_relative(folder, root), f"unreadable folder: {error.strerror}"))
             continue
         for entry in entries:
             check_name(entry.name)
-            if folder == root and entry.name in own_names:
+            relative = entry.relative_to(root)
+            if (folder == root and entry.name in own_names) or entry.name == ".gitkeep":
                 continue
-            reason = _link_refusal(entry, real_root, followed)
-            if reason is not None:
-                rejected.append(Rejected(_relative(entry, root), reason))
-            elif entry.is_dir() and entry.name.startswith("."):
-                rejected.append(Rejected(_relative(entry, root), "hidden folder"))
-            elif entry.is_dir():
+            is_folder = entry.is_dir()
+            kind = kind_of_folder(entry.name) if is_folder else kind_of_file(entry.name)
+            if kind is not None:
+                walk.pass_over(relative, kind)
+            elif (reason := _link_refusal(entry, real_root, followed)) is not None:
+                walk.rejected.append(Rejected(_relative(entry, root), reason))
+            elif is_folder:
                 pending.append(entry)
-                if folder == root:
-                    classes.add(nfc(entry.name))
-            elif entry.name != ".gitkeep":
-                files.append(entry.relative_to(root))
-    return sorted(files), classes, rejected
+                walk.folders.add(relative.parts)
+            else:
+                walk.files.append(relative)
+    walk.files.sort()
+    return walk
 
 
 def _link_refusal(entry: Path, real_root: Path, followed: set[Path]) -> str | None:
@@ -119,25 +190,19 @@ def _link_refusal(entry: Path, real_root: Path, followed: set[Path]) -> str | No
     return None
 
 
-def _examine(root: Path, relative: Path, max_pixels: int) -> Found | Rejected:
-    from sfd.data.decoding import decode_rgb
-
+def _examine(root: Path, relative: Path, arrangement: Arrangement, labels: Labels | None, max_pixels: int) -> Outcome:
     path = printable(relative.as_posix())
+    label: int | str | None = None
     try:
         if path != relative.as_posix():
             raise ImageRefused("file name is not valid UTF-8")
-        if len(relative.parts) == 1:
-            raise ImageRefused("not in a class folder")
-        if relative.name.startswith("."):
-            raise ImageRefused("hidden file")
-        with open_regular(root / relative) as file:
-            image = decode_rgb(file, max_pixels)
-            size_bytes = file.seek(0, 2)
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        split, label = arrangement.place_of(relative)
+        if labels is not None:
+            label = labels.label_of(relative)
+        found = describe(path, str(label), read_whole(root / relative, max_pixels), max_pixels)
     except ImageRefused as refusal:
-        return Rejected(path, str(refusal))
-    return Found(path, nfc(relative.parts[0]), image.width, image.height, size_bytes, sha256)
+        return Rejected(path, str(refusal)), label
+    return replace(found, split=split), label
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class HuggingfaceSource(DataSource):
 
     def scan(self) -> Scan:
         """As :func:`scan_dataset` says."""
-        return scan_dataset(self.params)
+        return replace(scan_dataset(self.params), layout="rows of a data set")
 
     def open_store(self, manifest: "pd.DataFrame") -> "HuggingfaceStore":
         """As :class:`DataSource` says."""

@@ -4,8 +4,9 @@ Stage ``scan`` imports the sources at every `dvc repro`, so their modules import
 imported where they are used.
 """
 
+import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """An accepted image. Width and height are those of the upright image, in pixels."""
+    """An accepted image.
+
+    Attributes:
+        path: as in the manifest.
+        label: its class.
+        width: of the upright image, pixels.
+        height: of the upright image, pixels.
+        size_bytes: length of the file.
+        sha256: digest of the file, 64 hex digits.
+        thumbnail: as :func:`sfd.data.near.thumbnail` says.
+        is_transparent: whether a pixel was not fully opaque.
+        split: ``train`` or ``heldout`` where the folder that holds the image says so; None: it is drawn.
+    """
 
     path: str
     label: str
@@ -28,6 +41,9 @@ class Found:
     height: int
     size_bytes: int
     sha256: str
+    thumbnail: bytes = field(kw_only=True)
+    is_transparent: bool = field(kw_only=True)
+    split: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -40,11 +56,23 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Scan:
-    """All that a root holds. ``classes`` also names those without an accepted image."""
+    """All that a root holds.
+
+    Attributes:
+        found: the accepted images.
+        rejected: what is refused.
+        classes: also those without an accepted image.
+        passed_over: number of companions and system files by kind (:mod:`sfd.data.companions`); they are neither found nor refused.
+        layout: how the images lie, in words.
+        notes: what a user may not expect, a sentence each.
+    """
 
     found: list[Found]
     rejected: list[Rejected]
     classes: list[str]
+    passed_over: dict[str, int] = field(default_factory=dict)
+    layout: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class DataSource(ABC):
@@ -64,7 +92,7 @@ class DataSource(ABC):
     @property
     def root(self) -> Path:
         """Where the images are: what the manifest's paths are relative to, if it is a folder."""
-        return Path(self.params.root)
+        return Path(os.path.expanduser(self.params.root))
 
     @abstractmethod
     def listing(self) -> dict[str, object]:
@@ -86,15 +114,15 @@ class DataSource(ABC):
             UserError: the images cannot be reached.
         """
 
-    def check_scan(self, scan: Scan, rejected_file: Path) -> None:
-        """What can be refused of a scan as a whole. ``rejected_file``: where its refused images are listed.
+    def check_scan(self, scan: Scan, listed: str) -> None:
+        """What can be refused of a scan as a whole. ``listed``: where its refused images are listed, as in: listed in FILE.
 
         Raises:
             UserError: no image can be used, or too much is missing.
         """
         if not scan.found:
             raise UserError(
-                f"{self.root} has no usable image ({len(scan.rejected)} are refused, with their reasons in {rejected_file}); "
+                f"{self.root} has no usable image ({len(scan.rejected)} are refused, {listed}); "
                 f"point data.root at {self.expected_root}"
             )
 

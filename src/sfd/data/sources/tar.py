@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ from sfd.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "heic", "heif")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 SEPARATOR = "#"
 """Between archive and member in the manifest's paths."""
@@ -71,18 +71,18 @@ class TarSource(DataSource):
 
     def scan(self) -> Scan:
         """As :func:`scan_archives` says."""
-        return scan_archives(self.root, self.params.max_pixels)
+        return replace(scan_archives(self.root, self.params.max_pixels), layout="tar archives")
 
-    def check_scan(self, scan: Scan, rejected_file: Path) -> None:
+    def check_scan(self, scan: Scan, listed: str) -> None:
         """As :class:`DataSource` says. A refused archive counts as one file, but thousands of images are missing with it."""
         archives = [item for item in scan.rejected if SEPARATOR not in item.path]
         if archives:
             shown = "; ".join(f"{item.path} ({item.reason})" for item in archives[:_SHOWN_ARCHIVES])
             raise UserError(
-                f"{len(archives)} archives cannot be read: {shown}; all of them are listed in {rejected_file}: repair them or take them "
-                "out of data.root"
+                f"{len(archives)} archives cannot be read: {shown}; repair them or take them out of data.root (all refused "
+                f"files are {listed})"
             )
-        super().check_scan(scan, rejected_file)
+        super().check_scan(scan, listed)
 
     def open_store(self, manifest: "pd.DataFrame") -> "TarStore":
         """As :class:`DataSource` says."""

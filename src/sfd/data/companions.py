@@ -1,0 +1,41 @@
+"""What lies beside images and is none: captions, tables, and files that systems and programs leave. It is passed over and counted.
+
+A name decides, so that such a file is never read. Everything else is an image or is refused, by its content.
+"""
+
+from pathlib import PurePath
+
+ENDINGS = frozenset(
+    (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm")
+    + (".pdf", ".doc", ".docx", ".xls", ".xlsx", ".ods", ".odt", ".ini", ".cfg", ".toml", ".log", ".bib", ".cff")
+    + (".npy", ".npz", ".parquet", ".mat", ".pkl", ".db", ".sqlite", ".py", ".ipynb", ".sh", ".bat", ".url", ".lnk")
+    + (".md5", ".sha1", ".sha256", ".xmp", ".aae", ".thm")
+)
+"""Of companions: captions, annotations, documents, arrays, scripts, checksums, and what cameras write beside a photo."""
+
+DOCUMENTS = frozenset(("license", "licence", "copying", "readme", "notice", "authors", "changelog", "makefile"))
+"""Names without an ending, in lower case."""
+
+SYSTEM_FOLDERS = frozenset(
+    ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
+)
+"""What macOS, network stores, Windows and others put into folders, in lower case."""
+
+
+def kind_of_file(name: str) -> str | None:
+    """The kind of a file that is passed over, such as ``.txt`` or ``hidden file``; None if it may be an image."""
+    ending = PurePath(name).suffix.lower()
+    if name.lower() in (".ds_store", "thumbs.db", "desktop.ini"):
+        return name
+    if name.startswith("."):
+        return "._*" if name.startswith("._") else "hidden file"
+    if name.lower() in DOCUMENTS:
+        return name
+    return ending if ending in ENDINGS else None
+
+
+def kind_of_folder(name: str) -> str | None:
+    """The kind of a folder that is passed over with all that it holds; None if it may hold images."""
+    if name.lower() in SYSTEM_FOLDERS or name == ".ipynb_checkpoints":
+        return f"{name}/"
+    return "hidden folder" if name.startswith(".") else None

@@ -1,0 +1,76 @@
+"""Which options of section `data` read a path that somebody has: a guess from names alone, without opening an image."""
+
+import os
+from pathlib import Path
+
+from sfd.data.companions import kind_of_file, kind_of_folder
+from sfd.data.sources.arrangement import split_of
+from sfd.data.sources.table import LabelTable
+from sfd.errors import UserError
+from sfd.params import DataParams
+
+_DATASET_FILES = ("state.json", "dataset_info.json", "dataset_dict.json")
+_TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
+
+
+def detect(path: Path) -> dict[str, object]:
+    """The options of section `data` that read this path: always `source` and `root`, and `labels` where a table gives the classes.
+
+    An archive or a folder of `*.tar` is `tar`; a folder of `save_to_disk` or of parquet files is `huggingface`; all else is `folder`.
+    A folder that holds nothing but one other folder is entered, as archives that were unpacked have one. A table beside the images counts
+    if it is the only one that names files and classes, and if there are no class folders. The paths are absolute.
+
+    Raises:
+        UserError: the path does not exist, or is a file that is no tar archive.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(path)))
+    if not root.exists():
+        raise UserError(f"{root} does not exist; name a folder of images")
+    if root.is_file():
+        if root.suffix.lower() != ".tar":
+            raise UserError(f"{root} is a file; name a folder of images, or a .tar archive of them")
+        return {"source": "tar", "root": str(root)}
+    root = _unwrapped(root)
+    names = {entry.name for entry in root.iterdir()}
+    if any(name in names for name in _DATASET_FILES) or any(root.glob("*.parquet")) or any(root.glob("*/*.parquet")):
+        return {"source": "huggingface", "root": str(root)}
+    if any(root.glob("*.tar")):
+        return {"source": "tar", "root": str(root)}
+    tables = _label_tables(root)
+    labels: dict[str, object] = {"labels": str(tables[0])} if len(tables) == 1 else {}
+    return {"source": "folder", "root": str(root), **labels}
+
+
+def _unwrapped(root: Path) -> Path:
+    """Goes down while there is nothing but one folder, which itself holds only folders."""
+    while True:
+        folders, files = _inside(root)
+        if len(folders) != 1 or files or _inside(folders[0])[1]:
+            return root
+        root = folders[0]
+
+
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in a folder, without those that are passed over."""
+    entries = sorted(folder.iterdir())
+    folders = [entry for entry in entries if entry.is_dir() and kind_of_folder(entry.name) is None]
+    return folders, [entry for entry in entries if not entry.is_dir() and kind_of_file(entry.name) is None]
+
+
+def _label_tables(root: Path) -> list[Path]:
+    """The tables directly in a folder with a column for files and one for classes; none if there are class folders."""
+    folders, _ = _inside(root)
+    are_splits = all(split_of(folder.name) for folder in folders)
+    if any(_inside(folder)[0] for folder in folders) if are_splits else len(folders) > 1:
+        return []
+    found = []
+    for file in sorted(root.iterdir()):
+        if file.suffix.lower() in _TABLE_ENDINGS and file.is_file() and not file.name.startswith("."):
+            try:
+                LabelTable.read(
+                    file, *(str(DataParams.model_fields[key].default) for key in ("image_column", "label_column"))
+                )
+            except UserError:  # a table of something else
+                continue
+            found.append(file)
+    return found
