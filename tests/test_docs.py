@@ -33,7 +33,7 @@ EXAMPLE_FILES = {
     "src/sfd/data/sources/csv_file.py",
     "src/sfd/diffusion/samplers/midpoint.py",
     "src/sfd/diffusion/terms/absolute.py",
-    "src/sfd/encoders/judges/timm_model.py",
+    "src/sfd/encoders/judges/torchvision_model.py",
     "src/sfd/encoders/semantic/first_channels.py",
     "src/sfd/encoders/tokenizers/mean_colour.py",
     "src/sfd/models/coarse.py",

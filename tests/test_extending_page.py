@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import timm
 import torch
+import torchvision
 from docs_commands import blocks
 from PIL import Image
 from support import REPOSITORY
@@ -173,11 +173,12 @@ def test_the_semantic_encoder_is_built_fitted_saved_and_loaded(tmp_path: Path) -
 
 
 def test_the_judge_is_made_loaded_and_gives_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, num_classes, **_: create(name, num_classes=num_classes))
-    params = JudgeParams.model_validate({"kind": "timm", "source": "pretrained", "name": "test_resnet.r160_in1k"})
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda *_, **__: weights)
+    fields = {"kind": "torchvision", "source": "pretrained", "name": "photos", "model": "resnet18"}
+    params = JudgeParams.model_validate(fields)
     judge_class(params.kind).save_pretrained(tmp_path, params)
     judge = load_judge(tmp_path)
     features, logits = judge(torch.full((2, 3, 32, 32), 99, dtype=torch.uint8))
     assert features.shape == (2, judge.num_features) and bool(features.isfinite().all()) and logits is None
-    assert (judge.name, judge.knows_classes, len(judge.digest)) == ("test_resnet.r160_in1k", False, 64)
+    assert (judge.name, judge.knows_classes, len(judge.digest)) == ("photos", False, 64)

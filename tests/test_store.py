@@ -200,3 +200,20 @@ def test_an_empty_file_is_no_store_yet(tmp_path: Path) -> None:
     workspace.mlruns.mkdir()
     (workspace.mlruns / "mlflow.db").touch()
     assert client(workspace).create_experiment("first")
+
+
+def test_a_store_is_used_again_after_a_process_was_killed_while_it_wrote(project: Workspace) -> None:
+    database = project.mlruns / "mlflow.db"
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(database)])
+    assert killed.returncode < 0 and database.with_name("mlflow.db-journal").stat().st_size > 0
+    assert client(project).search_experiments()
+
+
+KILLED_WHILE_WRITING = """
+import os, sqlite3, sys
+store = sqlite3.connect(sys.argv[1], isolation_level=None)
+store.execute("PRAGMA cache_size = 1")
+store.execute("BEGIN")
+store.execute("CREATE TABLE half AS SELECT randomblob(100000)")
+os.kill(os.getpid(), 9)
+"""

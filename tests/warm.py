@@ -7,6 +7,7 @@ As a script, this file is the server.
 """
 
 import atexit
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -101,12 +102,25 @@ class Warm:
 
 
 class Request:
-    """What one program asks for, and the three streams that it has sent along."""
+    """What one program asks for, and the three streams that it has sent along.
+
+    Raises:
+        OSError, ValueError: it was killed before it had said what it asks for.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         _, self.streams, _, _ = socket.recv_fds(connection, 1, 3)
-        with connection.makefile("rb") as lines:
-            self.asked: dict[str, Any] = json.loads(lines.readline())
+        try:
+            with connection.makefile("rb") as lines:
+                self.asked: dict[str, Any] = json.loads(lines.readline())
+        except (OSError, ValueError):
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes this process's copies of the streams."""
+        for stream in self.streams:
+            os.close(stream)
 
     def run(self) -> None:
         """In the fork: becomes the program, as a new interpreter would."""
@@ -201,6 +215,12 @@ def become(request: Request) -> None:
     end(status & 255)
 
 
+def tell(connection: socket.socket, number: int) -> None:
+    """Sends a program a number, unless it has been killed."""
+    with contextlib.suppress(BrokenPipeError):
+        connection.sendall(f"{number}\n".encode())
+
+
 def serve(listener: socket.socket) -> None:
     """Forks for each request until the maker of this process is gone; a program that is killed takes its fork along."""
     selector, forks = selectors.DefaultSelector(), dict[int, tuple[socket.socket, int]]()
@@ -218,7 +238,11 @@ def serve(listener: socket.socket) -> None:
                 if not is_warm:
                     import_everything()
                     is_warm = True
-                request = Request(connection)
+                try:
+                    request = Request(connection)
+                except (OSError, ValueError):
+                    connection.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     selector.close()
@@ -227,13 +251,12 @@ def serve(listener: socket.socket) -> None:
                     for other, _ in forks.values():
                         other.close()
                     become(request)
-                for stream in request.streams:
-                    os.close(stream)
+                request.close()
                 watch = os.pidfd_open(pid)
                 forks[watch] = connection, pid
                 selector.register(watch, selectors.EVENT_READ, watch)
                 selector.register(connection, selectors.EVENT_READ, (pid, watch))
-                connection.sendall(f"{pid}\n".encode())
+                tell(connection, pid)
             elif isinstance(key.data, tuple):  # the program has been killed
                 os.kill(key.data[0], signal.SIGKILL)
                 selector.unregister(key.fileobj)
@@ -244,10 +267,7 @@ def serve(listener: socket.socket) -> None:
                 os.close(key.data)
                 if connection in {each.fileobj for each in selector.get_map().values()}:
                     selector.unregister(connection)
-                try:
-                    connection.sendall(f"{status}\n".encode())
-                except BrokenPipeError:
-                    pass
+                tell(connection, status)
                 connection.close()
 
 

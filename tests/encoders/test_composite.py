@@ -19,6 +19,7 @@ class Pixels(nn.Module):
     def __init__(self, grid: int = 0) -> None:
         super().__init__()
         self.grid = grid
+        self.patches = 4 * grid, 4
 
     def latent_shape(self, count: int, size: int) -> tuple[int, int, int, int]:
         return count, 3, size // 4, size // 4
@@ -65,5 +66,7 @@ def test_an_image_size_that_the_texture_vae_cannot_divide_and_another_grid_are_r
     assert composite(None, None).check_grid(12) == 3
     with pytest.raises(UserError, match="data.image_size 10 must be a multiple of 4"):
         composite(None, None).check_grid(10)
-    with pytest.raises(UserError, match="data.image_size 12 / 4 = 3, but encoder.input_size / encoder.patch_size = 2"):
+    with pytest.raises(
+        UserError, match="12 / 4 = 3, but encoder.input_size 8 / encoder.patch_size 4 = 2; set encoder.input_size to 12"
+    ):
         composite(Pixels(2), None).check_grid(12)

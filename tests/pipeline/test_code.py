@@ -43,7 +43,7 @@ WATCHERS = {
     "seeding.py": EVERY - {"prepare"},
     "sizes.py": DRAWING,
     "data/sources/tar.py": EVERY - {"diffusion", "sample"},
-    "encoders/vision.py": {"encoder", "features", "semantic", "latents"},
+    "encoders/vision.py": {"encoder", "texture_vae", "features", "semantic", "latents"},
     "encoders/composite.py": {"latents"},
     "encoders/semantic/pca.py": {"semantic", "latents", "diffusion", "tune"},
     "encoders/tokenizers/pca.py": EVERY - {"prepare", "encoder", "judge", "features", "semantic"},
@@ -102,7 +102,7 @@ def test_the_versions_of_the_libraries_that_decide_numbers_are_readable_and_no_o
     for found in codes.values():
         assert {name for name in found if not name.startswith("sfd")} <= set(LIBRARIES)
         assert found.get("torch", torch.__version__).split("+")[0] == torch.__version__.split("+")[0]
-    assert "timm" in codes["encoder"] and "timm" not in codes["texture_vae"]
+    assert "timm" in codes["encoder"] and "timm" not in codes["sample"]
 
 
 def test_another_version_of_a_library_changes_the_code_of_the_stages_that_import_it(

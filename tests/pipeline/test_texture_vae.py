@@ -9,14 +9,19 @@ from PIL import Image
 from support import IN_ONE_PROCESS, Project, draw_images, small_params
 
 from sfd.encoders.texture_vae import load_texture_vae
+from sfd.encoders.tokenizers.pca import PcaTokenizer
 
 PCA = {"source": "pca", "block_size": 4, "latent_channels": 3, "training": None}
 
 
-def make_project(folder: Path, texture_vae: dict[str, Any]) -> Project:
+def params_with(texture_vae: dict[str, Any]) -> dict[str, Any]:
     params = small_params()
     params["data"] |= {"source": "folder", "root": "images", "mirror": True}
     params["texture_vae"] |= texture_vae
+    return params
+
+
+def make_project(folder: Path, params: dict[str, Any]) -> Project:
     folder.mkdir()
     project = Project(folder, params)
     draw_images(folder / "images" / "quer", 20, 1, vertical=False)
@@ -33,17 +38,14 @@ def run(project: Project, *stages: str) -> str:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """With prepared images."""
-    made = make_project(tmp_path_factory.mktemp("texture vae") / "project", {})
+    made = make_project(tmp_path_factory.mktemp("texture vae") / "project", params_with({}))
     run(made, "scan", "prepare")
     return made
 
 
 def with_texture_vae(project: Project, texture_vae: dict[str, Any]) -> tuple[dict[str, float], str]:
     """The quality that the stage writes, and what it prints."""
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "images", "mirror": True}
-    params["texture_vae"] |= texture_vae
-    project.write_params(params)
+    project.write_params(params_with(texture_vae))
     output = run(project, "texture_vae")
     return json.loads((project.result("texture_vae") / "quality.json").read_text()), output
 
@@ -68,9 +70,27 @@ def test_principal_components_are_their_own_yardstick(project: Project) -> None:
     assert more["psnr"] > quality["psnr"]
 
 
+def test_what_is_trained_on_top_sees_the_encoder_and_a_discriminator_where_they_have_a_weight(project: Project) -> None:
+    training = small_params()["texture_vae"]["training"]
+    plain, _ = with_texture_vae(project, PCA)
+    changes = PCA | {"training": training, "residual_width": 8, "adversarial_weight": 0.1}
+    quality, _ = with_texture_vae(project, changes)
+    assert quality["linear_psnr"] == plain["linear_psnr"] and quality["psnr"] != plain["psnr"]
+    project.write_params(params_with(changes | {"perceptual_weight": 0.5}))
+    status, output = project.run("python", "stages/texture_vae.py")
+    assert status == 2 and "the result of stage `encoder` is missing" in output and "dvc repro encoder" in output
+    run(project, "encoder", "texture_vae")
+    curves = (project.result("texture_vae") / "curves.csv").read_text().splitlines()
+    assert curves[0] == "step,mse,l1,perceptual,adversarial,discriminator,total"
+    model = load_texture_vae(project.result("texture_vae") / "model")
+    assert isinstance(model, PcaTokenizer) and model.residual is not None and model.residual.width == 8
+
+
 @pytest.mark.long
 def test_the_graph_goes_from_principal_components_to_a_registered_model(tmp_path: Path) -> None:
-    project = make_project(tmp_path / "project", PCA)
+    params = params_with(PCA)
+    params["diffusion"]["loss"]["channel_weights"] = "energy"
+    project = make_project(tmp_path / "project", params)
     before = ("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents")
     run(project, *before, "diffusion", "sample", "evaluate", "register")
     assert len(list((project.result("sample") / "images").glob("*.png"))) == 12

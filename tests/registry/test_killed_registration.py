@@ -39,3 +39,32 @@ def test_a_registration_that_is_killed_again_and_again_ends_with_one_version(
     assert version.source == f"models:/{next(m for m in made if str(m.status) == 'READY').model_id}"
     status, output = project.run("sfd", "models", "promote", "1", "--force", "a test")
     assert status == 0, output
+
+
+def test_a_registration_that_was_killed_after_its_model_was_logged_takes_that_model(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    project = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("killed") / "project")
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    params["register"]["name"] = "killed"
+    project.write_params(params)
+    status, output = project.run("python", "-c", KILLED_BEFORE_ITS_VERSION)
+    assert status != 0 and "the model is logged" in output
+    status, output = project.run("python", "stages/register.py")
+    assert status == 0, output
+    assert not (project.folder / "mlflow.db").exists()
+    (version,) = MlflowClient(f"sqlite:///{project.folder}/mlruns/mlflow.db").search_model_versions("name = 'killed'")
+    assert version.tags["digest"]
+
+
+KILLED_BEFORE_ITS_VERSION = """
+import os, runpy
+from sfd.registry import register
+
+def killed(*_):
+    print("the model is logged", flush=True)
+    os.kill(os.getpid(), 9)
+
+register.create_version = killed
+runpy.run_path("stages/register.py")
+"""

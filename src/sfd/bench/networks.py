@@ -9,8 +9,9 @@ import torch
 from sfd.encoders.composite import CompositeEncoder
 from sfd.encoders.semantic.encoder import SemanticEncoder, semantic_class
 from sfd.encoders.texture_vae import KlVae, TextureVae, TrainableAutoencoder, load_pretrained
+from sfd.encoders.timm_networks import describe, encoder_network, rebuild
 from sfd.encoders.tokenizers.tokenizer import Tokenizer
-from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze
+from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze, with_patches
 from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, build_backbone
 from sfd.names import TOKENIZERS, load
@@ -81,18 +82,8 @@ def random_encoder(params: EncoderParams, seed: int) -> VisionEncoder:
 
 
 def _timm_encoder(params: EncoderParams) -> VisionEncoder:
-    import timm
-
-    try:
-        vit = timm.create_model(params.name, pretrained=False, img_size=params.input_size, num_classes=0)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"encoder.name {params.name} cannot be built by timm ({' '.join(str(error).split())}); choose a `vit_*` model"
-        ) from None
-    half = [0.5, 0.5, 0.5]
-    return VisionEncoder(
-        {"mean": half, "std": half, "input_size": params.input_size, "patch_size": params.patch_size}, vit
-    )
+    config = describe(encoder_network(params))
+    return with_patches(rebuild(config), config, params)
 
 
 def random_texture_vae(params: TextureVaeParams, seed: int) -> TextureVae:

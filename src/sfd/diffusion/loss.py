@@ -34,6 +34,7 @@ class Predicted:
         part_weights: per image, the weights of texture and of semantics, each ``(B,)``.
         projection: hidden states projected to the features' width, ``(B, N, D)``; None unless a term needs features.
         features: the encoder's features of the images, ``(B, N, D)``; None unless a term needs features.
+        channel_weights: weight of each channel's squared error, ``(C,)``; None: all 1.
     """
 
     velocity: Tensor
@@ -42,6 +43,7 @@ class Predicted:
     part_weights: tuple[Tensor, Tensor]
     projection: Tensor | None = None
     features: Tensor | None = None
+    channel_weights: Tensor | None = None
 
 
 class LossTerm(Protocol):

@@ -48,7 +48,7 @@ class CompositeEncoder:
         """Positions along one side of the latents. Raises :class:`UserError` if texture and semantics have different grids."""
         try:
             return shared_grid(
-                image_size, self.texture_vae.factor, self.encoder.grid if self.encoder is not None else None
+                image_size, self.texture_vae.factor, self.encoder.patches if self.encoder is not None else None
             )
         except ValueError as error:
             raise UserError(str(error)) from None

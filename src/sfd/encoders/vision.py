@@ -1,15 +1,14 @@
-"""The frozen vision encoder, a timm ViT: pretrained by name, from a file, or a small one trained here."""
+"""The frozen vision encoder, a network of timm with a feature map: with weights that others trained, or a small ViT trained here."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import load_checkpoint
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
+from sfd.encoders.timm_networks import Preprocessing, encoder_network, load_network, rebuild, resize
 from sfd.errors import UserError
 from sfd.network_files import load_weights, read_config, save_network
 from sfd.params import EncoderParams
@@ -20,43 +19,63 @@ TRAINED_BASE = "vit_tiny_patch16_224"
 
 
 class VisionEncoder(nn.Module):
-    """Images to patch features after the final norm. ``config``: timm name and arguments, input size, mean and std."""
+    """Images to patch features: a transformer's patch tokens, or the positions of a convolutional network's last feature map."""
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, config: dict[str, Any], vit: nn.Module) -> None:
+    def __init__(self, config: dict[str, Any], network: nn.Module) -> None:
+        """``config``: what :func:`sfd.encoders.timm_networks.load_network` says, ``patch_size``, and ``feature_dim``."""
         super().__init__()
         self.config = config
-        self.vit = vit
-        self.register_buffer("mean", torch.tensor(config["mean"])[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"])[:, None, None], persistent=False)
+        self.network = network
+        self.preprocessing = Preprocessing(config)
 
     @property
     def feature_dim(self) -> int:
-        """Channels of a patch feature."""
-        return int(self.vit.num_features)  # type: ignore[arg-type]  # timm sets an int
+        """Channels of a patch feature, D."""
+        return int(self.config["feature_dim"])
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        """Sides of the input and of a patch, pixels."""
+        return int(self.config["input_size"]), int(self.config["patch_size"])
 
     @property
     def grid(self) -> int:
         """Patches along one side."""
-        return int(self.config["input_size"]) // int(self.config["patch_size"])
+        input_size, patch_size = self.patches
+        return input_size // patch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and where it expects images."""
+        return self.preprocessing.mean.device
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 ``(B, 3, S, S)``, first resized to the input size -> features ``(B, grid*grid, feature_dim)``."""
-        pixels = (images.float() / 255.0 - self.mean) / self.std
-        tokens: Tensor = self.vit.forward_features(resize(pixels, self.config["input_size"]))  # type: ignore[operator]  # a method of every timm ViT
-        return tokens[:, -self.grid * self.grid :]
+        return self.features(images.float() / 255.0)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """As :meth:`forward`, but of pixels in [0, 1], and differentiable."""
+        return patch_features(self.network, self.preprocessing(pixels))
 
 
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """Bicubic resizing, as published: ``(B, 3, S, S)`` -> ``(B, 3, size, size)``."""
-    return (
-        pixels
-        if pixels.shape[-1] == size
-        else interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False)
-    )
+def patch_features(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Features per position, row by row: ``(B, 3, S, S)`` -> ``(B, N, D)``.
+
+    timm's networks give maps ``(B, D, h, w)`` or, if they say so, ``(B, h, w, D)``, or tokens ``(B, P + N, D)`` with P prefix tokens
+    (class, registers), which are left out.
+
+    Raises:
+        ValueError: the network gives something else.
+    """
+    found = network.forward_features(inputs)  # type: ignore[operator]  # a method of every timm model
+    if isinstance(found, Tensor) and found.ndim == 4:
+        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        return (found if channels_last else found.permute(0, 2, 3, 1)).flatten(1, 2)
+    if isinstance(found, Tensor) and found.ndim == 3:
+        return found[:, getattr(network, "num_prefix_tokens", 0) :]
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    raise ValueError(f"its features are {shape}, neither a map nor tokens")
 
 
 class TrainableEncoder(nn.Module):
@@ -92,58 +111,68 @@ def freeze(params: EncoderParams, trained: TrainableEncoder) -> VisionEncoder:
     vit = trained.vit
     vit.reset_classifier(0)  # type: ignore[operator]  # a method of every timm model
     half = [0.5, 0.5, 0.5]
+    sizes = {"input_size": params.input_size, "patch_size": params.patch_size, "feature_dim": params.width}
     config = {"name": TRAINED_BASE, "arguments": _trained_arguments(params), "mean": half, "std": half}
-    return VisionEncoder(config | {"input_size": params.input_size, "patch_size": params.patch_size}, vit).eval()
+    return VisionEncoder(config | sizes, vit).eval()
 
 
 def load_pretrained(params: EncoderParams) -> VisionEncoder:
-    """timm weights by name (hub) or from ``params.file``.
+    """A network with weights that others trained, from where ``params.source`` says.
 
     Raises:
-        UserError: the name is unknown, the hub cannot be reached, the file does not fit, or the patch size differs.
+        UserError: the name is unknown, the weights cannot be had or do not fit, or the network gives no features per patch of this size.
     """
-    arguments: dict[str, Any] = {"img_size": params.input_size}
+    network, config = load_network(encoder_network(params))
+    return with_patches(network, config, params)
+
+
+@torch.no_grad()
+def with_patches(network: nn.Module, config: dict[str, Any], params: EncoderParams) -> VisionEncoder:
+    """The encoder of this network, after one image has shown its features.
+
+    Raises:
+        UserError: the network gives no features per patch, or patches of another size.
+    """
+    size = params.input_size
+    device = next(network.parameters()).device
     try:
-        vit = timm.create_model(params.name, pretrained=params.source == "pretrained", **arguments)
-        if params.file is not None:
-            load_checkpoint(vit, params.file, strict=True, filter_fn=checkpoint_filter_fn)
-    except Exception as error:
-        raise UserError(_loading_advice("encoder", params.name, params.file, error)) from error
-    vit.reset_classifier(0)
-    patch = vit.patch_embed.patch_size[0]
-    if patch != params.patch_size:
-        raise UserError(f"encoder.patch_size is {params.patch_size}, but {params.name} has {patch}; write {patch}")
-    if not hasattr(vit, "num_prefix_tokens"):
+        features = patch_features(network, torch.zeros(1, 3, size, size, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"encoder.name {params.name} is not a vision transformer with patch tokens; choose a timm `vit_*` model"
+            f"encoder.name {params.name} gives no features per patch of an image of encoder.input_size {size}: "
+            f"{' '.join(str(error).split())[:300]}; choose another size, or another network"
+        ) from error
+    side = math.isqrt(features.shape[1])
+    if side**2 != features.shape[1] or side < 2:
+        raise UserError(
+            f"encoder.name {params.name} gives {features.shape[1]} features for an image of encoder.input_size {size}, which are no square "
+            "grid of patches; choose a network with a feature map or patch tokens, or a larger encoder.input_size"
         )
-    config = {
-        "name": params.name,
-        "arguments": arguments,
-        "mean": list(vit.pretrained_cfg["mean"]),
-        "std": list(vit.pretrained_cfg["std"]),
-    }
-    return VisionEncoder(config | {"input_size": params.input_size, "patch_size": patch}, vit).eval()
+    patch = _patch_size(network, size, side)
+    if patch != params.patch_size or side * patch != size:
+        fitting = "" if side * patch == size else f", and encoder.input_size {side * patch}"
+        raise UserError(
+            f"encoder.patch_size is {params.patch_size} and encoder.input_size {size}, but {params.name} gives one feature per {patch} x "
+            f"{patch} pixels: write encoder.patch_size {patch}{fitting}"
+        )
+    return VisionEncoder(config | {"patch_size": patch, "feature_dim": features.shape[-1]}, network).eval()
 
 
-def _loading_advice(section: str, name: str, file: Path | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
-    if file is not None:
-        return f"{section}.file {file} could not be loaded as {name}: {reason}; give the weights that belong to {section}.name"
-    return (
-        f"the weights of {name} could not be fetched from the hub ({reason}); check {section}.name and the connection, "
-        f"or download them elsewhere and set {section}.source: file and {section}.file: PATH"
-    )
+def _patch_size(network: nn.Module, size: int, side: int) -> int:
+    """Pixels per feature, by the network's own record if it has one: for sizes that are no multiple, networks round up or down."""
+    record: Any = getattr(network, "feature_info", None)
+    stride = int(record[-1]["reduction"]) if record else size
+    return stride if side in (size // stride, -(-size // stride)) else round(size / side)
 
 
 def save_encoder(folder: Path, encoder: VisionEncoder) -> None:
     """Writes ``config.json`` and ``model.safetensors``."""
-    save_network(folder, encoder.vit, encoder.config)
+    save_network(folder, encoder.network, encoder.config)
 
 
 def load_encoder(folder: Path) -> VisionEncoder:
     """Inverse of :func:`save_encoder`, in evaluation mode. Raises :class:`UserError` if files are missing or do not fit."""
     config = read_config(folder)
-    vit = timm.create_model(config["name"], pretrained=False, **({"num_classes": 0} | config["arguments"]))
-    load_weights(folder, vit)
-    return VisionEncoder(config, vit).eval().requires_grad_(False)
+    network = rebuild(config)
+    load_weights(folder, network)
+    return VisionEncoder(config, network).eval().requires_grad_(False)

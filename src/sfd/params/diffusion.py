@@ -41,6 +41,11 @@ class LossParams(Section):
     semantic_weight: float = Field(
         2.0, ge=0.0, description="weight of semantic channels within the squared velocity error"
     )
+    channel_weights: Literal["none", "energy"] = Field(
+        "none",
+        description="weights of the texture channels within the squared velocity error. `none`: all 1 (the paper); `energy`: the square root of the "
+        "channel's share of the pixels' variance, for `texture_vae.source: pca`",
+    )
     cosine_weight: float = Field(1.0, ge=0.0, description="weight of 1 - cosine(prediction, target)")
     repa_weight: float = Field(1.0, ge=0.0, description="weight of the alignment with the encoder's features")
     repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")

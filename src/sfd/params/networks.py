@@ -93,18 +93,26 @@ class TrainingParams(Section):
 class EncoderParams(Section):
     """The frozen vision encoder whose patch features carry meaning."""
 
-    source: Literal["pretrained", "file", "train", "none"] = Field(
-        description="`pretrained`: timm weights by name; `file`: timm weights in a file; `train`: a small ViT, trained here on class "
-        "labels; `none`: no encoder, where nothing needs features (`semantic.kind: none` and `latents.store_features: false`)"
+    source: Literal["pretrained", "file", "package", "train", "none"] = Field(
+        description="`pretrained`: timm weights by name; `file`: timm weights in a file; `package`: those of an installed package (extra "
+        "`offline`); `train`: a small ViT, trained here on class labels; `none`: no encoder, where nothing needs features "
+        "(`semantic.kind: none` and `latents.store_features: false`)"
     )
-    name: str = Field("vit_base_patch14_reg4_dinov2.lvd142m", description="timm model (`pretrained` and `file`)")
+    name: str = Field(
+        "vit_base_patch14_reg4_dinov2.lvd142m",
+        description="timm model, a transformer or a convolutional network (`pretrained`, `file` and `package`)",
+    )
     file: FilePath | None = Field(
         None, description="weights file for `file` (.safetensors, or .pth without pickled objects)"
     )
     input_size: int = Field(
         224, ge=8, le=1024, description="side of the encoder's input, pixels; images are resized bicubically"
     )
-    patch_size: Positive = Field(14, description="side of one patch, pixels (`train`; else checked against the model)")
+    patch_size: Positive = Field(
+        14,
+        description="side of one patch, pixels; of a convolutional network: by how much its last feature map is smaller than its input "
+        "(`train`; else checked against the model)",
+    )
     width: Positive = Field(768, description="channels of the ViT (`train`)")
     depth: Positive = Field(12, description="blocks of the ViT (`train`)")
     num_heads: Positive = Field(12, description="attention heads of the ViT (`train`)")
@@ -142,7 +150,26 @@ class TextureVaeParams(Section):
     layers_per_block: Positive = Field(2, description="residual layers per resolution (`train`)")
     latent_channels: Positive = Field(32, description="channels of the texture latent (`train` and `pca`)")
     kl_weight: float = Field(1e-6, ge=0.0, description="weight of the KL term (`train`)")
-    training: TrainingParams | None = Field(None, description="needed by `train`")
+    residual_width: Positive = Field(
+        96, description="channels of the network that improves decoded pixels (`pca` with `training`)"
+    )
+    perceptual_weight: float = Field(
+        0.0,
+        ge=0.0,
+        description="weight of 1 - cosine between the encoder's patch features of an image and of its reconstruction, beside the errors of pixels",
+    )
+    adversarial_weight: float = Field(
+        0.0, ge=0.0, description="weight of the hinge loss of a patch discriminator, which is trained beside"
+    )
+    training: TrainingParams | None = Field(
+        None,
+        description="needed by `train`. `pca`: the training of a network that removes the edges of blocks; null: none",
+    )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether something of it is trained here step by step."""
+        return self.source == "train" or (self.is_fitted and self.training is not None)
 
     @property
     def is_fitted(self) -> bool:
@@ -161,14 +188,23 @@ class JudgeParams(Section):
     """The network whose features score samples. It is never the encoder."""
 
     kind: Annotated[str, OneOf(JUDGES)] = Field(description="the network")
-    source: Literal["pretrained", "file", "train"] = Field(
-        description="where weights come from. `pretrained`: downloaded by torch-fidelity (`inception`); `file`: a file (`inception`); "
-        "`train`: trained here (`resnet`)"
+    source: Literal["pretrained", "file", "package", "train"] = Field(
+        description="where weights come from. `pretrained`: downloaded (`inception`, `timm`); `file`: a file (`inception`, `timm`); "
+        "`package`: an installed package (`timm`, extra `offline`); `train`: trained here (`resnet`)"
     )
     name: str = Field(
         pattern=r"^\w[\w.-]*$", description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`"
     )
-    file: FilePath | None = Field(None, description="weights file of Inception-v3 for `file` (torch-fidelity's .pth)")
+    model: str | None = Field(
+        None, min_length=1, description="timm model (`timm`); another network, or other weights, than the encoder's"
+    )
+    input_size: int = Field(
+        224, ge=8, le=1024, description="side of the network's input, pixels; images are resized bicubically (`timm`)"
+    )
+    file: FilePath | None = Field(
+        None,
+        description="weights file for `file` (`inception`: torch-fidelity's .pth; `timm`: .safetensors, or .pth without pickled objects)",
+    )
     channels: tuple[Positive, ...] = Field(
         (16, 32, 64, 64),
         strict=False,

@@ -4,7 +4,7 @@ A rule within one section stands with the section; the rules of a study are in :
 with a line that names the rule, the value and the remedy.
 """
 
-from sfd.names import FLOORS, INCEPTION, has_error, metric_names, nearest
+from sfd.names import FLOORS, INCEPTION, WEIGHT_PACKAGES, has_error, metric_names, nearest
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
@@ -45,12 +45,48 @@ def _check_frozen_networks(params: Params) -> None:
 
 
 def _check_tokenizer(params: Params) -> None:
-    """A block of pixels has three components per pixel."""
+    """A block of pixels has three components per pixel, and what is trained on top of it works on half blocks."""
     vae = params.texture_vae
     if vae.source == "pca" and vae.latent_channels > 3 * vae.block_size**2:
         raise ValueError(
             f"texture_vae.latent_channels {vae.latent_channels} must be at most 3 * texture_vae.block_size^2 = {3 * vae.block_size**2}"
         )
+    if vae.is_fitted and vae.training is not None and vae.block_size % 2:
+        raise ValueError(
+            f"texture_vae.block_size {vae.block_size} must be even where texture_vae.training is given: change it, or set training to null"
+        )
+
+
+def _check_reconstruction(params: Params) -> None:
+    """The weights of the texture VAE's loss weigh something."""
+    vae = params.texture_vae
+    for name in ("perceptual_weight", "adversarial_weight"):
+        if getattr(vae, name) > 0.0 and not vae.is_trained:
+            raise ValueError(
+                f"texture_vae.{name} is {getattr(vae, name):g}, but texture_vae.source `{vae.source}` trains nothing here: set it to 0"
+                + (", or give texture_vae.training" if vae.is_fitted else "")
+            )
+    if vae.perceptual_weight > 0.0 and params.encoder.source == "none":
+        raise ValueError(
+            f"texture_vae.perceptual_weight is {vae.perceptual_weight:g}, which compares the encoder's features, but encoder.source is `none`: "
+            "set the weight to 0, or choose an encoder"
+        )
+
+
+def _check_packages(params: Params) -> None:
+    """Weights of a package are of a network that one is known for."""
+    encoder, judge = params.encoder, params.judge
+    if encoder.source == "package" and encoder.name not in WEIGHT_PACKAGES:
+        raise ValueError(_no_package("encoder.source", "encoder.name", encoder.name))
+    if judge.kind == "timm" and judge.source == "package" and judge.model and judge.model not in WEIGHT_PACKAGES:
+        raise ValueError(_no_package("judge.source", "judge.model", judge.model))
+
+
+def _no_package(source: str, option: str, name: str) -> str:
+    return (
+        f"{source} is `package`, but no package with weights of {option} {name} is known: choose one of {', '.join(WEIGHT_PACKAGES)}, "
+        f"or set {source} to `pretrained` or `file`"
+    )
 
 
 def _check_data(params: Params) -> None:
@@ -78,15 +114,23 @@ def _check_judge(params: Params) -> None:
     """Inception-v3 alone is called `inception`, because FID means nothing else."""
     judge = params.judge
     is_inception = judge.kind == "inception"
-    if is_inception and judge.source == "train":
+    if is_inception and judge.source not in ("pretrained", "file"):
         raise ValueError(
-            "judge.kind is `inception`, which is never trained here: set judge.source to `pretrained` or `file`"
+            f"judge.kind is `inception`, which is downloaded or read from a file, but judge.source is `{judge.source}`: set judge.source "
+            "to `pretrained` or `file`"
         )
     if judge.kind == "resnet" and judge.source != "train":
         raise ValueError(
             f"judge.kind is `resnet`, which has no published weights, but judge.source is `{judge.source}`: set it to `train`, "
-            "or judge.kind to `inception`"
+            "or judge.kind to `timm` or `inception`"
         )
+    if judge.kind == "timm" and judge.source == "train":
+        raise ValueError(
+            "judge.kind is `timm`, whose weights others trained, but judge.source is `train`: set it to `pretrained`, `file` or `package`, "
+            "or judge.kind to `resnet`"
+        )
+    if judge.kind == "timm" and judge.model is None:
+        raise ValueError("judge.kind is `timm`, so judge.model must name a network of timm")
     if is_inception and judge.name != INCEPTION:
         raise ValueError(f"judge.name is {judge.name!r}, but judge.kind is `inception`: call it `inception`")
     if not is_inception and judge.name == INCEPTION:
@@ -96,6 +140,16 @@ def _check_judge(params: Params) -> None:
     if judge.name in FLOORS:
         raise ValueError(
             f"judge.name {judge.name!r} is taken: metric `fd_{judge.name}` is a floor; choose another name"
+        )
+
+
+def _check_judge_is_another(params: Params) -> None:
+    """What judges samples did not make the semantic latents: else samples would be scored by what they were trained to match."""
+    encoder, judge = params.encoder, params.judge
+    if judge.kind == "timm" and (encoder.source, encoder.name, encoder.file) == (judge.source, judge.model, judge.file):
+        raise ValueError(
+            f"judge.model is {judge.model}, with the weights of the encoder: choose another judge.model, because samples that were trained "
+            "towards a network's features cannot be judged by them"
         )
 
 
@@ -126,16 +180,17 @@ def _check_grid(params: Params) -> None:
     The downsampling of a texture VAE that is loaded is known only then. Stage ``diffusion`` checks its grid.
     """
     encoder, texture_vae = params.encoder, params.texture_vae
-    grid, origin = None, "encoder.input_size / encoder.patch_size"
+    grid, patches, origin = None, None, "encoder.input_size / encoder.patch_size"
     if encoder.source != "none":
         if encoder.input_size % encoder.patch_size:
             raise ValueError(
                 f"encoder.input_size {encoder.input_size} must be a multiple of encoder.patch_size {encoder.patch_size}"
             )
+        patches = encoder.input_size, encoder.patch_size
         grid = encoder.input_size // encoder.patch_size
     if texture_vae.factor is not None:
         origin = f"data.image_size / {texture_vae.factor}" if grid is None else origin
-        grid = shared_grid(params.data.image_size, texture_vae.factor, grid)
+        grid = shared_grid(params.data.image_size, texture_vae.factor, patches)
     if grid is not None:
         check_patch_size(params.diffusion.model.patch_size, grid, origin)
 
@@ -152,13 +207,13 @@ def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
         )
 
 
-def shared_grid(image_size: int, factor: int, encoder_grid: int | None) -> int:
+def shared_grid(image_size: int, factor: int, patches: tuple[int, int] | None) -> int:
     """The side of the latents, positions.
 
     Args:
         image_size: side of the images, pixels.
         factor: downsampling of the texture VAE.
-        encoder_grid: patches per side of the vision encoder; None without one.
+        patches: sides of the vision encoder's input and of its patches, pixels; None without an encoder.
 
     Raises:
         ValueError: the texture VAE does not divide the image, or texture and semantics have different grids.
@@ -168,10 +223,14 @@ def shared_grid(image_size: int, factor: int, encoder_grid: int | None) -> int:
             f"data.image_size {image_size} must be a multiple of {factor}, by which the texture VAE reduces it"
         )
     grid = image_size // factor
-    if encoder_grid is not None and grid != encoder_grid:
+    if patches is None:
+        return grid
+    input_size, patch_size = patches
+    if input_size // patch_size != grid:
         raise ValueError(
             f"texture and semantic latents must share one grid: data.image_size {image_size} / {factor} = {grid}, but "
-            f"encoder.input_size / encoder.patch_size = {encoder_grid}; change one of them"
+            f"encoder.input_size {input_size} / encoder.patch_size {patch_size} = {input_size // patch_size}; set encoder.input_size "
+            f"to {grid * patch_size}, or change data.image_size"
         )
     return grid
 
@@ -385,9 +444,12 @@ def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | N
 RULES = (
     _check_files,
     _check_frozen_networks,
+    _check_packages,
     _check_tokenizer,
+    _check_reconstruction,
     _check_data,
     _check_judge,
+    _check_judge_is_another,
     _check_grid,
     _check_heads,
     _check_semantic,

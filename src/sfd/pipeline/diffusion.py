@@ -12,6 +12,7 @@ from sfd.data.latents import LatentDataset
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.samplers.euler import Euler
 from sfd.diffusion.sampling import Sampler
+from sfd.diffusion.terms.velocity import energy_weights
 from sfd.encoders.semantic.encoder import load_semantic
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
@@ -85,7 +86,12 @@ def build_task(
     """What the training loop must know."""
     schedule, diffusion = build_training_schedule(params.schedule), params.diffusion
     features_of = decoded_features(workspace, params, dataset)
-    return DiffusionTask(network, dataset, diffusion.loss, schedule, diffusion.model.class_dropout, seed, features_of)
+    weights = None
+    if diffusion.loss.channel_weights == "energy":
+        weights = energy_weights(dataset.statistics.std, dataset.index.semantic_channels)
+    return DiffusionTask(
+        network, dataset, diffusion.loss, schedule, diffusion.model.class_dropout, seed, features_of, weights
+    )
 
 
 def make_diffusion(stage: Stage, source: Path | None = None) -> None:

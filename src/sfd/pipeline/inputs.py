@@ -30,7 +30,9 @@ class Inputs:
 STAGES: dict[str, Inputs] = {
     "prepare": Inputs(("seed", "data"), (), ("sfd.pipeline.prepare",)),
     "encoder": Inputs(("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",), ("sfd.pipeline.encoder",)),
-    "texture_vae": Inputs(("seed", "data.image_size", "texture_vae"), ("prepare",), ("sfd.pipeline.texture_vae",)),
+    "texture_vae": Inputs(
+        ("seed", "data.image_size", "texture_vae"), ("prepare", "encoder"), ("sfd.pipeline.texture_vae",)
+    ),
     "judge": Inputs(
         ("seed", "data.image_size", "data.mirror", "judge"),
         ("prepare",),
@@ -86,9 +88,12 @@ COMMANDS = ("evaluate_steps", "tune")
 
 
 def upstream_of(name: str, params: Params) -> tuple[str, ...]:
-    """The stages whose results a stage reads. Weights from a file are not trained, so they need no latents."""
+    """The stages whose results a stage reads. Weights from a file are not trained, so they need no latents; the texture VAE needs an
+    encoder for the perceptual term alone."""
     if name == "diffusion" and params.diffusion.source == "file":
         return ("texture_vae",)
+    if name == "texture_vae" and params.texture_vae.perceptual_weight == 0.0:
+        return ("prepare",)
     return STAGES[name].upstream
 
 

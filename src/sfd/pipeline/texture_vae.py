@@ -13,16 +13,19 @@ from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders import texture_vae as texture_vaes
 from sfd.encoders.tokenizers.pca import PcaTokenizer
+from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.tokenizers.tokenizer import Tokenizer
+from sfd.encoders.vision import load_encoder
 from sfd.evaluation.reconstruction import psnr, ssim
 from sfd.names import TOKENIZERS, load
+from sfd.params import TextureVaeParams
 from sfd.pictures import NUM_PAIRS, side_by_side
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
 from sfd.processes import inference_device
 from sfd.seeding import generator
-from sfd.training.texture_vae import TextureVaeTask
+from sfd.training.texture_vae import Features, ResidualTask, TextureVaeTask
 
 FIT_IMAGES = 5000
 """Training images that a tokenizer, and the linear yardstick, are fitted to."""
@@ -78,17 +81,37 @@ def make_texture_vae(stage: Stage) -> None:
 
 
 def _make(data: Prepared, stage: Stage) -> texture_vaes.TextureVae:
-    params, seed = stage.params.texture_vae, stage.params.seed
+    params, seed, size = stage.params.texture_vae, stage.params.seed, data.params.image_size
+    images, runtime = data.images(TRAIN), stage.params.runtime.texture_vae
     if params.is_fitted:
-        tokenizer: Tokenizer = load(TOKENIZERS, params.source).build(params)
-        tokenizer.fit(_spread(data.images(TRAIN), FIT_IMAGES))
-        return tokenizer.eval()
+        return _fit(params, images, stage)
     if params.source != "train":
         return texture_vaes.load_pretrained(stage.workspace.resolve_paths(params))
     network = texture_vaes.TrainableAutoencoder(params, seed)
-    task = TextureVaeTask(params, network, data.images(TRAIN), data.params.image_size, seed)
-    train_stage(task, params.training, stage.params.runtime.texture_vae, stage).copy_to(network)
+    task = TextureVaeTask(params, network, images, size, seed, _features(stage))
+    train_stage(task, params.training, runtime, stage).copy_to(task.network)
     return texture_vaes.KlVae(network.autoencoder).eval()
+
+
+def _fit(params: TextureVaeParams, images: ManifestImages, stage: Stage) -> Tokenizer:
+    """A fitted tokenizer, and on top of it the trained network if there is to be one."""
+    tokenizer: Tokenizer = load(TOKENIZERS, params.source).build(params)
+    tokenizer.fit(_spread(images, FIT_IMAGES))
+    if params.training is not None:
+        residual = ResidualDecoder.initialised(tokenizer.factor, params.residual_width, stage.params.seed)
+        frozen = tokenizer.to(inference_device())
+        task = ResidualTask(params, residual, frozen, images, stage.params.seed, _features(stage))
+        train_stage(task, params.training, stage.params.runtime.texture_vae, stage).copy_to(task.network)
+        tokenizer.residual = residual
+    return tokenizer.eval()
+
+
+def _features(stage: Stage) -> Features | None:
+    """The encoder's features for the perceptual term, if it has a weight."""
+    if stage.params.texture_vae.perceptual_weight == 0.0:
+        return None
+    encoder = load_encoder(stage.upstream("encoder") / "model").to(inference_device())
+    return lambda pixels: encoder.features((pixels + 1.0) / 2.0)
 
 
 def _spread(images: ManifestImages, most: int) -> Iterator[Tensor]:

@@ -54,6 +54,15 @@ def open_registry(workspace: Workspace, missing: str = "") -> Iterator["MlflowCl
         raise UserError(f"MLflow at {store.name} refuses: {store.describe(error)}") from None
 
 
+def set_default_store(workspace: Workspace) -> None:
+    """Makes the project's store MLflow's process-wide one, in which it looks up `models:/` addresses, whatever store a client has."""
+    import mlflow
+
+    uri = tracking_uri(workspace)
+    if mlflow.get_tracking_uri() != uri:  # setting it changes the environment, which other threads may read
+        mlflow.set_tracking_uri(uri)
+
+
 def _check_away(store: Store) -> None:
     """Raises :class:`UserError` if the reason for an error is that the server went away meanwhile."""
     try:
@@ -83,12 +92,10 @@ def download_version(workspace: Workspace, name: str, version: str) -> Iterator[
         UserError: the store does not answer or has no such version; or the version is not one of ours.
     """
     import_mlflow()
-    import mlflow
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
 
-    # A `models:/` address is looked up in MLflow's process-wide store, whatever a call says.
-    mlflow.set_tracking_uri(tracking_uri(workspace))
+    set_default_store(workspace)
     with TemporaryDirectory() as temporary:
         with open_registry(workspace, f"there is no version {version} of model `{name}`"):
             where = download_artifacts(f"models:/{name}/{version}", dst_path=temporary)

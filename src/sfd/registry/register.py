@@ -17,7 +17,7 @@ from sfd.params import Params
 from sfd.pipeline.code import Imports
 from sfd.pipeline.inputs import STAGES, digest_path
 from sfd.pipeline.stage import Stage, stage
-from sfd.registry.load import open_registry
+from sfd.registry.load import open_registry, set_default_store
 from sfd.registry.requests import MODELS_OWN_TAU
 from sfd.registry.smoke import as_rows, choose_labels, run_smoke
 from sfd.registry.versions import (
@@ -33,7 +33,7 @@ from sfd.registry.versions import (
     find_versions,
     read_registration,
 )
-from sfd.tracking import EXPERIMENT, import_mlflow, now_ms, tracking_uri
+from sfd.tracking import EXPERIMENT, import_mlflow, now_ms
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def log_model(workspace: Workspace, sample: Settings, folders: dict[str, Path], 
                 return str(model.model_id)
         settings = Path(temporary) / "sample.json"
         write_settings(settings, sample)
-        mlflow.set_tracking_uri(tracking_uri(workspace))
+        set_default_store(workspace)
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
@@ -236,6 +236,7 @@ def create_version(workspace: Workspace, name: str, model_id: str, tags: dict[st
     import_mlflow()
     from mlflow import MlflowException
 
+    set_default_store(workspace)
     with open_registry(workspace) as store:
         try:
             store.create_registered_model(name)

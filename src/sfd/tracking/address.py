@@ -145,7 +145,8 @@ def _foreign_homes(file: Path) -> Iterator[Path]:
     if file.parts[-2:] != DATABASE.parts:
         return
     here = file.parent.resolve()
-    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as store:
+    # Not `mode=ro`: what a killed process left half written must be taken back first.
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True, timeout=30)) as store:
         if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
             return
         places = [place for (place,) in store.execute("SELECT DISTINCT artifact_location FROM experiments")]

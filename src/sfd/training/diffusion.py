@@ -77,7 +77,8 @@ class DiffusionDraws(NamedTuple):
 class DiffusionTask:
     """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged.
 
-    ``features_of``: gives the encoder's features for a batch of latents, where the data set does not hold them.
+    ``features_of``: gives the encoder's features for a batch of latents, where the data set does not hold them. ``channel_weights``: as
+    in :class:`sfd.diffusion.loss.Predicted`.
     """
 
     purpose = "diffusion"
@@ -91,9 +92,10 @@ class DiffusionTask:
         class_dropout: float,
         seed: int,
         features_of: Callable[[Tensor], Tensor] | None = None,
+        channel_weights: Tensor | None = None,
     ) -> None:
         self.network, self.dataset, self.config = network, dataset, network.config
-        self.features_of = features_of
+        self.features_of, self.channel_weights = features_of, channel_weights
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
         self.weights: Mapping[str, float] = {name: weight for name, weight in loss.weights().items() if weight > 0.0}
         self.terms: dict[str, LossTerm] = {name: term(loss) for name, term in active_terms(loss).items()}
@@ -126,6 +128,8 @@ class DiffusionTask:
         batch = Predicted(
             output.velocity.float(), x1 - noise.x0, semantic_channels, (noise.weight_tex, noise.weight_sem)
         )
+        if self.channel_weights is not None:
+            batch = replace(batch, channel_weights=self.channel_weights.to(x1.device, non_blocking=True))
         if self.needs_features:
             features = data.features if self.features_of is None else self.features_of(x1)
             batch = replace(batch, projection=output.projection.float(), features=features)

@@ -1,22 +1,105 @@
-"""Training of a small texture VAE."""
+"""Training of a texture VAE, or of the network on top of a fitted tokenizer: errors of pixels and features, and a discriminator."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss, mse_loss
+from torch.func import functional_call
+from torch.nn.functional import cosine_similarity, l1_loss, mse_loss, relu
 
 from sfd.data.images import ImageBatch
 from sfd.encoders.texture_vae import TrainableAutoencoder, to_pixels
+from sfd.encoders.tokenizers.residual import ResidualDecoder
+from sfd.encoders.tokenizers.tokenizer import Tokenizer
 from sfd.params import TextureVaeParams
-from sfd.seeding import generator
+from sfd.seeding import generator, seeded_initialisation
 from sfd.training.batches import BatchedDataset
 
+Features = Callable[[Tensor], Tensor]
+"""Pixels ``(B, 3, S, S)`` in [-1, 1] -> features ``(B, N, D)`` of a frozen network, with gradients."""
 
-class TextureVaeTask:
-    """Squared and absolute error plus a small KL term."""
+
+class Discriminator(nn.Sequential):
+    """Says of each patch of 22 x 22 pixels whether it is real: pixels ``(B, 3, S, S)`` -> ``(B, 1, S/4, S/4)`` (pix2pix, arXiv 1611.07004)."""
+
+    def __init__(self, seed: int, width: int = 32) -> None:
+        with seeded_initialisation(seed, "texture_vae/discriminator"):
+            super().__init__(
+                nn.Conv2d(3, width, 4, stride=2, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+                nn.GroupNorm(4, 2 * width),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(2 * width, 1, 3, padding=1),
+            )
+
+    def terms(self, pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """The two sides of the hinge loss (arXiv 1705.02894), each with gradients for its own network alone.
+
+        So one optimizer serves both: Adam treats every weight by itself.
+        """
+        frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        real, fake = self(pixels), self(reconstruction.detach())
+        return {
+            "adversarial": -functional_call(self, frozen, (reconstruction,)).mean(),
+            "discriminator": relu(1.0 - real).mean() + relu(1.0 + fake).mean(),
+        }
+
+
+class WithDiscriminator(nn.Module):
+    """A network and its discriminator, which are trained together."""
+
+    def __init__(self, network: nn.Module, discriminator: Discriminator) -> None:
+        super().__init__()
+        self.network, self.discriminator = network, discriminator
+
+    def forward(self, *inputs: Tensor) -> object:
+        """That of the network."""
+        return self.network(*inputs)
+
+
+class _ReconstructionTask:
+    """Squared and absolute error of the pixels, and the terms that have a weight.
+
+    Attributes:
+        network: what is trained. Its weights are updated in place, those of the network that was given, too.
+    """
 
     purpose = "texture_vae"
+
+    def __init__(
+        self,
+        params: TextureVaeParams,
+        network: nn.Module,
+        dataset: BatchedDataset[ImageBatch],
+        seed: int,
+        features: Features | None,
+    ) -> None:
+        self.dataset, self.seed, self.features = dataset, seed, features
+        self.network = network
+        self.discriminator: Discriminator | None = None
+        self.weights: Mapping[str, float] = {"mse": 1.0, "l1": 1.0}
+        if features is not None:
+            self.weights = {**self.weights, "perceptual": params.perceptual_weight}
+        if params.adversarial_weight > 0.0:
+            self.discriminator = Discriminator(seed)
+            self.network = WithDiscriminator(network, self.discriminator)
+            self.weights = {**self.weights, "adversarial": params.adversarial_weight, "discriminator": 1.0}
+
+    def terms(self, pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """Batch means."""
+        found = {"mse": mse_loss(reconstruction, pixels), "l1": l1_loss(reconstruction, pixels)}
+        if self.features is not None:
+            with torch.no_grad():
+                wanted = self.features(pixels)
+            found["perceptual"] = (1.0 - cosine_similarity(self.features(reconstruction), wanted, dim=-1)).mean()
+        if self.discriminator is not None:
+            found |= self.discriminator.terms(pixels, reconstruction)
+        return found
+
+
+class TextureVaeTask(_ReconstructionTask):
+    """An autoencoder, with a small KL term. ``features``: for the perceptual term; None: without it."""
 
     def __init__(
         self,
@@ -25,11 +108,12 @@ class TextureVaeTask:
         dataset: BatchedDataset[ImageBatch],
         image_size: int,
         seed: int,
+        features: Features | None = None,
     ) -> None:
-        self.network, self.dataset, self.seed = network, dataset, seed
+        super().__init__(params, network, dataset, seed, features)
         grid = image_size // 2 ** (len(params.channels) - 1)
         self.latent_shape = (params.latent_channels, grid, grid)
-        self.weights: Mapping[str, float] = {"mse": 1.0, "l1": 1.0, "kl": params.kl_weight}
+        self.weights = {**self.weights, "kl": params.kl_weight}
 
     def noise(self, step: int, batch_size: int, device: torch.device) -> Tensor:
         """The noise of a sample of the latent, ``(B, C, H, W)``."""
@@ -40,4 +124,31 @@ class TextureVaeTask:
         """The terms, batch means. The classes are not used."""
         pixels = to_pixels(data.images)
         reconstruction, kl = network(pixels, noise)
-        return {"mse": mse_loss(reconstruction, pixels), "l1": l1_loss(reconstruction, pixels), "kl": kl.mean()}
+        return {**self.terms(pixels, reconstruction), "kl": kl.mean()}
+
+
+class ResidualTask(_ReconstructionTask):
+    """The network on top of a fitted tokenizer, which stays as it is. ``features``: as in :class:`TextureVaeTask`."""
+
+    def __init__(
+        self,
+        params: TextureVaeParams,
+        network: ResidualDecoder,
+        tokenizer: Tokenizer,
+        dataset: BatchedDataset[ImageBatch],
+        seed: int,
+        features: Features | None = None,
+    ) -> None:
+        super().__init__(params, network, dataset, seed, features)
+        self.tokenizer = tokenizer
+
+    def noise(self, _step: int, batch_size: int, device: torch.device) -> Tensor:
+        """Nothing is drawn: ``(B, 0)``."""
+        return torch.empty(batch_size, 0, device=device)
+
+    def losses(self, network: nn.Module, data: ImageBatch, _noise: Tensor) -> dict[str, Tensor]:
+        """The terms, batch means. The classes are not used."""
+        pixels = to_pixels(data.images)
+        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+            decoded = self.tokenizer.decode_pixels(self.tokenizer.encode_pixels(pixels))
+        return self.terms(pixels, network(decoded))

@@ -22,6 +22,7 @@ class Judge(nn.Module, ABC):
         digest: sha256 of its weights.
         num_features: D, the channels of its features.
         num_spatial_features: S, the size of the spatial features that sFID needs; 0 if it has none.
+        fits_classes: whether stage ``judge`` calls :meth:`fit_classes` where the data set has several classes.
         classes: how many classes of the data set its logits score; None if they score other classes, or if it has no logits.
     """
 
@@ -30,6 +31,7 @@ class Judge(nn.Module, ABC):
     digest: str
     num_features: int
     num_spatial_features: int = 0
+    fits_classes: ClassVar[bool] = False
     classes: int | None
 
     @abstractmethod
@@ -73,6 +75,14 @@ class Judge(nn.Module, ABC):
 
         Raises:
             UserError: the weights cannot be loaded.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def fit_classes(cls, folder: Path, features: Tensor, labels: Tensor, classes: int) -> None:
+        """Adds logits to the judge in ``folder``: a classifier of the features ``(N, D)`` of all training images and their ``labels`` ``(N,)``.
+
+        Only kinds with ``fits_classes`` implement it.
         """
         raise NotImplementedError
 

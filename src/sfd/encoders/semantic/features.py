@@ -41,9 +41,7 @@ def write_features(
         for first in range(start, end, batch_size):
             pixels = images.__getitems__(chosen[first : min(first + batch_size, end)]).images
             parts.append(
-                torch.stack(
-                    [encoder(view.to(encoder.mean.device)).half().cpu() for view in views_of(pixels, mirror)], dim=1
-                )
+                torch.stack([encoder(view.to(encoder.device)).half().cpu() for view in views_of(pixels, mirror)], dim=1)
             )
             shown.update(len(pixels))
         return {"features": torch.cat(parts)}

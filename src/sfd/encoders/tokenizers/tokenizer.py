@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfd.encoders.texture_vae import TextureVae, to_pixels, to_uint8
+from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.errors import UserError
 from sfd.network_files import CONFIG, load_weights, read_config, save_network
 from sfd.params import TextureVaeParams
@@ -21,9 +22,14 @@ class Tokenizer(TextureVae):
 
     Attributes:
         kind: its name in ``names.TOKENIZERS``, and in ``config.json``.
+        residual: a network that improves what it decodes, if one was trained.
     """
 
     kind: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.residual: ResidualDecoder | None = None
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -31,7 +37,7 @@ class Tokenizer(TextureVae):
 
     @abstractmethod
     def decode_pixels(self, latent: Tensor) -> Tensor:
-        """Latent ``(B, C, S/f, S/f)`` -> pixels ``(B, 3, S, S)``, not clipped to [-1, 1]."""
+        """Latent ``(B, C, S/f, S/f)`` -> pixels ``(B, 3, S, S)``, not clipped to [-1, 1]; without the residual."""
 
     @classmethod
     @abstractmethod
@@ -59,11 +65,13 @@ class Tokenizer(TextureVae):
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """As :class:`TextureVae` says."""
-        return to_uint8(self.decode_pixels(latent))
+        pixels = self.decode_pixels(latent)
+        return to_uint8(pixels if self.residual is None else self.residual(pixels))
 
     def save(self, folder: Path) -> None:
         """Writes ``config.json`` and ``model.safetensors``."""
-        save_network(folder, self, {"kind": self.kind, **self.config()})
+        width = None if self.residual is None else self.residual.width
+        save_network(folder, self, {"kind": self.kind, "residual_width": width, **self.config()})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -71,10 +79,13 @@ class Tokenizer(TextureVae):
         config = read_config(folder)
         del config["kind"]
         try:
+            width = config.pop("residual_width")
             tokenizer = cls.from_config(config)
-        except TypeError as error:
+        except (KeyError, TypeError) as error:
             raise UserError(
                 f"{folder / CONFIG} does not describe a tokenizer of kind `{cls.kind}`: {error}; rerun the stage that makes it"
             ) from error
+        if width is not None:
+            tokenizer.residual = ResidualDecoder(tokenizer.factor, width)
         load_weights(folder, tokenizer)
         return tokenizer
