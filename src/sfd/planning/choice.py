@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sfd.errors import UserError
 from sfd.params import Params, TrainingParams
-from sfd.planning.draft import Draft, Tree
+from sfd.planning.draft import RESIDUAL_STEPS, Draft, Tree
 from sfd.planning.timing import Timings
 from sfd.sizes import SIZES
 
@@ -16,8 +16,8 @@ MOST_EPOCHS = 3000
 """More passes over the images only repeat them."""
 SLACK = 0.95
 """Share of the hours that is planned for."""
-SAMPLING_SHARE = 0.15
-"""Largest share of the hours for drawing the samples that are scored."""
+SAMPLING_SHARE, RESIDUAL_SHARE = 0.15, 0.15
+"""Largest share of the hours for drawing the samples that are scored, and for the network on top of the tokenizer."""
 FEWEST_SAMPLES, WANTED_SAMPLES = 200, 1000
 GRIDS, GRID_IMAGES = 4, 32
 FIT_IMAGES, QUALITY_IMAGES = 5000, 1000
@@ -94,14 +94,14 @@ def choose(problem: Problem, hours: float) -> Plan:
         UserError: they are too few for anything useful; the message says how many would do.
     """
     fitting = [(size, *afford(problem, size, hours)) for size in problem.timings.step]
-    fitting = [each for each in fitting if each[2] >= USEFUL_STEPS[each[0]]]
+    fitting = [each for each in fitting if each[-1] >= USEFUL_STEPS[each[0]]]
     if not fitting:
         raise UserError(_too_short(problem, hours))
-    size, num_samples, steps = fitting[-1]
+    size, residual, num_samples, steps = fitting[-1]
     draft = problem.draft
     most = max(USEFUL_STEPS[size], MOST_EPOCHS * draft.num_train * problem.views // BATCH)
     steps = _rounded(min(steps, most))
-    all_costs = costs(problem, size, num_samples, steps)
+    all_costs = costs(problem, size, num_samples, steps, residual)
     epochs = steps * BATCH / (draft.num_train * problem.views)
     reasons = draft.reasons | {
         "model": f"{size} ({'x'.join(map(str, SIZES[size]))}): the largest size that gets the steps that it needs ({USEFUL_STEPS[size]:,})",
@@ -109,28 +109,42 @@ def choose(problem: Problem, hours: float) -> Plan:
         + ("what the hours leave" if steps < most else "more would only repeat them, so the hours are not used up"),
         "samples": f"{num_samples:,}: " + _why_samples(num_samples),
     }
-    return Plan(_changes(problem, size, num_samples, steps), reasons, all_costs, _quality(problem, size, steps, epochs))
+    return Plan(
+        _changes(problem, size, num_samples, steps, residual),
+        reasons,
+        all_costs,
+        _quality(problem, size, steps, epochs),
+    )
 
 
-def afford(problem: Problem, size: str, hours: float) -> tuple[int, int]:
-    """Samples and steps of training that fit the hours in one size; below 0 where not even the other stages fit."""
+def afford(problem: Problem, size: str, hours: float) -> tuple[int, int, int]:
+    """Steps of the network on top of the tokenizer, samples, and steps of training that fit the hours in one size.
+
+    The last is below 0 where not even the other stages fit.
+    """
     budget = hours * 3600 * SLACK
+    step = problem.timings.tokenizer_step
+    allowed = [steps for steps in RESIDUAL_STEPS if 0 < steps * step <= RESIDUAL_SHARE * budget]
     most = int(SAMPLING_SHARE * budget / problem.timings.draw[size])
-    num_samples = min(WANTED_SAMPLES, max(FEWEST_SAMPLES, most // 50 * 50))
-    others = sum(cost.seconds for cost in costs(problem, size, num_samples, 0))
-    return num_samples, int((budget - others) / problem.timings.step[size])
+    residual, num_samples = max(allowed, default=0), min(WANTED_SAMPLES, max(FEWEST_SAMPLES, most // 50 * 50))
+    for parts in ((residual, num_samples), (0, FEWEST_SAMPLES)):
+        others = sum(cost.seconds for cost in costs(problem, size, parts[1], 0, parts[0]))
+        steps = int((budget - others) / problem.timings.step[size])
+        if steps >= USEFUL_STEPS[size]:
+            break
+    return *parts, steps
 
 
 def needed_hours(problem: Problem) -> float:
     """The fewest hours in which something useful comes out."""
     return min(
-        sum(cost.seconds for cost in costs(problem, size, FEWEST_SAMPLES, USEFUL_STEPS[size]))
+        sum(cost.seconds for cost in costs(problem, size, FEWEST_SAMPLES, USEFUL_STEPS[size], 0))
         for size in problem.timings.step
     ) / (3600 * SLACK)
 
 
-def costs(problem: Problem, size: str, num_samples: int, steps: int) -> tuple[Cost, ...]:
-    """What each stage costs."""
+def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: int) -> tuple[Cost, ...]:
+    """What each stage costs. ``residual``: steps of the network on top of the tokenizer."""
     params, timings, views = problem.params, problem.timings, problem.views
     train, heldout = problem.draft.num_train, problem.draft.num_heldout
     start, read, draw = timings.start, timings.read, timings.draw[size]
@@ -146,8 +160,10 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int) -> tuple[Co
         Cost("encoder", *_frozen(params.encoder.source, params.encoder.training, timings.encoder_step, timings)),
         Cost(
             "texture_vae",
-            f"{params.texture_vae.source}, measured on held-out images",
-            start + (2 * min(train, FIT_IMAGES) + min(heldout, QUALITY_IMAGES)) * read,
+            params.texture_vae.source + (f", and {residual:,} steps of the network on top" if residual else ""),
+            start
+            + (2 * min(train, FIT_IMAGES) + min(heldout, QUALITY_IMAGES)) * read
+            + residual * (timings.tokenizer_step + BATCH * read),
         ),
         Cost("judge", *_judge(problem)),
         Cost(
@@ -191,10 +207,13 @@ def _judge(problem: Problem) -> tuple[str, float]:
     return what, seconds + seen * (timings.judge + timings.read)
 
 
-def _changes(problem: Problem, size: str, num_samples: int, steps: int) -> Tree:
+def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual: int) -> Tree:
     """The draft's values with those of the training, the samples, and how often the training is looked at."""
     width = SIZES[size][0]
     changes = {section: dict(values) for section, values in problem.draft.changes.items()}
+    if changes["texture_vae"]["source"] == "pca":
+        training = changes["texture_vae"]["training"]
+        changes["texture_vae"]["training"] = training | {"num_steps": residual} if residual else None
     diffusion = changes.setdefault("diffusion", {})
     diffusion["model"] = diffusion.get("model", {}) | {"size": size}
     diffusion["training"] = {
@@ -242,7 +261,7 @@ def _why_samples(num_samples: int) -> str:
 
 def _rounded(steps: int) -> int:
     """Down to two digits, so that the number can be read."""
-    unit = 10 ** max(0, len(str(steps)) - 2)
+    unit = int(10 ** max(0, len(str(steps)) - 2))
     return steps // unit * unit
 
 

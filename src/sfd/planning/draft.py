@@ -6,6 +6,7 @@ from typing import Any
 from sfd.data.report import DataReport
 from sfd.errors import UserError
 from sfd.names import distance_name
+from sfd.params.yaml import merge
 from sfd.planning.machine import Machine
 
 Tree = dict[str, Any]
@@ -18,9 +19,17 @@ FEW_IMAGES = 100
 """With fewer, nothing is learnt but the images themselves."""
 WANTED_REFERENCE, NEEDED_REFERENCE = 1000, 200
 """Held-out images that scores are steady with, and that they need."""
+FEW_TO_MIRROR = 2000
+"""With fewer training images, mirrored ones are worth their time."""
 UNEQUAL = 1.5
 """Classes are unequal if the largest has more than so many times the images of the smallest."""
 
+FEATURE_IMAGES = 2000
+"""Images that the semantic components are fitted to: many times as many tokens as the features have channels."""
+CHANNELS = 24
+"""Of the principal components."""
+RESIDUAL_STEPS = (2500, 1000)
+"""Steps of training for the network on top of them: the first number that the hours allow."""
 ENCODER, JUDGE = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 """The encoder and the judge from packages: different networks, for a judge never scores its own features."""
 
@@ -37,7 +46,7 @@ class Draft:
     def choose(self, topic: str, reason: str, **sections: Tree) -> None:
         """Notes values of some sections, and the reason for them."""
         for section, values in sections.items():
-            self.changes.setdefault(section, {}).update(values)
+            merge(self.changes.setdefault(section, {}), values)
         self.reasons[topic] = reason
 
 
@@ -56,9 +65,10 @@ def draft(report: DataReport, machine: Machine, judge: str) -> Draft:
     size = _image_size(made, report, machine)
     _split(made, report)
     _condition(made, report)
+    _mirror(made)
     _tokenizer(made, size, machine)
     _encoder(made, size, machine)
-    _judge(made, report, machine, judge)
+    _judge(made, size, report, machine, judge)
     return made
 
 
@@ -103,6 +113,16 @@ def _split(made: Draft, report: DataReport) -> None:
     made.choose("held out", f"{made.num_heldout} of {total} images: {reason}", data={"holdout_fraction": share})
 
 
+def _mirror(made: Draft) -> None:
+    few = made.num_train < FEW_TO_MIRROR
+    reason = (
+        f"yes: {made.num_train:,} images are few, and flipped ones double them; set data.mirror to false if a flipped image is a wrong one (text)"
+        if few
+        else f"no: {made.num_train:,} images are enough, and a flipped one may be wrong (text, signs)"
+    )
+    made.choose("mirrored images", reason, data={"mirror": few})
+
+
 def _condition(made: Draft, report: DataReport) -> None:
     totals = [sum(splits.values()) for splits in report.counts.values()]
     if len(totals) == 1:
@@ -142,17 +162,38 @@ def _tokenizer(made: Draft, size: int, machine: Machine) -> None:
         made.changes["diffusion"]["model"]["patch_size"] = 2
         return
     block = BLOCK if size >= 64 else 4
+    training = {
+        "num_steps": RESIDUAL_STEPS[0],
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "warmup_steps": 50,
+        "decay": "cosine",
+    }
+    training |= {
+        "beta2": 0.99,
+        "weight_decay": 0.0,
+        "ema_decay": 0.99,
+        "max_grad_norm": 1.0,
+        "accumulation_steps": 1,
+        "precision": "auto",
+    }
     made.choose(
         "tokenizer",
-        f"principal components of {block}x{block} blocks, 16 channels: fitted in seconds, nothing to train",
-        texture_vae={"source": "pca", "block_size": block, "latent_channels": 16, "training": None},
+        f"principal components of {block}x{block} blocks, {CHANNELS} channels, fitted in seconds; a small network on top removes the edges of "
+        "blocks; channels count in the loss by how much of the images they carry",
+        texture_vae={"source": "pca", "block_size": block, "latent_channels": CHANNELS, "training": training},
+        diffusion={"loss": {"channel_weights": "energy"}},
     )
 
 
 def _encoder(made: Draft, size: int, machine: Machine) -> None:
     block = made.changes["texture_vae"].get("block_size", BLOCK)
     semantic: Tree = {"kind": "pca", "latent_channels": 4, "training": None}
-    rest: Tree = {"semantic": semantic, "latents": {"store_features": False}}
+    rest: Tree = {
+        "features": {"max_images": FEATURE_IMAGES},
+        "semantic": semantic,
+        "latents": {"store_features": False},
+    }
     if machine.has_hub and machine.gpu:
         made.choose(
             "encoder",
@@ -188,18 +229,25 @@ def _encoder(made: Draft, size: int, machine: Machine) -> None:
         )
 
 
-def _judge(made: Draft, report: DataReport, machine: Machine, name: str) -> None:
+def _judge(made: Draft, size: int, report: DataReport, machine: Machine, name: str) -> None:
     classes = len(report.counts)
-    if JUDGE in machine.packages and False:
+    if JUDGE in machine.packages:
         reason = f"{JUDGE} from a package, with a linear layer for your classes: it is not the encoder, and needs no training of its own"
         made.choose(
             "judge",
             reason,
-            judge={"kind": "timm", "source": "package", "network": JUDGE, "name": name, "training": None},
+            judge={
+                "kind": "timm",
+                "source": "package",
+                "model": JUDGE,
+                "input_size": max(128, 2 * size),
+                "name": name,
+                "training": None,
+            },
         )
     else:
         reason = "a small ResNet, trained here on the classes: no trained one is within reach"
-        made.choose("judge", reason, judge={"kind": "resnet", "source": "train", "name": name})
+        made.choose("judge", reason, judge={"kind": "resnet", "source": "train", "model": None, "name": name})
     gates: Tree = {
         "memorised_fraction": {"limit": 0.05, "improve": False},
         distance_name(name): {"limit": None, "improve": True},

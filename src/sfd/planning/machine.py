@@ -7,8 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import urlopen
 
-from sfd import names
-WEIGHT_PACKAGES = getattr(names, "WEIGHT_PACKAGES", {})  # TODO
+from sfd.names import WEIGHT_PACKAGES
 
 HUB_SECONDS = 5.0
 """After this time without an answer, the hub counts as out of reach."""

@@ -81,15 +81,21 @@ def plan(data: Tree, project: str, judge: str, hours: float, folder: Path, say: 
     report, read = _look(first)
     machine = read_machine(folder)
     made = draft(report, machine, judge)
-    _put(base, made.changes)
+    put(base, made.changes)
     if base["data"] != first:  # the split and the size of images are other ones
         report, read = _look(base["data"])
     params = parse_params(base, f"the plan of {project}")
     say("timing networks, about a minute ...")
     timings = time_networks(params, GPU_SIZES if machine.gpu else CPU_SIZES, read)
     chosen = choose(Problem(made, params, timings, machine.gpu is not None), hours)
-    _put(base, chosen.changes)
+    put(base, chosen.changes)
     return Planned(report, machine, chosen, to_tree(parse_params(base, f"the plan of {project}")), hours)
+
+
+def put(tree: Tree, changes: Tree) -> None:
+    """Puts the changes of a plan into parameters; its gates are all that there are."""
+    tree["register"]["gates"] = {}
+    merge(tree, changes)
 
 
 def new_params(planned: Planned, project: str) -> str:
@@ -150,12 +156,6 @@ def plan_project(workspace: Workspace, hours: float, apply: bool, say: Say) -> s
 def plan_new(images: Path, project: str, hours: float, folder: Path, say: Say) -> Planned:
     """The plan of a new project for a folder, an archive or a data set of images. Raises :class:`UserError` as :func:`plan`."""
     return plan(detect(images), project, judge_name(project), hours, folder, say)
-
-
-def _put(tree: Tree, changes: Tree) -> None:
-    """Puts the changes of a plan into parameters; its gates are all that there are."""
-    tree["register"]["gates"] = {}
-    merge(tree, changes)
 
 
 def _look(data: dict[str, Any]) -> tuple[DataReport, float]:

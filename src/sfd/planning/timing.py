@@ -3,9 +3,11 @@
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +15,18 @@ from torch import Tensor, nn
 from sfd.bench.measure import time_steps
 from sfd.bench.networks import LatentShape, latent_shape, random_encoder
 from sfd.bench.workloads import measure_latents, measure_sample, measure_train
-from sfd.encoders.judges.judge import judge_class
+from sfd.encoders.judges.judge import judge_class, load_judge
+from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
 from sfd.params import Params, TrainingParams, with_values
 from sfd.processes import inference_device
 from sfd.seeding import generator
+from sfd.sizes import SIZES
 
 STEPS = 3
 """Measured steps of each kind, after as many to warm up; medians count."""
+SLOW_STEP = 0.3
+"""After a step that took so many seconds, larger sizes are not timed: their time follows from their number of weights."""
 BATCH = 16
 """Images per call of a frozen network."""
 _IMPORTS = "import mlflow, timm, diffusers, sfd.pipeline.stage"
@@ -40,6 +46,7 @@ class Timings:
         judge: the judge's features of an image.
         encoder_step: a training step of an encoder that is trained here; else 0.
         judge_step: the same of the judge.
+        tokenizer_step: the same of the network on top of principal components.
         fit: a view's share in fitting the semantic components.
         tokens: latent positions of an image.
         latent_channels: of texture and semantics.
@@ -55,6 +62,7 @@ class Timings:
     judge: float
     encoder_step: float = 0.0
     judge_step: float = 0.0
+    tokenizer_step: float = 0.0
     fit: float = 0.0
     tokens: int = 64
     latent_channels: int = 20
@@ -64,11 +72,7 @@ class Timings:
 def time_networks(params: Params, sizes: tuple[str, ...], read: float) -> Timings:
     """Times the networks of these parameters, and the diffusion model in each of the sizes. ``read``: seconds to read an image."""
     shape = latent_shape(params)
-    step, draw = {}, {}
-    for size in sizes:
-        sized = with_values(params, {"diffusion.model.size": size})
-        step[size] = measure_train(sized, None, STEPS)[0].median_seconds
-        draw[size] = _draw_seconds(sized)
+    step, draw = _time_sizes(params, sizes)
     encoder_step = judge_step = 0.0
     if params.encoder.source == "train":
         encoder = TrainableEncoder(params.encoder, 2, params.seed)
@@ -86,11 +90,34 @@ def time_networks(params: Params, sizes: tuple[str, ...], read: float) -> Timing
         judge=_judge_seconds(params),
         encoder_step=encoder_step,
         judge_step=judge_step,
+        tokenizer_step=_tokenizer_step_seconds(params),
         fit=_fit_seconds(shape),
         tokens=shape.grid**2,
         latent_channels=shape.latent[0],
         feature_dim=shape.feature_dim,
     )
+
+
+def _time_sizes(params: Params, sizes: tuple[str, ...]) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds per training step, and per drawn image, by size."""
+    step: dict[str, float] = {}
+    draw: dict[str, float] = {}
+    largest = sizes[0]
+    for size in sizes:
+        if step and step[largest] > SLOW_STEP:
+            ratio = _weight(size) / _weight(largest)
+            step[size], draw[size] = step[largest] * ratio, draw[largest] * ratio
+            continue
+        largest, sized = size, with_values(params, {"diffusion.model.size": size})
+        step[size] = measure_train(sized, None, STEPS)[0].median_seconds
+        draw[size] = _draw_seconds(sized)
+    return step, draw
+
+
+def _weight(size: str) -> int:
+    """In proportion to the weights of a size."""
+    width, depth, _ = SIZES[size]
+    return depth * width**2
 
 
 def _median(call: Callable[[], object]) -> float:
@@ -130,16 +157,29 @@ def _features_seconds(params: Params) -> float:
     return _median(lambda: encoder(images)) / BATCH
 
 
-@torch.no_grad()
 def _judge_seconds(params: Params) -> float:
-    """Per image."""
-    network = judge_class(params.judge.kind).trainable(params.judge, 2, params.seed).eval().to(inference_device())
-    pixels = _images(params, BATCH) / 127.5 - 1
-    return _median(lambda: network(pixels)) / BATCH
+    """Per image. A judge that others trained is loaded as stage ``judge`` loads it."""
+    kind, images = judge_class(params.judge.kind), _images(params, BATCH)
+    if params.judge.source == "train":
+        network = kind.trainable(params.judge, 2, params.seed).eval().to(inference_device())
+        with torch.no_grad():
+            return _median(lambda: network(images / 127.5 - 1)) / BATCH
+    with tempfile.TemporaryDirectory() as folder:
+        kind.save_pretrained(Path(folder), params.judge)
+        judge = load_judge(Path(folder)).to(inference_device())
+    return _median(lambda: judge(images)) / BATCH
+
+
+def _tokenizer_step_seconds(params: Params) -> float:
+    """A training step of the network on top of principal components; 0 without one."""
+    vae = params.texture_vae
+    if not vae.is_fitted or vae.training is None:
+        return 0.0
+    return _step_seconds(ResidualDecoder(vae.block_size, vae.residual_width), params, vae.training)
 
 
 def _step_seconds(network: nn.Module, params: Params, training: TrainingParams | None) -> float:
-    """A training step of a classifier: forward, backward, AdamW."""
+    """A training step of a small network: forward, backward, AdamW."""
     network.train().to(inference_device())
     optimizer = torch.optim.AdamW(network.parameters())
     assert training is not None  # a rule of the parameters
