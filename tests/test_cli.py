@@ -16,6 +16,7 @@ from sfd.workspace import Workspace
 REPOSITORY = Path(__file__).parents[1]
 SFD = Path(sys.executable).with_name("sfd")
 SURFACE = {
+    "accept": ["stage"],
     "audit": ["samples"],
     "bench": ["--batch-size", "--device", "--file", "--json", "--preset", "--steps", "--without-decoder", "job"],
     "doctor": ["--exit-code"],

@@ -268,6 +268,10 @@ def test_a_single_class_gives_an_unconditional_model_without_judge_accuracy(tmp_
     params["sample"]["guidance"] |= {"kind": "none", "scale_texture": 1.0, "scale_semantic": 1.0}
     alone = Project(tmp_path, params)
     draw_images(tmp_path / "own images" / "only", 32, 3, vertical=True)
+    status, output = alone.run("python", "-c", IN_ONE_PROCESS, "scan", "prepare")
+    assert status == 2 and "register.gates.class_accuracy needs images of two classes or more" in output
+    del params["register"]["gates"]["class_accuracy"]
+    alone.write_params(params)
     status, output = alone.run("python", "-c", IN_ONE_PROCESS, *ALL_STAGES)
     assert status == 0, output
     metrics = json.loads((alone.result("evaluate") / "metrics.json").read_text())

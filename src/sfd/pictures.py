@@ -4,7 +4,9 @@ Images are enlarged only by repeating pixels, so that a picture shows what was g
 without pyplot and its global state.
 """
 
+import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,20 +66,41 @@ def labelled_grid(images: Tensor, labels: Sequence[str], per_row: int) -> Image.
     strips = [image_grid(torch.stack(row[:per_row]), per_row, scale) for row in members.values()]
 
     font = _font()
-    text_width = max(math.ceil(font.getlength(label)) for label in members)
+    text_width = max(math.ceil(font.getlength(in_one_line(label))) for label in members)
     left, height = text_width + 2 * MARGIN, strips[0].height - GAP
     picture = Image.new("RGB", (left + strips[0].width, len(strips) * height + GAP), PAPER)
     draw = ImageDraw.Draw(picture)
     for row, (label, strip) in enumerate(zip(members, strips, strict=True)):
         picture.paste(strip, (left, row * height))
-        draw.text((left - MARGIN, row * height + strip.height / 2), label, fill=INK, font=font, anchor="rm")
+        draw.text(
+            (left - MARGIN, row * height + strip.height / 2), in_one_line(label), fill=INK, font=font, anchor="rm"
+        )
     return picture
+
+
+def in_one_line(text: str) -> str:
+    """A class name, which may hold line breaks, as it can be drawn."""
+    return " ".join(text.split())
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Writes the picture; creates its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG")
+
+
+def sheet(parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Pictures below one another, each below its title."""
+    font, line = _font(), FONT_SIZE + 2 * MARGIN
+    parts = [(in_one_line(title), picture) for title, picture in parts]
+    width = max(max(picture.width, math.ceil(font.getlength(title)) + MARGIN) for title, picture in parts) + MARGIN
+    whole = Image.new("RGB", (width, sum(line + picture.height for _, picture in parts) + MARGIN), PAPER)
+    draw, y = ImageDraw.Draw(whole), 0
+    for title, picture in parts:
+        draw.text((MARGIN, y + MARGIN), title, fill=INK, font=font, anchor="lt")
+        whole.paste(picture, (MARGIN, y + line))
+        y += line + picture.height
+    return whole
 
 
 def plot_curves(
@@ -224,6 +247,22 @@ def plain_axes(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
+    _style(axes, xlabel, ylabel)
+    return figure, axes
+
+
+def plain_pair(left: tuple[str, str], right: tuple[str, str]) -> "tuple[Figure, Axes, Axes]":
+    """As :func:`plain_axes`, two beside each other; each is given as the names of its axes x and y."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained", facecolor=PAPER)
+    first, second = figure.subplots(1, 2)
+    _style(first, *left)
+    _style(second, *right)
+    return figure, first, second
+
+
+def _style(axes: "Axes", xlabel: str, ylabel: str) -> None:
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
@@ -231,7 +270,6 @@ def plain_axes(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
     axes.tick_params(which="both", colors=FAINT, labelcolor=INK, labelsize=9)
     axes.grid(axis="y", color=GAP_COLOUR, linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _plain_numbers(axes: "Axes", log_y: bool) -> None:
@@ -243,6 +281,15 @@ def _plain_numbers(axes: "Axes", log_y: bool) -> None:
     if log_y:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def drawn(figure: "Figure") -> Image.Image:
+    """The figure as a picture."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a class name in a script that the font lacks
+        figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
+    return Image.open(stream).convert("RGB")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

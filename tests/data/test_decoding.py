@@ -3,16 +3,18 @@
 import io
 import random
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageFile
 
-from sfd.data.decoding import decode_checked, decode_rgb
+from sfd.data.decoding import decode_checked, decode_rgb, decode_whole
 from sfd.data.files import ImageRefused
 
 CASES = Path(__file__).parent / "cases"
@@ -413,3 +415,91 @@ def test_another_format_that_is_cut_is_refused(kind: str) -> None:
 def test_a_file_that_is_far_too_long_for_its_pixels_is_not_read() -> None:
     with pytest.raises(ImageRefused, match="too large: 1048700 bytes, at most 1048656"):
         decode_rgb(io.BytesIO(PLAIN_PNG.ljust(1_048_700, b"\0")), 10)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "AVIF"])
+def test_tiff_gif_and_avif_are_read_and_cut_ones_refused(kind: str) -> None:
+    image, rng = scene(), random.Random(1)
+    data = encode(image, kind)
+    error = np.abs(decode(data).astype(int) - np.asarray(image)).mean()
+    assert error == 0.0 if kind == "TIFF" else error < 12.0
+    assert all(is_refused(data[: rng.randrange(16, len(data) - 200)]) for _ in range(20))
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_tiff_of_every_usual_kind_is_read(mode: str, compression: str) -> None:
+    image = scene(mode)
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(decode(encode(image, "TIFF", compression=compression)).astype(int) - expected).mean() < 8.0
+
+
+def test_tiff_of_16_bits_is_scaled_to_8_and_one_of_floats_refused() -> None:
+    ramp = np.linspace(0, 65535, 60).astype(np.uint16).reshape(6, 10)
+    found = decode(encode(Image.fromarray(ramp), "TIFF"))
+    np.testing.assert_array_equal(found[..., 0], np.rint(ramp / 257).astype(np.uint8))
+    assert refusal(encode(Image.fromarray(ramp.astype(np.float32)), "TIFF")).startswith(
+        "format not allowed: pixels of 32-bit"
+    )
+
+
+def test_a_turned_tiff_and_a_turned_avif_are_turned_upright_once() -> None:
+    image = scene()
+    for kind, options in (("TIFF", {"tiffinfo": {274: 6}}), ("AVIF", {"exif": b"Exif\0\0" + exif_of(6)})):
+        assert decode(encode(image, kind, **options)).shape == (83, 61, 3), kind
+
+
+def exif_of(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def test_a_gif_with_transparency_is_put_on_white_and_its_first_frame_taken() -> None:
+    frames = [Image.new("RGBA", (8, 8), colour) for colour in ((255, 0, 0, 255), (0, 255, 0, 255))]
+    frames[0].paste((0, 0, 0, 0), (0, 0, 4, 8))
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], transparency=0)
+    found = decode_whole(data, MAX_PIXELS)
+    pixels = np.asarray(found.rgb)
+    assert found.is_transparent and (pixels[:, :4] == 255).all() and pixels[0, 7].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "image, is_transparent",
+    [
+        (Image.new("RGBA", (4, 4), (9, 9, 9, 254)), True),
+        (Image.new("RGBA", (4, 4), (9, 9, 9, 255)), False),
+        (Image.new("LA", (4, 4), (9, 0)), True),
+        (Image.new("RGB", (4, 4)), False),
+    ],
+)
+def test_an_image_is_transparent_if_a_pixel_is_not_opaque(image: Image.Image, is_transparent: bool) -> None:
+    assert decode_whole(encode(image, "PNG"), MAX_PIXELS).is_transparent == is_transparent
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60)
+
+
+def test_heic_names_the_package_that_reads_it_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for data in (HEIC, HEIC.replace(b"ftypheic", b"ftypmif1")):
+        assert refusal(data).startswith("HEIC: install the package that reads it (pip install pillow-heif)")
+
+
+def test_heic_is_read_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class HeifImageFile(ImageFile.ImageFile):
+        """Stands for the package's class: a picture of one colour."""
+
+        def _open(self) -> None:
+            self._mode, self._size, self.tile = "RGB", (4, 3), []
+            self.im = Image.core.fill("RGB", self._size, (1, 2, 3))
+
+    package = ModuleType("pillow_heif")
+    package.HeifImageFile = HeifImageFile  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    assert decode(HEIC).tolist() == [[[1, 2, 3]] * 4] * 3
+
+
+def test_an_avif_that_is_marked_as_any_image_file_is_read() -> None:
+    data = encode(scene(), "AVIF")
+    assert decode(data.replace(b"ftypavif", b"ftypmif1", 1)).shape == (61, 83, 3)

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from sfd.encoders.timm_networks import describe, encoder_network, in_order, package_file, rebuild
+from sfd.encoders.timm_networks import describe, encoder_network, in_order, rebuild
 from sfd.encoders.vision import (
     TrainableEncoder,
     freeze,
@@ -23,7 +23,7 @@ from sfd.encoders.vision import (
     with_patches,
 )
 from sfd.errors import UserError
-from sfd.names import WEIGHT_PACKAGES
+from sfd.names import WEIGHT_PACKAGES, weight_file
 from sfd.params import EncoderParams
 from sfd.seeding import seeded_initialisation
 
@@ -185,10 +185,9 @@ def package_params(name: str, input_size: int) -> EncoderParams:
 @pytest.mark.parametrize("name", list(WEIGHT_PACKAGES))
 def test_weights_of_a_package_recognise_photos(name: str) -> None:
     """The right class of a thousand for the photos that scikit-learn brings: the weights are at their places, and pixels are as in training."""
-    package = WEIGHT_PACKAGES[name]
-    pytest.importorskip(package.module)
+    pytest.importorskip(WEIGHT_PACKAGES[name].module)
     encoder = load_pretrained(package_params(name, 256))
-    stored = torch.load(package_file(package), weights_only=True)
+    stored = torch.load(weight_file("encoder", name), weights_only=True)
     head = nn.Linear(encoder.feature_dim, 1000)
     head.load_state_dict(dict(zip(("weight", "bias"), list(stored.values())[-2:], strict=True)))
     photos = [torch.from_numpy(photo[:, 106:533].copy()).permute(2, 0, 1) for photo in load_sample_images().images]

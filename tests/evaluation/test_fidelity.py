@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
+from sfd.evaluation.balanced import balanced_accuracy
 from sfd.evaluation.fidelity import Features, FeatureStatistics, Reference, Sets, extract, score
 from sfd.evaluation.fidelity import compare as compare_with
 from sfd.evaluation.memorisation import memorisation
+from sfd.evaluation.uncertainty import balanced_error, binomial_error
 from sfd.names import has_error, metric_names
 from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
@@ -170,9 +172,11 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_another_kid() -> 
     assert other["fd"] == first["fd"]
 
 
-def test_a_kid_subset_is_never_larger_than_the_set() -> None:
-    metrics = compare(gaussian(20, seed=1), gaussian(20), EvaluateParams(kid_subset_size=1000), seed=0)
-    assert metrics["kid_std"] == pytest.approx(0.0, abs=1e-5)
+def test_a_kid_subset_has_at_most_half_of_the_set_so_that_subsets_differ() -> None:
+    samples, reference = gaussian(20, seed=1), gaussian(20)
+    metrics = compare(samples, reference, EvaluateParams(kid_subset_size=1000), seed=0)
+    assert metrics["kid_std"] > 1e-3
+    assert metrics["kid"] == compare(samples, reference, EvaluateParams(kid_subset_size=10), seed=0)["kid"]
 
 
 def test_as_many_images_as_neighbours_are_refused_and_one_more_is_accepted() -> None:
@@ -277,14 +281,36 @@ def test_class_accuracy_counts_the_samples_that_are_what_was_asked_for() -> None
     judge = SmallJudge()
     sets = digit_sets(judge)
     asked = sets.samples.logits.argmax(dim=1)
+    seen = asked.clone()
     asked[:15] = (asked[:15] + 1) % 10
-    assert score_digits(judge, replace(sets, sample_labels=asked))["class_accuracy"] == pytest.approx(45 / 60)
+    expected = np.mean([float((seen[asked == label] == label).float().mean()) for label in set(asked.tolist())])
+    assert score_digits(judge, replace(sets, sample_labels=asked))["class_accuracy"] == pytest.approx(expected)
+
+
+def test_class_accuracy_is_the_mean_over_the_classes_and_of_equal_classes_the_share() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    always_zero = torch.tensor([[1.0, 0.0]]).repeat(100, 1)
+    assert balanced_accuracy(always_zero, labels) == 0.5
+    right = torch.nn.functional.one_hot(labels, 2).float()
+    assert balanced_accuracy(right, labels) == 1.0
+    equal = torch.tensor([0] * 50 + [1] * 50)
+    logits = torch.nn.functional.one_hot(equal, 2).float()
+    logits[:20] = logits[:20].flip(1)
+    assert balanced_accuracy(logits, equal) == pytest.approx(0.8)
+
+
+def test_a_class_accuracy_is_less_certain_where_a_class_has_few_images() -> None:
+    equal, unequal = torch.tensor([0] * 50 + [1] * 50), torch.tensor([0] * 90 + [1] * 10)
+    assert balanced_error(0.8, equal) == pytest.approx(binomial_error(0.8, 100))
+    assert balanced_error(0.8, unequal) == pytest.approx((0.16 * (1 / 90 + 1 / 10)) ** 0.5 / 2)
 
 
 def test_a_fraction_has_the_standard_error_of_its_count_and_a_distance_that_of_fresh_samples() -> None:
     judge = SmallJudge()
-    metrics = score_digits(judge, digit_sets(judge))
-    for name in ("class_accuracy", "precision", "recall", "memorised_fraction"):
+    sets = digit_sets(judge)
+    metrics = score_digits(judge, sets)
+    assert metrics["se_class_accuracy"] == balanced_error(metrics["class_accuracy"], sets.sample_labels)
+    for name in ("precision", "recall", "memorised_fraction"):
         assert metrics[f"se_{name}"] == pytest.approx((metrics[name] * (1 - metrics[name]) / 60) ** 0.5)
     assert 0.0 < metrics["se_fd_small"] < metrics["fd_small"]
 

@@ -151,7 +151,7 @@ def test_another_format_is_refused_with_the_remedy(number: object, tmp_path: Pat
     [
         {},
         {"sampler": "dopri5", "guidance": {"kind": "cfg", "scale_texture": 2.0}},
-        {"schedule": {"tau": 0.2}},
+        {"schedule": {"tau": 0.2}, "class_mix": "natural"},
         {"schedule": {"kind": "curve", "knots": [0.0, 1.0]}, "rule": "published", "timestep_shift": 0.5},
     ],
 )

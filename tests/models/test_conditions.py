@@ -10,7 +10,10 @@ from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 LETTERS = ClassCondition(("a", "1"))
 
 
-@pytest.mark.parametrize("condition", [LETTERS, ClassCondition(("x",), has_null=False), NoCondition()])
+@pytest.mark.parametrize(
+    "condition",
+    [LETTERS, ClassCondition(("x",), has_null=False), ClassCondition(("a", "b"), counts=(3, 0)), NoCondition()],
+)
 def test_a_condition_survives_its_record(condition: Condition) -> None:
     assert read_condition(condition.kind, condition.to_config()) == condition
 
@@ -38,6 +41,10 @@ def test_of_a_thousand_classes_fifty_are_named() -> None:
         ClassCondition.numbered(1000).from_request("x")
 
 
+def test_a_single_class_needs_not_be_asked_for() -> None:
+    assert ClassCondition(("only",)).from_request(None) == ClassCondition(("only",)).from_request("only") == 0
+
+
 def test_without_a_condition_nothing_is_asked_for_and_a_class_is_refused() -> None:
     assert NoCondition().from_request(None) is None
     with pytest.raises(ValueError, match="without a class; leave the class out"):
@@ -48,6 +55,26 @@ def test_samples_are_balanced_and_tables_name_their_classes() -> None:
     assert LETTERS.plan(5) == [0, 1, 0, 1, 0]
     assert LETTERS.columns([1, 0]) == {"class_index": [1, 0], "class": ["1", "a"]}
     assert NoCondition().plan(2) == [None, None] and NoCondition().columns([None, None]) == {}
+
+
+def test_natural_samples_have_the_proportions_of_the_training_images() -> None:
+    trained = ClassCondition.from_data(["a", "1"], [30, 10])
+    assert trained.plan(8, "natural") == [0, 0, 1, 0, 0, 0, 1, 0]
+    assert trained.plan(4) == trained.plan(4, "balanced") == [0, 1, 0, 1]
+    assert NoCondition.from_data(["a"], [4]).plan(2, "natural") == [None, None]
+
+
+def test_natural_samples_of_a_model_without_the_record_are_refused_and_balanced_ones_are_not() -> None:
+    old = read_condition("class", {"names": ["a", "1"], "has_null": True})
+    with pytest.raises(UserError, match="no record of how many training images each class had: set it to `balanced`"):
+        old.plan(4, "natural")
+    assert old.plan(4) == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("counts", [[1], [0, 0], [-1, 2]])
+def test_counts_that_do_not_fit_the_classes_are_refused(counts: list[int]) -> None:
+    with pytest.raises(ValueError, match="2 classes are named, but their counts are"):
+        read_condition("class", {"names": ["a", "b"], "has_null": True, "counts": counts})
 
 
 def test_the_null_class_lies_behind_the_last_and_is_refused_where_there_is_none() -> None:

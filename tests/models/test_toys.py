@@ -32,7 +32,7 @@ class ParityCondition(ClassCondition):
     kind: ClassVar[str] = "parity"
 
     @classmethod
-    def from_data(cls, classes: Sequence[str]) -> Self:  # noqa: ARG003
+    def from_data(cls, classes: Sequence[str], counts: Sequence[int] | None = None) -> Self:  # noqa: ARG003
         return cls(("even", "odd"))
 
     def of_classes(self, class_indices: Tensor) -> Tensor:

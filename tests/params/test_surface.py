@@ -81,6 +81,12 @@ encoder.source
 encoder.width
 evaluate.kid_subset_size
 evaluate.kid_subsets
+evaluate.min_images.class_accuracy
+evaluate.min_images.fd
+evaluate.min_images.inception_score
+evaluate.min_images.kid
+evaluate.min_images.memorised_fraction
+evaluate.min_images.precision
 evaluate.neighbours
 evaluate.reference
 features.max_images
@@ -95,6 +101,13 @@ judge.source
 latents.shard_size
 latents.statistics_images
 latents.store_features
+quality.encoder_accuracy
+quality.explained_variance
+quality.images_per_class
+quality.judge_accuracy
+quality.psnr_gain
+quality.scored_images
+quality.ssim_gain
 register.alias
 register.gates.KEY.improve
 register.gates.KEY.limit
@@ -111,6 +124,7 @@ runtime.evaluate.batch_size
 runtime.features.batch_size
 runtime.latents.batch_size
 runtime.sample.batch_size
+sample.class_mix
 sample.guidance.kind
 sample.guidance.scale_semantic
 sample.guidance.scale_texture

@@ -53,6 +53,7 @@ WATCHERS = {
     "training/classifier.py": {"encoder", "judge"},
     "diffusion/samplers/ab2.py": DRAWING,
     "generation/samples.py": {"sample", "evaluate", "evaluate_steps"},
+    "evaluation/balanced.py": {"encoder", "judge", "evaluate", "evaluate_steps", "tune"},
     "evaluation/protocol.py": {"evaluate", "evaluate_steps"},
     "registry/pyfunc.py": {"register"},
     "tuning/report.py": {"tune"},
@@ -64,6 +65,7 @@ WATCHERS = {
     "errors.py": set(),
     "params/describe.py": set(),
     "names.py": set(),
+    "pipeline/quality.py": set(),
     "pipeline/stage.py": set(),
 }
 """The stages whose code changes when a file changes."""

@@ -124,3 +124,21 @@ def test_the_smoke_compares_pixels_on_the_same_kind_of_device_alone() -> None:
     with pytest.raises(UserError, match="pixels differ.*aaaaaaaaaaaa"):
         check_smoke(recorded, replace(recorded, sha256="b" * 64))
     assert Smoke.from_tag(recorded.to_tag()) == recorded
+
+
+def test_a_metric_that_rests_on_too_few_images_passes_no_rule_whatever_its_value() -> None:
+    good = {"precision": 1.0, "se_precision": 0.0, "num_images": 8.0}
+    flagged = record(**good, too_few_precision=200.0)
+    for gate in ({"limit": 0.5}, {"improve": True}):
+        assert verdict("precision", gate, record(**good)).passed
+        found = verdict("precision", gate, flagged)
+        assert not found.passed and found.reason == "too few images (8, needs 200)"
+    assert "FAILS: too few images (8, needs 200)" in gate_table([found])
+
+
+def test_a_gate_on_accuracy_says_why_it_is_not_measured_where_the_images_have_one_class() -> None:
+    alone = replace(record(num_images=450.0), data={"num_classes": "1"})
+    assert verdict("class_accuracy", {"limit": 0.5}, alone).reason == (
+        "not measured: the images have one class; remove the gate"
+    )
+    assert verdict("class_accuracy", {"limit": 0.5}, record(num_images=450.0)).reason == "not measured"

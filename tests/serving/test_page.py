@@ -4,14 +4,17 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from served import RANGE, Running, gated, running, untrained
+from served import RANGE, Running, gated, model_of, running, untrained, untrained_decoder
 from support import wait_until
 
+from sfd.generation.images import ImageGenerator
+from sfd.models.conditions import ClassCondition, Condition, NoCondition
 from sfd.pictures import PHASE_COLOURS
 from sfd.serving.options import ServerOptions
 
@@ -131,6 +134,21 @@ def test_four_images_of_a_class_and_seed_appear_and_are_those_of_the_server(brow
     assert browser.sources() == ["data:image/png;base64," + image["png"] for image in expected]
     assert browser.all("#grid img")[3].get_attribute("alt") == f"class {EVIL}, seed {2**62 + 3}"
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("condition", [ClassCondition(("only",)), NoCondition()], ids=["one class", "none"])
+def test_where_there_is_no_class_to_choose_the_page_asks_for_none(browser: Browser, condition: Condition) -> None:
+    images = ImageGenerator(model_of(condition, {"tau": 0.3}), untrained_decoder())
+    plain = replace(untrained(sample={"guidance": {"kind": "none"}}), images=images)
+    with running(plain, OPTIONS) as server:
+        browser.open(server)
+        assert not browser.one("#classes").is_displayed() and not browser.one("#many").is_displayed()
+        assert "The same seed and settings" in browser.text("#nothing")
+        browser.generate(2)
+        browser.wait_for("#status", "2 done")
+        expected = server.ask("/generate", {"count": 2, "format": "json"}).json["images"]
+        assert browser.sources() == ["data:image/png;base64," + image["png"] for image in expected]
+        assert browser.all("#grid img")[1].get_attribute("alt") == "seed 1"
 
 
 def test_names_are_shown_as_text_whatever_markup_they_hold(browser: Browser, server: Running) -> None:

@@ -174,4 +174,4 @@ def test_the_verdict_follows_from_the_paired_trainings(both: list[float], senten
     page = reporting._page(Outcome({REAL: 9, SYNTHETIC: 9, BOTH: 18}, 100, 4, accuracies))
     assert sentence in page
     assert re.search(r"\| synthetic \| 9 \| 0.5000 \| 0.0000 \|", page)
-    assert "one image is 0.0100" in page
+    assert "means over the classes, measured on the same 100 held-out images" in page

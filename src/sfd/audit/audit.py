@@ -26,6 +26,7 @@ from sfd.evaluation.views import (
     NUM_CLOSEST,
     ImageBatches,
     choose,
+    choose_mix,
     judge_training_images,
     picture_nearest,
     training_views,
@@ -84,18 +85,18 @@ def find_samples(folder: Path, params: DataParams) -> Samples:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one that holds images")
-    version, has_table = None, True
+    version, table = None, None
     if (folder / generated.TABLE).is_file() or generated.is_generated(folder):
         table = generated.read_table(folder)
         files, version = table["file"].tolist(), (table["model"].iloc[0], table["model_version"].iloc[0])
     elif (folder / sampled.TABLE).is_file():
-        files = [f"images/{file}" for file in sampled.read_table(folder)["file"]]
+        table = sampled.read_table(folder)
+        files = [f"images/{file}" for file in table["file"]]
     else:
         paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
         files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
-        has_table = False
     sizes, refused = _look_at(folder, files, params.max_pixels)
-    if refused and has_table:
+    if refused and table is not None:
         file = next(iter(refused))
         raise UserError(
             f"{folder / file} is in the folder's table, but cannot be read ({refused[file]}); make the folder again"
@@ -105,7 +106,8 @@ def find_samples(folder: Path, params: DataParams) -> Samples:
             f"{folder} holds no image ({len(refused)} other files); give a folder of PNG, JPEG, WebP or BMP"
         )
     num_cropped = sum(size != (params.image_size,) * 2 for size in sizes.values())
-    return Samples(folder, list(sizes), version, refused, num_cropped)
+    classes = table["class"].tolist() if table is not None and "class" in table else None
+    return Samples(folder, list(sizes), version, refused, num_cropped, classes)
 
 
 def _look_at(folder: Path, files: list[str], max_pixels: int) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
@@ -121,30 +123,34 @@ def _look_at(folder: Path, files: list[str], max_pixels: int) -> tuple[dict[str,
 
 
 def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Judge) -> Neighbours:
-    """The memorisation check of stage `evaluate` on these samples, with its uncertainty."""
+    """The memorisation check of stage `evaluate` on these samples, with its uncertainty. Held-out images get the samples' class mix."""
     from scipy.stats import betabinom
 
     size, train, heldout = params.runtime.evaluate.batch_size, data.images(TRAIN), data.images(HELDOUT)
     batches = ImageBatches(size, judge)
     originals = judge_training_images(judge, train, size, data.params.mirror)
-    reference = extract(judge, batches.of_images(heldout, range(len(heldout))))
+    like = choose_mix(
+        samples.class_indices(data.summary.classes), heldout.class_indices.tolist(), params.seed, "memorisation"
+    )
+    reference = extract(judge, batches.of_images(heldout, like))
     seen = extract(judge, (batch.to(batches.device) for batch in samples.batches(size, data.params)))
     found = memorisation(seen.features, [originals.features], reference.features, device=batches.device)
     below = found.table[found.table["distance"] < found.threshold]
-    num_below, num_heldout_below = len(below), round(found.heldout_fraction * len(heldout))
+    num_below, num_heldout = len(below), len(like)
+    num_heldout_below = round(found.heldout_fraction * num_heldout)
     return Neighbours(
         found=found,
         identical=_identical(below, samples, train, data.params, size),
         num_samples=len(samples.files),
         num_below=num_below,
         interval=_binomial_interval(num_below, len(samples.files)),
-        num_heldout=len(heldout),
+        num_heldout=num_heldout,
         num_heldout_below=num_heldout_below,
-        expected_interval=_binomial_interval(num_heldout_below, len(heldout)),
+        expected_interval=_binomial_interval(num_heldout_below, num_heldout),
         # The limit lies below the next held-out distance, the (h + 1)-th of L. If samples and held-out images come from the same
         # distribution, the share below that order statistic is Beta(h + 1, L - h), so the number among N samples is beta-binomial.
         p_value=float(
-            betabinom.sf(num_below - 1, len(samples.files), num_heldout_below + 1, len(heldout) - num_heldout_below)
+            betabinom.sf(num_below - 1, len(samples.files), num_heldout_below + 1, num_heldout - num_heldout_below)
         ),
     )
 

@@ -17,7 +17,7 @@ class Samples:
     """Images to audit, as paths relative to ``folder``. ``version``: name and version of the model that made them, if a table says so.
 
     ``refused``: files that are not images, with reasons; only for a folder without a table. ``num_cropped``: number of images of
-    another size.
+    another size. ``classes``: the name of each image's class, if a table has one.
     """
 
     folder: Path
@@ -25,6 +25,14 @@ class Samples:
     version: tuple[str, str] | None
     refused: dict[str, str]
     num_cropped: int
+    classes: list[str] | None = None
+
+    def class_indices(self, names: list[str]) -> list[int] | None:
+        """The class of each image as an index into ``names``; None if an image has no class of that name."""
+        index_of = {name: index for index, name in enumerate(names)}
+        if self.classes is None or not set(self.classes) <= set(names):
+            return None
+        return [index_of[name] for name in self.classes]
 
     def load(self, rows: Sequence[int], params: DataParams) -> Tensor:
         """Centre crops uint8 ``(B, 3, S, S)``."""

@@ -231,6 +231,5 @@ def _write_shards(folder: Path, shape: LatentShape, num_views: int, num_images: 
 
 def _latents_index(shape: LatentShape, num_views: int) -> LatentsIndex:
     names = [str(index) for index in range(shape.num_classes)]
-    return LatentsIndex(
-        num_views, shape.grid, shape.texture_channels, shape.semantic_channels, shape.feature_dim, names
-    )
+    channels = shape.texture_channels, shape.semantic_channels
+    return LatentsIndex(num_views, shape.grid, *channels, shape.feature_dim, names, [1] * shape.num_classes)

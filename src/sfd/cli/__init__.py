@@ -400,6 +400,17 @@ def evaluate_steps(context: typer.Context) -> None:
 
 
 @app.command()
+def accept(
+    context: typer.Context,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="The stage that stopped.")],
+) -> None:
+    """Let a stage that stopped at a quality check publish the work it has done; then `dvc repro` goes on."""
+    from sfd.pipeline.quality import accept as run
+
+    typer.echo(run(_workspace(context), stage))
+
+
+@app.command()
 def show(context: typer.Context) -> None:
     """Say where the results of the last `dvc repro` are, with their main numbers."""
     from sfd.registry.summary import summarise

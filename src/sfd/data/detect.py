@@ -9,7 +9,7 @@ from sfd.data.sources.table import LabelTable
 from sfd.errors import UserError
 from sfd.params import DataParams
 
-_DATASET_FILES = ("state.json", "dataset_info.json", "dataset_dict.json")
+_OF_A_DATASET = ("state.json", "dataset_info.json", "dataset_dict.json", "*.parquet", "*/*.parquet")
 _TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
 
 
@@ -30,15 +30,15 @@ def detect(path: Path) -> dict[str, object]:
         if root.suffix.lower() != ".tar":
             raise UserError(f"{root} is a file; name a folder of images, or a .tar archive of them")
         return {"source": "tar", "root": str(root)}
-    root = _unwrapped(root)
-    names = {entry.name for entry in root.iterdir()}
-    if any(name in names for name in _DATASET_FILES) or any(root.glob("*.parquet")) or any(root.glob("*/*.parquet")):
-        return {"source": "huggingface", "root": str(root)}
-    if any(root.glob("*.tar")):
-        return {"source": "tar", "root": str(root)}
-    tables = _label_tables(root)
+    inner = _unwrapped(root)
+    for folder in (root, inner):
+        if any(any(folder.glob(pattern)) for pattern in _OF_A_DATASET):
+            return {"source": "huggingface", "root": str(folder)}
+        if any(folder.glob("*.tar")):
+            return {"source": "tar", "root": str(folder)}
+    tables = _label_tables(inner)
     labels: dict[str, object] = {"labels": str(tables[0])} if len(tables) == 1 else {}
-    return {"source": "folder", "root": str(root), **labels}
+    return {"source": "folder", "root": str(inner), **labels}
 
 
 def _unwrapped(root: Path) -> Path:

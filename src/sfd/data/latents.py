@@ -36,6 +36,7 @@ class LatentsIndex:
         semantic_channels: the last ones; 0 without semantics.
         feature_dim: channels of the encoder's patch features, stored or not; 0 without an encoder.
         classes: names of the classes, by class index.
+        class_counts: images of each class, by class index.
     """
 
     num_views: int
@@ -44,6 +45,7 @@ class LatentsIndex:
     semantic_channels: int
     feature_dim: int
     classes: list[str]
+    class_counts: list[int]
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,20 @@ def digest(rows: pd.DataFrame) -> str:
     return result.hexdigest()
 
 
+def _check_sizes(rows: pd.DataFrame) -> None:
+    """Raises :class:`UserError` if a class has a single content."""
+    sizes = rows.groupby("label")["sha256"].nunique()
+    small = [repr(str(label)) for label in sizes.index[sizes < 2]]
+    if small:
+        more = f" and {len(small) - _SHOWN_FAILURES} more" if len(small) > _SHOWN_FAILURES else ""
+        which = (
+            f"class {small[0]} has" if len(small) == 1 else f"classes {', '.join(small[:_SHOWN_FAILURES])}{more} have"
+        )
+        raise UserError(
+            f"{which} 1 distinct image, but every class needs at least two, one to train on and one held out; add images or remove the class"
+        )
+
+
 def split_by_content(rows: pd.DataFrame, holdout_fraction: float, seed: int) -> pd.Series:
     """Assigns every image to ``train`` or ``heldout`` by its content.
 
@@ -139,13 +153,9 @@ def split_by_content(rows: pd.DataFrame, holdout_fraction: float, seed: int) -> 
         UserError: a class has fewer than two distinct images.
     """
     heldout: set[tuple[str, str]] = set()
+    _check_sizes(rows)
     for label, contents in rows.groupby("label")["sha256"]:
         ranked = sorted(set(contents), key=lambda content: hashlib.sha256(f"{seed}/split/{content}".encode()).digest())
-        if len(ranked) < 2:
-            raise UserError(
-                f"class {label!r} has {len(ranked)} distinct image, but every class needs at least two, one to train "
-                "on and one held out; add images to it or remove its folder"
-            )
         count = min(max(round(holdout_fraction * len(ranked)), 1), len(ranked) - 1)
         heldout.update((str(label), content) for content in ranked[:count])
     splits = [HELDOUT if pair in heldout else TRAIN for pair in zip(rows["label"], rows["sha256"], strict=True)]

@@ -13,8 +13,8 @@ NEAR_LEVELS = 4.0
 """... and their thumbnails by at most this mean of absolute differences, of 255. Small pictures, as digits, often have equal hashes."""
 WIDTH, HEIGHT = 9, 8
 _BANDS = 4
-_BLOCK = 1024
-_PAIRS = 2**16
+_BLOCK = 512
+_OTHERS = 128
 
 Rows = npt.NDArray[np.int64]
 
@@ -43,20 +43,25 @@ class Thumbnails(NamedTuple):
         pixels = np.frombuffer(b"".join(thumbnails), dtype=np.uint8).reshape(len(thumbnails), HEIGHT, WIDTH, 3)
         grey = pixels @ np.array([299, 587, 114], dtype=np.int32)
         bits = np.packbits(grey[:, :, :-1] < grey[:, :, 1:], axis=-1)
-        return cls(pixels.reshape(len(thumbnails), -1), bits.reshape(-1, 8).view(">u8").astype(np.uint64).reshape(-1))
+        return cls(
+            pixels.reshape(len(thumbnails), 3 * WIDTH * HEIGHT),
+            bits.reshape(len(thumbnails), HEIGHT).view(">u8").astype(np.uint64)[:, 0],
+        )
 
     def at(self, rows: Rows) -> "Thumbnails":
         """Those of some images."""
         return Thumbnails(self.pixels[rows], self.hashes[rows])
 
 
-def nearest_of(
+def find_near(
     queries: Thumbnails, others: Thumbnails, *, earlier: bool = False
 ) -> tuple[Rows, npt.NDArray[np.float64]]:
-    """For each query the row of its nearest near duplicate in ``others``, the first of several, and their mean difference in levels of 255.
+    """For each query the row of a near duplicate in ``others``, and their mean difference in levels of 255; of several the nearest one
+    among the first that are compared.
 
     Row -1 and difference infinite: there is none. Flat images (hash 0) have none. Two hashes that differ in fewer bits than there are
-    bands agree in one of four bands of 16 bits, so only such pairs are compared: memory is bounded.
+    bands agree in one of four bands of 16 bits, so only such pairs are compared; and a query that has one is compared no more, so that
+    many images alike take no longer than others. Memory is bounded.
 
     Args:
         queries: images.
@@ -66,20 +71,21 @@ def nearest_of(
     rows = np.full(len(queries.hashes), -1)
     levels = np.full(len(queries.hashes), np.inf)
     for mine, theirs in _same_band(queries.hashes, others.hashes):
+        mine = mine[rows[mine] < 0]
         is_close = np.bitwise_count(queries.hashes[mine, None] ^ others.hashes[None, theirs]) <= NEAR_BITS
         if earlier:
             is_close &= theirs[None] < mine[:, None]
         one, two = np.nonzero(is_close)
-        for start in range(0, len(one), _PAIRS):
-            first, second = mine[one[start : start + _PAIRS]], theirs[two[start : start + _PAIRS]]
-            difference = np.abs(queries.pixels[first].astype(np.int16) - others.pixels[second]).mean(axis=1)
-            order = np.lexsort((second, difference, first))
-            first, second, difference = first[order], second[order], difference[order]
-            best = np.unique(first, return_index=True)[1]  # of each query the nearest, which is the first
-            first, second, difference = first[best], second[best], difference[best]
-            is_nearer = (difference < levels[first]) | ((difference == levels[first]) & (second < rows[first]))
-            is_nearer &= difference <= NEAR_LEVELS
-            rows[first[is_nearer]], levels[first[is_nearer]] = second[is_nearer], difference[is_nearer]
+        if not len(one):
+            continue
+        first, second = mine[one], theirs[two]
+        difference = np.abs(queries.pixels[first].astype(np.int16) - others.pixels[second]).mean(axis=1)
+        order = np.lexsort((second, difference, first))
+        best = order[
+            np.unique(first[order], return_index=True)[1]
+        ]  # of each query the nearest, which is its first in this order
+        best = best[difference[best] <= NEAR_LEVELS]
+        rows[first[best]], levels[first[best]] = second[best], difference[best]
     return rows, levels
 
 
@@ -97,5 +103,5 @@ def _same_band(queries: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) 
             mine = one_rows[slice(*np.searchsorted(one, [value, value + np.uint64(1)]))]
             theirs = two_rows[slice(*np.searchsorted(two, [value, value + np.uint64(1)]))]
             for start in range(0, len(mine), _BLOCK):
-                for begin in range(0, len(theirs), _BLOCK):
-                    yield mine[start : start + _BLOCK], theirs[begin : begin + _BLOCK]
+                for begin in range(0, len(theirs), _OTHERS):
+                    yield mine[start : start + _BLOCK], theirs[begin : begin + _OTHERS]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sfd.data.manifest import FILE_NAME, HELDOUT, SCHEMA, TRAIN, digest, split_by_content, write_manifest
 from sfd.data.report import NEAR_NAME, REPORT_NAME, TABLE_NAME, DataReport, make_report
+from sfd.data.report_picture import PICTURE_NAME, write_picture
 from sfd.data.sources.source import DataSource, Found, Rejected, Scan, open_source
 from sfd.errors import UserError
 from sfd.params import DataParams
@@ -45,7 +46,7 @@ def prepare(params: DataParams, seed: int, out: Path) -> Summary:
     source = open_source(params, out)
     source.check_root()
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (FILE_NAME, SUMMARY_NAME, REPORT_NAME, TABLE_NAME, NEAR_NAME):
+    for stale in (FILE_NAME, SUMMARY_NAME, REPORT_NAME, TABLE_NAME, NEAR_NAME, PICTURE_NAME):
         (out / stale).unlink(missing_ok=True)
     scan = source.scan()
     found, rejected = _used(scan, params)
@@ -54,6 +55,7 @@ def prepare(params: DataParams, seed: int, out: Path) -> Summary:
     report, near = make_report(scan, rows, rejected, params.image_size)
     report.write(out)
     near.to_csv(out / NEAR_NAME, index=False)
+    write_picture(report, rows, source, out / PICTURE_NAME)
     write_manifest(rows, out)
     return _summarise(rows, len(rejected), out)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sfd.data.near import Thumbnails, nearest_of
+from sfd.data.near import Thumbnails, find_near
 from sfd.data.sources.source import Found, Rejected, Scan
 from sfd.names import HELDOUT, TRAIN
 
@@ -161,9 +161,9 @@ def _near_duplicates(of_path: dict[str, Found], rows: pd.DataFrame) -> tuple[pd.
     """The pairs across the split, and the number of images with a near duplicate before them in their split."""
     thumbnails = Thumbnails.of([of_path[path].thumbnail for path in rows["path"]])
     heldout, train = np.flatnonzero(rows["split"] == HELDOUT), np.flatnonzero(rows["split"] == TRAIN)
-    found, levels = nearest_of(thumbnails.at(heldout), thumbnails.at(train))
+    found, levels = find_near(thumbnails.at(heldout), thumbnails.at(train))
     parts = [thumbnails.at(split) for split in (heldout, train)]
-    within = sum(int((nearest_of(part, part, earlier=True)[0] >= 0).sum()) for part in parts)
+    within = sum(int((find_near(part, part, earlier=True)[0] >= 0).sum()) for part in parts)
     is_near = found >= 0
     pairs = {
         "heldout": rows["path"].to_numpy()[heldout[is_near]],

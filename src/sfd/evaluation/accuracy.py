@@ -12,7 +12,7 @@ JUDGE_BATCH = 200
 
 
 def heldout_accuracy(folder: Path, data: Prepared) -> float:
-    """Fraction of held-out images that the judge in ``folder`` assigns to their classes."""
+    """Share of held-out images that the judge in ``folder`` assigns to their classes: the mean over the classes."""
     judge, heldout = load_judge(folder), data.images(HELDOUT)
     seen = extract(judge, ImageBatches(JUDGE_BATCH, judge).of_images(heldout, range(len(heldout))))
     return class_accuracy(seen, heldout.class_indices, judge)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
+from sfd.evaluation.balanced import balanced_accuracy
 from sfd.evaluation.memorisation import Memorisation
-from sfd.evaluation.uncertainty import binomial_error, frechet_error, moments
+from sfd.evaluation.uncertainty import balanced_error, binomial_error, frechet_error, moments
 from sfd.names import ERROR_PREFIX, FLOOR_METRICS, distance_name, inception_score_name
 from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
@@ -156,7 +157,7 @@ def compare(samples: Features, reference: Reference, params: EvaluateParams, see
         ``fd``: Frechet distance (arXiv 1706.08500). It falls with the number of images, so compare only values with equal counts.
         ``sfid``: the same on spatial features (arXiv 2103.03841, as ADM computes it), only if both sides have them.
         ``kid``, ``kid_std``: squared kernel distance, mean and standard deviation over random subsets (arXiv 1801.01401);
-        it is unbiased, so it can be slightly negative. The deviation is about 0 if each subset contains all images.
+        it is unbiased, so it can be slightly negative. A subset has at most half of the images, so that subsets differ.
         ``precision``: share of samples among the reference's neighbours; ``recall``: the reverse (arXiv 1904.06991).
         ``is``: inception score (arXiv 1606.03498) of the samples, only if the judge distinguishes two or more classes.
         ``kid``, ``kid_std``, ``precision`` and ``recall`` are absent if the reference has no images.
@@ -185,7 +186,7 @@ def _compare_images(samples: Features, reference: Features, params: EvaluatePara
         samples.features,
         reference.features,
         kid_subsets=params.kid_subsets,
-        kid_subset_size=min(params.kid_subset_size, len(samples), len(reference)),
+        kid_subset_size=max(2, min(params.kid_subset_size, len(samples) // 2, len(reference) // 2)),
         rng_seed=_numpy_seed(seed, "kid"),
         verbose=False,
     )
@@ -222,8 +223,8 @@ def score(
         score real training images as if they were samples; ``fd_reconstruction`` and so on score those images after the VAE round
         trip. Equal counts give floors and samples the same finite-sample bias.
         ``class_accuracy``: share of samples that the judge assigns to the class for which they were drawn;
-        ``class_accuracy_heldout``: share of held-out images that it assigns to their class. Both are absent unless the judge
-        distinguishes two or more classes of this data set.
+        ``class_accuracy_heldout``: share of held-out images that it assigns to their class. Both are means over the classes, and absent
+        unless the judge distinguishes two or more classes of this data set.
         ``num_images``, ``memorised_fraction``.
         ``se_METRIC``: standard errors of the distance and of the samples' fractions. KID and the inception score have none: their
         subsets overlap, so the spread over subsets is not a standard error.
@@ -257,7 +258,7 @@ def _standard_errors(
     device: torch.device | None,
 ) -> dict[str, float]:
     """Standard errors by metric, as :func:`score` names them. All fractions are of samples, except recall: of reference images."""
-    counts = dict.fromkeys(("class_accuracy", "precision", "recall"), len(sets.samples))
+    counts = dict.fromkeys(("precision", "recall"), len(sets.samples))
     counts["memorised_fraction"] = len(memorised.table)
     if sets.reference is None:
         reference = moments(sets.heldout.features)
@@ -271,6 +272,8 @@ def _standard_errors(
         labels = torch.zeros(len(sets.samples), dtype=torch.int64)
     errors = {distance: frechet_error(sets.samples.features, labels, reference, seed, device)}
     errors |= {name: binomial_error(metrics[name], count) for name, count in counts.items() if name in metrics}
+    if "class_accuracy" in metrics:
+        errors["class_accuracy"] = balanced_error(metrics["class_accuracy"], labels)
     return {ERROR_PREFIX + name: error for name, error in errors.items()}
 
 
@@ -297,7 +300,7 @@ def _inception_score(logits: Tensor, seed: int) -> float:
 
 
 def class_accuracy(images: Features, labels: Tensor, judge: Judge) -> float:
-    """Share of images that the judge assigns to their labels ``(N,)``.
+    """Share of images that the judge assigns to their labels ``(N,)``: the mean over the classes.
 
     Raises:
         UserError: a label is not among the judge's classes.
@@ -310,7 +313,7 @@ def class_accuracy(images: Features, labels: Tensor, judge: Judge) -> float:
             f"labels must be below {judge.classes}, the number of the judge's classes, but the largest is {int(labels.max())}; "
             f"train the judge on the classes of this data set"
         )
-    return float((images.logits.argmax(dim=1) == labels.cpu()).float().mean())
+    return balanced_accuracy(images.logits, labels)
 
 
 def _numpy_seed(seed: int, purpose: str) -> int:

@@ -21,6 +21,16 @@ def binomial_error(fraction: float, count: int) -> float:
     return math.sqrt(fraction * (1.0 - fraction) / count)
 
 
+def balanced_error(fraction: float, labels: Tensor) -> float:
+    """Standard error of a mean over classes of the share of each class's images that have a property. ``labels`` ``(N,)``.
+
+    Every class is taken to have the mean share, because a class of few images may show 0 or 1 by chance. With equally many images per
+    class it is :func:`binomial_error`.
+    """
+    sizes = labels.unique(return_counts=True)[1].double()
+    return math.sqrt(fraction * (1.0 - fraction) * float((1.0 / sizes).sum())) / len(sizes)
+
+
 def frechet_error(
     samples: Tensor, labels: Tensor, reference: tuple[Tensor, Tensor], seed: int, device: torch.device | None = None
 ) -> float:
@@ -28,8 +38,8 @@ def frechet_error(
 
     ``reference``: mean (D,) and covariance (D, D), float64. ``device``: where to compute; None: where the samples are.
 
-    Each of :data:`RESAMPLES` resamples draws with replacement (Efron 1979), from every class as many samples as it has: samples are
-    balanced over the classes by design, so class counts are not random. On the digits the plain bootstrap gave seven times the
+    Each of :data:`RESAMPLES` resamples draws with replacement (Efron 1979), from every class as many samples as it has: the samples'
+    class mix is set by design, so class counts are not random. On the digits the plain bootstrap gave seven times the
     spread over new samples; this one gives twice that spread. Close to the floors it is too large, so it errs on the side of caution.
 
     With R the square root of the reference's covariance S2, ``trace(sqrt(S1 S2))`` is the sum of the square roots of the eigenvalues of the

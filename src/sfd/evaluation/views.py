@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sfd.class_mix import count_alike, interleave
 from sfd.data.images import ManifestImages
 from sfd.data.latents import views_of
 from sfd.encoders.judges.judge import Judge
@@ -38,6 +39,15 @@ def choose_like(wanted: list[int], labels: list[int], seed: int, purpose: str) -
         (fitting if missing[labels[row]] > 0 else others).append(row)
         missing[labels[row]] -= 1
     return sorted((fitting + others)[: len(wanted)])
+
+
+def choose_mix(wanted: list[int] | None, labels: list[int], seed: int, purpose: str) -> list[int]:
+    """As many of the images as have the proportions of classes of ``wanted``; all of them if that is None. As :func:`choose_like`."""
+    if wanted is None:
+        return list(range(len(labels)))
+    counts = Counter(wanted)
+    order = interleave([counts[label] for label in range(max(counts) + 1)], len(labels))
+    return choose_like(order[: count_alike(order, labels)], labels, seed, purpose)
 
 
 class ImageBatches:

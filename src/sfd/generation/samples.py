@@ -7,6 +7,7 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from sfd.class_mix import ClassMix
 from sfd.data.images import to_tensor_uint8
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
@@ -23,13 +24,13 @@ GRID_PER_CLASS, GRID_CLASSES = 10, 10
 """Size of the sample grid."""
 
 
-def plan(num_images: int, condition: Condition, seed: int) -> pd.DataFrame:
-    """The table with one row per image: its file, the condition's columns, balanced as in :meth:`Condition.plan`, and its seed."""
-    rows = range(num_images)
+def plan(values: list[Value], condition: Condition, seed: int) -> pd.DataFrame:
+    """The table with one row per image: its file, the condition's columns for its value, and its seed."""
+    rows = range(len(values))
     return pd.DataFrame(
         {
             "file": [f"{i:06d}.png" for i in rows],
-            **condition.columns(condition.plan(num_images)),
+            **condition.columns(values),
             "seed": [image_seed(seed, i) for i in rows],
         }
     )
@@ -41,9 +42,13 @@ def write_samples(
     """Writes ``images/*.png`` and returns the table. Batches are shared among processes.
 
     A batch whose images are all there is not drawn again. Others are drawn whole, because products round by the shape of their batch.
+
+    Raises:
+        UserError: as :meth:`Condition.plan` does.
     """
-    table = plan(params.num_images, images.model.condition, seed)
-    values = images.model.condition.plan(params.num_images)
+    condition = images.model.condition
+    values = condition.plan(params.num_images, params.class_mix)
+    table = plan(values, condition, seed)
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(rank * batch_size, params.num_images, world_size * batch_size)
@@ -59,12 +64,15 @@ def write_samples(
     return table
 
 
-def finish_samples(out: Path, table: pd.DataFrame, condition: Condition) -> Path:
-    """Writes ``samples.csv`` and a grid with one value of the condition per row, when all images are there; returns the grid's file."""
+def finish_samples(out: Path, table: pd.DataFrame, condition: Condition, mix: ClassMix) -> Path:
+    """Writes ``samples.csv`` and a grid with one value of the condition per row, when all images are there; returns the grid's file.
+
+    ``mix``: that of the table.
+    """
     for part in (out / "images").glob(f"*{PART}"):
         part.unlink()  # of a run that was killed while it wrote the image
     table.to_csv(out / TABLE, index=False)
-    values = condition.plan(len(table))
+    values = condition.plan(len(table), mix)
     rows, per_row = _choose_shown(values)
     labels = [condition.label(values[row]) for row in rows]
     save_png(labelled_grid(read_images(out, table["file"].iloc[rows].tolist()), labels, per_row), out / "grid.png")
@@ -72,15 +80,14 @@ def finish_samples(out: Path, table: pd.DataFrame, condition: Condition) -> Path
 
 
 def _choose_shown(values: list[Value]) -> tuple[list[int], int]:
-    """The rows of the table that the grid shows, grouped by value, and their number per value; the first rows if there are no values."""
+    """The rows of the table that the grid shows, grouped by value, and the most per value; the first rows if there are no values."""
     members: dict[Value, list[int]] = {}
     for row, value in enumerate(values):
         members.setdefault(value, []).append(row)
     if None in members:
         return list(range(min(len(values), GRID_PER_CLASS * GRID_CLASSES))), GRID_PER_CLASS
     shown = [rows[:GRID_PER_CLASS] for rows in list(members.values())[:GRID_CLASSES]]
-    per_value = min(map(len, shown))
-    return [row for rows in shown for row in rows[:per_value]], per_value
+    return [row for rows in shown for row in rows], max(map(len, shown))
 
 
 def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int) -> Path:

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sfd.class_mix import BALANCED
 from sfd.errors import UserError
 from sfd.generation.model_config import check_format, read_schedule, write_schedule
 from sfd.params import GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
-"""Files without a format number are older. They have the same keys, but the oldest lack ``schedule``."""
+"""Files without a format number are older. They have the same keys, but the oldest lack ``schedule``. ``class_mix`` is there only if it is not
+balanced."""
 
 
 class Settings(SampleParams):
@@ -45,9 +47,11 @@ def read_settings(file: Path) -> Settings:
 
 def _to_record(settings: Settings) -> dict[str, Any]:
     guidance = settings.guidance
+    mix = {} if settings.class_mix == BALANCED else {"class_mix": settings.class_mix}
     return {
         "format": FORMAT,
         "num_images": settings.num_images,
+        **mix,
         "batch_size": settings.batch_size,
         "sampler": settings.sampler,
         "num_steps": settings.num_steps,
@@ -70,6 +74,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
     return Settings(
         step=None,  # the weights are in the version
         num_images=record["num_images"],
+        class_mix=record.get("class_mix", BALANCED),
         batch_size=record["batch_size"],
         sampler=record["sampler"],
         num_steps=record["num_steps"],

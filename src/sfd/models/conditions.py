@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from sfd.class_mix import BALANCED, ClassMix, interleave
 from sfd.errors import UserError
 from sfd.names import CONDITIONS, load
 
@@ -41,8 +42,8 @@ class Condition(Protocol):
         """Names of the values that a client can choose from; None if there is nothing to choose."""
 
     @classmethod
-    def from_data(cls, classes: Sequence[str]) -> Self:
-        """The condition of a data set with these classes."""
+    def from_data(cls, classes: Sequence[str], counts: Sequence[int] | None = None) -> Self:
+        """The condition of a data set with these classes. ``counts``: training images per class; None: not known."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -66,8 +67,13 @@ class Condition(Protocol):
     def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """The null value, ``count`` times, as :meth:`batch` gives it. Raises :class:`UserError` if there is none."""
 
-    def plan(self, num_images: int) -> list[Value]:
-        """The values of a set of samples. Any first n of them are as balanced as they can be."""
+    def plan(self, num_images: int, mix: ClassMix = BALANCED) -> list[Value]:
+        """The values of a set of samples: equally many of each, or as frequent as in training. Any first n of them are so, as nearly as
+        can be.
+
+        Raises:
+            UserError: ``mix`` is `natural`, and the frequencies of the training are not known.
+        """
 
     def columns(self, values: Sequence[Value]) -> dict[str, list[Any]]:
         """Columns for a table of images. They appear in ``samples.csv`` and in the answers of `sfd serve`."""
@@ -105,10 +111,14 @@ class ClassEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class ClassCondition:
-    """The class of the image. ``names``: by class index. A value is a class index; None is the null class, whose row is the last."""
+    """The class of the image. ``names``: by class index. A value is a class index; None is the null class, whose row is the last.
+
+    ``counts``: training images per class; None where they are not known, as of published weights.
+    """
 
     names: tuple[str, ...]
     has_null: bool = True
+    counts: tuple[int, ...] | None = None
 
     kind: ClassVar[str] = "class"
 
@@ -118,15 +128,19 @@ class ClassCondition:
         return cls(tuple(str(index) for index in range(num_classes)), has_null)
 
     @classmethod
-    def from_data(cls, classes: Sequence[str]) -> Self:
-        return cls(tuple(classes))
+    def from_data(cls, classes: Sequence[str], counts: Sequence[int] | None = None) -> Self:
+        return cls(tuple(classes), counts=None if counts is None else tuple(counts))
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(tuple(config["names"]), bool(config["has_null"]))
+        names, counts = tuple(config["names"]), config.get("counts")
+        if counts is not None and (len(counts) != len(names) or sum(counts) < 1 or min(counts) < 0):
+            raise ValueError(f"{len(names)} classes are named, but their counts are {counts}")
+        return cls(names, bool(config["has_null"]), None if counts is None else tuple(counts))
 
     def to_config(self) -> dict[str, Any]:
-        return {"names": list(self.names), "has_null": self.has_null}
+        known = {} if self.counts is None else {"counts": list(self.counts)}
+        return {"names": list(self.names), "has_null": self.has_null, **known}
 
     @property
     def choices(self) -> list[str] | None:
@@ -158,8 +172,15 @@ class ClassCondition:
             )
         return torch.full((count,), len(self.names), device=device)
 
-    def plan(self, num_images: int) -> list[Value]:
-        return [index % len(self.names) for index in range(num_images)]
+    def plan(self, num_images: int, mix: ClassMix = BALANCED) -> list[Value]:
+        if mix == BALANCED:
+            return [index % len(self.names) for index in range(num_images)]
+        if self.counts is None:
+            raise UserError(
+                "sample.class_mix is `natural`, but the model has no record of how many training images each class had: set it to "
+                "`balanced`, or train the model again"
+            )
+        return list(interleave(self.counts, num_images))
 
     def columns(self, values: Sequence[Value]) -> dict[str, list[Any]]:
         return {"class_index": list(values), "class": [self.label(value) for value in values]}
@@ -171,6 +192,8 @@ class ClassCondition:
         return f"{value}-{seed}"
 
     def from_request(self, given: object) -> Value:
+        if given is None and len(self.names) == 1:
+            return 0  # nothing to choose
         if isinstance(given, int) and not isinstance(given, bool):
             if not 0 <= given < len(self.names):
                 raise ValueError(f"class index {given} is not in 0..{len(self.names) - 1}")
@@ -196,7 +219,7 @@ class NoCondition:
     choices: ClassVar[None] = None
 
     @classmethod
-    def from_data(cls, classes: Sequence[str]) -> Self:  # noqa: ARG003  # as every condition
+    def from_data(cls, classes: Sequence[str], counts: Sequence[int] | None = None) -> Self:  # noqa: ARG003  # as every condition
         return cls()
 
     @classmethod
@@ -228,7 +251,7 @@ class NoCondition:
             "condition `none` has no null value, which classifier-free guidance needs: set sample.guidance.kind to none"
         )
 
-    def plan(self, num_images: int) -> list[Value]:
+    def plan(self, num_images: int, mix: ClassMix = BALANCED) -> list[Value]:  # noqa: ARG002  # as every condition
         return [None] * num_images
 
     def columns(self, values: Sequence[Value]) -> dict[str, list[Any]]:  # noqa: ARG002  # as every condition

@@ -16,6 +16,7 @@ from sfd.params.diffusion import (
     SampleParams,
     registered_model,
 )
+from sfd.params.grid import check_patch_size, shared_grid
 from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
     DataParams,
@@ -49,7 +50,8 @@ from sfd.params.parse import (
     to_tree,
     with_values,
 )
-from sfd.params.rules import check_patch_size, check_sampling_schedule, shared_grid
+from sfd.params.quality import QualityParams
+from sfd.params.rules import check_sampling_schedule
 from sfd.params.runtime import RuntimeParams, Sharding, TrainingRuntime
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
@@ -92,6 +94,7 @@ __all__ = [
     "OneOf",
     "Params",
     "Positive",
+    "QualityParams",
     "RegisterParams",
     "RuntimeParams",
     "SampleParams",

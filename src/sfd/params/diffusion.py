@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from sfd.class_mix import BALANCED, ClassMix
 from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS
 from sfd.params.networks import TrainingParams
 from sfd.params.schedule import ScheduleParams
@@ -175,7 +176,12 @@ class SampleParams(Section):
         description="draw from the weights that the model had after so many steps of training, one of those that "
         "`diffusion.training.keep_every` keeps; null: after all of them",
     )
-    num_images: Positive = Field(50_000, description="images to draw, evenly over the classes")
+    num_images: Positive = Field(50_000, description="images to draw")
+    class_mix: ClassMix = Field(
+        BALANCED,
+        description="how many of them are of each class. `balanced`: equally many (the papers); `natural`: in the proportions of the training "
+        "images. The images that samples are compared with get the same mix",
+    )
     sampler: Annotated[str, OneOf(SAMPLERS)] = Field("dopri5", description="solver of the sampling ODE")
     num_steps: Positive = Field(50, description="steps of the sampler; an adaptive one chooses its own")
     rule: Literal["exact", "published"] = Field(

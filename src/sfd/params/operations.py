@@ -8,6 +8,25 @@ from pydantic import Field, model_validator
 from sfd.params.types import FilePath, Positive, Section
 
 
+class MinImagesParams(Section):
+    """The least number of images that a metric may rest on. With fewer, `metrics.json` flags it, and no gate on it passes. Null: no limit."""
+
+    fd: Positive | None = Field(
+        200,
+        description="Frechet distances (`fd_NAME`, `fid`, `sfid`). They need more images than the judge has features in any case",
+    )
+    kid: Positive | None = Field(200, description="kernel distance")
+    precision: Positive | None = Field(
+        200, description="precision and recall. They need 50 times as many as `evaluate.neighbours` in any case"
+    )
+    inception_score: Positive | None = Field(200, description="inception score")
+    class_accuracy: Positive | None = Field(100, description="both class accuracies")
+    memorised_fraction: Positive | None = Field(
+        100,
+        description="samples, and held-out images, whose nearest 1 % are the limit",
+    )
+
+
 class EvaluateParams(Section):
     """Scores of the samples against held-out images, or against published statistics."""
 
@@ -18,7 +37,8 @@ class EvaluateParams(Section):
     )
     neighbours: Positive = Field(3, description="k of precision and recall (k-th nearest neighbour)")
     kid_subsets: Positive = Field(100, description="subsets that KID averages over")
-    kid_subset_size: Positive = Field(1000, description="images per subset (at most the number of images)")
+    kid_subset_size: Positive = Field(1000, description="images per subset (at most half of the images)")
+    min_images: MinImagesParams = MinImagesParams.model_validate({})
 
 
 CHAMPION, PREVIOUS = "champion", "previous"

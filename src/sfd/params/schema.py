@@ -16,6 +16,7 @@ from sfd.params.networks import (
     TextureVaeParams,
 )
 from sfd.params.operations import EvaluateParams, RegisterParams, TrackingParams, TuneParams
+from sfd.params.quality import QualityParams
 from sfd.params.runtime import RuntimeParams
 from sfd.params.schedule import ScheduleParams
 from sfd.params.types import Section
@@ -39,6 +40,7 @@ class Params(Section):
     register_: RegisterParams = Field(alias="register", description="")
     tune: TuneParams
     tracking: TrackingParams
+    quality: QualityParams = QualityParams.model_validate({})
     runtime: RuntimeParams = RuntimeParams.model_validate({})
 
     @property

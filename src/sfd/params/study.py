@@ -84,6 +84,8 @@ def _check_space(params: Params) -> None:
     for key in tune.space:
         if key == "sample.num_images" or key.startswith("runtime."):
             raise UserError(f"tune.space: `{key}` changes no trial's images; remove it")
+        if key == "sample.class_mix":
+            raise UserError(f"tune.space: `{key}` changes what samples are compared with, as well; remove it")
         if key.split(".")[0] in sections - set(SECTIONS[tune.kind]):
             raise UserError(
                 f"tune.space: `{key}` cannot be searched by a study of kind `{tune.kind}`, whose trials change only "

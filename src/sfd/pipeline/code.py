@@ -17,6 +17,7 @@ WITHOUT_EFFECT = (
     "sfd.params",
     "sfd.pipeline.code",
     "sfd.pipeline.inputs",
+    "sfd.pipeline.quality",
     "sfd.pipeline.stage",
     "sfd.pipeline.work",
     "sfd.tracking",

@@ -43,7 +43,7 @@ def build_network(params: Params, dataset: LatentDataset, seed: int) -> Backbone
     config = backbone_config(
         params.diffusion,
         params.schedule,
-        condition_of(params.diffusion, index.classes),
+        condition_of(params.diffusion, index.classes, index.class_counts),
         grid=index.grid,
         texture_channels=index.texture_channels,
         semantic_channels=index.semantic_channels,

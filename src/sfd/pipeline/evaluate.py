@@ -1,11 +1,13 @@
 """Stage ``evaluate``: scores of the samples with floors, and the memorisation check."""
 
+import sys
 from pathlib import Path
 
 from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.protocol import Evaluation
+from sfd.names import too_few
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, inference_device, rank, world_size
@@ -23,6 +25,13 @@ def open_evaluation(stage: Stage, samples: Path, features: Path) -> Evaluation:
     )
 
 
+def tell(evaluation: Evaluation, metrics: dict[str, float]) -> None:
+    """Prints which metrics rest on too few images, and why fewer are compared than there are samples."""
+    flagged = [f"{metric}: {said}" for metric in metrics if (said := too_few(metric, metrics))]
+    for line in [*evaluation.notes, *flagged]:
+        print(f"evaluate: {line}", file=sys.stderr)
+
+
 def evaluate(stage: Stage) -> None:
     """Extracts this process's share of the features; process 0 computes and writes the metrics."""
     evaluation = open_evaluation(stage, stage.upstream("sample"), stage.work / "features")
@@ -30,6 +39,7 @@ def evaluate(stage: Stage) -> None:
     barrier()
     if rank() == 0:
         metrics, files = evaluation.measure(stage.out)
+        tell(evaluation, metrics)
         profile: dict[str, object] = {"num_images": metrics["num_images"]}
         stage.log_result(metrics)
         if evaluation.reference is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sfd.errors import UserError
 from sfd.evaluation.protocol import SAMPLES
 from sfd.generation.samples import finish_samples, write_samples
-from sfd.names import main_distance
+from sfd.names import main_distance, too_few
 from sfd.pictures import plot_curves
 from sfd.pipeline.evaluate import open_evaluation
 from sfd.pipeline.finished import entry
@@ -43,9 +43,10 @@ def evaluate_steps(workspace: Workspace) -> str:
         distance = main_distance(curve[0])
         _write_curve(current, curve, distance)
     shown = [distance, *(name for name in ("class_accuracy", "precision", "recall") if name in curve[0])]
+    flagged = [f"{name}: {said}" for name in shown if (said := too_few(name, curve[0]))]
     rows = [f"{int(row['step']):>12,}" + "".join(f"  {row[name]:>14.4f}" for name in shown) for row in curve]
     head = f"{'step':>12}" + "".join(f"  {name:>14}" for name in shown)
-    return "\n".join([head, *rows, "", f"picture: {workspace.result(NAME) / 'curve.png'}"])
+    return "\n".join([head, *rows, "", *flagged, f"picture: {workspace.result(NAME) / 'curve.png'}"])
 
 
 def _metrics_file(current: Stage, step: int) -> Path:
@@ -65,7 +66,7 @@ def _score(current: Stage, step: int) -> None:
     params, drawn = current.params, current.work / entry(step)
     images = load_generator(current, step)
     table = write_samples(drawn, images, params.sample, params.runtime.sample.batch_size, params.seed, 0, 1)
-    grid = finish_samples(drawn, table, images.model.condition)
+    grid = finish_samples(drawn, table, images.model.condition, params.sample.class_mix)
     evaluation = open_evaluation(current, drawn, current.work / "features")
     evaluation.extract()
     metrics, _ = evaluation.measure(drawn)

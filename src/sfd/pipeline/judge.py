@@ -13,6 +13,7 @@ from sfd.evaluation.accuracy import heldout_accuracy
 from sfd.evaluation.fidelity import extract
 from sfd.evaluation.views import ImageBatches
 from sfd.params import JudgeParams
+from sfd.pipeline.quality import record_quality
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
 from sfd.processes import inference_device
@@ -40,7 +41,7 @@ def make_judge(params: JudgeParams, data: Prepared, stage: Stage) -> None:
             seen = _training_features(load_judge(folder).to(inference_device()), data)
             kind.fit_classes(folder, seen, data.images(TRAIN).class_indices, classes)
     if load_judge(folder).knows_classes:
-        stage.log({"heldout_accuracy": heldout_accuracy(folder, data)})
+        record_quality(stage, {"heldout_accuracy": heldout_accuracy(folder, data), "classes": data.num_classes})
 
 
 def _check_another(params: JudgeParams, stage: Stage) -> None:

@@ -26,6 +26,7 @@ def make_latents(stage: Stage) -> None:
             semantic_channels=encode.semantic_channels,
             feature_dim=encode.feature_dim,
             classes=data.summary.classes,
+            class_counts=images.class_indices.bincount(minlength=data.num_classes).tolist(),
         )
         write_index(folder, bounds, facts)
         channel_statistics(ShardReader(folder, LatentsIndex), params.statistics_images).save(folder / STATISTICS)

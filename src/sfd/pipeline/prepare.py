@@ -1,10 +1,12 @@
 """Stage ``prepare``: images in, a checked manifest out; and how later stages open it."""
 
+from sfd.data.manifest import read_manifest
 from sfd.data.prepare import prepare
 from sfd.data.prepared import Prepared
 from sfd.data.report import DataReport
 from sfd.data.sources.source import open_source
 from sfd.params import Params
+from sfd.pipeline.quality import check_gates, check_quality, count_images
 from sfd.pipeline.stage import Stage
 from sfd.workspace import Workspace
 
@@ -24,6 +26,8 @@ def make_manifest(stage: Stage) -> None:
     )
     stage.log_artifacts(*sorted(path for path in stage.out.iterdir() if path.is_file()))
     print("\n".join(DataReport.read(stage.out).lines()))
+    check_gates(stage.params, len(summary.classes))
+    check_quality(stage, count_images(stage.params, read_manifest(stage.out)))
 
 
 def open_prepared(workspace: Workspace, params: Params) -> Prepared:

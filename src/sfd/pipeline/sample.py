@@ -18,11 +18,12 @@ def load_generator(stage: Stage, step: int | None) -> ImageGenerator:
 
 def make_samples(stage: Stage) -> None:
     """Draws this process's share of the images; process 0 writes the table, the grid and the facts."""
-    images = load_generator(stage, stage.params.sample.step)
-    size = stage.params.runtime.sample.batch_size
-    table = write_samples(stage.out, images, stage.params.sample, size, stage.params.seed, rank(), world_size())
+    params, size = stage.params.sample, stage.params.runtime.sample.batch_size
+    images = load_generator(stage, params.step)
+    table = write_samples(stage.out, images, params, size, stage.params.seed, rank(), world_size())
     barrier()
     if rank() == 0:
-        facts = write_facts(stage.out, table, stage.params.sample, stage.params.seed)
-        stage.log_artifacts(finish_samples(stage.out, table, images.model.condition), stage.out / "samples.csv", facts)
+        facts = write_facts(stage.out, table, params, stage.params.seed)
+        grid = finish_samples(stage.out, table, images.model.condition, params.class_mix)
+        stage.log_artifacts(grid, stage.out / "samples.csv", facts)
         stage.log({"num_images": len(table)})

@@ -1,10 +1,22 @@
-"""Stage ``scan``: the code of every stage, as DVC can watch it wherever sfd is installed; and whether this is an experiment."""
+"""Stage ``scan``: what must be installed; the code of every stage, as DVC can watch it wherever sfd is; whether this is an experiment."""
 
 import json
 
+from sfd.names import weight_file
+from sfd.params import Params
 from sfd.pipeline.code import Imports, write_code
 from sfd.pipeline.inputs import STAGES
 from sfd.workspace import Workspace
+
+
+def check_packages(params: Params) -> None:
+    """Stages that need a package come long after others. Raises :class:`UserError` for one that is not installed."""
+    for section, source, name in (
+        ("encoder", params.encoder.source, params.encoder.name),
+        ("judge", params.judge.source, params.judge.model),
+    ):
+        if source == "package" and name is not None:
+            weight_file(section, name)
 
 
 def write_stage_codes(workspace: Workspace) -> None:

@@ -14,6 +14,7 @@ from sfd.encoders.semantic.encoder import SemanticEncoder, save_semantic, semant
 from sfd.encoders.semantic.features import FeatureDataset
 from sfd.params import SemanticParams
 from sfd.pictures import NUM_PAIRS, plot_pca_features
+from sfd.pipeline.quality import record_quality
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
 from sfd.processes import inference_device
@@ -27,7 +28,7 @@ FIT_BATCH = 64
 
 
 def make_semantic(params: SemanticParams, shards: Path, data: Prepared, stage: Stage) -> None:
-    """Writes the semantic encoder as ``semantic.kind`` says, and logs how well it reconstructs features; nothing for kind `none`."""
+    """Writes the semantic encoder as ``semantic.kind`` says, and how well it reconstructs features; nothing for kind `none`."""
     if params.kind == "none":
         return
     dataset = FeatureDataset(shards)
@@ -38,8 +39,8 @@ def make_semantic(params: SemanticParams, shards: Path, data: Prepared, stage: S
     else:
         network.fit(_batches(dataset))
     save_semantic(stage.out / "model", network)
-    stage.log(_quality(network, dataset))
     _picture(network, dataset, data, stage)
+    record_quality(stage, _quality(network, dataset))
 
 
 def _batches(dataset: FeatureDataset) -> Iterator[Tensor]:

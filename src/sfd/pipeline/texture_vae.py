@@ -1,6 +1,5 @@
 """Stage ``texture_vae``: the texture VAE, loaded, fitted or trained once, and what it does to held-out images."""
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from sfd.names import TOKENIZERS, load
 from sfd.params import TextureVaeParams
 from sfd.pictures import NUM_PAIRS, side_by_side
 from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.quality import record_quality
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
 from sfd.processes import inference_device
@@ -35,8 +35,6 @@ QUALITY_IMAGES = 1000
 
 BATCH = 50
 """Images that are in memory at a time."""
-
-QUALITY = "quality.json"
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,10 @@ def make_texture_vae(stage: Stage) -> None:
     linear = PcaTokenizer.yardstick(vae.factor, vae.latent_channels, _spread(train, FIT_IMAGES))
     heldout = data.images(HELDOUT)
     quality = _measure(vae, linear, heldout, stage.params.seed)
-    (stage.out / QUALITY).write_text(json.dumps(asdict(quality), indent=2) + "\n", encoding="utf-8")
-    stage.log(asdict(quality))
     print(f"texture_vae: {quality}", file=sys.stderr)
     _picture(vae, linear, heldout, stage)
     vae.cpu().save(stage.out / "model")
+    record_quality(stage, asdict(quality))
 
 
 def _make(data: Prepared, stage: Stage) -> texture_vaes.TextureVae:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfd.names import ERROR_PREFIX, combined_error, is_higher_better
+from sfd.names import ERROR_PREFIX, combined_error, is_higher_better, kind_of, too_few
 from sfd.params import GateParams
 from sfd.registry.versions import VersionInfo
 from sfd.tables import as_text
@@ -25,7 +25,10 @@ class GateResult:
 def check_gates(
     gates: Mapping[str, GateParams], version: VersionInfo, champion: VersionInfo | None, comparable: bool
 ) -> list[GateResult]:
-    """One verdict per rule. ``comparable``: version and champion were measured in the same way; if not, rules that compare them fail."""
+    """One verdict per rule. ``comparable``: version and champion were measured in the same way; if not, rules that compare them fail.
+
+    A metric that rests on too few images passes no rule, whatever its value.
+    """
     verdicts = []
     for metric, gate in gates.items():
         if gate.limit is not None:
@@ -36,9 +39,12 @@ def check_gates(
 
 
 def _check_limit(metric: str, limit: float, version: VersionInfo, champion: VersionInfo | None) -> GateResult:
-    value, is_higher = version.metrics.get(metric), is_higher_better(metric)
-    passed = value is not None and (value >= limit if is_higher else value <= limit)
-    reason = "not measured" if value is None else "passes" if passed else f"off by {abs(value - limit):.3g}"
+    value, is_higher, flagged = version.metrics.get(metric), is_higher_better(metric), too_few(metric, version.metrics)
+    passed = value is not None and flagged is None and (value >= limit if is_higher else value <= limit)
+    if value is None or flagged is not None:
+        reason = flagged or _not_measured(metric, version)
+    else:
+        reason = "passes" if passed else f"off by {abs(value - limit):.3g}"
     return GateResult(
         metric,
         value,
@@ -54,7 +60,10 @@ def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo 
     value, error = version.metrics.get(metric), version.metrics.get(ERROR_PREFIX + metric)
     rule = "> champion + error" if is_higher_better(metric) else "< champion - error"
     if value is None or error is None:
-        return GateResult(metric, value, None, error, rule, False, "not measured")
+        return GateResult(metric, value, None, error, rule, False, _not_measured(metric, version))
+    flagged = too_few(metric, version.metrics)
+    if flagged is not None:
+        return GateResult(metric, value, None, error, rule, False, flagged)
     if champion is None:
         return GateResult(metric, value, None, error, rule, True, "passes: no champion yet")
     theirs, their_error = champion.metrics.get(metric), champion.metrics.get(ERROR_PREFIX + metric)
@@ -65,6 +74,12 @@ def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo 
     passed = gain > combined
     reason = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3g}" if gain else "no better"
     return GateResult(metric, value, theirs, combined, rule, passed, f"passes: {reason}" if passed else reason)
+
+
+def _not_measured(metric: str, version: VersionInfo) -> str:
+    if kind_of(metric).startswith("class_accuracy") and version.data.get("num_classes") == "1":
+        return "not measured: the images have one class; remove the gate"
+    return "not measured"
 
 
 def gate_table(verdicts: list[GateResult]) -> str:

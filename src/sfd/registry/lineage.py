@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
-from sfd.names import ERROR_PREFIX, FLOORS, combined_error, main_distance
+from sfd.names import ERROR_PREFIX, FLOORS, combined_error, is_metric, main_distance, num_images_of, too_few
 from sfd.params import read_tree
 from sfd.pipeline.inputs import STAGES
 from sfd.pipeline.stage import flatten
@@ -79,7 +79,7 @@ def compare_versions(workspace: Workspace, first: str, second: str) -> str:
 
 def _metric_comparison(first: VersionInfo, second: VersionInfo) -> str:
     rows = [["metric", *map(str, (first, second)), "difference", "its error", "beyond it?"]]
-    keys = [key for key in first.metrics if key in second.metrics and not key.startswith(ERROR_PREFIX)]
+    keys = [key for key in first.metrics if key in second.metrics and is_metric(key)]
     for key in keys:
         mine, theirs = first.metrics[key], second.metrics[key]
         errors = [version.metrics.get(ERROR_PREFIX + key) for version in (first, second)]
@@ -219,13 +219,14 @@ def _metric_table(version: VersionInfo) -> str:
         distance = main_distance(metrics)
         floors[distance] = {floor: f"fd_{floor}" for floor in FLOORS}
     beside = {name for names in floors.values() for name in names.values()}
-    rows = [["metric", "value", "standard error", *(f"floor: {floor}" for floor in FLOORS)]]
+    rows = [["metric", "value", "standard error", *(f"floor: {floor}" for floor in FLOORS), "images"]]
     for key, value in metrics.items():
-        if key in beside or key.startswith(ERROR_PREFIX):
+        if key in beside or not is_metric(key):
             continue
         cells = [number(metrics[name]) if name in metrics else "" for name in floors[key].values()]
         error = metrics.get(ERROR_PREFIX + key)
-        rows.append([key, number(value), "" if error is None else number(error, 2), *cells])
+        images = too_few(key, metrics) or str(num_images_of(key, metrics) or "")
+        rows.append([key, number(value), "" if error is None else number(error, 2), *cells, images])
     return as_text(rows)
 
 

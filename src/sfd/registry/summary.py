@@ -3,7 +3,7 @@
 import json
 
 from sfd.errors import UserError
-from sfd.names import FLOORS, main_distance
+from sfd.names import FLOORS, main_distance, too_few
 from sfd.registry.versions import REGISTRATION_NAME, find_registered, read_registration
 from sfd.tracking import Store
 from sfd.workspace import Workspace
@@ -26,12 +26,15 @@ def summarise(workspace: Workspace) -> str:
     distance = main_distance(metrics)
     floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in reversed(FLOORS))
     numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
+    flagged = [f"{key} {said}" for key in (distance, *SHOWN) if (said := too_few(key, metrics))]
+    few = [f"flagged  {', '.join(flagged)}: no gate on them passes; `evaluate.min_images`"] if flagged else []
     steps = [f"{step:,}" for step in workspace.kept_steps()]
     kept = [f"steps    weights after {', '.join(steps)} steps: `sample.step`, `sfd evaluate-steps`"] if steps else []
     return "\n".join(
         [
             f"samples  {grid} ({grid.parent / 'images'}: one PNG each)",
             f"metrics  {metrics_file}: {distance} {metrics[distance]:.3f} (floors: {floors}), {numbers}",
+            *few,
             f"model    {_describe_version(workspace)}",
             *kept,
         ]

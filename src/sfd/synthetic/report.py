@@ -128,7 +128,7 @@ def _fingerprint(out: Path, upstream: Upstream) -> str:
 
 
 def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Path, fingerprint: str) -> float:
-    """Held-out accuracy of one training. It is read from ``work`` if that training has finished before."""
+    """Held-out accuracy, a mean over the classes, of one training. It is read from ``work`` if that training has finished before."""
     done = work.with_suffix(".json")
     if done.is_file():
         known = json.loads(done.read_text(encoding="utf-8"))
@@ -193,8 +193,8 @@ def _page(outcome: Outcome) -> str:
                 f"both - real: {gain.difference.mean:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}] (Student's t over {REPEATS} paired "
                 f"trainings). {VERDICTS[gain.verdict]}",
                 "",
-                f"Every training has {outcome.num_steps} steps. All accuracies are measured on the same {outcome.num_heldout} held-out images, "
-                f"so one image is {1 / outcome.num_heldout:.4f}. The interval does not say what other held-out images would give.",
+                f"Every training has {outcome.num_steps} steps. All accuracies are means over the classes, measured on the same "
+                f"{outcome.num_heldout} held-out images. The interval does not say what other held-out images would give.",
             ]
         )
         + "\n"

@@ -9,9 +9,9 @@ from sfd.seeding import generator
 from sfd.training.diffusion import needs_features
 
 
-def condition_of(params: DiffusionParams, classes: list[str]) -> Condition:
-    """The condition that the parameters name, for a data set with these classes."""
-    condition: Condition = load(CONDITIONS, params.model.condition).from_data(classes)
+def condition_of(params: DiffusionParams, classes: list[str], counts: list[int] | None = None) -> Condition:
+    """The condition that the parameters name, for a data set with these classes, of which there are ``counts`` training images."""
+    condition: Condition = load(CONDITIONS, params.model.condition).from_data(classes, counts)
     return condition
 
 

@@ -20,7 +20,7 @@ Features = Callable[[Tensor], Tensor]
 
 
 class Discriminator(nn.Sequential):
-    """Says of each patch of 22 x 22 pixels whether it is real: pixels ``(B, 3, S, S)`` -> ``(B, 1, S/4, S/4)`` (pix2pix, arXiv 1611.07004)."""
+    """Says of each patch of 18 x 18 pixels whether it is real: pixels ``(B, 3, S, S)`` -> ``(B, 1, S/4, S/4)`` (pix2pix, arXiv 1611.07004)."""
 
     def __init__(self, seed: int, width: int = 32) -> None:
         with seeded_initialisation(seed, "texture_vae/discriminator"):

@@ -5,6 +5,7 @@ Every candidate is scored on the same noise (common random numbers), so that see
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor
 
 from sfd.data.latents import LatentDataset
-from sfd.data.manifest import HELDOUT
+from sfd.data.manifest import HELDOUT, TRAIN
+from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
+from sfd.errors import UserError
+from sfd.evaluation.enough import least_images
 from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
-from sfd.evaluation.views import ImageBatches
+from sfd.evaluation.views import ImageBatches, choose_mix
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone, build_backbone
@@ -27,12 +31,27 @@ from sfd.pipeline.prepare import open_prepared
 from sfd.processes import inference_device
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
+from sfd.training.backbone import condition_of
 from sfd.training.loop import Callback, log_nothing, train
 from sfd.workspace import Workspace
 
 GRID_IMAGES = 100
 STUDY, CONFIRMATION = "study", "confirmation"
 """Names of the two halves of the held-out images, and of the seeds that belong to each."""
+
+
+def halves(labels: list[int], seed: int) -> dict[str, list[int]]:
+    """Rows of the held-out images of each half, in ascending order. Both have the same number of each class, give or take one.
+
+    ``labels``: the class of each held-out image.
+    """
+    found: dict[str, list[int]] = {STUDY: [], CONFIRMATION: []}
+    seen: Counter[int] = Counter()
+    for row in torch.randperm(len(labels), generator=generator(seed, "tune/reference")).tolist():
+        # An odd image goes to one half or the other by class, so that the halves are equally large.
+        found[(STUDY, CONFIRMATION)[(seen[labels[row]] + labels[row]) % 2]].append(row)
+        seen[labels[row]] += 1
+    return {purpose: sorted(rows) for purpose, rows in found.items()}
 
 
 @dataclass(frozen=True)
@@ -47,11 +66,12 @@ class Repeat:
 class CandidateEvaluator:
     """Holds what all trials share: judge, decoder, the features of the reference, the trained model.
 
-    The held-out images are split into two halves: one is the reference of all trials, the other that of the confirmation.
+    The held-out images are split into two halves: one is the reference of all trials, the other that of the confirmation. Of each half,
+    those images are used that have the class mix of the samples.
     """
 
     def __init__(self, workspace: Workspace, params: Params) -> None:
-        """Raises :class:`UserError` if an upstream result is missing or damaged."""
+        """Raises :class:`UserError` if an upstream result is missing or damaged, or an objective would rest on too few images."""
         self.workspace, self.params, self.device = workspace, params, inference_device()
         self._weak_models: dict[Path, Backbone] = {}
         self._opened: dict[bool, LatentDataset] = {}
@@ -62,26 +82,55 @@ class CandidateEvaluator:
         )
         with open_source(workspace, params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
             self.source = None if folder is None else DiffusionModel.load(folder)
-        heldout = open_prepared(workspace, params).images(HELDOUT)
-        order = torch.randperm(len(heldout), generator=generator(params.seed, "tune/reference")).tolist()
-        middle = (len(order) + 1) // 2
-        self.num_reference = middle
-        halves = {STUDY: sorted(order[:middle]), CONFIRMATION: sorted(order[middle:])}
+        data = open_prepared(workspace, params)
+        heldout = data.images(HELDOUT)
+        labels, classes = heldout.class_indices.tolist(), self._sampled_classes(data)
         batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)
-        self.references: dict[str, Reference] = {
-            purpose: Reference.of(extract(self.judge, batches.of_images(heldout, rows)))
-            for purpose, rows in halves.items()
-        }
+        self.references: dict[str, Reference] = {}
+        self.num_reference = len(heldout)
+        for purpose, half in halves(labels, params.seed).items():
+            alike = choose_mix(classes, [labels[row] for row in half], params.seed, f"tune/{purpose}")
+            rows = [half[row] for row in alike]
+            self.num_reference = min(self.num_reference, len(rows))
+            self._check_enough(len(rows))
+            self.references[purpose] = Reference.of(extract(self.judge, batches.of_images(heldout, rows)))
+
+    def _sampled_classes(self, data: Prepared) -> list[int] | None:
+        """The classes of the samples of every repeat; None if they have none, or others than the data set."""
+        params, train = self.params, data.images(TRAIN)
+        counts = train.class_indices.bincount(minlength=data.num_classes).tolist()
+        condition = condition_of(params.diffusion, data.summary.classes, counts)
+        if self.trained is not None:
+            condition = self.trained.condition
+        values = condition.plan(params.tune.num_images, params.sample.class_mix)
+        found: list[int] | None = condition.columns(values).get("class_index")
+        return found if found is not None and max(found) < data.num_classes else None
+
+    def _check_enough(self, num_reference: int) -> None:
+        """Raises :class:`UserError` if an objective cannot be measured, or would rest on too few images."""
+        number, params = min(self.params.tune.num_images, num_reference), self.params
+        if "class_accuracy" in params.tune.objectives and not self.judge.knows_classes:
+            raise UserError(
+                f"tune.objectives: `class_accuracy` needs a judge of two classes or more, but {self.judge.name!r} knows none: remove it"
+            )
+        for metric in params.tune.objectives:
+            needed = least_images(metric, params.evaluate, self.judge)
+            if needed is not None and number < needed:
+                raise UserError(
+                    f"tune.objectives: `{metric}` needs {needed} images, but a repeat compares {params.tune.num_images} samples with "
+                    f"{num_reference} held-out images of the same class mix: raise tune.num_images or data.holdout_fraction, set "
+                    "sample.class_mix to `natural`, or lower evaluate.min_images"
+                )
 
     def score(self, model: DiffusionModel, params: Params, purpose: str, repeat: int) -> Repeat:
-        """Samples ``tune.num_images`` images, balanced over the conditions, and scores them.
+        """Samples ``tune.num_images`` images in the mix of ``sample.class_mix``, and scores them.
 
         ``purpose``: ``STUDY`` or ``CONFIRMATION``, which decides the half of the held-out images and the seeds.
         Metrics: ``fd`` (``fid`` if the judge is Inception), ``kid``, ``precision``, ``recall``; ``class_accuracy`` if the judge knows
         the classes and the model draws them; and ``seconds_per_image`` of sampling.
         """
         number, condition = params.tune.num_images, model.condition
-        values = condition.plan(number)
+        values = condition.plan(number, params.sample.class_mix)
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
         weak = params.sample.guidance.weak_model
         images = ImageGenerator(model, self.decoder, self._weak_model(weak) if weak else None, self.device)

@@ -22,7 +22,7 @@ from sfd.errors import UserError
 from sfd.evaluation.fidelity import class_accuracy, extract
 from sfd.names import Entry
 from sfd.network_files import load_weights, read_config, save_network, weights_digest, write_config
-from sfd.params import DataParams, JudgeParams, RuntimeParams
+from sfd.params import DataParams, JudgeParams, QualityParams, RuntimeParams
 from sfd.pipeline.judge import make_judge
 from sfd.seeding import seeded_initialisation
 from sfd.workspace import Workspace
@@ -179,7 +179,7 @@ def test_a_new_kind_of_judge_is_made_loaded_and_scores_without_touching_another_
     (tmp_path / "out").mkdir()
     stage: Any = SimpleNamespace(
         name="judge",
-        params=SimpleNamespace(seed=0, runtime=RuntimeParams()),
+        params=SimpleNamespace(seed=0, runtime=RuntimeParams(), quality=QualityParams()),
         work=tmp_path,
         out=tmp_path / "out",
         workspace=Workspace(tmp_path),

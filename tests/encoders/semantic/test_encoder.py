@@ -15,7 +15,7 @@ from sfd.data.shards import shard_bounds, write_index, write_shards
 from sfd.encoders.semantic.encoder import SemanticEncoder, load_semantic
 from sfd.encoders.semantic.features import FeaturesIndex
 from sfd.names import Entry
-from sfd.params import RuntimeParams, SemanticParams
+from sfd.params import QualityParams, RuntimeParams, SemanticParams
 from sfd.pipeline.semantic import make_semantic
 from sfd.workspace import Workspace
 
@@ -102,7 +102,7 @@ def run_stage(params: SemanticParams, folder: Path) -> tuple[SemanticEncoder, di
     (folder / "out").mkdir()
     stage: Any = SimpleNamespace(
         name="semantic",
-        params=SimpleNamespace(seed=0, runtime=RuntimeParams()),
+        params=SimpleNamespace(seed=0, runtime=RuntimeParams(), quality=QualityParams(explained_variance=None)),
         work=folder,
         out=folder / "out",
         workspace=Workspace(folder),

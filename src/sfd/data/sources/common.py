@@ -53,7 +53,7 @@ def list_folder(source: DataSource) -> dict[str, object]:
 
 def list_file(source: DataSource) -> dict[str, object]:
     """As :func:`list_folder`, if the root is a file."""
-    return _summarise(source, [_line(str(source.root), source.root.name)])
+    return _summarise(source, [line_of(str(source.root), source.root.name)])
 
 
 def _summarise(source: DataSource, lines: list[str]) -> dict[str, object]:
@@ -67,15 +67,16 @@ def _lines(root: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
         links += [linked for name in folders if os.path.islink(linked := os.path.join(folder, name))]
         for path in (os.path.join(folder, name) for name in files):
-            yield _line(path, os.path.relpath(path, root))
+            yield line_of(path, os.path.relpath(path, root))
     for link in links:
         target = os.path.realpath(link)
         for folder, _, files in os.walk(target):
             for path in (os.path.join(folder, name) for name in files):
-                yield _line(path, os.path.join(os.path.relpath(link, root), os.path.relpath(path, target)))
+                yield line_of(path, os.path.join(os.path.relpath(link, root), os.path.relpath(path, target)))
 
 
-def _line(path: str, name: str) -> str:
+def line_of(path: str, name: str) -> str:
+    """Name, size and modification time of a file that is there."""
     try:
         status = os.stat(path)
     except OSError:  # a broken link or a loop; stage `prepare` refuses it by name

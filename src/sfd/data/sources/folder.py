@@ -16,12 +16,13 @@ from sfd.data.sources.common import (
     collect,
     describe,
     in_threads,
+    line_of,
     list_folder,
     nfc,
     printable,
 )
 from sfd.data.sources.source import DataSource, Rejected, Scan
-from sfd.data.sources.table import Labels, LabelTable
+from sfd.data.sources.table import Labels, LabelTable, check_table
 from sfd.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,8 +35,17 @@ class FolderSource(DataSource):
     expected_root = "a folder of images: one subfolder per class, or train/ and val/ above them, or no subfolders"
 
     def listing(self) -> dict[str, object]:
-        """As :func:`sfd.data.sources.common.list_folder` says."""
-        return list_folder(self)
+        """As :func:`sfd.data.sources.common.list_folder` says; a table of labels may lie elsewhere.
+
+        Raises:
+            UserError: the root is not a folder, or the table is not there.
+        """
+        found = list_folder(self)
+        labels = self.params.labels
+        if labels is None:
+            return found
+        check_table(labels)
+        return found | {"labels": line_of(str(labels), labels.name)}
 
     def check_root(self) -> None:
         """As :func:`sfd.data.sources.common.check_folder` says. A table of labels must be there, too."""

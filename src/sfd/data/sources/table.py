@@ -20,6 +20,14 @@ CLASS_COLUMNS = ("label", "class", "category", "class_name", "labels", "target")
 _SHOWN = 5
 
 
+def check_table(file: Path) -> None:
+    """Raises :class:`UserError` unless the file is there and its name is that of a table."""
+    if file.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
+        raise UserError(f"data.labels {file} must be a table: .csv, .tsv or .jsonl; convert it")
+    if not file.is_file():
+        raise UserError(f"data.labels {file} does not exist; correct the path, or set data.labels to null")
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table. ``name``: of the file, as it is written; ``label``: the cell, not checked."""
@@ -83,15 +91,9 @@ class LabelTable:
         Raises:
             UserError: the file is missing, is no such table, or lacks a column.
         """
-        read = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".ndjson": _json_rows}.get(
-            file.suffix.lower()
-        )
-        if read is None:
-            raise UserError(f"data.labels {file} must be a table: .csv, .tsv or .jsonl; convert it")
-        if not file.is_file():
-            raise UserError(f"data.labels {file} does not exist; correct the path, or set data.labels to null")
+        check_table(file)
         try:
-            rows = list(read(file))
+            rows = list(_json_rows(file) if file.suffix.lower() == ".jsonl" else _csv_rows(file))
         except UnicodeDecodeError:
             raise UserError(f"data.labels {file} is not UTF-8; save it as UTF-8") from None
         if not rows:

@@ -1,0 +1,51 @@
+"""How many images each metric rests on, and which metrics rest on too few."""
+
+from collections.abc import Mapping
+
+from sfd.encoders.judges.judge import Judge
+from sfd.names import COUNT_PREFIX, TOO_FEW_PREFIX, is_metric, kind_of
+from sfd.params import EvaluateParams
+
+IMAGES_PER_NEIGHBOUR = 50
+"""Precision and recall need so many images per neighbour. With fewer, the balls around the images reach so far that they hold nearly
+everything: eight images of noise have precision 1."""
+
+
+def least_images(metric: str, params: EvaluateParams, judge: Judge) -> int | None:
+    """The number of images that a metric needs; None: any number is enough.
+
+    A covariance of N images has rank N - 1, so a Frechet distance needs more images than features.
+    """
+    limits, kind = params.min_images, kind_of(metric)
+    if kind in ("fd", "fid", "sfid"):
+        size = judge.num_spatial_features if kind == "sfid" else judge.num_features
+        return None if limits.fd is None else max(limits.fd, size + 1)
+    if kind in ("precision", "recall"):
+        return None if limits.precision is None else max(limits.precision, IMAGES_PER_NEIGHBOUR * params.neighbours)
+    limit: int | None = {
+        "kid": limits.kid,
+        "is": limits.inception_score,
+        "inception_score": limits.inception_score,
+        "class_accuracy": limits.class_accuracy,
+        "class_accuracy_heldout": limits.class_accuracy,
+        "memorised_fraction": limits.memorised_fraction,
+    }.get(kind)
+    return limit
+
+
+def count_images(
+    metrics: Mapping[str, float], others: Mapping[str, int], params: EvaluateParams, judge: Judge
+) -> dict[str, float]:
+    """What ``metrics.json`` says of the number of images: ``n_METRIC`` and ``too_few_METRIC``, see :mod:`sfd.names`.
+
+    ``others``: images of the metrics that rest on another number than ``num_images``.
+    """
+    usual = int(metrics["num_images"])
+    found: dict[str, float] = {}
+    for metric in filter(is_metric, metrics):
+        number, needed = others.get(metric, usual), least_images(metric, params, judge)
+        if number != usual:
+            found[COUNT_PREFIX + metric] = float(number)
+        if needed is not None and number < needed:
+            found[TOO_FEW_PREFIX + metric] = float(needed)
+    return found
