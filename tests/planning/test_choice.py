@@ -63,7 +63,13 @@ CASES = {
     "unequal classes": (
         report(EMOJI),
         OFFLINE,
-        {"encoder.source": "package", "judge.kind": "timm", "data.image_size": 64},
+        {
+            "encoder.source": "package",
+            "judge.kind": "timm",
+            "data.image_size": 64,
+            "sample.class_mix": "natural",
+            "quality.scored_images": 1.0,
+        },
     ),
     "no classes": (
         report({"all": 3000}),
@@ -71,7 +77,16 @@ CASES = {
         {"diffusion.model.condition": "none", "diffusion.model.class_dropout": 0.0, "sample.guidance.kind": "none"},
     ),
     "no packages": (report(EMOJI), CPU, {"encoder.source": "train", "judge.kind": "resnet", "encoder.patch_size": 8}),
-    "few images": (report({"a": 150, "b": 150}), OFFLINE, {"data.mirror": True, "data.holdout_fraction": 0.4}),
+    "few images": (
+        report({"a": 150, "b": 150}),
+        OFFLINE,
+        {
+            "data.mirror": True,
+            "data.holdout_fraction": 0.4,
+            "quality.scored_images": 0.01,
+            "sample.class_mix": "balanced",
+        },
+    ),
     "many images": (report({"a": 30_000, "b": 30_000}), OFFLINE, {"data.mirror": False, "data.holdout_fraction": 0.02}),
     "tiny images": (
         report(EMOJI, side=28),

@@ -126,6 +126,7 @@ def changed_params(planned: Planned, workspace: Workspace) -> tuple[str, str]:
     keys["diffusion"] = {key: tree["diffusion"][key] for key in ("model", "loss", "training")}
     keys["sample"] = {key: value for key, value in tree["sample"].items() if key not in ("step", "schedule")}
     keys["register"] = {"gates": tree["register"]["gates"]}
+    keys["quality"] = planned.plan.changes["quality"]
     keys["runtime"] = {"diffusion": planned.plan.changes["runtime"]["diffusion"]}
     new = with_changes(old, keys)
     parse_params(parse_yaml(new, str(file)), f"{file} with the plan")
