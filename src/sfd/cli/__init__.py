@@ -37,9 +37,20 @@ def main_options(
     context.obj = project or Path()
 
 
+Hours = Annotated[float, typer.Option(min=0.01, max=10_000, help="For the whole graph, on this machine.")]
+
+
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make: a new or an empty one.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Plan for these: a folder of images, a .tar, or a data set. Without it: the built-in digits.",
+        ),
+    ] = None,
+    hours: Hours = 2.0,
     name: Annotated[
         str | None, typer.Option(help="Of the model, the experiment and the judge; without it, the folder's name.")
     ] = None,
@@ -47,11 +58,35 @@ def init(
         bool, typer.Option("--git/--no-git", help="Use git: the repository around DIR, else a new one in it.")
     ] = True,
 ) -> None:
-    """Make a project: parameters, graph, stages. No file is overwritten."""
-    from sfd.scaffold import first_params, make_project, project_name
+    """Make a project: parameters, graph, stages; planned for your images, this machine and so many hours."""
+    from sfd.scaffold import check_free, first_params, make_project, project_files, project_name
 
     project = project_name(folder, name)
-    typer.echo(make_project(folder, project, first_params(project), git))
+    if images is None:
+        typer.echo(make_project(folder, project, {"params.yaml": first_params(project)}, git))
+        return
+    from sfd.planning.plan import PLAN_NAME, new_params, plan_new
+
+    check_free(folder, [PLAN_NAME, *project_files()])
+    planned = plan_new(images, project, hours, folder, _progress)
+    files = {"params.yaml": new_params(planned, project), PLAN_NAME: planned.markdown(project)}
+    typer.echo(f"{planned.text()}\n{make_project(folder, project, files, git)}")
+
+
+def _progress(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    hours: Hours = 2.0,
+    apply: Annotated[bool, typer.Option("--apply", help="Write it into params.yaml, whose comments stay.")] = False,
+) -> None:
+    """Read the project's images and this machine again, and show what a plan for so many hours would change in params.yaml."""
+    from sfd.planning.plan import plan_project
+
+    typer.echo(plan_project(_workspace(context), hours, apply, _progress))
 
 
 @app.command()
