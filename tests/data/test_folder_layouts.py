@@ -1,6 +1,7 @@
 """Folders as people have them: each gives the right classes and splits, or the right sentence. Files are told by a short text each."""
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,6 +200,10 @@ WRONG = {
         FLAT | images("thumbs/"), "4 files in .* lie in no class folder, and 2 lie in one; set data.layout to `flat`"
     ),
     "an image that is none": Wrong(CAT_DOG | {"cat/x.png": "text"}, "1 of 5 files .* not an image"),
+    "a photo of a telephone": Wrong(
+        CAT_DOG | {"cat/x.HEIC": b"\0\0\0\x18ftypheic" + bytes(60)},
+        "1 of 5 files .* most often: HEIC, which needs the package pillow-heif",
+    ),
     "a file of unknown kind": Wrong(CAT_DOG | {"cat/x.xyz": "text"}, "1 of 5 files .* not an image"),
     "an image without a row": Wrong(FLAT | {"4.png": 4} | TABLE, "1 of 5 files .* no label", BY_TABLE),
     "a row without an image": Wrong(
@@ -241,7 +246,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG.values(), ids=WRONG.keys())
-def test_a_folder_that_cannot_be_used_gives_the_right_sentence(case: Wrong, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_gives_the_right_sentence(
+    case: Wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     root = make(tmp_path / "root", case.files)
     options = case.options | ({"labels": str(root / case.options["labels"])} if "labels" in case.options else {})
     with pytest.raises(UserError, match=case.sentence):
