@@ -192,5 +192,12 @@ def accept(workspace: Workspace, name: str) -> str:
     return f"{name}: accepted, although {stopped['reason']}; `dvc repro` goes on with this work, and checks any other again"
 
 
+def stopped(workspace: Workspace, name: str) -> str | None:
+    """Why a stage stopped at a quality check when it last ran; None if it did not, or if that was accepted."""
+    work = workspace.work(name)
+    found = _read(work / STOPPED)
+    return found["reason"] if found and _read(work / ACCEPTED).get("work") != found["work"] else None
+
+
 def _read(file: Path) -> dict[str, str]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
