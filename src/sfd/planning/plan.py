@@ -104,7 +104,7 @@ def new_params(planned: Planned, project: str) -> str:
     names = {
         "register": {"name": project},
         "tracking": {"experiment": project},
-        "tune": {"study": f"{PRESET}-guidance"},
+        "tune": {"study": "guidance"},
     }
     body = with_changes(text, planned.params, names)
     parse_params(parse_yaml(body, PLAN_NAME), PLAN_NAME)
