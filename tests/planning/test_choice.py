@@ -87,7 +87,11 @@ CASES = {
             "sample.class_mix": "balanced",
         },
     ),
-    "many images": (report({"a": 30_000, "b": 30_000}), OFFLINE, {"data.mirror": False, "data.holdout_fraction": 0.023}),
+    "many images": (
+        report({"a": 30_000, "b": 30_000}),
+        OFFLINE,
+        {"data.mirror": False, "data.holdout_fraction": 0.023},
+    ),
     "tiny images": (
         report(EMOJI, side=28),
         OFFLINE,
