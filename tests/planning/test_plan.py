@@ -70,6 +70,11 @@ def test_init_with_images_plans_a_project_under_its_name_and_keeps_the_plan(tmp_
     assert "chosen for 1 hours" in (tmp_path / "emo" / "plan.md").read_text()
 
 
+def test_images_within_the_project_are_named_relative_to_it_so_that_it_can_be_moved(images: Path) -> None:
+    invoke("init", images.parent, "--images", images, "--hours", "1")
+    assert load_params(images.parent / "params.yaml").data.root == "Bilder ü"
+
+
 def test_images_without_classes_give_an_unconditional_project(tmp_path: Path) -> None:
     draw_images(tmp_path / "flat", 160, 1, vertical=False)
     invoke("init", tmp_path / "emo", "--images", tmp_path / "flat", "--hours", "1")
@@ -89,6 +94,12 @@ def test_what_is_refused_leaves_no_folder(tmp_path: Path, images: Path, argument
     with pytest.raises(UserError, match=said):
         invoke("init", tmp_path / "emo", "--images", images, *arguments)
     assert not (tmp_path / "emo").exists()
+
+
+def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "read_machine", lambda _folder: replace(MACHINE, disk_gb=0.01))
+    with pytest.raises(UserError, match="the plan takes 0.* GB, but the disk has 0.01 GB left: free some"):
+        invoke("init", tmp_path / "emo", "--images", images, "--hours", "1")
 
 
 def test_what_is_in_the_way_is_said_before_an_image_is_read(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def init(
 
     check_free(folder, [PLAN_NAME, *project_files()])
     planned = plan_new(images, project, hours, folder, _progress)
-    files = {"params.yaml": new_params(planned, project), PLAN_NAME: planned.markdown(project)}
+    files = {"params.yaml": new_params(planned, project, folder), PLAN_NAME: planned.markdown(project)}
     typer.echo(f"{planned.text()}\n{make_project(folder, project, files, git)}")
 
 
