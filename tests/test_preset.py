@@ -90,8 +90,18 @@ def comments(name: str) -> str:
     return "".join(re.findall(r"\A(?:#.*\n)+", (REPOSITORY / f"presets/{name}.yaml").read_text()))
 
 
+PHOTOS = ("photos256", "photos256-finetune", "photos64")
+
+
 def test_the_presets_are_exactly_these() -> None:
-    assert names() == ["digits", *IMAGENET]
+    assert names() == ["digits", *IMAGENET, *PHOTOS]
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_a_preset_for_photos_says_what_it_needs_costs_and_gives(name: str) -> None:
+    shown = top_comments(render(name))
+    assert {"Needs", "Gives", "Before the first run"} <= set(re.findall(r"^# ([A-Z][\w ]*): ", shown, re.MULTILINE))
+    assert "ImageNet's training images" not in shown and "not measured" in shown and "none measured" in shown
 
 
 @pytest.mark.parametrize("name", names())

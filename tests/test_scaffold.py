@@ -74,13 +74,13 @@ def test_nothing_is_overwritten_and_what_is_in_the_way_is_named(tmp_path: Path) 
     (tmp_path / "stages").mkdir()
     (tmp_path / "params.yaml").write_text("mine")
     (tmp_path / "stages" / "scan.py").symlink_to("nowhere")
-    with pytest.raises(UserError, match="has stages/scan.py, params.yaml already, and nothing is overwritten"):
+    with pytest.raises(UserError, match="has params.yaml, stages/scan.py already, and nothing is overwritten"):
         init(tmp_path)
     assert names(tmp_path) == {"stages", "params.yaml"} and (tmp_path / "params.yaml").read_text() == "mine"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file; name a new or an empty folder"):
         init(tmp_path / "file")
-    with pytest.raises(UserError, match="has dvc.yaml, tune/dvc.yaml, stages/diffusion.py, .* and .. more already"):
+    with pytest.raises(UserError, match="has .dvc/.gitignore, .dvc/config, .* and .. more already"):
         init(tmp_path / "new")
         init(tmp_path / "new")
 

@@ -6,6 +6,7 @@ without pyplot and its global state.
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,14 +66,21 @@ def labelled_grid(images: Tensor, labels: Sequence[str], per_row: int) -> Image.
     strips = [image_grid(torch.stack(row[:per_row]), per_row, scale) for row in members.values()]
 
     font = _font()
-    text_width = max(math.ceil(font.getlength(label)) for label in members)
+    text_width = max(math.ceil(font.getlength(in_one_line(label))) for label in members)
     left, height = text_width + 2 * MARGIN, strips[0].height - GAP
     picture = Image.new("RGB", (left + strips[0].width, len(strips) * height + GAP), PAPER)
     draw = ImageDraw.Draw(picture)
     for row, (label, strip) in enumerate(zip(members, strips, strict=True)):
         picture.paste(strip, (left, row * height))
-        draw.text((left - MARGIN, row * height + strip.height / 2), label, fill=INK, font=font, anchor="rm")
+        draw.text(
+            (left - MARGIN, row * height + strip.height / 2), in_one_line(label), fill=INK, font=font, anchor="rm"
+        )
     return picture
+
+
+def in_one_line(text: str) -> str:
+    """A class name, which may hold line breaks, as it can be drawn."""
+    return " ".join(text.split())
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
@@ -84,6 +92,7 @@ def save_png(picture: Image.Image, path: Path) -> None:
 def sheet(parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Pictures below one another, each below its title."""
     font, line = _font(), FONT_SIZE + 2 * MARGIN
+    parts = [(in_one_line(title), picture) for title, picture in parts]
     width = max(max(picture.width, math.ceil(font.getlength(title)) + MARGIN) for title, picture in parts) + MARGIN
     whole = Image.new("RGB", (width, sum(line + picture.height for _, picture in parts) + MARGIN), PAPER)
     draw, y = ImageDraw.Draw(whole), 0
@@ -277,7 +286,9 @@ def _plain_numbers(axes: "Axes", log_y: bool) -> None:
 def drawn(figure: "Figure") -> Image.Image:
     """The figure as a picture."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a class name in a script that the font lacks
+        figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
     return Image.open(stream).convert("RGB")
 
 

@@ -90,13 +90,13 @@ def _complete(name: str) -> str:
     """The text of a preset with all keys, those of its base included; unchecked."""
     text = _text(name)
     base = re.search(r"^base: (.+)$", text, re.MULTILINE)
-    return text if base is None else _overlay(_complete(base[1]), text, name)
+    return text if base is None else _overlay(_complete(base[1]), text)
 
 
 @functools.cache
-def _overlay(below: str, text: str, name: str) -> str:
+def _overlay(below: str, text: str) -> str:
     """A base with what an overlay changes."""
-    changes, tree = parse_yaml(text, f"preset {name}"), document(below)
+    changes, tree = document(text), document(below)
     del changes["base"]
     merge(tree, changes)
     return as_text(tree, _inherit(top_comments(text), top_comments(below)))

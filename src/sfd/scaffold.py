@@ -6,7 +6,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ sfd doctor    # what is not up to date, and what to type
 Activate the environment in which sfd is installed first: the stages run the `python` that the shell finds.
 
 `params.yaml` holds all options, and `sfd params --describe` explains them. `dvc.yaml` is the graph: each stage is a script in `stages/`, and its
-result a folder in `results/`.
+result a folder in `results/`. Where the project was planned for images, `plan.md` says what was chosen and why.
 """
 
 
@@ -84,7 +84,13 @@ def first_params(project: str) -> str:
     ) + body.removeprefix(top_comments(body))
 
 
-def make_project(folder: Path, name: str, params: str, with_git: bool) -> str:
+def project_files() -> list[str]:
+    """The files of every project, relative to its folder."""
+    copied = [str(path.relative_to(FILES)) for pattern in COPIED for path in sorted(FILES.glob(pattern))]
+    return [*copied, PARAMS_NAME, "README.md", ".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/config"]
+
+
+def make_project(folder: Path, name: str, files: Mapping[str, str], with_git: bool) -> str:
     """Writes a project into a folder, which may be new, and never over a file; says what was made.
 
     A project within a git repository is a folder of it; else it becomes a repository of its own.
@@ -92,32 +98,31 @@ def make_project(folder: Path, name: str, params: str, with_git: bool) -> str:
     Args:
         folder: where.
         name: the project's name, for its README.
-        params: the text of its params.yaml.
+        files: the text of params.yaml, and of other files, by name.
         with_git: whether DVC works with git, if the program is installed.
 
     Raises:
         UserError: ``folder`` has files of the same names, or cannot be written.
     """
     with_git = with_git and shutil.which("git") is not None
-    copied = [path.relative_to(FILES) for pattern in COPIED for path in sorted(FILES.glob(pattern))]
     written = {
-        PARAMS_NAME: params,
+        **files,
         "README.md": _README.format(name=name),
         ".gitignore": _GIT_IGNORE,
         ".dvcignore": _DVC_IGNORE,
         ".dvc/.gitignore": _DVC_GIT_IGNORE,
         ".dvc/config": _DVC_CONFIG if with_git else _DVC_CONFIG + _NO_GIT,
     }
-    check_free(folder, [*map(str, copied), *written])
+    check_free(folder, {*project_files(), *written})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if with_git and not _is_in_git(folder):
             subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-        for path in copied:
-            (folder / path).parent.mkdir(exist_ok=True)
-            shutil.copy(FILES / path, folder / path)
-        for place, text in written.items():
+        for place in project_files():
             (folder / place).parent.mkdir(exist_ok=True)
+            if place not in written:
+                shutil.copy(FILES / place, folder / place)
+        for place, text in written.items():
             with (folder / place).open("x", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
@@ -134,7 +139,7 @@ def check_free(folder: Path, files: Iterable[str]) -> None:
     """Raises :class:`UserError` if ``folder`` is a file, or has one of the files, which are relative to it."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a new or an empty folder")
-    found = [path for path in files if os.path.lexists(folder / path)]
+    found = sorted(path for path in files if os.path.lexists(folder / path))
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise UserError(

@@ -483,7 +483,9 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60)
 def test_heic_names_the_package_that_reads_it_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for data in (HEIC, HEIC.replace(b"ftypheic", b"ftypmif1")):
-        assert refusal(data).startswith("HEIC: install the package that reads it (pip install pillow-heif)")
+        assert refusal(data).startswith(
+            "HEIC, which needs the package pillow-heif: install it (pip install pillow-heif)"
+        )
 
 
 def test_heic_is_read_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

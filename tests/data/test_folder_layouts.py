@@ -1,6 +1,7 @@
 """Folders as people have them: each gives the right classes and splits, or the right sentence. Files are told by a short text each."""
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,8 +172,8 @@ class Wrong(NamedTuple):
 
 
 WRONG = {
-    "an empty folder": Wrong({}, r"has no images \(it is empty\); point data.root at a folder of images"),
-    "only companions": Wrong({"a.txt": "x", "b.txt": "x"}, r"has no images \(2 .txt\)"),
+    "an empty folder": Wrong({}, r"has no images \(passed over: nothing\); point data.root at a folder of images"),
+    "only companions": Wrong({"a.txt": "x", "b.txt": "x"}, r"has no images \(passed over: 2 .txt\)"),
     "an empty class folder": Wrong(CAT_DOG | {"owl/": ""}, "at least two usable images, but 1 have none: 'owl'"),
     "a class of one image": Wrong(CAT_DOG | images("owl/", 1), "class 'owl' has 1 distinct image"),
     "two classes of one image": Wrong(
@@ -199,6 +200,10 @@ WRONG = {
         FLAT | images("thumbs/"), "4 files in .* lie in no class folder, and 2 lie in one; set data.layout to `flat`"
     ),
     "an image that is none": Wrong(CAT_DOG | {"cat/x.png": "text"}, "1 of 5 files .* not an image"),
+    "a photo of a telephone": Wrong(
+        CAT_DOG | {"cat/x.HEIC": b"\0\0\0\x18ftypheic" + bytes(60)},
+        "1 of 5 files .* most often: HEIC, which needs the package pillow-heif",
+    ),
     "a file of unknown kind": Wrong(CAT_DOG | {"cat/x.xyz": "text"}, "1 of 5 files .* not an image"),
     "an image without a row": Wrong(FLAT | {"4.png": 4} | TABLE, "1 of 5 files .* no label", BY_TABLE),
     "a row without an image": Wrong(
@@ -241,7 +246,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG.values(), ids=WRONG.keys())
-def test_a_folder_that_cannot_be_used_gives_the_right_sentence(case: Wrong, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_gives_the_right_sentence(
+    case: Wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     root = make(tmp_path / "root", case.files)
     options = case.options | ({"labels": str(root / case.options["labels"])} if "labels" in case.options else {})
     with pytest.raises(UserError, match=case.sentence):

@@ -140,7 +140,7 @@ def test_a_root_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
     for name, reason in (
         ("missing", "does not exist; point data.root"),
         ("file", "is not a folder; point data.root"),
-        ("empty", r"has no images \(it is empty\); .*one subfolder per class"),
+        ("empty", r"has no images \(passed over: nothing\); .*one subfolder per class"),
         ("flat", "class 'image' has 1 distinct image"),
     ):
         with pytest.raises(UserError, match=reason):

@@ -94,7 +94,7 @@ def test_near_duplicates_across_the_split_are_a_note_and_none_are_silent(params:
     across = [look(params, seed) for seed in range(4)]
     assert any(report.near_across for report in across)
     for report in across:
-        says = any("look like a training image (listed in near_duplicates.csv)" in note for note in report.notes)
+        says = any("like a training image (listed in near_duplicates.csv)" in note for note in report.notes)
         assert says == (report.near_across > 0)
 
 
@@ -113,9 +113,18 @@ def test_flat_images_are_reported_without_near_duplicates(tmp_path: Path) -> Non
     assert (report.near_across, report.near_within, report.copies) == (0, 0, 0)
 
 
+def test_class_names_are_drawn_as_they_are_and_never_read_as_formulas(tmp_path: Path) -> None:
+    for number, name in enumerate(("$x^_$", "a\nb", "%41 {}", "猫 $")):
+        (tmp_path / "root" / name).mkdir(parents=True)
+        for seed in range(2):
+            scene(10 * number + seed, 8).save(tmp_path / "root" / name / f"{seed}.png")
+    prepare(DataParams(source="folder", root=str(tmp_path / "root"), image_size=8), 0, tmp_path / "out")
+    assert (tmp_path / "out" / "report.png").is_file()
+
+
 def test_a_picture_of_many_classes_with_long_names_is_drawn(tmp_path: Path) -> None:
     for number in range(40):
-        folder = tmp_path / "root" / f"{number:02d} a class with a name of many words that never ends"
+        folder = tmp_path / "root" / f"{number:02d} a class with a\nname of many words that never ends"
         folder.mkdir(parents=True)
         for seed in range(2):
             scene(100 * number + seed, 8).save(folder / f"{seed}.png")

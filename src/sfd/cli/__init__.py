@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from sfd.cli.models import models, store
+from sfd.cli.presets import presets
 from sfd.cli.project import project_of as _workspace
 from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name, redact
 from sfd.serving.options import ServerOptions
@@ -15,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 app.add_typer(models, name="models")
 app.add_typer(store, name="store")
+app.add_typer(presets, name="preset")
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
@@ -37,9 +39,20 @@ def main_options(
     context.obj = project or Path()
 
 
+Hours = Annotated[float, typer.Option(min=0.01, max=10_000, help="For the whole graph, on this machine.")]
+
+
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make: a new or an empty one.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Plan for these: a folder of images, a .tar, or a data set. Without it: the built-in digits.",
+        ),
+    ] = None,
+    hours: Hours = 2.0,
     name: Annotated[
         str | None, typer.Option(help="Of the model, the experiment and the judge; without it, the folder's name.")
     ] = None,
@@ -47,11 +60,35 @@ def init(
         bool, typer.Option("--git/--no-git", help="Use git: the repository around DIR, else a new one in it.")
     ] = True,
 ) -> None:
-    """Make a project: parameters, graph, stages. No file is overwritten."""
-    from sfd.scaffold import first_params, make_project, project_name
+    """Make a project: parameters, graph, stages; planned for your images, this machine and so many hours."""
+    from sfd.scaffold import check_free, first_params, make_project, project_files, project_name
 
     project = project_name(folder, name)
-    typer.echo(make_project(folder, project, first_params(project), git))
+    if images is None:
+        typer.echo(make_project(folder, project, {"params.yaml": first_params(project)}, git))
+        return
+    from sfd.planning.plan import PLAN_NAME, new_params, plan_new
+
+    check_free(folder, [PLAN_NAME, *project_files()])
+    planned = plan_new(images, project, hours, folder, _progress)
+    files = {"params.yaml": new_params(planned, project, folder), PLAN_NAME: planned.markdown(project)}
+    typer.echo(f"{planned.text()}\n{make_project(folder, project, files, git)}")
+
+
+def _progress(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    hours: Hours = 2.0,
+    apply: Annotated[bool, typer.Option("--apply", help="Write it into params.yaml, whose comments stay.")] = False,
+) -> None:
+    """Read the project's images and this machine again, and show what a plan for so many hours would change in params.yaml."""
+    from sfd.planning.plan import plan_project
+
+    typer.echo(plan_project(_workspace(context), hours, apply, _progress))
 
 
 @app.command()
@@ -69,47 +106,6 @@ def params(
     found = load_params(file or _workspace(context).params_file)
     check_study(found)
     typer.echo(dump_params(found).rstrip())
-
-
-presets = typer.Typer(
-    no_args_is_help=True, help="Ready parameters: the built-in dataset, the paper's runs, its baselines."
-)
-app.add_typer(presets, name="preset")
-PresetName = Annotated[str, typer.Argument(metavar="NAME", help="A name from `sfd preset list`.")]
-
-
-@presets.command("list")
-def list_presets() -> None:
-    """List the presets, each with what it is."""
-    from sfd.preset import list_presets
-
-    typer.echo(list_presets())
-
-
-@presets.command("show")
-def show_preset(name: PresetName) -> None:
-    """Print a preset as a complete params.yaml, with the result it should give and its source."""
-    from sfd.preset import render
-
-    typer.echo(render(name).rstrip())
-
-
-@presets.command("use")
-def use_preset(
-    context: typer.Context,
-    name: PresetName,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a params.yaml of your own; it is kept beside the new one.")
-    ] = False,
-) -> None:
-    """Write a preset to params.yaml. The project's `data`, names and gates stay; other changes of your own need --force."""
-    from sfd.preset_use import use
-
-    try:
-        file = _workspace(context).params_file
-    except UserError:
-        file = context.obj / "params.yaml"
-    typer.echo(use(name, file, force))
 
 
 @app.command()

@@ -148,7 +148,7 @@ def _heic_reader() -> Reader:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise ImageRefused(
-            "HEIC: install the package that reads it (pip install pillow-heif), or convert to JPEG or PNG"
+            "HEIC, which needs the package pillow-heif: install it (pip install pillow-heif), or convert to JPEG or PNG"
         ) from None
     found: Reader = HeifImageFile
     return found

@@ -185,8 +185,8 @@ def _notes(counts: dict[str, dict[str, int]], num_near: int, image_size: int, me
         notes.append(f"the classes are unequal: {large!r} has {totals[large]} images and {small!r} {totals[small]}")
     if num_near:
         notes.append(
-            f"{num_near} held-out images look like a training image (listed in {NEAR_NAME}), so scores against the held-out images flatter "
-            "a model that repeats its training images"
+            f"{_count(num_near, 'held-out image looks', 'held-out images look')} like a training image (listed in {NEAR_NAME}), so scores "
+            "against the held-out images flatter a model that repeats its training images"
         )
     if median < image_size:
         notes.append(

@@ -12,7 +12,7 @@ from sfd.data.images import ManifestImages
 from sfd.data.report import DataReport
 from sfd.data.sources.source import DataSource
 from sfd.names import HELDOUT, TRAIN
-from sfd.pictures import INK, PALETTE, drawn, labelled_grid, plain_pair, save_png, sheet
+from sfd.pictures import INK, PALETTE, drawn, in_one_line, labelled_grid, plain_pair, save_png, sheet
 
 PICTURE_NAME = "report.png"
 _MAX_ROWS = 24
@@ -63,7 +63,7 @@ def _charts(report: DataReport, rows: pd.DataFrame) -> Image.Image:
         bars.bar(range(len(names)), heights, bottom=bottom, color=colour, width=0.8, label=word)
         bottom += heights
     if len(names) <= _MAX_ROWS:
-        bars.set_xticks(range(len(names)), _short(names), rotation=45, ha="right")
+        bars.set_xticks(range(len(names)), _short(names), rotation=45, ha="right", parse_math=False)
     else:
         bars.set_xlabel("class, largest first", color=INK)
     shorter = rows[["width", "height"]].min(axis=1)
@@ -84,5 +84,6 @@ def _spread(items: Sequence[Item], number: int) -> list[Item]:
 
 def _short(labels: Sequence[str]) -> list[str]:
     """Class names, cut where they are long if they stay apart."""
-    short = [label if len(label) <= _MAX_LABEL else f"{label[: _MAX_LABEL - 1]}…" for label in labels]
-    return short if len(set(short)) == len(set(labels)) else list(labels)
+    lines = list(map(in_one_line, labels))
+    short = [line if len(line) <= _MAX_LABEL else f"{line[: _MAX_LABEL - 1]}…" for line in lines]
+    return short if len(set(short)) == len(set(labels)) else lines

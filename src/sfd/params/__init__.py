@@ -16,6 +16,7 @@ from sfd.params.diffusion import (
     SampleParams,
     registered_model,
 )
+from sfd.params.grid import check_patch_size, shared_grid
 from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
     DataParams,
@@ -50,7 +51,7 @@ from sfd.params.parse import (
     with_values,
 )
 from sfd.params.quality import QualityParams
-from sfd.params.rules import check_patch_size, check_sampling_schedule, shared_grid
+from sfd.params.rules import check_sampling_schedule
 from sfd.params.runtime import RuntimeParams, Sharding, TrainingRuntime
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params

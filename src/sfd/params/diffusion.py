@@ -14,7 +14,7 @@ from sfd.params.schedule import ScheduleParams
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
 from sfd.sizes import SIZES
 
-ModelSize = Literal["tiny", "S", "B", "L", "XL", "1p0B", "1p6B"]
+ModelSize = Literal["tiny", "XS", "S", "B", "L", "XL", "1p0B", "1p6B"]
 
 
 class ModelParams(Section):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sfd.names import DATA_SOURCES, JUDGES, SEMANTIC_ENCODERS, TOKENIZERS
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Section
@@ -68,6 +68,24 @@ class DataParams(Section):
         "error",
         description="images whose content is in both splits. `error`: stop; `drop`: keep the first file and list the others as refused",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataParams":
+        for key, source in (("revision", "huggingface"), ("layout", "folder"), ("labels", "folder")):
+            value = getattr(self, key)
+            if value is not None and self.source != source:
+                raise ValueError(
+                    f"{key} is '{value}', but source is `{self.source}`, and only `{source}` reads it: set {key} to null"
+                )
+        if self.layout == "classes" and self.labels is not None:
+            raise ValueError(
+                f"layout is `classes`, but labels '{self.labels}' gives the classes, too: set one of them to null"
+            )
+        if self.image_column == self.label_column:
+            raise ValueError(
+                f"image_column and label_column are both {self.image_column!r}; name the column of images and that of classes"
+            )
+        return self
 
 
 class TrainingParams(Section):

@@ -6,6 +6,7 @@ with a line that names the rule, the value and the remedy.
 
 from sfd.names import FLOORS, INCEPTION, WEIGHT_PACKAGES, has_error, metric_names, nearest
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
+from sfd.params.grid import check_patch_size, shared_grid
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
@@ -87,27 +88,6 @@ def _no_package(source: str, option: str, name: str) -> str:
         f"{source} is `package`, but no package with weights of {option} {name} is known: choose one of {', '.join(WEIGHT_PACKAGES)}, "
         f"or set {source} to `pretrained` or `file`"
     )
-
-
-def _check_data(params: Params) -> None:
-    data = params.data
-    if data.revision is not None and data.source != "huggingface":
-        raise ValueError(
-            f"data.revision is {data.revision!r}, but data.source is `{data.source}`, which has no revisions: set data.revision to null"
-        )
-    for key in ("layout", "labels"):
-        if getattr(data, key) is not None and data.source != "folder":
-            raise ValueError(
-                f"data.{key} is `{getattr(data, key)}`, but data.source is `{data.source}`, which has none: set data.{key} to null"
-            )
-    if data.layout == "classes" and data.labels is not None:
-        raise ValueError(
-            f"data.layout is `classes`, but data.labels {str(data.labels)!r} gives the classes, too: set one of them to null"
-        )
-    if data.image_column == data.label_column:
-        raise ValueError(
-            f"data.image_column and data.label_column are both {data.image_column!r}; name the column of images and that of classes"
-        )
 
 
 def _check_judge(params: Params) -> None:
@@ -193,46 +173,6 @@ def _check_grid(params: Params) -> None:
         grid = shared_grid(params.data.image_size, texture_vae.factor, patches)
     if grid is not None:
         check_patch_size(params.diffusion.model.patch_size, grid, origin)
-
-
-def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
-    """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from.
-
-    Raises:
-        ValueError: they do not.
-    """
-    if grid % patch_size:
-        raise ValueError(
-            f"the latents' grid {grid} ({origin}) must be a multiple of diffusion.model.patch_size {patch_size}"
-        )
-
-
-def shared_grid(image_size: int, factor: int, patches: tuple[int, int] | None) -> int:
-    """The side of the latents, positions.
-
-    Args:
-        image_size: side of the images, pixels.
-        factor: downsampling of the texture VAE.
-        patches: sides of the vision encoder's input and of its patches, pixels; None without an encoder.
-
-    Raises:
-        ValueError: the texture VAE does not divide the image, or texture and semantics have different grids.
-    """
-    if image_size % factor:
-        raise ValueError(
-            f"data.image_size {image_size} must be a multiple of {factor}, by which the texture VAE reduces it"
-        )
-    grid = image_size // factor
-    if patches is None:
-        return grid
-    input_size, patch_size = patches
-    if input_size // patch_size != grid:
-        raise ValueError(
-            f"texture and semantic latents must share one grid: data.image_size {image_size} / {factor} = {grid}, but "
-            f"encoder.input_size {input_size} / encoder.patch_size {patch_size} = {input_size // patch_size}; set encoder.input_size "
-            f"to {grid * patch_size}, or change data.image_size"
-        )
-    return grid
 
 
 def _check_heads(params: Params) -> None:
@@ -447,7 +387,6 @@ RULES = (
     _check_packages,
     _check_tokenizer,
     _check_reconstruction,
-    _check_data,
     _check_judge,
     _check_judge_is_another,
     _check_grid,

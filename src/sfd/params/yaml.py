@@ -173,16 +173,20 @@ def dump_tree(tree: object) -> str:
     return stream.getvalue()
 
 
-def merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Puts ``changes`` into ``tree``, in place, so that comments stay: mappings are merged, and other values replaced.
+_OPEN = ("gates", "space")
+"""Mappings whose keys are the user's, so that ``None`` takes one away."""
 
-    ``None`` takes a whole mapping away.
+
+def merge(tree: dict[str, Any], changes: Mapping[str, Any], is_open: bool = False) -> None:
+    """Puts ``changes`` into a tree of parameters, in place, so that comments stay: mappings are merged, and other values replaced.
+
+    ``None`` in place of a mapping means no such section, gate, or key of the study.
     """
     for key, value in changes.items():
         old = tree.get(key)
-        if isinstance(old, dict) and value is None:
-            del tree[key]
-        elif isinstance(old, dict) and isinstance(value, dict):
-            merge(old, value)
+        if is_open and value is None:
+            tree.pop(key, None)
+        elif isinstance(old, dict) and isinstance(value, Mapping):
+            merge(old, value, key in _OPEN)
         else:
             tree[key] = value

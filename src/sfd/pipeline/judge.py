@@ -1,27 +1,17 @@
 """Stage ``judge``: the network whose features score samples, loaded or trained once."""
 
-import math
-
-from torch import Tensor
-
 from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import Judge, judge_class, load_judge
 from sfd.encoders.timm_networks import encoder_network, judge_network
 from sfd.errors import UserError
-from sfd.evaluation.accuracy import heldout_accuracy
-from sfd.evaluation.fidelity import extract
-from sfd.evaluation.views import ImageBatches
+from sfd.evaluation.accuracy import heldout_accuracy, judge_images
 from sfd.params import JudgeParams
 from sfd.pipeline.quality import record_quality
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
 from sfd.processes import inference_device
-from sfd.progress import track
 from sfd.training.classifier import ClassifierTask, num_outputs
-
-BATCH = 50
-"""Training images that a judge with a fitted classifier sees at a time."""
 
 
 def make_judge(params: JudgeParams, data: Prepared, stage: Stage) -> None:
@@ -38,8 +28,8 @@ def make_judge(params: JudgeParams, data: Prepared, stage: Stage) -> None:
         _check_another(params, stage)
         kind.save_pretrained(folder, stage.workspace.resolve_paths(params))
         if classes is not None and kind.fits_classes:
-            seen = _training_features(load_judge(folder).to(inference_device()), data)
-            kind.fit_classes(folder, seen, data.images(TRAIN).class_indices, classes)
+            judge, train = load_judge(folder).to(inference_device()), data.images(TRAIN)
+            kind.fit_classes(folder, judge_images(judge, train).features, train.class_indices, classes)
     if load_judge(folder).knows_classes:
         record_quality(stage, {"heldout_accuracy": heldout_accuracy(folder, data), "classes": data.num_classes})
 
@@ -66,10 +56,3 @@ def _train(kind: type[Judge], params: JudgeParams, data: Prepared, classes: int 
     task = ClassifierTask("judge", network, data.images(TRAIN), data.num_classes, data.params.mirror, stage.params.seed)
     train_stage(task, params.training, stage.params.runtime.judge, stage).copy_to(network)
     kind.save_trained(stage.out / "model", params, network, outputs, classes)
-
-
-def _training_features(judge: Judge, data: Prepared) -> Tensor:
-    """Features ``(N, D)`` of all training images."""
-    train = data.images(TRAIN)
-    batches = ImageBatches(BATCH, judge).of_images(train, range(len(train)))
-    return extract(judge, track(batches, "features", "batch", math.ceil(len(train) / BATCH))).features

@@ -161,7 +161,6 @@ def test_one_of_each_bad_sample_is_refused_with_its_reason_and_nothing_is_unpack
         "cat/pipe": "not a regular file",
         "../outside/up": "path leads out of the archive",
         "/outside/root": "path leads out of the archive",
-        "cat/._whole.png": "hidden file",
         "loose.png": "no label: neither",
         "cat/deep/er.png": "no label: neither",
         "n1.png": "label: its .cls holds 'tabby'",
@@ -170,15 +169,31 @@ def test_one_of_each_bad_sample_is_refused_with_its_reason_and_nothing_is_unpack
         "n4.png": "label: '1.5' is neither a number",
         "n5.png": "label: its .json is not JSON",
         "n6": "link: n6.cls points to n1.cls",
-        "cat/caption": "no image among its members: 'txt'",
         "cat/version": "no image among its members: 'v2.png'",
         "cat/\\udcff": "file name is not valid UTF-8",
     }
     found = refusals(scan)
     assert labels(scan) == {"a.tar#cat/whole.png": "cat"}
+    assert scan.passed_over == {"._*": 1, ".txt": 1}
     assert found.keys() == {f"a.tar#{name}" for name in expected}
     assert all(found[f"a.tar#{name}"].startswith(reason) for name, reason in expected.items()), found
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_wraps_all_others_is_no_class_and_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
+    images = {f"pets/{name}/{number}.png": png(number) for number, name in enumerate(("cat", "cat", "dog", "dog"))}
+    others = {
+        "__MACOSX/pets/cat/._0.png": b"x",
+        "pets/.DS_Store": b"x",
+        "pets/README.md": b"x",
+        "pets/captions.jsonl": b"{}",
+    }
+    pack(tmp_path / "a.tar", images | others)
+    scan = scan_archives(tmp_path / "a.tar", MAX_PIXELS)
+    assert scan.classes == ["cat", "dog"] and refusals(scan) == {}
+    assert scan.passed_over == {"__MACOSX/": 1, ".DS_Store": 1, ".md": 1, ".jsonl": 1}
+    pack(tmp_path / "b.tar", images | {"pets/5.png": png(5)})
+    assert set(refusals(scan_archives(tmp_path / "b.tar", MAX_PIXELS))) == {f"b.tar#{name}" for name in images}
 
 
 def members_of(count: int) -> dict[str, bytes]:
@@ -290,7 +305,7 @@ def test_a_root_without_archives_or_without_images_is_explained(tmp_path: Path) 
     for name, reason in (
         ("missing", r"does not exist; point data.root at a folder that holds \*\.tar files"),
         ("empty", r"no usable image \(0 are refused.*\*\.tar files"),
-        ("captions", r"no usable image \(1 are refused"),
+        ("captions", r"no usable image \(0 are refused.*passed over: 1 .txt"),
     ):
         with pytest.raises(UserError, match=reason):
             prepare(tar_params(tmp_path / name), 0, tmp_path / "out")

@@ -20,7 +20,7 @@ from sfd.encoders.judges.timm_judge import TimmJudge, fit_linear
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import FeatureStatistics
 from sfd.network_files import WEIGHTS
-from sfd.params import DataParams, EncoderParams, JudgeParams, RuntimeParams
+from sfd.params import DataParams, EncoderParams, JudgeParams, QualityParams, RuntimeParams
 from sfd.pipeline.judge import make_judge
 from sfd.seeding import seeded_initialisation
 from sfd.workspace import Workspace
@@ -126,7 +126,8 @@ def run_stage(tmp_path: Path, params: JudgeParams, encoder: EncoderParams, colou
     logged: dict[str, float] = {}
     (tmp_path / "out").mkdir()
     stage: Any = SimpleNamespace(
-        params=SimpleNamespace(seed=0, runtime=RuntimeParams(), encoder=encoder),
+        name="judge",
+        params=SimpleNamespace(seed=0, runtime=RuntimeParams(), quality=QualityParams(), encoder=encoder),
         out=tmp_path / "out",
         workspace=Workspace(tmp_path),
         log=lambda metrics, *_: logged.update(metrics),
@@ -143,7 +144,7 @@ def test_the_stage_fits_the_classes_of_the_training_images_and_scores_held_out_o
     logged = run_stage(tmp_path, judge_params(write_weights(tmp_path)), NO_ENCODER, COLOURS)
     judge = load_judge(tmp_path / "out/model")
     assert (judge.kind, judge.name, judge.classes) == ("timm", "other", 3)
-    assert logged == {"heldout_accuracy": 1.0}
+    assert logged == {"heldout_accuracy": 1.0, "classes": 3}
 
 
 def test_images_of_one_class_leave_the_judge_without_logits(tmp_path: Path) -> None:

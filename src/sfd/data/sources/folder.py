@@ -59,8 +59,9 @@ class FolderSource(DataSource):
     def check_scan(self, scan: Scan, listed: str) -> None:
         """Raises :class:`UserError` if there are no images or most lie beside the class folders. Empty classes are refused later, by name."""
         if not scan.found and not scan.rejected:
-            passed = ", ".join(f"{count} {kind}" for kind, count in scan.passed_over.items()) or "it is empty"
-            raise UserError(f"{self.root} has no images ({passed}); point data.root at {self.expected_root}")
+            raise UserError(
+                f"{self.root} has no images (passed over: {scan.passed_over_words}); point data.root at {self.expected_root}"
+            )
         num_loose = sum(item.reason == LOOSE for item in scan.rejected)
         if num_loose > len(scan.found):
             raise UserError(

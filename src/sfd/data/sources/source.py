@@ -74,6 +74,11 @@ class Scan:
     layout: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def passed_over_words(self) -> str:
+        """As in: 2 .txt, 1 .DS_Store."""
+        return ", ".join(f"{count} {kind}" for kind, count in self.passed_over.items()) or "nothing"
+
 
 class DataSource(ABC):
     """Images of one ``data.source``.
@@ -122,7 +127,7 @@ class DataSource(ABC):
         """
         if not scan.found:
             raise UserError(
-                f"{self.root} has no usable image ({len(scan.rejected)} are refused, {listed}); "
+                f"{self.root} has no usable image ({len(scan.rejected)} are refused, {listed}; passed over: {scan.passed_over_words}); "
                 f"point data.root at {self.expected_root}"
             )
 

@@ -10,12 +10,13 @@ import json
 import os
 import re
 import tarfile
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from sfd.data.companions import kind_of_file, kind_of_folder
 from sfd.data.files import ImageRefused, max_file_bytes, open_regular
 from sfd.data.sources.common import (
     Outcome,
@@ -102,6 +103,11 @@ class _Member:
     offset: int
     size: int
 
+    @property
+    def kind(self) -> str | None:
+        """Of companion, by its name; None if it may be a part of a sample."""
+        return kind_of_file(PurePosixPath(self.name).name)
+
 
 @dataclass
 class _Sample:
@@ -110,19 +116,29 @@ class _Sample:
     members: dict[str, _Member] = field(default_factory=dict)
     problem: str | None = None
 
+    @property
+    def is_companion(self) -> bool:
+        """Whether it has nothing but captions, tables and the like."""
+        return self.problem is None and all(member.kind is not None for member in self.members.values())
+
 
 def scan_archives(root: Path, max_pixels: int) -> Scan:
     """Decodes the image of every sample once; each sample ends in ``found`` or, with its reason, in ``rejected``.
 
     The class is the number in the sample's ``.cls`` member, else ``label`` in its ``.json``, else the folder in ``CLASS/NAME.jpg``.
-    Further members (captions, masks) are passed over. An archive that is compressed, damaged or ends early is refused as a whole:
-    its row in ``rejected`` has a path without ``#``.
+    A folder that wraps all others is no class. Further members of a sample (captions, masks) are passed over. So are companions and
+    system files on their own (:mod:`sfd.data.companions`), and these are counted. An archive that is compressed, damaged or ends early
+    is refused as a whole: its row in ``rejected`` has a path without ``#``.
 
     Args:
         root: a folder with files ``*.tar`` directly in it, or one such file.
         max_pixels: as in :func:`sfd.data.decoding.decode_rgb`.
     """
-    return collect(outcome for archive in _archives(root) for outcome in _scan_archive(archive, max_pixels))
+    passed_over: Counter[str] = Counter()
+    scan = collect(
+        outcome for archive in _archives(root) for outcome in _scan_archive(archive, max_pixels, passed_over)
+    )
+    return replace(scan, passed_over=dict(passed_over.most_common()))
 
 
 def _archives(root: Path) -> list[Path]:
@@ -132,28 +148,41 @@ def _archives(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.name.lower().endswith(suffixes))
 
 
-def _scan_archive(archive: Path, max_pixels: int) -> Iterator[Outcome]:
+def _scan_archive(archive: Path, max_pixels: int, passed_over: Counter[str]) -> Iterator[Outcome]:
     name = printable(archive.name)
     try:
         if name != archive.name or SEPARATOR in name:
             raise ImageRefused(f"the archive's name must be valid UTF-8 without {SEPARATOR}")
-        samples = _index(archive)
+        samples = _index(archive, passed_over)
         file = open_regular(archive)
     except ImageRefused as refusal:
         yield Rejected(name, str(refusal)), None
         return
+    wrapper = _wrapper(samples)
     with file:
         yield from in_threads(
-            lambda entry: _examine(file.fileno(), name, entry[0], entry[1], max_pixels), sorted(samples.items())
+            lambda entry: _examine(file.fileno(), name, entry[0], entry[1], wrapper, max_pixels),
+            sorted(samples.items()),
         )
 
 
-def _index(archive: Path) -> dict[str, _Sample]:
-    """All samples of an archive by key. Raises :class:`ImageRefused` if it is not whole."""
+def _wrapper(samples: Iterable[str]) -> str:
+    """The folder, with its slash, in which all folders of an archive lie, as in `pets/cat/1.jpg`; empty if there is none."""
+    parts = [key.split("/") for key in samples]
+    tops = {path[0] for path in parts}
+    return f"{tops.pop()}/" if len(tops) == 1 and all(len(path) > 2 for path in parts) else ""
+
+
+def _index(archive: Path, passed_over: Counter[str]) -> dict[str, _Sample]:
+    """All samples of an archive by key. Companions without an image are counted. Raises :class:`ImageRefused` if it is not whole."""
     samples: dict[str, _Sample] = {}
     for member in _members(archive):
         name = member.name.removeprefix("./")
         if member.isdir():
+            continue
+        system = _system_kind(name)
+        if system is not None:
+            passed_over[system] += 1
             continue
         folder, slash, file = name.rpartition("/")
         stem, _, extension = file.partition(".")
@@ -163,7 +192,16 @@ def _index(archive: Path) -> dict[str, _Sample]:
             sample.problem = f"two members with one name: {printable(name)}"
         sample.members[extension] = _Member(name, member.offset_data, member.size)
         sample.problem = _refusal(member, name) or sample.problem
+    for key in [key for key, sample in samples.items() if sample.is_companion]:
+        passed_over.update(str(member.kind) for member in samples.pop(key).members.values())
     return samples
+
+
+def _system_kind(name: str) -> str | None:
+    """The kind of a system file, or of the folder that it lies in."""
+    *folders, file = name.split("/")
+    kind = next(filter(None, map(kind_of_folder, (folder for folder in folders if folder.strip(".")))), None)
+    return kind or (kind_of_file(file) if file.startswith(".") else None)
 
 
 def _refusal(member: tarfile.TarInfo, name: str) -> str | None:
@@ -172,8 +210,6 @@ def _refusal(member: tarfile.TarInfo, name: str) -> str | None:
         return "file name is not valid UTF-8"
     if name.startswith("/") or ".." in name.split("/"):
         return "path leads out of the archive"
-    if PurePosixPath(name).name.startswith("."):
-        return "hidden file"
     if member.issym() or member.islnk():
         return f"link: {name} points to {printable(member.linkname)}"
     if not member.isreg() or member.issparse():
@@ -225,14 +261,14 @@ def _check_end(file: io.BufferedReader, offset: int) -> None:
             raise ImageRefused(f"damaged archive: data behind its end mark at byte {offset}; were several joined?")
 
 
-def _examine(descriptor: int, archive: str, key: str, sample: _Sample, max_pixels: int) -> Outcome:
+def _examine(descriptor: int, archive: str, key: str, sample: _Sample, wrapper: str, max_pixels: int) -> Outcome:
     path, label = f"{archive}{SEPARATOR}{printable(key)}", None
     try:
         if sample.problem is not None:
             raise ImageRefused(sample.problem)
         image = _image(sample)
         path = f"{archive}{SEPARATOR}{image.name}"
-        label = _label(descriptor, sample, image.name)
+        label = _label(descriptor, sample, image.name.removeprefix(wrapper))
         data = _read(descriptor, image, min(max_file_bytes(max_pixels), _MAX_READ_BYTES))
         found = describe(path, str(label), data, max_pixels)
     except ImageRefused as refusal:

@@ -1,0 +1,41 @@
+"""The grid of positions that texture and semantic latents share, and that the backbone divides into tokens."""
+
+
+def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
+    """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if grid % patch_size:
+        raise ValueError(
+            f"the latents' grid {grid} ({origin}) must be a multiple of diffusion.model.patch_size {patch_size}"
+        )
+
+
+def shared_grid(image_size: int, factor: int, patches: tuple[int, int] | None) -> int:
+    """The side of the latents, positions.
+
+    Args:
+        image_size: side of the images, pixels.
+        factor: downsampling of the texture VAE.
+        patches: sides of the vision encoder's input and of its patches, pixels; None without an encoder.
+
+    Raises:
+        ValueError: the texture VAE does not divide the image, or texture and semantics have different grids.
+    """
+    if image_size % factor:
+        raise ValueError(
+            f"data.image_size {image_size} must be a multiple of {factor}, by which the texture VAE reduces it"
+        )
+    grid = image_size // factor
+    if patches is None:
+        return grid
+    input_size, patch_size = patches
+    if input_size // patch_size != grid:
+        raise ValueError(
+            f"texture and semantic latents must share one grid: data.image_size {image_size} / {factor} = {grid}, but "
+            f"encoder.input_size {input_size} / encoder.patch_size {patch_size} = {input_size // patch_size}; set encoder.input_size "
+            f"to {grid * patch_size}, or change data.image_size"
+        )
+    return grid

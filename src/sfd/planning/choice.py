@@ -1,0 +1,296 @@
+"""The size and the length of the training that fit a number of hours, and what each stage costs. Pure functions of what was measured."""
+
+from dataclasses import dataclass
+
+from sfd.errors import UserError
+from sfd.names import distance_name
+from sfd.params import Params, TrainingParams
+from sfd.planning.draft import RESIDUAL_STEPS, WANTED_REFERENCE, Draft, Tree
+from sfd.planning.timing import Timings
+from sfd.sizes import SIZES
+
+BATCH = 32
+USEFUL_STEPS = {"tiny": 2500, "XS": 1500, "S": 10_000, "B": 40_000}
+"""Steps of a batch of 32 from which on a size is worth its time. XS draws some things recognisably after 2,000 steps on 64 tokens, and most
+after 6,700; the others are scaled from that by judgement."""
+MOST_EPOCHS = 3000
+"""More passes over the images only repeat them."""
+SLACK = 0.95
+"""Share of the hours that is planned for."""
+SAMPLING_SHARE, RESIDUAL_SHARE = 0.15, 0.15
+"""Largest share of the hours for drawing the samples that are scored, and for the network on top of the tokenizer."""
+FEWEST_SAMPLES = 200
+JUDGE_FEATURES = 1280
+"""Of the judge from a package; a Frechet distance of fewer images is flagged."""
+GRIDS, GRID_IMAGES = 4, 32
+FIT_IMAGES, QUALITY_IMAGES = 5000, 1000
+"""Images that stage ``texture_vae`` fits to, and measures on."""
+STATE_BYTES = 16
+"""Per parameter in a checkpoint: weights, their average, two moments; float32."""
+PARAMETERS_PER_BLOCK = 18
+"""Times the squared width: attention 4, SwiGLU 8, modulation 6."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage costs. ``what``: what it does, in words; ``gb``: on disk."""
+
+    stage: str
+    what: str
+    seconds: float
+    gb: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan.
+
+    Attributes:
+        changes: what differs from the preset that it is put into.
+        reasons: topic to a sentence.
+        costs: of each stage, in the order of the graph.
+        quality: what to expect, in plain words.
+    """
+
+    changes: Tree
+    reasons: dict[str, str]
+    costs: tuple[Cost, ...]
+    quality: str
+
+    @property
+    def hours(self) -> float:
+        """Of all stages."""
+        return sum(cost.seconds for cost in self.costs) / 3600
+
+    @property
+    def gb(self) -> float:
+        """Of all stages."""
+        return sum(cost.gb for cost in self.costs)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plan is for.
+
+    Attributes:
+        draft: the choices that needed no measurement.
+        params: the preset with these choices.
+        timings: of the networks of ``params``.
+        has_gpu: whether they were measured on a GPU.
+    """
+
+    draft: Draft
+    params: Params
+    timings: Timings
+    has_gpu: bool = False
+
+    @property
+    def views(self) -> int:
+        """Of each training image."""
+        return 1 + self.params.data.mirror
+
+    @property
+    def wanted_samples(self) -> int:
+        """As many as there are held-out images to compare them with, rounded up; at most what steady scores need."""
+        return max(FEWEST_SAMPLES, min(WANTED_REFERENCE, -(-self.draft.num_heldout // 50) * 50))
+
+
+def choose(problem: Problem, hours: float) -> Plan:
+    """The plan for so many hours of the whole graph.
+
+    Raises:
+        UserError: they are too few for anything useful; the message says how many would do.
+    """
+    fitting = [(size, *afford(problem, size, hours)) for size in problem.timings.step]
+    fitting = [each for each in fitting if each[-1] >= USEFUL_STEPS[each[0]]]
+    if not fitting:
+        raise UserError(_too_short(problem, hours))
+    size, residual, num_samples, steps = fitting[-1]
+    draft = problem.draft
+    most = max(USEFUL_STEPS[size], MOST_EPOCHS * draft.num_train * problem.views // BATCH)
+    steps = _rounded(min(steps, most))
+    all_costs = costs(problem, size, num_samples, steps, residual)
+    epochs = steps * BATCH / (draft.num_train * problem.views)
+    reasons = draft.reasons | {
+        "model": f"{size} ({'x'.join(map(str, SIZES[size]))}): the largest size that gets the steps that it needs ({USEFUL_STEPS[size]:,})",
+        "steps": f"{steps:,} of batch {BATCH}, {epochs:,.0f} passes over the images: "
+        + ("what the hours leave" if steps < most else "more would only repeat them, so the hours are not used up"),
+        "samples": f"{num_samples:,}: " + _why_samples(problem, num_samples),
+    }
+    gates, reasons["gates"] = _gates(problem, num_samples)
+    changes = _changes(problem, size, num_samples, steps, residual) | {"register": {"gates": gates}}
+    return Plan(changes, reasons, all_costs, _quality(problem, size, steps, epochs))
+
+
+def afford(problem: Problem, size: str, hours: float) -> tuple[int, int, int]:
+    """Steps of the network on top of the tokenizer, samples, and steps of training that fit the hours in one size.
+
+    The last is below 0 where not even the other stages fit.
+    """
+    budget = hours * 3600 * SLACK
+    step = problem.timings.tokenizer_step
+    allowed = [steps for steps in RESIDUAL_STEPS if 0 < steps * step <= RESIDUAL_SHARE * budget]
+    most = int(SAMPLING_SHARE * budget / problem.timings.draw[size]) // 50 * 50
+    residual, num_samples = max(allowed, default=0), min(problem.wanted_samples, max(FEWEST_SAMPLES, most))
+    for parts in ((residual, num_samples), (0, FEWEST_SAMPLES)):
+        others = sum(cost.seconds for cost in costs(problem, size, parts[1], 0, parts[0]))
+        steps = int((budget - others) / problem.timings.step[size])
+        if steps >= USEFUL_STEPS[size]:
+            break
+    return *parts, steps
+
+
+def needed_hours(problem: Problem) -> float:
+    """The fewest hours in which something useful comes out."""
+    return min(
+        sum(cost.seconds for cost in costs(problem, size, FEWEST_SAMPLES, USEFUL_STEPS[size], 0))
+        for size in problem.timings.step
+    ) / (3600 * SLACK)
+
+
+def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: int) -> tuple[Cost, ...]:
+    """What each stage costs. ``residual``: steps of the network on top of the tokenizer."""
+    params, timings, views = problem.params, problem.timings, problem.views
+    train, heldout = problem.draft.num_train, problem.draft.num_heldout
+    start, read, draw = timings.start, timings.read, timings.draw[size]
+    chosen = min(train, params.features.max_images) if params.semantic.kind != "none" else 0
+    compared = min(num_samples, train, heldout)
+    judged = num_samples + heldout + compared + train * views
+    weights = PARAMETERS_PER_BLOCK * SIZES[size][1] * SIZES[size][0] ** 2
+    view_bytes = 2 * timings.tokens * timings.latent_channels
+    feature_bytes = 2 * timings.tokens * timings.feature_dim
+    return (
+        Cost("scan", "looks at names and code", start),
+        Cost("prepare", f"reads {train + heldout:,} images", start + (train + heldout) * read),
+        Cost("encoder", *_frozen(params.encoder.source, params.encoder.training, timings.encoder_step, timings)),
+        Cost(
+            "texture_vae",
+            params.texture_vae.source + (f", and {residual:,} steps of the network on top" if residual else ""),
+            start
+            + (2 * min(train, FIT_IMAGES) + min(heldout, QUALITY_IMAGES)) * read
+            + residual * (timings.tokenizer_step + BATCH * read),
+        ),
+        Cost("judge", *_judge(problem)),
+        Cost(
+            "features",
+            f"of {chosen:,} images",
+            start + chosen * (read + views * timings.features),
+            chosen * views * feature_bytes / 1e9,
+        ),
+        Cost("semantic", params.semantic.kind, start + chosen * views * timings.fit),
+        Cost(
+            "latents",
+            f"of {train * views:,} views",
+            start + train * (read + views * timings.encode),
+            train * views * view_bytes / 1e9,
+        ),
+        Cost(
+            "diffusion",
+            f"{size}, {steps:,} steps of batch {BATCH}",
+            start + steps * timings.step[size] + GRIDS * GRID_IMAGES * draw,
+            2 * weights * STATE_BYTES / 1e9,
+        ),
+        Cost("sample", f"{num_samples:,} images", start + num_samples * draw),
+        Cost("evaluate", f"judges {judged:,} images", start + judged * timings.judge + train * read),
+        Cost("register", "a version of the model", 3 * start, weights * 4 / 1e9),
+    )
+
+
+def _frozen(source: str, training: TrainingParams | None, step: float, timings: Timings) -> tuple[str, float]:
+    """What is done for a frozen network, and its seconds."""
+    if source != "train" or training is None:
+        return f"from {source}", timings.start
+    seconds = training.num_steps * (step + training.batch_size * timings.read)
+    return f"trained here, {training.num_steps:,} steps", timings.start + seconds
+
+
+def _judge(problem: Problem) -> tuple[str, float]:
+    """As :func:`_frozen`. A head is fitted to the features of all training images."""
+    judge, timings, draft = problem.params.judge, problem.timings, problem.draft
+    what, seconds = _frozen(judge.source, judge.training, timings.judge_step, timings)
+    seen = draft.num_heldout + (0 if judge.source == "train" else draft.num_train)
+    return what, seconds + seen * (timings.judge + timings.read)
+
+
+def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual: int) -> Tree:
+    """The draft's values with those of the training, the samples, and how often the training is looked at."""
+    width = SIZES[size][0]
+    changes = {section: dict(values) for section, values in problem.draft.changes.items()}
+    if changes["texture_vae"]["source"] == "pca":
+        training = changes["texture_vae"]["training"]
+        changes["texture_vae"]["training"] = training | {"num_steps": residual} if residual else None
+    diffusion = changes.setdefault("diffusion", {})
+    diffusion["model"] = diffusion.get("model", {}) | {"size": size}
+    diffusion["training"] = {
+        "num_steps": steps,
+        "batch_size": BATCH,
+        "learning_rate": round(min(1e-3, 1e-3 * 192 / width), 6),
+        "warmup_steps": min(200, steps // 10),
+        "decay": "cosine",
+        "beta2": 0.95,
+        "weight_decay": 0.01,
+        "ema_decay": round(min(0.9999, 1 - 20 / steps), 4),
+        "max_grad_norm": 1.0,
+    }
+    changes.setdefault("sample", {})["num_images"] = num_samples
+    every = max(50, round(60 / problem.timings.step[size], -1))
+    changes["runtime"] = {
+        "diffusion": {
+            "checkpoint_every": int(min(every, steps)),
+            "grid_every": max(1, steps // GRIDS),
+            "grid_images": GRID_IMAGES,
+        }
+    }
+    return changes
+
+
+def _quality(problem: Problem, size: str, steps: int, epochs: float) -> str:
+    pixels = problem.params.data.image_size
+    if not problem.has_gpu:
+        said = (
+            "most things recognisable, none sharp"
+            if steps >= 5000 and size != "tiny"
+            else "rough: colours and outlines, some things recognisable"
+        )
+        words = f"small pictures of {pixels} pixels, {said}"
+    else:
+        words = f"pictures of {pixels} pixels; not measured for this size of model on a GPU"
+    return words + ("; so many passes over few images make near copies of them likely" if epochs > 1000 else "")
+
+
+def _why_samples(problem: Problem, num_samples: int) -> str:
+    if num_samples == problem.wanted_samples:
+        return "as many as there are held-out images to compare them with, or as steady scores need"
+    return f"drawing {problem.wanted_samples:,} would take more than {SAMPLING_SHARE:.0%} of the hours"
+
+
+def _gates(problem: Problem, num_samples: int) -> tuple[Tree, str]:
+    """Gates that can be reached, and the reason for them."""
+    judge, made = problem.params.judge, problem.draft
+    gates: Tree = {"memorised_fraction": {"limit": 0.05, "improve": False}}
+    said = ["at most 5 % copies"]
+    measures_distance = judge.kind == "resnet" or min(num_samples, made.num_heldout, made.num_train) > JUDGE_FEATURES
+    if made.num_classes > 1:
+        limit = round(1 / made.num_classes + 0.25 * (1 - 1 / made.num_classes), 2)
+        gates["class_accuracy"] = {"limit": limit, "improve": not measures_distance}
+        said.append(f"classes recognised a quarter of the way from chance to perfect ({limit:g})")
+    if measures_distance:
+        gates[distance_name(judge.name)] = {"limit": None, "improve": True}
+        said.append("a smaller distance than the champion's")
+    else:
+        said.append(f"no distance: of fewer images than the judge has features ({JUDGE_FEATURES:,}) it is flagged")
+    return gates, "; ".join(said)
+
+
+def _rounded(steps: int) -> int:
+    """Down to two digits, so that the number can be read."""
+    unit = int(10 ** max(0, len(str(steps)) - 2))
+    return steps // unit * unit
+
+
+def _too_short(problem: Problem, hours: float) -> str:
+    needed = needed_hours(problem)
+    return (
+        f"in {hours:g} hours nothing useful comes out on this machine: the training needs {USEFUL_STEPS['XS']:,} steps or more, and the other "
+        f"stages their time, too; give --hours {max(0.01, round(needed + 0.005, 2)):g} or more"
+    )

@@ -1,0 +1,178 @@
+"""``sfd init --images`` and ``sfd plan``: reads, times, chooses, and says what was chosen and why."""
+
+import difflib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfd.data.detect import detect
+from sfd.data.prepare import look
+from sfd.data.report import DataReport
+from sfd.errors import UserError
+from sfd.params import DataParams, parse_params, parse_yaml, to_tree
+from sfd.params.yaml import merge
+from sfd.planning.choice import Plan, Problem, choose
+from sfd.planning.draft import Tree, draft
+from sfd.planning.machine import Machine, read_machine
+from sfd.planning.timing import time_networks
+from sfd.preset import render, top_comments
+from sfd.preset_use import replace as replace_file
+from sfd.preset_use import with_changes
+from sfd.scaffold import judge_name
+from sfd.tables import as_text
+from sfd.workspace import Workspace
+
+PRESET = "photos64"
+"""What a plan changes."""
+CPU_SIZES, GPU_SIZES = ("tiny", "XS", "S"), ("XS", "S", "B")
+PLAN_NAME = "plan.md"
+PLANNED = ("encoder", "texture_vae", "features", "semantic", "latents", "schedule", "evaluate")
+"""Sections that a plan sets as a whole."""
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with what it was made from. ``params``: the whole parameters. ``hours``: that were asked for."""
+
+    report: DataReport
+    machine: Machine
+    plan: Plan
+    params: Tree
+    hours: float
+
+    def text(self) -> str:
+        """The plan for a reader: what was found, what was chosen and why, and what it costs."""
+        rows = [["stage", "what", "hours", "GB"]]
+        rows += [[cost.stage, cost.what, f"{cost.seconds / 3600:.2f}", f"{cost.gb:.2f}"] for cost in self.plan.costs]
+        rows.append(["all", "", f"{self.plan.hours:.2f}", f"{self.plan.gb:.2f}"])
+        found = "\n".join(self.report.lines())
+        why = "\n".join(f"{topic}: {reason}" for topic, reason in self.plan.reasons.items())
+        return (
+            f"images\n{_indented(found)}\nmachine\n{_indented(str(self.machine))}\nchosen for {self.hours:g} hours\n{_indented(why)}\n"
+            f"cost\n{_indented(as_text(rows))}\nto expect\n{_indented(self.plan.quality)}\n"
+        )
+
+    def markdown(self, project: str) -> str:
+        """The same as a page."""
+        return f"# The plan of {project}\n\n```text\n{self.text()}```\n"
+
+
+def plan(data: Tree, project: str, judge: str, hours: float, folder: Path, say: Say) -> Planned:
+    """Reads the images and the machine, times networks, and chooses.
+
+    Args:
+        data: values of section `data`; its paths can be opened as they are.
+        project: for messages.
+        judge: the judge's name.
+        hours: for the whole graph.
+        folder: the project's, for its disk.
+        say: takes what is being done.
+
+    Raises:
+        UserError: the images cannot be read or are too few, or the hours or the disk are.
+    """
+    base: Tree = parse_yaml(render(PRESET), PRESET)
+    merge(base, {"data": data})
+    say(f"reading {base['data']['root']} ...")
+    first = dict(base["data"])
+    report, read = _look(first)
+    machine = read_machine(folder)
+    made = draft(report, machine, judge)
+    put(base, made.changes)
+    if base["data"] != first:  # the split and the size of images are other ones
+        report, read = _look(base["data"])
+    params = parse_params(base, f"the plan of {project}")
+    say("timing networks, about a minute ...")
+    timings = time_networks(params, GPU_SIZES if machine.gpu else CPU_SIZES, read)
+    chosen = choose(Problem(made, params, timings, machine.gpu is not None), hours)
+    if chosen.gb > machine.disk_gb:
+        raise UserError(
+            f"the plan takes {chosen.gb:.2g} GB, but the disk has {machine.disk_gb:.2g} GB left: free some, or name a folder on another disk"
+        )
+    put(base, chosen.changes)
+    return Planned(report, machine, chosen, to_tree(parse_params(base, f"the plan of {project}")), hours)
+
+
+def put(tree: Tree, changes: Tree) -> None:
+    """Puts the changes of a plan into parameters; its gates are all that there are."""
+    tree["register"]["gates"] = {}
+    merge(tree, changes)
+
+
+def new_params(planned: Planned, project: str, folder: Path) -> str:
+    """The text of the params.yaml of a new project in ``folder``. Images that lie in it are named relative to it."""
+    text, home = render(PRESET), folder.resolve()
+    data = planned.params["data"]
+    inside = {key: Path(data[key]) for key in ("root", "labels") if data[key] and Path(data[key]).is_relative_to(home)}
+    places = {"data": {key: str(path.relative_to(home)) for key, path in inside.items()}}
+    names = {
+        "register": {"name": project},
+        "tracking": {"experiment": project},
+        "tune": {"study": "guidance"},
+    }
+    body = with_changes(text, planned.params, names, places)
+    parse_params(parse_yaml(body, PLAN_NAME), PLAN_NAME)
+    head = (
+        f"# Project {project}, planned by `sfd init` for {planned.hours:g} hours on {planned.machine.gpu or f'{planned.machine.cores} CPU cores'}: "
+        f"{PLAN_NAME} says why.\n# `sfd params --describe` explains every key.\n"
+    )
+    return head + body.removeprefix(top_comments(body))
+
+
+def changed_params(planned: Planned, workspace: Workspace) -> tuple[str, str]:
+    """The project's params.yaml with the plan's values and its own comments; and the difference as a unified diff."""
+    file = workspace.params_file
+    old = file.read_text(encoding="utf-8")
+    tree = planned.params
+    keys: Tree = {section: tree[section] for section in PLANNED}
+    keys["data"] = {key: tree["data"][key] for key in ("image_size", "holdout_fraction", "duplicates")}
+    keys["judge"] = tree["judge"]
+    keys["diffusion"] = {key: tree["diffusion"][key] for key in ("model", "loss", "training")}
+    keys["sample"] = {key: value for key, value in tree["sample"].items() if key not in ("step", "schedule")}
+    keys["register"] = {"gates": tree["register"]["gates"]}
+    keys["quality"] = planned.plan.changes["quality"]
+    keys["runtime"] = {"diffusion": planned.plan.changes["runtime"]["diffusion"]}
+    new = with_changes(old, keys)
+    parse_params(parse_yaml(new, str(file)), f"{file} with the plan")
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), str(file), "the plan", lineterm="")
+    return new, "\n".join(lines)
+
+
+def plan_project(workspace: Workspace, hours: float, apply: bool, say: Say) -> str:
+    """The plan for an existing project and the difference to its params.yaml, which ``apply`` writes with the page of the plan.
+
+    Raises:
+        UserError: as :func:`plan`.
+    """
+    params = workspace.load_params()
+    name = workspace.model_name(params.register_)
+    data = workspace.resolve_paths(params.data).model_dump(mode="json")
+    planned = plan(data, name, params.judge.name, hours, workspace.root, say)
+    new, difference = changed_params(planned, workspace)
+    if not difference:
+        return f"{planned.text()}\nparams.yaml has these values already"
+    if not apply:
+        return f"{planned.text()}\n{difference}\n\nnothing was written; `sfd plan --apply` writes it"
+    replace_file(workspace.params_file.resolve(), new)
+    (workspace.root / PLAN_NAME).write_text(planned.markdown(name), encoding="utf-8")
+    return f"{planned.text()}\n{difference}\n\nwritten to {workspace.params_file}"
+
+
+def plan_new(images: Path, project: str, hours: float, folder: Path, say: Say) -> Planned:
+    """The plan of a new project for a folder, an archive or a data set of images. Raises :class:`UserError` as :func:`plan`."""
+    return plan(detect(images), project, judge_name(project), hours, folder, say)
+
+
+def _look(data: dict[str, Any]) -> tuple[DataReport, float]:
+    """The report, and the seconds per image."""
+    started = time.perf_counter()
+    report = look(DataParams.model_validate(data))
+    return report, (time.perf_counter() - started) / report.num_images
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -1,0 +1,200 @@
+"""A few real steps of the candidate networks on this machine, on random images and weights, in seconds of time in all."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sfd.bench.measure import time_steps
+from sfd.bench.networks import LatentShape, latent_shape, random_encoder
+from sfd.bench.workloads import measure_latents, measure_sample, measure_train
+from sfd.encoders.judges.judge import judge_class, load_judge
+from sfd.encoders.tokenizers.residual import ResidualDecoder
+from sfd.encoders.vision import TrainableEncoder
+from sfd.params import Params, TrainingParams, with_values
+from sfd.processes import inference_device
+from sfd.seeding import generator
+from sfd.sizes import SIZES
+
+STEPS = 3
+"""Measured steps of each kind, after as many to warm up; medians count."""
+SLOW_STEP = 0.3
+"""After a step that took so many seconds, larger sizes are not timed: their time follows from their number of weights."""
+BATCH = 16
+"""Images per call of a frozen network."""
+_IMPORTS = "import mlflow, timm, diffusers, sfd.pipeline.stage"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds.
+
+    Attributes:
+        start: a stage needs to start.
+        read: reading an image.
+        step: a training step of the diffusion model, by size.
+        draw: drawing an image, by size.
+        encode: making the latents of one view of an image.
+        features: the encoder alone.
+        judge: the judge's features of an image.
+        encoder_step: a training step of an encoder that is trained here; else 0.
+        judge_step: the same of the judge.
+        tokenizer_step: the same of the network on top of principal components.
+        fit: a view's share in fitting the semantic components.
+        tokens: latent positions of an image.
+        latent_channels: of texture and semantics.
+        feature_dim: channels of the encoder's features; 0 without.
+    """
+
+    start: float
+    read: float
+    step: dict[str, float]
+    draw: dict[str, float]
+    encode: float
+    features: float
+    judge: float
+    encoder_step: float = 0.0
+    judge_step: float = 0.0
+    tokenizer_step: float = 0.0
+    fit: float = 0.0
+    tokens: int = 64
+    latent_channels: int = 20
+    feature_dim: int = 0
+
+
+def time_networks(params: Params, sizes: tuple[str, ...], read: float) -> Timings:
+    """Times the networks of these parameters, and the diffusion model in each of the sizes. ``read``: seconds to read an image."""
+    shape = latent_shape(params)
+    step, draw = _time_sizes(params, sizes)
+    encoder_step = judge_step = 0.0
+    if params.encoder.source == "train":
+        encoder = TrainableEncoder(params.encoder, 2, params.seed)
+        encoder_step = _step_seconds(encoder, params, params.encoder.training)
+    if params.judge.source == "train":
+        judge = judge_class(params.judge.kind).trainable(params.judge, 2, params.seed)
+        judge_step = _step_seconds(judge, params, params.judge.training)
+    return Timings(
+        start=_start_seconds(),
+        read=read,
+        step=step,
+        draw=draw,
+        encode=1 / measure_latents(params, BATCH, STEPS)[0].images_per_second,
+        features=_features_seconds(params),
+        judge=_judge_seconds(params),
+        encoder_step=encoder_step,
+        judge_step=judge_step,
+        tokenizer_step=_tokenizer_step_seconds(params),
+        fit=_fit_seconds(shape),
+        tokens=shape.grid**2,
+        latent_channels=shape.latent[0],
+        feature_dim=shape.feature_dim,
+    )
+
+
+def _time_sizes(params: Params, sizes: tuple[str, ...]) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds per training step, and per drawn image, by size."""
+    step: dict[str, float] = {}
+    draw: dict[str, float] = {}
+    largest = sizes[0]
+    for size in sizes:
+        if step and step[largest] > SLOW_STEP:
+            ratio = _weight(size) / _weight(largest)
+            step[size], draw[size] = step[largest] * ratio, draw[largest] * ratio
+            continue
+        largest, sized = size, with_values(params, {"diffusion.model.size": size})
+        step[size] = measure_train(sized, None, STEPS)[0].median_seconds
+        draw[size] = _draw_seconds(sized)
+    return step, draw
+
+
+def _weight(size: str) -> int:
+    """In proportion to the weights of a size."""
+    width, depth, _ = SIZES[size]
+    return depth * width**2
+
+
+def _median(call: Callable[[], object]) -> float:
+    return statistics.median(time_steps(call, STEPS))
+
+
+def _draw_seconds(params: Params) -> float:
+    """Per image: the decoder's share from the difference of two numbers of steps, as drawing with all of them would take too long."""
+    few, more = 2, 4
+    seconds = {}
+    for steps in (few, more):
+        shorter = with_values(params, {"sample.num_steps": steps})
+        seconds[steps] = measure_sample(shorter, BATCH, STEPS)[0].median_seconds
+    per_step = max(0.0, (seconds[more] - seconds[few]) / (more - few))
+    return (seconds[few] + per_step * (params.sample.num_steps - few)) / BATCH
+
+
+def _fit_seconds(shape: LatentShape) -> float:
+    """Per view: the covariance of its features."""
+    if not shape.feature_dim:
+        return 0.0
+    tokens = torch.randn(BATCH * shape.grid**2, shape.feature_dim, dtype=torch.float64)
+    return _median(lambda: tokens.T @ tokens) / BATCH
+
+
+def _images(params: Params, count: int) -> Tensor:
+    size, random = params.data.image_size, generator(params.seed, "planning/images")
+    shape = (count, 3, size, size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=random).to(inference_device())
+
+
+def _features_seconds(params: Params) -> float:
+    """Per image; 0 where no encoder is used."""
+    if not params.needs_features:
+        return 0.0
+    encoder, images = random_encoder(params.encoder, params.seed).to(inference_device()), _images(params, BATCH)
+    return _median(lambda: encoder(images)) / BATCH
+
+
+def _judge_seconds(params: Params) -> float:
+    """Per image. A judge that others trained is loaded as stage ``judge`` loads it."""
+    kind, images = judge_class(params.judge.kind), _images(params, BATCH)
+    if params.judge.source == "train":
+        network = kind.trainable(params.judge, 2, params.seed).eval().to(inference_device())
+        with torch.no_grad():
+            return _median(lambda: network(images / 127.5 - 1)) / BATCH
+    with tempfile.TemporaryDirectory() as folder:
+        kind.save_pretrained(Path(folder), params.judge)
+        judge = load_judge(Path(folder)).to(inference_device())
+    return _median(lambda: judge(images)) / BATCH
+
+
+def _tokenizer_step_seconds(params: Params) -> float:
+    """A training step of the network on top of principal components; 0 without one."""
+    vae = params.texture_vae
+    if not vae.is_fitted or vae.training is None:
+        return 0.0
+    return _step_seconds(ResidualDecoder(vae.block_size, vae.residual_width), params, vae.training)
+
+
+def _step_seconds(network: nn.Module, params: Params, training: TrainingParams | None) -> float:
+    """A training step of a small network: forward, backward, AdamW."""
+    network.train().to(inference_device())
+    optimizer = torch.optim.AdamW(network.parameters())
+    assert training is not None  # a rule of the parameters
+    pixels = _images(params, training.batch_size) / 127.5 - 1
+
+    def step() -> None:
+        optimizer.zero_grad()
+        network(pixels).square().mean().backward()
+        optimizer.step()
+
+    return _median(step)
+
+
+def _start_seconds() -> float:
+    """Importing what every stage imports, in a process of its own."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _IMPORTS], check=True)
+    return time.perf_counter() - started
