@@ -189,7 +189,9 @@ def accept(workspace: Workspace, name: str) -> str:
         )
     with lock(work):
         (work / ACCEPTED).write_text(json.dumps({"work": found["work"]}) + "\n", encoding="utf-8")
-    return f"{name}: accepted, although {found['reason']}; `dvc repro` goes on with this work, and checks any other again"
+    return (
+        f"{name}: accepted, although {found['reason']}; `dvc repro` goes on with this work, and checks any other again"
+    )
 
 
 def stopped(workspace: Workspace, name: str) -> str | None:
