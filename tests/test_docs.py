@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import sys
@@ -121,17 +122,23 @@ def make_targets() -> set[str]:
 
 
 def check_script(script: str) -> None:
-    """Checks every command of a block without running it. A block starts in the root of the repository."""
-    folder = REPOSITORY
+    """Checks every command of a block without running it. A block starts in the root of the repository.
+
+    A project that `sfd init` makes has the stages of the repository.
+    """
+    folder, made = REPOSITORY, ""
     for program, *arguments in simple_commands(script):
         if program == "cd":
-            folder = (folder / arguments[0]).resolve(strict=True)
+            folder = REPOSITORY if arguments[0] == made else (folder / arguments[0]).resolve(strict=True)
         elif program == "sfd":
             check_sfd(arguments)
+            made = arguments[1] if arguments[0] == "init" else made
         elif program == "dvc":
             check_dvc(arguments, folder)
         elif program == "make":
             assert set(arguments) <= make_targets(), f"no target {set(arguments) - make_targets()}"
+        elif program == "python" and arguments[0] == "-m":
+            assert importlib.util.find_spec(arguments[1]), arguments[1]
         elif program == "python":
             assert (folder / arguments[0]).is_file(), arguments[0]
         elif "launch/" in program or program == "sbatch":

@@ -42,7 +42,7 @@ sfd doctor    # what is not up to date, and what to type
 Activate the environment in which sfd is installed first: the stages run the `python` that the shell finds.
 
 `params.yaml` holds all options, and `sfd params --describe` explains them. `dvc.yaml` is the graph: each stage is a script in `stages/`, and its
-result a folder in `results/`.
+result a folder in `results/`. Where the project was planned for images, `plan.md` says what was chosen and why.
 """
 
 

@@ -87,7 +87,11 @@ CASES = {
             "sample.class_mix": "balanced",
         },
     ),
-    "many images": (report({"a": 30_000, "b": 30_000}), OFFLINE, {"data.mirror": False, "data.holdout_fraction": 0.02}),
+    "many images": (
+        report({"a": 30_000, "b": 30_000}),
+        OFFLINE,
+        {"data.mirror": False, "data.holdout_fraction": 0.023},
+    ),
     "tiny images": (
         report(EMOJI, side=28),
         OFFLINE,
@@ -165,10 +169,10 @@ def test_the_network_on_top_of_the_tokenizer_and_the_samples_take_their_share_an
     short, long = (plan(report(EMOJI), OFFLINE, hours)[1] for hours in (0.7, 3.0))
     assert short.texture_vae.training is None and long.texture_vae.training is not None
     assert long.texture_vae.training.num_steps == 2500
-    assert long.sample.num_images == 1000
+    assert long.sample.num_images == 700
     slow = replace(TIMES, draw=dict.fromkeys(TIMES.draw, 1.5))
     made, params = plan(report(EMOJI), OFFLINE, 2.0, slow)
-    assert 200 <= params.sample.num_images < 1000 and "would take more than 15%" in made.reasons["samples"]
+    assert 200 <= params.sample.num_images < 700 and "would take more than 15%" in made.reasons["samples"]
 
 
 def test_more_passes_over_few_images_than_are_worth_it_are_not_planned() -> None:
@@ -194,6 +198,17 @@ def test_too_few_images_are_refused_and_a_split_by_folders_is_kept() -> None:
     made: Draft = draft(report(EMOJI, split_by="folders"), CPU, "emo_judge")
     assert "holdout_fraction" not in made.changes["data"] and "the folders say so" in made.reasons["held out"]
     assert made.num_heldout == report(EMOJI).num_heldout
+
+
+def test_the_distance_is_a_gate_where_the_images_are_more_than_the_judges_features() -> None:
+    few, many = (plan(report(counts), OFFLINE, 3.0)[1] for counts in (EMOJI, {"a": 4000, "b": 4000}))
+    assert (
+        set(few.register_.gates) == {"memorised_fraction", "class_accuracy"}
+        and few.register_.gates["class_accuracy"].improve
+    )
+    assert set(many.register_.gates) == {"memorised_fraction", "class_accuracy", "fd_emo_judge"}
+    assert few.register_.gates["class_accuracy"].limit == 0.44 and not many.register_.gates["class_accuracy"].improve
+    assert set(plan(report(EMOJI), CPU, 3.0)[1].register_.gates) >= {"fd_emo_judge"}
 
 
 def test_a_cost_grows_with_what_it_is_for() -> None:

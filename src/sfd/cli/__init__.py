@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from sfd.cli.models import models, store
+from sfd.cli.presets import presets
 from sfd.cli.project import project_of as _workspace
 from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name, redact
 from sfd.serving.options import ServerOptions
@@ -15,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 app.add_typer(models, name="models")
 app.add_typer(store, name="store")
+app.add_typer(presets, name="preset")
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
@@ -69,7 +71,7 @@ def init(
 
     check_free(folder, [PLAN_NAME, *project_files()])
     planned = plan_new(images, project, hours, folder, _progress)
-    files = {"params.yaml": new_params(planned, project), PLAN_NAME: planned.markdown(project)}
+    files = {"params.yaml": new_params(planned, project, folder), PLAN_NAME: planned.markdown(project)}
     typer.echo(f"{planned.text()}\n{make_project(folder, project, files, git)}")
 
 
@@ -104,47 +106,6 @@ def params(
     found = load_params(file or _workspace(context).params_file)
     check_study(found)
     typer.echo(dump_params(found).rstrip())
-
-
-presets = typer.Typer(
-    no_args_is_help=True, help="Ready parameters: the built-in dataset, the paper's runs, its baselines."
-)
-app.add_typer(presets, name="preset")
-PresetName = Annotated[str, typer.Argument(metavar="NAME", help="A name from `sfd preset list`.")]
-
-
-@presets.command("list")
-def list_presets() -> None:
-    """List the presets, each with what it is."""
-    from sfd.preset import list_presets
-
-    typer.echo(list_presets())
-
-
-@presets.command("show")
-def show_preset(name: PresetName) -> None:
-    """Print a preset as a complete params.yaml, with the result it should give and its source."""
-    from sfd.preset import render
-
-    typer.echo(render(name).rstrip())
-
-
-@presets.command("use")
-def use_preset(
-    context: typer.Context,
-    name: PresetName,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a params.yaml of your own; it is kept beside the new one.")
-    ] = False,
-) -> None:
-    """Write a preset to params.yaml. The project's `data`, names and gates stay; other changes of your own need --force."""
-    from sfd.preset_use import use
-
-    try:
-        file = _workspace(context).params_file
-    except UserError:
-        file = context.obj / "params.yaml"
-    typer.echo(use(name, file, force))
 
 
 @app.command()

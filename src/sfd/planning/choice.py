@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from sfd.errors import UserError
+from sfd.names import distance_name
 from sfd.params import Params, TrainingParams
-from sfd.planning.draft import RESIDUAL_STEPS, Draft, Tree
+from sfd.planning.draft import RESIDUAL_STEPS, WANTED_REFERENCE, Draft, Tree
 from sfd.planning.timing import Timings
 from sfd.sizes import SIZES
 
@@ -18,7 +19,9 @@ SLACK = 0.95
 """Share of the hours that is planned for."""
 SAMPLING_SHARE, RESIDUAL_SHARE = 0.15, 0.15
 """Largest share of the hours for drawing the samples that are scored, and for the network on top of the tokenizer."""
-FEWEST_SAMPLES, WANTED_SAMPLES = 200, 1000
+FEWEST_SAMPLES = 200
+JUDGE_FEATURES = 1280
+"""Of the judge from a package; a Frechet distance of fewer images is flagged."""
 GRIDS, GRID_IMAGES = 4, 32
 FIT_IMAGES, QUALITY_IMAGES = 5000, 1000
 """Images that stage ``texture_vae`` fits to, and measures on."""
@@ -86,6 +89,11 @@ class Problem:
         """Of each training image."""
         return 1 + self.params.data.mirror
 
+    @property
+    def wanted_samples(self) -> int:
+        """As many as there are held-out images to compare them with, rounded up; at most what steady scores need."""
+        return max(FEWEST_SAMPLES, min(WANTED_REFERENCE, -(-self.draft.num_heldout // 50) * 50))
+
 
 def choose(problem: Problem, hours: float) -> Plan:
     """The plan for so many hours of the whole graph.
@@ -107,14 +115,11 @@ def choose(problem: Problem, hours: float) -> Plan:
         "model": f"{size} ({'x'.join(map(str, SIZES[size]))}): the largest size that gets the steps that it needs ({USEFUL_STEPS[size]:,})",
         "steps": f"{steps:,} of batch {BATCH}, {epochs:,.0f} passes over the images: "
         + ("what the hours leave" if steps < most else "more would only repeat them, so the hours are not used up"),
-        "samples": f"{num_samples:,}: " + _why_samples(num_samples),
+        "samples": f"{num_samples:,}: " + _why_samples(problem, num_samples),
     }
-    return Plan(
-        _changes(problem, size, num_samples, steps, residual),
-        reasons,
-        all_costs,
-        _quality(problem, size, steps, epochs),
-    )
+    gates, reasons["gates"] = _gates(problem, num_samples)
+    changes = _changes(problem, size, num_samples, steps, residual) | {"register": {"gates": gates}}
+    return Plan(changes, reasons, all_costs, _quality(problem, size, steps, epochs))
 
 
 def afford(problem: Problem, size: str, hours: float) -> tuple[int, int, int]:
@@ -125,8 +130,8 @@ def afford(problem: Problem, size: str, hours: float) -> tuple[int, int, int]:
     budget = hours * 3600 * SLACK
     step = problem.timings.tokenizer_step
     allowed = [steps for steps in RESIDUAL_STEPS if 0 < steps * step <= RESIDUAL_SHARE * budget]
-    most = int(SAMPLING_SHARE * budget / problem.timings.draw[size])
-    residual, num_samples = max(allowed, default=0), min(WANTED_SAMPLES, max(FEWEST_SAMPLES, most // 50 * 50))
+    most = int(SAMPLING_SHARE * budget / problem.timings.draw[size]) // 50 * 50
+    residual, num_samples = max(allowed, default=0), min(problem.wanted_samples, max(FEWEST_SAMPLES, most))
     for parts in ((residual, num_samples), (0, FEWEST_SAMPLES)):
         others = sum(cost.seconds for cost in costs(problem, size, parts[1], 0, parts[0]))
         steps = int((budget - others) / problem.timings.step[size])
@@ -253,10 +258,28 @@ def _quality(problem: Problem, size: str, steps: int, epochs: float) -> str:
     return words + ("; so many passes over few images make near copies of them likely" if epochs > 1000 else "")
 
 
-def _why_samples(num_samples: int) -> str:
-    if num_samples == WANTED_SAMPLES:
-        return "enough for steady scores"
-    return f"drawing {WANTED_SAMPLES:,} would take more than {SAMPLING_SHARE:.0%} of the hours"
+def _why_samples(problem: Problem, num_samples: int) -> str:
+    if num_samples == problem.wanted_samples:
+        return "as many as there are held-out images to compare them with, or as steady scores need"
+    return f"drawing {problem.wanted_samples:,} would take more than {SAMPLING_SHARE:.0%} of the hours"
+
+
+def _gates(problem: Problem, num_samples: int) -> tuple[Tree, str]:
+    """Gates that can be reached, and the reason for them."""
+    judge, made = problem.params.judge, problem.draft
+    gates: Tree = {"memorised_fraction": {"limit": 0.05, "improve": False}}
+    said = ["at most 5 % copies"]
+    measures_distance = judge.kind == "resnet" or min(num_samples, made.num_heldout, made.num_train) > JUDGE_FEATURES
+    if made.num_classes > 1:
+        limit = round(1 / made.num_classes + 0.25 * (1 - 1 / made.num_classes), 2)
+        gates["class_accuracy"] = {"limit": limit, "improve": not measures_distance}
+        said.append(f"classes recognised a quarter of the way from chance to perfect ({limit:g})")
+    if measures_distance:
+        gates[distance_name(judge.name)] = {"limit": None, "improve": True}
+        said.append("a smaller distance than the champion's")
+    else:
+        said.append(f"no distance: of fewer images than the judge has features ({JUDGE_FEATURES:,}) it is flagged")
+    return gates, "; ".join(said)
 
 
 def _rounded(steps: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from sfd.data.detect import detect
 from sfd.data.prepare import look
 from sfd.data.report import DataReport
+from sfd.errors import UserError
 from sfd.params import DataParams, parse_params, parse_yaml, to_tree
 from sfd.params.yaml import merge
 from sfd.planning.choice import Plan, Problem, choose
@@ -72,7 +73,7 @@ def plan(data: Tree, project: str, judge: str, hours: float, folder: Path, say: 
         say: takes what is being done.
 
     Raises:
-        UserError: the images cannot be read or are too few, or the hours are.
+        UserError: the images cannot be read or are too few, or the hours or the disk are.
     """
     base: Tree = parse_yaml(render(PRESET), PRESET)
     merge(base, {"data": data})
@@ -88,6 +89,10 @@ def plan(data: Tree, project: str, judge: str, hours: float, folder: Path, say: 
     say("timing networks, about a minute ...")
     timings = time_networks(params, GPU_SIZES if machine.gpu else CPU_SIZES, read)
     chosen = choose(Problem(made, params, timings, machine.gpu is not None), hours)
+    if chosen.gb > machine.disk_gb:
+        raise UserError(
+            f"the plan takes {chosen.gb:.2g} GB, but the disk has {machine.disk_gb:.2g} GB left: free some, or name a folder on another disk"
+        )
     put(base, chosen.changes)
     return Planned(report, machine, chosen, to_tree(parse_params(base, f"the plan of {project}")), hours)
 
@@ -98,15 +103,18 @@ def put(tree: Tree, changes: Tree) -> None:
     merge(tree, changes)
 
 
-def new_params(planned: Planned, project: str) -> str:
-    """The text of a new params.yaml, with the plan's names and images."""
-    text = render(PRESET)
+def new_params(planned: Planned, project: str, folder: Path) -> str:
+    """The text of the params.yaml of a new project in ``folder``. Images that lie in it are named relative to it."""
+    text, home = render(PRESET), folder.resolve()
+    data = planned.params["data"]
+    inside = {key: Path(data[key]) for key in ("root", "labels") if data[key] and Path(data[key]).is_relative_to(home)}
+    places = {"data": {key: str(path.relative_to(home)) for key, path in inside.items()}}
     names = {
         "register": {"name": project},
         "tracking": {"experiment": project},
-        "tune": {"study": f"{PRESET}-guidance"},
+        "tune": {"study": "guidance"},
     }
-    body = with_changes(text, planned.params, names)
+    body = with_changes(text, planned.params, names, places)
     parse_params(parse_yaml(body, PLAN_NAME), PLAN_NAME)
     head = (
         f"# Project {project}, planned by `sfd init` for {planned.hours:g} hours on {planned.machine.gpu or f'{planned.machine.cores} CPU cores'}: "

@@ -1,0 +1,185 @@
+"""``sfd init --images`` and ``sfd plan``: from a folder to parameters, and back into a file with comments."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import draw_images, small_params
+from typer.testing import CliRunner
+
+from sfd import cli
+from sfd.errors import UserError
+from sfd.params import load_params, parse_params
+from sfd.planning import plan
+from sfd.planning.machine import Machine, read_machine
+from sfd.planning.timing import Timings, time_networks
+from sfd.workspace import Workspace
+
+MACHINE = Machine(2, 24, 100, packages=("tf_efficientnet_lite0", "tf_efficientnet_lite1"))
+TIMES = Timings(6.0, 0.002, {"tiny": 0.1, "XS": 0.3}, {"tiny": 0.05, "XS": 0.1}, 0.05, 0.05, 0.02, feature_dim=1280)
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of known speed."""
+    monkeypatch.setattr(plan, "read_machine", lambda _folder: MACHINE)
+    monkeypatch.setattr(plan, "time_networks", lambda _params, _sizes, read: replace(TIMES, read=read))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes of 80 images, and what lies beside them."""
+    root = tmp_path / "Bilder ü"
+    draw_images(root / "quer", 80, 1, vertical=False)
+    draw_images(root / "hoch ü", 80, 2, vertical=True)
+    (root / "Thumbs.db").touch()
+    return root
+
+
+def invoke(*arguments: str | Path) -> str:
+    run = CliRunner().invoke(cli.app, [*map(str, arguments)])
+    if isinstance(run.exception, UserError):
+        raise run.exception
+    assert run.exit_code == 0, run.output
+    return run.stdout
+
+
+def test_init_with_images_plans_a_project_under_its_name_and_keeps_the_plan(tmp_path: Path, images: Path) -> None:
+    shown = invoke("init", tmp_path / "emo", "--images", images, "--hours", "1", "--name", "Meine Bilder")
+    for line in (
+        "160 images in 2 classes",
+        "chosen for 1 hours",
+        "tokenizer: principal components",
+        "diffusion",
+        "to expect",
+    ):
+        assert line in shown
+    assert "is now project Meine Bilder" in shown
+    params = load_params(tmp_path / "emo" / "params.yaml")
+    assert (params.data.root, params.data.source, params.data.image_size) == (str(images), "folder", 32)
+    assert (params.register_.name, params.tracking.experiment, params.judge.name) == (
+        "Meine Bilder",
+        "Meine Bilder",
+        "Meine_Bilder_judge",
+    )
+    text = (tmp_path / "emo" / "params.yaml").read_text()
+    assert text.startswith(
+        "# Project Meine Bilder, planned by `sfd init` for 1 hours on 2 CPU cores: plan.md says why."
+    )
+    assert "digits" not in text and "photos" not in text
+    assert "chosen for 1 hours" in (tmp_path / "emo" / "plan.md").read_text()
+
+
+def test_images_within_the_project_are_named_relative_to_it_so_that_it_can_be_moved(images: Path) -> None:
+    invoke("init", images.parent, "--images", images, "--hours", "1")
+    assert load_params(images.parent / "params.yaml").data.root == "Bilder ü"
+
+
+def test_images_without_classes_give_an_unconditional_project(tmp_path: Path) -> None:
+    draw_images(tmp_path / "flat", 160, 1, vertical=False)
+    invoke("init", tmp_path / "emo", "--images", tmp_path / "flat", "--hours", "1")
+    params = load_params(tmp_path / "emo" / "params.yaml")
+    assert (params.diffusion.model.condition, params.sample.guidance.kind) == ("none", "none")
+    assert "class_accuracy" not in params.register_.gates
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--hours", "0.01"], "in 0.01 hours nothing useful comes out"),
+        (["--images", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(tmp_path: Path, images: Path, arguments: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        invoke("init", tmp_path / "emo", "--images", images, *arguments)
+    assert not (tmp_path / "emo").exists()
+
+
+def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "read_machine", lambda _folder: replace(MACHINE, disk_gb=0.01))
+    with pytest.raises(UserError, match="the plan takes 0.* GB, but the disk has 0.01 GB left: free some"):
+        invoke("init", tmp_path / "emo", "--images", images, "--hours", "1")
+
+
+def test_what_is_in_the_way_is_said_before_an_image_is_read(tmp_path: Path) -> None:
+    (tmp_path / "emo").mkdir()
+    (tmp_path / "emo" / "plan.md").write_text("mine")
+    with pytest.raises(UserError, match="has plan.md already"):
+        invoke("init", tmp_path / "emo", "--images", tmp_path / "nowhere")
+
+
+@pytest.fixture
+def project(images: Path) -> Path:
+    """A project of the digits whose images were replaced by hand, with a comment of the user's."""
+    folder = images.parent / "project"
+    invoke("init", folder, "--name", "mine")
+    file = folder / "params.yaml"
+    text = (
+        file.read_text()
+        .replace("source: digits", "source: folder  # my photos")
+        .replace("root: images", "root: ../Bilder ü")
+    )
+    file.write_text(text.replace("alias: candidate", "alias: fresh"))
+    return folder
+
+
+def test_plan_shows_the_difference_and_writes_nothing(project: Path) -> None:
+    before = (project / "params.yaml").read_text()
+    shown = invoke("--project", project, "plan", "--hours", "1")
+    assert "nothing was written; `sfd plan --apply` writes it" in shown
+    assert "-  source: train\n+  source: pca" in shown and "160 images in 2 classes" in shown
+    assert (project / "params.yaml").read_text() == before and not (project / "plan.md").exists()
+
+
+def test_plan_apply_writes_it_and_keeps_comments_names_and_data(project: Path) -> None:
+    invoke("--project", project, "plan", "--hours", "1", "--apply")
+    params = load_params(project / "params.yaml")
+    assert (params.texture_vae.source, params.data.image_size, params.encoder.source) == ("pca", 32, "package")
+    assert (params.data.root, params.register_.alias, params.register_.name) == ("../Bilder ü", "fresh", "mine")
+    assert (params.judge.name, set(params.register_.gates)) == (
+        "mine_judge",
+        {"class_accuracy", "memorised_fraction"},
+    )
+    text = (project / "params.yaml").read_text()
+    assert (
+        "source: folder  # my photos" in text
+        and "# What a version must show before" in text
+        and "# How the stages run here." in text
+    )
+    assert (project / "plan.md").is_file()
+    assert "params.yaml has these values already" in invoke("--project", project, "plan", "--hours", "1")
+
+
+def test_this_machine_is_read_and_a_hub_that_is_off_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = read_machine(tmp_path / "not" / "there")
+    assert found.cores >= 1 and found.memory_gb > 1 and found.disk_gb > 0 and not found.has_hub
+    assert "the model hub does not answer" in str(found)
+
+
+@pytest.mark.long
+def test_a_few_real_steps_of_each_network_are_timed() -> None:
+    found = time_networks(parse_params(small_params()), ("tiny", "XS"), 0.001)
+    assert all(
+        seconds > 0
+        for seconds in (
+            found.start,
+            found.encode,
+            found.features,
+            found.judge,
+            *found.step.values(),
+            *found.draw.values(),
+        )
+    )
+    assert found.encoder_step > 0 and found.judge_step > 0 and found.tokenizer_step == 0 and found.feature_dim == 16
+    assert found.step["XS"] > found.step["tiny"] and found.latent_channels == 6 and found.tokens == 16
+
+
+def test_a_plan_that_has_no_project_names_the_way_to_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="or make one with `sfd init DIR`"):
+        Workspace.find(tmp_path)
