@@ -47,6 +47,19 @@ def doctor(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.usefixtures("project")
+def test_a_stage_that_stopped_at_a_quality_check_says_at_which() -> None:
+    shutil.rmtree("results/judge")
+    work = Path(".sfd/work/judge")
+    work.mkdir(parents=True)
+    (work / "stopped.json").write_text('{"work": "x", "reason": "the held-out accuracy is 0.1"}')
+    found = states()["judge"]
+    assert (found.state, found.reason, found.is_stale) == ("stopped", "the held-out accuracy is 0.1", True)
+    assert found.remedy.endswith("sfd accept judge")
+    (work / "accepted.json").write_text('{"work": "x"}')
+    assert states()["judge"].state == "missing"
+
+
+@pytest.mark.usefixtures("project")
 def test_a_finished_project_is_up_to_date_and_nothing_is_written() -> None:
     def files() -> dict[Path, int]:
         places = [path for path in Path().rglob("*") if path.is_file() and path.parts[:2] != (".dvc", "tmp")]

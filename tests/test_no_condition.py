@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from sfd import cli
 from sfd.errors import UserError
 from sfd.generation.generated import read_table
+from sfd.params import parse_params
 from sfd.registry.load import load_registered
 from sfd.workspace import Workspace
 
@@ -120,3 +121,32 @@ def test_a_request_over_http_needs_no_class_and_one_that_has_a_class_is_refused_
         refused = server.ask("/generate", {"class": wanted})
         assert refused.status == 422 and refused.error.endswith("without a class; leave the class out")
     assert server.ask("/model").json["classes"] is None
+
+
+def test_the_summary_and_a_study_know_no_classes(project: Project) -> None:
+    shown = run("show")
+    assert "class_accuracy" not in shown and "fd_digits_judge" in shown
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    study = {"study": "plain", "trials": 1, "repeats": 1, "space": {"sample.num_steps": {"low": 2, "high": 3}}}
+    project.write_params(params | {"tune": params["tune"] | study | {"pruner": "none"}})
+    status, output = project.run("sfd", "tune")
+    project.write_params(params)
+    assert status == 0, output
+    assert "class_accuracy" not in output
+
+
+def test_a_gate_on_class_accuracy_is_refused_with_the_parameters(project: Project) -> None:
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    params["register"]["gates"]["class_accuracy"] = {"limit": 0.5}
+    with pytest.raises(UserError, match=r"gates.class_accuracy needs samples of known classes.*remove the gate"):
+        parse_params(params)
+
+
+def test_samples_of_either_mix_are_what_the_model_draws(project: Project) -> None:
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    before = (project.result("sample") / "samples.csv").read_bytes()
+    project.write_params(params | {"sample": params["sample"] | {"class_mix": "natural"}})
+    status, output = project.run("python", "stages/sample.py")
+    project.write_params(params)
+    assert status == 0, output
+    assert (project.result("sample") / "samples.csv").read_bytes() == before

@@ -61,6 +61,16 @@ def space(key: str, **values: Any) -> dict[str, Any]:
             ["tune.pruner `hyperband` needs a single objective", "`none`"],
             {"tune.objectives": ["fd", "seconds_per_image"], "tune.pruner": "none"},
         ),
+        (
+            {"tune.num_images": 199},
+            ["`fd` needs 200 images by evaluate.min_images, but tune.num_images is 199"],
+            {"tune.num_images": 199, "evaluate.min_images.fd": None},
+        ),
+        (
+            space("sample.class_mix", choices=["balanced", "natural"]),
+            ["`sample.class_mix` changes what samples are compared with"],
+            space(STEPS, low=5, high=10),
+        ),
         (TRAINING | {"tune.refine_steps": 10}, ["tune.refine_steps", "set it to 0"], TRAINING),
         (
             space("runtime.sample.batch_size", low=10, high=20),

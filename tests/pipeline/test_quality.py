@@ -15,7 +15,7 @@ from support import REPOSITORY, Project, draw_images, small_params
 from sfd.errors import UserError
 from sfd.params import QualityParams, parse_params
 from sfd.pipeline.inputs import STAGES, stage_fingerprint
-from sfd.pipeline.quality import CHECKS, accept, check_quality, count_images
+from sfd.pipeline.quality import CHECKS, accept, check_quality, count_images, stopped
 from sfd.pipeline.stage import stage
 from sfd.workspace import Workspace
 
@@ -119,8 +119,11 @@ def test_accepted_work_is_published_without_doing_it_again_and_other_work_is_che
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     poor = {"heldout_accuracy": 0.1, "classes": 10}
+    assert stopped(HERE, "judge") is None
     stops("judge", poor, capsys)
+    assert "accuracy is 0.100" in (stopped(HERE, "judge") or "")
     assert "judge: accepted, although the held-out accuracy is 0.100" in accept(HERE, "judge")
+    assert stopped(HERE, "judge") is None
     assert run("judge", poor)
     assert "judge: goes on as accepted, although" in capsys.readouterr().err
     set_option("judge.channels", [8, 8, 8, 8])

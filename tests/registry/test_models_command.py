@@ -168,6 +168,21 @@ def test_a_worse_candidate_is_refused_with_a_table_that_says_why_and_nothing_cha
     assert registry.state() == before
 
 
+def test_a_metric_from_too_few_images_passes_no_gate_and_says_so_wherever_it_is_shown(registry: Registry) -> None:
+    few = registry.add(**GOOD, **{"metric.too_few_class_accuracy": "100.0"})
+    registry.set_aliases(candidate=few)
+    with pytest.raises(promotion.PromotionRefused, match="gates fail: class_accuracy; --force REASON"):
+        promotion.promote(HERE, few, None)
+    (row,) = (line for line in lineage.show_version(HERE, few).splitlines() if line.startswith("class_accuracy "))
+    assert row.endswith("too few images (12, needs 100)")
+    metrics = registry.project.result("evaluate") / "metrics.json"
+    before = metrics.read_text()
+    metrics.write_text(json.dumps(json.loads(before) | {"too_few_precision": 200.0}))
+    status, output = registry.project.run("sfd", "show")
+    metrics.write_text(before)
+    assert status == 0 and "flagged  precision too few images (12, needs 200): no gate on them passes" in output
+
+
 def test_a_forced_promotion_keeps_its_reason_and_a_rollback_returns_to_the_champion_before(
     registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from postgres import postgres_server
 from support import IN_ONE_PROCESS, Project, draw_images, small_params, wait_until
 
+from sfd.tuning.evaluator import halves
 from sfd.tuning.storage import expand
 from sfd.tuning.study import tune
 from sfd.workspace import Workspace
@@ -227,6 +228,15 @@ def test_a_mistake_stops_the_command_in_under_three_seconds_with_one_line(projec
     assert message in output and "secret" not in output
 
 
+def test_an_objective_that_would_rest_on_too_few_held_out_images_is_refused_before_the_first_trial(
+    project: Project,
+) -> None:
+    limits = {"fd": 11, "kid": None, "precision": None, "class_accuracy": None, "memorised_fraction": None}
+    change(project, evaluate={"min_images": limits | {"inception_score": None}})
+    status, output = project.run("sfd", "tune")
+    assert status == 2 and "`fd` needs 11 images, but a repeat compares 12 samples with 10 held-out images" in output
+
+
 def test_a_worker_needs_a_study(project: Project) -> None:
     status, output = project.run("sfd", "tune", "--worker")
     assert status == 2 and "start it with `sfd tune`" in output and output.count("\n") == 1
@@ -328,3 +338,12 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(project: Projec
     (interrupted,) = (trial for trial in load(project).trials if trial.user_attrs.get("reason") == "interrupted")
     statuses = {run.data.tags.get("sfd.trial"): run.info.status for run in runs_of(project)}
     assert statuses[str(interrupted.number)] == "KILLED"
+
+
+def test_both_halves_of_the_held_out_images_have_the_same_classes() -> None:
+    labels = [0] * 30 + [1] * 7 + [2] * 5
+    found = halves(labels, seed=0)
+    assert sorted(sum(found.values(), [])) == list(range(42)) and {len(rows) for rows in found.values()} == {21}
+    for rows in found.values():
+        assert [sum(labels[row] == label for row in rows) for label in (0, 1, 2)] in ([15, 3, 3], [15, 4, 2])
+    assert halves(labels, seed=0) == found != halves(labels, seed=1)

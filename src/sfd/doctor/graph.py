@@ -15,6 +15,7 @@ from sfd.doctor.findings import Finding
 from sfd.errors import UserError
 from sfd.params import Params, parse_yaml, select, to_tree
 from sfd.pipeline.inputs import differences
+from sfd.pipeline.quality import stopped
 from sfd.pipeline.scan import write_experiment, write_stage_codes
 from sfd.registry.source import write_init_from
 from sfd.workspace import PARAMS_NAME, Workspace
@@ -71,6 +72,10 @@ def check_graph(workspace: Workspace, params: Params) -> list[Finding]:
     for name, stage in stages.items():
         if not stage.get("always_changed"):
             found[name] = _judge(graph, name, found)
+            reason = stopped(workspace, name)
+            if found[name].is_stale and reason is not None:
+                remedy = f"do what the reason says, or sfd accept {name}"
+                found[name] = Finding(name, "stopped", reason, remedy, is_stale=True)
     return list(found.values())
 
 

@@ -55,6 +55,19 @@ def _check_accuracy(params: Params) -> None:
         )
 
 
+def _check_images(params: Params) -> None:
+    """Samples of a repeat are enough for the objectives. Whether held-out images are, too, is known only where they are."""
+    limits, tune = params.evaluate.min_images, params.tune
+    needed = {"fd": limits.fd, "fid": limits.fd, "kid": limits.kid, "class_accuracy": limits.class_accuracy}
+    for name in tune.objectives:
+        least = needed.get(name)
+        if least is not None and tune.num_images < least:
+            raise UserError(
+                f"tune.objectives: `{name}` needs {least} images by evaluate.min_images, but tune.num_images is {tune.num_images}: raise it, "
+                "or lower the limit"
+            )
+
+
 def _check_objectives(params: Params) -> None:
     tune = params.tune
     if len(set(tune.objectives)) < len(tune.objectives):
@@ -100,7 +113,15 @@ def _check_space(params: Params) -> None:
             )
 
 
-RULES = (_check_distance, _check_accuracy, _check_objectives, _check_refinement, _check_step, _check_space)
+RULES = (
+    _check_distance,
+    _check_accuracy,
+    _check_images,
+    _check_objectives,
+    _check_refinement,
+    _check_step,
+    _check_space,
+)
 
 
 def check_storage_address(url: str) -> None:

@@ -182,14 +182,23 @@ def accept(workspace: Workspace, name: str) -> str:
     if name not in CHECKS:
         raise UserError(f"stage `{name}` has no quality check; these have one: {', '.join(CHECKS)}")
     work = workspace.work(name)
-    stopped = _read(work / STOPPED)
-    if not stopped:
+    found = _read(work / STOPPED)
+    if not found:
         raise UserError(
             f"stage `{name}` did not stop at a quality check ({work / STOPPED} is missing); nothing is to be accepted"
         )
     with lock(work):
-        (work / ACCEPTED).write_text(json.dumps({"work": stopped["work"]}) + "\n", encoding="utf-8")
-    return f"{name}: accepted, although {stopped['reason']}; `dvc repro` goes on with this work, and checks any other again"
+        (work / ACCEPTED).write_text(json.dumps({"work": found["work"]}) + "\n", encoding="utf-8")
+    return (
+        f"{name}: accepted, although {found['reason']}; `dvc repro` goes on with this work, and checks any other again"
+    )
+
+
+def stopped(workspace: Workspace, name: str) -> str | None:
+    """Why a stage stopped at a quality check when it last ran; None if it did not, or if that was accepted."""
+    work = workspace.work(name)
+    found = _read(work / STOPPED)
+    return found["reason"] if found and _read(work / ACCEPTED).get("work") != found["work"] else None
 
 
 def _read(file: Path) -> dict[str, str]:
