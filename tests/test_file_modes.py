@@ -52,11 +52,12 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def wrong_modes(folder: Path, umask: int) -> dict[str, str]:
-    """The files below a folder that are not as a plain `open` would have made them."""
+    """The files below a folder that are not as a plain `open` would have made them; scripts may be executed."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert files
     modes = {str(file.relative_to(folder)): stat.S_IMODE(file.stat().st_mode) for file in files}
-    return {file: oct(mode) for file, mode in modes.items() if mode != 0o666 & ~umask}
+    wanted = {file: 0o777 if file.endswith((".sh", ".sbatch")) else 0o666 for file in modes}
+    return {file: oct(mode) for file, mode in modes.items() if mode != wanted[file] & ~umask}
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o077], indirect=True, ids=oct)
