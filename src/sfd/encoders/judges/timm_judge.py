@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd.encoders.judges.judge import Judge
-from sfd.encoders.timm_networks import Preprocessing, judge_network, load_network, rebuild
+from sfd.encoders.timm_networks import Preprocessing, in_slices, judge_network, load_network, rebuild
 from sfd.errors import UserError
 from sfd.network_files import load_weights, read_config, save_network, weights_digest
 from sfd.params import JudgeParams
@@ -34,8 +34,11 @@ class TimmJudge(Judge):
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """As :class:`Judge` says."""
-        features = pooled_features(self.network, self.preprocessing(images.float() / 255.0))
+        features = in_slices(self._features, images, self.preprocessing.input_size)
         return features, self.head(features) if self.head is not None else None
+
+    def _features(self, images: Tensor) -> Tensor:
+        return pooled_features(self.network, self.preprocessing(images.float() / 255.0))
 
     @classmethod
     def save_pretrained(cls, folder: Path, params: JudgeParams) -> None:
