@@ -173,7 +173,7 @@ class Wrong(NamedTuple):
 
 WRONG = {
     "an empty folder": Wrong({}, r"has no images \(passed over: nothing\); point data.root at a folder of images"),
-    "only companions": Wrong({"a.txt": "x", "b.txt": "x"}, r"has no images \(passed over: 2 .txt\)"),
+    "only companions": Wrong({"a.txt": "x", "b.zip": "x"}, r"has no images \(passed over: 1 .txt, 1 .zip\)"),
     "an empty class folder": Wrong(CAT_DOG | {"owl/": ""}, "at least two usable images, but 1 have none: 'owl'"),
     "a class of one image": Wrong(CAT_DOG | images("owl/", 1), "class 'owl' has 1 distinct image"),
     "two classes of one image": Wrong(

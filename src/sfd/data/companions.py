@@ -9,9 +9,25 @@ ENDINGS = frozenset(
     (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm")
     + (".pdf", ".doc", ".docx", ".xls", ".xlsx", ".ods", ".odt", ".ini", ".cfg", ".toml", ".log", ".bib", ".cff")
     + (".npy", ".npz", ".parquet", ".mat", ".pkl", ".db", ".sqlite", ".py", ".ipynb", ".sh", ".bat", ".url", ".lnk")
-    + (".md5", ".sha1", ".sha256", ".xmp", ".aae", ".thm")
+    + (
+        ".md5",
+        ".sha1",
+        ".sha256",
+        ".xmp",
+        ".aae",
+        ".thm",
+        ".mov",
+        ".mp4",
+        ".m4v",
+        ".avi",
+        ".mkv",
+        ".webm",
+        ".mp3",
+        ".wav",
+    )
+    + (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 )
-"""Of companions: captions, annotations, documents, arrays, scripts, checksums, and what cameras write beside a photo."""
+"""Of companions: captions, annotations, documents, arrays, scripts, checksums, what cameras and telephones write beside a photo, archives."""
 
 DOCUMENTS = frozenset(("license", "licence", "copying", "readme", "notice", "authors", "changelog", "makefile"))
 """Names without an ending, in lower case."""

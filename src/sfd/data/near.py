@@ -80,10 +80,8 @@ def find_near(
             continue
         first, second = mine[one], theirs[two]
         difference = np.abs(queries.pixels[first].astype(np.int16) - others.pixels[second]).mean(axis=1)
-        order = np.lexsort((second, difference, first))
-        best = order[
-            np.unique(first[order], return_index=True)[1]
-        ]  # of each query the nearest, which is its first in this order
+        order = np.lexsort((second, difference, first))  # of each query the nearest comes first
+        best = order[np.unique(first[order], return_index=True)[1]]
         best = best[difference[best] <= NEAR_LEVELS]
         rows[first[best]], levels[first[best]] = second[best], difference[best]
     return rows, levels
