@@ -25,6 +25,8 @@ JUDGE_FEATURES = 1280
 GRIDS, GRID_IMAGES = 4, 32
 FIT_IMAGES, QUALITY_IMAGES = 5000, 1000
 """Images that stage ``texture_vae`` fits to, and measures on."""
+SCORING_SECONDS = 12.0
+"""Distances with their errors on the judge's 1,280 features; one CPU core."""
 STATE_BYTES = 16
 """Per parameter in a checkpoint: weights, their average, two moments; float32."""
 PARAMETERS_PER_BLOCK = 18
@@ -191,7 +193,11 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
             2 * weights * STATE_BYTES / 1e9,
         ),
         Cost("sample", f"{num_samples:,} images", start + num_samples * draw),
-        Cost("evaluate", f"judges {judged:,} images", start + judged * timings.judge + train * read),
+        Cost(
+            "evaluate",
+            f"judges {judged:,} images",
+            start + SCORING_SECONDS + judged * timings.judge + train * read,
+        ),
         Cost("register", "a version of the model", 3 * start, weights * 4 / 1e9),
     )
 
