@@ -44,7 +44,7 @@ def measure(
 
 
 def write_photos(root: Path, number: int, side: int) -> Path:
-    """Random pieces of two photographs, from a quarter to the whole of their height, as JPEG files in class folders."""
+    """Random pieces of two photographs, from a quarter to the whole of their height and tinted, as JPEG files in class folders."""
     from sklearn.datasets import load_sample_images
 
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
@@ -55,7 +55,9 @@ def write_photos(root: Path, number: int, side: int) -> Path:
         left, top = int(rng.integers(photo.width - cut + 1)), int(rng.integers(photo.height - cut + 1))
         file = root / f"class {index % CLASSES}" / f"{index:06d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        photo.resize((side, side), box=(left, top, left + cut, top + cut)).save(file, quality=90)
+        piece = photo.resize((side, side), box=(left, top, left + cut, top + cut))
+        tinted = np.asarray(piece) * rng.uniform(0.6, 1.0, 3)  # so that no two files are equal
+        Image.fromarray(tinted.astype(np.uint8)).save(file, quality=90)
     return root
 
 

@@ -14,6 +14,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFile
 
+from sfd.data import decoding
 from sfd.data.decoding import decode_checked, decode_rgb, decode_whole
 from sfd.data.files import ImageRefused
 
@@ -441,6 +442,16 @@ def test_tiff_of_16_bits_is_scaled_to_8_and_one_of_floats_refused() -> None:
     assert refusal(encode(Image.fromarray(ramp.astype(np.float32)), "TIFF")).startswith(
         "format not allowed: pixels of 32-bit"
     )
+
+
+def test_a_tiff_beyond_the_limit_of_pillow_is_read_up_to_that_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decoding._SURELY_ALLOWED < Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(decoding, "_SURELY_ALLOWED", 9)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert decode(encode(scene(), "TIFF")).shape == (61, 83, 3)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.raises(ImageRefused, match="too many pixels: 83 x 61, at most 5000"):
+        decode_rgb(io.BytesIO(encode(scene(), "TIFF")), 5000)
 
 
 def test_a_turned_tiff_and_a_turned_avif_are_turned_upright_once() -> None:

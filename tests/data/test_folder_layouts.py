@@ -266,6 +266,10 @@ def test_split_folders_decide_which_images_are_held_out_and_the_fraction_is_not_
     assert "by folders; data.holdout_fraction is not read" in "\n".join(look(params(root)).lines())
 
 
+def test_classes_of_equal_size_are_said_to_be_so(tmp_path: Path) -> None:
+    assert "every class has 2" in "\n".join(look(params(make(tmp_path / "root", CAT_DOG))).lines())
+
+
 def test_equal_images_in_both_splits_are_dropped_on_request_and_the_training_image_stays(tmp_path: Path) -> None:
     files = images("train/cat/", 3) | images("test/cat/", 3) | {"train/cat/z.png": 7, "test/cat/a.png": 7}
     root = make(tmp_path / "root", files)

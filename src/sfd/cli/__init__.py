@@ -67,11 +67,11 @@ def init(
     if images is None:
         typer.echo(make_project(folder, project, {"params.yaml": first_params(project)}, git))
         return
-    from sfd.planning.plan import PLAN_NAME, new_params, plan_new
+    from sfd.planning.plan import COSTS_NAME, PLAN_NAME, new_params, plan_new
 
-    check_free(folder, [PLAN_NAME, *project_files()])
+    check_free(folder, [PLAN_NAME, COSTS_NAME, *project_files()])
     planned = plan_new(images, project, hours, folder, _progress)
-    files = {"params.yaml": new_params(planned, project, folder), PLAN_NAME: planned.markdown(project)}
+    files = {"params.yaml": new_params(planned, project, folder)} | planned.files(project)
     typer.echo(f"{planned.text()}\n{make_project(folder, project, files, git)}")
 
 

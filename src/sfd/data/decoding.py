@@ -42,6 +42,8 @@ _SHARED_BRANDS = (b"mif1", b"msf1")
 """Of AVIF and of HEIC; the compatible brands behind tell which."""
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _PREFIX_BYTES = 64
+_SURELY_ALLOWED = 2**26
+"""Pixels; fewer than Pillow's own limit."""
 
 _pillow_limit = threading.Lock()
 
@@ -190,9 +192,9 @@ def _pillow_limit_at(max_pixels: int) -> Iterator[None]:
 
 
 def _load(image: ImageFile.ImageFile, max_pixels: int) -> None:
-    """Decodes the pixels. The TIFF reader checks Pillow's own limit only here."""
-    is_over_limit = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
-    with _pillow_limit_at(max_pixels) if is_over_limit else nullcontext():
+    """Decodes the pixels. The TIFF reader checks Pillow's own limit only here, and one thread at a time may lift it."""
+    is_huge = isinstance(image, TiffImagePlugin.TiffImageFile) and image.width * image.height > _SURELY_ALLOWED
+    with _pillow_limit_at(max_pixels) if is_huge else nullcontext():
         image.load()
 
 

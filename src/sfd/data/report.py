@@ -111,6 +111,8 @@ class DataReport:
         if len(totals) == 1:
             return "no classes to tell apart"
         small, large = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
+        if totals[small] == totals[large]:
+            return f"every class has {totals[small]}"
         return f"smallest class {small!r} with {totals[small]}, largest {large!r} with {totals[large]}"
 
 

@@ -25,6 +25,8 @@ JUDGE_FEATURES = 1280
 GRIDS, GRID_IMAGES = 4, 32
 FIT_IMAGES, QUALITY_IMAGES = 5000, 1000
 """Images that stage ``texture_vae`` fits to, and measures on."""
+SOLVING_SECONDS, SCORING_SECONDS = 4.0, 12.0
+"""Components of 1,280 features with their picture, and distances with their errors; one CPU core."""
 STATE_BYTES = 16
 """Per parameter in a checkpoint: weights, their average, two moments; float32."""
 PARAMETERS_PER_BLOCK = 18
@@ -177,7 +179,7 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
             start + chosen * (read + views * timings.features),
             chosen * views * feature_bytes / 1e9,
         ),
-        Cost("semantic", params.semantic.kind, start + chosen * views * timings.fit),
+        Cost("semantic", params.semantic.kind, start + SOLVING_SECONDS + chosen * views * timings.fit),
         Cost(
             "latents",
             f"of {train * views:,} views",
@@ -191,8 +193,12 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
             2 * weights * STATE_BYTES / 1e9,
         ),
         Cost("sample", f"{num_samples:,} images", start + num_samples * draw),
-        Cost("evaluate", f"judges {judged:,} images", start + judged * timings.judge + train * read),
-        Cost("register", "a version of the model", 3 * start, weights * 4 / 1e9),
+        Cost(
+            "evaluate",
+            f"judges {judged:,} images",
+            start + SCORING_SECONDS + judged * timings.judge + train * read,
+        ),
+        Cost("register", "a version of the model", 2 * start, weights * 4 / 1e9),
     )
 
 

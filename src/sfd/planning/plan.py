@@ -1,6 +1,7 @@
 """``sfd init --images`` and ``sfd plan``: reads, times, chooses, and says what was chosen and why."""
 
 import difflib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from sfd.workspace import Workspace
 PRESET = "photos64"
 """What a plan changes."""
 CPU_SIZES, GPU_SIZES = ("tiny", "XS", "S"), ("XS", "S", "B")
-PLAN_NAME = "plan.md"
+PLAN_NAME, COSTS_NAME = "plan.md", "plan.json"
+"""What a project keeps of its plan: the page, and the seconds and GB per stage."""
 PLANNED = ("encoder", "texture_vae", "features", "semantic", "latents", "schedule", "evaluate")
 """Sections that a plan sets as a whole."""
 
@@ -56,9 +58,11 @@ class Planned:
             f"cost\n{_indented(as_text(rows))}\nto expect\n{_indented(self.plan.quality)}\n"
         )
 
-    def markdown(self, project: str) -> str:
-        """The same as a page."""
-        return f"# The plan of {project}\n\n```text\n{self.text()}```\n"
+    def files(self, project: str) -> dict[str, str]:
+        """The page of the plan, and its costs as JSON, by name."""
+        costs = {cost.stage: {"seconds": round(cost.seconds, 1), "gb": round(cost.gb, 3)} for cost in self.plan.costs}
+        page = f"# The plan of {project}\n\n```text\n{self.text()}```\n"
+        return {PLAN_NAME: page, COSTS_NAME: json.dumps({"hours": self.hours, "costs": costs}, indent=2) + "\n"}
 
 
 def plan(data: Tree, project: str, judge: str, hours: float, folder: Path, say: Say) -> Planned:
@@ -158,7 +162,8 @@ def plan_project(workspace: Workspace, hours: float, apply: bool, say: Say) -> s
     if not apply:
         return f"{planned.text()}\n{difference}\n\nnothing was written; `sfd plan --apply` writes it"
     replace_file(workspace.params_file.resolve(), new)
-    (workspace.root / PLAN_NAME).write_text(planned.markdown(name), encoding="utf-8")
+    for kept, text in planned.files(name).items():
+        replace_file(workspace.root / kept, text)
     return f"{planned.text()}\n{difference}\n\nwritten to {workspace.params_file}"
 
 

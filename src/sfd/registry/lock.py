@@ -125,5 +125,5 @@ def _describe_refusal(lock: str, other: Owner) -> str:
     )
     return (
         f"another promotion is going on ({holder}); wait for it. If that process is gone, delete the registered model `{lock}` "
-        "in MLflow (`make ui`, Models), then try again"
+        "in MLflow (`mlflow ui`, Models), then try again"
     )

@@ -56,4 +56,5 @@ def _describe_version(workspace: Workspace) -> str:
         return (
             f"models:/{version.name}/{version.version} at {store}, without the alias `{alias}`; `sfd register` gives it"
         )
-    return f"models:/{version.name}@{alias} (version {version.version}) at {store}; `make ui` shows it"
+    shown = f"; `mlflow ui --backend-store-uri {store}` shows it" if store.startswith("sqlite:") else ""
+    return f"models:/{version.name}@{alias} (version {version.version}) at {store}{shown}"
