@@ -1,4 +1,4 @@
-"""The frozen vision encoder: pretrained, from a file, or trained here; nothing where nothing needs features."""
+"""The frozen vision encoder: pretrained, from a file or a package, or trained here; nothing where nothing needs features."""
 
 import sfd.quiet  # noqa: F401
 from sfd.pipeline.encoder import make_encoder

@@ -1,4 +1,4 @@
-"""The judge: Inception-v3, or a small ResNet trained here."""
+"""The judge: Inception-v3, a network of timm with a classifier fitted here, or a small ResNet trained here."""
 
 import sfd.quiet  # noqa: F401
 from sfd.pipeline.judge import make_judge
