@@ -70,7 +70,7 @@ def test_init_with_images_plans_a_project_under_its_name_and_keeps_the_plan(tmp_
     assert "digits" not in text and "photos" not in text
     assert "chosen for 1 hours" in (tmp_path / "emo" / "plan.md").read_text()
     kept = json.loads((tmp_path / "emo" / "plan.json").read_text())
-    assert kept["hours"] == 1 and 2000 < sum(cost["seconds"] for cost in kept["costs"].values()) <= 3600
+    assert kept["hours"] == 1 and 1000 < sum(cost["seconds"] for cost in kept["costs"].values()) <= 3600
 
 
 def test_images_within_the_project_are_named_relative_to_it_so_that_it_can_be_moved(images: Path) -> None:

@@ -13,8 +13,8 @@ BATCH = 32
 USEFUL_STEPS = {"tiny": 2500, "XS": 1500, "S": 10_000, "B": 40_000}
 """Steps of a batch of 32 from which on a size is worth its time. XS draws some things recognisably after 2,000 steps on 64 tokens, and most
 after 6,700; the others are scaled from that by judgement."""
-MOST_EPOCHS = 3000
-"""More passes over the images only repeat them."""
+MOST_EPOCHS, COPYING_EPOCHS = 1000, 300
+"""More passes over the images only repeat them; from so many on, copies are likely. Neither was measured."""
 SLACK = 0.95
 """Share of the hours that is planned for."""
 SAMPLING_SHARE, RESIDUAL_SHARE = 0.15, 0.15
@@ -109,14 +109,17 @@ def choose(problem: Problem, hours: float) -> Plan:
     fitting = [each for each in fitting if each[-1] >= USEFUL_STEPS[each[0]]]
     if not fitting:
         raise UserError(_too_short(problem, hours))
-    size, residual, num_samples, steps = fitting[-1]
     draft = problem.draft
-    most = max(USEFUL_STEPS[size], MOST_EPOCHS * draft.num_train * problem.views // BATCH)
+    most = MOST_EPOCHS * draft.num_train * problem.views // BATCH
+    worth = [each for each in fitting if USEFUL_STEPS[each[0]] <= most] or fitting[:1]
+    size, residual, num_samples, steps = worth[-1]
+    most = max(USEFUL_STEPS[size], most)
     steps = _rounded(min(steps, most))
     all_costs = costs(problem, size, num_samples, steps, residual)
     epochs = steps * BATCH / (draft.num_train * problem.views)
     reasons = draft.reasons | {
-        "model": f"{size} ({'x'.join(map(str, SIZES[size]))}): the largest size that gets the steps that it needs ({USEFUL_STEPS[size]:,})",
+        "model": f"{size} ({'x'.join(map(str, SIZES[size]))}): the largest size that gets the steps that it needs ({USEFUL_STEPS[size]:,}) "
+        "without too many passes over the images",
         "steps": f"{steps:,} of batch {BATCH}, {epochs:,.0f} passes over the images: "
         + ("what the hours leave" if steps < most else "more would only repeat them, so the hours are not used up"),
         "samples": f"{num_samples:,}: " + _why_samples(problem, num_samples),
@@ -263,7 +266,9 @@ def _quality(problem: Problem, size: str, steps: int, epochs: float) -> str:
         words = f"small pictures of {pixels} pixels, {said}"
     else:
         words = f"pictures of {pixels} pixels; not measured for this size of model on a GPU"
-    return words + ("; so many passes over few images make near copies of them likely" if epochs > 1000 else "")
+    return words + (
+        "; so many passes over few images make near copies of them likely" if epochs > COPYING_EPOCHS else ""
+    )
 
 
 def _why_samples(problem: Problem, num_samples: int) -> str:

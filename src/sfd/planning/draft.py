@@ -266,7 +266,7 @@ def _judge(made: Draft, size: int, machine: Machine, name: str) -> None:
     if ready:
         made.choose(
             "judge",
-            f"{ready['name']} ({ready['source']}) with a linear layer for your classes: it is not the encoder, and trained on far more images",
+            f"{ready['name']} ({ready['source']}): it is not the encoder, and was trained on far more images than yours",
             judge={
                 "kind": "timm",
                 "source": ready["source"],
