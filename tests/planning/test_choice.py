@@ -220,6 +220,19 @@ def test_the_distance_is_a_gate_where_the_images_are_more_than_the_judges_featur
     assert set(plan(report(EMOJI), CPU, 3.0)[1].register_.gates) >= {"fd_emo_judge"}
 
 
+def test_gates_on_what_too_few_images_flag_are_left_out() -> None:
+    for count, gates in {110: {"class_accuracy"}, 200: {"class_accuracy", "memorised_fraction"}}.items():
+        assert set(plan(report({"a": count, "b": count}), CPU, 3.0)[1].register_.gates) == gates
+
+
+def test_a_class_that_stage_prepare_would_stop_at_is_named() -> None:
+    assert (
+        "1 with fewer than 10 training images (b)"
+        in draft(report({"a": 200, "b": 9}), CPU, "j").reasons["small classes"]
+    )
+    assert "small classes" not in draft(report({"a": 200, "b": 30}), CPU, "j").reasons
+
+
 def test_a_cost_grows_with_what_it_is_for() -> None:
     asked = problem(report(EMOJI), OFFLINE, TIMES)
     less = {cost.stage: cost.seconds for cost in costs(asked, "XS", 200, 2000, 0)}

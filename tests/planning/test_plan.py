@@ -142,7 +142,7 @@ def test_plan_apply_writes_it_and_keeps_comments_names_and_data(project: Path) -
     assert (params.data.root, params.register_.alias, params.register_.name) == ("../Bilder ü", "fresh", "mine")
     assert (params.judge.name, set(params.register_.gates)) == (
         "mine_judge",
-        {"class_accuracy", "memorised_fraction"},
+        {"class_accuracy"},
     )
     text = (project / "params.yaml").read_text()
     assert (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sfd.errors import UserError
 from sfd.names import distance_name
 from sfd.params import Params, TrainingParams
-from sfd.planning.draft import RESIDUAL_STEPS, WANTED_REFERENCE, Draft, Tree
+from sfd.planning.draft import NEEDED_REFERENCE, RESIDUAL_STEPS, WANTED_REFERENCE, Draft, Tree
 from sfd.planning.timing import Timings
 from sfd.sizes import SIZES
 
@@ -22,6 +22,8 @@ SAMPLING_SHARE, RESIDUAL_SHARE = 0.15, 0.15
 FEWEST_SAMPLES = 200
 JUDGE_FEATURES = 1280
 """Of the judge from a package; a Frechet distance of fewer images is flagged."""
+COPIES_REFERENCE = 100
+"""Held-out images below which the share of copies is flagged."""
 GRIDS, GRID_IMAGES = 4, 32
 FIT_IMAGES, QUALITY_IMAGES = 5000, 1000
 """Images that stage ``texture_vae`` fits to, and measures on."""
@@ -273,9 +275,13 @@ def _why_samples(problem: Problem, num_samples: int) -> str:
 def _gates(problem: Problem, num_samples: int) -> tuple[Tree, str]:
     """Gates that can be reached, and the reason for them."""
     judge, made = problem.params.judge, problem.draft
-    gates: Tree = {"memorised_fraction": {"limit": 0.05, "improve": False}}
-    said = ["at most 5 % copies"]
-    measures_distance = judge.kind == "resnet" or min(num_samples, made.num_heldout, made.num_train) > JUDGE_FEATURES
+    gates: Tree = {}
+    said = []
+    if made.num_heldout >= COPIES_REFERENCE:
+        gates["memorised_fraction"] = {"limit": 0.05, "improve": False}
+        said.append("at most 5 % copies")
+    needed = NEEDED_REFERENCE if judge.kind == "resnet" else JUDGE_FEATURES + 1
+    measures_distance = min(num_samples, made.num_heldout, made.num_train) >= needed
     if made.num_classes > 1:
         limit = round(1 / made.num_classes + 0.25 * (1 - 1 / made.num_classes), 2)
         gates["class_accuracy"] = {"limit": limit, "improve": not measures_distance}
@@ -284,7 +290,7 @@ def _gates(problem: Problem, num_samples: int) -> tuple[Tree, str]:
         gates[distance_name(judge.name)] = {"limit": None, "improve": True}
         said.append("a smaller distance than the champion's")
     else:
-        said.append(f"no distance: of fewer images than the judge has features ({JUDGE_FEATURES:,}) it is flagged")
+        said.append(f"no distance: of fewer than {needed:,} images it is flagged")
     return gates, "; ".join(said)
 
 

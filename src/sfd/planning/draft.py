@@ -5,6 +5,7 @@ from typing import Any
 
 from sfd.data.report import DataReport
 from sfd.errors import UserError
+from sfd.names import TRAIN
 from sfd.params.yaml import merge
 from sfd.planning.machine import Machine
 
@@ -18,6 +19,8 @@ FEW_IMAGES = 100
 """With fewer, nothing is learnt but the images themselves."""
 WANTED_REFERENCE, NEEDED_REFERENCE = 1400, 200
 """Held-out images that all scores are steady with (the Frechet distance needs more than the judge's 1,280 features), and that they need."""
+SMALL_CLASS = 10
+"""The default of ``quality.images_per_class``."""
 FEW_TO_MIRROR = 2000
 """With fewer training images, mirrored ones are worth their time."""
 UNEQUAL = 1.5
@@ -117,7 +120,13 @@ def _split(made: Draft, report: DataReport) -> None:
 
 
 def _scores(made: Draft, report: DataReport) -> None:
-    """Few held-out images do not stop the project: what they score is flagged."""
+    """Few held-out images do not stop the project: what they score is flagged. Too small classes do."""
+    small = [name for name, splits in report.counts.items() if splits[TRAIN] < SMALL_CLASS]
+    if small:
+        made.reasons["small classes"] = (
+            f"{len(small)} with fewer than {SMALL_CLASS} training images ({', '.join(small[:3])}): stage prepare stops at them; add images, join "
+            "them, leave them out, or lower quality.images_per_class"
+        )
     mix = made.changes.get("sample", {}).get("class_mix")
     shares = [sum(splits.values()) / report.num_images for splits in report.counts.values()]
     count = made.num_heldout if mix != "balanced" else int(min(shares) * len(shares) * made.num_heldout)
