@@ -13,7 +13,8 @@ from sfd.network_files import load_weights, read_config, save_network, weights_d
 from sfd.params import JudgeParams
 
 INVERSE_REGULARISATION = 0.01
-"""Of the logistic regression, on standardised features (scikit-learn's ``C``)."""
+"""Of the logistic regression, on standardised features (scikit-learn's ``C``). With 3,900 images of eight classes, 0.1 and 0.001 told fewer
+held-out images right."""
 MAX_ITERATIONS = 1000
 
 
