@@ -67,14 +67,19 @@ def _adopt(name: str, file: Path, force: bool) -> tuple[str, str]:
     return text, f"; kept of the old one: {kept or 'nothing, for it has no data, names or gates of its own'}"
 
 
+WHOLE = (("register", "gates"), ("tune", "space"))
+"""Tables whose keys are the user's own choice: a new table leaves nothing of an old one."""
+
+
 def with_changes(text: str, *changes: Tree) -> str:
-    """A params file with trees of values put in, and its comments. Gates are replaced as a whole."""
+    """A params file with trees of values put in, and its comments. Tables of :data:`WHOLE` are replaced as a whole."""
     tree = document(text)
     for change in changes:
-        gates = change.get("register", {}).get("gates")
-        if gates is not None:
-            for metric in tree["register"]["gates"].keys() - gates.keys():
-                del tree["register"]["gates"][metric]
+        for section, key in WHOLE:
+            table = change.get(section, {}).get(key)
+            if table is not None:
+                for name in tree[section][key].keys() - table.keys():
+                    del tree[section][key][name]
         merge(tree, change)
     for metric, gate in tree["register"]["gates"].items():
         tree["register"]["gates"][metric] = CommentedMap(gate)

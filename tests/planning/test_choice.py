@@ -7,7 +7,7 @@ import pytest
 
 from sfd.data.report import DataReport
 from sfd.errors import UserError
-from sfd.params import Params, parse_params, parse_yaml
+from sfd.params import Params, check_study, parse_params, parse_yaml
 from sfd.params.yaml import merge
 from sfd.planning.choice import Plan, Problem, choose, costs, needed_hours
 from sfd.planning.draft import Draft, draft
@@ -56,7 +56,9 @@ def plan(images: DataReport, machine: Machine, hours: float, timings: Timings = 
     tree = parse_yaml(render("photos64"), "photos64")
     merge(tree, {"data": {"root": "/images"}})
     put(tree, made.changes)
-    return made, parse_params(tree)
+    params = parse_params(tree)
+    check_study(params)
+    return made, params
 
 
 CASES = {

@@ -49,7 +49,7 @@ def test_init_with_images_plans_a_project_under_its_name_and_keeps_the_plan(tmp_
     shown = invoke("init", tmp_path / "emo", "--images", images, "--hours", "1", "--name", "Meine Bilder")
     for line in (
         "160 images in 2 classes",
-        "chosen for 1 hours",
+        "chosen for 1 h",
         "tokenizer: principal components",
         "diffusion",
         "to expect",
@@ -68,7 +68,7 @@ def test_init_with_images_plans_a_project_under_its_name_and_keeps_the_plan(tmp_
         "# Project Meine Bilder, planned by `sfd init` for 1 hours on 2 CPU cores: plan.md says why."
     )
     assert "digits" not in text and "photos" not in text
-    assert "chosen for 1 hours" in (tmp_path / "emo" / "plan.md").read_text()
+    assert "chosen for 1 h" in (tmp_path / "emo" / "plan.md").read_text()
     kept = json.loads((tmp_path / "emo" / "plan.json").read_text())
     assert kept["hours"] == 1 and 1000 < sum(cost["seconds"] for cost in kept["costs"].values()) <= 3600
 

@@ -75,6 +75,7 @@ def draft(report: DataReport, machine: Machine, judge: str) -> Draft:
     _tokenizer(made, size, machine)
     _encoder(made, size, machine)
     _judge(made, size, machine, judge)
+    _tune(made, report)
     return made
 
 
@@ -279,3 +280,11 @@ def _judge(made: Draft, size: int, machine: Machine, name: str) -> None:
     else:
         reason = "a small ResNet, trained here on the classes: no trained one is within reach"
         made.choose("judge", reason, judge={"kind": "resnet", "source": "train", "model": None, "name": name})
+
+
+def _tune(made: Draft, report: DataReport) -> None:
+    """What `sfd tune` may change. KID rests on fewer images than the distance, and needs no more than the judge has features."""
+    space: Tree = {"sample.num_steps": {"low": 10, "high": 40}}
+    if len(report.counts) > 1:
+        space |= {f"sample.guidance.scale_{part}": {"low": 1.0, "high": 3.0} for part in ("texture", "semantic")}
+    made.changes["tune"] = {"objectives": ["kid"], "space": space}

@@ -12,15 +12,15 @@ from sfd.data.detect import detect
 from sfd.data.prepare import look
 from sfd.data.report import DataReport
 from sfd.errors import UserError
-from sfd.params import DataParams, parse_params, parse_yaml, to_tree
+from sfd.params import DataParams, check_study, parse_params, parse_yaml, to_tree
 from sfd.params.yaml import merge
 from sfd.planning.choice import Plan, Problem, choose
 from sfd.planning.draft import Tree, draft
 from sfd.planning.machine import Machine, read_machine
 from sfd.planning.timing import time_networks
 from sfd.preset import render, top_comments
+from sfd.preset_use import WHOLE, with_changes
 from sfd.preset_use import replace as replace_file
-from sfd.preset_use import with_changes
 from sfd.scaffold import judge_name
 from sfd.tables import as_text
 from sfd.workspace import Workspace
@@ -54,7 +54,7 @@ class Planned:
         found = "\n".join(self.report.lines())
         why = "\n".join(f"{topic}: {reason}" for topic, reason in self.plan.reasons.items())
         return (
-            f"images\n{_indented(found)}\nmachine\n{_indented(str(self.machine))}\nchosen for {self.hours:g} hours\n{_indented(why)}\n"
+            f"images\n{_indented(found)}\nmachine\n{_indented(str(self.machine))}\nchosen for {self.hours:g} h\n{_indented(why)}\n"
             f"cost\n{_indented(as_text(rows))}\nto expect\n{_indented(self.plan.quality)}\n"
         )
 
@@ -98,12 +98,15 @@ def plan(data: Tree, project: str, judge: str, hours: float, folder: Path, say: 
             f"the plan takes {chosen.gb:.2g} GB, but the disk has {machine.disk_gb:.2g} GB left: free some, or name a folder on another disk"
         )
     put(base, chosen.changes)
-    return Planned(report, machine, chosen, to_tree(parse_params(base, f"the plan of {project}")), hours)
+    planned = parse_params(base, f"the plan of {project}")
+    check_study(planned)
+    return Planned(report, machine, chosen, to_tree(planned), hours)
 
 
 def put(tree: Tree, changes: Tree) -> None:
-    """Puts the changes of a plan into parameters; its gates are all that there are."""
-    tree["register"]["gates"] = {}
+    """Puts the changes of a plan into parameters; its gates, and what may be tuned, are all that there is."""
+    for section, key in WHOLE:
+        tree[section][key] = {}
     merge(tree, changes)
 
 
