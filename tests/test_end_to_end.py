@@ -122,6 +122,19 @@ def test_an_option_of_prepare_that_changes_no_image_reruns_prepare_alone(project
     project.repro("prepare")
 
 
+def test_a_caption_beside_an_image_reruns_prepare_alone(project: Project) -> None:
+    caption = next((project.folder / "own images").rglob("*.png")).with_suffix(".txt")
+    caption.write_text("stripes")
+    output = project.repro()
+    assert "passed over: 1 .txt" in output
+    caption.unlink()
+    assert [line for line in output.splitlines() if line.startswith("Running")] == [
+        "Running stage 'scan':",
+        "Running stage 'prepare':",
+    ]
+    project.repro("prepare")
+
+
 def test_a_changed_sampling_option_reruns_only_what_depends_on_it(project: Project) -> None:
     params = folder_params()
     params["sample"]["num_steps"] = 5

@@ -137,7 +137,7 @@ def _judge(graph: Graph, name: str, before: Mapping[str, Finding]) -> Finding:
     reasons = list(_reasons(graph, name, entries, before))
     if reasons:
         return Finding(name, "outdated", "; ".join(reasons), remedy, is_stale=True)
-    reads = [dep.removeprefix("results/") for dep in graph.stages[name].get("deps", [])]
+    reads = dict.fromkeys(_stage_of(dep) for dep in graph.stages[name].get("deps", []))
     waits = [read for read in reads if read in before and before[read].is_stale]
     if waits:
         return Finding(name, "waits", f"for {', '.join(waits)}", is_stale=True)
@@ -157,6 +157,11 @@ def _judge(graph: Graph, name: str, before: Mapping[str, Finding]) -> Finding:
     return Finding(name, "not checked", unknown[0]) if unknown else Finding(name, CURRENT)
 
 
+def _stage_of(dep: str) -> str:
+    """The stage whose result, or a file of it, a dependency is; something else for any other file."""
+    return dep.removeprefix("results/").partition("/")[0]
+
+
 def _part(entries: list[Any], key: str) -> dict[str, Any]:
     """One part of what DVC says of a stage."""
     return next((entry[key] for entry in entries if isinstance(entry, dict) and key in entry), {})
@@ -172,7 +177,7 @@ def _reasons(graph: Graph, name: str, entries: list[Any], before: Mapping[str, F
     if "changed command" in entries:
         yield "its command changed"
     for path, change in _part(entries, "changed deps").items():
-        read = path.removeprefix("results/")
+        read = _stage_of(path)
         if path == PARAMS_NAME:
             keys = change if isinstance(change, dict) else graph.stages[name].get("params", [])
             yield from _describe_params(graph, name, keys)

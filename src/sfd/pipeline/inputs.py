@@ -240,9 +240,12 @@ def digest_path(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_published(folder: Path, stage: str, fingerprint: str) -> None:
-    """Writes ``fingerprint.json`` of a finished result: what it was made from, and the digest of what it is."""
-    facts = {"stage": stage, "fingerprint": fingerprint, "content": digest_path(folder)}
+def write_published(folder: Path, stage: str, fingerprint: str, content: str | None = None) -> None:
+    """Writes ``fingerprint.json`` of a finished result: what it was made from, and the digest of what it is.
+
+    ``content``: a digest of what later stages read of it, if that is not the whole folder.
+    """
+    facts = {"stage": stage, "fingerprint": fingerprint, "content": content or digest_path(folder)}
     (folder / PUBLISHED).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

@@ -259,13 +259,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
 
 def _publish(current: Stage) -> None:
     """Moves the finished folder to ``results`` in one rename and forgets the work. An old result goes whole, too."""
-    published = current.fingerprint
+    published, content = current.fingerprint, None
     if current.content:
-        # Content alone: an option that did not change the result must not make later stages run again.
-        published = hashlib.sha256("/".join([current.name, *current.content]).encode()).hexdigest()
+        # Content alone: neither an option that did not change it nor a file beside it must make later stages run again.
+        published = content = hashlib.sha256("/".join([current.name, *current.content]).encode()).hexdigest()
         if current.run is not None:
             current.run.log_tags({"sfd.fingerprint": published})  # under which later stages name their parent
-    write_published(current.out, current.name, published)
+    write_published(current.out, current.name, published, content)
     replace_result(current.workspace, current.name, current.out)
     shutil.rmtree(current.work)
 
