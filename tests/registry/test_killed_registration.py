@@ -5,20 +5,26 @@ import time
 import pytest
 import yaml
 from mlflow import MlflowClient
-from support import finished_project
+from support import Project, finished_project
 
 pytestmark = pytest.mark.long
 MOMENTS_S = [0.2 * number for number in range(1, 11)]
 """A registration takes about two and a half seconds."""
 
 
-def test_a_registration_that_is_killed_again_and_again_ends_with_one_version(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    project = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("killed") / "project")
+def unregistered(factory: pytest.TempPathFactory) -> Project:
+    """A finished project whose model has no version under its name, `killed`."""
+    project = finished_project(factory).copy_to(factory.mktemp("killed") / "project")
     params = yaml.safe_load((project.folder / "params.yaml").read_text())
     params["register"]["name"] = "killed"
     project.write_params(params)
+    return project
+
+
+def test_a_registration_that_is_killed_again_and_again_ends_with_one_version(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    project = unregistered(tmp_path_factory)
     killed = 0
     for moment in MOMENTS_S:
         process = project.start("python", "stages/register.py", forked=True)
@@ -44,10 +50,7 @@ def test_a_registration_that_is_killed_again_and_again_ends_with_one_version(
 def test_a_registration_that_was_killed_after_its_model_was_logged_takes_that_model(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    project = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("killed") / "project")
-    params = yaml.safe_load((project.folder / "params.yaml").read_text())
-    params["register"]["name"] = "killed"
-    project.write_params(params)
+    project = unregistered(tmp_path_factory)
     status, output = project.run("python", "-c", KILLED_BEFORE_ITS_VERSION)
     assert status != 0 and "the model is logged" in output
     status, output = project.run("python", "stages/register.py")

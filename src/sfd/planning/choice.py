@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sfd.errors import UserError
 from sfd.names import distance_name
 from sfd.params import Params, TrainingParams
+from sfd.pipeline.texture_vae import FIT_IMAGES, QUALITY_IMAGES
 from sfd.planning.draft import NEEDED_REFERENCE, RESIDUAL_STEPS, WANTED_REFERENCE, Draft, Tree
 from sfd.planning.timing import Timings
 from sfd.sizes import SIZES
@@ -25,8 +26,6 @@ JUDGE_FEATURES = 1280
 COPIES_REFERENCE = 100
 """Held-out images below which the share of copies is flagged."""
 GRIDS, GRID_IMAGES = 4, 32
-FIT_IMAGES, QUALITY_IMAGES = 5000, 1000
-"""Images that stage ``texture_vae`` fits to, and measures on."""
 SOLVING_SECONDS, SCORING_SECONDS = 4.0, 12.0
 """Components of 1,280 features with their picture, and distances with their errors; one CPU core."""
 STATE_BYTES = 16

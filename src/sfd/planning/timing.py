@@ -16,6 +16,7 @@ from sfd.bench.measure import time_steps
 from sfd.bench.networks import LatentShape, latent_shape, random_encoder
 from sfd.bench.workloads import measure_latents, measure_sample, measure_train
 from sfd.encoders.judges.judge import judge_class, load_judge
+from sfd.encoders.texture_vae import to_pixels
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
 from sfd.params import Params, TrainingParams, with_values
@@ -163,7 +164,7 @@ def _judge_seconds(params: Params) -> float:
     if params.judge.source == "train":
         network = kind.trainable(params.judge, 2, params.seed).eval().to(inference_device())
         with torch.no_grad():
-            return _median(lambda: network(images / 127.5 - 1)) / BATCH
+            return _median(lambda: network(to_pixels(images))) / BATCH
     with tempfile.TemporaryDirectory() as folder:
         kind.save_pretrained(Path(folder), params.judge)
         judge = load_judge(Path(folder)).to(inference_device())
@@ -183,7 +184,7 @@ def _step_seconds(network: nn.Module, params: Params, training: TrainingParams |
     network.train().to(inference_device())
     optimizer = torch.optim.AdamW(network.parameters())
     assert training is not None  # a rule of the parameters
-    pixels = _images(params, training.batch_size) / 127.5 - 1
+    pixels = to_pixels(_images(params, training.batch_size))
 
     def step() -> None:
         optimizer.zero_grad()
