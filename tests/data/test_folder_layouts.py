@@ -73,6 +73,13 @@ RIGHT = {
     "classes that are named train and test, said so": Case(
         images("train/") | images("test/"), {"test": (1, 1), "train": (1, 1)}, options={"layout": "classes"}
     ),
+    "classes that are named images and masks, said so": Case(
+        images("images/") | images("masks/"), {"images": (1, 1), "masks": (1, 1)}, options={"layout": "classes"}
+    ),
+    "masks as a class beside others": Case(images("masks/") | images("hats/"), {"hats": (1, 1), "masks": (1, 1)}),
+    "images beside a class of another name": Case(
+        images("images/") | images("sketches/"), {"images": (1, 1), "sketches": (1, 1)}
+    ),
     "images directly in the folder": Case(FLAT, {"image": (3, 1)}, layout="one folder without classes", note=ONE_CLASS),
     "folders that are no classes, said so": Case(
         images("2019/") | images("2020/", 3), {"image": (4, 1)}, options={"layout": "flat"}, note=ONE_CLASS
@@ -194,6 +201,17 @@ WRONG = {
     "test images without class folders": Wrong(
         images("train/cat/") | images("train/dog/") | images("test/"),
         "the images of `test` in .* lie in no class folder, but those of `train` do",
+    ),
+    "images beside their masks": Wrong(
+        images("images/") | images("masks/"), "`masks` beside `images`, which are named like .* set data.layout to `classes`"
+    ),
+    "images beside their masks and trimaps, as in an archive": Wrong(
+        images("JPEGImages/") | images("SegmentationClass/") | images("trimaps/"),
+        "`SegmentationClass`, `trimaps` beside `JPEGImages`",
+    ),
+    "images beside their masks in split folders": Wrong(
+        images("train/images/") | images("train/masks/") | images("val/images/") | images("val/masks/"),
+        "`masks` beside `images`, which are named like .* set data.layout to `splits`",
     ),
     "no splits, but said so": Wrong(CAT_DOG, "data.layout is `splits`, but .*`cat`, `dog`", {"layout": "splits"}),
     "more loose images than in class folders": Wrong(

@@ -20,6 +20,12 @@ _SPLITS = {
     HELDOUT: re.compile(rf"(val|valid|validation|test|testing|dev|eval|heldout|holdout){_ENDING}", re.IGNORECASE),
 }
 
+_IMAGES = re.compile(r"(jpeg)?(image|img|photo|picture|rgb)s?", re.IGNORECASE)
+_DRAWN = re.compile(
+    r"(mask|label|annotation|annot|segmentation|segmentation[ _-]?(class|object|mask)|trimap|depth|alpha|matte|gt|ground[ _-]?truth)s?",
+    re.IGNORECASE,
+)
+
 
 def split_of(name: str) -> str | None:
     """The split that a folder of this name holds: ``train`` as in `train` or `training_set`, ``heldout`` as in `val` or `test2017`."""
@@ -68,14 +74,18 @@ def arrange(
         has_table: whether a table gives the classes, so that folders are splits or nothing.
 
     Raises:
-        UserError: split folders lack training images, images or classes.
+        UserError: split folders lack training images, images or classes; or images lie beside their masks.
     """
     if layout == "splits" or (layout is None and _are_splits(root, folders)):
+        if layout is None and not has_table:
+            _refuse_masks(root, {path.parts[1] for path in files if len(path.parts) > 2}, "splits")
         return _arrange_splits(root, files, folders, has_table)
     if has_table:
         return Arrangement("images in one folder", 0)
     if layout == "flat" or (layout is None and files and all(len(path.parts) == 1 for path in files)):
         return Arrangement("one folder without classes", 0)
+    if layout is None:
+        _refuse_masks(root, folders, "classes")
     return Arrangement("class folders", 1, notes=_wrapper_notes(root, files, folders))
 
 
@@ -118,6 +128,17 @@ def _arrange_splits(root: Path, files: Sequence[Path], folders: set[str], has_ta
         return Arrangement(words, depth, dict.fromkeys(names[TRAIN]))
     words = f"split folders (train: {_named(names[TRAIN])}; held out: {_named(names[HELDOUT])}) {above}"
     return Arrangement(words, depth, {name: split for split in names for name in names[split]})
+
+
+def _refuse_masks(root: Path, names: set[str], layout: str) -> None:
+    """Raises :class:`UserError` if the folders that would be classes are one of images and others of what was drawn over them."""
+    drawn = {name for name in names if _DRAWN.fullmatch(name)}
+    images = [name for name in names - drawn if _IMAGES.fullmatch(name)]
+    if drawn and images and len(names) == len(drawn) + len(images):
+        raise UserError(
+            f"{root} holds {_named(drawn)} beside {_named(images)}, which are named like images and what was drawn over them, not like "
+            f"classes; keep {_named(images)} alone in data.root, or set data.layout to `{layout}` if they are classes"
+        )
 
 
 def _wrapper_notes(root: Path, files: Sequence[Path], folders: set[str]) -> tuple[str, ...]:
