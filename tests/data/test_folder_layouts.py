@@ -151,6 +151,23 @@ RIGHT = {
     "a table that says the same twice": Case(
         FLAT | {"labels.csv": f"file,label\n{ROWS}0.png,cat\n"}, IN_CAT_DOG, {".csv": 1}, BY_TABLE
     ),
+    "a text with a line per image": Case(
+        FLAT | {"list.txt": "# made by hand\nImage label\n0.png cat\n1.png,cat\n\n2.png\tdog\n3.png ;  dog\n"},
+        IN_CAT_DOG,
+        {".txt": 1},
+        {"labels": "list.txt"},
+        "classes from list.txt",
+    ),
+    "a text with names without ending, blanks in names and classes, and numbers": Case(
+        {"my cat.png": 1, "b 2.jpeg": 2, "c": PNG, "d": PNG + b"0"}
+        | {"l.txt": "\ufeffmy cat.png big cat\r\nb 2.jpeg big cat\r\nc 7\r\nd 7\r\n"},
+        {"7": (1, 1), "big cat": (1, 1)},
+        {".txt": 1},
+        {"labels": "l.txt"},
+    ),
+    "folders such as trainA that are classes, said so": Case(
+        images("trainA/") | images("testA/"), {"testA": (1, 1), "trainA": (1, 1)}, options={"layout": "classes"}
+    ),
     "unequal classes": Case(
         images("cat/", 8) | images("dog/"), {"cat": (6, 2), "dog": (1, 1)}, note="'cat' has 8 images and 'dog' 2"
     ),
@@ -212,6 +229,16 @@ WRONG = {
     "images beside their masks in split folders": Wrong(
         images("train/images/") | images("train/masks/") | images("val/images/") | images("val/masks/"),
         "`masks` beside `images`, which are named like .* set data.layout to `splits`",
+    ),
+    "the splits of two sets": Wrong(
+        images("trainA/") | images("trainB/") | images("testA/") | images("testB/"),
+        r"`testA`, `testB`, `trainA`, `trainB`, which are named like the splits of several sets.*`testA` becomes `test/A`",
+    ),
+    "a text whose line is no pair": Wrong(
+        FLAT | {"l.txt": "0.png cat\n1.png\n"}, r"line 2 of data.labels .*l\.txt is no pair; write .* `1.png cat`", {"labels": "l.txt"}
+    ),
+    "a text that names other files": Wrong(
+        FLAT | {"l.txt": "a.png cat\nb.png cat\n"}, "names no image of .*begins with 'a.png'", {"labels": "l.txt"}
     ),
     "no splits, but said so": Wrong(CAT_DOG, "data.layout is `splits`, but .*`cat`, `dog`", {"layout": "splits"}),
     "more loose images than in class folders": Wrong(

@@ -20,6 +20,8 @@ _SPLITS = {
     HELDOUT: re.compile(rf"(val|valid|validation|test|testing|dev|eval|heldout|holdout){_ENDING}", re.IGNORECASE),
 }
 
+_SPLIT_OF_SET = re.compile(r"(train(ing)?|val|valid|validation|test|testing)[ _-]?(?P<set>[A-Z0-9])")
+"""A split of one of several sets, as in `trainA` and `testB`."""
 _IMAGES = re.compile(r"(jpeg)?(image|img|photo|picture|rgb)s?", re.IGNORECASE)
 _DRAWN = re.compile(
     r"(mask|label|annotation|annot|segmentation|segmentation[ _-]?(class|object|mask)|trimap|depth|alpha|matte|gt|ground[ _-]?truth)s?",
@@ -74,7 +76,7 @@ def arrange(
         has_table: whether a table gives the classes, so that folders are splits or nothing.
 
     Raises:
-        UserError: split folders lack training images, images or classes; or images lie beside their masks.
+        UserError: split folders lack training images, images or classes; or the folders are neither splits nor classes.
     """
     if layout == "splits" or (layout is None and _are_splits(root, folders)):
         if layout is None and not has_table:
@@ -86,6 +88,7 @@ def arrange(
         return Arrangement("one folder without classes", 0)
     if layout is None:
         _refuse_masks(root, folders, "classes")
+        _refuse_several_sets(root, folders)
     return Arrangement("class folders", 1, notes=_wrapper_notes(root, files, folders))
 
 
@@ -138,6 +141,17 @@ def _refuse_masks(root: Path, names: set[str], layout: str) -> None:
         raise UserError(
             f"{root} holds {_named(drawn)} beside {_named(images)}, which are named like images and what was drawn over them, not like "
             f"classes; keep {_named(images)} alone in data.root, or set data.layout to `{layout}` if they are classes"
+        )
+
+
+def _refuse_several_sets(root: Path, folders: set[str]) -> None:
+    """Raises :class:`UserError` if all folders are splits of several sets, as data for translations between two kinds of images have them."""
+    found = {name: match for name in folders if (match := _SPLIT_OF_SET.fullmatch(name))}
+    if len(found) == len(folders) > 1 and len({match[1] for match in found.values()}) > 1:
+        first = min(found)
+        raise UserError(
+            f"{root} holds {_named(found)}, which are named like the splits of several sets, and not like classes; make each set a class "
+            f"(`{first}` becomes `{found[first][1]}/{found[first]['set']}`), name one set alone, or set data.layout to `classes` if they are classes"
         )
 
 
