@@ -286,7 +286,7 @@ WRONG = {
         FLAT | {"m.jsonl": '{"file": "0.png", "label": 1}\n{"file":\n'}, "line 2 of .* is no JSON object", {"labels": "m.jsonl"}
     ),
     "no table at all": Wrong(FLAT, "labels.csv does not exist", BY_TABLE),
-    "a table of another kind": Wrong(FLAT | {"t.xlsx": "x"}, "must be a table: .csv, .tsv or .jsonl", {"labels": "t.xlsx"}),
+    "a table of another kind": Wrong(FLAT | {"t.xlsx": "x"}, "must be a table: .csv, .tsv, .jsonl or .txt", {"labels": "t.xlsx"}),
 }  # fmt: skip
 
 
