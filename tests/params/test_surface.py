@@ -116,6 +116,7 @@ quality.ssim_gain
 register.alias
 register.gates.KEY.improve
 register.gates.KEY.limit
+register.gates.KEY.reference
 register.name
 register.other_data
 runtime.NETWORK.checkpoint_every
