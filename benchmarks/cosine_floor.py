@@ -1,7 +1,7 @@
 """What the floor of the cosine term's length does (`diffusion.loss.cosine_floor`): the paper's 1e-8 against ours, 0.1, on the finished stages
 of a project.
 
-    python benchmarks/cosine_floor.py                       # the digits (`make repro`): six trainings of 1,600 steps, by estimate 12 minutes on two cores
+    python benchmarks/cosine_floor.py    # the digits (`make repro`): six trainings of 1,600 steps, by estimate 12 minutes on two cores
     python benchmarks/cosine_floor.py --steps 20 --seeds 1 --num-images 60    # a quick try
 
 On a folder of images: `sfd init emo --images FOLDER`, `dvc repro latents judge` in `emo`, then the same command there. Its plan leaves the

@@ -11,7 +11,7 @@ from sfd.published.results import RESULTS, Result
 from sfd.published.values import RUNS, SFD_XL, SOURCES, WITHOUT, Published
 
 MISSING = "-"
-UNKNOWN = "not published for this run: the value of the SFD presets"
+UNKNOWN = "not published for this run"
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,14 @@ def page() -> str:
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys and values; the sections in a list are counted from 0."""
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+        is_list = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+        inner = {str(number): item for number, item in enumerate(value)} if is_list else value
+        if isinstance(inner, dict) and inner:
+            yield from _leaves(inner, f"{prefix}{key}.")
         else:
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
+            yield prefix + key, inner
 
 
 def _without(name: str, key: str) -> str:
@@ -167,12 +170,12 @@ def _pair(values: tuple[float | None, float | None]) -> str:
 
 _HEAD = (
     "# Presets beside the publications\n\n"
-    "Every value of every ImageNet preset beside the published one. `sfd preset published` prints this page from `src/sfd/published/`, which holds each "
-    "published value once, with its source. **Bold** text says why a preset differs. Where nothing comparable is published, the last column says what "
-    "the value is."
+    "Every value of every ImageNet preset beside the published one. `sfd preset published` prints this page from `src/sfd/published/`, which "
+    "holds each published value once, with its source. **Bold** text says why a preset differs. Where nothing comparable is published, the "
+    "last column says what the value is."
 )
 
 _ABOUT_RESULTS = (
-    "50,000 balanced samples by dopri5 (atol 1e-6, rtol 1e-3) in float32 with TF32, in batches of 4, scored by ADM's evaluator against its reference batch. "
-    "Two numbers are of two machines. We have not run any of these to its end."
+    "50,000 balanced samples by dopri5 (atol 1e-6, rtol 1e-3) in float32 with TF32, in batches of 4, scored by ADM's evaluator against its "
+    "reference batch. Two numbers are of two machines. We have not run any of these to its end."
 )

@@ -8,7 +8,6 @@ from sfd.params import GateParams
 from sfd.registry.versions import REFERENCE_NAME, VersionInfo
 from sfd.tables import as_text
 
-
 OTHER_REFERENCE = "other reference"
 
 
