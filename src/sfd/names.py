@@ -194,8 +194,9 @@ HIGHER_IS_BETTER = {
 }
 """By kind of metric: `fd` stands for every `fd_JUDGE`, `is` for every `is_JUDGE`; a floor has the kind of its metric."""
 
-AGAINST_A_REFERENCE = ("fd", "fid", "sfid", "kid", "kid_std", "precision", "recall")
-"""Kinds of metric that compare with the images or the file of `evaluate.reference`; of floors, too."""
+AGAINST_HELDOUT = ("fd",)
+AGAINST_REFERENCE = ("fid", "sfid", "kid", "kid_std", "precision", "recall")
+"""Kinds of metric that compare with held-out images, and with what `evaluate.reference` says: a published reference is of Inception-v3."""
 
 MEASURED_WITH_ERROR = ("fd", "fid", "precision", "recall", "class_accuracy", "memorised_fraction")
 ERROR_PREFIX = "se_"
@@ -241,9 +242,11 @@ def has_error(metric: str) -> bool:
     return kind_of(metric) in MEASURED_WITH_ERROR and metric not in _KIND_OF_FLOOR
 
 
-def has_reference(metric: str) -> bool:
-    """Whether a metric compares with the reference of the evaluation, so that its value means nothing beside one of another reference."""
-    return kind_of(metric) in AGAINST_A_REFERENCE
+def reference_of(metric: str, reference: str) -> str | None:
+    """What a metric compares with, where `evaluate.reference` is ``reference``; None for one that compares with nothing."""
+    if kind_of(metric) in AGAINST_REFERENCE or metric in _KIND_OF_FLOOR:
+        return reference
+    return HELDOUT if kind_of(metric) in AGAINST_HELDOUT else None
 
 
 def reference_name(reference: Path | None) -> str:

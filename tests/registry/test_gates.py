@@ -131,13 +131,24 @@ def test_a_number_of_another_reference_passes_no_gate_and_the_references_are_nam
         assert passes or (ADM in said[metric] and "heldout" in said[metric] and "evaluate.reference" in said[metric])
 
 
-def test_a_version_whose_reference_was_not_recorded_passes_only_gates_that_compare_with_none() -> None:
-    old = record(fid=1.0, class_accuracy=0.9)
+def test_a_version_whose_reference_was_not_recorded_passes_only_where_there_is_no_doubt_about_it() -> None:
+    old = record(fid=1.0, kid=0.1, fd_eye=0.1, class_accuracy=0.9)
     del old.measured["reference_name"]
-    assert not verdict("fid", {"limit": 4.0}, old).passed
+    gates = {metric: GateParams(limit=4.0) for metric in ("fid", "kid", "fd_eye", "class_accuracy")}
+    assert unlike_references(gates, old, "heldout") == {}  # its judge is not Inception
+    old.measured["judge"] = "inception"
+    assert set(unlike_references(gates, old, "heldout")) == {"fid", "kid"}
+    assert "an older sfd did not record" in unlike_references(gates, old, "heldout")["fid"]
     assert verdict("class_accuracy", {"limit": 0.5}, old).passed
-    assert verdict("memorised_fraction", {"limit": 0.5}, old).reason == "not measured"
-    assert describe_difference(old, record("1")) is None
+    assert verdict("precision", {"limit": 0.5}, old).reason == "not measured"
+    assert describe_difference(old, replace(record("1"), measured=old.measured | {"reference_name": "heldout"})) is None
+
+
+def test_a_distance_of_another_judge_than_inception_is_always_of_held_out_images() -> None:
+    version = record(fd_eye=0.1)
+    version.measured |= {"judge": "inception", "reference_name": ADM}
+    assert verdict("fd_eye", {"limit": 1.0}, version, reference=ADM).passed
+    assert not verdict("fd_eye", {"limit": 1.0, "reference": ADM}, version, reference=ADM).passed
 
 
 @pytest.mark.parametrize("key", ["judge", "judge_digest", "num_images", "reference"])

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfd.names import ERROR_PREFIX, combined_error, has_reference, is_higher_better, kind_of, too_few
+from sfd.names import ERROR_PREFIX, combined_error, is_higher_better, kind_of, reference_of, too_few
 from sfd.params import GateParams
-from sfd.registry.versions import REFERENCE_NAME, VersionInfo
+from sfd.registry.versions import VersionInfo
 from sfd.tables import as_text
 
 OTHER_REFERENCE = "other reference"
@@ -52,14 +52,16 @@ def unlike_references(gates: Mapping[str, GateParams], version: VersionInfo, ref
 
     ``reference``: as in :func:`check_gates`.
     """
-    found = version.measured.get(REFERENCE_NAME, "what an older sfd did not record")
-    wanted = {metric: gate.reference or reference for metric, gate in gates.items() if has_reference(metric)}
-    return {
-        metric: f"{metric} was measured against {found}, and its gate is for {name}: evaluate against that (`evaluate.reference`), or change "
-        "the gate"
-        for metric, name in wanted.items()
-        if name != found
-    }
+    recorded, others = version.recorded_reference, {}
+    for metric, gate in gates.items():
+        found, usual = reference_of(metric, recorded), reference_of(metric, reference)
+        wanted = gate.reference or usual
+        if found is not None and found != wanted:
+            others[metric] = (
+                f"{metric} was measured against {found}, and its gate is for {wanted}: evaluate against that (`evaluate.reference`), or "
+                "change the gate"
+            )
+    return others
 
 
 def _check_limit(

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
+from sfd.names import HELDOUT, INCEPTION
 from sfd.params import CHAMPION, RegisterParams
 from sfd.registry.load import find_version, open_registry
 from sfd.registry.smoke import Smoke
@@ -54,6 +55,13 @@ class VersionInfo:
 
     def __str__(self) -> str:
         return f"version {self.version}"
+
+    @property
+    def recorded_reference(self) -> str:
+        """The name of what the first judge compared the samples with. Only Inception-v3 has published references."""
+        if REFERENCE_NAME not in self.measured and self.measured.get("judge", INCEPTION) != INCEPTION:
+            return HELDOUT
+        return self.measured.get(REFERENCE_NAME, "what an older sfd did not record")
 
 
 def read_version(workspace: Workspace, name: str, which: str) -> VersionInfo:
