@@ -32,7 +32,7 @@ class DataParams(Section):
     )
     labels: FilePath | None = Field(
         None,
-        description="table of the images' classes, .csv, .tsv or .jsonl (`folder`); null: classes are the subfolders",
+        description="table of the images' classes, .csv, .tsv, .jsonl or .txt (`folder`); null: classes are the subfolders",
     )
     image_column: str = Field(
         "image",
