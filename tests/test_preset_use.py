@@ -100,7 +100,7 @@ def test_data_but_the_size_of_images_and_names_and_gates_are_kept_without_force_
     assert Path(f"{file}.old-1").read_text() == before
     assert (
         "# Before the first run: put ImageNet's" in file.read_text()
-        and "fid: {limit: 3.0, improve: true}" in file.read_text()
+        and "fid: {limit: 3.0, improve: true, reference: null}" in file.read_text()
     )
     assert "data (but image_size), register.name" in use("digits", file, force=False)
     back = load_params(file)

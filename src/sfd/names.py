@@ -194,6 +194,10 @@ HIGHER_IS_BETTER = {
 }
 """By kind of metric: `fd` stands for every `fd_JUDGE`, `is` for every `is_JUDGE`; a floor has the kind of its metric."""
 
+AGAINST_HELDOUT = ("fd",)
+AGAINST_REFERENCE = ("fid", "sfid", "kid", "kid_std", "precision", "recall")
+"""Kinds of metric that compare with held-out images, and with what `evaluate.reference` says: a published reference is of Inception-v3."""
+
 MEASURED_WITH_ERROR = ("fd", "fid", "precision", "recall", "class_accuracy", "memorised_fraction")
 ERROR_PREFIX = "se_"
 """`se_METRIC` is the standard error of METRIC. It is a prefix, so that what begins with `fd_` or `is_` is always a metric."""
@@ -236,6 +240,18 @@ def is_higher_better(metric: str) -> bool:
 def has_error(metric: str) -> bool:
     """Whether the evaluation gives a standard error of this metric; floors have none."""
     return kind_of(metric) in MEASURED_WITH_ERROR and metric not in _KIND_OF_FLOOR
+
+
+def reference_of(metric: str, reference: str) -> str | None:
+    """What a metric compares with, where `evaluate.reference` is ``reference``; None for one that compares with nothing."""
+    if kind_of(metric) in AGAINST_REFERENCE or metric in _KIND_OF_FLOOR:
+        return reference
+    return HELDOUT if kind_of(metric) in AGAINST_HELDOUT else None
+
+
+def reference_name(reference: Path | None) -> str:
+    """What a record of a measurement calls its reference: a file's name, or `heldout` for held-out images (None)."""
+    return HELDOUT if reference is None else reference.name
 
 
 def is_metric(key: str) -> bool:

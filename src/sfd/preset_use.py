@@ -8,7 +8,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from sfd.errors import UserError
 from sfd.names import INCEPTION, distance_name
-from sfd.params import Params, load_params, parse_params, parse_yaml, to_tree
+from sfd.params import Params, load_params, parse_params, parse_yaml, to_tree, with_values
 from sfd.params.yaml import merge
 from sfd.preset import as_text, document, load_preset, names, render, top_comments
 from sfd.text_file import replace_text
@@ -85,6 +85,12 @@ def with_changes(text: str, *changes: Tree) -> str:
         tree["register"]["gates"][metric] = CommentedMap(gate)
         tree["register"]["gates"][metric].fa.set_flow_style()
     return as_text(tree, top_comments(text))
+
+
+def with_own_data(new: Params, own: Params) -> Params:
+    """A preset's parameters with the ``data`` of a project that :func:`use` would keep. Raises :class:`UserError` if they do not fit."""
+    changes, _ = _data(own, new, [load_preset(name) for name in names()])
+    return with_values(new, {f"data.{key}": value for key, value in changes.get("data", {}).items()})
 
 
 def _data(old: Params, _new: Params, presets: list[Params]) -> tuple[Tree, str]:

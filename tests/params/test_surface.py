@@ -22,11 +22,14 @@ NETWORK.training.accumulation_steps
 NETWORK.training.batch_size
 NETWORK.training.beta2
 NETWORK.training.decay
+NETWORK.training.decay_start
+NETWORK.training.decay_to
 NETWORK.training.ema_decay
 NETWORK.training.learning_rate
 NETWORK.training.max_grad_norm
 NETWORK.training.num_steps
 NETWORK.training.precision
+NETWORK.training.warmup_from
 NETWORK.training.warmup_steps
 NETWORK.training.weight_decay
 data.duplicates
@@ -49,8 +52,10 @@ diffusion.init_statistics
 diffusion.lora.alpha
 diffusion.lora.rank
 diffusion.loss.channel_weights
+diffusion.loss.cosine_floor
 diffusion.loss.cosine_weight
 diffusion.loss.repa_depth
+diffusion.loss.repa_loss
 diffusion.loss.repa_target
 diffusion.loss.repa_weight
 diffusion.loss.repa_width
@@ -116,6 +121,7 @@ quality.ssim_gain
 register.alias
 register.gates.KEY.improve
 register.gates.KEY.limit
+register.gates.KEY.reference
 register.name
 register.other_data
 runtime.NETWORK.checkpoint_every
@@ -149,6 +155,7 @@ schedule.kind
 schedule.knots
 schedule.tau
 seed
+semantic.cosine_over
 semantic.depth
 semantic.file
 semantic.kind
@@ -223,6 +230,11 @@ def test_the_imagenet_preset_is_the_papers_xl_run_and_names_its_result_and_sourc
     assert (training.decay, training.weight_decay, training.ema_decay) == ("constant", 0.0, 0.9999)
     assert (training.beta2, training.max_grad_norm, training.precision) == (0.999, None, "auto")
     assert (params.sample.num_images, params.sample.sampler, params.sample.guidance.kind) == (50_000, "dopri5", "none")
+    semantic, recipe = params.semantic, params.semantic.training
+    assert (semantic.num_heads, semantic.kl_weight, recipe.num_steps, recipe.batch_size) == (6, 1e-7, 1_000_000, 64)
+    assert (recipe.learning_rate, recipe.warmup_steps, recipe.warmup_from) == (5e-5, 500, 0.01)
+    assert (recipe.decay, recipe.decay_start, recipe.decay_to) == ("cosine", 800_000, 0.1)
+    assert (recipe.weight_decay, recipe.ema_decay) == (0.01, 0.0)
     assert params.judge.name == "inception"
     assert params.encoder.input_size // params.encoder.patch_size == 16
 

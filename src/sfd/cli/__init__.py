@@ -154,6 +154,10 @@ def import_weights(
         float | None,
         typer.Option(min=0.0, max=1.0, help="The offset of its training; else 0.3 with two times, and none with one."),
     ] = None,
+    knots: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBERS", help="The curve of its training (LWD), as `schedule.knots`: 0,0.75,0,0,0.25"),
+    ] = None,
     classes: Annotated[
         Path | None, typer.Option(help="A file with one class name per line; else classes are called 0, 1, ...")
     ] = None,
@@ -170,11 +174,12 @@ def import_weights(
     drop: Annotated[list[str] | None, typer.Option(help="Drop the keys that begin with this; may be repeated.")] = None,
 ) -> None:
     """Read published weights strictly, without running code of theirs, and write them in our layout."""
-    from sfd.importing.networks import DiffusionFacts
+    from sfd.importing.networks import DiffusionFacts, parse_knots
     from sfd.importing.networks import import_weights as run
 
-    latents = tuple(statistics or ()), semantic_channels, tau, classes
-    facts = DiffusionFacts(*latents, texture_vae, encoder, semantic_vae)
+    curve = None if knots is None else parse_knots(knots)
+    networks = {"texture_vae": texture_vae, "encoder": encoder, "semantic_vae": semantic_vae}
+    facts = DiffusionFacts(tuple(statistics or ()), semantic_channels, tau, classes, **networks, knots=curve)
     typer.echo(run(source, kind, out, facts, tuple(drop or ()), heads))
 
 

@@ -26,7 +26,7 @@ from sfd.evaluation.memorisation import memorisation
 from sfd.evaluation.reference import ReferenceBatch
 from sfd.evaluation.views import NUM_CLOSEST, choose, choose_like, choose_mix, picture_nearest
 from sfd.generation.samples import read_images, read_table
-from sfd.names import INCEPTION
+from sfd.names import INCEPTION, reference_name
 from sfd.params import EvaluateParams
 from sfd.seeding import generator
 
@@ -206,8 +206,8 @@ class Evaluation:
         return Reference(self.reference.statistics, self.reference.spatial, images)
 
     def _measurement(self) -> dict[str, object]:
-        """The judge, the number and size of images, their class mix (a digest of the number per class), the reference (a digest of the
-        sha256 of its images in order, or of its file), and all options that change a metric."""
+        """The judge, the number and size of images, their class mix (a digest of the number per class), the reference (its name, and
+        a digest of the sha256 of its images in order, or of its file), and all options that change a metric."""
         rows = "\n".join(self.heldout.sha256[row] for row in self.heldout_rows)
         mix = None if self.asked_classes is None else sorted(Counter(self.asked_classes[: self.count]).items())
         return {
@@ -215,6 +215,7 @@ class Evaluation:
             "judge_digest": self.store.judge.digest,
             "num_images": self.count,
             "image_size": self.heldout.size,
+            "reference_name": reference_name(self.params.reference),
             "class_mix": hashlib.sha256(json.dumps(mix).encode()).hexdigest(),
             "reference": hashlib.sha256(rows.encode()).hexdigest()
             if self.reference is None

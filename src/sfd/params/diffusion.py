@@ -48,7 +48,19 @@ class LossParams(Section):
         "channel's share of the pixels' variance, for `texture_vae.source: pca`",
     )
     cosine_weight: float = Field(1.0, ge=0.0, description="weight of 1 - cosine(prediction, target)")
+    cosine_floor: float = Field(
+        0.1,
+        gt=0.0,
+        le=10.0,
+        description="the cosine divides by at least this length of the predicted velocity, whose usual length is 3 to 10. 1e-8: the paper; "
+        "there the first gradient of a model that predicts zero is 1e7 times the usual one, and Adam remembers it for thousands of steps",
+    )
     repa_weight: float = Field(1.0, ge=0.0, description="weight of the alignment with the encoder's features")
+    repa_loss: Literal["cosine", "cosine_mse"] = Field(
+        "cosine",
+        description="how a token is compared with its feature. `cosine`: 1 - cosine; `cosine_mse`: the mean of 1 - cosine and of the squared "
+        "error per channel",
+    )
     repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")
     repa_width: Positive = Field(2048, description="hidden width of the alignment's projector")
     repa_target: Literal["stored", "decoded"] = Field(

@@ -53,6 +53,12 @@ class GateParams(Section):
         False,
         description="the metric must be better than the champion's by more than the standard error of the difference",
     )
+    reference: str | None = Field(
+        None,
+        min_length=1,
+        description="what the metric must have been measured against: `heldout`, or the file name of a reference batch. null: what "
+        "`evaluate.reference` says. A number of another reference does not pass",
+    )
 
     @model_validator(mode="after")
     def _check_form(self) -> "GateParams":
@@ -91,7 +97,7 @@ class RegisterParams(Section):
         description="register a version although those of this model so far were made from other images; false: that is refused",
     )
     gates: dict[str, GateParams] = Field(
-        description="metric of the evaluation to `{limit, improve}`; `sfd models promote` checks them. Whether lower or higher is better "
+        description="metric of the evaluation to `{limit, improve, reference}`; `sfd models promote` checks them. Whether lower or higher is better "
         "follows from the metric"
     )
 

@@ -115,7 +115,9 @@ def adopt_diffusion(stage: Stage) -> None:
     decoder = stage.upstream("texture_vae") / "model"
     config, vae = model.network.config, load_texture_vae(decoder)
     if model.schedule_params != params.schedule:
-        theirs = {key: value for key, value in model.schedule_params.model_dump().items() if key in ("kind", "tau")}
+        own = {"offset": "tau", "power": "gamma", "curve": "knots"}.get(model.schedule_params.kind)
+        shown = model.schedule_params.model_dump(mode="json")
+        theirs = {key: value for key, value in shown.items() if key in ("kind", own)}
         raise UserError(f"the weights in {folder} have the schedule {theirs}: set schedule in params.yaml to that")
     wanted = vae.latent_shape(1, params.data.image_size)[1:]
     found = config.in_channels - config.semantic_channels, config.input_size, config.input_size

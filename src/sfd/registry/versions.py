@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
+from sfd.names import HELDOUT, INCEPTION
 from sfd.params import CHAMPION, RegisterParams
 from sfd.registry.load import find_version, open_registry
 from sfd.registry.smoke import Smoke
@@ -15,6 +16,8 @@ from sfd.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+REFERENCE_NAME = "reference_name"
+"""Below ``measured.``: the reference as a reader knows it. Beside it stands its digest, by which measurements are compared."""
 METRIC, MEASURED, DATA, PROMOTION, SMOKE = "metric.", "measured.", "data.", "promotion.", "smoke"
 """Prefixes of the tags; ``smoke`` is one tag."""
 DIGEST = "digest"
@@ -52,6 +55,13 @@ class VersionInfo:
 
     def __str__(self) -> str:
         return f"version {self.version}"
+
+    @property
+    def recorded_reference(self) -> str:
+        """The name of what the first judge compared the samples with. Only Inception-v3 has published references."""
+        if REFERENCE_NAME not in self.measured and self.measured.get("judge", INCEPTION) != INCEPTION:
+            return HELDOUT
+        return self.measured.get(REFERENCE_NAME, "what an older sfd did not record")
 
 
 def read_version(workspace: Workspace, name: str, which: str) -> VersionInfo:
@@ -134,7 +144,8 @@ def describe_difference(version: VersionInfo, other: VersionInfo) -> str | None:
     for record in (version, other):
         if not record.measured:
             return f"how {record} was measured is not recorded, because an older sfd or another program registered it"
-    keys = dict.fromkeys([*version.measured, *other.measured])
+    # Versions of an older sfd have the digest of their reference alone.
+    keys = dict.fromkeys(key for key in [*version.measured, *other.measured] if key != REFERENCE_NAME)
     pairs = {key: (version.measured.get(key, "none"), other.measured.get(key, "none")) for key in keys}
     named = [f"{key} {mine[:12]} and {theirs[:12]}" for key, (mine, theirs) in pairs.items() if mine != theirs]
     return f"{version} and {other} were measured differently: {', '.join(named)}" if named else None

@@ -1,6 +1,5 @@
 """The training loop: accelerate, EMA, exact resume, losses logged as they are."""
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from sfd.progress import progress
 from sfd.training.batches import Batch, BatchedDataset, read_batches
 from sfd.training.checkpoint import Checkpoint, TrainingState
 from sfd.training.order import SeededBatchSampler
+from sfd.training.rate import learning_rate
 from sfd.training.sharding import WHOLE, local, sharded_copy
 
 Draws = TypeVar("Draws")
@@ -195,15 +195,6 @@ class _Trainer(Generic[Batch, Draws]):
         share = batch_size // processes
         return slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then constant or cosine to zero."""
-        params = self.params
-        rate = params.learning_rate * min(1.0, (step + 1) / max(1, params.warmup_steps))
-        if params.decay == "cosine" and step >= params.warmup_steps:
-            done = (step - params.warmup_steps) / max(1, params.num_steps - params.warmup_steps)
-            rate *= 0.5 * (1.0 + math.cos(math.pi * done))
-        return rate
-
     def run(self, callbacks: Sequence[Callback]) -> None:
         """All remaining steps. SIGTERM and Ctrl-C end the process between two steps, with a checkpoint."""
         with handled(self._request_stop):
@@ -286,7 +277,7 @@ class _Trainer(Generic[Batch, Draws]):
     def _step(self, data: Batch) -> None:
         params, device, state = self.params, self.accelerator.device, self.state
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(state.step)
+            group["lr"] = learning_rate(params, state.step)
         data = _each(data, lambda value: value.to(device, non_blocking=True))
         noise = _each(self.task.noise(state.step, params.batch_size, device), lambda value: value[self.rows])
         parts = params.accumulation_steps
