@@ -125,6 +125,8 @@ runtime.features.batch_size
 runtime.latents.batch_size
 runtime.sample.batch_size
 sample.class_mix
+sample.guidance.end_semantic
+sample.guidance.end_texture
 sample.guidance.kind
 sample.guidance.scale_semantic
 sample.guidance.scale_texture

@@ -14,7 +14,7 @@ from sfd.params import GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
 """Files without a format number are older. They have the same keys, but the oldest lack ``schedule``. ``class_mix`` is there only if it is not
-balanced."""
+balanced. Ends of guidance came later: without them, guidance goes on to the end."""
 
 
 class Settings(SampleParams):
@@ -65,6 +65,8 @@ def _to_record(settings: Settings) -> dict[str, Any]:
             "scale_semantic": guidance.scale_semantic,
             "start_texture": guidance.start_texture,
             "start_semantic": guidance.start_semantic,
+            "end_texture": guidance.end_texture,
+            "end_semantic": guidance.end_semantic,
         },
     }
 
@@ -88,5 +90,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
             scale_semantic=guidance["scale_semantic"],
             start_texture=guidance["start_texture"],
             start_semantic=guidance["start_semantic"],
+            end_texture=guidance.get("end_texture", 1.0),
+            end_semantic=guidance.get("end_semantic", 1.0),
         ),
     )

@@ -166,6 +166,8 @@ class GuidanceParams(Section):
     scale_semantic: Scale = Field(1.0, description="scale on semantic channels; 1: unguided")
     start_texture: Fraction = Field(0.0, description="texture is unguided while its own t is below this")
     start_semantic: Fraction = Field(0.0, description="semantics are unguided while their own t is below this")
+    end_texture: Fraction = Field(1.0, description="texture is unguided while its own t is above this")
+    end_semantic: Fraction = Field(1.0, description="semantics are unguided while their own t is above this")
 
 
 class SampleParams(Section):

@@ -218,9 +218,9 @@ def _check_texture_alone(params: Params) -> None:
         raise ValueError(
             f"semantic.kind is `none`, so schedule.kind must be `sync`, not `{params.schedule.kind}`: no semantics could lead"
         )
-    if (guidance.scale_semantic, guidance.start_semantic) != (1.0, 0.0):
+    if (guidance.scale_semantic, guidance.start_semantic, guidance.end_semantic) != (1.0, 0.0, 1.0):
         raise ValueError(
-            "semantic.kind is `none`, so sample.guidance.scale_semantic must be 1 and start_semantic 0: nothing reads them"
+            "semantic.kind is `none`, so sample.guidance.scale_semantic must be 1, start_semantic 0 and end_semantic 1: nothing reads them"
         )
 
 
@@ -316,8 +316,16 @@ def _check_guidance(params: Params) -> None:
         )
     if guidance.kind == "none" and guidance != GuidanceParams.model_validate({}):
         raise ValueError(
-            "sample.guidance.kind is `none`, so its scales must be 1 and its starts 0: nothing reads them; choose a kind, or reset them"
+            "sample.guidance.kind is `none`, so its scales must be 1, its starts 0 and its ends 1: nothing reads them; choose a kind, or reset "
+            "them"
         )
+    for part in ("texture", "semantic"):
+        start, end = getattr(guidance, f"start_{part}"), getattr(guidance, f"end_{part}")
+        if end < start:
+            raise ValueError(
+                f"sample.guidance.end_{part} {end:g} is below start_{part} {start:g}, so no time would be guided: raise the end, or set "
+                f"scale_{part} to 1"
+            )
 
 
 def _check_reference(params: Params) -> None:
