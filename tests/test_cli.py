@@ -53,6 +53,7 @@ SURFACE = {
     "show": [],
     "store": [],
     "store relocate": [],
+    "sweep": ["--apply", "--images", "--metric", "axes"],
     "sync": [],
     "tune": ["--worker"],
     "tune apply": ["--trial", "name"],

@@ -192,6 +192,11 @@ class Workspace:
         """The temporary folders of a study's trials."""
         return self.root / ".sfd" / "tune" / study_id
 
+    @property
+    def scores(self) -> Path:
+        """The scores of all settings that `sfd sweep` has drawn, by digest: of no use to a stage, and small, so they stay."""
+        return self.home / ".sfd" / "sweep"
+
     def load_params(self) -> Params:
         """The parameters, checked. Paths in them stay as they are written, relative to the root.
 

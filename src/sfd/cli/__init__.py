@@ -9,6 +9,7 @@ import typer
 from sfd.cli.models import models, store
 from sfd.cli.presets import presets
 from sfd.cli.project import project_of as _workspace
+from sfd.cli.sweep import sweep
 from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name, redact
 from sfd.serving.options import ServerOptions
 
@@ -17,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(models, name="models")
 app.add_typer(store, name="store")
 app.add_typer(presets, name="preset")
+app.command()(sweep)
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")

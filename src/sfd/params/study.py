@@ -95,7 +95,7 @@ def _check_space(params: Params) -> None:
     tune = params.tune
     sections = {field.alias or name for name, field in Params.model_fields.items()}
     for key in tune.space:
-        if key == "sample.num_images" or key.startswith("runtime."):
+        if key in ("sample.num_images", "sample.step") or key.startswith("runtime."):
             raise UserError(f"tune.space: `{key}` changes no trial's images; remove it")
         if key == "sample.class_mix":
             raise UserError(f"tune.space: `{key}` changes what samples are compared with, as well; remove it")
