@@ -119,6 +119,8 @@ runtime.NETWORK.log_every
 runtime.NETWORK.num_workers
 runtime.diffusion.grid_every
 runtime.diffusion.grid_images
+runtime.diffusion.heldout_every
+runtime.diffusion.heldout_images
 runtime.diffusion.sharding
 runtime.evaluate.batch_size
 runtime.features.batch_size

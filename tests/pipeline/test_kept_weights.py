@@ -1,5 +1,7 @@
 """Weights that are kept on the way: whole models, the same however often training is interrupted, drawn from, scored, started from."""
 
+import csv
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from support import IN_ONE_PROCESS, Project, finished_project
 from typer.testing import CliRunner
 
 from sfd import cli
+from sfd.data.latents import LatentDataset
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.params import check_study, parse_params
@@ -82,6 +85,22 @@ def test_weights_are_kept_the_same_through_a_kill_and_a_continuation(
     assert longer == at_once and Workspace.find().kept_steps() == [2, 4, 6, 8]
     assert at_once["steps/step-0000008/model.safetensors"] == at_once["model/model.safetensors"]
     assert at_once["steps/step-0000004/model.safetensors"] == first["steps/step-0000004/model.safetensors"]
+
+
+def test_the_loss_on_held_out_images_stands_beside_the_losses_and_changes_no_weights(project: Project) -> None:
+    with_it = train(project, num_steps=5)
+    rows = list(csv.DictReader(io.StringIO(with_it["curves.csv"].decode())))
+    assert [row["step"] for row in rows if row["heldout_total"]] == ["2", "4"]
+    terms = [name for name in rows[0] if name not in ("step",) and not name.startswith("heldout_")]
+    assert [f"heldout_{name}" for name in terms] == [name for name in rows[0] if name.startswith("heldout_")]
+    heldout = LatentDataset(project.result("latents") / "heldout", with_features=True)
+    prepared = json.loads((project.result("prepare") / "summary.json").read_text())
+    assert len(heldout) == prepared["num_heldout"] and heldout.index.num_views == 1
+    shutil.rmtree(".sfd/finished/diffusion")
+    change(project, {"runtime": {"heldout_every": None}})
+    without = train(project, num_steps=5)
+    assert "heldout" not in without["curves.csv"].decode()
+    assert with_it["model/model.safetensors"] == without["model/model.safetensors"]
 
 
 def test_a_kept_step_is_drawn_from_and_scored_and_all_of_them_make_a_curve(project: Project) -> None:

@@ -740,6 +740,39 @@ def test_previews_see_the_averaged_network_at_their_steps_and_at_the_end(tmp_pat
     assert not torch.equal(seen[8], seen[10])
 
 
+@pytest.mark.parametrize("log_every", [1, 3, 4])
+def test_what_a_callback_returns_is_logged_and_stands_in_the_row_of_its_step_also_after_a_kill(
+    tmp_path: Path, log_every: int
+) -> None:
+    params, runtime = short(10, log_every=log_every, checkpoint_every=2)
+    logged: list[tuple[float, int]] = []
+
+    def train_in(folder: str, stop_at: int) -> list[dict[str, float]]:
+        def measure(network: nn.Module, step: int) -> dict[str, float]:
+            if step == stop_at:
+                raise Interrupted
+            return {"heldout_total": float(network.weight.detach().sum())}  # type: ignore[union-attr, operator]
+
+        def log(row: dict[str, float], step: int) -> None:
+            logged.extend((value, step) for name, value in row.items() if name == "heldout_total")
+
+        callback = Callback(measure, 4, at_end=False)
+        return train(LineTask(), params, 0, tmp_path / folder, "a", log, runtime, [callback]).curve
+
+    curve = train_in("whole", 0)
+    measured = [(row["heldout_total"], row["step"]) for row in curve if "heldout_total" in row]
+    assert logged == measured and [step for _, step in measured] == [4, 8]
+    steps = [row["step"] for row in curve]
+    assert steps == sorted(set(steps)) and steps[-1] == 10 and "total" in curve[-1]
+    with pytest.raises(Interrupted):
+        train_in("killed", 8)
+    assert train_in("killed", 0) == curve
+    without = train(LineTask(), params, 0, tmp_path / "without", "a", lambda _row, _step: None, runtime).curve
+    assert [row for row in without] == [
+        {name: value for name, value in row.items() if name != "heldout_total"} for row in curve if "total" in row
+    ]
+
+
 # --- randomness and processes ---
 
 

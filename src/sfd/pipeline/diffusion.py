@@ -20,6 +20,7 @@ from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule, middle_schedule
 from sfd.models.backbone import Backbone
+from sfd.names import HELDOUT
 from sfd.params import Params, registered_model
 from sfd.pictures import labelled_grid, plot_schedule, save_png
 from sfd.pipeline.finished import GRIDS, STEPS, entry, keep, take_up
@@ -30,6 +31,7 @@ from sfd.training.backbone import backbone_config, condition_of, initialised_bac
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
+from sfd.training.heldout import HeldoutLoss
 from sfd.training.loop import Callback, train
 from sfd.workspace import Workspace
 
@@ -142,6 +144,9 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
         callbacks.append(
             Callback(KeptWeights(model, start, stage.out / STEPS), params.training.keep_every, at_end=False)
         )
+    if runtime.heldout_every is not None:
+        heldout = HeldoutLoss(task, _open_heldout(stage, dataset), runtime.heldout_images)
+        callbacks.append(Callback(heldout, runtime.heldout_every, at_end=False))
     take_up(stage, runtime.grid_every)
     if rank() == 0:
         grids.show_newest()
@@ -163,6 +168,14 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
         {"num_images": len(dataset.reader)},
     )
     stage.log_artifacts(*write_curve(stage.out, trained.curve))
+
+
+def _open_heldout(stage: Stage, dataset: LatentDataset) -> LatentDataset:
+    """Latents of held-out images, normalised as those that the model is trained on."""
+    wanted = wants_features(stage.params, "stored")
+    heldout = LatentDataset(stage.upstream("latents") / HELDOUT, wanted, rank(), world_size())
+    heldout.statistics = dataset.statistics
+    return heldout
 
 
 def _leave_model(model: DiffusionModel, stage: Stage) -> None:

@@ -14,19 +14,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils._pytree import tree_map_only
 
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import Terminated, form_group, handled, say_at_once
 from sfd.progress import progress
-from sfd.training.batches import Batch, BatchedDataset, read_batches
+from sfd.training.batches import Batch, BatchedDataset, Record, each_tensor, read_batches
 from sfd.training.checkpoint import Checkpoint, TrainingState
 from sfd.training.order import SeededBatchSampler
 from sfd.training.sharding import WHOLE, local, sharded_copy
 
 Draws = TypeVar("Draws")
-Record = TypeVar("Record")
 LogMetrics = Callable[[dict[str, float], int], None]
 
 
@@ -34,10 +32,11 @@ LogMetrics = Callable[[dict[str, float], int], None]
 class Callback:
     """Something to do with the averaged network during training, in process 0: ``call(network, step)`` every ``every`` steps.
 
-    ``at_end``: after the last step, too.
+    What it returns is logged, and becomes part of the curve. ``at_end``: after the last step, too. A curve must not depend on where a
+    training ends that goes on later, so a callback that returns something is not called there.
     """
 
-    call: Callable[[nn.Module, int], None]
+    call: Callable[[nn.Module, int], dict[str, float] | None]
     every: int
     at_end: bool = True
 
@@ -277,7 +276,10 @@ class _Trainer(Generic[Batch, Draws]):
         network = self.whole_average()
         if self.accelerator.is_main_process:
             for callback in callbacks:
-                callback.call(network, self.state.step)
+                found = callback.call(network, self.state.step)
+                if found is not None:
+                    self.log(found, self.state.step)
+                    self._extend_curve(found)
             if self.sharded:
                 network.cpu()  # makes room on the device again
 
@@ -285,8 +287,8 @@ class _Trainer(Generic[Batch, Draws]):
         params, device, state = self.params, self.accelerator.device, self.state
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(state.step)
-        data = _each(data, lambda value: value.to(device, non_blocking=True))
-        noise = _each(self.task.noise(state.step, params.batch_size, device), lambda value: value[self.rows])
+        data = each_tensor(data, lambda value: value.to(device, non_blocking=True))
+        noise = each_tensor(self.task.noise(state.step, params.batch_size, device), lambda value: value[self.rows])
         parts = params.accumulation_steps
         totals = torch.zeros_like(state.sums)
         for n, (micro_data, micro_noise) in enumerate(zip(_split(data, parts), _split(noise, parts), strict=True)):
@@ -329,12 +331,19 @@ class _Trainer(Generic[Batch, Draws]):
         state.sums.zero_()
         state.num_summed = 0
         row: dict[str, float] = dict(zip(self.terms, means.tolist(), strict=True))
-        state.curve.append({"step": state.step, **row})
+        self._extend_curve(row)
         (start, started), now = self.interval_start, time.perf_counter()
         self.interval_start = (state.step, now)
         speed = (state.step - start) * params.batch_size / (now - started)
         self.log(row | {"images": state.step * params.batch_size, "images_per_second": speed}, state.step)
         return row["total"]
+
+    def _extend_curve(self, values: dict[str, float]) -> None:
+        """Adds values to the row of this step."""
+        curve, step = self.state.curve, self.state.step
+        if not curve or curve[-1]["step"] != step:
+            curve.append({"step": step})
+        curve[-1] |= values
 
     def _check_finite(self) -> None:
         """Raises :class:`UserError` on all processes if the loss of one of them was NaN or infinite."""
@@ -365,12 +374,6 @@ class _Trainer(Generic[Batch, Draws]):
         self.checkpoint.save(self.state)
 
 
-def _each(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
-    """The same record with every tensor changed."""
-    changed: Record = tree_map_only(Tensor, change, record)
-    return changed
-
-
 def _split(record: Record, parts: int) -> list[Record]:
     """Equal micro-batches along the first dimension."""
-    return [_each(record, lambda value, n=n: value.chunk(parts)[n]) for n in range(parts)]  # type: ignore[misc]
+    return [each_tensor(record, lambda value, n=n: value.chunk(parts)[n]) for n in range(parts)]  # type: ignore[misc]
