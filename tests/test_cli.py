@@ -20,7 +20,7 @@ SURFACE = {
     "audit": ["samples"],
     "bench": ["--batch-size", "--device", "--file", "--json", "--preset", "--steps", "--without-decoder", "job"],
     "doctor": ["--exit-code"],
-    "evaluate-steps": [],
+    "evaluate-steps": ["--apply", "--metric"],
     "export": [],
     "export npz": ["out", "samples"],
     "init": ["--git", "--hours", "--images", "--name", "--no-git", "folder"],

@@ -71,6 +71,7 @@ diffusion.model.use_shift
 diffusion.model.use_swiglu
 diffusion.source
 diffusion.training.keep_every
+diffusion.training.more_ema_decays
 encoder.depth
 encoder.file
 encoder.input_size
@@ -127,6 +128,7 @@ runtime.features.batch_size
 runtime.latents.batch_size
 runtime.sample.batch_size
 sample.class_mix
+sample.ema_decay
 sample.guidance.end_semantic
 sample.guidance.end_texture
 sample.guidance.kind

@@ -129,6 +129,41 @@ def test_a_kept_step_is_drawn_from_and_scored_and_all_of_them_make_a_curve(proje
     assert "weights after 2, 4 steps" in CliRunner().invoke(cli.app, ["show"]).output
 
 
+def test_several_averages_are_kept_at_every_step_scored_and_the_best_one_is_sampled_by_option(project: Project) -> None:
+    one = train(project, num_steps=4, keep_every=2)
+    shutil.rmtree(".sfd/finished/diffusion")
+    both = train(project, num_steps=4, keep_every=2, more_ema_decays=[0.0])
+    assert {name: both[name] for name in one} == one, "a further average changes nothing else"
+    place = "averages/ema-0.0"
+    assert both[f"{place}/steps/step-0000004/model.safetensors"] == both[f"{place}/model/model.safetensors"]
+    assert both[f"{place}/model/model.safetensors"] != both["model/model.safetensors"]
+    change(project, {"training": {"num_steps": 6}})
+    longer = train(project, num_steps=6, keep_every=2, more_ema_decays=[0.0])
+    assert (
+        longer[f"{place}/steps/step-0000002/model.safetensors"] == both[f"{place}/steps/step-0000002/model.safetensors"]
+    )
+    answer = CliRunner().invoke(cli.app, ["evaluate-steps", "--metric", "kid"])
+    assert answer.exit_code == 0, answer.output
+    rows = list(csv.DictReader((project.result("evaluate_steps") / "curve.csv").open(encoding="utf-8")))
+    assert [(row["step"], row["ema_decay"]) for row in rows] == [
+        (step, decay) for decay in ("0.998", "0.0") for step in ("2", "4", "6")
+    ]
+    best = min(rows, key=lambda row: float(row["kid"]))
+    answer = CliRunner().invoke(cli.app, ["evaluate-steps", "--apply", "--metric", "kid"])
+    assert answer.exit_code == 0, answer.output
+    sample = Workspace.find().load_params().sample
+    assert (sample.step, sample.ema_decay) == (int(best["step"]), {"0.998": None, "0.0": 0.0}[best["ema_decay"]])
+
+    for decay in (0.0, 0.998):
+        change(project, {"sample": {"step": 4, "ema_decay": decay}})
+        for name, body in (("sample", make_samples), ("evaluate", evaluate)):
+            with stage(name) as s:
+                body(s)
+        scores = json.loads((project.result("evaluate") / "metrics.json").read_text())
+        found = next(row for row in rows if (row["step"], float(row["ema_decay"])) == ("4", decay))
+        assert scores["fd_digits_judge"] == float(found["fd_digits_judge"])
+
+
 def test_the_version_that_is_registered_holds_the_weights_that_were_scored(project: Project) -> None:
     train(project, num_steps=4, keep_every=2)
     change(project, {"sample": {"step": 2}})
@@ -157,6 +192,14 @@ def test_without_kept_weights_there_is_no_curve_and_the_line_names_the_option(pr
         ({"sample.step": 900, "diffusion.training.keep_every": 800}, "sample.step 900 is not kept"),
         ({"sample.step": 4000, "diffusion.training.keep_every": 800}, "up to 3200"),
         ({"diffusion.training.keep_every": 4000}, "nothing would be kept"),
+        ({"sample.ema_decay": 0.9}, "keeps the averages of [0.998]"),
+        ({"diffusion.training.more_ema_decays": [0.99, 0.998]}, "repeat ema_decay 0.998"),
+        ({"diffusion.training.more_ema_decays": [0.99, 0.99]}, "one another"),
+        ({"diffusion.training.more_ema_decays": [1.0]}, "less than 1"),
+        (
+            {"diffusion.source": "file", "diffusion.file": "w", "sample.ema_decay": 0.998},
+            "set sample.ema_decay to null",
+        ),
         ({"diffusion.init_from": "results/diffusion/steps/step-0000800"}, "copy the model to another folder"),
     ],
 )
@@ -171,4 +214,11 @@ def test_a_study_of_trainings_draws_from_no_kept_step() -> None:
     check_study(parse_params(tree))
     tree["tune"] |= {"kind": "training", "space": {"diffusion.loss.time_mean": {"low": 0.0, "high": 1.0}}}
     with pytest.raises(UserError, match="kind `training` are scored after all of their steps"):
+        check_study(parse_params(tree))
+    tree["sample"]["step"] = None
+    tree["diffusion"]["training"]["more_ema_decays"] = [0.99]
+    tree["sample"]["ema_decay"] = 0.998
+    check_study(parse_params(tree))
+    tree["sample"]["ema_decay"] = 0.99
+    with pytest.raises(UserError, match="kind `training` keep the average of diffusion.training.ema_decay alone"):
         check_study(parse_params(tree))

@@ -649,6 +649,47 @@ def test_averaged_weights_follow_the_closed_form(tmp_path: Path) -> None:
     assert not torch.allclose(averaged, raw[-1], atol=1e-5)
 
 
+def test_further_averages_are_those_of_trainings_with_their_decays_and_change_nothing_also_after_a_kill(
+    tmp_path: Path,
+) -> None:
+    def train_in(folder: str, decay: float, more: tuple[float, ...] = (), stop_at: int = 0) -> Trained:
+        def log(_row: dict[str, float], step: int) -> None:
+            if step == stop_at:
+                raise Interrupted
+
+        params, runtime = short(12, ema_decay=decay, checkpoint_every=2, log_every=1)
+        return train(LineTask(), params, 0, tmp_path / folder, "a", log, runtime, more_decays=more)
+
+    alone = {decay: weights_of(train_in(f"alone-{decay}", decay)) for decay in (0.7, 0.0, 0.9)}
+    together = train_in("together", 0.7, (0.0, 0.9))
+    assert same(weights_of(together), alone[0.7]) and list(together.more_averages) == [0.0, 0.9]
+    with pytest.raises(Interrupted):
+        train_in("killed", 0.7, (0.0, 0.9), stop_at=7)
+    killed = train_in("killed", 0.7, (0.0, 0.9))
+    assert same(weights_of(killed), alone[0.7])
+    for decay in (0.0, 0.9):
+        for trained in (together, killed):
+            assert same(trained.more_averages[decay].state_dict(), alone[decay])
+            assert not trained.more_averages[decay].training
+    assert not same(alone[0.7], alone[0.9])
+
+
+def test_a_callback_sees_the_average_that_it_asks_for(tmp_path: Path) -> None:
+    seen: dict[float | None, Tensor] = {}
+    callbacks = [
+        Callback(
+            lambda network, _step, decay=decay: seen.update({decay: network.weight.detach().clone()}), 12, decay=decay
+        )  # type: ignore[misc, union-attr, operator]
+        for decay in (None, 0.9)
+    ]
+    params, runtime = short(12, ema_decay=0.7)
+    trained = train(
+        LineTask(), params, 0, tmp_path, "a", lambda _row, _step: None, runtime, callbacks, more_decays=[0.9]
+    )
+    assert torch.equal(seen[None], trained.network.weight.detach())
+    assert torch.equal(seen[0.9], trained.more_averages[0.9].weight.detach())  # type: ignore[union-attr, operator]
+
+
 def test_without_averaging_the_weights_are_the_raw_ones(tmp_path: Path) -> None:
     task = LineTask()
     trained = run(task, short(12, ema_decay=0.0), tmp_path)

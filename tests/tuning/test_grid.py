@@ -67,6 +67,7 @@ def test_settings_that_the_rules_forbid_are_left_out_with_their_reason() -> None
         (["sample.num_images=10,20"], "with --images"),
         (["sample.class_mix=balanced,natural"], "what samples are compared with"),
         (["sample.step=800"], "sfd evaluate-steps"),
+        (["sample.ema_decay=0.99"], "sfd evaluate-steps"),
         (["sample.schedule.tau=0.1,0.2"], "trained with that one alone"),
     ],
 )

@@ -355,11 +355,26 @@ def bench(
 
 
 @app.command("evaluate-steps")
-def evaluate_steps(context: typer.Context) -> None:
+def evaluate_steps(
+    context: typer.Context,
+    metric: Annotated[
+        str | None, typer.Option(help="Decides which weights are best; without it, the Frechet distance.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Draw nothing: write the best weights of the last curve into params.yaml.")
+    ] = False,
+) -> None:
     """Sample and score all weights that diffusion.training.keep_every kept: metrics over the steps of training."""
+    from sfd.pipeline.evaluate_steps import best_weights
     from sfd.pipeline.evaluate_steps import evaluate_steps as run
+    from sfd.tuning.apply import apply_values
 
-    typer.echo(run(_workspace(context)))
+    workspace = _workspace(context)
+    if not apply:
+        typer.echo(run(workspace, metric))
+        return
+    file, values = workspace.params_file, best_weights(workspace, metric)
+    typer.echo(apply_values(file, values) or f"{file} draws from the best weights already\n", nl=False)
 
 
 @app.command()

@@ -75,6 +75,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
     schedule, guidance = record.get("schedule"), record["guidance"]
     return Settings(
         step=None,  # the weights are in the version
+        ema_decay=None,
         num_images=record["num_images"],
         class_mix=record.get("class_mix", BALANCED),
         batch_size=record["batch_size"],

@@ -154,6 +154,22 @@ def _check_step(params: Params) -> None:
         )
 
 
+def _check_decay(params: Params) -> None:
+    """Images are drawn from an average that is there."""
+    decay, training = params.sample.ema_decay, params.diffusion.training
+    if decay is None:
+        return
+    if params.diffusion.source == "file":
+        raise ValueError(
+            f"sample.ema_decay is {decay:g}, but diffusion.source is `file`, which has one set of weights: set sample.ema_decay to null"
+        )
+    if decay not in (training.ema_decay, *training.more_ema_decays):
+        raise ValueError(
+            f"sample.ema_decay is {decay!r}, but diffusion.training keeps the averages of {[training.ema_decay, *training.more_ema_decays]}: "
+            "choose one of them, or add it to diffusion.training.more_ema_decays and train"
+        )
+
+
 def _check_grid(params: Params) -> None:
     """Semantic and texture latents lie on one grid, and the backbone's tokens divide it.
 
@@ -405,6 +421,7 @@ RULES = (
     _check_repa,
     _check_init,
     _check_step,
+    _check_decay,
     _check_lora,
     _check_condition,
     _check_guidance,

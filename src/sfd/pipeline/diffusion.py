@@ -33,7 +33,7 @@ from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_feature
 from sfd.training.finetuning import Start, start_from
 from sfd.training.heldout import HeldoutLoss
 from sfd.training.loop import Callback, train
-from sfd.workspace import Workspace
+from sfd.workspace import Workspace, average_name
 
 GRID_SAMPLER = Sampler(Euler, num_steps=50)
 """Sample grids during training are quick looks, not results."""
@@ -129,6 +129,8 @@ def adopt_diffusion(stage: Stage) -> None:
 def train_diffusion(stage: Stage, source: Path | None) -> None:
     """Trains and writes ``model/``, ``curves.*``, ``schedule.png``, ``grids/`` and ``steps/`` (weights that are kept on the way).
 
+    ``averages/`` has ``model/`` and ``steps/`` of each further average of the weights.
+
     ``source``: folder of the model to start from.
     """
     params, runtime, seed = stage.params.diffusion, stage.params.runtime.diffusion, stage.params.seed
@@ -139,11 +141,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     task = build_task(stage.workspace, stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics)
     grids = SampleGrids(model, stage, runtime.grid_images)
-    callbacks = [Callback(grids, runtime.grid_every)]
-    if params.training.keep_every is not None:
-        callbacks.append(
-            Callback(KeptWeights(model, start, stage.out / STEPS), params.training.keep_every, at_end=False)
-        )
+    callbacks = [Callback(grids, runtime.grid_every), *_keep_weights(model, start, stage)]
     if runtime.heldout_every is not None:
         heldout = HeldoutLoss(task, _open_heldout(stage, dataset), runtime.heldout_images)
         callbacks.append(Callback(heldout, runtime.heldout_every, at_end=False))
@@ -152,11 +150,22 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
         grids.show_newest()
         print(f"diffusion: the newest sample grid is {stage.workspace.preview}", file=sys.stderr)
     trained = train(
-        task, params.training, seed, stage.work, stage.mark, stage.log, runtime, callbacks, runtime.sharding
+        task,
+        params.training,
+        seed,
+        stage.work,
+        stage.mark,
+        stage.log,
+        runtime,
+        callbacks,
+        runtime.sharding,
+        params.training.more_ema_decays,
     )
     if rank() != 0:
         return
     keep(stage)
+    for decay, average in trained.more_averages.items():
+        replace(model, network=start.merged(average)).save(stage.out / average_name(decay) / "model")
     start.finish(trained)
     stage.workspace.preview.unlink(missing_ok=True)  # the last one is in the result
     _leave_model(model, stage)
@@ -207,6 +216,18 @@ def _describe_source(workspace: Workspace, init_from: str) -> str:
     if registered_model(init_from) is None:
         return init_from
     return f"{init_from}, version {resolve_registered(workspace, init_from)['version']}"
+
+
+def _keep_weights(model: DiffusionModel, start: Start, stage: Stage) -> list[Callback]:
+    """What keeps the weights of some steps: of each average of them."""
+    training = stage.params.diffusion.training
+    if training.keep_every is None:
+        return []
+    places = {None: stage.out} | {decay: stage.out / average_name(decay) for decay in training.more_ema_decays}
+    return [
+        Callback(KeptWeights(model, start, place / STEPS), training.keep_every, at_end=False, decay=decay)
+        for decay, place in places.items()
+    ]
 
 
 class KeptWeights:

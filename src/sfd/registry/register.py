@@ -108,7 +108,7 @@ def register_results(current: Stage, expected: Registration | None = None) -> "M
 def model_folders(workspace: Workspace, params: Params) -> dict[str, Path]:
     """What goes into a version, by name: ``diffusion``, ``texture_vae``, and with AutoGuidance ``weak_model``."""
     folders = {
-        "diffusion": workspace.model(params.sample.step),
+        "diffusion": workspace.sampled_model(params),
         "texture_vae": workspace.result("texture_vae") / "model",
     }
     if params.sample.guidance.weak_model is not None:

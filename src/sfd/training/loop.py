@@ -1,11 +1,12 @@
 """The training loop: accelerate, EMA, exact resume, losses logged as they are."""
 
+import copy
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -33,12 +34,14 @@ class Callback:
     """Something to do with the averaged network during training, in process 0: ``call(network, step)`` every ``every`` steps.
 
     What it returns is logged, and becomes part of the curve. ``at_end``: after the last step, too. A curve must not depend on where a
-    training ends that goes on later, so a callback that returns something is not called there.
+    training ends that goes on later, so a callback that returns something is not called there. ``decay``: of the average, one of
+    ``more_decays`` of :func:`train`; None: ``ema_decay``.
     """
 
     call: Callable[[nn.Module, int], dict[str, float] | None]
     every: int
     at_end: bool = True
+    decay: float | None = None
 
     def is_due(self, step: int, last: bool) -> bool:
         """Whether it is to be done after ``step`` steps."""
@@ -87,11 +90,13 @@ class Task(Protocol[Batch, Draws]):
 class Trained:
     """``network`` holds the averaged weights, in evaluation mode, on the CPU. ``curve``: a row per logged interval.
 
-    After sharded training only process 0 has them; the others have a network that must not be used.
+    ``more_averages``: networks with the averages of further decays, by decay. After sharded training only process 0 has the weights; the
+    others have networks that must not be used.
     """
 
     network: nn.Module
     curve: list[dict[str, float]]
+    more_averages: Mapping[float, nn.Module] = field(default_factory=dict)
 
     def copy_to(self, network: nn.Module) -> None:
         """Puts the averaged weights into ``network``, in evaluation mode on the CPU."""
@@ -109,6 +114,7 @@ def train(
     runtime: TrainingRuntime | None = None,
     callbacks: Sequence[Callback] = (),
     sharding: Sharding = "ddp",
+    more_decays: Sequence[float] = (),
 ) -> Trained:
     """Trains ``task.network`` in place and returns its averaged weights.
 
@@ -116,17 +122,19 @@ def train(
     With another number of processes it continues as well, the same beyond rounding.
     ``runtime`` (None: its defaults) may be another one, too, with the same weights.
     A finished training continues in the same way when ``params.num_steps`` is raised, unless the learning rate depends on it.
+    ``more_decays``: of further averages of the weights, each of which takes the memory of one copy of the network, and changes nothing else.
 
     Raises:
         UserError: the batch cannot be shared evenly, the loss became NaN or infinite, or the data set raised it.
         Terminated: SIGTERM or Ctrl-C came; a checkpoint was saved.
     """
     trainer = _Trainer(
-        task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding
+        task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding, more_decays
     )
     trainer.checkpoint.restore(trainer.state)
     trainer.run(callbacks)
-    return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve)
+    more = {decay: trainer.take_average(decay) for decay in more_decays}
+    return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve, more)
 
 
 class _Trainer(Generic[Batch, Draws]):
@@ -140,6 +148,7 @@ class _Trainer(Generic[Batch, Draws]):
         log: LogMetrics,
         runtime: TrainingRuntime,
         sharding: Sharding,
+        more_decays: Sequence[float],
     ) -> None:
         form_group()
         use_gpu = torch.cuda.is_available()
@@ -150,15 +159,16 @@ class _Trainer(Generic[Batch, Draws]):
         device = self.accelerator.device
         # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
         self.sharded = sharding == "fsdp" and self.accelerator.num_processes > 1
-        average = get_ema_multi_avg_fn(params.ema_decay)
-        raw: nn.Module
-        if self.sharded:
-            raw = sharded_copy(task.network, device, bf16).train()
-            averaged = AveragedModel(nn.Identity(), multi_avg_fn=average)
-            averaged.module = sharded_copy(task.network, device, bf16)
-        else:
-            raw = task.network.to(device).train()
-            averaged = AveragedModel(raw, multi_avg_fn=average)
+        raw = sharded_copy(task.network, device, bf16) if self.sharded else task.network.to(device)
+        raw.train()
+
+        def average(decay: float) -> AveragedModel:
+            made = AveragedModel(nn.Identity() if self.sharded else raw, multi_avg_fn=get_ema_multi_avg_fn(decay))
+            if self.sharded:
+                made.module = sharded_copy(task.network, device, bf16)
+            return made
+
+        averaged, self.more_decays = average(params.ema_decay), tuple(more_decays)
         adamw = torch.optim.AdamW(
             [p for p in raw.parameters() if p.requires_grad],
             lr=params.learning_rate,
@@ -168,7 +178,7 @@ class _Trainer(Generic[Batch, Draws]):
         )
         self.terms = [*task.weights, "total"]
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
-        self.state = TrainingState(raw, averaged, adamw, sums)
+        self.state = TrainingState(raw, averaged, adamw, sums, more_averages=tuple(map(average, more_decays)))
         self.checkpoint = Checkpoint(
             work / "checkpoint.pt", task.purpose, fingerprint, params.num_steps, self.accelerator, self.sharded
         )
@@ -260,9 +270,14 @@ class _Trainer(Generic[Batch, Draws]):
         self.accelerator.wait_for_everyone()
         raise Terminated(self.stop_signal or signal.SIGTERM)
 
-    def whole_average(self) -> nn.Module:
-        """The network with averaged weights; all processes must call it, and with sharding process 0 alone gets the weights."""
-        averaged: nn.Module = self.state.averaged.module
+    def whole_average(self, decay: float | None = None) -> nn.Module:
+        """The network with averaged weights; all processes must call it, and with sharding process 0 alone gets the weights.
+
+        ``decay``: as in :class:`Callback`. With sharding, all averages take turns in one network.
+        """
+        state = self.state
+        average = state.averaged if decay is None else state.more_averages[self.more_decays.index(decay)]
+        averaged: nn.Module = average.module
         if not self.sharded:
             return averaged
         weights = get_model_state_dict(averaged, options=WHOLE)
@@ -270,13 +285,18 @@ class _Trainer(Generic[Batch, Draws]):
             self.task.network.load_state_dict(weights)
         return self.task.network
 
+    def take_average(self, decay: float) -> nn.Module:
+        """:meth:`whole_average` on the CPU, in evaluation mode, as a network of its own."""
+        network = self.whole_average(decay).eval().cpu()
+        return copy.deepcopy(network) if self.sharded else network
+
     def _call(self, callbacks: list[Callback]) -> None:
-        if not callbacks:
-            return
-        network = self.whole_average()
-        if self.accelerator.is_main_process:
+        for decay in dict.fromkeys(callback.decay for callback in callbacks):
+            network = self.whole_average(decay)
+            if not self.accelerator.is_main_process:
+                continue
             for callback in callbacks:
-                found = callback.call(network, self.state.step)
+                found = callback.call(network, self.state.step) if callback.decay == decay else None
                 if found is not None:
                     self.log(found, self.state.step)
                     self._extend_curve(found)
@@ -304,7 +324,8 @@ class _Trainer(Generic[Batch, Draws]):
             self.accelerator.clip_grad_norm_(self.network.parameters(), params.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        state.averaged.update_parameters(state.network)
+        for average in (state.averaged, *state.more_averages):
+            average.update_parameters(state.network)
         state.sums += totals
         state.num_summed += 1
         # The first step that is not finite is remembered on the device, so that no step waits for it.

@@ -62,9 +62,7 @@ class CandidateEvaluator:
         self._opened: dict[bool, LatentDataset] = {}
         self.scorer = SampleScorer(workspace)
         self.judge = self.scorer.judge
-        self.trained = (
-            DiffusionModel.load(workspace.model(params.sample.step)) if params.tune.kind == "sampling" else None
-        )
+        self.trained = DiffusionModel.load(workspace.sampled_model(params)) if params.tune.kind == "sampling" else None
         with open_source(workspace, params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
             self.source = None if folder is None else DiffusionModel.load(folder)
         data = open_prepared(workspace, params)

@@ -14,6 +14,7 @@ NOT_SWEPT = {
     "sample.num_images": "all settings draw equally many images: give their number with --images",
     "sample.class_mix": "it changes what samples are compared with, as well",
     "sample.step": "a sweep draws from one model; `sfd evaluate-steps` compares steps",
+    "sample.ema_decay": "a sweep draws from one model; `sfd evaluate-steps` compares averages",
 }
 """Keys of `sample` that a sweep leaves alone, and why."""
 

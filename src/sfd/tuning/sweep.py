@@ -113,7 +113,7 @@ class _Sweep:
     def _draw(self, settings: list[Setting]) -> None:
         current, params = self.current, settings[0].params  # they differ in nothing that is read here
         scorer = SampleScorer(current.workspace)
-        model = DiffusionModel.load(current.workspace.model(params.sample.step))
+        model = DiffusionModel.load(current.workspace.sampled_model(params))
         values = model.condition.plan(params.sample.num_images, params.sample.class_mix)
         planned = current.work / "planned"
         planned.mkdir(exist_ok=True)
