@@ -99,7 +99,8 @@ def best_weights(workspace: Workspace, metric: str | None = None) -> dict[str, o
 def _known_metric(params: Params, metric: str | None) -> str:
     """The metric, or the distance if it is None. Raises :class:`UserError` if the judge gives no such metric."""
     judge = params.judge
-    known = metric_names(judge.name, knows_classes=judge.kind != "inception")
+    knows_classes = judge.kind != "inception" and params.diffusion.model.condition != "none"
+    known = metric_names(judge.name, knows_classes)
     if metric is not None and metric not in known:
         raise UserError(
             f"--metric {metric}: judge `{judge.name}` gives no such metric; nearest metric: `{nearest(metric, known)}`"
@@ -146,9 +147,8 @@ def _score(current: Stage, weights: Weights) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_suffix(".part")
     fresh.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    evaluation.store.forget(
-        SAMPLES
-    )  # before these weights count as done, so that the next ones find none of their features
+    # Before these weights count as done, so that the next ones find none of their features.
+    evaluation.store.forget(SAMPLES)
     fresh.replace(file)
     shutil.rmtree(drawn)
 
