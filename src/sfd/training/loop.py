@@ -161,14 +161,8 @@ class _Trainer(Generic[Batch, Draws]):
         self.sharded = sharding == "fsdp" and self.accelerator.num_processes > 1
         raw = sharded_copy(task.network, device, bf16) if self.sharded else task.network.to(device)
         raw.train()
-
-        def average(decay: float) -> AveragedModel:
-            made = AveragedModel(nn.Identity() if self.sharded else raw, multi_avg_fn=get_ema_multi_avg_fn(decay))
-            if self.sharded:
-                made.module = sharded_copy(task.network, device, bf16)
-            return made
-
-        averaged, self.more_decays = average(params.ema_decay), tuple(more_decays)
+        self.more_decays = tuple(more_decays)
+        averaged, *more = (self._average(raw, decay, bf16) for decay in (params.ema_decay, *more_decays))
         adamw = torch.optim.AdamW(
             [p for p in raw.parameters() if p.requires_grad],
             lr=params.learning_rate,
@@ -178,7 +172,7 @@ class _Trainer(Generic[Batch, Draws]):
         )
         self.terms = [*task.weights, "total"]
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
-        self.state = TrainingState(raw, averaged, adamw, sums, more_averages=tuple(map(average, more_decays)))
+        self.state = TrainingState(raw, averaged, adamw, sums, more_averages=tuple(more))
         self.checkpoint = Checkpoint(
             work / "checkpoint.pt", task.purpose, fingerprint, params.num_steps, self.accelerator, self.sharded
         )
@@ -189,6 +183,18 @@ class _Trainer(Generic[Batch, Draws]):
         self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
         self.stop_signal = 0
         self.interval_start = (0, 0.0)
+
+    def _average(self, raw: nn.Module, decay: float, bf16: bool) -> AveragedModel:
+        """An average of the weights of ``raw``."""
+        average = get_ema_multi_avg_fn(decay)
+        if self.sharded:
+            made = AveragedModel(nn.Identity(), multi_avg_fn=average)
+            made.module = sharded_copy(self.task.network, self.accelerator.device, bf16)
+        else:
+            made = AveragedModel(raw, multi_avg_fn=average)
+        # The initial weights count as the first average, as in the publication; by default torch starts from those after the first step.
+        made.n_averaged.fill_(1)
+        return made
 
     def _rows(self) -> slice:
         """The rows of every batch that are this process's."""
