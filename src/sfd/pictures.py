@@ -150,11 +150,13 @@ def plot_heat_map(
     from matplotlib.patches import Rectangle
 
     figure, axes = plain_axes(columns.name, rows.name)
-    shown = axes.imshow(values, cmap="viridis", aspect="auto")
+    axes.imshow(values, cmap="viridis", aspect="auto")
+    finite = [value for line in values for value in line if math.isfinite(value)]
+    bright = min(finite) + 0.6 * (max(finite) - min(finite))
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             if math.isfinite(value):
-                colour = PAPER if shown.norm(value) < 0.6 else INK
+                colour = INK if value >= bright else PAPER
                 axes.text(column, row, f"{value:.4g}", ha="center", va="center", fontsize=9, color=colour)
     row, column = marked
     axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=PALETTE[1], linewidth=2.5))

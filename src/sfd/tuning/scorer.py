@@ -56,14 +56,15 @@ class SampleScorer:
         drawn = _Timed(images.sample(values, seeds, params.sample, params.runtime.sample.batch_size))
         shown: list[Tensor] = []
 
-        def judged() -> Iterator[Tensor]:
+        def noted() -> Iterator[Tensor]:
             for pixels in drawn:
                 room = GRID_IMAGES - sum(map(len, shown))
                 if room > 0:
                     shown.append(pixels[:room].clone())  # a view would keep the whole batch in memory
-                yield from (batch.to(self.device) for batch in pixels.split(size))
+                yield pixels
 
-        features = extract(self.judge, judged(), spatial=reference.spatial is not None)
+        batches = (batch.to(self.device) for batch in _regrouped(noted(), size))
+        features = extract(self.judge, batches, spatial=reference.spatial is not None)
         metrics = compare(features, reference, params.evaluate, seed)
         wanted = model.condition.columns(values).get("class_index")
         if wanted is not None and self.judge.knows_classes:
@@ -77,6 +78,18 @@ class SampleScorer:
         if folder not in self._weak_models:
             self._weak_models[folder] = DiffusionModel.load(self.workspace.resolve(folder)).network
         return self._weak_models[folder]
+
+
+def _regrouped(batches: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """The same images in batches of ``size``, as stage ``evaluate`` reads them: how products round depends on the size of the batch."""
+    waiting = torch.empty(0)
+    for batch in batches:
+        waiting = torch.cat([waiting, batch]) if len(waiting) else batch
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if len(waiting):
+        yield waiting
 
 
 class _Timed:

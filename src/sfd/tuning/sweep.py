@@ -220,8 +220,8 @@ def _report(workspace: Workspace, grid: Grid, rows: list[Row], metric: str, best
     shown = [metric, *(name for name in SHOWN if name in rows[0] and name != metric)]
     cells: list[list[str]] = [[*(axis.name for axis in grid.axes), *shown, ""]]
     for number, (setting, row) in enumerate(zip(grid.settings, rows, strict=True)):
-        values = [axis.labels[n] for axis, n in zip(grid.axes, setting.place, strict=True)]
-        cells.append([*values, *(f"{row[name]:.4g}" for name in shown), "best" if number == best else ""])
+        labels = [axis.labels[n] for axis, n in zip(grid.axes, setting.place, strict=True)]
+        cells.append([*labels, *(f"{row[name]:.4g}" for name in shown), "best" if number == best else ""])
     flagged = [f"{name}: {said}" for name in shown if is_metric(name) and (said := too_few(name, rows[0]))]
     folder, values = workspace.result(NAME), grid.settings[best].values
     files = " and ".join(name for name in ("sweep.csv", "sweep.png") if (folder / name).is_file())
