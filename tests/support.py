@@ -124,7 +124,7 @@ def small_params() -> dict[str, Any]:
         tree["runtime"][name]["batch_size"] = size
     tree["semantic"] |= {"width": 16, "depth": 1, "num_heads": 2, "latent_channels": 2}
     tree["diffusion"]["loss"]["repa_width"] = 16
-    tree["runtime"]["diffusion"] |= {"grid_every": 2, "grid_images": 4}
+    tree["runtime"]["diffusion"] |= {"grid_every": 2, "grid_images": 4, "heldout_every": 2}
     tree["sample"] |= {"num_images": 12, "num_steps": 3}
     tree["quality"] = dict.fromkeys(tree["quality"])  # a few steps teach nothing
     # A dozen images say nothing, but these tests are not about what they say; and untrained models pass these gates.

@@ -79,6 +79,11 @@ NO_CONDITION = {
         (PLAIN | {"schedule.kind": "offset"}, ["kind is `none`", "must be `sync`, not `offset`"]),
         (PLAIN | {"sample.guidance.scale_semantic": 1.25}, ["kind is `none`", "scale_semantic must be 1"]),
         (PLAIN | {"sample.guidance.start_semantic": 0.1}, ["kind is `none`", "start_semantic 0"]),
+        (PLAIN | {"sample.guidance.end_semantic": 0.9}, ["kind is `none`", "end_semantic 1"]),
+        (
+            {"sample.guidance.start_texture": 0.5, "sample.guidance.end_texture": 0.4},
+            ["end_texture 0.4 is below start_texture 0.5", "raise the end"],
+        ),
         (PLAIN | {"encoder.source": "none", "data.image_size": 36}, ["data.image_size 36 must be a multiple of 8"]),
         (
             PLAIN | {"encoder.source": "none", "data.image_size": 40, "diffusion.model.patch_size": 2},

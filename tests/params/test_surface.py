@@ -77,6 +77,7 @@ diffusion.model.use_swiglu
 diffusion.other_networks
 diffusion.source
 diffusion.training.keep_every
+diffusion.training.more_ema_decays
 encoder.depth
 encoder.file
 encoder.input_size
@@ -130,12 +131,17 @@ runtime.NETWORK.log_every
 runtime.NETWORK.num_workers
 runtime.diffusion.grid_every
 runtime.diffusion.grid_images
+runtime.diffusion.heldout_every
+runtime.diffusion.heldout_images
 runtime.diffusion.sharding
 runtime.evaluate.batch_size
 runtime.features.batch_size
 runtime.latents.batch_size
 runtime.sample.batch_size
 sample.class_mix
+sample.ema_decay
+sample.guidance.end_semantic
+sample.guidance.end_texture
 sample.guidance.kind
 sample.guidance.scale_semantic
 sample.guidance.scale_texture

@@ -61,6 +61,8 @@ def test_everything_that_the_paper_or_its_users_tune_can_be_searched() -> None:
         ("sample.num_steps", {"low": 5.5, "high": 10.5}, "valid integer"),
         ("sample.sampler", {"choices": ["heun", "rk4"]}, "'euler', 'heun', 'ab2' or 'dopri5'"),
         ("sample.num_images", {"low": 10, "high": 20}, "changes no trial's images"),
+        ("sample.step", {"low": 800, "high": 1600}, "changes no trial's images"),
+        ("sample.ema_decay", {"choices": [0.99, 0.998]}, "changes no trial's images"),
         ("schedule.tau", {"low": 0.0, "high": 1.0}, "cannot be searched by a study of kind `sampling`"),
         ("encoder.width", {"low": 10, "high": 20}, "cannot be searched by a study of kind `sampling`"),
         ("sample.schedule.tau", {"low": 0.0, "high": 1.0}, "trained with that one alone"),

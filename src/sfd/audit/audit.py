@@ -196,7 +196,7 @@ def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, 
 def attack_model(workspace: Workspace, params: Params, data: Prepared) -> Attack:
     """Membership inference by loss on the model in ``results/diffusion``, with equally many training and held-out images."""
     device, seed = inference_device(), params.seed
-    model = DiffusionModel.load(workspace.model(params.sample.step))
+    model = DiffusionModel.load(workspace.sampled_model(params))
     model.network.to(device)
     # Posterior draws that training never saw: an attacker has the image, but not the latent that the model was trained on.
     encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), device)

@@ -9,6 +9,7 @@ import typer
 from sfd.cli.models import models, store
 from sfd.cli.presets import presets
 from sfd.cli.project import project_of as _workspace
+from sfd.cli.sweep import sweep
 from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name, redact
 from sfd.serving.options import ServerOptions
 
@@ -17,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(models, name="models")
 app.add_typer(store, name="store")
 app.add_typer(presets, name="preset")
+app.command()(sweep)
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
@@ -369,11 +371,26 @@ def bench(
 
 
 @app.command("evaluate-steps")
-def evaluate_steps(context: typer.Context) -> None:
+def evaluate_steps(
+    context: typer.Context,
+    metric: Annotated[
+        str | None, typer.Option(help="Decides which weights are best; without it, the Frechet distance.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Draw nothing: write the best weights of the last curve into params.yaml.")
+    ] = False,
+) -> None:
     """Sample and score all weights that diffusion.training.keep_every kept: metrics over the steps of training."""
+    from sfd.pipeline.evaluate_steps import best_weights
     from sfd.pipeline.evaluate_steps import evaluate_steps as run
+    from sfd.tuning.apply import apply_values
 
-    typer.echo(run(_workspace(context)))
+    workspace = _workspace(context)
+    if not apply:
+        typer.echo(run(workspace, metric))
+        return
+    file, values = workspace.params_file, best_weights(workspace, metric)
+    typer.echo(apply_values(file, values) or f"{file} draws from the best weights already\n", nl=False)
 
 
 @app.command()

@@ -137,29 +137,43 @@ class Evaluation:
     def extract(self) -> None:
         """Extracts this process's share of all features."""
         files, train_rows, mirror = self.table["file"].tolist(), self.train_rows, self.data.params.mirror
-        everything = (
-            ["features", "logits", "spatial"] if self.store.judge.num_spatial_features else ["features", "logits"]
-        )
-
-        def images(source: ManifestImages, rows: Sequence[int]) -> Tensor:
-            return source.__getitems__(list(rows)).images
 
         def sampled(rows: range) -> list[Tensor]:
             return [read_images(self.samples, files[rows.start : rows.stop])]
 
         def reconstructions(rows: range) -> list[Tensor]:
             chosen = train_rows[rows.start : rows.stop]
-            return [_reconstruct(images(self.train, chosen).to(self.store.device), self.vae, self.seed, chosen)]
+            return [_reconstruct(_read(self.train, chosen).to(self.store.device), self.vae, self.seed, chosen)]
 
         fill = self.store.fill
-        fill([SAMPLES], len(files), sampled, everything)
-        kept = everything if self.reference is None else ["features"]
-        fill([HELDOUT], len(self.heldout), lambda rows: [images(self.heldout, rows)], kept)
+        fill([SAMPLES], len(files), sampled, self._all_fields)
+        self.extract_reference()
+        if self.reference is not None:
+            fill([HELDOUT], len(self.heldout), lambda rows: [_read(self.heldout, rows)])
         fill([RECONSTRUCTIONS], len(train_rows), reconstructions)
-        if self.reference is not None and self.reference.image_shape is not None:
+        fill(self._training_sets, len(self.train), lambda rows: views_of(_read(self.train, rows), mirror))
+
+    def extract_reference(self) -> None:
+        """Extracts this process's share of the features of the images that samples are compared with."""
+        if self.reference is None:
+            self.store.fill(
+                [HELDOUT], len(self.heldout), lambda rows: [_read(self.heldout, rows)], keep=self._all_fields
+            )
+        elif self.reference.image_shape is not None:
             with self.reference.images() as read:
-                fill([REFERENCE], self.reference.image_shape[0], lambda rows: [read(rows)])
-        fill(self._training_sets, len(self.train), lambda rows: views_of(images(self.train, rows), mirror))
+                self.store.fill([REFERENCE], self.reference.image_shape[0], lambda rows: [read(rows)])
+
+    def compared_with(self) -> Reference:
+        """What samples are compared with, when :meth:`extract_reference` is done."""
+        if self.reference is None:
+            return Reference.of(self.store.read(HELDOUT).take(self.heldout_rows))
+        images = None if self.reference.image_shape is None else self.store.read(REFERENCE)
+        return Reference(self.reference.statistics, self.reference.spatial, images)
+
+    @property
+    def _all_fields(self) -> list[str]:
+        """The fields of :class:`sfd.evaluation.fidelity.Features` that this judge has."""
+        return ["features", "logits", "spatial"] if self.store.judge.num_spatial_features else ["features", "logits"]
 
     @property
     def _training_sets(self) -> list[str]:
@@ -178,7 +192,7 @@ class Evaluation:
             reconstruction=self.store.read(RECONSTRUCTIONS),
             sample_labels=None if asked is None else torch.tensor(asked[: self.count]),
             heldout_labels=self.heldout.class_indices[list(self.heldout_rows)],
-            reference=self._published(),
+            reference=None if self.reference is None else self.compared_with(),
         )
         train, device = self.store.blocks(self._training_sets), self.store.device
         like = choose_mix(self.classes, self.heldout.class_indices.tolist(), self.seed, "memorisation")
@@ -199,12 +213,6 @@ class Evaluation:
         picture_nearest(closest, shown, self.train, out / "nearest.png")
         return metrics, [out / name for name in ("metrics.json", "measurement.json", "nearest.csv", "nearest.png")]
 
-    def _published(self) -> Reference | None:
-        if self.reference is None:
-            return None
-        images = None if self.reference.image_shape is None else self.store.read(REFERENCE)
-        return Reference(self.reference.statistics, self.reference.spatial, images)
-
     def _measurement(self) -> dict[str, object]:
         """The judge, the number and size of images, their class mix (a digest of the number per class), the reference (its name, and
         a digest of the sha256 of its images in order, or of its file), and all options that change a metric."""
@@ -222,6 +230,11 @@ class Evaluation:
             else self.reference.digest(),
             **self.params.model_dump(exclude={"reference", "min_images"}),
         }
+
+
+def _read(source: ManifestImages, rows: Sequence[int]) -> Tensor:
+    """The images in these rows, uint8 ``(B, 3, S, S)``."""
+    return source.__getitems__(list(rows)).images
 
 
 def _reconstruct(images: Tensor, vae: TextureVae, seed: int, rows: Sequence[int]) -> Tensor:

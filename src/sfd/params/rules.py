@@ -155,6 +155,22 @@ def _check_step(params: Params) -> None:
         )
 
 
+def _check_decay(params: Params) -> None:
+    """Images are drawn from an average that is there."""
+    decay, training = params.sample.ema_decay, params.diffusion.training
+    if decay is None:
+        return
+    if params.diffusion.source == "file":
+        raise ValueError(
+            f"sample.ema_decay is {decay:g}, but diffusion.source is `file`, which has one set of weights: set sample.ema_decay to null"
+        )
+    if decay not in (training.ema_decay, *training.more_ema_decays):
+        raise ValueError(
+            f"sample.ema_decay is {decay!r}, but diffusion.training keeps the averages of {[training.ema_decay, *training.more_ema_decays]}: "
+            "choose one of them, or add it to diffusion.training.more_ema_decays and train"
+        )
+
+
 def _check_grid(params: Params) -> None:
     """Semantic and texture latents lie on one grid, and the backbone's tokens divide it.
 
@@ -227,9 +243,9 @@ def _check_texture_alone(params: Params) -> None:
         raise ValueError(
             f"semantic.kind is `none`, so schedule.kind must be `sync`, not `{params.schedule.kind}`: no semantics could lead"
         )
-    if (guidance.scale_semantic, guidance.start_semantic) != (1.0, 0.0):
+    if (guidance.scale_semantic, guidance.start_semantic, guidance.end_semantic) != (1.0, 0.0, 1.0):
         raise ValueError(
-            "semantic.kind is `none`, so sample.guidance.scale_semantic must be 1 and start_semantic 0: nothing reads them"
+            "semantic.kind is `none`, so sample.guidance.scale_semantic must be 1, start_semantic 0 and end_semantic 1: nothing reads them"
         )
 
 
@@ -325,8 +341,16 @@ def _check_guidance(params: Params) -> None:
         )
     if guidance.kind == "none" and guidance != GuidanceParams.model_validate({}):
         raise ValueError(
-            "sample.guidance.kind is `none`, so its scales must be 1 and its starts 0: nothing reads them; choose a kind, or reset them"
+            "sample.guidance.kind is `none`, so its scales must be 1, its starts 0 and its ends 1: nothing reads them; choose a kind, or reset "
+            "them"
         )
+    for part in ("texture", "semantic"):
+        start, end = getattr(guidance, f"start_{part}"), getattr(guidance, f"end_{part}")
+        if end < start:
+            raise ValueError(
+                f"sample.guidance.end_{part} {end:g} is below start_{part} {start:g}, so no time would be guided: raise the end, or set "
+                f"scale_{part} to 1"
+            )
 
 
 def _check_reference(params: Params) -> None:
@@ -406,6 +430,7 @@ RULES = (
     _check_repa,
     _check_init,
     _check_step,
+    _check_decay,
     _check_lora,
     _check_condition,
     _check_guidance,

@@ -90,12 +90,20 @@ def _check_step(params: Params) -> None:
         )
 
 
+def _check_decay(params: Params) -> None:
+    if params.sample.ema_decay not in (None, params.diffusion.training.ema_decay) and params.tune.kind == "training":
+        raise UserError(
+            f"sample.ema_decay is {params.sample.ema_decay}, but trials of kind `training` keep the average of diffusion.training.ema_decay alone: "
+            "set it to null"
+        )
+
+
 def _check_space(params: Params) -> None:
     """Every key exists, is the kind's to change, and changes images; every value fits the other options in some trial."""
     tune = params.tune
     sections = {field.alias or name for name, field in Params.model_fields.items()}
     for key in tune.space:
-        if key == "sample.num_images" or key.startswith("runtime."):
+        if key in ("sample.num_images", "sample.step", "sample.ema_decay") or key.startswith("runtime."):
             raise UserError(f"tune.space: `{key}` changes no trial's images; remove it")
         if key == "sample.class_mix":
             raise UserError(f"tune.space: `{key}` changes what samples are compared with, as well; remove it")
@@ -120,6 +128,7 @@ RULES = (
     _check_objectives,
     _check_refinement,
     _check_step,
+    _check_decay,
     _check_space,
 )
 

@@ -46,7 +46,8 @@ def take_up(stage: Stage, grid_every: int = 1) -> None:
         obstacle = _obstacle(before, now)
         if obstacle is None:
             _link_entries(folder / GRIDS, stage.out / GRIDS, lambda step: step % grid_every == 0)
-            _link_entries(folder / STEPS, stage.out / STEPS, lambda _step: True)
+            for name in _kept_weights(folder):
+                _link_entries(folder / name, stage.out / name, lambda _step: True)
             _link(folder / CHECKPOINT, stage.work / CHECKPOINT)  # last: once it is there, the rest is
             _log_again(stage)
             print(
@@ -90,7 +91,7 @@ def keep(stage: Stage) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     _link(stage.work / CHECKPOINT, fresh / CHECKPOINT)
-    for name in (GRIDS, STEPS):
+    for name in (Path(GRIDS), *_kept_weights(stage.out)):
         _link_entries(stage.out / name, fresh / name, lambda _step: True)
     (fresh / FACTS).write_text(json.dumps(stage.facts, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,10 +100,15 @@ def keep(stage: Stage) -> None:
 
 def _drop_later(stage: Stage) -> None:
     """Removes entries of steps that this training will not reach: its ``num_steps`` was lowered."""
-    for name in (GRIDS, STEPS):
+    for name in (Path(GRIDS), *_kept_weights(stage.out)):
         for path in (stage.out / name).glob("step-*"):
             if step_of(path) > num_steps(stage.facts):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _kept_weights(result: Path) -> list[Path]:
+    """The folders of weights of single steps, relative to the result: one per average of the weights."""
+    return [folder.relative_to(result) for folder in (result / STEPS, *sorted(result.glob(f"averages/*/{STEPS}")))]
 
 
 def _log_again(stage: Stage) -> None:

@@ -74,6 +74,11 @@ STAGES: dict[str, Inputs] = {
         ("prepare", "texture_vae", "judge", "diffusion"),
         ("sfd.pipeline.evaluate_steps",),
     ),
+    "sweep": Inputs(
+        ("seed", "data.image_size", "data.mirror", "sample", "evaluate"),
+        ("prepare", "texture_vae", "judge", "diffusion"),
+        ("sfd.tuning.sweep",),
+    ),
     "tune": Inputs(
         ("seed", "data.image_size", "data.mirror", "schedule", "diffusion", "sample", "evaluate", "tune"),
         (),
@@ -83,7 +88,7 @@ STAGES: dict[str, Inputs] = {
 """The graph, and the commands that work as its stages do. ``dvc.yaml`` says the same of the graph to DVC; a test keeps the two equal.
 What `tune` reads depends on the kind of its study."""
 
-COMMANDS = ("evaluate_steps", "tune")
+COMMANDS = ("evaluate_steps", "sweep", "tune")
 """Those that no stage of ``dvc.yaml`` runs."""
 
 

@@ -120,12 +120,18 @@ class Stage:
 
 
 @contextmanager
-def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspace | None = None) -> Iterator[Stage]:
+def stage(
+    name: str,
+    upstream: tuple[str, ...] | None = None,
+    workspace: Workspace | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Iterator[Stage]:
     """Everything around a stage's own work. A mistake of the user ends in one line on stderr and exit status 2.
 
     Args:
         upstream: replaces what :data:`STAGES` says that the stage reads.
         workspace: the project; None: that of the working folder.
+        options: what the result depends on besides the parameters: the options of a command, as JSON.
 
     SIGTERM ends the stage with status 143, and Ctrl-C with 130 and one line; training saves a checkpoint first.
     A mistake that all processes find is printed once. A process whose peer ended says so and ends.
@@ -140,7 +146,7 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
         workspace = workspace or Workspace.find()
         params = workspace.load_params()
         upstream = upstream_of(name, params) if upstream is None else upstream
-        inputs = input_facts(workspace, name, params, upstream)
+        inputs = input_facts(workspace, name, params, upstream) | ({} if options is None else {"options": options})
         facts = work_facts(workspace, params, inputs)
         current = Stage(name, workspace, params, digest_facts(inputs), facts, None)
         with lock(current.work) if rank() == 0 else nullcontext():

@@ -249,6 +249,7 @@ def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual
             "checkpoint_every": int(min(every, steps)),
             "grid_every": max(1, steps // GRIDS),
             "grid_images": GRID_IMAGES,
+            "heldout_every": max(1, steps // GRIDS),
         }
     }
     return changes

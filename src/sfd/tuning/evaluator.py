@@ -1,41 +1,37 @@
-"""Scores a candidate: trains it if needed, samples, and measures. Does not use Optuna or MLflow.
+"""A study's candidates: trained if needed, sampled, and measured. Does not use Optuna or MLflow.
 
 Every candidate is scored on the same noise (common random numbers), so that seeds cause no difference between candidates.
 """
 
 import copy
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sfd.data.latents import LatentDataset
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
-from sfd.encoders.judges.judge import load_judge
-from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
 from sfd.evaluation.enough import least_images
-from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
+from sfd.evaluation.fidelity import Reference, extract
 from sfd.evaluation.views import ImageBatches, choose_mix
-from sfd.generation.images import ImageGenerator, check_decoder, image_seed, load_weak
+from sfd.generation.images import check_decoder
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone, build_backbone
+from sfd.names import INCEPTION
 from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
 from sfd.pipeline.prepare import open_prepared
-from sfd.processes import inference_device
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
 from sfd.training.backbone import condition_of
 from sfd.training.loop import Callback, log_nothing, train
+from sfd.tuning.scorer import Repeat, SampleScorer
 from sfd.workspace import Workspace
 
-GRID_IMAGES = 100
 STUDY, CONFIRMATION = "study", "confirmation"
 """Names of the two halves of the held-out images, and of the seeds that belong to each."""
 
@@ -54,17 +50,8 @@ def halves(labels: list[int], seed: int) -> dict[str, list[int]]:
     return {purpose: sorted(rows) for purpose, rows in found.items()}
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """One set of samples with its metrics. ``images``: the first samples, uint8 ``(n, 3, S, S)``, with their ``labels``."""
-
-    metrics: dict[str, float]
-    images: Tensor
-    labels: list[str]
-
-
 class CandidateEvaluator:
-    """Holds what all trials share: judge, decoder, the features of the reference, the trained model.
+    """Holds what all trials share: judge, decoder, the features of the reference, the trained model or the latents.
 
     The held-out images are split into two halves: one is the reference of all trials, the other that of the confirmation. Of each half,
     those images are used that have the class mix of the samples.
@@ -72,14 +59,11 @@ class CandidateEvaluator:
 
     def __init__(self, workspace: Workspace, params: Params) -> None:
         """Raises :class:`UserError` if an upstream result is missing or damaged, or an objective would rest on too few images."""
-        self.workspace, self.params, self.device = workspace, params, inference_device()
-        self._weak_models: dict[Path, Backbone] = {}
+        self.workspace, self.params = workspace, params
         self._opened: dict[bool, LatentDataset] = {}
-        self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
-        self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
-        self.trained = (
-            DiffusionModel.load(workspace.model(params.sample.step)) if params.tune.kind == "sampling" else None
-        )
+        self.scorer = SampleScorer(workspace)
+        self.judge = self.scorer.judge
+        self.trained = DiffusionModel.load(workspace.sampled_model(params)) if params.tune.kind == "sampling" else None
         if self.trained is not None:
             check_decoder(
                 self.trained, workspace.result("texture_vae") / "model", other_networks=params.sample.other_networks
@@ -133,32 +117,12 @@ class CandidateEvaluator:
         Metrics: ``fd`` (``fid`` if the judge is Inception), ``kid``, ``precision``, ``recall``; ``class_accuracy`` if the judge knows
         the classes and the model draws them; and ``seconds_per_image`` of sampling.
         """
-        number, condition = params.tune.num_images, model.condition
-        values = condition.plan(number, params.sample.class_mix)
+        values = model.condition.plan(params.tune.num_images, params.sample.class_mix)
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
-        weak = params.sample.guidance.weak_model
-        images = ImageGenerator(model, self.decoder, self._weak_model(weak, model) if weak else None, self.device)
-        started = time.perf_counter()
-        seeds, runtime = [image_seed(seed, i) for i in range(number)], params.runtime
-        pixels = torch.cat(list(images.sample(values, seeds, params.sample, runtime.sample.batch_size)))
-        seconds = (time.perf_counter() - started) / number
-        batches = (batch.to(self.device) for batch in pixels.split(runtime.evaluate.batch_size))
-        features = extract(self.judge, batches)
-        metrics = compare(features, self.references[purpose], params.evaluate, seed)
-        if self.judge.name == "inception":
-            metrics["fid"] = metrics.pop("fd")
-        wanted = condition.columns(values).get("class_index")
-        if wanted is not None and self.judge.knows_classes:
-            metrics["class_accuracy"] = class_accuracy(features, torch.tensor(wanted), self.judge)
-        metrics["seconds_per_image"] = seconds
-        return Repeat(metrics, pixels[:GRID_IMAGES], [condition.label(value) for value in values[:GRID_IMAGES]])
-
-    def _weak_model(self, folder: Path, model: DiffusionModel) -> Backbone:
-        """AutoGuidance's weak model, loaded once: all models of a study are trained on the same latents."""
-        if folder not in self._weak_models:
-            other_networks = self.params.sample.other_networks
-            self._weak_models[folder] = load_weak(self.workspace.resolve(folder), model, other_networks)
-        return self._weak_models[folder]
+        scored = self.scorer.score(model, params, values, seed, self.references[purpose])
+        if self.judge.name == INCEPTION:
+            scored.metrics["fid"] = scored.metrics.pop("fd")
+        return scored
 
     def model(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None
