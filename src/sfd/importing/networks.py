@@ -205,7 +205,8 @@ def _describe(config: LightningDiTConfig, schedule: ScheduleParams) -> list[str]
 def parse_knots(text: str) -> tuple[float, ...]:
     """The numbers of a text such as ``0,0.75,0,0,0.25``. Raises :class:`UserError` if they are not valid ``schedule.knots``."""
     try:
-        return ScheduleParams(kind="curve", knots=tuple(float(part) for part in text.split(","))).knots
+        knots = tuple(float(part) for part in text.split(","))
+        return ScheduleParams.model_validate({"kind": "curve", "knots": knots}).knots
     except ValueError:  # pydantic's errors are of this type
         raise UserError(
             f"--knots is {text!r}, but a curve has 2 to 33 numbers of 0 or more, not all 0, separated by commas, such as 0,0.75,0,0,0.25"
@@ -222,7 +223,7 @@ def _schedule(facts: DiffusionFacts, two_times: bool) -> ScheduleParams:
             raise UserError(f"{named}, but the model has one time, so it is synchronous: leave {named.split()[0]} out")
         return ScheduleParams.model_validate({"kind": "sync"})
     if knots is not None:
-        return ScheduleParams(kind="curve", knots=knots)
+        return ScheduleParams.model_validate({"kind": "curve", "knots": knots})
     return ScheduleParams.model_validate({"kind": "offset", "tau": PUBLISHED_TAU if tau is None else tau})
 
 
