@@ -66,7 +66,9 @@ def write_latents(folder: Path, num_images: int, feature_dim: int) -> None:
     bounds = shard_bounds(num_images, SHARD_SIZE)
     write_shards(folder, bounds, make, 0, 1)
     classes = [str(n) for n in range(10)]
-    write_index(folder, bounds, LatentsIndex(1, GRID, TEXTURE, SEMANTIC, feature_dim, classes, [num_images // 10] * 10))
+    write_index(
+        folder, bounds, LatentsIndex(1, GRID, TEXTURE, SEMANTIC, feature_dim, classes, [num_images // 10] * 10, {}, 1)
+    )
     channels = TEXTURE + SEMANTIC
     ChannelStatistics(torch.zeros(channels), torch.ones(channels)).save(folder / STATISTICS)
 

@@ -1,4 +1,4 @@
-"""The semantic encoder on patch features: a VAE trained here, principal components, or nothing."""
+"""The semantic encoder on patch features: a VAE trained here or from a file, principal components, or nothing."""
 
 import sfd.quiet  # noqa: F401
 from sfd.pipeline.prepare import open_prepared

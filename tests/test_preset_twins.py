@@ -61,7 +61,7 @@ def finished(
     _, tree = request.param
     project = shared.copy_to(tmp_path_factory.mktemp("twin") / "project")
     project.write_params(tree)
-    run_stages(project, (("encoder",) if tree["encoder"]["source"] == "none" else ()) + OWN)
+    run_stages(project, (("encoder",) if tree["encoder"] != small_params()["encoder"] else ()) + OWN)
     yield project, tree
 
 
@@ -80,6 +80,9 @@ def test_there_is_a_twin_for_each_mechanism_that_the_presets_name() -> None:
     }
     assert {("none", "sync", True), ("none", "sync", False)} <= found
     assert {tree["diffusion"]["model"]["patch_size"] for tree in trees} == {1, 2}
+    assert {tree["latents"]["quadrants"] for tree in trees} == {False, True}
+    assert {tree["latents"]["semantic_posterior"] for tree in trees} == {"mean", "sample"}
+    assert {tree["features"]["crop"] for tree in trees} == {"image", "centre"}
 
 
 def test_a_twin_trains_samples_and_is_scored_by_its_own_mechanisms(finished: tuple[Project, dict[str, Any]]) -> None:

@@ -18,8 +18,12 @@ def twin(params: Params) -> dict[str, Any]:
     tree["diffusion"]["model"] |= {key: preset["diffusion"]["model"][key] for key in MODEL}
     tree["diffusion"]["loss"] |= {key: preset["diffusion"]["loss"][key] for key in LOSS}
     tree["latents"]["store_features"] = preset["latents"]["store_features"]
+    tree["latents"] |= {key: preset["latents"][key] for key in ("semantic_posterior", "quadrants")}
+    if tree["latents"]["quadrants"]:
+        tree["encoder"]["input_size"] //= 2
+    tree["features"] |= {key: preset["features"][key] for key in ("crop", "mirror")}
     tree["semantic"]["kind"] = preset["semantic"]["kind"]
-    if preset["semantic"]["training"] is None:
+    if preset["semantic"]["training"] is None and preset["semantic"]["source"] == "train":
         tree["semantic"]["training"] = None
     if preset["encoder"]["source"] == "none":
         tree["encoder"] |= {"source": "none", "training": None}

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -14,6 +16,10 @@ from sfd.errors import UserError
 from sfd.names import Table, load
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PROVENANCE = ("name", "weights")
+"""Keys of a configuration that say where weights come from, and not what the network computes."""
+POSITIONS = "pos_embed"
+"""The last part of the name of a transformer's table of positions. timm computes it for the size of the input, and machines round differently."""
 
 
 def save_network(folder: Path, network: nn.Module, config: dict[str, Any]) -> None:
@@ -100,6 +106,32 @@ def load_weights(folder: Path, network: nn.Module) -> None:
 def weights_digest(folder: Path) -> str:
     """sha256 of the weights file. Raises :class:`UserError` if it is missing."""
     return file_digest(_existing(folder, WEIGHTS))
+
+
+def network_digest(folder: Path) -> str:
+    """sha256 of what a network computes: its configuration, and its weights by name, type, shape and bytes.
+
+    Where weights come from does not count, nor how their file was written, nor a table of positions (the size that it is computed for does). Of an
+    autoencoder of diffusers the weights alone count: its configuration says what version wrote it, and their names and shapes say the rest.
+
+    Raises:
+        UserError: the folder holds no configuration or no weights.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{folder} holds no network: there is no *.safetensors; rerun the stage that makes it, or correct the path"
+        )
+    config = read_config(folder)
+    facts = {} if "_class_name" in config else {key: config[key] for key in config if key not in PROVENANCE}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            for name in sorted(name for name in stored.keys() if name.rpartition(".")[2] != POSITIONS):
+                value: Tensor = stored.get_tensor(name)
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def file_digest(file: Path) -> str:

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from sfd.data import images
 from sfd.data.decoding import ALLOWED_FORMATS, decode_rgb
 from sfd.data.files import FolderStore, ImageRefused, open_regular
-from sfd.data.images import ManifestImages, center_crop, to_tensor_uint8
+from sfd.data.images import ManifestImages, center_crop, classifier_crop, to_tensor_uint8
 from sfd.data.sources.folder import scan_folder
 from sfd.errors import UserError
 
@@ -224,6 +225,19 @@ def test_tensors_are_channels_first_with_unchanged_values() -> None:
     assert tensor[2, 1, 5, 3].item() == images[2].getpixel((3, 5))[1]
 
 
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (401, 300), (256, 256), (90, 70), (231, 1000)])
+def test_the_crop_of_classifiers_is_that_of_torchvision(height: int, width: int) -> None:
+    image = noise(height, width)
+    steps = transforms.Compose(
+        [transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224)]
+    )
+    np.testing.assert_array_equal(np.asarray(classifier_crop(image, 224)), np.asarray(steps(image)))
+
+
+def test_the_crop_of_classifiers_takes_images_of_any_length() -> None:
+    assert classifier_crop(noise(3, 4000), 14).size == (14, 14)
+
+
 def manifest_of(root: Path) -> pd.DataFrame:
     found = scan_folder(root, MAX_PIXELS).found
     return pd.DataFrame(found).assign(class_index=[int(item.label) for item in found])
@@ -245,6 +259,15 @@ def test_batches_follow_the_manifest_rows(tmp_path: Path) -> None:
     assert batch.shape == (2, 3, 8, 8) and batch.dtype == torch.uint8
     assert classes.dtype == torch.int64 and classes.tolist() == [1, 0]
     assert torch.equal(batch, to_tensor_uint8([center_crop(noise(20, 21, 11), 8), center_crop(noise(20, 20, 0), 8)]))
+
+
+def test_a_set_of_images_can_have_another_crop(tmp_path: Path) -> None:
+    found = dataset(tmp_path)
+    manifest = manifest_of(tmp_path)
+    store = FolderStore(tmp_path, manifest["path"].tolist())
+    (image,), _ = ManifestImages(manifest, store, 14, MAX_PIXELS, classifier_crop).__getitems__([4])
+    assert torch.equal(image, to_tensor_uint8([classifier_crop(noise(20, 21, 11), 14)])[0])
+    assert found.__getitems__([4]).images.shape == (1, 3, 8, 8)
 
 
 def test_a_data_loader_with_workers_reads_whole_batches(tmp_path: Path) -> None:

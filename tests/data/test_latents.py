@@ -50,7 +50,7 @@ def encode(images: Tensor, draws: list[int]) -> tuple[Tensor, Tensor]:
 
 def facts(num_views: int) -> LatentsIndex:
     channels = {"texture_channels": 4, "semantic_channels": 2, "feature_dim": 3}
-    return LatentsIndex(num_views, grid=4, **channels, classes=["a", "b"], class_counts=[12, 11])
+    return LatentsIndex(num_views, grid=4, **channels, classes=["a", "b"], class_counts=[12, 11], networks={}, tiles=1)
 
 
 def write(

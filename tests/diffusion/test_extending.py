@@ -89,7 +89,7 @@ def trained(work: Path, **loss: float) -> Trained:
     network = LightningDiT(config).initialise(generator(0, "test/initialisation"))
     options = LossParams.model_validate({"repa_weight": 0.0} | loss)
     task = DiffusionTask(network, RandomLatents(), options, OffsetSchedule(0.3), 0.1, 0)
-    params = TrainingParams(batch_size=8, num_steps=2, learning_rate=1e-2, precision="fp32")
+    params = TrainingParams(batch_size=8, num_steps=2, learning_rate=1e-2, ema_decay=0.0, precision="fp32")
     return train(task, params, 0, work, "a", log_nothing)
 
 

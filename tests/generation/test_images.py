@@ -1,6 +1,7 @@
 """Classes and seeds to images, with and without guidance, on untrained networks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from sfd.generation.images import ImageGenerator
 from sfd.generation.model import DiffusionModel
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.network_files import network_digest
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 
 SAMPLER = Sampler(Heun, num_steps=4)
@@ -87,6 +89,82 @@ def test_a_folder_that_holds_another_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": {"width": 3}}))
     with pytest.raises(UserError, match="does not describe a diffusion model"):
         DiffusionModel.load(tmp_path)
+
+
+# --- the networks that the latents came from ---
+
+OTHER = {"texture_vae": "0" * 64, "encoder": "1" * 64, "semantic": "2" * 64}
+
+
+@pytest.fixture
+def folders(decoder: TextureVae, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A model whose latents came from the decoder's autoencoder, that decoder, and a weak model of the same latents."""
+    decoder.save(tmp_path / "vae")
+    networks = OTHER | {"texture_vae": network_digest(tmp_path / "vae")}
+    replace(model(), networks=networks).save(tmp_path / "model")
+    replace(model(seed=9), networks=networks).save(tmp_path / "weak")
+    return tmp_path / "model", tmp_path / "vae", tmp_path / "weak"
+
+
+def test_a_model_with_its_decoder_and_a_weak_model_of_the_same_latents_load_in_silence(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ImageGenerator.load(*folders)
+    assert images.weak is not None and images.model.networks == DiffusionModel.load(folders[2]).networks
+    assert capsys.readouterr().err == ""
+
+
+def test_another_decoder_is_refused_by_both_digests_and_used_as_told(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
+    KlVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=1).autoencoder).save(folders[1])
+    there, here = DiffusionModel.load(folders[0]).networks["texture_vae"] or "", network_digest(folders[1])
+    reason = f"other networks than {folders[1]}: texture VAE {there[:12]} there and {here[:12]} here; decode with the"
+    with pytest.raises(UserError, match=reason):
+        ImageGenerator.load(folders[0], folders[1])
+    draw(ImageGenerator.load(folders[0], folders[1], other_networks=True))
+    assert capsys.readouterr().err.startswith("goes on as told, although the model was trained on latents of other")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("texture_vae", "texture VAE"), ("encoder", "vision encoder"), ("semantic", "semantic encoder")],
+)
+def test_a_weak_model_of_other_latents_is_refused_by_what_differs_and_used_as_told(
+    folders: tuple[Path, Path, Path], name: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = DiffusionModel.load(folders[2])
+    replace(weak, networks={**weak.networks, name: "f" * 64}).save(folders[2])
+    with pytest.raises(UserError, match=f"the weak model in {folders[2]} was trained .*: {words} ffffffffffff there"):
+        ImageGenerator.load(*folders)
+    assert ImageGenerator.load(*folders, other_networks=True).weak is not None
+    assert f"although the weak model in {folders[2]}" in capsys.readouterr().err
+
+
+def test_a_weak_model_of_other_channel_statistics_is_refused_and_used_as_told(folders: tuple[Path, Path, Path]) -> None:
+    weak = DiffusionModel.load(folders[2])
+    near, far = (ChannelStatistics(weak.statistics.mean + shift, weak.statistics.std) for shift in (0.001, 0.1))
+    replace(weak, statistics=near).save(folders[2])
+    assert ImageGenerator.load(*folders).weak is not None
+    replace(weak, statistics=far).save(folders[2])
+    with pytest.raises(UserError, match="normalises latents by other channel statistics than the model that it guides"):
+        ImageGenerator.load(*folders)
+    assert ImageGenerator.load(*folders, other_networks=True).weak is not None
+
+
+def test_a_model_of_an_older_version_loads_with_a_line_that_nothing_can_be_compared(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (folders[0], folders[2]):
+        config = json.loads((folder / "config.json").read_text())
+        del config["networks"]
+        (folder / "config.json").write_text(json.dumps(config))
+    draw(ImageGenerator.load(*folders))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("so nothing can be compared" in line for line in lines)
+    assert lines[0].startswith("the model does not say which texture VAE its latents came from")
+    assert lines[1].startswith(f"the weak model in {folders[2]} does not say which texture VAE and vision encoder and")
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ab2"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sfd.data.networks import read_networks
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
 from sfd.generation.model_config import write_model_config
@@ -39,8 +40,9 @@ LITERAL_CONFIG = {
     "model": LITERAL_MODEL,
     "condition": {"kind": "class", "names": ["hoch ü", "quer"], "has_null": True},
     "schedule": LITERAL_SCHEDULE,
+    "networks": {"texture_vae": "12ab", "encoder": None, "semantic": None},
 }
-"""As it stands on disk. A change here is a new format."""
+"""As it stands on disk. A change here is a new format, or a key that older files lack."""
 WITHOUT_FORMAT = {
     "model": LITERAL_MODEL | {"num_classes": 2, "use_null_class": True},
     "schedule": LITERAL_SCHEDULE,
@@ -95,12 +97,20 @@ def test_the_record_of_a_model_gives_its_configuration_again(
     condition: Condition, schedule: dict[str, Any], tmp_path: Path
 ) -> None:
     described = config(condition), ScheduleParams.model_validate(schedule)
-    assert read_model_folder(model_folder(tmp_path, write_model_config(*described))) == described
+    assert read_model_folder(model_folder(tmp_path, write_model_config(*described, {}))) == described
 
 
 def test_format_1_of_a_model_is_written_and_read_as_it_stands_here(tmp_path: Path) -> None:
-    assert write_model_config(config(CLASSES), OFFSET) == LITERAL_CONFIG
+    networks = {"texture_vae": "12ab", "encoder": None, "semantic": None}
+    assert write_model_config(config(CLASSES), OFFSET, networks) == LITERAL_CONFIG
     assert read_model_folder(model_folder(tmp_path, LITERAL_CONFIG)) == (config(CLASSES), OFFSET)
+    assert read_networks(tmp_path) == networks
+
+
+def test_a_model_older_than_the_record_of_its_networks_is_read_and_they_are_not_known(tmp_path: Path) -> None:
+    older = {key: value for key, value in LITERAL_CONFIG.items() if key != "networks"}
+    assert read_model_folder(model_folder(tmp_path, older)) == (config(CLASSES), OFFSET)
+    assert read_networks(tmp_path) == {}
 
 
 def test_a_model_without_a_format_is_read_as_what_it_was(tmp_path: Path) -> None:
@@ -152,6 +162,7 @@ def test_another_format_is_refused_with_the_remedy(number: object, tmp_path: Pat
         {},
         {"sampler": "dopri5", "guidance": {"kind": "cfg", "scale_texture": 2.0}},
         {"schedule": {"tau": 0.2}, "class_mix": "natural"},
+        {"other_networks": True},
         {"schedule": {"kind": "curve", "knots": [0.0, 1.0]}, "rule": "published", "timestep_shift": 0.5},
     ],
 )

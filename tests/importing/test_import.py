@@ -15,9 +15,13 @@ from torch import Tensor
 
 from sfd import cli
 from sfd.data.latents import STATISTICS
-from sfd.encoders.semantic.encoder import load_semantic
-from sfd.encoders.texture_vae import load_texture_vae
+from sfd.encoders.semantic.encoder import load_semantic, save_semantic
+from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
+from sfd.encoders.texture_vae import KlVae, TrainableAutoencoder, load_texture_vae
+from sfd.encoders.vision import TrainableEncoder, freeze, save_encoder
 from sfd.generation.model import DiffusionModel
+from sfd.network_files import network_digest
+from sfd.params import EncoderParams, TextureVaeParams
 from sfd.pixels import to_uint8
 
 VECTORS = Path(__file__).parents[1] / "data/conformance"
@@ -65,6 +69,19 @@ def sfd_import(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         return said.err if refused else said.out
 
     return run
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> dict[str, Path]:
+    """Folders of a texture VAE of 8 channels, an encoder of 768 features and a SemVAE of 4 channels, by option."""
+    fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 8}
+    KlVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), 0).autoencoder).save(tmp_path / "vae")
+    sizes = {"input_size": 8, "patch_size": 4, "width": 768, "depth": 1, "num_heads": 12}
+    small = EncoderParams.model_validate({"source": "train"} | sizes)
+    save_encoder(tmp_path / "encoder", freeze(small, TrainableEncoder(small, 2, 0)))
+    save_semantic(tmp_path / "semvae", SemVae(SemVaeConfig(768, 8, 2, 1, 4)))
+    names = {"--texture-vae": "vae", "--encoder": "encoder", "--semantic-vae": "semvae"}
+    return {option: tmp_path / name for option, name in names.items()}
 
 
 # --- what is read ---
@@ -218,6 +235,23 @@ def test_a_semantic_vae_computes_the_published_numbers_with_the_heads_of_its_con
     assert (network.shape.heads, network.shape.blocks) == (expected["heads"], expected["blocks"])
     assert (network.encode(tensors["features"]) - tensors["mean"]).abs().max() < 1e-5
     assert "2 + 2 blocks, 32 wide, 4 heads; features of 24 to 5 channels" in said
+
+
+def test_the_number_of_heads_is_given_where_the_file_does_not_say_it(
+    tmp_path: Path, sfd_import: Callable[..., str]
+) -> None:
+    file = stored(tmp_path / "vae.pt", {"model_state_dict": weights("semvae_tiny"), "iteration": 1_000_000})
+    said = sfd_import(file, str(tmp_path / "out"), "--kind", "semantic-vae", "--heads", "4")
+    tensors, network = vector("semvae_tiny"), load_semantic(tmp_path / "out")
+    assert (network.encode(tensors["features"]) - tensors["mean"]).abs().max() < 1e-5
+    assert "unused: beside the weights: iteration" in said
+    for heads, reason in (("5", "5 heads do not divide the width 32"), (None, "give it as --heads")):
+        given = [] if heads is None else ["--heads", heads]
+        assert reason in sfd_import(file, "x", "--kind", "semantic-vae", *given, refused=True)
+    file = stored(tmp_path / "told.pt", {"model_state_dict": weights("semvae_tiny"), "config": YAML})
+    sfd_import(file, str(tmp_path / "told"), "--kind", "semantic-vae", "--heads", "4")
+    said = sfd_import(file, "x", "--kind", "semantic-vae", "--heads", "8", refused=True)
+    assert "`config` says 4 heads, but --heads is 8; leave the option out" in said
 
 
 def test_a_texture_vae_computes_the_published_pixels_and_loses_what_only_its_training_needs(
@@ -386,6 +420,80 @@ def test_broken_weights_of_a_vae_are_refused_by_their_keys(
     place = "model_state_dict" if kind == "semantic-vae" else "state_dict"
     file = stored(tmp_path / "vae.pt", {place: changed(name, **{key: change}), "config": YAML})
     assert reason in sfd_import(file, "x", "--kind", kind, refused=True)
+
+
+# --- the networks that the latents of a diffusion model came from ---
+
+
+def given(networks: dict[str, Path]) -> list[str]:
+    return [text for option, folder in networks.items() for text in (option, str(folder))]
+
+
+def test_an_imported_model_records_the_networks_that_are_named(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str], networks: dict[str, Path]
+) -> None:
+    file, digests = stored(tmp_path / "a.pt", weights("sfd_tiny")), [network_digest(each) for each in networks.values()]
+    said = sfd_import(file, str(tmp_path / "out"), "--kind", "diffusion", *statistics, *given(networks))
+    recorded = dict(zip(("texture_vae", "encoder", "semantic"), digests, strict=True))
+    assert DiffusionModel.load(tmp_path / "out").networks == recorded
+    words = ("texture VAE", "vision encoder", "semantic encoder")
+    assert all(f"{word} {digest[:12]}" in said for word, digest in zip(words, digests, strict=True))
+    assert "not recorded" not in said
+
+
+def test_networks_that_are_not_named_are_not_recorded_and_that_is_said(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str], networks: dict[str, Path]
+) -> None:
+    file = stored(tmp_path / "a.pt", weights("sfd_tiny"))
+    del networks["--encoder"]
+    said = sfd_import(file, str(tmp_path / "out"), "--kind", "diffusion", *statistics, *given(networks))
+    assert set(DiffusionModel.load(tmp_path / "out").networks) == {"texture_vae", "semantic"}
+    assert "not recorded, so others will not be refused: vision encoder; name them with --encoder FOLDER" in said
+    said = sfd_import(file, str(tmp_path / "none"), "--kind", "diffusion", *statistics)
+    assert DiffusionModel.load(tmp_path / "none").networks == {}
+    assert "--texture-vae FOLDER --encoder FOLDER --semantic-vae FOLDER" in said and "came from" not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "folder", "reason"),
+    [
+        ("--texture-vae", "absent", "--texture-vae: "),
+        ("--texture-vae", "semvae", "kind is 'semvae', but must be one of"),
+        ("--texture-vae", "model", "model holds no texture VAE"),
+        ("--semantic-vae", "vae", "kind is None, but must be one of"),
+        ("--semantic-vae", "wide", "wide has 5 channels, but the model was trained with 4"),
+        ("--encoder", "semvae", "semvae/config.json lacks "),
+        ("--encoder", "absent", "holds no network: config.json is missing"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_by_its_option(
+    tmp_path: Path,
+    sfd_import: Callable[..., str],
+    statistics: list[str],
+    networks: dict[str, Path],
+    option: str,
+    folder: str,
+    reason: str,
+) -> None:
+    file = stored(tmp_path / "a.pt", weights("sfd_tiny"))
+    sfd_import(file, str(tmp_path / "model"), "--kind", "diffusion", *statistics)
+    save_semantic(tmp_path / "wide", SemVae(SemVaeConfig(768, 8, 2, 1, 5)))
+    wrong = given(networks | {option: tmp_path / folder})
+    said = sfd_import(file, str(tmp_path / "out"), "--kind", "diffusion", *statistics, *wrong, refused=True)
+    assert reason in said and option in said and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_semantics_records_that_there_are_none(
+    tmp_path: Path, sfd_import: Callable[..., str], networks: dict[str, Path]
+) -> None:
+    file = stored(tmp_path / "plain.pt", weights("lightningdit_sync"))
+    channels = weights("lightningdit_sync")["x_embedder.proj.weight"].shape[1]
+    numbers = stored(tmp_path / "stats.pt", {"mean": torch.zeros(channels), "std": torch.ones(channels)})
+    known = ["--kind", "diffusion", "--statistics", numbers]
+    sfd_import(file, str(tmp_path / "out"), *known)
+    assert DiffusionModel.load(tmp_path / "out").networks == {"encoder": None, "semantic": None}
+    said = sfd_import(file, "x", *known, "--encoder", str(networks["--encoder"]), refused=True)
+    assert "which this one does not have: leave them out" in said
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import runpy
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from support import REPOSITORY, Project, draw_images, small_params
 
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator
+from sfd.generation.model import DiffusionModel
 from sfd.importing.networks import DiffusionFacts, import_weights
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.network_files import network_digest
 from sfd.params import SampleParams, load_params
 
 pytestmark = pytest.mark.long
@@ -77,10 +80,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     draw_images(graph / "images" / "n02", 20, 2, vertical=True)
     files = folder / "published"
     published_files(files)
-    facts = DiffusionFacts((files / "latents_stats.pt", files / "latents_sv_stats.pt"))
+    import_weights(files / "vae.ckpt", "texture-vae", graph / "weights/texture_vae", DiffusionFacts())
+    statistics = files / "latents_stats.pt", files / "latents_sv_stats.pt"
+    facts = DiffusionFacts(statistics, texture_vae=graph / "weights/texture_vae")
     import_weights(files / "sfd.pt", "diffusion", graph / "weights/diffusion", facts)
     import_weights(files / "autoguidance.pt", "diffusion", graph / "weights/weak", facts)
-    import_weights(files / "vae.ckpt", "texture-vae", graph / "weights/texture_vae", DiffusionFacts())
     made.repro(folder=str(GRAPH))
     yield made
 
@@ -169,9 +173,29 @@ def test_a_server_draws_the_samples_from_the_registered_version_with_its_weak_mo
     assert server.returncode == 0
 
 
+def test_the_model_records_the_texture_vae_that_decodes_its_samples(project: Project) -> None:
+    graph = project.folder / GRAPH
+    model = DiffusionModel.load(graph / "results/diffusion/model")
+    assert model.networks == {"texture_vae": network_digest(graph / "results/texture_vae/model")}
+
+
+@pytest.fixture(scope="module")
+def of_another_vae(project: Project) -> None:
+    """``weights/other``: the model, as if its latents had come from another texture VAE."""
+    weights = project.folder / GRAPH / "weights"
+    model = DiffusionModel.load(weights / "diffusion")
+    replace(model, networks={"texture_vae": "f" * 64}).save(weights / "other")
+
+
+@pytest.mark.usefixtures("of_another_vae")
 @pytest.mark.parametrize(
     ("section", "change", "reason"),
     [
+        (
+            "diffusion",
+            {"file": "weights/other"},
+            "other networks than the result of stage texture_vae: texture VAE ffffffffffff there",
+        ),
         ("schedule", {"tau": 0.2}, "have the schedule {'kind': 'offset', 'tau': 0.3}: set schedule in params.yaml"),
         ("data", {"image_size": 32}, "draw texture latents (4, 4, 4), but images of data.image_size 32 have (4, 2, 2)"),
         ("diffusion", {"file": "weights/texture_vae"}, "config.json does not describe a diffusion model"),

@@ -58,6 +58,20 @@ NO_CONDITION = {
         ({"encoder.num_heads": 5}, ["encoder.width 96", "encoder.num_heads 5"]),
         ({"semantic.num_heads": 3}, ["semantic.width 128", "semantic.num_heads 3"]),
         ({"semantic.training": None}, ["kind is `semvae`", "semantic.training must be given"]),
+        ({"semantic.source": "file"}, ["semantic.source is `file`, so semantic.file must name the weights"]),
+        ({"semantic.file": "vae"}, ["semantic.file is 'vae'", "`train`", "null"]),
+        (
+            PLAIN | {"semantic.source": "file", "semantic.file": "vae"},
+            ["semantic.kind is `none`, so semantic.source must be `train`"],
+        ),
+        (
+            {"latents.quadrants": True},
+            ["share one grid", "= 4, but 2 quadrants * encoder.input_size 32", "= 8; set encoder.input_size to 16"],
+        ),
+        (
+            {"latents.quadrants": True, "data.image_size": 31},
+            ["latents.quadrants cuts images into quarters", "data.image_size 31 must be even"],
+        ),
         (
             {"semantic.kind": "pca", "semantic.latent_channels": 97},
             ["latent_channels 97 must be at most encoder.width 96"],
@@ -252,6 +266,9 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         NO_CONDITION | {"sample.guidance": {"kind": "autoguidance", "weak_model": "models/b", "scale_texture": 2}},
         {"register.gates": {"class_accuracy": {"limit": 0.9}}},
         {"schedule.kind": "sync"},
+        {"semantic.source": "file", "semantic.file": "weights/vae", "semantic.training": None},
+        {"semantic.source": "file", "semantic.file": "weights/pca", "semantic.kind": "pca"},
+        {"latents.quadrants": True, "encoder.input_size": 16, "latents.semantic_posterior": "sample"},
         {"diffusion.source": "file", "diffusion.file": "weights"},
     ],
 )

@@ -69,6 +69,7 @@ diffusion.model.use_rmsnorm
 diffusion.model.use_rope
 diffusion.model.use_shift
 diffusion.model.use_swiglu
+diffusion.other_networks
 diffusion.source
 diffusion.training.keep_every
 encoder.depth
@@ -89,7 +90,9 @@ evaluate.min_images.memorised_fraction
 evaluate.min_images.precision
 evaluate.neighbours
 evaluate.reference
+features.crop
 features.max_images
+features.mirror
 features.shard_size
 judge.channels
 judge.file
@@ -98,6 +101,8 @@ judge.kind
 judge.model
 judge.name
 judge.source
+latents.quadrants
+latents.semantic_posterior
 latents.shard_size
 latents.statistics_images
 latents.store_features
@@ -133,6 +138,7 @@ sample.guidance.start_texture
 sample.guidance.weak_model
 sample.num_images
 sample.num_steps
+sample.other_networks
 sample.rule
 sample.sampler
 sample.schedule
@@ -144,10 +150,12 @@ schedule.knots
 schedule.tau
 seed
 semantic.depth
+semantic.file
 semantic.kind
 semantic.kl_weight
 semantic.latent_channels
 semantic.num_heads
+semantic.source
 semantic.width
 texture_vae.adversarial_weight
 texture_vae.block_size

@@ -19,6 +19,7 @@ from sfd.generation.model import DiffusionModel
 from sfd.generation.settings import Settings
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.network_files import network_digest
 from sfd.params import ScheduleParams, TextureVaeParams
 from sfd.registry.pyfunc import SfdModel
 from sfd.registry.register import log_model
@@ -28,8 +29,10 @@ ROWS = pd.DataFrame({"label": ["a", "b"], "seed": [1, 2]})
 SAMPLE = {"batch_size": 4, "sampler": "heun", "num_steps": 4, "guidance": {}}
 
 
-def save_diffusion(folder: Path, schedule: dict[str, Any], width: int = 32, num_classes: int = 2) -> None:
-    """A model with random weights that are zero nowhere."""
+def save_diffusion(
+    folder: Path, schedule: dict[str, Any], width: int = 32, num_classes: int = 2, vae: str | None = None
+) -> None:
+    """A model with random weights that are zero nowhere. ``vae``: digest of the texture VAE of its latents, if it records that."""
     condition = ClassCondition(("a", "b", "c")[:num_classes])
     config = LightningDiTConfig(4, 6, width, 2, 2, condition, semantic_channels=2, two_times=True)
     network, random = LightningDiT(config), torch.Generator().manual_seed(0)
@@ -37,12 +40,13 @@ def save_diffusion(folder: Path, schedule: dict[str, Any], width: int = 32, num_
         if parameter.requires_grad:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
     statistics = ChannelStatistics(torch.zeros(6), torch.ones(6))
-    DiffusionModel(network, ScheduleParams.model_validate(schedule), statistics).save(folder)
+    networks = {} if vae is None else {"texture_vae": vae}
+    DiffusionModel(network, ScheduleParams.model_validate(schedule), statistics, networks).save(folder)
 
 
-def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any]) -> SfdModel:
+def load(folder: Path, schedule: dict[str, Any], sample: dict[str, Any], vae: str | None = None) -> SfdModel:
     """A model loaded from its artifacts, with a weaker one if ``folder`` holds it."""
-    save_diffusion(folder / "diffusion", schedule)
+    save_diffusion(folder / "diffusion", schedule, vae=vae)
     fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
     decoder = KlVae(TrainableAutoencoder(TextureVaeParams.model_validate(fields), seed=0).autoencoder)
     decoder.save(folder / "texture_vae")
@@ -85,6 +89,17 @@ def test_a_model_for_a_range_of_offsets_takes_one_by_request_and_else_its_own(fo
 def test_a_model_registered_with_the_multistep_sampler_draws_with_it(for_one: SfdModel, tmp_path: Path) -> None:
     multistep, heun = ask(load(tmp_path, {"tau": 0.3}, {"sampler": "ab2"})), ask(for_one)
     assert (multistep != heun).any() and np.abs(multistep.astype(int) - heun.astype(int)).mean() < 16.0
+
+
+def test_a_version_with_another_decoder_than_its_model_knows_is_refused_unless_it_was_registered_so(
+    for_one: SfdModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="texture VAE ffffffffffff there and .* here; decode with the texture VAE"):
+        load(tmp_path, {"tau": 0.3}, {}, vae="f" * 64)
+    told = load(tmp_path, {"tau": 0.3}, {"other_networks": True}, vae="f" * 64)
+    assert (ask(told) == ask(for_one)).all() and "goes on as told, although the model" in capsys.readouterr().err
+    known = load(tmp_path, {"tau": 0.3}, {}, vae=network_digest(tmp_path / "texture_vae"))
+    assert (ask(known) == ask(for_one)).all() and capsys.readouterr().err == ""
 
 
 def test_who_loads_and_asks_a_model_can_still_train(for_one: SfdModel) -> None:

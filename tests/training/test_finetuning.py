@@ -36,6 +36,7 @@ CONFIG = LightningDiTConfig(
     repa_width=16,
     feature_dim=8,
 )
+NETWORKS = {"texture_vae": "a" * 64, "encoder": "b" * 64, "semantic": "c" * 64}
 PARTS = ["y_embedder.embedding_table.weight", "x_embedder.proj.weight", "final_layer.linear.weight"]
 TIMES = [
     f"t_embedder_{part}.mlp.{layer}.{kind}"
@@ -56,7 +57,7 @@ def trained_model(config: LightningDiTConfig = CONFIG) -> DiffusionModel:
         if name != "pos_embed":
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
     statistics = ChannelStatistics(torch.full((config.in_channels,), 0.5), torch.full((config.in_channels,), 2.0))
-    return DiffusionModel(network.eval().requires_grad_(False), ScheduleParams(), statistics)
+    return DiffusionModel(network.eval().requires_grad_(False), ScheduleParams(), statistics, NETWORKS)
 
 
 class Latents:
@@ -69,7 +70,7 @@ class Latents:
             torch.randn(37, 16, 8, generator=random),
         )
         self.statistics = ChannelStatistics(torch.zeros(channels), torch.ones(channels))
-        self.index = SimpleNamespace(classes=classes)
+        self.index = SimpleNamespace(classes=classes, networks=NETWORKS)
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -218,6 +219,46 @@ def test_channels_that_the_source_does_not_have_are_normalised_by_the_new_statis
     assert dataset.statistics.std.tolist() == [2.0] * 4 + [1.0] * 2
 
 
+# --- the networks that the latents came from ---
+
+
+def test_a_model_of_the_same_networks_is_started_from_without_a_word() -> None:
+    begun, _ = start()
+    assert begun.report[0].startswith("copied")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("texture_vae", "texture VAE"), ("encoder", "vision encoder"), ("semantic", "semantic encoder")],
+)
+def test_a_model_of_other_networks_is_refused_by_what_differs_and_started_from_as_told(name: str, words: str) -> None:
+    source = replace(trained_model(), networks=NETWORKS | {name: "f" * 64})
+    with pytest.raises(UserError) as refused:
+        start(source=source)
+    said = str(refused.value)
+    assert said.startswith(
+        "the model of diffusion.init_from x was trained on latents of other networks than results/latents"
+    )
+    assert f"{words} ffffffffffff there and {NETWORKS[name][:12]} here" in said and "diffusion.other_networks" in said
+    begun, _ = start(source=source, other_networks=True)
+    assert begun.report[0].startswith("goes on as told, although") and "copied in part" in "\n".join(begun.report)
+
+
+def test_another_number_of_semantic_channels_is_learnt_anew_with_any_semantic_encoder() -> None:
+    dataset, network = Latents(channels=7), fresh(replace(CONFIG, in_channels=7, semantic_channels=3))
+    source = replace(trained_model(), networks=NETWORKS | {"encoder": "1" * 64, "semantic": "2" * 64})
+    begun = start_from(source, network, dataset, options(), 0)  # type: ignore[arg-type]
+    assert begun.transfer is not None and PARTS[1] in begun.transfer.in_part
+    other = replace(source, networks=NETWORKS | {"texture_vae": "1" * 64})
+    with pytest.raises(UserError, match="texture VAE 1"):
+        start_from(other, network, dataset, options(), 0)  # type: ignore[arg-type]
+
+
+def test_a_model_that_does_not_know_its_networks_is_started_from_with_a_line_that_says_so() -> None:
+    begun, _ = start(source=replace(trained_model(), networks={}))
+    assert "so nothing can be compared" in begun.report[0]
+
+
 # --- adapters ---
 
 
@@ -301,6 +342,20 @@ def test_decoded_features_are_those_of_the_raw_semantic_latent_token_by_token() 
     for row, column in ((0, 0), (1, 3), (3, 2)):
         assert torch.allclose(found[1, 4 * row + column, :2], raw[1, 4:, row, column], atol=1e-5)
         assert torch.allclose(found[1, 4 * row + column, 6:], 4 * raw[1, 4:, row, column], atol=1e-4)
+
+
+def test_features_of_quadrants_are_decoded_quadrant_by_quadrant() -> None:
+    class Ordinal(torch.nn.Module):
+        """Adds its place to each token, so that the order counts."""
+
+        def decode(self, latent: Tensor) -> Tensor:
+            return latent + torch.arange(latent.shape[1]).float()[:, None]
+
+    statistics = ChannelStatistics(torch.zeros(6), torch.ones(6))
+    latents = torch.zeros(2, 6, 4, 4)
+    found = DecodedFeatures(Ordinal(), statistics, 2, tiles=2)(latents)
+    expected = torch.tensor([[0, 1, 0, 1], [2, 3, 2, 3]] * 2).float()
+    assert torch.equal(found[1, :, 0].reshape(4, 4), expected)
 
 
 def test_the_loss_with_decoded_features_equals_that_with_the_same_features_stored() -> None:

@@ -50,7 +50,9 @@ def latent_shape(params: Params) -> LatentShape:
     encoder, semantic = params.encoder, params.semantic
     factor = params.texture_vae.factor or 2 ** (len(params.texture_vae.channels) - 1)
     return LatentShape(
-        grid=params.data.image_size // factor if encoder.source == "none" else encoder.input_size // encoder.patch_size,
+        grid=params.data.image_size // factor
+        if encoder.source == "none"
+        else params.latents.tiles * (encoder.input_size // encoder.patch_size),
         texture_channels=_texture_channels(params.texture_vae),
         semantic_channels=0 if semantic.kind == "none" else semantic.latent_channels,
         feature_dim=_feature_dim(encoder) if params.needs_features else 0,
@@ -123,7 +125,9 @@ def random_composite_encoder(params: Params, device: torch.device) -> CompositeE
     if encoder is not None and params.semantic.kind != "none":
         semantic = random_semantic(params, encoder.feature_dim).to(device)
     texture_vae = random_texture_vae(params.texture_vae, params.seed).to(device)
-    made = CompositeEncoder(texture_vae, encoder, semantic, params.seed, device)
+    made = CompositeEncoder(
+        texture_vae, encoder, semantic, params.seed, device, params.latents.draws_semantics, params.latents.tiles
+    )
     made.check_grid(params.data.image_size)
     return made
 

@@ -105,7 +105,8 @@ def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentSha
         own = next(network.parameters()).device
         device = own if own.type == "meta" else inference_device()
         decoder = random_semantic(params, shape.feature_dim).to(device)
-        features_of = DecodedFeatures(decoder, _no_statistics(shape), shape.semantic_channels)
+        tiles = params.latents.tiles
+        features_of = DecodedFeatures(decoder, _no_statistics(shape), shape.semantic_channels, tiles)
     dropout = diffusion.model.class_dropout
     return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of)
 
@@ -232,4 +233,4 @@ def _write_shards(folder: Path, shape: LatentShape, num_views: int, num_images: 
 def _latents_index(shape: LatentShape, num_views: int) -> LatentsIndex:
     names = [str(index) for index in range(shape.num_classes)]
     channels = shape.texture_channels, shape.semantic_channels
-    return LatentsIndex(num_views, shape.grid, *channels, shape.feature_dim, names, [1] * shape.num_classes)
+    return LatentsIndex(num_views, shape.grid, *channels, shape.feature_dim, names, [1] * shape.num_classes, {}, 1)

@@ -157,14 +157,25 @@ def import_weights(
     classes: Annotated[
         Path | None, typer.Option(help="A file with one class name per line; else classes are called 0, 1, ...")
     ] = None,
+    texture_vae: Annotated[
+        Path | None, typer.Option(help="Folder of the VAE that its latents came from (diffusion): others are refused.")
+    ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="The same for the encoder, such as results/encoder/model.")
+    ] = None,
+    semantic_vae: Annotated[Path | None, typer.Option(help="The same for the SemVAE, of --kind semantic-vae.")] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads (semantic-vae), if the file does not say them.")
+    ] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Drop the keys that begin with this; may be repeated.")] = None,
 ) -> None:
     """Read published weights strictly, without running code of theirs, and write them in our layout."""
     from sfd.importing.networks import DiffusionFacts
     from sfd.importing.networks import import_weights as run
 
-    facts = DiffusionFacts(tuple(statistics or ()), semantic_channels, tau, classes)
-    typer.echo(run(source, kind, out, facts, tuple(drop or ())))
+    latents = tuple(statistics or ()), semantic_channels, tau, classes
+    facts = DiffusionFacts(*latents, texture_vae, encoder, semantic_vae)
+    typer.echo(run(source, kind, out, facts, tuple(drop or ()), heads))
 
 
 tuning = typer.Typer(help="Search for better parameters: the Optuna study that params.yaml describes.")

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sfd.data.networks import Networks
 from sfd.data.shards import Shard, ShardReader, shard_bounds, share_of, write_shards
 from sfd.errors import UserError
 from sfd.network_files import write_tensors
@@ -37,6 +38,8 @@ class LatentsIndex:
         feature_dim: channels of the encoder's patch features, stored or not; 0 without an encoder.
         classes: names of the classes, by class index.
         class_counts: images of each class, by class index.
+        networks: what the latents came from.
+        tiles: parts along one side of an image that were encoded to semantics one by one.
     """
 
     num_views: int
@@ -46,6 +49,8 @@ class LatentsIndex:
     feature_dim: int
     classes: list[str]
     class_counts: list[int]
+    networks: Networks
+    tiles: int
 
 
 @dataclass(frozen=True)

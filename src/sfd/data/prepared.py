@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sfd.data.images import ManifestImages
+from sfd.data.images import ManifestImages, center_crop, classifier_crop
 from sfd.data.manifest import read_manifest
 from sfd.data.prepare import SUMMARY_NAME, Summary
 from sfd.data.sources.source import DataSource, open_source
@@ -39,7 +39,12 @@ class Prepared:
         """Where the images come from."""
         return open_source(self.params, self.folder)
 
-    def images(self, split: str) -> ManifestImages:
-        """The images of ``train`` or ``heldout``, in the manifest's order."""
+    def images(self, split: str, centre: int | None = None) -> ManifestImages:
+        """The images of ``train`` or ``heldout``, in the manifest's order.
+
+        ``centre``: cut of this side out of the files as classifiers see them (:func:`sfd.data.images.classifier_crop`), pixels; None: images of
+        ``data.image_size``.
+        """
         rows = self.manifest[self.manifest["split"] == split]
-        return ManifestImages(rows, self.source.open_store(rows), self.params.image_size, self.params.max_pixels)
+        size, crop = (self.params.image_size, center_crop) if centre is None else (centre, classifier_crop)
+        return ManifestImages(rows, self.source.open_store(rows), size, self.params.max_pixels, crop)

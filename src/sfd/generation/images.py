@@ -1,5 +1,6 @@
 """From conditions and seeds to images: the trained model, its schedule, the statistics of its latents and the decoder in one object."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfd.data.latents import ChannelStatistics
+from sfd.data.networks import TEXTURE_VAE, WORDS, check_networks
 from sfd.diffusion.guidance import GuidanceScales, guided_velocity
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import Schedule
@@ -18,8 +20,9 @@ from sfd.generation.schedules import build_schedule
 from sfd.models.backbone import Backbone, BackboneConfig
 from sfd.models.conditions import Value
 from sfd.names import SAMPLERS, load
+from sfd.network_files import network_digest
 from sfd.params import GuidanceParams, SampleParams
-from sfd.processes import inference_device
+from sfd.processes import inference_device, rank
 from sfd.seeding import derive_seed
 
 
@@ -59,6 +62,47 @@ def _check_weak(strong: BackboneConfig, weak: BackboneConfig) -> None:
         )
 
 
+def check_decoder(model: DiffusionModel, folder: Path, other_networks: bool) -> None:
+    """Raises :class:`UserError` if the texture VAE in ``folder`` is not that of the model's latents, unless ``other_networks`` allows that."""
+    # Hundreds of megabytes are not read where there is nothing to compare them with.
+    ours = {TEXTURE_VAE: network_digest(folder) if TEXTURE_VAE in model.networks else None}
+    remedy = "decode with the texture VAE of its training, or set sample.other_networks to true"
+    _tell(
+        check_networks("the model", model.networks, f"{folder}", ours, (TEXTURE_VAE,), remedy, accepted=other_networks)
+    )
+
+
+def load_weak(folder: Path, strong: DiffusionModel, other_networks: bool) -> Backbone:
+    """The weak model of AutoGuidance, for a model that it guides.
+
+    Raises:
+        UserError: it was trained on latents of other networks than the strong model, or normalised them by other statistics, unless
+            ``other_networks`` allows that.
+    """
+    weak, what = DiffusionModel.load(folder), f"the weak model in {folder}"
+    remedy = (
+        "give one that was trained on the latents of the model that it guides, or set sample.other_networks to true"
+    )
+    place = "the model that it guides"
+    _tell(check_networks(what, weak.networks, place, strong.networks, tuple(WORDS), remedy, accepted=other_networks))
+    if not other_networks and not _normalise_alike(weak.statistics, strong.statistics):
+        raise UserError(f"{what} normalises latents by other channel statistics than {place}; {remedy}")
+    return weak.network
+
+
+def _normalise_alike(one: ChannelStatistics, other: ChannelStatistics) -> bool:
+    """Whether means differ by less than 1 % of the standard deviation, and standard deviations by less than 1 %; of the same channels."""
+    if one.mean.shape != other.mean.shape:
+        return True  # what else differs says more, see _check_weak
+    near = ((one.mean - other.mean).abs() < 0.01 * other.std) & ((one.std - other.std).abs() < 0.01 * other.std)
+    return bool(near.all())
+
+
+def _tell(line: str) -> None:
+    if line and rank() == 0:
+        print(line, file=sys.stderr)
+
+
 class ImageGenerator:
     """Draws images. An image depends on its condition and its seed, and not on the other images of its batch.
 
@@ -86,10 +130,23 @@ class ImageGenerator:
         self.statistics = ChannelStatistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
 
     @classmethod
-    def load(cls, model_folder: Path, decoder_folder: Path, weak_folder: Path | None = None) -> "ImageGenerator":
-        """Reads the results of the stages ``diffusion`` and ``texture_vae``."""
-        weak = DiffusionModel.load(weak_folder).network if weak_folder is not None else None
-        return cls(DiffusionModel.load(model_folder), load_texture_vae(decoder_folder), weak)
+    def load(
+        cls,
+        model_folder: Path,
+        decoder_folder: Path,
+        weak_folder: Path | None = None,
+        other_networks: bool = False,
+    ) -> "ImageGenerator":
+        """Reads the results of the stages ``diffusion`` and ``texture_vae``, and the weak model of AutoGuidance.
+
+        Raises:
+            UserError: the model was trained on latents of another texture VAE, or the weak model on other latents, unless ``other_networks``
+                allows that; or as the constructor does.
+        """
+        model = DiffusionModel.load(model_folder)
+        check_decoder(model, decoder_folder, other_networks)
+        weak = load_weak(weak_folder, model, other_networks) if weak_folder is not None else None
+        return cls(model, load_texture_vae(decoder_folder), weak)
 
     @torch.no_grad()
     def __call__(

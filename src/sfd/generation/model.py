@@ -1,9 +1,10 @@
 """A trained diffusion model on disk: backbone, condition, schedule, statistics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sfd.data.latents import STATISTICS, ChannelStatistics
+from sfd.data.networks import Networks, read_networks
 from sfd.diffusion.schedule import Schedule
 from sfd.errors import UserError
 from sfd.generation.model_config import FORMAT, check_format, read_model_config, write_model_config
@@ -16,11 +17,15 @@ from sfd.params import ScheduleParams
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """A trained backbone, the schedule that it was trained with, and the statistics that its latents are normalised by."""
+    """A trained backbone, the schedule that it was trained with, and the statistics that its latents are normalised by.
+
+    ``networks``: what the latents of its training came from.
+    """
 
     network: Backbone
     schedule_params: ScheduleParams
     statistics: ChannelStatistics
+    networks: Networks = field(default_factory=dict)
 
     @property
     def condition(self) -> Condition:
@@ -34,7 +39,7 @@ class DiffusionModel:
 
     def save(self, folder: Path) -> None:
         """Writes ``model.safetensors``, ``config.json`` and the statistics."""
-        save_network(folder, self.network, write_model_config(self.network.config, self.schedule_params))
+        save_network(folder, self.network, write_model_config(self.network.config, self.schedule_params, self.networks))
         self.statistics.save(folder / STATISTICS)
 
     @classmethod
@@ -43,7 +48,8 @@ class DiffusionModel:
         config, schedule = read_model_folder(folder)
         network = build_backbone(config)
         load_weights(folder, network)
-        return cls(network.eval().requires_grad_(False), schedule, ChannelStatistics.load(folder / STATISTICS))
+        statistics = ChannelStatistics.load(folder / STATISTICS)
+        return cls(network.eval().requires_grad_(False), schedule, statistics, read_networks(folder))
 
 
 def read_model_folder(folder: Path) -> tuple[BackboneConfig, ScheduleParams]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sfd.data.networks import Networks
 from sfd.errors import UserError
 from sfd.models.backbone import BackboneConfig, config_from_dict
 from sfd.models.conditions import ClassCondition, read_condition
@@ -16,19 +17,23 @@ FORMAT = 1
 """Files without a format number are older. They describe a LightningDiT with class labels, whose names are under the key ``classes``."""
 
 
-def write_model_config(config: BackboneConfig, schedule: ScheduleParams) -> dict[str, Any]:
-    """The content of ``config.json``."""
+def write_model_config(config: BackboneConfig, schedule: ScheduleParams, networks: Networks) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    ``networks``: what the latents of its training came from, which :func:`sfd.data.networks.read_networks` reads. Files of format 1 may lack them.
+    """
     return {
         "format": FORMAT,
         "backbone": config.kind,
         "model": config.to_dict(),
         "condition": {"kind": config.condition.kind, **config.condition.to_config()},
         "schedule": write_schedule(schedule),
+        "networks": dict(networks),
     }
 
 
 def read_model_config(content: dict[str, Any]) -> tuple[BackboneConfig, ScheduleParams]:
-    """Inverse of :func:`write_model_config`; also reads files without a format number.
+    """Inverse of :func:`write_model_config`, but for the networks; also reads files without a format number.
 
     Raises:
         KeyError, TypeError, ValueError, UserError: the content is not such a record.

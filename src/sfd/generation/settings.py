@@ -14,7 +14,7 @@ from sfd.params import GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
 """Files without a format number are older. They have the same keys, but the oldest lack ``schedule``. ``class_mix`` is there only if it is not
-balanced."""
+balanced, and ``other_networks`` only if it is true."""
 
 
 class Settings(SampleParams):
@@ -48,6 +48,7 @@ def read_settings(file: Path) -> Settings:
 def _to_record(settings: Settings) -> dict[str, Any]:
     guidance = settings.guidance
     mix = {} if settings.class_mix == BALANCED else {"class_mix": settings.class_mix}
+    others = {"other_networks": True} if settings.other_networks else {}
     return {
         "format": FORMAT,
         "num_images": settings.num_images,
@@ -58,6 +59,7 @@ def _to_record(settings: Settings) -> dict[str, Any]:
         "rule": settings.rule,
         "timestep_shift": settings.timestep_shift,
         "schedule": None if settings.schedule is None else write_schedule(settings.schedule),
+        **others,
         "guidance": {
             "kind": guidance.kind,
             "weak_model": None if guidance.weak_model is None else str(guidance.weak_model),
@@ -81,6 +83,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
         rule=record["rule"],
         timestep_shift=record["timestep_shift"],
         schedule=None if schedule is None else read_schedule(schedule),
+        other_networks=record.get("other_networks", False),
         guidance=GuidanceParams(
             kind=guidance["kind"],
             weak_model=guidance["weak_model"],

@@ -18,6 +18,7 @@ from sfd.encoders.texture_vae import KlVae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.importing.checkpoints import Weights, load_strictly, pick_weights, read_checkpoint
+from sfd.importing.origin import describe_networks, read_latent_networks
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.models.published import config_from_weights
@@ -46,12 +47,17 @@ class DiffusionFacts:
         tau: the offset that it was trained with. None: 0.3 for a model of two times; one of one time is synchronous.
         classes: file with one class name per line, in the order of their indices. None: the indices are the names, and the last row of the
             class table is the null class.
+        texture_vae, encoder, semantic_vae: folders of the networks that its latents came from, whose digests the model then records. None: not
+            known, and never compared.
     """
 
     statistics: tuple[Path, ...] = ()
     semantic_channels: int | None = None
     tau: float | None = None
     classes: Path | None = None
+    texture_vae: Path | None = None
+    encoder: Path | None = None
+    semantic_vae: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,21 @@ class Imported:
         return "\n".join([*lines, *(f"unused: {part}" for part in self.weights.unused), f"written to {out}"])
 
 
-def import_weights(source: Path, kind: Kind, out: Path, facts: DiffusionFacts, drop: tuple[str, ...] = ()) -> str:
+def import_weights(
+    source: Path,
+    kind: Kind,
+    out: Path,
+    facts: DiffusionFacts,
+    drop: tuple[str, ...] = (),
+    heads: int | None = None,
+) -> str:
     """Reads a published file and writes the folder ``out``, whole or not at all; returns what there is to say.
 
     Args:
         out: a folder that does not exist yet, or is empty.
         facts: for kind ``diffusion``.
         drop: prefixes of keys to drop.
+        heads: attention heads, for kind ``semantic-vae``, if the file does not say them.
 
     Raises:
         UserError: ``out`` is in use, the file cannot be read safely, is of another kind, or does not fit strictly.
@@ -84,7 +98,12 @@ def import_weights(source: Path, kind: Kind, out: Path, facts: DiffusionFacts, d
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; give a new one, nothing is overwritten")
     if kind != "diffusion" and facts != DiffusionFacts():
-        raise UserError(f"--statistics, --semantic-channels, --tau and --classes are of kind diffusion, not of {kind}")
+        raise UserError(
+            "--statistics, --semantic-channels, --tau, --classes, --texture-vae, --encoder and --semantic-vae are of kind diffusion, "
+            f"not of {kind}"
+        )
+    if kind != "semantic-vae" and heads is not None:
+        raise UserError(f"--heads is of kind semantic-vae, not of {kind}")
     if kind == "diffusion" and not facts.statistics:
         raise UserError(
             "a diffusion model draws normalised latents, so the statistics that restore them are part of it: give --statistics "
@@ -94,7 +113,7 @@ def import_weights(source: Path, kind: Kind, out: Path, facts: DiffusionFacts, d
     if kind == "diffusion":
         imported = read_diffusion(source, content, facts, drop)
     elif kind == "semantic-vae":
-        imported = read_semantic_vae(source, content, drop)
+        imported = read_semantic_vae(source, content, drop, heads)
     else:
         imported = read_texture_vae(source, content, drop)
     try:
@@ -111,7 +130,7 @@ def read_diffusion(source: Path, content: Any, facts: DiffusionFacts, drop: tupl
     """A LightningDiT of the published code: a file with ``ema`` or ``model``, or a plain state dict.
 
     Raises:
-        UserError: the weights do not fit strictly, or what the user says of them contradicts them.
+        UserError: the weights do not fit strictly, or what the user says of them contradicts them; or a folder holds no such network.
     """
     weights = pick_weights(source, content, "diffusion", ("ema", "model"), drop)
     parts = [_read_statistics(file) for file in facts.statistics]
@@ -133,8 +152,9 @@ def read_diffusion(source: Path, content: Any, facts: DiffusionFacts, drop: tupl
     _check_against_weights(facts, config, len(statistics.mean), numbered, names or numbered)
     if names is not None:
         network.config = replace(config, condition=ClassCondition(tuple(names), has_null_class))
-    said = _describe(network.config, schedule)
-    return Imported(network, weights, DiffusionModel(network, schedule, statistics).save, said)
+    networks = read_latent_networks(facts.texture_vae, facts.encoder, facts.semantic_vae, config)
+    said = [*_describe(network.config, schedule), *describe_networks(networks)]
+    return Imported(network, weights, DiffusionModel(network, schedule, statistics, networks).save, said)
 
 
 def _check_against_weights(
@@ -229,8 +249,8 @@ def _read_classes(file: Path) -> list[str]:
     return names
 
 
-def read_semantic_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) -> Imported:
-    """A published SemVAE: ``model_state_dict``, and under ``config`` a YAML text that says the number of heads.
+def read_semantic_vae(source: Path, content: Any, drop: tuple[str, ...] = (), heads: int | None = None) -> Imported:
+    """A published SemVAE: ``model_state_dict``, and under ``config`` a YAML text that says the number of heads, unless ``heads`` says it.
 
     Raises:
         UserError: the weights do not fit strictly, or the number of heads is not there or does not divide the width.
@@ -241,7 +261,7 @@ def read_semantic_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) ->
     if missing:
         raise UserError(f"{source} holds no SemVAE: {missing[0]} is missing, or is no matrix")
     (width, input_dim), latent_dim = state["encoder.0.weight"].shape, state["decoder.0.weight"].shape[1]
-    heads = _read_heads(source, content, width)
+    heads = _read_heads(source, content, width, heads)
     blocks = len({key.split(".")[1] for key in state if key.startswith("encoder.") and ".attn." in key})
     with torch.device("meta"):
         network = SemVae(SemVaeConfig(input_dim, width, heads, blocks, latent_dim))
@@ -252,19 +272,25 @@ def read_semantic_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) ->
     return Imported(network, weights, lambda folder: save_semantic(folder, network), said)
 
 
-def _read_heads(source: Path, content: Any, width: int) -> int:
+def _read_heads(source: Path, content: Any, width: int, given: int | None) -> int:
+    """The number of heads, which no shape of the weights says."""
     text = content.get("config")
-    if not isinstance(text, str):
+    if text is None and given is not None:
+        found = [given]
+    elif not isinstance(text, str):
         raise UserError(
             f"{source} has no YAML text under `config` ({'missing' if text is None else type(text).__name__}), so the number of heads "
-            "is not known; give the published file, whose config says it"
+            "is not known; give it as --heads (the published SemVAE has 6), or give a file whose config says it"
         )
-    tree = parse_yaml(text, f"{source}: `config`", accept_ambiguous=True)
-    found = sorted({value for key, value in _walk(tree) if key in HEAD_KEYS and isinstance(value, int)})
+    else:
+        tree = parse_yaml(text, f"{source}: `config`", accept_ambiguous=True)
+        found = sorted({value for key, value in _walk(tree) if key in HEAD_KEYS and isinstance(value, int)})
     if len(found) != 1:
         raise UserError(
             f"{source}: `config` must say one number of heads under {' or '.join(HEAD_KEYS)}, but says {found or 'none'}"
         )
+    if given not in (None, found[0]):
+        raise UserError(f"{source}: `config` says {found[0]} heads, but --heads is {given}; leave the option out")
     if found[0] < 1 or width % found[0]:
         raise UserError(
             f"{source}: {found[0]} heads do not divide the width {width}; config and weights do not belong together"

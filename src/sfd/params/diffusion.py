@@ -138,6 +138,11 @@ class DiffusionParams(Section):
         description="what normalises the latents. `source`: the statistics that the weights of `init_from` were trained with; `new`: those "
         "of the new data",
     )
+    other_networks: bool = Field(
+        False,
+        description="use weights (of `init_from` or `file`) although they were trained on latents of another texture VAE, vision encoder or semantic "
+        "encoder; false: that is refused",
+    )
     lora: LoraParams | None = Field(None, description="needs `init_from`")
 
     @property
@@ -193,6 +198,11 @@ class SampleParams(Section):
     schedule: ScheduleParams | None = Field(
         None,
         description="schedule to sample with; null: the one of training. Another one needs a range in `schedule.tau`",
+    )
+    other_networks: bool = Field(
+        False,
+        description="draw although the model was trained on latents of another texture VAE than the one that decodes, or AutoGuidance's weak model "
+        "on other latents than the model; false: that is refused",
     )
     guidance: GuidanceParams
 

@@ -13,13 +13,14 @@ def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
         )
 
 
-def shared_grid(image_size: int, factor: int, patches: tuple[int, int] | None) -> int:
+def shared_grid(image_size: int, factor: int, patches: tuple[int, int] | None, tiles: int = 1) -> int:
     """The side of the latents, positions.
 
     Args:
         image_size: side of the images, pixels.
         factor: downsampling of the texture VAE.
         patches: sides of the vision encoder's input and of its patches, pixels; None without an encoder.
+        tiles: parts along one side of the image that the encoder sees one by one: 2 for quadrants, else 1.
 
     Raises:
         ValueError: the texture VAE does not divide the image, or texture and semantics have different grids.
@@ -32,10 +33,11 @@ def shared_grid(image_size: int, factor: int, patches: tuple[int, int] | None) -
     if patches is None:
         return grid
     input_size, patch_size = patches
-    if input_size // patch_size != grid:
+    if tiles * (input_size // patch_size) != grid:
+        times = f"{tiles} quadrants * " if tiles > 1 else ""
         raise ValueError(
             f"texture and semantic latents must share one grid: data.image_size {image_size} / {factor} = {grid}, but "
-            f"encoder.input_size {input_size} / encoder.patch_size {patch_size} = {input_size // patch_size}; set encoder.input_size "
-            f"to {grid * patch_size}, or change data.image_size"
+            f"{times}encoder.input_size {input_size} / encoder.patch_size {patch_size} = {tiles * (input_size // patch_size)}; set "
+            f"encoder.input_size to {grid // tiles * patch_size}, or change data.image_size"
         )
     return grid

@@ -243,6 +243,15 @@ class FeaturesParams(Section):
         10_000, description="most training images whose features are stored (those of all of ImageNet take 0.5 TB)"
     )
     shard_size: Positive = Field(1000, description="images per file")
+    crop: Literal["image", "centre"] = Field(
+        "image",
+        description="what the encoder sees. `image`: the image of side `data.image_size`, as stage `latents` shows it; `centre`: the file with "
+        "its short side resized bicubically to 8/7 of `encoder.input_size`, and of that the centre (256 and 224 pixels in the published training "
+        "of SemVAE)",
+    )
+    mirror: bool = Field(
+        True, description="features of the flipped images, too, where `data.mirror` has them (the publication: false)"
+    )
 
 
 class SemanticParams(Section):
@@ -251,12 +260,22 @@ class SemanticParams(Section):
     kind: Annotated[str, OneOf(SEMANTIC_ENCODERS, {"none": "no semantic channels"})] = Field(
         "semvae", description="what makes semantic latents"
     )
+    source: Literal["train", "file"] = Field(
+        "train",
+        description="`train`: fitted or trained here on the features; `file`: one that `sfd import` or this stage wrote. It is only measured on the "
+        "features, of at most 1,000 images",
+    )
+    file: FilePath | None = Field(
+        None,
+        description="folder of `sfd import --kind semantic-vae`, or the `results/semantic/model` of another project, for `file`. Its widths must be "
+        "those of this section",
+    )
     latent_channels: Positive = Field(16, description="channels of the semantic latent (C_sem)")
     width: Positive = Field(768, description="width of the transformer (`semvae`)")
     depth: Positive = Field(4, description="blocks of the encoder, and of the decoder (`semvae`)")
     num_heads: Positive = Field(12, description="attention heads (`semvae`)")
     kl_weight: float = Field(1e-7, ge=0.0, description="weight of the KL term (`semvae`)")
-    training: TrainingParams | None = Field(None, description="needed by `semvae`")
+    training: TrainingParams | None = Field(None, description="needed by `semvae` with source `train`")
 
 
 class LatentsParams(Section):
@@ -270,3 +289,23 @@ class LatentsParams(Section):
         True,
         description="keep the encoder's features beside the latents, for REPA (ImageNet: 0.5 TB, and 0.5 TB again for the flipped images)",
     )
+    semantic_posterior: Literal["mean", "sample"] = Field(
+        "mean",
+        description="the semantic latent of an image: the `mean` of SemVAE's posterior, or a `sample` of it (the publication). Principal components "
+        "have no posterior",
+    )
+    quadrants: bool = Field(
+        False,
+        description="encode each quarter of an image by itself, by the vision encoder and the semantic encoder, and join what they give on one "
+        "grid (the publication at 512 pixels: quarters of 256, each resized to 224); false: the whole image at once",
+    )
+
+    @property
+    def tiles(self) -> int:
+        """Parts along one side of an image that are encoded one by one."""
+        return 2 if self.quadrants else 1
+
+    @property
+    def draws_semantics(self) -> bool:
+        """Whether the semantic latent is a sample of the posterior."""
+        return self.semantic_posterior == "sample"

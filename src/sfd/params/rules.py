@@ -15,10 +15,11 @@ from sfd.sizes import SIZES
 
 def _check_files(params: Params) -> None:
     """Weights are named exactly where they are read from a file."""
-    sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams | DiffusionParams] = {
+    sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams | SemanticParams | DiffusionParams] = {
         "encoder": params.encoder,
         "texture_vae": params.texture_vae,
         "judge": params.judge,
+        "semantic": params.semantic,
         "diffusion": params.diffusion,
     }
     for name, section in sections.items():
@@ -159,7 +160,11 @@ def _check_grid(params: Params) -> None:
 
     The downsampling of a texture VAE that is loaded is known only then. Stage ``diffusion`` checks its grid.
     """
-    encoder, texture_vae = params.encoder, params.texture_vae
+    encoder, texture_vae, tiles = params.encoder, params.texture_vae, params.latents.tiles
+    if tiles > 1 and params.data.image_size % tiles:
+        raise ValueError(
+            f"latents.quadrants cuts images into quarters, so data.image_size {params.data.image_size} must be even"
+        )
     grid, patches, origin = None, None, "encoder.input_size / encoder.patch_size"
     if encoder.source != "none":
         if encoder.input_size % encoder.patch_size:
@@ -167,10 +172,10 @@ def _check_grid(params: Params) -> None:
                 f"encoder.input_size {encoder.input_size} must be a multiple of encoder.patch_size {encoder.patch_size}"
             )
         patches = encoder.input_size, encoder.patch_size
-        grid = encoder.input_size // encoder.patch_size
+        grid = tiles * (encoder.input_size // encoder.patch_size)
     if texture_vae.factor is not None:
         origin = f"data.image_size / {texture_vae.factor}" if grid is None else origin
-        grid = shared_grid(params.data.image_size, texture_vae.factor, patches)
+        grid = shared_grid(params.data.image_size, texture_vae.factor, patches, tiles)
     if grid is not None:
         check_patch_size(params.diffusion.model.patch_size, grid, origin)
 
@@ -190,8 +195,12 @@ def _check_heads(params: Params) -> None:
 def _check_semantic(params: Params) -> None:
     """Each kind of semantic latents has what it needs."""
     semantic, encoder = params.semantic, params.encoder
-    if semantic.kind == "semvae" and semantic.training is None:
-        raise ValueError("semantic.kind is `semvae`, so semantic.training must be given")
+    if semantic.kind == "none" and semantic.source == "file":
+        raise ValueError(
+            "semantic.kind is `none`, so semantic.source must be `train`: nothing reads a semantic encoder; or choose another kind"
+        )
+    if semantic.kind == "semvae" and semantic.source == "train" and semantic.training is None:
+        raise ValueError("semantic.kind is `semvae` and semantic.source is `train`, so semantic.training must be given")
     if semantic.kind == "pca" and encoder.source == "train" and semantic.latent_channels > encoder.width:
         raise ValueError(
             f"semantic.kind is `pca`, so semantic.latent_channels {semantic.latent_channels} must be at most encoder.width {encoder.width}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from sfd.data.latents import LatentDataset
+from sfd.data.networks import TEXTURE_VAE, check_networks
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.samplers.euler import Euler
 from sfd.diffusion.sampling import Sampler
@@ -20,6 +21,7 @@ from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule, middle_schedule
 from sfd.models.backbone import Backbone
+from sfd.network_files import network_digest
 from sfd.params import Params, registered_model
 from sfd.pictures import labelled_grid, plot_schedule, save_png
 from sfd.pipeline.finished import GRIDS, STEPS, entry, keep, take_up
@@ -77,7 +79,7 @@ def decoded_features(workspace: Workspace, params: Params, dataset: LatentDatase
     if not wants_features(params, "decoded"):
         return None
     decoder = load_semantic(workspace.result("semantic") / "model").to(inference_device())
-    return DecodedFeatures(decoder, dataset.statistics, dataset.index.semantic_channels)
+    return DecodedFeatures(decoder, dataset.statistics, dataset.index.semantic_channels, dataset.index.tiles)
 
 
 def build_task(
@@ -110,7 +112,8 @@ def adopt_diffusion(stage: Stage) -> None:
     """
     folder, params = stage.workspace.resolve(stage.params.diffusion.file or ""), stage.params
     model = DiffusionModel.load(folder)
-    config, vae = model.network.config, load_texture_vae(stage.upstream("texture_vae") / "model")
+    decoder = stage.upstream("texture_vae") / "model"
+    config, vae = model.network.config, load_texture_vae(decoder)
     if model.schedule_params != params.schedule:
         theirs = {key: value for key, value in model.schedule_params.model_dump().items() if key in ("kind", "tau")}
         raise UserError(f"the weights in {folder} have the schedule {theirs}: set schedule in params.yaml to that")
@@ -121,6 +124,17 @@ def adopt_diffusion(stage: Stage) -> None:
             f"the weights in {folder} draw texture latents {found}, but images of data.image_size {params.data.image_size} have "
             f"{wanted} in this texture VAE: give texture_vae.file and data.image_size of the same publication"
         )
+    said = check_networks(
+        f"the model in {folder}",
+        model.networks,
+        "the result of stage texture_vae",
+        {TEXTURE_VAE: network_digest(decoder)},
+        (TEXTURE_VAE,),
+        "give texture_vae.file of the same publication, or set diffusion.other_networks to true",
+        stage.params.diffusion.other_networks,
+    )
+    if said:
+        print(f"diffusion: {said}", file=sys.stderr)
     _leave_model(model, stage)
 
 
@@ -135,7 +149,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     network = start.network
     _tell_start(start, stage)
     task = build_task(stage.workspace, stage.params, network, dataset, seed)
-    model = DiffusionModel(network, stage.params.schedule, dataset.statistics)
+    model = DiffusionModel(network, stage.params.schedule, dataset.statistics, dataset.index.networks)
     grids = SampleGrids(model, stage, runtime.grid_images)
     callbacks = [Callback(grids, runtime.grid_every)]
     if params.training.keep_every is not None:

@@ -2,7 +2,8 @@
 
 from sfd.data.manifest import TRAIN
 from sfd.data.shards import write_index
-from sfd.encoders.semantic.features import FeaturesIndex, feature_order, write_features
+from sfd.encoders.semantic.features import REPORT_IMAGES, FeaturesIndex, feature_order, write_features
+from sfd.encoders.semantic.given import check_given
 from sfd.encoders.vision import load_encoder
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage
@@ -10,18 +11,27 @@ from sfd.processes import barrier, inference_device, rank, world_size
 
 
 def make_features(stage: Stage) -> None:
-    """Writes this process's share of the shards; process 0 writes the index. Nothing without semantic latents."""
-    if stage.params.semantic.kind == "none":
+    """Writes this process's share of the shards; process 0 writes the index. Nothing without semantic latents.
+
+    Raises:
+        UserError: ``semantic.file`` is not what section ``semantic`` and the encoder ask for.
+    """
+    params, semantic = stage.params.features, stage.params.semantic
+    if semantic.kind == "none":
         return
-    data, mirror = open_prepared(stage.workspace, stage.params), stage.params.data.mirror
     encoder = load_encoder(stage.upstream("encoder") / "model").to(inference_device())
-    images = data.images(TRAIN)
-    chosen = feature_order(len(images), stage.params.features, stage.params.seed)
-    params, size = stage.params.features, stage.params.runtime.features.batch_size
+    if semantic.file is not None:
+        check_given(stage.workspace.resolve(semantic.file), semantic, encoder.feature_dim)
+    data, mirror = open_prepared(stage.workspace, stage.params), stage.params.data.mirror and params.mirror
+    centre = encoder.patches[0] if params.crop == "centre" else None
+    images = data.images(TRAIN, centre)
+    most = min(params.max_images, REPORT_IMAGES) if semantic.source == "file" else params.max_images
+    chosen = feature_order(len(images), most, stage.params.seed)
+    size = stage.params.runtime.features.batch_size
     bounds = write_features(stage.out / "shards", images, encoder, chosen, params, size, mirror, rank(), world_size())
     barrier()
     if rank() == 0:
-        facts = FeaturesIndex(1 + mirror, encoder.grid**2, encoder.feature_dim, chosen)
+        facts = FeaturesIndex(1 + mirror, encoder.grid**2, encoder.feature_dim, chosen, centre)
         write_index(stage.out / "shards", bounds, facts)
         sizes = {"num_views": facts.num_views, "tokens": facts.tokens, "feature_dim": facts.feature_dim}
         stage.log({"num_images": len(chosen), **sizes})

@@ -39,7 +39,7 @@ STAGES: dict[str, Inputs] = {
         ("sfd.pipeline.judge", "sfd.pipeline.prepare"),
     ),
     "features": Inputs(
-        ("seed", "data.image_size", "data.mirror", "features", "semantic.kind"),
+        ("seed", "data.image_size", "data.mirror", "features", "semantic.kind", "semantic.source"),
         ("prepare", "encoder"),
         ("sfd.pipeline.features",),
     ),

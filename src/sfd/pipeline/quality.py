@@ -92,7 +92,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
             "explained_variance",
             lambda values: values["explained_variance"],
             "the semantic latents keep {explained_variance:.3f} of the features' variance",
-            "raise semantic.training.num_steps or semantic.latent_channels",
+            "raise semantic.training.num_steps or semantic.latent_channels, or give a semantic.file that was trained on features of this encoder",
         ),
     ),
     "judge": (

@@ -13,6 +13,7 @@ def load_generator(stage: Stage, step: int | None) -> ImageGenerator:
         stage.workspace.model(step),
         stage.upstream("texture_vae") / "model",
         stage.workspace.resolve(weak) if weak else None,
+        stage.params.sample.other_networks,
     )
 
 

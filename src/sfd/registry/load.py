@@ -109,13 +109,15 @@ def load_registered(workspace: Workspace, name: str, which: str) -> RegisteredMo
     """Loads a version by its number or an alias: weights, schedule, statistics and decoder as they were registered.
 
     Raises:
-        UserError: as :func:`find_version` does; or the version is not one of ours.
+        UserError: as :func:`find_version` and :meth:`ImageGenerator.load` do; or the version is not one of ours.
     """
     from sfd.generation.images import ImageGenerator
     from sfd.generation.settings import read_settings
 
     version = str(find_version(workspace, name, which).version)
     with download_version(workspace, name, version) as folders:
-        images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"], folders.get("weak_model"))
         sample = read_settings(folders["sample"])
+        images = ImageGenerator.load(
+            folders["diffusion"], folders["texture_vae"], folders.get("weak_model"), sample.other_networks
+        )
     return RegisteredModel(name, version, images, sample)

@@ -18,8 +18,10 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
     def load_context(self, context: Any) -> None:
         """Reads the artifacts."""
         folders = {name: Path(path) for name, path in context.artifacts.items()}
-        self.images = ImageGenerator.load(folders["diffusion"], folders["texture_vae"], folders.get("weak_model"))
         self.defaults = read_settings(folders["sample"])
+        self.images = ImageGenerator.load(
+            folders["diffusion"], folders["texture_vae"], folders.get("weak_model"), self.defaults.other_networks
+        )
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
         """One PNG per row.

@@ -16,6 +16,7 @@ from sfd.diffusion.schedule import (
     sample_logit_normal,
     sample_progress_per_part,
 )
+from sfd.encoders.tiles import join_tokens, map_to_tokens, split_tokens
 from sfd.models.backbone import Backbone
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
@@ -43,15 +44,24 @@ class SemanticDecoder(Protocol):
 class DecodedFeatures:
     """REPA's target from the latents themselves: the semantic part, decoded. Costs a forward pass of the decoder, and no disk."""
 
-    def __init__(self, decoder: SemanticDecoder, statistics: ChannelStatistics, semantic_channels: int) -> None:
-        self.decoder, self.statistics, self.semantic_channels = decoder, statistics, semantic_channels
+    def __init__(
+        self, decoder: SemanticDecoder, statistics: ChannelStatistics, semantic_channels: int, tiles: int = 1
+    ) -> None:
+        """``tiles``: parts along one side that were encoded one by one, and are decoded so."""
+        self.decoder, self.statistics, self.semantic_channels, self.tiles = (
+            decoder,
+            statistics,
+            semantic_channels,
+            tiles,
+        )
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
         """Normalised composite latents ``(B, C, H, W)`` -> features ``(B, N, D)``."""
         statistics = ChannelStatistics(self.statistics.mean.to(latents.device), self.statistics.std.to(latents.device))
         semantic = statistics.restore(latents)[:, -self.semantic_channels :]
-        return self.decoder.decode(semantic.flatten(2).transpose(1, 2)).float()
+        decoded = self.decoder.decode(split_tokens(map_to_tokens(semantic), self.tiles))
+        return join_tokens(decoded, self.tiles).float()
 
 
 class DiffusionDraws(NamedTuple):

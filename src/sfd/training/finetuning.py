@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sfd.data.latents import ChannelStatistics, LatentDataset
+from sfd.data.networks import START_REMEDY, check_networks, compared_at_start
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Axis, Backbone, BackboneConfig, channel_names
@@ -182,13 +183,16 @@ def start_from(
     """Prepares a freshly initialised network, and how ``dataset`` normalises its latents, for training on from ``source``.
 
     Raises:
-        UserError: the models do not fit, see :func:`transfer`.
+        UserError: the models do not fit, see :func:`transfer`; or the model was trained on latents of other networks than ``dataset``, and
+            ``params.other_networks`` does not allow that.
     """
+    said = _check_latents(source, network, dataset, params)
     moved = transfer(source, network)
     new = dataset.statistics
     if params.init_statistics == "source":
         dataset.statistics = source_statistics(source, network, new)
     report = (
+        *([said] if said else []),
         *moved.describe(),
         f"statistics of the {params.init_statistics} data: {describe_statistics(dataset.statistics, new)}",
     )
@@ -196,6 +200,19 @@ def start_from(
     start = Start(network, moved, report, adapters)
     total = sum(p.numel() for p in network.parameters())
     return replace(start, report=(*report, f"trained: {start.trainable:,} of {total:,} parameters"))
+
+
+def _check_latents(source: DiffusionModel, network: Backbone, dataset: LatentDataset, params: DiffusionParams) -> str:
+    """What there is to say of the networks that both models' latents came from; raises :class:`UserError` if they are others."""
+    return check_networks(
+        f"the model of diffusion.init_from {params.init_from}",
+        source.networks,
+        "results/latents",
+        dataset.index.networks,
+        compared_at_start(source.network.config.semantic_channels, network.config.semantic_channels),
+        START_REMEDY,
+        params.other_networks,
+    )
 
 
 def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: int) -> Any:

@@ -22,7 +22,7 @@ from sfd.errors import UserError
 from sfd.evaluation.enough import least_images
 from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
 from sfd.evaluation.views import ImageBatches, choose_mix
-from sfd.generation.images import ImageGenerator, image_seed
+from sfd.generation.images import ImageGenerator, check_decoder, image_seed, load_weak
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone, build_backbone
 from sfd.params import Params
@@ -80,6 +80,10 @@ class CandidateEvaluator:
         self.trained = (
             DiffusionModel.load(workspace.model(params.sample.step)) if params.tune.kind == "sampling" else None
         )
+        if self.trained is not None:
+            check_decoder(
+                self.trained, workspace.result("texture_vae") / "model", other_networks=params.sample.other_networks
+            )
         with open_source(workspace, params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
             self.source = None if folder is None else DiffusionModel.load(folder)
         data = open_prepared(workspace, params)
@@ -133,7 +137,7 @@ class CandidateEvaluator:
         values = condition.plan(number, params.sample.class_mix)
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
         weak = params.sample.guidance.weak_model
-        images = ImageGenerator(model, self.decoder, self._weak_model(weak) if weak else None, self.device)
+        images = ImageGenerator(model, self.decoder, self._weak_model(weak, model) if weak else None, self.device)
         started = time.perf_counter()
         seeds, runtime = [image_seed(seed, i) for i in range(number)], params.runtime
         pixels = torch.cat(list(images.sample(values, seeds, params.sample, runtime.sample.batch_size)))
@@ -149,10 +153,11 @@ class CandidateEvaluator:
         metrics["seconds_per_image"] = seconds
         return Repeat(metrics, pixels[:GRID_IMAGES], [condition.label(value) for value in values[:GRID_IMAGES]])
 
-    def _weak_model(self, folder: Path) -> Backbone:
-        """AutoGuidance's weak model, loaded once."""
+    def _weak_model(self, folder: Path, model: DiffusionModel) -> Backbone:
+        """AutoGuidance's weak model, loaded once: all models of a study are trained on the same latents."""
         if folder not in self._weak_models:
-            self._weak_models[folder] = DiffusionModel.load(self.workspace.resolve(folder)).network
+            other_networks = self.params.sample.other_networks
+            self._weak_models[folder] = load_weak(self.workspace.resolve(folder), model, other_networks)
         return self._weak_models[folder]
 
     def model(
@@ -176,7 +181,7 @@ class CandidateEvaluator:
         """
         dataset = self._latents(params)
         start = prepare_network(params, dataset, seed, self.source)
-        model = DiffusionModel(start.network, params.schedule, dataset.statistics)
+        model = DiffusionModel(start.network, params.schedule, dataset.statistics, dataset.index.networks)
         last = params.diffusion.training.num_steps
 
         def preview(averaged: torch.nn.Module, step: int) -> None:
@@ -217,4 +222,4 @@ class CandidateEvaluator:
         training = params.diffusion.training.model_copy(update={"num_steps": steps})
         task = build_task(self.workspace, params, network, dataset, seed)
         train(task, training, seed, folder, "tune", log_nothing, params.runtime.diffusion).copy_to(network)
-        return DiffusionModel(network, params.schedule, shared.statistics)
+        return DiffusionModel(network, params.schedule, shared.statistics, shared.networks)

@@ -37,6 +37,10 @@ class SemanticEncoder(nn.Module, ABC):
     def encode(self, features: Tensor) -> Tensor:
         """Features ``(B, N, D)`` to the latent ``(B, N, C_sem)``; for a VAE, that is the posterior's mean."""
 
+    def sample(self, features: Tensor, _noise: Tensor) -> Tensor:
+        """As :meth:`encode`; for a VAE, a draw from the posterior by standard normal noise of the latent's shape."""
+        return self.encode(features)
+
     @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
         """Latent ``(B, N, C_sem)`` to features ``(B, N, D)``."""
@@ -56,7 +60,7 @@ class SemanticEncoder(nn.Module, ABC):
         raise NotImplementedError
 
     def quality(self, _features: Tensor) -> dict[str, float]:
-        """Metrics that only this kind has, besides the quality of the reconstruction."""
+        """Metrics that only this kind has, besides the quality of the reconstruction: means over the images."""
         return {}
 
     @abstractmethod

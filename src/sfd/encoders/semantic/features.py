@@ -15,10 +15,13 @@ from sfd.params import FeaturesParams
 from sfd.progress import progress
 from sfd.seeding import generator
 
+REPORT_IMAGES = 1000
+"""Stored images that the quality of a semantic encoder is measured on; all that one from a file needs."""
 
-def feature_order(num_images: int, params: FeaturesParams, seed: int) -> list[int]:
-    """Indices of the images whose features are stored: a random choice of at most ``max_images``, in ascending order."""
-    chosen = torch.randperm(num_images, generator=generator(seed, "features/choice"))[: params.max_images]
+
+def feature_order(num_images: int, most: int, seed: int) -> list[int]:
+    """Indices of the images whose features are stored: a random choice of at most ``most``, in ascending order."""
+    chosen = torch.randperm(num_images, generator=generator(seed, "features/choice"))[:most]
     return sorted(chosen.tolist())
 
 
@@ -53,12 +56,17 @@ def write_features(
 
 @dataclass(frozen=True)
 class FeaturesIndex:
-    """Facts about all stored features ``(num_views, tokens, feature_dim)``. ``images``: the rows of the training images, in order."""
+    """Facts about all stored features ``(num_views, tokens, feature_dim)``.
+
+    ``images``: the rows of the training images, in order. ``centre``: the side of the centre crop that the encoder saw, pixels; None: the images
+    as they are prepared.
+    """
 
     num_views: int
     tokens: int
     feature_dim: int
     images: list[int]
+    centre: int | None
 
 
 class FeatureBatch(NamedTuple):

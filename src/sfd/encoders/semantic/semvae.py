@@ -79,6 +79,10 @@ class SemVae(SemanticEncoder):
         """Features ``(B, N, input_dim)`` to the posterior's mean ``(B, N, latent_dim)``."""
         return self.posterior(features).mean
 
+    def sample(self, features: Tensor, noise: Tensor) -> Tensor:
+        """Features ``(B, N, input_dim)`` to a draw from the posterior, by noise ``(B, N, latent_dim)``."""
+        return self.posterior(features).sample(noise)
+
     def posterior(self, features: Tensor) -> Posterior:
         """Features ``(B, N, input_dim)`` to a posterior; the log-variance is clamped to [-30, 20]."""
         mean, logvar = self.encoder(features).chunk(2, dim=-1)
