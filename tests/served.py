@@ -25,6 +25,7 @@ from sfd.generation.model import DiffusionModel
 from sfd.generation.settings import Settings
 from sfd.models.conditions import ClassCondition, Condition, Value
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.network_files import network_digest
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
 from sfd.registry.load import RegisteredModel
 from sfd.registry.register import create_version, log_model
@@ -114,8 +115,8 @@ class ServedProject:
     def register(self, name: str, model: DiffusionModel, sample: dict[str, Any] | None = None) -> str:
         """Registers a version and makes it champion; returns its number."""
         folder = self.folder / "networks" / name
-        model.save(folder / "diffusion")
         untrained_decoder().save(folder / "texture_vae")
+        replace(model, networks={"texture_vae": network_digest(folder / "texture_vae")}).save(folder / "diffusion")
         folders = {part: folder / part for part in ("diffusion", "texture_vae")}
         settings = Settings.model_validate(SAMPLE | (sample or {}))
         with pytest.MonkeyPatch.context() as patch:
