@@ -15,9 +15,12 @@ DIGITS: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text()
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys; `N` is the place in a list of mappings."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            yield from dict.fromkeys(each for entry in value for each in leaves(entry, f"{prefix}{key}.N."))
         else:
             yield prefix + key
 
@@ -27,9 +30,9 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
     tree = copy.deepcopy(DIGITS)
     for key, value in changes.items():
         *sections, last = key.split(".")
-        inner = tree
+        inner: Any = tree
         for section in sections:
-            inner = inner[section]
+            inner = inner[int(section) if isinstance(inner, list) else section]
         inner[last] = value
     return tree
 

@@ -100,7 +100,7 @@ JUDGES: Table = {
     ),
     "inception": Entry("sfd.encoders.judges.inception:InceptionJudge", "Inception-v3 as FID defines it"),
 }
-"""Networks whose features score samples (``judge.kind``)."""
+"""Networks whose features score samples (``judges.N.kind``)."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ WEIGHT_PACKAGES: dict[str, WeightPackage] = {
         )
     )
 }
-"""Classifiers of ImageNet by timm's name, for machines that reach no model hub (``encoder.source: package``, ``judge.source: package``).
+"""Classifiers of ImageNet by timm's name, for machines that reach no model hub (``encoder.source: package``, ``judges.N.source: package``).
 ``pip install "semantic-first-diffusion[offline]"`` installs all of them."""
 
 

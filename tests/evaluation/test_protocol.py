@@ -174,7 +174,7 @@ def test_a_reference_is_refused_where_another_judge_was_made_and_accepted_where_
 ) -> None:
     write_reference(tmp_path / "ref.npz", heldout_images())
     with pytest.raises(UserError, match=r"the judge in results/judge is 'digits_judge'; run `dvc repro judge`"):
-        evaluate(tmp_path, tmp_path / "ref.npz", load_judge(project.result("judge") / "model"))
+        evaluate(tmp_path, tmp_path / "ref.npz", load_judge(project.result("judge") / "digits_judge/model"))
     assert evaluate(tmp_path, tmp_path / "ref.npz")[0]["fid"] > 0.0
 
 
@@ -182,7 +182,7 @@ def test_the_stage_needs_the_file_and_depends_on_its_content(project: Project, t
     copied = project.copy_to(tmp_path / "copy")
     params = yaml.safe_load((copied.folder / "params.yaml").read_text())
     params["evaluate"]["reference"] = "ref.npz"
-    params["judge"] |= {"kind": "inception", "source": "pretrained", "name": "inception"}
+    params["judges"][0] |= {"kind": "inception", "source": "pretrained", "name": "inception"}
     params["register"]["gates"] = {}
     copied.write_params(params)
     status, output = copied.run("python", "stages/evaluate.py")

@@ -14,10 +14,10 @@ from sfd.errors import UserError
 from sfd.params import check_study, parse_params
 
 INCEPTION = {
-    "judge.kind": "inception",
-    "judge.source": "pretrained",
-    "judge.name": "inception",
-    "judge.training": None,
+    "judges.0.kind": "inception",
+    "judges.0.source": "pretrained",
+    "judges.0.name": "inception",
+    "judges.0.training": None,
     "register.gates": {},
 }
 UNCONDITIONAL = {
@@ -39,11 +39,11 @@ def space(key: str, **values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("refused", "named", "accepted"),
     [
-        ({"tune.objectives": ["fid"]}, ["judge.name is `digits_judge`", "exchange"], {"tune.objectives": ["fd"]}),
-        (INCEPTION, ["judge.name is `inception`", "exchange"], INCEPTION | {"tune.objectives": ["fid"]}),
+        ({"tune.objectives": ["fid"]}, ["judges.0.name is `digits_judge`", "exchange"], {"tune.objectives": ["fd"]}),
+        (INCEPTION, ["judges.0.name is `inception`", "exchange"], INCEPTION | {"tune.objectives": ["fid"]}),
         (
             INCEPTION | {"tune.objectives": ["class_accuracy"]},
-            ["`class_accuracy`", "judge.kind is `inception`", "remove it"],
+            ["`class_accuracy`", "judges.0.kind is `inception`", "remove it"],
             {"tune.objectives": ["class_accuracy"]},
         ),
         (

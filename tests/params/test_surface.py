@@ -16,7 +16,7 @@ FILES = [
     *(REPOSITORY / f"presets/{name}.yaml" for name in ("digits", "imagenet256-sfd-xl")),
 ]
 """The complete ones; see tests/test_preset.py for the overlays."""
-NETWORKS = ["encoder", "texture_vae", "judge", "semantic", "diffusion"]
+NETWORKS = ["encoder", "texture_vae", "judges.N", "semantic", "diffusion"]
 KEYS = """
 NETWORK.training.accumulation_steps
 NETWORK.training.batch_size
@@ -91,13 +91,13 @@ evaluate.neighbours
 evaluate.reference
 features.max_images
 features.shard_size
-judge.channels
-judge.file
-judge.input_size
-judge.kind
-judge.model
-judge.name
-judge.source
+judges.N.channels
+judges.N.file
+judges.N.input_size
+judges.N.kind
+judges.N.model
+judges.N.name
+judges.N.source
 latents.shard_size
 latents.statistics_images
 latents.store_features
@@ -215,7 +215,7 @@ def test_the_imagenet_preset_is_the_papers_xl_run_and_names_its_result_and_sourc
     assert (training.decay, training.weight_decay, training.ema_decay) == ("constant", 0.0, 0.9999)
     assert (training.beta2, training.max_grad_norm, training.precision) == (0.999, None, "auto")
     assert (params.sample.num_images, params.sample.sampler, params.sample.guidance.kind) == (50_000, "dopri5", "none")
-    assert params.judge.name == "inception"
+    assert params.first_judge.name == "inception"
     assert params.encoder.input_size // params.encoder.patch_size == 16
 
 

@@ -15,7 +15,7 @@ TABLES: list[tuple[str, dict[str, Any], type[Entry], str, str]] = [
     ("diffusion.model.condition", names.CONDITIONS, Entry, "clas", "class"),
     ("data.source", names.DATA_SOURCES, Entry, "foldr", "folder"),
     ("semantic.kind", names.SEMANTIC_ENCODERS, Entry, "pac", "pca"),
-    ("judge.kind", names.JUDGES, Entry, "resnt", "resnet"),
+    ("judges.0.kind", names.JUDGES, Entry, "resnt", "resnet"),
 ]
 every_table = pytest.mark.parametrize(
     ("key", "table", "entry", "misspelt", "nearest"), TABLES, ids=[table[0] for table in TABLES]

@@ -67,7 +67,7 @@ CASES = {
         OFFLINE,
         {
             "encoder.source": "package",
-            "judge.kind": "timm",
+            "judges.0.kind": "timm",
             "data.image_size": 64,
             "sample.class_mix": "natural",
             "quality.scored_images": 1.0,
@@ -78,14 +78,18 @@ CASES = {
         OFFLINE,
         {"diffusion.model.condition": "none", "diffusion.model.class_dropout": 0.0, "sample.guidance.kind": "none"},
     ),
-    "no packages": (report(EMOJI), CPU, {"encoder.source": "train", "judge.kind": "resnet", "encoder.patch_size": 8}),
+    "no packages": (
+        report(EMOJI),
+        CPU,
+        {"encoder.source": "train", "judges.0.kind": "resnet", "encoder.patch_size": 8},
+    ),
     "the hub without a GPU": (
         report(EMOJI),
         replace(CPU, has_hub=True),
         {
             "encoder.source": "pretrained",
             "encoder.name": "tf_efficientnet_lite0.in1k",
-            "judge.model": "tf_efficientnet_lite1.in1k",
+            "judges.0.model": "tf_efficientnet_lite1.in1k",
         },
     ),
     "few images": (

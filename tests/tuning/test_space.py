@@ -85,8 +85,8 @@ def test_a_key_or_value_that_no_trial_could_have_is_refused_with_its_reason(
             "samples of known classes, but diffusion.model.condition is `none`: remove it",
         ),
         (
-            {"judge": {"kind": "inception", "source": "pretrained", "name": "inception"}},
-            "a judge that knows the classes, but judge.kind is `inception`: remove it",
+            {"judges": [{"kind": "inception", "source": "pretrained", "name": "inception"}]},
+            "a judge that knows the classes, but judges.0.kind is `inception`: remove it",
         ),
     ],
 )

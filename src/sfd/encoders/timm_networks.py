@@ -100,7 +100,8 @@ def encoder_network(params: EncoderParams) -> Wanted:
 def judge_network(params: JudgeParams) -> Wanted:
     """The network of a judge of kind `timm`."""
     assert params.model is not None  # a rule of the parameters
-    return Wanted("judge", "judge.model", params.source, params.model, params.file, params.input_size)
+    section = f"judges[{params.name}]"
+    return Wanted(section, f"{section}.model", params.source, params.model, params.file, params.input_size)
 
 
 def load_network(wanted: Wanted) -> tuple[nn.Module, dict[str, Any]]:

@@ -33,7 +33,7 @@ class EvaluateParams(Section):
     reference: FilePath | None = Field(
         None,
         description="file of ADM's reference batch (.npz with `mu`, `sigma`, `mu_s`, `sigma_s` and optionally `arr_0`), for FID and sFID as "
-        "published; needs `judge.kind: inception`. null: held-out images, which tuning always uses",
+        "published; needs `judges.0.kind: inception`. null: held-out images, which tuning always uses",
     )
     neighbours: Positive = Field(3, description="k of precision and recall (k-th nearest neighbour)")
     kid_subsets: Positive = Field(100, description="subsets that KID averages over")

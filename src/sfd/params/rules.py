@@ -13,12 +13,17 @@ from sfd.params.schema import Params
 from sfd.sizes import SIZES
 
 
+def judge_sections(params: Params) -> dict[str, JudgeParams]:
+    """The judges by their places in params.yaml."""
+    return {f"judges.{number}": judge for number, judge in enumerate(params.judges)}
+
+
 def _check_files(params: Params) -> None:
     """Weights are named exactly where they are read from a file."""
     sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams | DiffusionParams] = {
         "encoder": params.encoder,
         "texture_vae": params.texture_vae,
-        "judge": params.judge,
+        **judge_sections(params),
         "diffusion": params.diffusion,
     }
     for name, section in sections.items():
@@ -36,7 +41,7 @@ def _check_frozen_networks(params: Params) -> None:
     sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams] = {
         "encoder": params.encoder,
         "texture_vae": params.texture_vae,
-        "judge": params.judge,
+        **judge_sections(params),
     }
     for name, section in sections.items():
         if section.source == "train" and section.training is None:
@@ -76,11 +81,12 @@ def _check_reconstruction(params: Params) -> None:
 
 def _check_packages(params: Params) -> None:
     """Weights of a package are of a network that one is known for."""
-    encoder, judge = params.encoder, params.judge
+    encoder = params.encoder
     if encoder.source == "package" and encoder.name not in WEIGHT_PACKAGES:
         raise ValueError(_no_package("encoder.source", "encoder.name", encoder.name))
-    if judge.kind == "timm" and judge.source == "package" and judge.model and judge.model not in WEIGHT_PACKAGES:
-        raise ValueError(_no_package("judge.source", "judge.model", judge.model))
+    for key, judge in judge_sections(params).items():
+        if judge.kind == "timm" and judge.source == "package" and judge.model and judge.model not in WEIGHT_PACKAGES:
+            raise ValueError(_no_package(f"{key}.source", f"{key}.model", judge.model))
 
 
 def _no_package(source: str, option: str, name: str) -> str:
@@ -90,46 +96,61 @@ def _no_package(source: str, option: str, name: str) -> str:
     )
 
 
-def _check_judge(params: Params) -> None:
-    """Inception-v3 alone is called `inception`, because FID means nothing else."""
-    judge = params.judge
-    is_inception = judge.kind == "inception"
-    if is_inception and judge.source not in ("pretrained", "file"):
+def _check_judges(params: Params) -> None:
+    """Each judge has what its kind needs, and all have names of their own."""
+    for key, judge in judge_sections(params).items():
+        _check_judge(key, judge)
+        _check_judge_name(key, judge)
+    names = [judge.name for judge in params.judges]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"judges: two are called `{twice}`, the name of one metric `fd_{twice}`: choose other names")
+
+
+def _check_judge(key: str, judge: JudgeParams) -> None:
+    if judge.kind == "inception" and judge.source not in ("pretrained", "file"):
         raise ValueError(
-            f"judge.kind is `inception`, which is downloaded or read from a file, but judge.source is `{judge.source}`: set judge.source "
+            f"{key}.kind is `inception`, which is downloaded or read from a file, but {key}.source is `{judge.source}`: set {key}.source "
             "to `pretrained` or `file`"
         )
     if judge.kind == "resnet" and judge.source != "train":
         raise ValueError(
-            f"judge.kind is `resnet`, which has no published weights, but judge.source is `{judge.source}`: set it to `train`, "
-            "or judge.kind to `timm` or `inception`"
+            f"{key}.kind is `resnet`, which has no published weights, but {key}.source is `{judge.source}`: set it to `train`, "
+            f"or {key}.kind to `timm` or `inception`"
         )
     if judge.kind == "timm" and judge.source == "train":
         raise ValueError(
-            "judge.kind is `timm`, whose weights others trained, but judge.source is `train`: set it to `pretrained`, `file` or `package`, "
-            "or judge.kind to `resnet`"
+            f"{key}.kind is `timm`, whose weights others trained, but {key}.source is `train`: set it to `pretrained`, `file` or `package`, "
+            f"or {key}.kind to `resnet`"
         )
     if judge.kind == "timm" and judge.model is None:
-        raise ValueError("judge.kind is `timm`, so judge.model must name a network of timm")
-    if is_inception and judge.name != INCEPTION:
-        raise ValueError(f"judge.name is {judge.name!r}, but judge.kind is `inception`: call it `inception`")
-    if not is_inception and judge.name == INCEPTION:
+        raise ValueError(f"{key}.kind is `timm`, so {key}.model must name a network of timm")
+
+
+def _check_judge_name(key: str, judge: JudgeParams) -> None:
+    """Inception-v3 alone is called `inception`, because FID means nothing else; and no metric has the name of another."""
+    if judge.kind == "inception" and judge.name != INCEPTION:
+        raise ValueError(f"{key}.name is {judge.name!r}, but {key}.kind is `inception`: call it `inception`")
+    if judge.kind != "inception" and judge.name == INCEPTION:
         raise ValueError(
-            "judge.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name"
+            f"{key}.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name"
         )
     if judge.name in FLOORS:
         raise ValueError(
-            f"judge.name {judge.name!r} is taken: metric `fd_{judge.name}` is a floor; choose another name"
+            f"{key}.name {judge.name!r} is taken: metric `fd_{judge.name}` is a floor; choose another name"
+        )
+    if judge.name.endswith(".json"):
+        raise ValueError(
+            f"{key}.name {judge.name!r} is that of a file, but results/judge has a folder of this name: choose another name"
         )
 
 
 def _check_judge_is_another(params: Params) -> None:
     """What judges samples did not make the semantic latents: else samples would be scored by what they were trained to match."""
-    encoder, judge = params.encoder, params.judge
-    if judge.kind == "timm" and (encoder.source, encoder.name, encoder.file) == (judge.source, judge.model, judge.file):
+    if params.is_encoder(params.first_judge):
         raise ValueError(
-            f"judge.model is {judge.model}, with the weights of the encoder: choose another judge.model, because samples that were trained "
-            "towards a network's features cannot be judged by them"
+            f"judges.0.model is {params.first_judge.model}, with the weights of the encoder: choose another model, because samples that were "
+            "trained towards a network's features cannot be judged by them; further judges may be the encoder, for reporting only"
         )
 
 
@@ -321,16 +342,17 @@ def _check_guidance(params: Params) -> None:
 
 
 def _check_reference(params: Params) -> None:
-    if params.evaluate.reference is not None and params.judge.kind != "inception":
+    judge = params.first_judge
+    if params.evaluate.reference is not None and judge.kind != "inception":
         raise ValueError(
-            f"evaluate.reference is {str(params.evaluate.reference)!r}, which holds statistics of Inception-v3, but the judge is "
-            f"`{params.judge.name}`: set evaluate.reference to null, or judge.kind to `inception`"
+            f"evaluate.reference is {str(params.evaluate.reference)!r}, which holds statistics of Inception-v3, but the first judge is "
+            f"`{judge.name}`: set evaluate.reference to null, or judges.0.kind to `inception`"
         )
 
 
 def _check_gates(params: Params) -> None:
     """Gates refer to metrics that the evaluation gives."""
-    judge, gates = params.judge, params.register_.gates
+    judge, gates = params.first_judge, params.register_.gates
     known = metric_names(judge.name, knows_classes=judge.kind != "inception")
     if params.diffusion.model.condition == "none":
         if "class_accuracy" in gates:
@@ -387,7 +409,7 @@ RULES = (
     _check_packages,
     _check_tokenizer,
     _check_reconstruction,
-    _check_judge,
+    _check_judges,
     _check_judge_is_another,
     _check_grid,
     _check_heads,

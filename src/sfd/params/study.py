@@ -35,19 +35,19 @@ def check_study(params: Params) -> None:
 
 
 def _check_distance(params: Params) -> None:
-    judge = params.judge.name
+    judge = params.first_judge.name
     if ("fd" if judge == INCEPTION else "fid") in params.tune.objectives:
         raise UserError(
-            f"tune.objectives: `fid` is for the judge `inception` and `fd` for any other, but judge.name is `{judge}`: exchange them"
+            f"tune.objectives: `fid` is for the judge `inception` and `fd` for any other, but judges.0.name is `{judge}`: exchange them"
         )
 
 
 def _check_accuracy(params: Params) -> None:
     if "class_accuracy" not in params.tune.objectives:
         return
-    if params.judge.kind == "inception":
+    if params.first_judge.kind == "inception":
         raise UserError(
-            "tune.objectives: `class_accuracy` needs a judge that knows the classes, but judge.kind is `inception`: remove it"
+            "tune.objectives: `class_accuracy` needs a judge that knows the classes, but judges.0.kind is `inception`: remove it"
         )
     if params.diffusion.model.condition == "none":
         raise UserError(

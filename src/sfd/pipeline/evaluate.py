@@ -16,7 +16,7 @@ from sfd.processes import barrier, inference_device, rank, world_size
 def open_evaluation(stage: Stage, samples: Path, features: Path) -> Evaluation:
     """The evaluation of a folder of samples as the parameters say, which keeps its features in the folder ``features``."""
     data = open_prepared(stage.workspace, stage.params)
-    judge = load_judge(stage.upstream("judge") / "model").to(inference_device())
+    judge = load_judge(stage.workspace.judge(stage.params.first_judge.name)).to(inference_device())
     vae = load_texture_vae(stage.upstream("texture_vae") / "model").to(inference_device())
     size = stage.params.runtime.evaluate.batch_size
     store = FeatureStore(features, judge, size, rank(), world_size())

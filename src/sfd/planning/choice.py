@@ -216,7 +216,7 @@ def _frozen(source: str, training: TrainingParams | None, step: float, timings: 
 
 def _judge(problem: Problem) -> tuple[str, float]:
     """As :func:`_frozen`. A head is fitted to the features of all training images."""
-    judge, timings, draft = problem.params.judge, problem.timings, problem.draft
+    judge, timings, draft = problem.params.first_judge, problem.timings, problem.draft
     what, seconds = _frozen(judge.source, judge.training, timings.judge_step, timings)
     seen = draft.num_heldout + (0 if judge.source == "train" else draft.num_train)
     return what, seconds + seen * (timings.judge + timings.read)
@@ -225,7 +225,10 @@ def _judge(problem: Problem) -> tuple[str, float]:
 def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual: int) -> Tree:
     """The draft's values with those of the training, the samples, and how often the training is looked at."""
     width = SIZES[size][0]
-    changes = {section: dict(values) for section, values in problem.draft.changes.items()}
+    changes = {
+        section: dict(values) if isinstance(values, dict) else values
+        for section, values in problem.draft.changes.items()
+    }
     if changes["texture_vae"]["source"] == "pca":
         training = changes["texture_vae"]["training"]
         changes["texture_vae"]["training"] = training | {"num_steps": residual} if residual else None
@@ -278,7 +281,7 @@ def _why_samples(problem: Problem, num_samples: int) -> str:
 
 def _gates(problem: Problem, num_samples: int) -> tuple[Tree, str]:
     """Gates that can be reached, and the reason for them."""
-    judge, made = problem.params.judge, problem.draft
+    judge, made = problem.params.first_judge, problem.draft
     gates: Tree = {}
     said = []
     if made.num_heldout >= COPIES_REFERENCE:

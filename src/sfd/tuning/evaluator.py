@@ -75,7 +75,7 @@ class CandidateEvaluator:
         self.workspace, self.params, self.device = workspace, params, inference_device()
         self._weak_models: dict[Path, Backbone] = {}
         self._opened: dict[bool, LatentDataset] = {}
-        self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
+        self.judge = load_judge(workspace.judge(params.first_judge.name)).to(self.device)
         self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
         self.trained = (
             DiffusionModel.load(workspace.model(params.sample.step)) if params.tune.kind == "sampling" else None

@@ -100,13 +100,15 @@ def test_fewer_images_than_features_still_have_a_finite_distance() -> None:
 def test_a_size_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
     file = write_weights(tmp_path, "test_vit")
     with pytest.raises(
-        UserError, match=r"judge.file .*test_vit.safetensors could not be loaded as test_vit|input_size 10"
+        UserError, match=r"judges\[other\].file .*test_vit.safetensors could not be loaded as test_vit|input_size 10"
     ):
         TimmJudge.save_pretrained(tmp_path / "model", judge_params(file, "test_vit", input_size=10))
 
 
 def test_an_unknown_network_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="judge.model test_resnets is no network of timm; nearest: `test_resnet`"):
+    with pytest.raises(
+        UserError, match=r"judges\[other\].model test_resnets is no network of timm; nearest: `test_resnet`"
+    ):
         TimmJudge.save_pretrained(tmp_path / "model", judge_params(tmp_path, "test_resnets"))
 
 
@@ -120,19 +122,23 @@ def write_images(root: Path, colours: dict[str, tuple[int, int, int]]) -> Path:
     return root
 
 
-def run_stage(tmp_path: Path, params: JudgeParams, encoder: EncoderParams, colours: dict[str, Any]) -> dict[str, float]:
+def run_stage(
+    tmp_path: Path, params: JudgeParams, encoder: EncoderParams, colours: dict[str, Any], number: int = 0
+) -> dict[str, float]:
     data_params = DataParams(source="folder", root=str(write_images(tmp_path / "images", colours)), image_size=8)
     prepare(data_params, 0, tmp_path / "prepare")
     logged: dict[str, float] = {}
     (tmp_path / "out").mkdir()
     stage: Any = SimpleNamespace(
         name="judge",
-        params=SimpleNamespace(seed=0, runtime=RuntimeParams(), quality=QualityParams(), encoder=encoder),
+        params=SimpleNamespace(
+            seed=0, runtime=RuntimeParams(), quality=QualityParams(), encoder=encoder, is_encoder=lambda _: False
+        ),
         out=tmp_path / "out",
         workspace=Workspace(tmp_path),
         log=lambda metrics, *_: logged.update(metrics),
     )
-    make_judge(params, Prepared.load(data_params, tmp_path / "prepare"), stage)
+    make_judge(params, number, Prepared.load(data_params, tmp_path / "prepare"), stage)
     return logged
 
 
@@ -156,5 +162,16 @@ def test_a_copy_of_the_encoders_weights_is_no_judge(tmp_path: Path) -> None:
     file = write_weights(tmp_path)
     copy = shutil.copy(file, tmp_path / "copy.safetensors")
     encoder = EncoderParams.model_validate({"source": "file", "name": "test_resnet", "file": str(copy)})
-    with pytest.raises(UserError, match="judge.model test_resnet has the weights of encoder.name test_resnet: choose"):
+    with pytest.raises(
+        UserError, match="judges.0.model test_resnet has the weights of encoder.name test_resnet: choose"
+    ):
         run_stage(tmp_path, judge_params(file), encoder, COLOURS)
+    with pytest.raises(
+        UserError, match="judges.1.model test_resnet has the weights .* write source, model and file as"
+    ):
+        run_stage(tmp_path / "second", judge_params(file), encoder, COLOURS, number=1)
+
+
+def test_no_classes_are_fitted_to_a_further_judge(tmp_path: Path) -> None:
+    logged = run_stage(tmp_path, judge_params(write_weights(tmp_path)), NO_ENCODER, COLOURS, number=1)
+    assert load_judge(tmp_path / "out/model").classes is None and logged == {}

@@ -55,7 +55,7 @@ class TimmJudge(Judge):
                 features = pooled_features(network, torch.zeros(1, 3, size, size))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
-                f"judge.model {params.model} gives no features of an image of judge.input_size {size}: "
+                f"judge `{params.name}`: model {params.model} gives no features of an image of input_size {size}: "
                 f"{' '.join(str(error).split())[:300]}; choose another size, or another network"
             ) from error
         config = {"kind": cls.kind, "name": params.name, "num_features": features.shape[1], "classes": None}
