@@ -14,6 +14,13 @@ from sfd.params import parse_params
 DIGITS: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
 
 
+EYE = {"kind": "timm", "source": "package", "name": "eye", "model": "tf_efficientnet_lite1"}
+BOTH: dict[str, Any] = {"judges": [DIGITS["judges"][0], EYE]}
+"""The digits' judge, and another one."""
+ENCODER = {"encoder.source": "package", "encoder.name": "tf_efficientnet_lite1", "encoder.training": None}
+"""The encoder is that other one."""
+
+
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted keys; `N` is the place in a list of mappings."""
     for key, value in tree.items():
@@ -33,7 +40,7 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
         inner: Any = tree
         for section in sections:
             inner = inner[int(section) if isinstance(inner, list) else section]
-        inner[last] = value
+        inner[last] = copy.deepcopy(value)  # which a later key may change
     return tree
 
 

@@ -27,7 +27,7 @@ from sfd.params import SampleParams, load_params
 pytestmark = pytest.mark.long
 
 GRAPH = Path("presets/released-xl")
-STAGES = ["scan", "prepare", "texture_vae", "judge", "diffusion", "sample", "evaluate", "register"]
+STAGES = ["scan", "prepare", "texture_vae", "judge", "diffusion", "sample", "reference", "evaluate", "register"]
 
 
 def published_files(folder: Path) -> None:

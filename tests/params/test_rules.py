@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from changed_params import changed, refusal
+from changed_params import BOTH, ENCODER, changed, refusal
 
 from sfd.params import Params, parse_params
 
@@ -158,6 +158,25 @@ NO_CONDITION = {
         ({"judges.0.name": "inception"}, ["`inception` is kept for Inception-v3"]),
         ({"judges.0.name": "heldout"}, ["'heldout' is taken", "fd_heldout"]),
         ({"judges.0.name": "reconstruction"}, ["'reconstruction' is taken", "fd_reconstruction"]),
+        ({"judges.0.name": "my_heldout"}, ["'my_heldout' is taken", "`fd_my_heldout` is a floor"]),
+        ({"judges.0.name": "curves.json"}, ["'curves.json' is that of a file"]),
+        (BOTH | {"judges.1.name": "digits_judge"}, ["two are called `digits_judge`", "choose other names"]),
+        (BOTH | {"judges.1.name": "a_reconstruction"}, ["judges.1.name 'a_reconstruction' is taken"]),
+        (BOTH | {"judges.1.model": None}, ["judges.1.kind is `timm`, so judges.1.model must name"]),
+        (BOTH | {"judges.1.source": "file"}, ["judges.1.source is `file`, so judges.1.file must name"]),
+        (BOTH | {"register.gates": {"fd_ear": {"limit": 1}}}, ["judges `digits_judge`, `eye` give no metric `fd_ear`"]),
+        (BOTH | ENCODER | {"register.gates": {"fd_eye": {"limit": 1}}}, ["fd_eye", "by the encoder", "reporting only"]),
+        (BOTH | ENCODER | {"register.gates": {"fdr_eye": {"limit": 1}}}, ["fdr_eye", "by the encoder"]),
+        (BOTH | ENCODER | {"register.gates": {"fdr": {"limit": 1}}}, ["no metric `fdr`"]),
+        ({"register.gates": {"fdr": {"limit": 1}}, "judges": BOTH["judges"][:1]}, ["no metric `fdr`"]),
+        ({"evaluate.cmmd": "digits_judge"}, ["evaluate.cmmd is `digits_judge`", "no judge of kind `timm`", "to null"]),
+        (BOTH | {"evaluate.cmmd": "eyes"}, ["evaluate.cmmd is `eyes`", "the nearest is `eye`"]),
+        (BOTH | ENCODER | {"evaluate.cmmd": "eye"}, ["there is none: add one"]),
+        ({"evaluate.memorisation": False}, ["register.gates.memorised_fraction needs evaluate.memorisation"]),
+        (
+            {"evaluate.density": False, "register.gates": {"coverage": {"limit": 0.5}}},
+            ["no metric `coverage`"],
+        ),
         ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true", "`decoded`"]),
         ({"diffusion.lora": {"rank": 4}}, ["diffusion.lora adapts a trained model", "init_from is null"]),
         (
@@ -205,7 +224,7 @@ NO_CONDITION = {
         (PRETRAINED_JUDGE | {"register.gates": {"class_accuracy": {"limit": 0.9}}}, ["no metric `class_accuracy`"]),
         (
             {"evaluate.reference": "ref.npz"},
-            ["evaluate.reference is 'ref.npz'", "the judge is `digits_judge`", "to null"],
+            ["evaluate.reference is 'ref.npz'", "the first judge is `digits_judge`", "to null"],
         ),
         (NO_CONDITION | {"diffusion.model.class_dropout": 0.1}, ["nothing to drop", "class_dropout 0.1 to 0"]),
         (NO_CONDITION | {"sample.guidance": {"kind": "cfg", "scale_texture": 2}}, ["null condition", "`autoguidance`"]),
@@ -248,6 +267,11 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"texture_vae.source": "pca", "texture_vae.block_size": 16, "data.image_size": 64},
         {"texture_vae.source": "pca", "texture_vae.perceptual_weight": 0.5},
         {"texture_vae.perceptual_weight": 0.5, "texture_vae.adversarial_weight": 0.1},
+        BOTH | {"register.gates": {"fd_eye": {"limit": 1}, "fdr": {"improve": True}, "fdr_eye": {"improve": True}}},
+        BOTH | ENCODER,
+        BOTH | {"evaluate.cmmd": "eye", "register.gates": {"cmmd": {"limit": 1.0}}},
+        {"evaluate.density": True, "register.gates": {"coverage": {"limit": 0.5}, "density_heldout": {"limit": 0.5}}},
+        {"evaluate.memorisation": False, "register.gates": {}},
         PRETRAINED_JUDGE | FID_GATE,
         PRETRAINED_JUDGE | FID_GATE | {"judges.0.source": "file", "judges.0.file": "w.pth"},
         PRETRAINED_JUDGE | FID_GATE | {"evaluate.reference": "VIRTUAL_imagenet256_labeled.npz"},

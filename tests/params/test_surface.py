@@ -79,8 +79,11 @@ encoder.num_heads
 encoder.patch_size
 encoder.source
 encoder.width
+evaluate.cmmd
+evaluate.density
 evaluate.kid_subset_size
 evaluate.kid_subsets
+evaluate.memorisation
 evaluate.min_images.class_accuracy
 evaluate.min_images.fd
 evaluate.min_images.inception_score

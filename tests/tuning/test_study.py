@@ -19,7 +19,18 @@ from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
-STAGES = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents", "diffusion"]
+STAGES = [
+    "scan",
+    "prepare",
+    "encoder",
+    "texture_vae",
+    "judge",
+    "features",
+    "semantic",
+    "latents",
+    "diffusion",
+    "reference",
+]
 
 
 def shared_params() -> dict[str, Any]:

@@ -34,7 +34,7 @@ def describe_params() -> str:
     parts += _describe_section(TrainingRuntime, "runtime.NETWORK", described)
     parts += _describe_section(TrainingParams, "NETWORK.training", described)
     parts.append(
-        f"`NETWORK` is one of {', '.join(networks)}; `runtime` has one section, `judge`, for all judges. A network that is not trained here "
+        f"`NETWORK` is one of {', '.join(networks)}. In `runtime`, `judge` stands for all judges. A network that is not trained here "
         "has `training: null`."
     )
     return "\n\n".join(parts)

@@ -4,18 +4,21 @@ A rule within one section stands with the section; the rules of a study are in :
 with a line that names the rule, the value and the remedy.
 """
 
-from sfd.names import FLOORS, INCEPTION, WEIGHT_PACKAGES, has_error, metric_names, nearest
+from sfd.names import WEIGHT_PACKAGES
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
 from sfd.params.grid import check_patch_size, shared_grid
+from sfd.params.judging import (
+    check_cmmd,
+    check_gates,
+    check_judge_is_another,
+    check_judges,
+    check_reference,
+    judge_sections,
+)
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.sizes import SIZES
-
-
-def judge_sections(params: Params) -> dict[str, JudgeParams]:
-    """The judges by their places in params.yaml."""
-    return {f"judges.{number}": judge for number, judge in enumerate(params.judges)}
 
 
 def _check_files(params: Params) -> None:
@@ -94,64 +97,6 @@ def _no_package(source: str, option: str, name: str) -> str:
         f"{source} is `package`, but no package with weights of {option} {name} is known: choose one of {', '.join(WEIGHT_PACKAGES)}, "
         f"or set {source} to `pretrained` or `file`"
     )
-
-
-def _check_judges(params: Params) -> None:
-    """Each judge has what its kind needs, and all have names of their own."""
-    for key, judge in judge_sections(params).items():
-        _check_judge(key, judge)
-        _check_judge_name(key, judge)
-    names = [judge.name for judge in params.judges]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"judges: two are called `{twice}`, the name of one metric `fd_{twice}`: choose other names")
-
-
-def _check_judge(key: str, judge: JudgeParams) -> None:
-    if judge.kind == "inception" and judge.source not in ("pretrained", "file"):
-        raise ValueError(
-            f"{key}.kind is `inception`, which is downloaded or read from a file, but {key}.source is `{judge.source}`: set {key}.source "
-            "to `pretrained` or `file`"
-        )
-    if judge.kind == "resnet" and judge.source != "train":
-        raise ValueError(
-            f"{key}.kind is `resnet`, which has no published weights, but {key}.source is `{judge.source}`: set it to `train`, "
-            f"or {key}.kind to `timm` or `inception`"
-        )
-    if judge.kind == "timm" and judge.source == "train":
-        raise ValueError(
-            f"{key}.kind is `timm`, whose weights others trained, but {key}.source is `train`: set it to `pretrained`, `file` or `package`, "
-            f"or {key}.kind to `resnet`"
-        )
-    if judge.kind == "timm" and judge.model is None:
-        raise ValueError(f"{key}.kind is `timm`, so {key}.model must name a network of timm")
-
-
-def _check_judge_name(key: str, judge: JudgeParams) -> None:
-    """Inception-v3 alone is called `inception`, because FID means nothing else; and no metric has the name of another."""
-    if judge.kind == "inception" and judge.name != INCEPTION:
-        raise ValueError(f"{key}.name is {judge.name!r}, but {key}.kind is `inception`: call it `inception`")
-    if judge.kind != "inception" and judge.name == INCEPTION:
-        raise ValueError(
-            f"{key}.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name"
-        )
-    if judge.name in FLOORS:
-        raise ValueError(
-            f"{key}.name {judge.name!r} is taken: metric `fd_{judge.name}` is a floor; choose another name"
-        )
-    if judge.name.endswith(".json"):
-        raise ValueError(
-            f"{key}.name {judge.name!r} is that of a file, but results/judge has a folder of this name: choose another name"
-        )
-
-
-def _check_judge_is_another(params: Params) -> None:
-    """What judges samples did not make the semantic latents: else samples would be scored by what they were trained to match."""
-    if params.is_encoder(params.first_judge):
-        raise ValueError(
-            f"judges.0.model is {params.first_judge.model}, with the weights of the encoder: choose another model, because samples that were "
-            "trained towards a network's features cannot be judged by them; further judges may be the encoder, for reporting only"
-        )
 
 
 def _check_step(params: Params) -> None:
@@ -341,37 +286,6 @@ def _check_guidance(params: Params) -> None:
         )
 
 
-def _check_reference(params: Params) -> None:
-    judge = params.first_judge
-    if params.evaluate.reference is not None and judge.kind != "inception":
-        raise ValueError(
-            f"evaluate.reference is {str(params.evaluate.reference)!r}, which holds statistics of Inception-v3, but the first judge is "
-            f"`{judge.name}`: set evaluate.reference to null, or judges.0.kind to `inception`"
-        )
-
-
-def _check_gates(params: Params) -> None:
-    """Gates refer to metrics that the evaluation gives."""
-    judge, gates = params.first_judge, params.register_.gates
-    known = metric_names(judge.name, knows_classes=judge.kind != "inception")
-    if params.diffusion.model.condition == "none":
-        if "class_accuracy" in gates:
-            raise ValueError(
-                "register.gates.class_accuracy needs samples of known classes, but diffusion.model.condition is `none`: remove the gate"
-            )
-        known = [metric for metric in known if metric != "class_accuracy"]
-    for metric, gate in gates.items():
-        if metric not in known:
-            raise ValueError(
-                f"register.gates.{metric}: judge `{judge.name}` gives no metric `{metric}`; nearest metric: `{nearest(metric, known)}`"
-            )
-        if gate.improve and not has_error(metric):
-            able = ", ".join(name for name in known if has_error(name))
-            raise ValueError(
-                f"register.gates.{metric}.improve needs a metric with a standard error ({able}): give {metric} a limit instead"
-            )
-
-
 def _check_sampling_schedule(params: Params) -> None:
     check_sampling_schedule(params.schedule, params.sample.schedule)
 
@@ -409,8 +323,8 @@ RULES = (
     _check_packages,
     _check_tokenizer,
     _check_reconstruction,
-    _check_judges,
-    _check_judge_is_another,
+    check_judges,
+    check_judge_is_another,
     _check_grid,
     _check_heads,
     _check_semantic,
@@ -423,8 +337,9 @@ RULES = (
     _check_condition,
     _check_guidance,
     _check_sampling_schedule,
-    _check_reference,
-    _check_gates,
+    check_reference,
+    check_cmmd,
+    check_gates,
 )
 
 

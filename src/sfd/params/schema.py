@@ -58,6 +58,11 @@ class Params(Section):
         )
 
     @property
+    def counted_judges(self) -> list[JudgeParams]:
+        """The judges whose distances count in gates, studies and `fdr`: all but the encoder."""
+        return [judge for judge in self.judges if not self.is_encoder(judge)]
+
+    @property
     def needs_features(self) -> bool:
         """Whether anything reads the vision encoder's features: the semantic latents, or REPA through stored features."""
         return self.semantic.kind != "none" or self.latents.store_features

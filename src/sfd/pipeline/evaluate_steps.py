@@ -40,7 +40,7 @@ def evaluate_steps(workspace: Workspace) -> str:
         for step in steps:
             _score(current, step)
         curve = [{"step": float(step), **_read(current, step)} for step in steps]
-        distance = main_distance(curve[0])
+        distance = main_distance(curve[0], params.first_judge.name)
         _write_curve(current, curve, distance)
     shown = [distance, *(name for name in ("class_accuracy", "precision", "recall") if name in curve[0])]
     flagged = [f"{name}: {said}" for name in shown if (said := too_few(name, curve[0]))]
@@ -76,7 +76,8 @@ def _score(current: Stage, step: int) -> None:
     file.parent.mkdir(exist_ok=True)
     fresh = file.with_suffix(".part")
     fresh.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    evaluation.store.forget(SAMPLES)  # before the step counts as done, so that the next one finds none of its features
+    for store in evaluation.stores:
+        store.forget(SAMPLES)  # before the step counts as done, so that the next one finds none of its features
     fresh.replace(file)
     shutil.rmtree(drawn)
 

@@ -59,9 +59,23 @@ STAGES: dict[str, Inputs] = {
         ("sfd.pipeline.diffusion", "sfd.registry.source"),
     ),
     "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae"), ("sfd.pipeline.sample",)),
+    "reference": Inputs(
+        (
+            "seed",
+            "data.image_size",
+            "data.mirror",
+            "diffusion.model.condition",
+            "sample.num_images",
+            "sample.class_mix",
+            "evaluate.reference",
+            "evaluate.memorisation",
+        ),
+        ("prepare", "texture_vae", "judge"),
+        ("sfd.pipeline.reference",),
+    ),
     "evaluate": Inputs(
         ("seed", "data.image_size", "data.mirror", "evaluate"),
-        ("prepare", "texture_vae", "judge", "sample"),
+        ("prepare", "texture_vae", "judge", "reference", "sample"),
         ("sfd.pipeline.evaluate",),
     ),
     "register": Inputs(
@@ -71,7 +85,7 @@ STAGES: dict[str, Inputs] = {
     ),
     "evaluate_steps": Inputs(
         ("seed", "data.image_size", "data.mirror", "sample", "evaluate"),
-        ("prepare", "texture_vae", "judge", "diffusion"),
+        ("prepare", "texture_vae", "judge", "reference", "diffusion"),
         ("sfd.pipeline.evaluate_steps",),
     ),
     "tune": Inputs(

@@ -22,7 +22,7 @@ SAMPLING_SHARE, RESIDUAL_SHARE = 0.15, 0.15
 """Largest share of the hours for drawing the samples that are scored, and for the network on top of the tokenizer."""
 FEWEST_SAMPLES = 200
 JUDGE_FEATURES = 1280
-"""Of the judge from a package; a Frechet distance of fewer images is flagged."""
+"""Of the judge from a package; a Frechet distance of fewer images is flagged. Kept as float32."""
 COPIES_REFERENCE = 100
 """Held-out images below which the share of copies is flagged."""
 GRIDS, GRID_IMAGES = 4, 32
@@ -161,7 +161,7 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
     start, read, draw = timings.start, timings.read, timings.draw[size]
     chosen = min(train, params.features.max_images) if params.semantic.kind != "none" else 0
     compared = min(num_samples, train, heldout)
-    judged = num_samples + heldout + compared + train * views
+    judged = heldout + compared + train * views
     weights = PARAMETERS_PER_BLOCK * SIZES[size][1] * SIZES[size][0] ** 2
     view_bytes = 2 * timings.tokens * timings.latent_channels
     feature_bytes = 2 * timings.tokens * timings.feature_dim
@@ -198,9 +198,15 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
         ),
         Cost("sample", f"{num_samples:,} images", start + num_samples * draw),
         Cost(
-            "evaluate",
+            "reference",
             f"judges {judged:,} images",
-            start + SCORING_SECONDS + judged * timings.judge + train * read,
+            start + judged * timings.judge + (train + heldout) * read,
+            judged * JUDGE_FEATURES * 4 / 1e9,
+        ),
+        Cost(
+            "evaluate",
+            f"judges {num_samples:,} samples",
+            start + SCORING_SECONDS + num_samples * timings.judge,
         ),
         Cost("register", "a version of the model", 2 * start, weights * 4 / 1e9),
     )

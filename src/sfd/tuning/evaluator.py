@@ -16,18 +16,21 @@ from torch import Tensor
 from sfd.data.latents import LatentDataset
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
-from sfd.encoders.judges.judge import load_judge
+from sfd.encoders.judges.judge import Judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
-from sfd.evaluation.enough import least_images
-from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
-from sfd.evaluation.views import ImageBatches, choose_mix
+from sfd.evaluation.enough import judge_of, least_images
+from sfd.evaluation.extraction import FeatureStore
+from sfd.evaluation.fidelity import Features, FeatureStatistics, Reference, class_accuracy, compare, extract
+from sfd.evaluation.views import choose, choose_like, choose_mix
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone, build_backbone
+from sfd.names import FDR, INCEPTION, distance_name
 from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
 from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.reference import load_judges, open_kept
 from sfd.processes import inference_device
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
@@ -64,7 +67,7 @@ class Repeat:
 
 
 class CandidateEvaluator:
-    """Holds what all trials share: judge, decoder, the features of the reference, the trained model.
+    """Holds what all trials share: judges, decoder, the features of the reference, the trained model.
 
     The held-out images are split into two halves: one is the reference of all trials, the other that of the confirmation. Of each half,
     those images are used that have the class mix of the samples.
@@ -75,7 +78,7 @@ class CandidateEvaluator:
         self.workspace, self.params, self.device = workspace, params, inference_device()
         self._weak_models: dict[Path, Backbone] = {}
         self._opened: dict[bool, LatentDataset] = {}
-        self.judge = load_judge(workspace.judge(params.first_judge.name)).to(self.device)
+        self.judges = load_judges(workspace, params)
         self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
         self.trained = (
             DiffusionModel.load(workspace.model(params.sample.step)) if params.tune.kind == "sampling" else None
@@ -83,17 +86,19 @@ class CandidateEvaluator:
         with open_source(workspace, params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
             self.source = None if folder is None else DiffusionModel.load(folder)
         data = open_prepared(workspace, params)
-        heldout = data.images(HELDOUT)
-        labels, classes = heldout.class_indices.tolist(), self._sampled_classes(data)
-        batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)
-        self.references: dict[str, Reference] = {}
-        self.num_reference = len(heldout)
+        labels, classes = data.images(HELDOUT).class_indices.tolist(), self._sampled_classes(data)
+        kept = open_kept(workspace, self.judges)
+        self.references: dict[str, list[Reference]] = {}
+        self.floors: dict[str, list[float]] = {}
+        self.num_reference = len(labels)
         for purpose, half in halves(labels, params.seed).items():
             alike = choose_mix(classes, [labels[row] for row in half], params.seed, f"tune/{purpose}")
             rows = [half[row] for row in alike]
             self.num_reference = min(self.num_reference, len(rows))
             self._check_enough(len(rows))
-            self.references[purpose] = Reference.of(extract(self.judge, batches.of_images(heldout, rows)))
+            self.references[purpose] = [Reference.of(store.read(HELDOUT, rows)) for store in kept]
+            if FDR in params.tune.objectives:
+                self.floors[purpose] = self._floors(purpose, kept, data.images(TRAIN).class_indices.tolist(), classes)
 
     def _sampled_classes(self, data: Prepared) -> list[int] | None:
         """The classes of the samples of every repeat; None if they have none, or others than the data set."""
@@ -106,15 +111,35 @@ class CandidateEvaluator:
         found: list[int] | None = condition.columns(values).get("class_index")
         return found if found is not None and max(found) < data.num_classes else None
 
+    def _floors(
+        self, purpose: str, kept: list[FeatureStore], labels: list[int], classes: list[int] | None
+    ) -> list[float]:
+        """The distance of real training images from the reference, by judge: as many as a repeat draws, in the class mix of the samples.
+
+        ``labels``: the class of each training image. Of some judges, the features of a part of them are kept.
+        """
+        rows = sorted(set.intersection(*(set(store.rows[TRAIN]) for store in kept)))
+        number, name = min(self.params.tune.num_images, len(rows)), f"tune/{purpose}/floor"
+        if classes is None:
+            chosen = choose(len(rows), number, self.params.seed, name)
+        else:
+            chosen = choose_like(classes[:number], [labels[row] for row in rows], self.params.seed, name)
+        picked = [rows[place] for place in chosen]
+        return [
+            FeatureStatistics.of(store.read(TRAIN, picked).features).distance(reference.statistics)
+            for store, reference in zip(kept, self.references[purpose], strict=True)
+        ]
+
     def _check_enough(self, num_reference: int) -> None:
         """Raises :class:`UserError` if an objective cannot be measured, or would rest on too few images."""
         number, params = min(self.params.tune.num_images, num_reference), self.params
-        if "class_accuracy" in params.tune.objectives and not self.judge.knows_classes:
+        first, *more = self.judges
+        if "class_accuracy" in params.tune.objectives and not first.knows_classes:
             raise UserError(
-                f"tune.objectives: `class_accuracy` needs a judge of two classes or more, but {self.judge.name!r} knows none: remove it"
+                f"tune.objectives: `class_accuracy` needs a judge of two classes or more, but {first.name!r} knows none: remove it"
             )
         for metric in params.tune.objectives:
-            needed = least_images(metric, params.evaluate, self.judge)
+            needed = least_images(metric, params.evaluate, judge_of(metric, first, more))
             if needed is not None and number < needed:
                 raise UserError(
                     f"tune.objectives: `{metric}` needs {needed} images, but a repeat compares {params.tune.num_images} samples with "
@@ -126,8 +151,9 @@ class CandidateEvaluator:
         """Samples ``tune.num_images`` images in the mix of ``sample.class_mix``, and scores them.
 
         ``purpose``: ``STUDY`` or ``CONFIRMATION``, which decides the half of the held-out images and the seeds.
-        Metrics: ``fd`` (``fid`` if the judge is Inception), ``kid``, ``precision``, ``recall``; ``class_accuracy`` if the judge knows
-        the classes and the model draws them; and ``seconds_per_image`` of sampling.
+        Metrics: ``fd`` (``fid`` if the first judge is Inception), ``kid``, ``precision``, ``recall``; ``class_accuracy`` if that judge knows
+        the classes and the model draws them; ``fd_NAME`` of other judges and ``fdr`` where they are objectives; and ``seconds_per_image`` of
+        sampling.
         """
         number, condition = params.tune.num_images, model.condition
         values = condition.plan(number, params.sample.class_mix)
@@ -138,16 +164,36 @@ class CandidateEvaluator:
         seeds, runtime = [image_seed(seed, i) for i in range(number)], params.runtime
         pixels = torch.cat(list(images.sample(values, seeds, params.sample, runtime.sample.batch_size)))
         seconds = (time.perf_counter() - started) / number
-        batches = (batch.to(self.device) for batch in pixels.split(runtime.evaluate.batch_size))
-        features = extract(self.judge, batches)
-        metrics = compare(features, self.references[purpose], params.evaluate, seed)
-        if self.judge.name == "inception":
-            metrics["fid"] = metrics.pop("fd")
-        wanted = condition.columns(values).get("class_index")
-        if wanted is not None and self.judge.knows_classes:
-            metrics["class_accuracy"] = class_accuracy(features, torch.tensor(wanted), self.judge)
+        metrics = self._measure(pixels, condition.columns(values).get("class_index"), purpose, seed)
         metrics["seconds_per_image"] = seconds
         return Repeat(metrics, pixels[:GRID_IMAGES], [condition.label(value) for value in values[:GRID_IMAGES]])
+
+    def _measure(self, pixels: Tensor, wanted: list[int] | None, purpose: str, seed: int) -> dict[str, float]:
+        """The metrics of samples uint8 ``(n, 3, S, S)``, of these classes. A judge beside the first is asked only if an objective needs it."""
+        first, *more = self.judges
+        references, objectives = self.references[purpose], self.params.tune.objectives
+
+        def seen(judge: Judge) -> Features:
+            return extract(
+                judge, (batch.to(self.device) for batch in pixels.split(self.params.runtime.evaluate.batch_size))
+            )
+
+        features = seen(first)
+        metrics = compare(features, references[0], self.params.evaluate, seed)
+        distances = {first.name: metrics["fd"]}
+        if first.name == INCEPTION:
+            metrics["fid"] = metrics.pop("fd")
+        if wanted is not None and first.knows_classes:
+            metrics["class_accuracy"] = class_accuracy(features, torch.tensor(wanted), first)
+        for judge, reference in zip(more, references[1:], strict=True):
+            if FDR in objectives or distance_name(judge.name) in objectives:
+                found = FeatureStatistics.of(seen(judge).features).distance(reference.statistics)
+                metrics[distance_name(judge.name)] = distances[judge.name] = found
+        if FDR in objectives:
+            floors = dict(zip(distances, self.floors[purpose], strict=True))
+            counted = [judge.name for judge in self.params.counted_judges]
+            metrics[FDR] = sum(distances[name] / floors[name] for name in counted) / len(counted)
+        return metrics
 
     def _weak_model(self, folder: Path) -> Backbone:
         """AutoGuidance's weak model, loaded once."""

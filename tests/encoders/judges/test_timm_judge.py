@@ -17,6 +17,7 @@ from sfd.data.prepare import prepare
 from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.judges.timm_judge import TimmJudge, fit_linear
+from sfd.encoders.timm_networks import describe, encoder_network, judge_network
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import FeatureStatistics
 from sfd.network_files import WEIGHTS
@@ -55,6 +56,29 @@ def test_features_are_what_the_networks_own_classifier_sees(model: str, tmp_path
         if model == "test_vit":  # built for one size
             network.set_input_size(img_size=(32, 32))
         torch.testing.assert_close(network.get_classifier()(features), network(shrunk), rtol=1e-4, atol=1e-5)
+
+
+def test_the_features_of_a_clip_are_its_projected_embeddings_and_the_encoder_keeps_no_projection(
+    tmp_path: Path,
+) -> None:
+    name = "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"
+    file = write_weights(tmp_path, name)
+    TimmJudge.save_pretrained(tmp_path / "model", judge_params(file, name))
+    judge = load_judge(tmp_path / "model")
+    assert judge.num_features == timm.get_pretrained_cfg(name).num_classes == 512
+    with seeded_initialisation(0, name):
+        network = timm.create_model(name).eval()
+    network.set_input_size(img_size=(32, 32))
+    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    shrunk = interpolate((IMAGES.float() / 255.0 - mean) / std, size=(32, 32), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(judge(IMAGES)[0], network(shrunk), rtol=1e-4, atol=1e-5)
+    encoder = EncoderParams.model_validate(
+        {"source": "file", "name": name, "file": str(file), "input_size": 32, "patch_size": 16}
+    )
+    assert "projection" not in describe(encoder_network(encoder))
+    tuned = judge_params(file, "vit_base_patch16_clip_224.openai_ft_in1k")
+    assert "projection" not in describe(judge_network(tuned)), "its head is a classifier of ImageNet"
 
 
 def test_fitted_classes_are_logits_of_the_judge_in_every_run(tmp_path: Path) -> None:
