@@ -238,26 +238,23 @@ def inception_score_name(judge: str) -> str:
     return "inception_score" if judge == INCEPTION else f"is_{judge}"
 
 
-def metric_names(judge: str, knows_classes: bool, others: Sequence[str] = (), counted: int = 1) -> list[str]:
-    """All keys that an evaluation can give, without standard errors.
-
-    Args:
-        judge: the first judge.
-        knows_classes: whether it does.
-        others: the judges that give distances alone.
-        counted: how many judges `fdr` is the mean of; it is given for two or more.
-    """
+def metric_names(judge: str, knows_classes: bool) -> list[str]:
+    """All keys that :func:`sfd.evaluation.fidelity.score` gives for the first judge, without standard errors and what is there by option."""
     spatial = ["sfid"] if judge == INCEPTION else []
     own = [distance_name(judge), *spatial, "kid", "kid_std", "precision", "recall", inception_score_name(judge)]
+    floors = [f"{kind}_{floor}" for floor in FLOORS for kind in ("fd", "kid", "precision", "recall")]
     accuracy = ["class_accuracy", "class_accuracy_heldout"] if knows_classes else []
-    distances = [
+    return [*own, *floors, *accuracy, "num_images", "memorised_fraction"]
+
+
+def distance_names(judge: str, others: Sequence[str], has_mean: bool) -> list[str]:
+    """The distances of the judges beside the first with their floors, and the ratios of all. ``has_mean``: whether `fdr` is there."""
+    own = [
         key
         for other in others
         for key in (distance_name(other), *(floor_name(other, floor, is_first=False) for floor in FLOORS))
     ]
-    ratios = [*map(ratio_name, (judge, *others)), *([FDR] if counted > 1 else [])]
-    more = ["density", "coverage", "cmmd", "num_images", "memorised_fraction"]
-    return [*own, *_KIND_OF_FLOOR, *accuracy, *distances, *ratios, *more]
+    return [*own, *map(ratio_name, (judge, *others)), *([FDR] if has_mean else [])]
 
 
 def kind_of(metric: str) -> str:

@@ -44,10 +44,10 @@ def test_an_option_that_cannot_change_a_result_is_refused_in_its_stages_section_
 @pytest.mark.parametrize("key", ["schedule", "sample.guidance", "diffusion.model.size", "judges.0.name"])
 def test_a_missing_section_or_key_without_default_is_named(key: str) -> None:
     tree = copy.deepcopy(DIGITS)
-    inner = tree
+    inner: Any = tree
     *sections, last = key.split(".")
     for section in sections:
-        inner = inner[section]
+        inner = inner[int(section) if isinstance(inner, list) else section]
     del inner[last]
     with pytest.raises(UserError, match=f"key `{key}` is missing"):
         parse_params(tree)

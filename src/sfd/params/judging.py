@@ -4,6 +4,7 @@ from sfd.names import (
     FLOORS,
     INCEPTION,
     distance_name,
+    distance_names,
     has_error,
     metric_names,
     nearest,
@@ -72,8 +73,8 @@ def check_judge_is_another(params: Params) -> None:
     """What judges samples did not make the semantic latents: else samples would be scored by what they were trained to match."""
     if params.is_encoder(params.first_judge):
         raise ValueError(
-            f"judges.0.model is {params.first_judge.model}, with the weights of the encoder: choose another judges.0.model, because samples that were "
-            "trained towards a network's features cannot be judged by them; further judges may be the encoder, for reporting only"
+            f"judges.0.model is {params.first_judge.model}, with the weights of the encoder: choose another judges.0.model, because samples "
+            "that were trained towards a network's features cannot be judged by them; further judges may be the encoder, for reporting only"
         )
 
 
@@ -90,10 +91,11 @@ def known_metrics(params: Params) -> list[str]:
     """The metrics that the evaluation gives, but those that rest on the encoder's own features."""
     first, options = params.first_judge, params.evaluate
     others = [judge.name for judge in params.counted_judges[1:]]
-    known = metric_names(first.name, first.kind != "inception", others, len(params.counted_judges))
-    absent = [] if options.density else with_floors("density", "coverage")
-    absent += [] if options.cmmd else with_floors("cmmd")
-    absent += [] if options.memorisation else ["memorised_fraction"]
+    known = metric_names(first.name, first.kind != "inception")
+    known += distance_names(first.name, others, has_mean=len(others) > 0)
+    known += with_floors("density", "coverage") if options.density else []
+    known += with_floors("cmmd") if options.cmmd else []
+    absent = [] if options.memorisation else ["memorised_fraction"]
     absent += ["class_accuracy"] if params.diffusion.model.condition == "none" else []
     return [metric for metric in known if metric not in absent]
 
