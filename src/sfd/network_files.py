@@ -51,7 +51,18 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+class NetworkConfig(dict[str, Any]):
+    """A saved configuration, read from ``file``. A key that it lacks is a :class:`UserError`."""
+
+    def __init__(self, file: Path, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self.file = file
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.file} lacks {key!r}; rerun the stage that makes it, or name a folder that sfd wrote")
+
+
+def read_config(folder: Path) -> NetworkConfig:
     """The saved configuration. Raises :class:`UserError` if the file is missing or holds no JSON object."""
     file = _existing(folder, CONFIG)
     try:
@@ -60,7 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = None
     if not isinstance(config, dict):
         raise UserError(f"{file} holds no JSON object; rerun the stage that makes it, or correct the path")
-    return config
+    return NetworkConfig(file, config)
 
 
 def read_implementation(folder: Path, table: Table) -> Any:

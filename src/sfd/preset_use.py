@@ -1,7 +1,6 @@
 """``sfd preset use``: a preset in a project that has parameters already. What belongs to its images and its name stays."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from sfd.names import INCEPTION, distance_name
 from sfd.params import Params, load_params, parse_params, parse_yaml, to_tree
 from sfd.params.yaml import merge
 from sfd.preset import as_text, document, load_preset, names, render, top_comments
+from sfd.text_file import replace_text
 
 Tree = dict[str, Any]
 
@@ -35,7 +35,7 @@ def use(name: str, file: Path, force: bool) -> str:
                 return f"{file} is preset {name} already"
             if said:
                 said += f"; the old one is {_keep(file)}"
-        replace(file.resolve(), text)
+        replace_text(file.resolve(), text)
     except OSError as error:
         raise UserError(
             f"{file} cannot be written: {error.strerror}; make it a file in a folder that you may write to"
@@ -157,11 +157,3 @@ def _keep(file: Path) -> Path:
             number += 1
         else:
             return kept
-
-
-def replace(file: Path, text: str) -> None:
-    """Writes a text file in one rename. Raises :class:`OSError` if it cannot be written."""
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-        fresh = Path(folder) / file.name
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, file)

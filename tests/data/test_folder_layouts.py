@@ -73,6 +73,13 @@ RIGHT = {
     "classes that are named train and test, said so": Case(
         images("train/") | images("test/"), {"test": (1, 1), "train": (1, 1)}, options={"layout": "classes"}
     ),
+    "classes that are named images and masks, said so": Case(
+        images("images/") | images("masks/"), {"images": (1, 1), "masks": (1, 1)}, options={"layout": "classes"}
+    ),
+    "masks as a class beside others": Case(images("masks/") | images("hats/"), {"hats": (1, 1), "masks": (1, 1)}),
+    "images beside a class of another name": Case(
+        images("images/") | images("sketches/"), {"images": (1, 1), "sketches": (1, 1)}
+    ),
     "images directly in the folder": Case(FLAT, {"image": (3, 1)}, layout="one folder without classes", note=ONE_CLASS),
     "folders that are no classes, said so": Case(
         images("2019/") | images("2020/", 3), {"image": (4, 1)}, options={"layout": "flat"}, note=ONE_CLASS
@@ -144,6 +151,23 @@ RIGHT = {
     "a table that says the same twice": Case(
         FLAT | {"labels.csv": f"file,label\n{ROWS}0.png,cat\n"}, IN_CAT_DOG, {".csv": 1}, BY_TABLE
     ),
+    "a text with a line per image": Case(
+        FLAT | {"list.txt": "# made by hand\nImage label\n0.png cat\n1.png,cat\n\n2.png\tdog\n3.png ;  dog\n"},
+        IN_CAT_DOG,
+        {".txt": 1},
+        {"labels": "list.txt"},
+        "classes from list.txt",
+    ),
+    "a text with names without ending, blanks in names and classes, and numbers": Case(
+        {"my cat.png": 1, "b 2.jpeg": 2, "c": PNG, "d": PNG + b"0"}
+        | {"l.txt": "\ufeffmy cat.png big cat\r\nb 2.jpeg big cat\r\nc 7\r\nd 7\r\n"},
+        {"7": (1, 1), "big cat": (1, 1)},
+        {".txt": 1},
+        {"labels": "l.txt"},
+    ),
+    "folders such as trainA that are classes, said so": Case(
+        images("trainA/") | images("testA/"), {"testA": (1, 1), "trainA": (1, 1)}, options={"layout": "classes"}
+    ),
     "unequal classes": Case(
         images("cat/", 8) | images("dog/"), {"cat": (6, 2), "dog": (1, 1)}, note="'cat' has 8 images and 'dog' 2"
     ),
@@ -195,6 +219,27 @@ WRONG = {
         images("train/cat/") | images("train/dog/") | images("test/"),
         "the images of `test` in .* lie in no class folder, but those of `train` do",
     ),
+    "images beside their masks": Wrong(
+        images("images/") | images("masks/"), "`masks` beside `images`, which are named like .* set data.layout to `classes`"
+    ),
+    "images beside their masks and trimaps, as in an archive": Wrong(
+        images("JPEGImages/") | images("SegmentationClass/") | images("trimaps/"),
+        "`SegmentationClass`, `trimaps` beside `JPEGImages`",
+    ),
+    "images beside their masks in split folders": Wrong(
+        images("train/images/") | images("train/masks/") | images("val/images/") | images("val/masks/"),
+        "`masks` beside `images`, which are named like .* set data.layout to `splits`",
+    ),
+    "the splits of two sets": Wrong(
+        images("trainA/") | images("trainB/") | images("testA/") | images("testB/"),
+        r"`testA`, `testB`, `trainA`, `trainB`, which are named like the splits of several sets.*`testA` becomes `test/A`",
+    ),
+    "a text whose line is no pair": Wrong(
+        FLAT | {"l.txt": "0.png cat\n1.png\n"}, r"line 2 of data.labels .*l\.txt is no pair; write .* `1.png cat`", {"labels": "l.txt"}
+    ),
+    "a text that names other files": Wrong(
+        FLAT | {"l.txt": "a.png cat\nb.png cat\n"}, "names no image of .*begins with 'a.png'", {"labels": "l.txt"}
+    ),
     "no splits, but said so": Wrong(CAT_DOG, "data.layout is `splits`, but .*`cat`, `dog`", {"layout": "splits"}),
     "more loose images than in class folders": Wrong(
         FLAT | images("thumbs/"), "4 files in .* lie in no class folder, and 2 lie in one; set data.layout to `flat`"
@@ -241,7 +286,7 @@ WRONG = {
         FLAT | {"m.jsonl": '{"file": "0.png", "label": 1}\n{"file":\n'}, "line 2 of .* is no JSON object", {"labels": "m.jsonl"}
     ),
     "no table at all": Wrong(FLAT, "labels.csv does not exist", BY_TABLE),
-    "a table of another kind": Wrong(FLAT | {"t.xlsx": "x"}, "must be a table: .csv, .tsv or .jsonl", {"labels": "t.xlsx"}),
+    "a table of another kind": Wrong(FLAT | {"t.xlsx": "x"}, "must be a table: .csv, .tsv, .jsonl or .txt", {"labels": "t.xlsx"}),
 }  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from sfd import cli
 from sfd.data.latents import STATISTICS
 from sfd.encoders.semantic.encoder import load_semantic
-from sfd.encoders.texture_vae import load_texture_vae, to_uint8
+from sfd.encoders.texture_vae import load_texture_vae
 from sfd.generation.model import DiffusionModel
+from sfd.pixels import to_uint8
 
 VECTORS = Path(__file__).parents[1] / "data/conformance"
 YAML = "model:\n  arch: transformer\n  transformer_heads: 4\ntraining:\n  lr: 1.0e-4\n"

@@ -643,10 +643,18 @@ def test_averaged_weights_follow_the_closed_form(tmp_path: Path) -> None:
         raw.append(task.network.weight.detach().cpu().clone())
 
     params, runtime = short(12, log_every=1, ema_decay=0.7)
+    initial = task.network.weight.detach().clone()
     averaged = train(task, params, 0, tmp_path, "a", log, runtime).network.weight
-    expected = 0.7**11 * raw[0] + sum(0.3 * 0.7 ** (11 - n) * raw[n] for n in range(1, 12))
+    expected = 0.7**12 * initial + sum(0.3 * 0.7 ** (11 - n) * raw[n] for n in range(12))
     torch.testing.assert_close(averaged.detach(), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(averaged, raw[-1], atol=1e-5)
+
+
+def test_the_average_starts_from_the_initial_weights(tmp_path: Path) -> None:
+    """As published: a copy before the first step, then ``average += (1 - decay) * (weights - average)`` after each."""
+    trained = run(SlopeTask(), short(3, learning_rate=0.01, ema_decay=0.5), tmp_path)
+    # The weight goes 0, -0.01, -0.02, -0.03, so the average goes 0, -0.005, -0.0125, -0.02125.
+    assert trained.network.bias.tolist() == pytest.approx([-0.02125] * len(trained.network.bias), rel=1e-5)
 
 
 def test_without_averaging_the_weights_are_the_raw_ones(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sfd.data.images import ImageBatch
-from sfd.encoders.texture_vae import TrainableAutoencoder, load_texture_vae, to_pixels
+from sfd.encoders.texture_vae import TrainableAutoencoder, load_texture_vae
 from sfd.encoders.tokenizers.pca import PcaTokenizer
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.evaluation.reconstruction import psnr
 from sfd.params import TextureVaeParams, TrainingParams
+from sfd.pixels import to_pixels
 from sfd.training.loop import log_nothing, train
 from sfd.training.texture_vae import Discriminator, ResidualTask, TextureVaeTask
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 WARM_UP_STEPS = 3
 """Steps before the measured ones: compilation, memory pools, caches."""
+MATMULS = 20
+"""Products, of which the fastest counts: other work on the machine only slows them."""
 
 
 @dataclass(frozen=True)
@@ -90,5 +91,4 @@ def matmul_ceiling(dtype: torch.dtype) -> float:
     """Floating-point operations per second of the fastest of many products of two large square matrices in ``dtype``."""
     size, device = (8192, "cuda") if torch.cuda.is_available() else (2048, "cpu")
     a, b = torch.randn(2, size, size, device=device).to(dtype).unbind()
-    timer = Timer("torch.mm(a, b)", globals={"torch": torch, "a": a, "b": b}, num_threads=torch.get_num_threads())
-    return float(2 * size**3 / min(timer.blocked_autorange(min_run_time=1.0).times))
+    return 2 * size**3 / min(time_steps(lambda: torch.mm(a, b), MATMULS))

@@ -5,40 +5,61 @@ from pathlib import Path
 
 from sfd.data.companions import kind_of_file, kind_of_folder
 from sfd.data.sources.arrangement import split_of
-from sfd.data.sources.table import LabelTable
+from sfd.data.sources.table import TABLE_ENDINGS, LabelTable
 from sfd.errors import UserError
 from sfd.params import DataParams
 
 _OF_A_DATASET = ("state.json", "dataset_info.json", "dataset_dict.json", "*.parquet", "*/*.parquet")
-_TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
+_NO_IMAGE = (".arrow", ".lock")
+"""Endings of what lies in a folder of `save_to_disk`, beside companions."""
 
 
 def detect(path: Path) -> dict[str, object]:
     """The options of section `data` that read this path: always `source` and `root`, and `labels` where a table gives the classes.
 
-    An archive or a folder of `*.tar` is `tar`; a folder of `save_to_disk` or of parquet files is `huggingface`; all else is `folder`.
-    A folder that holds nothing but one other folder is entered, as archives that were unpacked have one. A table beside the images counts
-    if it is the only one that names files and classes, and if there are no class folders. The paths are absolute.
+    An archive or a folder of `*.tar` is `tar`; a folder of `save_to_disk` or of parquet files is `huggingface`; all else, and all that
+    holds image files, is `folder`. A folder that holds nothing but one other folder is entered, as archives that were unpacked have one.
+    A table beside the images counts if it is the only one that names files and classes, and if there are no class folders. The paths are
+    absolute.
 
     Raises:
-        UserError: the path does not exist, or is a file that is no tar archive.
+        UserError: the path does not exist, is a file that is no tar archive, or cannot be read.
     """
     root = Path(os.path.abspath(os.path.expanduser(path)))
     if not root.exists():
         raise UserError(f"{root} does not exist; name a folder of images")
     if root.is_file():
         if root.suffix.lower() != ".tar":
-            raise UserError(f"{root} is a file; name a folder of images, or a .tar archive of them")
+            raise UserError(
+                f"{root} is a file; name a folder of images, or a .tar archive of them (unpack any other archive)"
+            )
         return {"source": "tar", "root": str(root)}
+    try:
+        return _detect_folder(root)
+    except PermissionError as error:
+        raise UserError(f"{error.filename} cannot be read by this user; change its permissions (chmod)") from None
+
+
+def _detect_folder(root: Path) -> dict[str, object]:
     inner = _unwrapped(root)
-    for folder in (root, inner):
-        if any(any(folder.glob(pattern)) for pattern in _OF_A_DATASET):
-            return {"source": "huggingface", "root": str(folder)}
-        if any(folder.glob("*.tar")):
-            return {"source": "tar", "root": str(folder)}
+    if not _holds_images(root):
+        for folder in (root, inner):
+            if any(any(folder.glob(pattern)) for pattern in _OF_A_DATASET):
+                return {"source": "huggingface", "root": str(folder)}
+            if any(folder.glob("*.tar")):
+                return {"source": "tar", "root": str(folder)}
     tables = _label_tables(inner)
     labels: dict[str, object] = {"labels": str(tables[0])} if len(tables) == 1 else {}
     return {"source": "folder", "root": str(inner), **labels}
+
+
+def _holds_images(root: Path) -> bool:
+    """Whether a file below the folder may be an image, by its name."""
+    for _, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if kind_of_folder(name) is None]
+        if any(kind_of_file(name) is None and not name.endswith(_NO_IMAGE) for name in files):
+            return True
+    return False
 
 
 def _unwrapped(root: Path) -> Path:
@@ -63,14 +84,28 @@ def _label_tables(root: Path) -> list[Path]:
     are_splits = all(split_of(folder.name) for folder in folders)
     if any(_inside(folder)[0] for folder in folders) if are_splits else len(folders) > 1:
         return []
-    found = []
-    for file in sorted(root.iterdir()):
-        if file.suffix.lower() in _TABLE_ENDINGS and file.is_file() and not file.name.startswith("."):
-            try:
-                LabelTable.read(
-                    file, *(str(DataParams.model_fields[key].default) for key in ("image_column", "label_column"))
-                )
-            except UserError:  # a table of something else
-                continue
-            found.append(file)
-    return found
+    files = [
+        Path(os.path.relpath(file, root))
+        for file in root.rglob("*")
+        if kind_of_file(file.name) is None and file.is_file()
+    ]
+    stems = {path.stem for path in files}
+    return [
+        file
+        for file in sorted(root.iterdir())
+        if file.suffix.lower() in TABLE_ENDINGS
+        and file.is_file()
+        and not file.name.startswith(".")
+        and not (file.suffix.lower() == ".txt" and file.stem in stems)  # a caption
+        and _names_most(file, root, files)
+    ]
+
+
+def _names_most(file: Path, root: Path, files: list[Path]) -> bool:
+    """Whether it is a table that gives at least half of the files a class. A text has no columns whose names could tell."""
+    columns = (str(DataParams.model_fields[key].default) for key in ("image_column", "label_column"))
+    try:
+        table = LabelTable.read(file, *columns)
+        return file.suffix.lower() != ".txt" or table.labels_of(root, files).num_files >= len(files) / 2
+    except UserError:  # a table of something else
+        return False

@@ -181,7 +181,7 @@ def _notes(counts: dict[str, dict[str, int]], num_near: int, image_size: int, me
     small, large = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
     if len(totals) == 1:
         notes.append(
-            "there is one class, so a model learns the images without classes: set diffusion.model.condition to `none`"
+            "there is one class, so there is nothing to tell a model about an image: diffusion.model.condition `none` fits"
         )
     elif totals[large] > _UNEQUAL * totals[small]:
         notes.append(f"the classes are unequal: {large!r} has {totals[large]} images and {small!r} {totals[small]}")

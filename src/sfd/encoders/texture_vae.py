@@ -12,6 +12,7 @@ from sfd.errors import UserError
 from sfd.names import TOKENIZERS
 from sfd.network_files import CONFIG, read_config, read_implementation, with_default_mode
 from sfd.params import TextureVaeParams
+from sfd.pixels import to_pixels, to_uint8
 from sfd.seeding import seeded_initialisation
 
 
@@ -82,16 +83,6 @@ class KlVae(TextureVae):
         folder.mkdir(parents=True, exist_ok=True)
         with with_default_mode(folder / "diffusion_pytorch_model.safetensors"):
             self.autoencoder.save_pretrained(folder)
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float [-1, 1]."""
-    return images.float() / 127.5 - 1.0
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """float [-1, 1] -> uint8 [0, 255], rounded."""
-    return ((pixels.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
 class TrainableAutoencoder(nn.Module):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd.data.images import ManifestImages
+from sfd.pixels import to_pixels
 
 BATCH = 200
 
@@ -24,5 +25,5 @@ def classifier_accuracy(network: nn.Module, images: ManifestImages) -> float:
     device = next(network.eval().parameters()).device
     rows = [range(start, min(start + BATCH, len(images))) for start in range(0, len(images), BATCH)]
     batches = (images.__getitems__(list(row)).images.to(device) for row in rows)
-    logits = torch.cat([network(batch.float() / 127.5 - 1.0) for batch in batches])
+    logits = torch.cat([network(to_pixels(batch)) for batch in batches])
     return balanced_accuracy(logits, images.class_indices)

@@ -55,7 +55,7 @@ def read_model_folder(folder: Path) -> tuple[BackboneConfig, ScheduleParams]:
     content = read_config(folder)
     check_format(folder / CONFIG, content, FORMAT)
     try:
-        return read_model_config(content)
+        return read_model_config(dict(content))
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(
             f"{folder / CONFIG} does not describe a diffusion model ({' '.join(str(error).split())}); "

@@ -32,7 +32,7 @@ class DataParams(Section):
     )
     labels: FilePath | None = Field(
         None,
-        description="table of the images' classes, .csv, .tsv or .jsonl (`folder`); null: classes are the subfolders",
+        description="table of the images' classes, .csv, .tsv, .jsonl or .txt (`folder`); null: classes are the subfolders",
     )
     image_column: str = Field(
         "image",
@@ -101,7 +101,10 @@ class TrainingParams(Section):
     beta2: float = Field(0.999, gt=0.0, lt=1.0, description="second-moment decay of AdamW (the first is 0.9)")
     weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay of AdamW")
     ema_decay: float = Field(
-        0.9999, ge=0.0, lt=1.0, description="decay of the averaged weights per step; 0: no averaging"
+        0.9999,
+        ge=0.0,
+        lt=1.0,
+        description="decay of the averaged weights per step, which start from the initial weights; 0: no averaging",
     )
     max_grad_norm: float | None = Field(None, gt=0.0, description="clip the gradient norm; null: no clipping")
     accumulation_steps: Positive = Field(1, description="micro-batches per optimizer step")

@@ -20,9 +20,9 @@ from sfd.planning.machine import Machine, read_machine
 from sfd.planning.timing import time_networks
 from sfd.preset import render, top_comments
 from sfd.preset_use import WHOLE, with_changes
-from sfd.preset_use import replace as replace_file
 from sfd.scaffold import judge_name
 from sfd.tables import as_text
+from sfd.text_file import replace_text
 from sfd.workspace import Workspace
 
 PRESET = "photos64"
@@ -164,9 +164,9 @@ def plan_project(workspace: Workspace, hours: float, apply: bool, say: Say) -> s
         return f"{planned.text()}\nparams.yaml has these values already"
     if not apply:
         return f"{planned.text()}\n{difference}\n\nnothing was written; `sfd plan --apply` writes it"
-    replace_file(workspace.params_file.resolve(), new)
+    replace_text(workspace.params_file.resolve(), new)
     for kept, text in planned.files(name).items():
-        replace_file(workspace.root / kept, text)
+        replace_text(workspace.root / kept, text)
     return f"{planned.text()}\n{difference}\n\nwritten to {workspace.params_file}"
 
 

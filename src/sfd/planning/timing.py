@@ -16,10 +16,10 @@ from sfd.bench.measure import time_steps
 from sfd.bench.networks import LatentShape, latent_shape, random_encoder
 from sfd.bench.workloads import measure_latents, measure_sample, measure_train
 from sfd.encoders.judges.judge import judge_class, load_judge
-from sfd.encoders.texture_vae import to_pixels
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
 from sfd.params import Params, TrainingParams, with_values
+from sfd.pixels import to_pixels
 from sfd.processes import inference_device
 from sfd.seeding import generator
 from sfd.sizes import SIZES

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 from sfd.data.images import ImageBatch
+from sfd.pixels import to_pixels
 from sfd.seeding import generator
 from sfd.training.batches import BatchedDataset
 
@@ -70,7 +71,7 @@ class ClassifierTask:
     def losses(self, network: nn.Module, data: ImageBatch, noise: Augmentation) -> dict[str, Tensor]:
         """The cross-entropy, batch mean."""
         labels = data.class_indices
-        pixels = augment(data.images.float() / 127.5 - 1.0, noise, self.mirror)
+        pixels = augment(to_pixels(data.images), noise, self.mirror)
         if self.num_classes == 1:
             labels = (noise.turn * QUARTER_TURNS).long().clamp(max=QUARTER_TURNS - 1)
             pixels = torch.stack(

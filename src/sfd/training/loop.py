@@ -160,6 +160,8 @@ class _Trainer(Generic[Batch, Draws]):
         else:
             raw = task.network.to(device).train()
             averaged = AveragedModel(raw, multi_avg_fn=average)
+        # The initial weights count as the first average, as in the publication; by default torch starts from those after the first step.
+        averaged.n_averaged.fill_(1)
         adamw = torch.optim.AdamW(
             [p for p in raw.parameters() if p.requires_grad],
             lr=params.learning_rate,

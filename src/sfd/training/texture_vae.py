@@ -8,10 +8,11 @@ from torch.func import functional_call
 from torch.nn.functional import cosine_similarity, l1_loss, mse_loss, relu
 
 from sfd.data.images import ImageBatch
-from sfd.encoders.texture_vae import TrainableAutoencoder, to_pixels
+from sfd.encoders.texture_vae import TrainableAutoencoder
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.tokenizers.tokenizer import Tokenizer
 from sfd.params import TextureVaeParams
+from sfd.pixels import to_pixels
 from sfd.seeding import generator, seeded_initialisation
 from sfd.training.batches import BatchedDataset
 

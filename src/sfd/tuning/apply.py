@@ -2,9 +2,6 @@
 
 import difflib
 import io
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,9 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap
 
 from sfd.errors import UserError
-from sfd.params import load_params
+from sfd.params import load_params, parse_params, parse_yaml
 from sfd.params.yaml import round_trip
+from sfd.text_file import replace_text
 
 
 def apply_values(file: Path, values: Mapping[str, object]) -> str:
@@ -34,8 +32,17 @@ def apply_values(file: Path, values: Mapping[str, object]) -> str:
     stream = io.StringIO()
     yaml.dump(tree, stream)
     new = stream.getvalue()
-    if not _replace(file.resolve(), new):
-        return ""
+    try:
+        if parse_params(parse_yaml(new, str(file)), str(file)) == load_params(file):
+            return ""
+    except UserError as error:
+        raise UserError(f"{error}; the file is left as it was") from None
+    try:
+        replace_text(file.resolve(), new)
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written: {error.strerror}; make its folder writable, or change the file by hand"
+        ) from None
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), str(file), str(file), lineterm="")
     return "\n".join(lines) + "\n"
 
@@ -56,24 +63,3 @@ def _set(tree: Any, key: str, value: object, file: Path) -> None:
         node[last] = value
     else:
         raise UserError(f"{file} has no key `{key}`; add it there, then apply again")
-
-
-def _replace(file: Path, text: str) -> bool:
-    """Replaces the file by the text if the text is valid and changes a parameter; returns whether it did."""
-    try:
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-            fresh = Path(folder) / file.name
-            fresh.write_text(text, encoding="utf-8")
-            try:
-                params = load_params(fresh)
-            except UserError as error:
-                raise UserError(f"{str(error).replace(str(fresh), str(file))}; the file is left as it was") from None
-            if params == load_params(file):
-                return False
-            shutil.copymode(file, fresh)
-            os.replace(fresh, file)
-            return True
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written: {error.strerror}; make its folder writable, or change the file by hand"
-        ) from None

@@ -20,6 +20,14 @@ _SPLITS = {
     HELDOUT: re.compile(rf"(val|valid|validation|test|testing|dev|eval|heldout|holdout){_ENDING}", re.IGNORECASE),
 }
 
+_SPLIT_OF_SET = re.compile(r"(train(ing)?|val|valid|validation|test|testing)[ _-]?(?P<set>[A-Z0-9])")
+"""A split of one of several sets, as in `trainA` and `testB`."""
+_IMAGES = re.compile(r"(jpeg)?(image|img|photo|picture|rgb)s?", re.IGNORECASE)
+_DRAWN = re.compile(
+    r"(mask|label|annotation|annot|segmentation|segmentation[ _-]?(class|object|mask)|trimap|depth|alpha|matte|gt|ground[ _-]?truth)s?",
+    re.IGNORECASE,
+)
+
 
 def split_of(name: str) -> str | None:
     """The split that a folder of this name holds: ``train`` as in `train` or `training_set`, ``heldout`` as in `val` or `test2017`."""
@@ -68,14 +76,19 @@ def arrange(
         has_table: whether a table gives the classes, so that folders are splits or nothing.
 
     Raises:
-        UserError: split folders lack training images, images or classes.
+        UserError: split folders lack training images, images or classes; or the folders are neither splits nor classes.
     """
     if layout == "splits" or (layout is None and _are_splits(root, folders)):
+        if layout is None and not has_table:
+            _refuse_masks(root, {path.parts[1] for path in files if len(path.parts) > 2}, "splits")
         return _arrange_splits(root, files, folders, has_table)
     if has_table:
         return Arrangement("images in one folder", 0)
     if layout == "flat" or (layout is None and files and all(len(path.parts) == 1 for path in files)):
         return Arrangement("one folder without classes", 0)
+    if layout is None:
+        _refuse_masks(root, folders, "classes")
+        _refuse_several_sets(root, folders)
     return Arrangement("class folders", 1, notes=_wrapper_notes(root, files, folders))
 
 
@@ -118,6 +131,28 @@ def _arrange_splits(root: Path, files: Sequence[Path], folders: set[str], has_ta
         return Arrangement(words, depth, dict.fromkeys(names[TRAIN]))
     words = f"split folders (train: {_named(names[TRAIN])}; held out: {_named(names[HELDOUT])}) {above}"
     return Arrangement(words, depth, {name: split for split in names for name in names[split]})
+
+
+def _refuse_masks(root: Path, names: set[str], layout: str) -> None:
+    """Raises :class:`UserError` if the folders that would be classes are one of images and others of what was drawn over them."""
+    drawn = {name for name in names if _DRAWN.fullmatch(name)}
+    images = [name for name in names - drawn if _IMAGES.fullmatch(name)]
+    if drawn and images and len(names) == len(drawn) + len(images):
+        raise UserError(
+            f"{root} holds {_named(drawn)} beside {_named(images)}, which are named like images and what was drawn over them, not like "
+            f"classes; keep {_named(images)} alone in data.root, or set data.layout to `{layout}` if they are classes"
+        )
+
+
+def _refuse_several_sets(root: Path, folders: set[str]) -> None:
+    """Raises :class:`UserError` if all folders are splits of several sets, as data for translations between two kinds of images have them."""
+    found = {name: match for name in folders if (match := _SPLIT_OF_SET.fullmatch(name))}
+    if len(found) == len(folders) > 1 and len({match[1] for match in found.values()}) > 1:
+        first = min(found)
+        raise UserError(
+            f"{root} holds {_named(found)}, which are named like the splits of several sets, and not like classes; make each set a class "
+            f"(`{first}` becomes `{found[first][1]}/{found[first]['set']}`), name one set alone, or set data.layout to `classes` if they are classes"
+        )
 
 
 def _wrapper_notes(root: Path, files: Sequence[Path], folders: set[str]) -> tuple[str, ...]:

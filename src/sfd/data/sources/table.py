@@ -1,8 +1,9 @@
-"""A table that names the class of each image file: CSV, TSV or JSONL."""
+"""A table that names the class of each image file: CSV, TSV, JSONL, or a text with a line per image."""
 
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,13 +18,16 @@ from sfd.params import DataParams
 FILE_COLUMNS = ("file_name", "file", "filename", "image", "path", "image_path", "name", "id", "image_id")
 CLASS_COLUMNS = ("label", "class", "category", "class_name", "labels", "target")
 """Names under which a column is looked for, in this order, if `data.image_column` or `data.label_column` is left as it is."""
+TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".txt")
+_PAIR = re.compile(r"(?P<file>.+?\.\w{2,5}|[^\s,;]+)[\s,;]+(?P<label>.*\S)\s*")
+"""A line of a text: a file's name, which may hold blanks if it has an ending; a separator; the class, which may hold blanks."""
 _SHOWN = 5
 
 
 def check_table(file: Path) -> None:
     """Raises :class:`UserError` unless the file is there and its name is that of a table."""
-    if file.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
-        raise UserError(f"data.labels {file} must be a table: .csv, .tsv or .jsonl; convert it")
+    if file.suffix.lower() not in TABLE_ENDINGS:
+        raise UserError(f"data.labels {file} must be a table: .csv, .tsv, .jsonl or .txt; convert it")
     if not file.is_file():
         raise UserError(f"data.labels {file} does not exist; correct the path, or set data.labels to null")
 
@@ -51,6 +55,11 @@ class Labels:
         for row in row_of.values():
             uses[row.line] = uses.get(row.line, 0) + 1
         self._uses = uses
+
+    @property
+    def num_files(self) -> int:
+        """Files that a row names."""
+        return len(self._row_of)
 
     def label_of(self, relative: Path) -> int | str:
         """The class of a file. Raises :class:`ImageRefused` if the table does not tell it."""
@@ -81,10 +90,10 @@ class LabelTable:
     @classmethod
     def read(cls, file: Path, image_column: str, label_column: str) -> "LabelTable":
         """Reads a table in UTF-8, with or without BOM; the separator of a CSV is the most frequent of comma, semicolon and tab in its
-        first line.
+        first line. A `.txt` has no names of columns, but a line per image: its name, a blank, tab, comma or semicolon, its class.
 
         Args:
-            file: `.csv`, `.tsv` or `.jsonl`.
+            file: `.csv`, `.tsv`, `.jsonl` or `.txt`.
             image_column: name of the column of files. If it is the option's default and missing, one of :data:`FILE_COLUMNS` is taken.
             label_column: the same for the classes, with :data:`CLASS_COLUMNS`.
 
@@ -92,13 +101,15 @@ class LabelTable:
             UserError: the file is missing, is no such table, or lacks a column.
         """
         check_table(file)
+        ending = file.suffix.lower()
+        read = _json_rows if ending == ".jsonl" else _text_rows if ending == ".txt" else _csv_rows
         try:
-            rows = list(_json_rows(file) if file.suffix.lower() == ".jsonl" else _csv_rows(file))
+            rows = list(read(file))
         except UnicodeDecodeError:
             raise UserError(f"data.labels {file} is not UTF-8; save it as UTF-8") from None
         if not rows:
             raise UserError(
-                f"data.labels {file} has no rows; name the columns in its first line, then one image per line"
+                f"data.labels {file} has no rows; write one image per line, after a first line that names the columns (.csv, .tsv)"
             )
         columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
         image = _column(file, "image_column", image_column, FILE_COLUMNS, columns)
@@ -203,6 +214,21 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Cells]]:
                     '{"file_name": "1.png", "label": "cat"}'
                 )
             yield number, cells
+
+
+def _text_rows(file: Path) -> Iterator[tuple[int, Cells]]:
+    with file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            pair = _PAIR.fullmatch(line.strip("\r\n"))
+            if pair is None:
+                raise UserError(
+                    f"line {number} of data.labels {file} is no pair; write a file's name, a blank and its class, such as `1.png cat`"
+                )
+            name, label = pair["file"].strip("\"'"), pair["label"].strip("\"'")
+            if name.lower() not in FILE_COLUMNS or label.lower() not in CLASS_COLUMNS:  # else it names the columns
+                yield number, {"file": name, "label": label}
 
 
 def _column(file: Path, option: str, wanted: str, usual: Sequence[str], columns: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sfd.encoders.judges.judge import Judge
 from sfd.network_files import load_weights, read_config, save_network, weights_digest
 from sfd.params import JudgeParams
+from sfd.pixels import to_pixels
 from sfd.seeding import seeded_initialisation
 
 BASE = "resnet18"
@@ -31,7 +32,7 @@ class ResnetJudge(Judge):
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """As :class:`Judge` says; the features are pooled, and there are no logits without class labels."""
-        maps = self.resnet.forward_features(images.float() / 127.5 - 1.0)
+        maps = self.resnet.forward_features(to_pixels(images))
         features = self.resnet.forward_head(maps, pre_logits=True)
         return features, self.resnet.fc(features) if self.classes is not None else None
 

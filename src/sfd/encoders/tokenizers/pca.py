@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from sfd.encoders.components import leading_components, moments
-from sfd.encoders.texture_vae import to_pixels
 from sfd.encoders.tokenizers.tokenizer import Tokenizer
 from sfd.errors import UserError
 from sfd.params import TextureVaeParams
+from sfd.pixels import to_pixels
 
 EMPTY_SHARE = 1e-9
 """A component with a smaller share of the largest variance is rounding, not image."""

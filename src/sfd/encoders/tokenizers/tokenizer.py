@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sfd.encoders.texture_vae import TextureVae, to_pixels, to_uint8
+from sfd.encoders.texture_vae import TextureVae
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.errors import UserError
 from sfd.network_files import CONFIG, load_weights, read_config, save_network
 from sfd.params import TextureVaeParams
+from sfd.pixels import to_pixels, to_uint8
 
 
 class Tokenizer(TextureVae):
