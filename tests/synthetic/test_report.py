@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,6 +154,7 @@ def test_a_refused_report_leaves_no_folder(project: Project) -> None:
         tree["judges"][0] |= {"kind": "inception", "source": "pretrained", "name": "inception", "training": None}
         tree["register"]["gates"] = {}
         project.write_params(tree)
+        shutil.copytree("results/judge/digits_judge", "results/judge/inception")
         try:
             with pytest.raises(UserError, match="judges.0.source is `pretrained`"):
                 generate(Path("refused"))

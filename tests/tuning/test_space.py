@@ -12,10 +12,13 @@ from sfd.params import Params, check_study, current_value, parse_params, with_va
 from sfd.tuning.space import distributions
 
 
-def params(space: dict[str, Any], kind: str = "sampling", **sections: dict[str, Any]) -> Params:
+def params(space: dict[str, Any], kind: str = "sampling", **sections: Any) -> Params:
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     for name, values in sections.items():
-        tree[name] |= values
+        if name == "judges":
+            tree["judges"][0] |= values[0]
+        else:
+            tree[name] |= values
     tree["tune"] |= {"kind": kind, "space": space}
     return parse_params(tree)
 
