@@ -127,7 +127,7 @@ class Bench:
         check_current(workspace, ("prepare", "texture_vae", "judge", "diffusion"), params)
         self.params, self.device = params, inference_device()
         self.classes = [index % 10 for index in range(num_images)]
-        self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
+        self.judge = load_judge(workspace.judge(params.first_judge.name)).to(self.device)
         self.images = ImageGenerator.load(workspace.model(), workspace.result("texture_vae") / "model")
         heldout = open_prepared(workspace, params).images(HELDOUT)
         batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)

@@ -54,18 +54,19 @@ def measure() -> tuple[float, float, int, int]:
 
     workspace = Workspace.find()
     params = workspace.load_params()
-    scorer, model = SampleScorer(workspace), DiffusionModel.load(workspace.model())
+    judges = load_judges(workspace, params.judges[:1])
+    scorer, model = SampleScorer(workspace, judges), DiffusionModel.load(workspace.model())
     values = model.condition.plan(params.sample.num_images, params.sample.class_mix)
     heldout = open_prepared(workspace, params).images(HELDOUT)
     wanted = model.condition.columns(values).get("class_index")
     chosen = choose_mix(wanted, heldout.class_indices.tolist(), params.seed, "heldout")
-    batches = ImageBatches(params.runtime.evaluate.batch_size, scorer.judge)
-    reference = Reference.of(extract(scorer.judge, batches.of_images(heldout, chosen)))
+    batches = ImageBatches(params.runtime.evaluate.batch_size, judges[0])
+    reference = Reference.of(extract(judges[0], batches.of_images(heldout, chosen)))
     settings = make_grid(params, GRID).settings
-    scorer.score(model, settings[0].params, values[:50], params.seed, reference)  # warm
+    scorer.score(model, settings[0].params, values[:50], params.seed, [reference])  # warm
     started = time.perf_counter()
     for setting in settings:
-        scorer.score(model, setting.params, values, params.seed, reference)
+        scorer.score(model, setting.params, values, params.seed, [reference])
     bare = time.perf_counter() - started
     shutil.rmtree(workspace.scores, ignore_errors=True)
     started = time.perf_counter()

@@ -223,12 +223,12 @@ def test_an_overlay_changes_what_it_names_and_null_takes_a_section_away(
     presets_in(
         tmp_path,
         monkeypatch,
-        first="base: digits\nschedule: {tau: 0.2}\njudge: {channels: [8, 8, 8, 8]}\ndiffusion: {training: {max_grad_norm: 1.0}}\n",
+        first="base: digits\nschedule: {tau: 0.2}\njudges: [{channels: [8, 8, 8, 8]}]\ndiffusion: {training: {max_grad_norm: 1.0}}\n",
         second="base: first\nseed: 3\nsemantic: {kind: pca, training: null}\ndiffusion: {training: {max_grad_norm: null}}\n"
         "tune: {space: {sample.num_steps: null}}\n",
     )
     digits, first, second = (load_preset(name) for name in ("digits", "first", "second"))
-    assert (first.schedule.tau, first.judge.channels, first.seed) == (0.2, (8, 8, 8, 8), 0)
+    assert (first.schedule.tau, first.first_judge.channels, first.seed) == (0.2, (8, 8, 8, 8), 0)
     assert first.diffusion.training.max_grad_norm == 1.0 and first.semantic == digits.semantic
     assert (second.schedule.tau, second.seed, second.semantic.training) == (0.2, 3, None)
     assert second.diffusion.training.max_grad_norm is None

@@ -179,6 +179,10 @@ class Workspace:
         decay = params.sample.ema_decay
         return self.model(params.sample.step, None if decay == params.diffusion.training.ema_decay else decay)
 
+    def judge(self, name: str) -> Path:
+        """The folder of a judge that stage ``judge`` made."""
+        return self.result("judge") / name / "model"
+
     def kept_steps(self) -> list[int]:
         """The steps of training whose weights the result of stage ``diffusion`` holds, in order."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.result("diffusion").glob("steps/step-*"))
@@ -238,6 +242,10 @@ class Workspace:
             value = getattr(section, name)
             if isinstance(value, BaseModel):
                 changes[name] = self.resolve_paths(value)
+            elif isinstance(value, tuple):
+                changes[name] = tuple(
+                    self.resolve_paths(each) if isinstance(each, BaseModel) else each for each in value
+                )
             elif isinstance(value, Path):
                 changes[name] = self.resolve(value)
             elif name in ADDRESSES and isinstance(value, str) and registered_model(value) is None:

@@ -16,7 +16,7 @@ FILES = [
     *(REPOSITORY / f"presets/{name}.yaml" for name in ("digits", "imagenet256-sfd-xl")),
 ]
 """The complete ones; see tests/test_preset.py for the overlays."""
-NETWORKS = ["encoder", "texture_vae", "judge", "semantic", "diffusion"]
+NETWORKS = ["encoder", "texture_vae", "judges.N", "semantic", "diffusion"]
 KEYS = """
 NETWORK.training.accumulation_steps
 NETWORK.training.batch_size
@@ -86,8 +86,11 @@ encoder.num_heads
 encoder.patch_size
 encoder.source
 encoder.width
+evaluate.cmmd
+evaluate.density
 evaluate.kid_subset_size
 evaluate.kid_subsets
+evaluate.memorisation
 evaluate.min_images.class_accuracy
 evaluate.min_images.fd
 evaluate.min_images.inception_score
@@ -100,13 +103,13 @@ features.crop
 features.max_images
 features.mirror
 features.shard_size
-judge.channels
-judge.file
-judge.input_size
-judge.kind
-judge.model
-judge.name
-judge.source
+judges.N.channels
+judges.N.file
+judges.N.input_size
+judges.N.kind
+judges.N.model
+judges.N.name
+judges.N.source
 latents.quadrants
 latents.semantic_posterior
 latents.shard_size
@@ -241,7 +244,7 @@ def test_the_imagenet_preset_is_the_papers_xl_run_and_names_its_result_and_sourc
     assert (recipe.learning_rate, recipe.warmup_steps, recipe.warmup_from) == (5e-5, 500, 0.01)
     assert (recipe.decay, recipe.decay_start, recipe.decay_to) == ("cosine", 800_000, 0.1)
     assert (recipe.weight_decay, recipe.ema_decay) == (0.01, 0.0)
-    assert params.judge.name == "inception"
+    assert params.first_judge.name == "inception"
     assert params.encoder.input_size // params.encoder.patch_size == 16
 
 
@@ -253,6 +256,7 @@ def test_what_is_printed_reads_back_as_the_same_parameters() -> None:
 
 def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     expanded = [key.replace("NETWORK", network) for key in KEYS for network in (NETWORKS if "NETWORK" in key else [""])]
+    expanded = [key.replace("runtime.judges.N.", "runtime.judge.") for key in expanded]  # for all judges
     assert sorted(KEYS) == KEYS
     dumped = parse_params(DIGITS).model_dump(by_alias=True)
     for section, mapping in (("tune", "space"), ("register", "gates")):

@@ -9,7 +9,7 @@ from sfd.errors import UserError
 from sfd.params import GateParams
 from sfd.registry.gates import GateResult, check_gates, gate_table, unlike_references
 from sfd.registry.smoke import Smoke, check_smoke
-from sfd.registry.versions import VersionInfo, describe_difference
+from sfd.registry.versions import VersionInfo, describe_difference, measured_alike
 
 MEASURED = {"judge": "eye", "judge_digest": "a" * 64, "num_images": "450", "reference": "b" * 64} | {
     "reference_name": "heldout"
@@ -157,6 +157,43 @@ def test_what_two_measurements_differ_in_is_named(key: str) -> None:
     assert describe_difference(record(), record("1")) is None
     said = describe_difference(record(), other)
     assert said is not None and key in said and "other" in said and "version 2 and version 1" in said
+
+
+EAR = {"judge_digest.ear": "c" * 64, "fdr": "eye, ear"}
+OTHER_EAR = EAR | {"judge_digest.ear": "d" * 64}
+
+
+@pytest.mark.parametrize(
+    ("metric", "theirs", "is_comparable"),
+    [
+        ("fd_eye", EAR, True),
+        ("fd_eye", {}, True),
+        ("fd_eye", OTHER_EAR, True),
+        ("fd_ear", EAR, True),
+        ("fd_ear", OTHER_EAR, False),
+        ("fdr_ear", OTHER_EAR, False),
+        ("fdr", EAR, True),
+        ("fdr", OTHER_EAR, False),
+        ("fdr", EAR | {"fdr": "eye"}, False),
+        ("fdr_eye", OTHER_EAR, True),
+    ],
+)
+def test_judges_beside_the_first_concern_their_own_metrics_alone(
+    metric: str, theirs: dict[str, str], is_comparable: bool
+) -> None:
+    version = replace(record(**{metric: 0.1, f"se_{metric}": 0.01}), measured=MEASURED | EAR)
+    champion = replace(record("1", **{metric: 0.9, f"se_{metric}": 0.01}), measured=MEASURED | theirs)
+    assert describe_difference(version, champion) is None
+    found = verdict(metric, {"improve": True}, version, champion)
+    assert found.passed == is_comparable and (found.reason == "cannot be compared") == (not is_comparable)
+
+
+def test_a_kernel_distance_is_compared_with_that_of_the_same_judge() -> None:
+    version = replace(record(), measured=MEASURED | EAR | {"cmmd": "ear"})
+    for theirs, alike in (({"cmmd": "ear"}, True), ({"cmmd": "eye"}, False), ({}, False)):
+        other = replace(record("1"), measured=MEASURED | EAR | theirs)
+        assert measured_alike("cmmd", version, other) == measured_alike("cmmd_heldout", version, other) == alike
+        assert measured_alike("fdr", version, other) and describe_difference(version, other) is None
 
 
 def test_a_version_of_an_older_sfd_cannot_be_compared() -> None:

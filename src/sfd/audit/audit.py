@@ -59,7 +59,7 @@ def audit(workspace: Workspace, folder: Path) -> str:
     check_current(workspace, UPSTREAM, params)
     samples = find_samples(folder, params.data)
     data = open_prepared(workspace, params)
-    judge = load_judge(workspace.result("judge") / "model").to(inference_device())
+    judge = load_judge(workspace.judge(params.first_judge.name)).to(inference_device())
     work = workspace.work("audit")
     with lock(work, "an audit"):
         out = work / "out"

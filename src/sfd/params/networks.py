@@ -234,7 +234,7 @@ class TextureVaeParams(Section):
 
 
 class JudgeParams(Section):
-    """The network whose features score samples. It is never the encoder."""
+    """A network whose features score samples. The first one also tells the classes, and is never the encoder."""
 
     kind: Annotated[str, OneOf(JUDGES)] = Field(description="the network")
     source: Literal["pretrained", "file", "package", "train"] = Field(

@@ -98,7 +98,7 @@ def best_weights(workspace: Workspace, metric: str | None = None) -> dict[str, o
 
 def _known_metric(params: Params, metric: str | None) -> str:
     """The metric, or the distance if it is None. Raises :class:`UserError` if the judge gives no such metric."""
-    judge = params.judge
+    judge = params.first_judge
     knows_classes = judge.kind != "inception" and params.diffusion.model.condition != "none"
     known = metric_names(judge.name, knows_classes)
     if metric is not None and metric not in known:
@@ -148,7 +148,8 @@ def _score(current: Stage, weights: Weights) -> None:
     fresh = file.with_suffix(".part")
     fresh.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     # Before these weights count as done, so that the next ones find none of their features.
-    evaluation.store.forget(SAMPLES)
+    for store in evaluation.stores:
+        store.forget(SAMPLES)
     fresh.replace(file)
     shutil.rmtree(drawn)
 

@@ -38,7 +38,7 @@ def take_up(stage: Stage, grid_every: int = 1) -> None:
     What the stage is at work on already comes first. All processes must call it. ``grid_every``: grids of other steps are left out; a
     training of the whole length would not have drawn the one at the end of the first part.
     """
-    folder = stage.workspace.finished(stage.name)
+    folder = stage.finished
     if rank() == 0 and not (stage.work / CHECKPOINT).is_file() and (folder / FACTS).is_file():
         before: Facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         now: Facts = json.loads(json.dumps(stage.facts))  # as `before` was written
@@ -86,7 +86,7 @@ def keep(stage: Stage) -> None:
 
     Files are linked, so that they take no room twice as long as the result is there.
     """
-    folder = stage.workspace.finished(stage.name)
+    folder = stage.finished
     fresh = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sfd.names import ERROR_PREFIX, combined_error, is_higher_better, kind_of, reference_of, too_few
 from sfd.params import GateParams
-from sfd.registry.versions import VersionInfo
+from sfd.registry.versions import VersionInfo, measured_alike
 from sfd.tables import as_text
 
 OTHER_REFERENCE = "other reference"
@@ -40,10 +40,11 @@ def check_gates(
     verdicts, others = [], unlike_references(gates, version, reference)
     for metric, gate in gates.items():
         unlike = OTHER_REFERENCE if metric in others else None
+        alike = comparable and (champion is None or measured_alike(metric, version, champion))
         if gate.limit is not None:
-            verdicts.append(_check_limit(metric, gate.limit, version, champion if comparable else None, unlike))
+            verdicts.append(_check_limit(metric, gate.limit, version, champion if alike else None, unlike))
         if gate.improve:
-            verdicts.append(_check_improvement(metric, version, champion, comparable, unlike))
+            verdicts.append(_check_improvement(metric, version, champion, alike, unlike))
     return verdicts
 
 

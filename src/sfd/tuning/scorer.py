@@ -1,20 +1,21 @@
 """Draws images as a candidate says, and scores them. Does not use Optuna or MLflow, and trains nothing."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sfd.encoders.judges.judge import load_judge
+from sfd.encoders.judges.judge import Judge
 from sfd.encoders.texture_vae import load_texture_vae
-from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
+from sfd.evaluation.fidelity import Features, FeatureStatistics, Reference, class_accuracy, compare, extract
 from sfd.generation.images import ImageGenerator, image_seed, load_weak
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone
 from sfd.models.conditions import Value
+from sfd.names import distance_name
 from sfd.params import Params
 from sfd.processes import inference_device
 from sfd.workspace import Workspace
@@ -32,57 +33,73 @@ class Repeat:
 
 
 class SampleScorer:
-    """Holds what all candidates share: the judge, the decoder, and the weak models of AutoGuidance."""
+    """Holds what all candidates share: the judges, the decoder, and the weak models of AutoGuidance."""
 
-    def __init__(self, workspace: Workspace) -> None:
-        """Raises :class:`UserError` if the judge or the texture VAE is missing or damaged."""
+    def __init__(self, workspace: Workspace, judges: Sequence[Judge]) -> None:
+        """Raises :class:`UserError` if the texture VAE is missing or damaged."""
         self.workspace, self.device = workspace, inference_device()
         self._weak_models: dict[Path, Backbone] = {}
-        self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
+        self.judges = list(judges)
         self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
 
     def score(
-        self, model: DiffusionModel, params: Params, values: list[Value], seed: int, reference: Reference
+        self,
+        model: DiffusionModel,
+        params: Params,
+        values: list[Value],
+        seed: int,
+        references: Sequence[Reference],
+        others: Sequence[str] = (),
     ) -> Repeat:
-        """Draws an image of each of the ``values`` as ``params.sample`` says, and compares them with ``reference``.
+        """Draws an image of each of the ``values`` as ``params.sample`` says, and compares them with what each judge saw of real images.
 
         Image i has the seed that stage ``sample`` gives it if the stage has ``seed``. Only the first images are kept in memory.
-        Metrics: those of :func:`sfd.evaluation.fidelity.compare`; ``class_accuracy`` if the judge knows the classes and the model draws
-        them; and ``seconds_per_image`` of sampling.
+        Metrics: those of :func:`sfd.evaluation.fidelity.compare` by the first judge; ``class_accuracy`` if it knows the classes and the
+        model draws them; ``fd_NAME`` of the ``others``; and ``seconds_per_image`` of sampling.
+
+        Args:
+            references: of the judges, in their order; those of judges that are not asked may be missing at the end.
+            others: names of the judges beside the first that are asked.
         """
         weak, size = params.sample.guidance.weak_model, params.runtime.evaluate.batch_size
-        images = ImageGenerator(
-            model,
-            self.decoder,
-            self._weak_model(weak, model, params.sample.other_networks) if weak else None,
-            self.device,
-        )
+        guide = self._weak_model(weak, model, params.sample.other_networks) if weak else None
+        images = ImageGenerator(model, self.decoder, guide, self.device)
         seeds = [image_seed(seed, i) for i in range(len(values))]
         drawn = _Timed(images.sample(values, seeds, params.sample, params.runtime.sample.batch_size))
         shown: list[Tensor] = []
-
-        def noted() -> Iterator[Tensor]:
-            for pixels in drawn:
-                room = GRID_IMAGES - sum(map(len, shown))
-                if room > 0:
-                    shown.append(pixels[:room].clone())  # a view would keep the whole batch in memory
-                yield pixels
-
-        batches = (batch.to(self.device) for batch in _regrouped(noted(), size))
-        features = extract(self.judge, batches, spatial=reference.spatial is not None)
-        metrics = compare(features, reference, params.evaluate, seed)
+        seen: dict[str, list[Features]] = {}
+        first, asked = self.judges[0], [self.judges[0], *(each for each in self.judges if each.name in others)]
+        for pixels in _regrouped(_noted(drawn, shown), size):
+            for judge in asked:
+                spatial = judge is first and references[0].spatial is not None
+                seen.setdefault(judge.name, []).append(extract(judge, [pixels.to(self.device)], spatial=spatial))
+        features = {name: Features.joined(parts) for name, parts in seen.items()}
+        metrics = compare(features[first.name], references[0], params.evaluate, seed)
         wanted = model.condition.columns(values).get("class_index")
-        if wanted is not None and self.judge.knows_classes:
-            metrics["class_accuracy"] = class_accuracy(features, torch.tensor(wanted), self.judge)
+        if wanted is not None and first.knows_classes:
+            metrics["class_accuracy"] = class_accuracy(features[first.name], torch.tensor(wanted), first)
+        for judge, reference in zip(self.judges[1:], references[1:], strict=False):
+            if judge.name in others:
+                found = FeatureStatistics.of(features[judge.name].features)
+                metrics[distance_name(judge.name)] = found.distance(reference.statistics)
         metrics["seconds_per_image"] = drawn.seconds / len(values)
-        first = torch.cat(shown)
-        return Repeat(metrics, first, [model.condition.label(value) for value in values[: len(first)]])
+        pictures = torch.cat(shown)
+        return Repeat(metrics, pictures, [model.condition.label(value) for value in values[: len(pictures)]])
 
     def _weak_model(self, folder: Path, model: DiffusionModel, other_networks: bool) -> Backbone:
         """AutoGuidance's weak model, loaded once: all candidates were trained on the same latents."""
         if folder not in self._weak_models:
             self._weak_models[folder] = load_weak(self.workspace.resolve(folder), model, other_networks)
         return self._weak_models[folder]
+
+
+def _noted(batches: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:
+    """The same batches; ``shown`` gets the first images."""
+    for pixels in batches:
+        room = GRID_IMAGES - sum(map(len, shown))
+        if room > 0:
+            shown.append(pixels[:room].clone())  # a view would keep the whole batch in memory
+        yield pixels
 
 
 def _regrouped(batches: Iterator[Tensor], size: int) -> Iterator[Tensor]:

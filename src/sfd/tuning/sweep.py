@@ -17,6 +17,7 @@ from sfd.params import Params, as_yaml, to_tree, with_values
 from sfd.pictures import Scale, plot_curves, plot_heat_map
 from sfd.pipeline.inputs import STAGES, check_current, digest_facts, digest_path
 from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.reference import load_judges, open_kept
 from sfd.pipeline.stage import Stage, stage
 from sfd.tables import as_text
 from sfd.tuning.apply import apply_values
@@ -50,7 +51,7 @@ def sweep(workspace: Workspace, axes: Sequence[str], num_images: int | None = No
             or out of date.
     """
     params = workspace.load_params()
-    metric = metric or distance_name(params.judge.name)
+    metric = metric or distance_name(params.first_judge.name)
     _check_metric(metric, params)
     grid = make_grid(_with_images(params, num_images), axes)
     check_current(workspace, STAGES[NAME].upstream, params)
@@ -84,7 +85,7 @@ def _with_images(params: Params, num_images: int | None) -> Params:
 
 def _check_metric(metric: str, params: Params) -> None:
     """Raises :class:`UserError` unless a sweep measures this metric of the samples."""
-    judge, floors = params.judge, ("_heldout", "_reconstruction")
+    judge, floors = params.first_judge, ("_heldout", "_reconstruction")
     knows = judge.kind != "inception" and params.diffusion.model.condition != "none"
     known = [name for name in metric_names(judge.name, knows) if not name.endswith(floors)]
     known = [name for name in known if name not in ("kid_std", "num_images", "memorised_fraction")] + [SPEED]
@@ -112,7 +113,7 @@ class _Sweep:
 
     def _draw(self, settings: list[Setting]) -> None:
         current, params = self.current, settings[0].params  # they differ in nothing that is read here
-        scorer = SampleScorer(current.workspace)
+        scorer = SampleScorer(current.workspace, load_judges(current.workspace, params.judges[:1]))
         model = DiffusionModel.load(current.workspace.sampled_model(params))
         values = model.condition.plan(params.sample.num_images, params.sample.class_mix)
         planned = current.work / "planned"
@@ -125,17 +126,19 @@ class _Sweep:
             scorer.decoder,
             planned,
             params.seed,
-            FeatureStore(current.work / "features", scorer.judge, size, 0, 1),
+            [FeatureStore(current.work / "features" / each.name, each, size, 0, 1) for each in scorer.judges],
+            open_kept(current.workspace, scorer.judges),
         )
-        for line in evaluation.notes:
+        for line in evaluation.comparison.notes:
             print(f"sweep: {line}", file=sys.stderr)
-        judge, compared = scorer.judge, {"num_images": float(evaluation.count)}
+        judge, count = scorer.judges[0], evaluation.comparison.count
+        compared = {"num_images": float(count)}
         self._check_enough(compared | count_images(compared | {self.metric: 0.0}, {}, params.evaluate, judge))
-        evaluation.extract_reference()
-        reference = evaluation.compared_with()
+        evaluation.extract_originals()
+        references = [evaluation.compared_with()]
         names = {"fd": distance_name(judge.name), "is": inception_score_name(judge.name)}
         for number, setting in enumerate(settings):
-            found = scorer.score(model, setting.params, values[: evaluation.count], params.seed, reference).metrics
+            found = scorer.score(model, setting.params, values[:count], params.seed, references).metrics
             metrics = {names.get(key, key): value for key, value in found.items()} | compared
             self._write(setting, metrics | count_images(metrics, {}, params.evaluate, judge))
             said = ", ".join(f"{key} {as_yaml(value)}" for key, value in setting.values.items())
