@@ -47,6 +47,7 @@ def measure() -> tuple[float, float, int, int]:
     from sfd.evaluation.views import ImageBatches, choose_mix
     from sfd.generation.model import DiffusionModel
     from sfd.pipeline.prepare import open_prepared
+    from sfd.pipeline.reference import load_judges
     from sfd.tuning.grid import make_grid
     from sfd.tuning.scorer import SampleScorer
     from sfd.tuning.sweep import sweep

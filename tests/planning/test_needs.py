@@ -59,14 +59,14 @@ def test_a_bare_laptop_lacks_all_of_the_papers_run_with_needs_and_finds(tmp_path
         "disk",
         "GPU",
         "encoder",
-        "judge",
+        "judges",
     }
     assert "train/ and val/" in lines["images"].needed and lines["texture_vae"].needed == "weights/texture_vae_f16d32"
     assert lines["evaluate"].needed.endswith("VIRTUAL_imagenet256_labeled.npz")
     assert "features" in lines["disk"].needed and "latents 1,071" in lines["disk"].needed
     assert lines["disk"].found == "50 GB free" and lines["GPU"].found.startswith("none; ")
     assert lines["encoder"].needed == "timm/vit_base_patch14_reg4_dinov2.lvd142m of the hub"
-    assert "weights-inception" in lines["judge"].needed and lines["judge"].found == "does not answer"
+    assert "weights-inception" in lines["judges"].needed and lines["judges"].found == "does not answer"
 
 
 @pytest.mark.usefixtures("connected")
@@ -128,7 +128,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
 def test_the_command_ends_with_status_1_if_anything_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "read_machine", lambda _folder: LAPTOP)
     status, said = run(tmp_path, XL)
-    assert status == 1 and "missing: images, texture_vae, evaluate, disk, GPU, encoder, judge" in said
+    assert status == 1 and "missing: images, texture_vae, evaluate, disk, GPU, encoder, judges" in said
     status, said = run(tmp_path, "digits")
     assert status == 0 and said.endswith("nothing is missing\n")
     assert list(tmp_path.iterdir()) == []
@@ -143,4 +143,4 @@ def test_in_a_project_the_images_are_those_that_the_preset_would_leave(
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     draw_images(tmp_path / "mine" / "a", 3, 1, vertical=False)
     _, said = run(tmp_path, XL)
-    assert "3 files" in said and "missing: texture_vae, evaluate, judge" in said
+    assert "3 files" in said and "missing: texture_vae, evaluate, judges" in said

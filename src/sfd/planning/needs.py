@@ -22,7 +22,7 @@ from sfd.workspace import Workspace
 
 IMAGENET_TRAIN = 1_281_167
 """Training images of ImageNet, which are not counted: a walk through so many files takes minutes."""
-SECTIONS = ("encoder", "texture_vae", "judge", "semantic", "diffusion", "sample", "evaluate")
+SECTIONS = ("encoder", "texture_vae", "judges", "semantic", "diffusion", "sample", "evaluate")
 """Sections that may name files."""
 STATE_BYTES, CHECKPOINT_BYTES, WEIGHT_BYTES = 20, 16, 4
 """Per parameter: while it is trained (weights, gradient, average, two moments), in a checkpoint, and in a model; float32."""
@@ -221,12 +221,12 @@ def _hubs(params: Params, machine: Machine) -> Iterator[Need]:
         is_missing = copy is None and not machine.has_hub
         remedy = "connect, or give files: `source: file`" if is_missing else ""
         yield Need(subject, f"{repository} of the hub", found, remedy)
-    if params.judge.kind == "inception" and params.judge.source == "pretrained":
+    if any(judge.kind == "inception" and judge.source == "pretrained" for judge in params.judges):
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
         answers = url_answers(URL_INCEPTION_V3)
-        remedy = "" if answers else "connect, or set judge.source: file and judge.file"
-        yield Need("judge", URL_INCEPTION_V3, "answers" if answers else "does not answer", remedy)
+        remedy = "" if answers else "connect, or give files: `source: file`"
+        yield Need("judges", URL_INCEPTION_V3, "answers" if answers else "does not answer", remedy)
 
 
 def _repositories(params: Params) -> Iterator[tuple[str, str]]:
@@ -235,7 +235,8 @@ def _repositories(params: Params) -> Iterator[tuple[str, str]]:
         yield "encoder", f"timm/{params.encoder.name}"
     if params.texture_vae.source == "pretrained":
         yield "texture_vae", str(params.texture_vae.name)
-    if params.judge.kind == "timm" and params.judge.source == "pretrained":
-        yield "judge", f"timm/{params.judge.model}"
+    for judge in params.judges:
+        if judge.kind == "timm" and judge.source == "pretrained":
+            yield "judges", f"timm/{judge.model}"
     if params.data.source == "huggingface" and not Path(params.data.root).expanduser().exists():
         yield "images", f"datasets/{params.data.root}"

@@ -64,7 +64,7 @@ _DATA = {
     "data.duplicates": Published("no check", CODE, "files with the content of another one are used once"),
     "evaluate.reference": Published("weights/VIRTUAL_imagenet256_labeled.npz", CONFIG),
     "evaluate.neighbours": Published(3, ADM),
-    "judge.kind": Published("inception", ADM),
+    "judges.0.kind": Published("inception", ADM),
 }
 
 _NETWORKS = {
@@ -295,9 +295,9 @@ WITHOUT: dict[str, str] = {
     "texture_vae": NOT_READ,
     "texture_vae.name": "where the weights come from",
     "texture_vae.file": "where the weights come from",
-    "judge": NOT_READ,
-    "judge.source": "where the weights come from",
-    "judge.name": "its name in metrics",
+    "judges": NOT_READ,
+    "judges.0.source": "where the weights come from",
+    "judges.0.name": "its name in metrics",
     "features": OURS,
     "features.shard_size": NO_RESULT,
     "semantic": NOT_READ,

@@ -148,7 +148,9 @@ class CandidateEvaluator:
         metrics, first = scored.metrics, self.judges[0].name
         if FDR in params.tune.objectives:
             floors = dict(zip([judge.name for judge in self.judges], self.floors[purpose], strict=True))
-            ratios = [metrics["fd" if name == first else distance_name(name)] / floors[name] for name in self._counted()]
+            ratios = [
+                metrics["fd" if name == first else distance_name(name)] / floors[name] for name in self._counted()
+            ]
             metrics[FDR] = sum(ratios) / len(ratios)
         if first == INCEPTION:
             metrics["fid"] = metrics.pop("fd")
