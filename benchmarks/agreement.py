@@ -64,7 +64,8 @@ def digits() -> tuple[Tensor, Tensor]:
 
 def ours(samples: Tensor, reference: Tensor) -> dict[str, float]:
     """Metrics of features, as stage ``evaluate`` computes them."""
-    params = EvaluateParams(kid_subsets=1, kid_subset_size=NUM_IMAGES, neighbours=NEIGHBOURS, density=True)
+    options = {"kid_subsets": 1, "kid_subset_size": NUM_IMAGES, "neighbours": NEIGHBOURS, "density": True}
+    params = EvaluateParams.model_validate(options)
     found = compare(Features(samples, None), Reference.of(Features(reference, None)), params, seed=0)
     density, coverage = density_and_coverage(samples, reference, NEIGHBOURS)
     return found | {"kid": kernel_distance(samples, reference), "density": density, "coverage": coverage}

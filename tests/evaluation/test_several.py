@@ -181,6 +181,36 @@ def test_what_is_kept_for_other_samples_is_completed_and_gives_the_same_numbers(
     assert with_kept["num_images"] == 40
 
 
+def test_what_is_the_same_as_before_is_taken_over_and_the_rest_is_extracted(
+    data: Prepared, tmp_path: Path, decoded: list[str]
+) -> None:
+    params, vae, asked = EvaluateParams.model_validate(OPTIONS), Copies(), [0, 1] * 20
+    originals = Originals.of(params, vae, Comparison(data, 40, asked, 0))  # type: ignore[arg-type]
+
+    def extract(name: str, before: Path | None, vae: str, size: int = 7) -> list[FeatureStore]:
+        made = stores(tmp_path / name, size)
+        for store in made:
+            store.before = None if before is None else FeatureStore.opened(before / store.judge.name, store.judge)
+        decoded.clear()
+        originals.fill(made, [None, None], "images", vae)
+        for store in made:
+            store.finish()
+        return made
+
+    first = extract("first", None, "a VAE")
+    assert len(decoded) == 80 + 40 + 240 + 40  # held out, reconstructions, all and some training images
+    for name, vae_name, size, expected in (
+        ("same", "a VAE", 7, 0),
+        ("vae", "another", 7, 40),
+        ("size", "a VAE", 8, 80 + 40 + 240 + 40),
+    ):
+        found = extract(name, tmp_path / "first", vae_name, size)
+        assert len(decoded) == expected, name
+        for mine, theirs in zip(found, first, strict=True):
+            for key in theirs.rows:
+                torch.testing.assert_close(mine.read(key).features, theirs.read(key).features)
+
+
 def test_what_another_judge_saw_is_not_taken(data: Prepared, tmp_path: Path) -> None:
     kept = keep(data, tmp_path / "kept", 20)
     with pytest.raises(UserError, match="holds no features of judge `stripes`; run `dvc repro reference`"):

@@ -705,7 +705,8 @@ def test_the_graph_here_and_in_dvc_yaml_are_the_same() -> None:
         assert in_dvc[name]["deps"][:2] == [f"stages/{name}.py", f"results/scan/code/{name}"]
         assert (name, read - watchers) == (name, set(inputs.upstream))
         assert (name, set(in_dvc[name]["params"])) == (name, set(inputs.params))
-        assert in_dvc[name]["outs"] == [f"results/{name}"]
+        outs = [{"results/reference": {"persist": True}}] if name == "reference" else [f"results/{name}"]
+        assert in_dvc[name]["outs"] == outs
         assert in_dvc[name]["cmd"] == f"python stages/{name}.py"
         assert (REPOSITORY / "stages" / f"{name}.py").is_file()
 

@@ -18,7 +18,7 @@ from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import CHUNK
-from sfd.network_files import write_tensors
+from sfd.network_files import link, write_tensors
 from sfd.progress import track
 
 Load = Callable[[Sequence[int]], Sequence[Tensor]]
@@ -36,6 +36,8 @@ class FeatureStore:
 
     Attributes:
         rows: by set, the rows of its source that it holds, in order: their numbers, which ascend.
+        made_of: by set, what its features were made from and which fields are kept, in one digest or text.
+        before: a finished store of the same judge; a set that it holds of the same rows, made of the same, is taken over.
     """
 
     def __init__(self, folder: Path, judge: Judge, batch_size: int, rank: int, world_size: int) -> None:
@@ -45,6 +47,8 @@ class FeatureStore:
         self.rank, self.world_size = rank, world_size
         self.device = judge.device
         self.rows: dict[str, Sequence[int]] = {}
+        self.made_of: dict[str, str] = {}
+        self.before: FeatureStore | None = None
 
     @classmethod
     def opened(cls, folder: Path, judge: Judge) -> "FeatureStore":
@@ -55,6 +59,7 @@ class FeatureStore:
             raise UserError(f"{folder} holds no features of judge `{judge.name}`; run `dvc repro reference`")
         found = cls(folder, judge, index["batch_size"], 0, 1)
         found.rows = {name: range(rows) if isinstance(rows, int) else rows for name, rows in index["rows"].items()}
+        found.made_of = index["made_of"]
         return found
 
     def finish(self) -> None:
@@ -63,7 +68,7 @@ class FeatureStore:
             if folder != self.folder:
                 shutil.rmtree(folder)
         rows = {name: len(each) if each == range(len(each)) else list(each) for name, each in self.rows.items()}
-        facts = {"judge": self.judge.digest, "batch_size": self.batch_size, "rows": rows}
+        facts = {"judge": self.judge.digest, "batch_size": self.batch_size, "rows": rows, "made_of": self.made_of}
         (self.root / INDEX).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     def fill(self, names: Sequence[str], rows: Sequence[int], load: Load, keep: Sequence[str] = FEATURES) -> None:
@@ -74,6 +79,21 @@ class FeatureStore:
         """Whether the set holds these rows of its source."""
         held = self.rows.get(name)
         return held is not None and (held == rows or set(rows) <= set(held))
+
+    def begin(self, name: str, rows: Sequence[int], made_of: str) -> None:
+        """Begins or continues a set, with the files of :attr:`before` where that holds the same."""
+        self.rows[name], self.made_of[name], old = rows, made_of, self.before
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if (
+            old is not None
+            and old.batch_size == self.batch_size
+            and old.made_of.get(name) == made_of
+            and list(old.rows[name]) == list(rows)
+        ):
+            for file in (old.folder / name).iterdir():
+                if not (folder / file.name).exists():
+                    link(file, folder / file.name)
 
     def lacks(self, names: Sequence[str], start: int) -> bool:
         """Whether a batch is still to be extracted."""
@@ -135,6 +155,7 @@ def fill(
     rows: Sequence[int],
     load: Load,
     keep: Mapping[str, Sequence[str]] | None = None,
+    made_of: str = "",
 ) -> None:
     """Extracts this process's share of the batches, except those that are on disk already. All judges see the images that are loaded once.
 
@@ -147,11 +168,12 @@ def fill(
         load: gives the images in some of these rows.
         keep: by judge, which fields of :class:`Features` to keep, where that is more than the features; logits of all of ImageNet
             would take another 5 GB.
+        made_of: a digest of what the features are made of, apart from the judge.
     """
     for store in stores:
+        fields = (keep or {}).get(store.judge.name, FEATURES)
         for name in names:
-            store.rows[name] = rows
-            (store.folder / name).mkdir(parents=True, exist_ok=True)
+            store.begin(name, rows, " ".join([made_of, *fields]))
     if not stores:
         return
     size, share = stores[0].batch_size, stores[0].world_size

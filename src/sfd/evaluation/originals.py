@@ -59,8 +59,11 @@ class Originals:
         """Rows of the training images that give the floors of all judges."""
         return floor_rows(self.comparison, *([self.plain] if len(stores) > 1 else []))
 
-    def fill(self, stores: Sequence[FeatureStore], kept: Kept) -> None:
-        """Extracts this process's share of what ``kept`` does not hold; one store per judge, the first judge's first."""
+    def fill(self, stores: Sequence[FeatureStore], kept: Kept, images: str = "", vae: str = "") -> None:
+        """Extracts this process's share of what ``kept`` does not hold; one store per judge, the first judge's first.
+
+        ``images``, ``vae``: digests of the images, and of what reconstructs them.
+        """
         train, heldout = self.comparison.train, self.comparison.heldout
         mirror, floors = self.comparison.data.params.mirror, self.floors(stores)
         everything, everyone = range(len(train)), list(zip(stores, kept, strict=True))
@@ -72,21 +75,23 @@ class Originals:
             return [store for store, before in chosen if before is None or not before.has(name, rows)]
 
         def reconstructions(rows: Sequence[int]) -> list[Tensor]:
-            images = pixels(train, rows).to(stores[0].device)
-            return [reconstruct(images, self.vae, self.comparison.seed, rows)]
+            originals = pixels(train, rows).to(stores[0].device)
+            return [reconstruct(originals, self.vae, self.comparison.seed, rows)]
 
         rows = range(len(heldout))
         whole = {stores[0].judge.name: FEATURES if self.comparison.is_published else EVERYTHING}
-        fill(lacking(everyone, HELDOUT, rows), [HELDOUT], rows, lambda rows: [pixels(heldout, rows)], whole)
-        fill(lacking(everyone, RECONSTRUCTIONS, floors), [RECONSTRUCTIONS], floors, reconstructions)
+        fill(lacking(everyone, HELDOUT, rows), [HELDOUT], rows, lambda rows: [pixels(heldout, rows)], whole, images)
+        decoded = f"{images} {vae} {self.comparison.seed}"
+        fill(lacking(everyone, RECONSTRUCTIONS, floors), [RECONSTRUCTIONS], floors, reconstructions, made_of=decoded)
         fill(
             lacking(with_all, TRAIN, everything),
             self.training_sets,
             everything,
             lambda rows: views_of(pixels(train, rows), mirror),
+            made_of=images,
         )
         some = everyone[len(with_all) :]
-        fill(lacking(some, TRAIN, floors), [TRAIN], floors, lambda rows: [pixels(train, rows)])
+        fill(lacking(some, TRAIN, floors), [TRAIN], floors, lambda rows: [pixels(train, rows)], made_of=images)
 
 
 def pixels(images: ManifestImages, rows: Sequence[int]) -> Tensor:

@@ -5,7 +5,6 @@ on the way, and the facts that it was made from.
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from sfd.network_files import link
 from sfd.pipeline.inputs import Facts, continuable, first_change, num_steps, with_steps
 from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, rank
@@ -48,7 +48,7 @@ def take_up(stage: Stage, grid_every: int = 1) -> None:
             _link_entries(folder / GRIDS, stage.out / GRIDS, lambda step: step % grid_every == 0)
             for name in _kept_weights(folder):
                 _link_entries(folder / name, stage.out / name, lambda _step: True)
-            _link(folder / CHECKPOINT, stage.work / CHECKPOINT)  # last: once it is there, the rest is
+            link(folder / CHECKPOINT, stage.work / CHECKPOINT)  # last: once it is there, the rest is
             _log_again(stage)
             print(
                 f"{stage.name}: goes on after step {done:,} of the finished training in {folder}; remove that folder to start from the beginning",
@@ -90,7 +90,7 @@ def keep(stage: Stage) -> None:
     fresh = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    _link(stage.work / CHECKPOINT, fresh / CHECKPOINT)
+    link(stage.work / CHECKPOINT, fresh / CHECKPOINT)
     for name in (Path(GRIDS), *_kept_weights(stage.out)):
         _link_entries(stage.out / name, fresh / name, lambda _step: True)
     (fresh / FACTS).write_text(json.dumps(stage.facts, indent=2) + "\n", encoding="utf-8")
@@ -123,13 +123,4 @@ def _link_entries(source: Path, target: Path, wanted: Callable[[int], bool]) -> 
             for file in [path] if path.is_file() else sorted(path.iterdir()):
                 place = target / file.relative_to(source)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                _link(file, place)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file that nobody changes any more; a copy where the file system has no links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+                link(file, place)

@@ -6,12 +6,14 @@ from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.encoders.texture_vae import load_texture_vae
+from sfd.errors import UserError
 from sfd.evaluation.comparison import Comparison
 from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.originals import Originals
 from sfd.models.conditions import Condition
 from sfd.names import CONDITIONS, load
 from sfd.params import JudgeParams, Params
+from sfd.pipeline.inputs import digest_facts, published_fingerprint
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, inference_device, rank, world_size
@@ -38,8 +40,21 @@ def planned_classes(params: Params, data: Prepared) -> list[int] | None:
     return found
 
 
+def find_before(workspace: Workspace, judge: Judge) -> FeatureStore | None:
+    """What the stage left of a judge when it last ran, which DVC leaves in its place; None if that was another judge."""
+    folder = workspace.result("reference") / judge.name
+    try:
+        return FeatureStore.opened(folder, judge)
+    except UserError:
+        return None
+
+
 def make_reference(stage: Stage) -> None:
-    """Extracts this process's share of the features; process 0 writes what is there."""
+    """Extracts this process's share of the features; process 0 writes what is there.
+
+    Sets of features that would be the same as in the result before are taken from there, so that nothing is extracted again for a judge,
+    an option or a texture VAE that concerns other sets.
+    """
     params, data = stage.params, open_prepared(stage.workspace, stage.params)
     vae = load_texture_vae(stage.upstream("texture_vae") / "model").to(inference_device())
     size = params.runtime.evaluate.batch_size
@@ -47,9 +62,13 @@ def make_reference(stage: Stage) -> None:
         FeatureStore(stage.out / judge.name, judge, size, rank(), world_size())
         for judge in load_judges(stage.workspace, params.judges)
     ]
+    for store in stores:
+        store.before = find_before(stage.workspace, store.judge)
     comparison = Comparison(data, params.sample.num_images, planned_classes(params, data), params.seed)
     originals = Originals.of(params.evaluate, vae, comparison)
-    originals.fill(stores, [None] * len(stores))
+    read = {name: published_fingerprint(stage.workspace, name) for name in ("prepare", "texture_vae")}
+    images = digest_facts({"images": read["prepare"], "size": params.data.image_size, "code": stage.facts["code"]})
+    originals.fill(stores, [None] * len(stores), images, read["texture_vae"])
     barrier()
     if rank() == 0:
         for store in stores:
