@@ -89,6 +89,7 @@ def _check_metric(metric: str, params: Params) -> None:
     knows = judge.kind != "inception" and params.diffusion.model.condition != "none"
     known = [name for name in metric_names(judge.name, knows) if not name.endswith(floors)]
     known = [name for name in known if name not in ("kid_std", "num_images", "memorised_fraction")] + [SPEED]
+    known += ["density", "coverage"] if params.evaluate.density else []
     if metric not in known:
         raise UserError(
             f"--metric {metric}: judge `{judge.name}` gives a sweep no such metric; nearest metric: `{nearest(metric, known)}`"
