@@ -135,7 +135,7 @@ class _Sweep:
         judge, count = scorer.judges[0], evaluation.comparison.count
         compared = {"num_images": float(count)}
         self._check_enough(compared | count_images(compared | {self.metric: 0.0}, {}, params.evaluate, judge))
-        evaluation.extract_originals()
+        evaluation.extract_reference()
         references = [evaluation.compared_with()]
         names = {"fd": distance_name(judge.name), "is": inception_score_name(judge.name)}
         for number, setting in enumerate(settings):
