@@ -50,7 +50,7 @@ def features_of(judge: Judge, images: ManifestImages) -> Tensor:
 def main(project: Annotated[Path, typer.Option(help="folder of the project")] = Path()) -> None:
     """Prints the floor of each pair of mixes."""
     workspace = Workspace.find(project)
-    judge = load_judge(workspace.result("judge") / "model")
+    judge = load_judge(workspace.judge(workspace.load_params().first_judge.name))
     with tempfile.TemporaryDirectory() as folder:
         data = unequal_digits(workspace, Path(folder))
         train, heldout = data.images(TRAIN), data.images(HELDOUT)

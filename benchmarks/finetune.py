@@ -147,7 +147,7 @@ def measure(seed: int, steps: int, every: int, num_images: int, rank: int, goal:
     """All methods with one seed."""
     params = options(steps, num_images, seed)
     tools = (
-        load_judge(PROJECT.result("judge") / "model").to(inference_device()),
+        load_judge(PROJECT.judge(PROJECT.load_params().first_judge.name)).to(inference_device()),
         load_texture_vae(PROJECT.result("texture_vae") / "model"),
     )
     begun, watch, _ = learn(params, None, OLD, steps, None, tools)

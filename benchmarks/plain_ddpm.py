@@ -84,7 +84,7 @@ def score(
 
     workspace = Workspace.find(project)
     data = open_prepared(workspace, load_params(workspace.params_file))
-    judge = load_judge(workspace.result("judge") / "model")
+    judge = load_judge(workspace.judge(workspace.load_params().first_judge.name))
     files = {
         "ours": sorted((workspace.result("sample") / "images").glob("*.png")),
         "plain": sorted(samples.glob("*.png")),

@@ -2,6 +2,7 @@
 
     python benchmarks/samplers.py              # needs `make repro`; two CPU cores, under 10 minutes
     python benchmarks/samplers.py --quick      # a try: two seeds and few images
+    python benchmarks/samplers.py --solution   # the error of dopri5 by both rules, on a random network; needs nothing, about a minute
 
 With each seed, every sampler draws the same classes from the same noise, and the judge compares the images with the held-out ones. The
 difference from dopri5 is taken within each seed; its standard error is that of the mean difference over the seeds.
@@ -32,9 +33,16 @@ def main(
     seeds: Annotated[int, typer.Option(min=2, help="Sets of images per sampler.")] = 4,
     num_images: Annotated[int, typer.Option(min=20, help="Images per set.")] = 450,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds of 50 images, few samplers.")] = False,
+    solution: Annotated[
+        bool, typer.Option("--solution", help="How far dopri5 ends from the true solution, instead.")
+    ] = False,
 ) -> None:
     """Measures all samplers and prints the table."""
     from sfd.workspace import Workspace
+
+    if solution:
+        print("\n".join(distance_rows()))
+        return
 
     workspace = Workspace.find()
     params = workspace.load_params()
@@ -63,6 +71,46 @@ def main(
     )
 
 
+@torch.no_grad()
+def distance_rows(num_images: int = 10, true_steps: int = 2000) -> list[str]:
+    """A table of how far dopri5 (atol 1e-6, rtol 1e-3) ends from the true solution by each rule, and with how many evaluations.
+
+    The network is the digits' with random weights, unguided. The true solution is Heun's with ``true_steps`` steps and a float64 state.
+    """
+    from sfd.bench.networks import latent_shape, random_backbone
+    from sfd.diffusion.samplers.dopri5 import Dopri5
+    from sfd.diffusion.samplers.heun import Heun
+    from sfd.diffusion.sampling import Sampler
+    from sfd.generation.schedules import build_schedule
+    from sfd.preset import load_preset
+    from sfd.seeding import generator
+
+    params = load_preset("digits")
+    shape = latent_shape(params)
+    network = random_backbone(params, shape).eval()
+    told = network.config.condition.batch(
+        [index % shape.num_classes for index in range(num_images)], torch.device("cpu")
+    )
+    noise = torch.randn(num_images, *shape.latent, generator=generator(params.seed, "samplers/noise"))
+    calls = 0
+
+    def velocity(x: torch.Tensor, t_tex: torch.Tensor, t_sem: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        found: torch.Tensor = network(x.float(), t_tex.float(), t_sem.float(), told).velocity
+        return found.to(x.dtype)
+
+    schedule = build_schedule(params.schedule)
+    true = Sampler(Heun, true_steps)(velocity, noise.double(), schedule, shape.semantic_channels)
+    rows = ["| rule | evaluations | root mean square error | largest error |", "|---|---|---|---|"]
+    for rule in ("exact", "published"):
+        calls = 0
+        sampler = Sampler(Dopri5, published_rule=rule == "published")
+        gap = sampler(velocity, noise, schedule, shape.semantic_channels).double() - true
+        rows.append(f"| `{rule}` | {calls} | {float(gap.square().mean().sqrt()):.1e} | {float(gap.abs().max()):.1e} |")
+    return [*rows, "", f"root mean square of the true solution: {float(true.square().mean().sqrt()):.2f}"]
+
+
 class Bench:
     """Loads model, decoder, judge and the held-out images' features once."""
 
@@ -79,7 +127,7 @@ class Bench:
         check_current(workspace, ("prepare", "texture_vae", "judge", "diffusion"), params)
         self.params, self.device = params, inference_device()
         self.classes = [index % 10 for index in range(num_images)]
-        self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
+        self.judge = load_judge(workspace.judge(params.first_judge.name)).to(self.device)
         self.images = ImageGenerator.load(workspace.model(), workspace.result("texture_vae") / "model")
         heldout = open_prepared(workspace, params).images(HELDOUT)
         batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)

@@ -112,19 +112,22 @@ def small_params() -> dict[str, Any]:
     """The shipped params with trainings of a few steps."""
     tree: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     short = {"num_steps": 4, "batch_size": 8, "warmup_steps": 0}
-    for name in ("encoder", "texture_vae", "judge", "semantic", "diffusion"):
+    for name in ("encoder", "texture_vae", "semantic", "diffusion"):
         tree[name]["training"] |= short
+    for judge in tree["judges"]:
+        judge["training"] |= short
+        judge["channels"] = [8, 8, 8, 8]
+    for name in ("encoder", "texture_vae", "judge", "semantic", "diffusion"):
         tree["runtime"][name] |= {"checkpoint_every": 2, "log_every": 2}
     tree["data"]["image_size"] = tree["encoder"]["input_size"] = 16
     tree["encoder"] |= {"patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
     tree["texture_vae"] |= {"channels": [8, 8, 8], "latent_channels": 4}
-    tree["judge"]["channels"] = [8, 8, 8, 8]
     tree["features"]["shard_size"] = tree["latents"]["shard_size"] = 20
     for name, size in {"features": 16, "latents": 16, "sample": 5, "evaluate": 8}.items():
         tree["runtime"][name]["batch_size"] = size
     tree["semantic"] |= {"width": 16, "depth": 1, "num_heads": 2, "latent_channels": 2}
     tree["diffusion"]["loss"]["repa_width"] = 16
-    tree["runtime"]["diffusion"] |= {"grid_every": 2, "grid_images": 4}
+    tree["runtime"]["diffusion"] |= {"grid_every": 2, "grid_images": 4, "heldout_every": 2}
     tree["sample"] |= {"num_images": 12, "num_steps": 3}
     tree["quality"] = dict.fromkeys(tree["quality"])  # a few steps teach nothing
     # A dozen images say nothing, but these tests are not about what they say; and untrained models pass these gates.
@@ -276,7 +279,7 @@ def finished_project(factory: pytest.TempPathFactory) -> Project:
         draw_images(folder / "images" / "hoch ü", 40, 2, vertical=True)
         stages = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents"]
         status, output = made.run(
-            "python", "-c", IN_ONE_PROCESS, *stages, "diffusion", "sample", "evaluate", "register"
+            "python", "-c", IN_ONE_PROCESS, *stages, "diffusion", "sample", "reference", "evaluate", "register"
         )
         assert status == 0, output
         store = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")

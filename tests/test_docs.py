@@ -54,14 +54,14 @@ def bash_blocks() -> list[Block]:
 def option_names() -> list[str]:
     """The names in the generated table, those of every network and those of `sample.schedule` written out."""
     names = re.findall(r"^\| `([\w.]+)`", describe_params(), re.MULTILINE)
-    networks = ("encoder", "texture_vae", "judge", "semantic", "diffusion")
+    networks = ("encoder", "texture_vae", "judge", "judges.N", "semantic", "diffusion")
     names += [name.replace("NETWORK", network) for name in names if "NETWORK" in name for network in networks]
     return [*names, *(f"sample.{name}" for name in names if name.startswith("schedule."))]
 
 
 def is_option(key: str, names: list[str]) -> bool:
     """Whether ``key`` is an option, or a section of options. KEY in a name stands for any dotted key."""
-    patterns = [re.escape(name).replace("KEY", r"[\w.]+") for name in names]
+    patterns = [re.sub(r"\bN\b", r"(N|\\d+)", re.escape(name).replace("KEY", r"[\w.]+")) for name in names]
     return any(re.fullmatch(pattern, key) for pattern in patterns) or any(name.startswith(f"{key}.") for name in names)
 
 

@@ -29,7 +29,7 @@ ALL_STAGES = [
     "diffusion",
     "sample",
 ]
-ALL_STAGES += ["evaluate", "register"]
+ALL_STAGES += ["reference", "evaluate", "register"]
 
 
 def add_bad_files(root: Path) -> set[str]:

@@ -23,7 +23,7 @@ TENSOR = torch.zeros(3)
 class NoJudge:
     """Features of nothing."""
 
-    device = torch.device("cpu")
+    device, name = torch.device("cpu"), "none"
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1).float(), images.flatten(1).float()
@@ -31,7 +31,9 @@ class NoJudge:
 
 def extract_features(folder: Path) -> None:
     judge: Any = NoJudge()
-    FeatureStore(folder, judge, 2, 0, 1).fill(["x"], 2, lambda _rows: [torch.zeros(2, 3, 4, 4, dtype=torch.uint8)])
+    FeatureStore(folder, judge, 2, 0, 1).fill(
+        ["x"], range(2), lambda _rows: [torch.zeros(2, 3, 4, 4, dtype=torch.uint8)]
+    )
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {

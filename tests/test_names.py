@@ -2,7 +2,7 @@
 
 import pytest
 
-from sfd.names import has_error, is_higher_better, main_distance, metric_names
+from sfd.names import distance_names, has_error, is_higher_better, main_distance, metric_names, with_floors
 
 
 @pytest.mark.parametrize("judge", ["digits_judge", "inception", "my_heldout", "fd"])
@@ -12,6 +12,17 @@ def test_every_metric_of_every_judge_has_a_direction(judge: str) -> None:
     higher = {name for name in names if is_higher_better(name)}
     assert {"precision", "recall_heldout", "class_accuracy", "num_images"} <= higher
     assert not {name for name in names if name.startswith(("fd_", "fid", "kid", "memorised"))} & higher
+
+
+def test_the_metrics_of_further_judges_have_names_of_their_own_and_a_direction() -> None:
+    names = metric_names("eye", knows_classes=True) + distance_names("eye", ["ear", "inception"], has_mean=True)
+    names += with_floors("density", "coverage", "cmmd")
+    assert len(names) == len(set(names))
+    assert {"fd_ear", "fd_ear_heldout", "fid", "fid_reconstruction", "fdr_eye", "fdr_inception", "fdr"} <= set(names)
+    assert not {name for name in names if name.startswith(("fd", "fid", "cmmd"))} & set(filter(is_higher_better, names))
+    assert has_error("fd_ear") and has_error("fdr") and has_error("fdr_ear") and is_higher_better("coverage_heldout")
+    assert not any(map(has_error, ("fd_ear_heldout", "fid_reconstruction", "density", "cmmd", "coverage_heldout")))
+    assert main_distance(dict.fromkeys(sorted(names), 0.0), "eye") == "fd_eye"
 
 
 def test_a_name_that_is_no_metric_has_no_direction() -> None:

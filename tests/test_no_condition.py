@@ -39,7 +39,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     del params["register"]["gates"]["class_accuracy"]
     made.write_params(params)
     shutil.rmtree(made.folder / "mlruns")
-    status, output = made.run("python", "-c", IN_ONE_PROCESS, "diffusion", "sample", "evaluate", "register")
+    status, output = made.run(
+        "python", "-c", IN_ONE_PROCESS, "diffusion", "sample", "reference", "evaluate", "register"
+    )
     assert status == 0, output
     with made.entered():
         yield made

@@ -1,5 +1,6 @@
 """Sizes and pixels of grids; equal input gives equal bytes."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from sfd import pictures
 from sfd.pictures import (
     GAP,
+    Scale,
     image_grid,
     labelled_grid,
     plot_curves,
+    plot_heat_map,
     plot_pca_features,
     plot_schedule,
     save_png,
@@ -142,10 +145,22 @@ def test_a_curve_of_one_point_is_visible(tmp_path: Path) -> None:
     assert near(np.asarray(Image.open(tmp_path / "one.png").convert("RGB")), pictures.PALETTE[0]).sum() > 20
 
 
+def test_a_heat_map_has_a_cell_for_each_value_and_a_frame_around_the_marked_one(tmp_path: Path) -> None:
+    rows, columns = Scale("end", ["0.5", "1.0"]), Scale("scale", ["1", "2", "3"])
+    values = [[3.0, 1.0, math.nan], [4.0, 2.0, 5.0]]
+    frames = []
+    for number, marked in enumerate([(0, 1), (1, 2)]):
+        plot_heat_map(values, rows, columns, marked, tmp_path / f"{number}.png", "fd")
+        pixels = np.asarray(Image.open(tmp_path / f"{number}.png").convert("RGB"))
+        frames.append(np.argwhere(near(pixels, pictures.PALETTE[1])).mean(axis=0))
+    assert frames[0][0] < frames[1][0] and frames[0][1] < frames[1][1]
+
+
 DRAWINGS: dict[str, Callable[[Path], None]] = {
     "grid": lambda path: save_png(image_grid(noise_images(5), 3, 2), path),
     "labelled": lambda path: save_png(labelled_grid(noise_images(4), ["a", "b", "a", "b"], 2), path),
     "curves": lambda path: plot_curves({"a": [(0, 1.0), (1, 0.5)], "b": [(0, 2.0)]}, path, "step", "loss", log_y=True),
+    "heat map": lambda path: plot_heat_map([[1.0, 2.0]], Scale("", [""]), Scale("x", ["a", "b"]), (0, 1), path, "fd"),
     "schedule": lambda path: plot_schedule(offset, path),
     "pairs": lambda path: side_by_side([noise_images(2)] * 3, ["x", "y"], path, ("a", "", "c")),
     "features": lambda path: plot_pca_features(

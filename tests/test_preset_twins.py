@@ -19,7 +19,7 @@ from sfd.workspace import Workspace
 pytestmark = pytest.mark.long
 
 SHARED = ("scan", "prepare", "encoder", "texture_vae", "judge")
-OWN = ("features", "semantic", "latents", "diffusion", "sample", "evaluate")
+OWN = ("features", "semantic", "latents", "diffusion", "sample", "reference", "evaluate")
 
 
 def on_the_folder(tree: dict[str, Any]) -> dict[str, Any]:

@@ -60,11 +60,14 @@ def test_a_linked_params_file_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "params.yaml.old-1").read_text() == "mine"
 
 
-def own(file: Path, **changes: dict[str, Any]) -> Path:
+def own(file: Path, **changes: Any) -> Path:
     """The digits with changed sections."""
     tree = yaml.safe_load(render("digits"))
     for section, values in changes.items():
-        tree[section] |= values
+        if section == "judges":
+            tree["judges"][0] |= values[0]
+        else:
+            tree[section] |= values
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
     return file
 
@@ -78,7 +81,7 @@ def test_data_but_the_size_of_images_and_names_and_gates_are_kept_without_force_
     tmp_path: Path,
 ) -> None:
     changed = {
-        "judge": {"name": "mine"},
+        "judges": [{"name": "mine"}],
         "register": {"name": "mine", "gates": GATES},
         "tracking": {"experiment": "ours"},
     }
@@ -90,7 +93,7 @@ def test_data_but_the_size_of_images_and_names_and_gates_are_kept_without_force_
     )
     found, preset = load_params(file), load_preset("imagenet256-sfd-b")
     assert found.data == preset.data.model_copy(update=DATA) and found.data.image_size == 256
-    assert (found.register_.name, found.tracking.experiment, found.judge) == ("mine", "ours", preset.judge)
+    assert (found.register_.name, found.tracking.experiment, found.judges) == ("mine", "ours", preset.judges)
     assert {metric: gate.limit for metric, gate in found.register_.gates.items()} == {
         "fid": 3.0,
         "memorised_fraction": 0.02,
@@ -100,7 +103,7 @@ def test_data_but_the_size_of_images_and_names_and_gates_are_kept_without_force_
     assert Path(f"{file}.old-1").read_text() == before
     assert (
         "# Before the first run: put ImageNet's" in file.read_text()
-        and "fid: {limit: 3.0, improve: true}" in file.read_text()
+        and "fid: {limit: 3.0, improve: true, reference: null}" in file.read_text()
     )
     assert "data (but image_size), register.name" in use("digits", file, force=False)
     back = load_params(file)

@@ -58,7 +58,7 @@ def test_the_model_the_experiment_and_the_judge_have_the_projects_name(
 ) -> None:
     init(tmp_path / folder, *(["--name", name] if name else []))
     params = load_params(tmp_path / folder / "params.yaml")
-    assert (params.register_.name, params.tracking.experiment, params.judge.name) == (model, model, judge)
+    assert (params.register_.name, params.tracking.experiment, params.first_judge.name) == (model, model, judge)
     assert f"fd_{judge}" in params.register_.gates and "fd_digits_judge" not in params.register_.gates
     text = (tmp_path / folder / "params.yaml").read_text()
     assert text.startswith(f"# Project {model}, made by `sfd init`") and "# How the stages run here." in text
@@ -206,7 +206,6 @@ def shrink(file: Path) -> None:
     for name in (
         "encoder",
         "texture_vae",
-        "judge",
         "features",
         "latents",
         "semantic",
@@ -216,7 +215,8 @@ def shrink(file: Path) -> None:
         "quality",
         "runtime",
     ):
-        tree[name] = small[name] | ({"name": tree["judge"]["name"]} if name == "judge" else {})
+        tree[name] = small[name]
+    tree["judges"] = [new | {"name": old["name"]} for new, old in zip(small["judges"], tree["judges"], strict=True)]
     tree["data"] |= {"image_size": 16, "source": "folder", "root": "own images"}
     tree["register"]["gates"]["class_accuracy"]["limit"] = 0.0
     file.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

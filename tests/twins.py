@@ -8,7 +8,7 @@ from support import small_params
 from sfd.params import Params
 
 MODEL = ("patch_size", "use_rmsnorm", "use_qknorm", "use_swiglu", "use_rope", "use_shift")
-LOSS = ("velocity_weight", "semantic_weight", "cosine_weight", "repa_weight")
+LOSS = ("velocity_weight", "semantic_weight", "cosine_weight", "cosine_floor", "repa_weight", "repa_loss")
 
 
 def twin(params: Params) -> dict[str, Any]:

@@ -6,7 +6,7 @@ one line here (docs/extending.md). It is imported when it is first used, so that
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -100,7 +100,7 @@ JUDGES: Table = {
     ),
     "inception": Entry("sfd.encoders.judges.inception:InceptionJudge", "Inception-v3 as FID defines it"),
 }
-"""Networks whose features score samples (``judge.kind``)."""
+"""Networks whose features score samples (``judges.N.kind``)."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ WEIGHT_PACKAGES: dict[str, WeightPackage] = {
         )
     )
 }
-"""Classifiers of ImageNet by timm's name, for machines that reach no model hub (``encoder.source: package``, ``judge.source: package``).
+"""Classifiers of ImageNet by timm's name, for machines that reach no model hub (``encoder.source: package``, ``judges.N.source: package``).
 ``pip install "semantic-first-diffusion[offline]"`` installs all of them."""
 
 
@@ -171,19 +171,30 @@ TRAIN, HELDOUT = "train", "heldout"
 # Metrics of an evaluation, and which way each gets better.
 
 FLOORS = ("heldout", "reconstruction")
-"""Metrics `fd_heldout` and `fd_reconstruction` are floors, so no judge may have these names."""
-FLOOR_METRICS = ("fd", "kid", "precision", "recall")
+"""Metrics `fd_heldout` and `fd_reconstruction` are floors of the first judge, `fd_NAME_heldout` one of another judge: so no judge may have
+these names, or end in them."""
+FLOOR_METRICS = ("fd", "kid", "precision", "recall", "density", "coverage", "cmmd")
 _KIND_OF_FLOOR = {f"{kind}_{floor}": kind for floor in FLOORS for kind in FLOOR_METRICS}
 INCEPTION = "inception"
+
+
+def with_floors(*metrics: str) -> list[str]:
+    """Metrics and their floors."""
+    return [key for metric in metrics for key in (metric, *(f"{metric}_{floor}" for floor in FLOORS))]
+
 
 HIGHER_IS_BETTER = {
     "fd": False,
     "fid": False,
     "sfid": False,
+    "fdr": False,
+    "cmmd": False,
     "kid": False,
     "kid_std": False,
     "precision": True,
     "recall": True,
+    "density": True,
+    "coverage": True,
     "is": True,
     "inception_score": True,
     "class_accuracy": True,
@@ -192,9 +203,13 @@ HIGHER_IS_BETTER = {
     "num_images": True,
     "seconds_per_image": False,
 }
-"""By kind of metric: `fd` stands for every `fd_JUDGE`, `is` for every `is_JUDGE`; a floor has the kind of its metric."""
+"""By kind of metric: `fd` stands for every `fd_JUDGE`, and so do `fdr` and `is`; a floor has the kind of its metric."""
 
-MEASURED_WITH_ERROR = ("fd", "fid", "precision", "recall", "class_accuracy", "memorised_fraction")
+AGAINST_HELDOUT = ("fd", "fdr", "cmmd")
+AGAINST_REFERENCE = ("fid", "sfid", "kid", "kid_std", "precision", "recall", "density", "coverage")
+"""Kinds of metric that compare with held-out images, and with what `evaluate.reference` says: a published reference is of Inception-v3."""
+
+MEASURED_WITH_ERROR = ("fd", "fid", "fdr", "precision", "recall", "class_accuracy", "memorised_fraction")
 ERROR_PREFIX = "se_"
 """`se_METRIC` is the standard error of METRIC. It is a prefix, so that what begins with `fd_` or `is_` is always a metric."""
 COUNT_PREFIX = "n_"
@@ -208,17 +223,42 @@ def distance_name(judge: str) -> str:
     return "fid" if judge == INCEPTION else f"fd_{judge}"
 
 
+FDR = "fdr"
+"""The mean, over the judges, of the samples' distance in units of that of real images (arXiv 2604.28190)."""
+
+
+def ratio_name(judge: str) -> str:
+    """The key of the Frechet distance in units of its floor `heldout`."""
+    return f"{FDR}_{judge}"
+
+
+def floor_name(judge: str, floor: str, is_first: bool) -> str:
+    """The key of a floor of the Frechet distance: that of the first judge has its name from before there were others."""
+    return f"fd_{floor}" if is_first else f"{distance_name(judge)}_{floor}"
+
+
 def inception_score_name(judge: str) -> str:
     """The key of the inception score: ``inception_score`` for Inception-v3 only, ``is_JUDGE`` for any other judge."""
     return "inception_score" if judge == INCEPTION else f"is_{judge}"
 
 
 def metric_names(judge: str, knows_classes: bool) -> list[str]:
-    """All keys that :func:`sfd.evaluation.fidelity.score` can give for a judge, without standard errors."""
+    """All keys that :func:`sfd.evaluation.fidelity.score` gives for the first judge, without standard errors and what is there by option."""
     spatial = ["sfid"] if judge == INCEPTION else []
     own = [distance_name(judge), *spatial, "kid", "kid_std", "precision", "recall", inception_score_name(judge)]
+    floors = [f"{kind}_{floor}" for floor in FLOORS for kind in ("fd", "kid", "precision", "recall")]
     accuracy = ["class_accuracy", "class_accuracy_heldout"] if knows_classes else []
-    return [*own, *_KIND_OF_FLOOR, *accuracy, "num_images", "memorised_fraction"]
+    return [*own, *floors, *accuracy, "num_images", "memorised_fraction"]
+
+
+def distance_names(judge: str, others: Sequence[str], has_mean: bool) -> list[str]:
+    """The distances of the judges beside the first with their floors, and the ratios of all. ``has_mean``: whether `fdr` is there."""
+    own = [
+        key
+        for other in others
+        for key in (distance_name(other), *(floor_name(other, floor, is_first=False) for floor in FLOORS))
+    ]
+    return [*own, *map(ratio_name, (judge, *others)), *([FDR] if has_mean else [])]
 
 
 def kind_of(metric: str) -> str:
@@ -235,7 +275,24 @@ def is_higher_better(metric: str) -> bool:
 
 def has_error(metric: str) -> bool:
     """Whether the evaluation gives a standard error of this metric; floors have none."""
-    return kind_of(metric) in MEASURED_WITH_ERROR and metric not in _KIND_OF_FLOOR
+    return kind_of(metric) in MEASURED_WITH_ERROR and not is_floor(metric)
+
+
+def is_floor(metric: str) -> bool:
+    """Whether it scores real images."""
+    return metric in _KIND_OF_FLOOR or metric.endswith(tuple(f"_{floor}" for floor in FLOORS))
+
+
+def reference_of(metric: str, reference: str) -> str | None:
+    """What a metric compares with, where `evaluate.reference` is ``reference``; None for one that compares with nothing."""
+    if kind_of(metric) in AGAINST_REFERENCE or metric in _KIND_OF_FLOOR:
+        return reference
+    return HELDOUT if kind_of(metric) in AGAINST_HELDOUT else None
+
+
+def reference_name(reference: Path | None) -> str:
+    """What a record of a measurement calls its reference: a file's name, or `heldout` for held-out images (None)."""
+    return HELDOUT if reference is None else reference.name
 
 
 def is_metric(key: str) -> bool:
@@ -255,8 +312,13 @@ def too_few(metric: str, metrics: Mapping[str, float]) -> str | None:
     return None if needed is None else f"too few images ({num_images_of(metric, metrics)}, needs {int(needed)})"
 
 
-def main_distance(metrics: dict[str, float]) -> str:
-    """The key of the samples' Frechet distance among the keys of one evaluation."""
+def main_distance(metrics: Mapping[str, float], judge: str | None = None) -> str:
+    """The key of the samples' Frechet distance on the first judge, among the keys of one evaluation.
+
+    ``judge``: its name; None where it was not recorded, which is so only where there was a single judge.
+    """
+    if judge is not None:
+        return distance_name(judge)
     return next(key for key in metrics if kind_of(key) in ("fd", "fid") and key not in _KIND_OF_FLOOR)
 
 

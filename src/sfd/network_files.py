@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,3 +148,14 @@ def _existing(folder: Path, name: str) -> Path:
             f"{folder} holds no network: {name} is missing; rerun the stage that makes it, or correct the path"
         )
     return folder / name
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file that nobody changes any more; a copy where the file system has no links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        part = target.with_name(f"{target.name}.part")
+        shutil.copyfile(source, part)
+        part.replace(target)

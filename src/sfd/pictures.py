@@ -7,7 +7,8 @@ without pyplot and its global state.
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,21 +105,65 @@ def sheet(parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def plot_curves(
-    curves: dict[str, list[tuple[int, float]]], path: Path, xlabel: str, ylabel: str, log_y: bool = False
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path,
+    xlabel: str,
+    ylabel: str,
+    log_y: bool = False,
+    like: Mapping[str, str] | None = None,
 ) -> None:
-    """Named curves of (x, y) points in one picture, with a legend if there are several."""
+    """Named curves of (x, y) points in one picture, with a legend if there are several.
+
+    ``like``: a curve, dotted, in the colour of another one.
+    """
     figure, axes = plain_axes(xlabel, ylabel)
-    for number, (name, points) in enumerate(curves.items()):
+    like = like or {}
+    numbers = {name: number for number, name in enumerate(name for name in curves if name not in like)}
+    for name, points in curves.items():
         # A few points are separate measurements and get markers; many form a line.
         marker = "o" if len(points) <= 20 else None
         x, y = zip(*points, strict=True) if points else ((), ())
-        colour, dashes = PALETTE[number % len(PALETTE)], ("-", "--", ":")[number // len(PALETTE) % 3]
+        number = numbers[like.get(name, name)]
+        colour = PALETTE[number % len(PALETTE)]
+        dashes = ":" if name in like else ("-", "--", "-.")[number // len(PALETTE) % 3]
         axes.plot(x, y, label=name, color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4)
     if log_y:
         axes.set_yscale("log")
     _plain_numbers(axes, log_y)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    save_figure(figure, path)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One axis of a heat map: its name, and the labels of its cells."""
+
+    name: str
+    labels: Sequence[str]
+
+
+def plot_heat_map(
+    values: Sequence[Sequence[float]], rows: Scale, columns: Scale, marked: tuple[int, int], path: Path, title: str
+) -> None:
+    """A cell for each value, with the value written into it; NaN cells stay empty. ``marked``: row and column of the cell with a frame."""
+    from matplotlib.patches import Rectangle
+
+    figure, axes = plain_axes(columns.name, rows.name)
+    axes.imshow(values, cmap="viridis", aspect="auto")
+    finite = [value for line in values for value in line if math.isfinite(value)]
+    bright = min(finite) + 0.6 * (max(finite) - min(finite))
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            if math.isfinite(value):
+                colour = INK if value >= bright else PAPER
+                axes.text(column, row, f"{value:.4g}", ha="center", va="center", fontsize=9, color=colour)
+    row, column = marked
+    axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=PALETTE[1], linewidth=2.5))
+    axes.set_xticks(range(len(columns.labels)), columns.labels)
+    axes.set_yticks(range(len(rows.labels)), rows.labels)
+    axes.grid(visible=False)
+    axes.set_title(title, fontsize=10, color=INK)
     save_figure(figure, path)
 
 

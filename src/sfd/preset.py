@@ -46,6 +46,12 @@ def _parse(text: str, origin: str) -> Params:
     return parse_params(parse_yaml(text, origin), origin)
 
 
+def base_of(name: str) -> str | None:
+    """The preset that an overlay changes; None for a complete one. Raises :class:`UserError` if there is none of that name."""
+    base = re.search(r"^base: (.+)$", _text(name), re.MULTILINE)
+    return None if base is None else base[1]
+
+
 def render(name: str) -> str:
     """The text of a complete params.yaml: a complete preset as it stands, an overlay put into its base, with the comments of both.
 
@@ -88,9 +94,8 @@ def _text(name: str) -> str:
 
 def _complete(name: str) -> str:
     """The text of a preset with all keys, those of its base included; unchecked."""
-    text = _text(name)
-    base = re.search(r"^base: (.+)$", text, re.MULTILINE)
-    return text if base is None else _overlay(_complete(base[1]), text)
+    text, base = _text(name), base_of(name)
+    return text if base is None else _overlay(_complete(base), text)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from sfd.errors import UserError
 from sfd.names import INCEPTION, distance_name
-from sfd.params import Params, load_params, parse_params, parse_yaml, to_tree
+from sfd.params import Params, load_params, parse_params, parse_yaml, to_tree, with_values
 from sfd.params.yaml import merge
 from sfd.preset import as_text, document, load_preset, names, render, top_comments
 from sfd.text_file import replace_text
@@ -87,6 +87,12 @@ def with_changes(text: str, *changes: Tree) -> str:
     return as_text(tree, top_comments(text))
 
 
+def with_own_data(new: Params, own: Params) -> Params:
+    """A preset's parameters with the ``data`` of a project that :func:`use` would keep. Raises :class:`UserError` if they do not fit."""
+    changes, _ = _data(own, new, [load_preset(name) for name in names()])
+    return with_values(new, {f"data.{key}": value for key, value in changes.get("data", {}).items()})
+
+
 def _data(old: Params, _new: Params, presets: list[Params]) -> tuple[Tree, str]:
     """All of ``data`` but the size of images, which belongs to the preset's networks."""
     own = old.data.model_dump(exclude={"image_size"})
@@ -102,19 +108,22 @@ def _names(old: Params, new: Params, presets: list[Params]) -> tuple[Tree, str]:
         changes["register"] = {"name": old.register_.name}
     if old.tracking.experiment not in {preset.tracking.experiment for preset in presets}:
         changes["tracking"] = {"experiment": old.tracking.experiment}
-    if INCEPTION != new.judge.name and old.judge.name not in {preset.judge.name for preset in presets}:
-        changes["judge"] = {"name": old.judge.name}
-    return changes, ", ".join(f"{section}.{key}" for section, values in changes.items() for key in values)
+    said = [f"{section}.{key}" for section, values in changes.items() for key in values]
+    name = old.first_judge.name
+    taken = {preset.first_judge.name for preset in presets} | {judge.name for judge in new.judges[1:]}
+    if INCEPTION != new.first_judge.name and name not in taken:
+        changes["judges"] = [{"name": name}, *({} for _ in new.judges[1:])]
+        said.append("judges.0.name")
+    return changes, ", ".join(said)
 
 
 def _gates(old: Params, new: Params, presets: list[Params]) -> tuple[Tree, str]:
     """The gates, if no preset has the same, that the new judge's metrics allow; the distance has its name."""
     if any(_gates_of(old) == _gates_of(preset) for preset in presets):
         return {}, ""
-    judge = _names(old, new, presets)[0].get("judge", {"name": new.judge.name})
     tree = to_tree(new)
-    tree["judge"] |= judge
-    gates = _gates_of(old, distance_name(judge["name"]))
+    merge(tree, {"judges": _names(old, new, presets)[0].get("judges", [{} for _ in new.judges])})
+    gates = _gates_of(old, distance_name(tree["judges"][0]["name"]))
     fitting = {metric: gate for metric, gate in gates.items() if _is_valid(tree, metric, gate)}
     left_out = ", ".join(sorted(gates.keys() - fitting.keys()))
     said = f"register.gates (without {left_out}, which this preset's evaluation does not give)"
@@ -122,8 +131,8 @@ def _gates(old: Params, new: Params, presets: list[Params]) -> tuple[Tree, str]:
 
 
 def _gates_of(params: Params, distance: str = "") -> Tree:
-    """The gates, with ``distance`` for the name of the Frechet distance."""
-    own = distance_name(params.judge.name)
+    """The gates, with ``distance`` for the name of the first judge's Frechet distance."""
+    own = distance_name(params.first_judge.name)
     gates = to_tree(params)["register"]["gates"].items()
     return {distance if metric == own else metric: gate for metric, gate in gates}
 
@@ -139,7 +148,7 @@ def _is_valid(tree: Tree, metric: str, gate: object) -> bool:
 def _rest(params: Params) -> Tree:
     """All that is not kept."""
     tree = to_tree(params)
-    del tree["register"]["name"], tree["register"]["gates"], tree["tracking"]["experiment"], tree["judge"]["name"]
+    del tree["register"]["name"], tree["register"]["gates"], tree["tracking"]["experiment"], tree["judges"][0]["name"]
     return tree | {"data": tree["data"]["image_size"]}
 
 

@@ -54,16 +54,19 @@ def project_name(folder: Path, name: str | None) -> str:
 
 
 def judge_name(project: str) -> str:
-    """The judge's name in metric keys: ``PROJECT_judge``, with an underscore in place of what a key cannot hold."""
+    """The first judge's name in metric keys: ``PROJECT_judge``, with an underscore in place of what a key cannot hold."""
     return "".join(letter if letter.isalnum() or letter in "_-." else "_" for letter in project) + "_judge"
 
 
-def names_of(project: str, judge: str, gates: dict[str, Any]) -> dict[str, Any]:
-    """What in params.yaml derives from the project's name. ``gates``: as they are while the judge is called ``judge``."""
+def names_of(project: str, judge: str, gates: dict[str, Any], others: int = 0) -> dict[str, Any]:
+    """What in params.yaml derives from the project's name. ``gates``: as they are while the first judge is called ``judge``.
+
+    ``others``: how many further judges there are.
+    """
     named = judge_name(project)
     own = distance_name(judge)
     return {
-        "judge": {"name": named},
+        "judges": [{"name": named}, *({} for _ in range(others))],
         "register": {
             "name": project,
             "gates": {distance_name(named) if metric == own else metric: gate for metric, gate in gates.items()},
@@ -76,7 +79,9 @@ def first_params(project: str) -> str:
     """The text of params.yaml for the built-in images, under the project's name."""
     text = render(PRESET)
     tree = parse_yaml(text, PRESET)
-    body = with_changes(text, names_of(project, tree["judge"]["name"], tree["register"]["gates"]))
+    body = with_changes(
+        text, names_of(project, tree["judges"][0]["name"], tree["register"]["gates"], len(tree["judges"]) - 1)
+    )
     parse_params(parse_yaml(body, PARAMS_NAME), PARAMS_NAME)
     return (
         f"# Project {project}, made by `sfd init`: the built-in digits, a few minutes on two CPU cores. Your own images: `data`.\n"

@@ -40,6 +40,11 @@ def plain_name(text: str) -> str:
     return f"{plain}-" if plain.endswith(LOCK_ENDING) else plain or "sfd"
 
 
+def average_name(decay: float) -> str:
+    """The folder of a further average of the weights, in the result of stage ``diffusion``."""
+    return f"averages/ema-{decay!r}"
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A run of `dvc exp run`. ``name``: DVC's name for it. ``project``: the folder of the project that it is a variant of."""
@@ -160,10 +165,23 @@ class Workspace:
         """What a stage's last training left, so that a longer one can go on from there."""
         return self.root / ".sfd" / "finished" / stage
 
-    def model(self, step: int | None = None) -> Path:
-        """The folder of the trained diffusion model, or of the weights that it had after ``step`` steps, where these are kept."""
+    def model(self, step: int | None = None, decay: float | None = None) -> Path:
+        """The folder of the trained diffusion model, or of the weights that it had after ``step`` steps, where these are kept.
+
+        ``decay``: of a further average of the weights; None: the average of ``diffusion.training.ema_decay``.
+        """
         result = self.result("diffusion")
+        result = result if decay is None else result / average_name(decay)
         return result / "model" if step is None else result / "steps" / f"step-{step:07d}"
+
+    def sampled_model(self, params: Params) -> Path:
+        """The folder of the weights that section ``sample`` draws from."""
+        decay = params.sample.ema_decay
+        return self.model(params.sample.step, None if decay == params.diffusion.training.ema_decay else decay)
+
+    def judge(self, name: str) -> Path:
+        """The folder of a judge that stage ``judge`` made."""
+        return self.result("judge") / name / "model"
 
     def kept_steps(self) -> list[int]:
         """The steps of training whose weights the result of stage ``diffusion`` holds, in order."""
@@ -192,6 +210,11 @@ class Workspace:
         """The temporary folders of a study's trials."""
         return self.root / ".sfd" / "tune" / study_id
 
+    @property
+    def scores(self) -> Path:
+        """The scores of all settings that `sfd sweep` has drawn, by digest: of no use to a stage, and small, so they stay."""
+        return self.home / ".sfd" / "sweep"
+
     def load_params(self) -> Params:
         """The parameters, checked. Paths in them stay as they are written, relative to the root.
 
@@ -219,6 +242,10 @@ class Workspace:
             value = getattr(section, name)
             if isinstance(value, BaseModel):
                 changes[name] = self.resolve_paths(value)
+            elif isinstance(value, tuple):
+                changes[name] = tuple(
+                    self.resolve_paths(each) if isinstance(each, BaseModel) else each for each in value
+                )
             elif isinstance(value, Path):
                 changes[name] = self.resolve(value)
             elif name in ADDRESSES and isinstance(value, str) and registered_model(value) is None:

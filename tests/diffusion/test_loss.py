@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfd.data.latents import LatentBatch
-from sfd.diffusion.loss import interpolate, per_part
+from sfd.diffusion.loss import Predicted, interpolate, per_part
 from sfd.diffusion.schedule import OffsetSchedule
-from sfd.diffusion.terms.cosine import SHORTEST_VELOCITY, cosine_loss
-from sfd.diffusion.terms.repa import repa_loss
+from sfd.diffusion.terms.cosine import CosineTerm, cosine_loss
+from sfd.diffusion.terms.repa import RepaTerm, repa_loss, repa_loss_with_error
 from sfd.diffusion.terms.velocity import energy_weights, velocity_loss
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.published import config_from_published
@@ -80,10 +80,33 @@ def test_a_fresh_model_that_predicts_zero_gets_no_outsized_gradient_from_the_cos
     slopes = []
     for length in (0.0, 1.0):
         prediction = (length * target.flip(1) / target.norm(dim=1, keepdim=True)).requires_grad_()
-        loss = cosine_loss(prediction, target, SHORTEST_VELOCITY)
+        loss = cosine_loss(prediction, target, LossParams().cosine_floor)
         slopes.append(float(torch.autograd.grad(loss.sum(), prediction)[0].norm()))
     assert float(cosine_loss(torch.zeros_like(target), target)[0]) == 1.0
     assert 0 < slopes[0] < 20 * slopes[1]
+
+
+def test_the_floor_of_the_cosine_term_shortens_the_cosine_of_short_predictions_alone() -> None:
+    prediction = torch.tensor([0.03, 0.04])[None, :, None, None]  # of length 0.05
+    target = torch.tensor([3.0, 4.0])[None, :, None, None]
+
+    def term(floor: float, scale: float = 1.0) -> float:
+        batch = Predicted(scale * prediction, target, 0, (torch.ones(1), torch.ones(1)))
+        return float(CosineTerm(LossParams(cosine_floor=floor))(batch))
+
+    assert term(0.1) == pytest.approx(0.5) and term(1e-8) == pytest.approx(0.0, abs=1e-6)
+    assert term(0.1, scale=10.0) == term(1e-8, scale=10.0)
+    assert LossParams().cosine_floor == 0.1
+
+
+def test_repa_with_the_squared_error_is_the_mean_of_both() -> None:
+    features = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    projection = torch.tensor([[[0.0, 1.0], [0.0, 4.0]]])  # 1 - cosine: 1 and 0; squared errors: 1, 1, 0 and 4
+    assert repa_loss_with_error(projection, features).tolist() == pytest.approx([(0.5 + 1.5) / 2])
+    both = Predicted(features, features, 0, (torch.ones(1), torch.ones(1)), projection, features)
+    for name, expected in (("cosine", 0.5), ("cosine_mse", 1.0)):
+        term = RepaTerm(LossParams.model_validate({"repa_loss": name}))
+        assert term(both).tolist() == pytest.approx([expected])
 
 
 def test_repa_is_zero_for_aligned_tokens_and_two_for_opposite_ones() -> None:

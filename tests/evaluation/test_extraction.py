@@ -49,7 +49,7 @@ def test_any_number_of_processes_share_the_work_and_give_the_features_of_one(tmp
     for rank in range(ranks):
         filled = store(tmp_path, judge, rank, ranks)
         before = judge.shown
-        filled.fill(["x"], len(IMAGES), load, ["features", "logits", "spatial"])
+        filled.fill(["x"], range(len(IMAGES)), load, ["features", "logits", "spatial"])
         seen.append(judge.shown - before)
     assert sum(seen) == len(IMAGES) and max(seen) <= -(-5 // ranks) * 5
     expected = extract(judge, IMAGES.split(5), spatial=True)
@@ -67,11 +67,11 @@ def test_an_interrupted_extraction_goes_on_where_it_was(tmp_path: Path) -> None:
         return load(rows)
 
     with pytest.raises(KeyboardInterrupt):
-        store(tmp_path, judge).fill(["x"], len(IMAGES), broken)
+        store(tmp_path, judge).fill(["x"], range(len(IMAGES)), broken)
     assert judge.shown == 15
     (tmp_path / "by-5" / "x" / "000000015.part").write_bytes(b"half of a file")
     resumed = store(tmp_path, judge)
-    resumed.fill(["x"], len(IMAGES), load)
+    resumed.fill(["x"], range(len(IMAGES)), load)
     assert judge.shown == len(IMAGES)
     assert torch.equal(resumed.read("x").features, extract(SmallJudge(), IMAGES.split(5)).features)
 
@@ -84,17 +84,17 @@ def test_an_extraction_goes_on_in_batches_of_another_size_with_the_same_features
         return load(rows)
 
     with pytest.raises(KeyboardInterrupt):
-        store(tmp_path, SmallJudge()).fill(["x"], len(IMAGES), broken)
+        store(tmp_path, SmallJudge()).fill(["x"], range(len(IMAGES)), broken)
     resumed = store(tmp_path, SmallJudge(), batch_size=other)
-    resumed.fill(["x"], len(IMAGES), load)
+    resumed.fill(["x"], range(len(IMAGES)), load)
     torch.testing.assert_close(resumed.read("x").features, extract(SmallJudge(), IMAGES.split(5)).features)
 
 
 def test_some_rows_are_read_in_their_order_and_without_what_was_not_kept(tmp_path: Path) -> None:
     judge = SmallJudge()
     filled = store(tmp_path, judge)
-    filled.fill(["x"], len(IMAGES), load, ["features", "logits"])
-    filled.fill(["y"], len(IMAGES), load)
+    filled.fill(["x"], range(len(IMAGES)), load, ["features", "logits"])
+    filled.fill(["y"], range(len(IMAGES)), load)
     rows = [0, 4, 5, 21]
     found = filled.read("x", rows)
     assert torch.equal(found.features, filled.read("x").features[rows]) and len(found) == 4
@@ -112,7 +112,7 @@ def test_views_of_the_same_images_are_loaded_once_and_follow_one_another_in_bloc
         return [IMAGES[rows.start : rows.stop], IMAGES[rows.start : rows.stop].flip(-1)]
 
     filled = store(tmp_path, judge)
-    filled.fill(["x", "mirrored"], len(IMAGES), views)
+    filled.fill(["x", "mirrored"], range(len(IMAGES)), views)
     assert len(loaded) == 5
     blocks = list(filled.blocks(["x", "mirrored"]))
     assert [len(block) for block in blocks[:2]] == [10, 10]

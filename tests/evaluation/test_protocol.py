@@ -78,7 +78,7 @@ def evaluate(
     data, results = Prepared.load(params.data, Path("results/prepare")), Path("results")
     store = FeatureStore(out / "features", judge or SmallInception(), batch_size, 0, 1)
     vae = load_texture_vae(results / "texture_vae" / "model")
-    evaluation = Evaluation.open(options, data, vae, results / "sample", params.seed, store)
+    evaluation = Evaluation.open(options, data, vae, results / "sample", params.seed, [store])
     evaluation.extract()
     metrics, files = evaluation.measure(out)
     assert all(file.is_file() for file in files)
@@ -91,7 +91,7 @@ def heldout_images() -> Tensor:
 
 
 def test_two_processes_give_the_files_of_one_to_the_last_byte(project: Project) -> None:
-    names = ("metrics.json", "measurement.json", "nearest.csv", "nearest.png")
+    names = ("metrics.json", "measurement.json", "classes.csv", "nearest.csv", "nearest.png")
     alone = {name: (project.result("evaluate") / name).read_bytes() for name in names}
     (project.result("evaluate") / "metrics.json").unlink()
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
@@ -173,8 +173,8 @@ def test_a_reference_is_refused_where_another_judge_was_made_and_accepted_where_
     project: Project, tmp_path: Path
 ) -> None:
     write_reference(tmp_path / "ref.npz", heldout_images())
-    with pytest.raises(UserError, match=r"the judge in results/judge is 'digits_judge'; run `dvc repro judge`"):
-        evaluate(tmp_path, tmp_path / "ref.npz", load_judge(project.result("judge") / "model"))
+    with pytest.raises(UserError, match=r"the first judge in results/judge is 'digits_judge'; run `dvc repro judge`"):
+        evaluate(tmp_path, tmp_path / "ref.npz", load_judge(project.result("judge") / "digits_judge/model"))
     assert evaluate(tmp_path, tmp_path / "ref.npz")[0]["fid"] > 0.0
 
 
@@ -182,7 +182,7 @@ def test_the_stage_needs_the_file_and_depends_on_its_content(project: Project, t
     copied = project.copy_to(tmp_path / "copy")
     params = yaml.safe_load((copied.folder / "params.yaml").read_text())
     params["evaluate"]["reference"] = "ref.npz"
-    params["judge"] |= {"kind": "inception", "source": "pretrained", "name": "inception"}
+    params["judges"][0] |= {"kind": "inception", "source": "pretrained", "name": "inception"}
     params["register"]["gates"] = {}
     copied.write_params(params)
     status, output = copied.run("python", "stages/evaluate.py")

@@ -65,6 +65,8 @@ LITERAL_SAMPLE = {
         "scale_semantic": 1.5,
         "start_texture": 0.0,
         "start_semantic": 0.1,
+        "end_texture": 0.9,
+        "end_semantic": 1.0,
     },
 }
 """As it stands on disk. A change here is a new format."""
@@ -192,3 +194,9 @@ def test_settings_without_a_format_are_read_and_the_oldest_ones_too(tmp_path: Pa
 def test_other_settings_are_refused_with_their_file_and_a_remedy(content: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sample.json does not hold the settings of a registered model .*register it"):
         read_settings(sample_file(tmp_path, content))
+
+
+def test_settings_older_than_the_ends_of_guidance_guide_up_to_the_data(tmp_path: Path) -> None:
+    guidance = {key: value for key, value in LITERAL_SAMPLE["guidance"].items() if not key.startswith("end_")}
+    found = read_settings(sample_file(tmp_path, LITERAL_SAMPLE | {"guidance": guidance})).guidance
+    assert (found.end_texture, found.end_semantic) == (1.0, 1.0)

@@ -201,9 +201,44 @@ def test_a_model_of_one_time_is_synchronous_and_without_semantics_unless_said(
     sfd_import(file, str(tmp_path / "redi"), *given, "--semantic-channels", "3")
     assert DiffusionModel.load(tmp_path / "redi").network.config.semantic_channels == 3
     assert "--tau is 0.3, but the model has one time" in sfd_import(file, "x", *given, "--tau", "0.3", refused=True)
+    assert "--knots is given, but the model has one time" in sfd_import(
+        file, "x", *given, "--knots", "0,1", refused=True
+    )
     assert "cannot be the semantic ones" in sfd_import(
         file, "x", *given, "--semantic-channels", str(channels), refused=True
     )
+
+
+def test_weights_of_a_learnt_schedule_come_with_their_curve_and_sample_along_it(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str]
+) -> None:
+    """The layout of the published LWD weights: `{"ema": state}`, the network of SFD, and a curve that no file holds."""
+    file = stored(tmp_path / "xl_400k.pt", {"ema": weights("sfd_tiny")})
+    given = [file, str(tmp_path / "lwd"), "--kind", "diffusion", *statistics, "--knots", "0,0.5,0.25,0,0.25"]
+    assert "two times, the curve of knots 0, 0.5, 0.25, 0, 0.25" in sfd_import(*given)
+    model, tensors = DiffusionModel.load(tmp_path / "lwd"), vector("sfd_tiny")
+    assert (model.schedule_params.kind, model.schedule_params.knots) == ("curve", (0.0, 0.5, 0.25, 0.0, 0.25))
+    velocity = model.network(tensors["xt"], tensors["t_tex"], tensors["t_sem"], tensors["y"]).velocity
+    assert (velocity - tensors["velocity"]).abs().max() < 1e-5
+    t_tex, t_sem = model.schedule.times(torch.tensor([0.0, 1.0]))
+    assert (t_tex.tolist(), t_sem.tolist()) == ([0.0, 1.0], [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--knots", "0,x"], "--knots is '0,x', but a curve has 2 to 33 numbers"),
+        (["--knots", "0,0"], "not all 0"),
+        (["--knots", "1"], "2 to 33 numbers"),
+        (["--knots", "-1,2"], "of 0 or more"),
+        (["--knots", "0,1", "--tau", "0.3"], "--tau 0.3 and --knots name two schedules"),
+    ],
+)
+def test_a_curve_that_is_none_or_one_too_many_is_refused(
+    tmp_path: Path, sfd_import: Callable[..., str], statistics: list[str], options: list[str], reason: str
+) -> None:
+    file = stored(tmp_path / "a.pt", {"ema": weights("sfd_tiny")})
+    assert reason in sfd_import(file, "x", "--kind", "diffusion", *statistics, *options, refused=True)
 
 
 def test_class_names_say_whether_the_last_row_is_the_null_class(

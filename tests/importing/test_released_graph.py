@@ -30,7 +30,7 @@ from sfd.params import SampleParams, load_params
 pytestmark = pytest.mark.long
 
 GRAPH = Path("presets/released-xl")
-STAGES = ["scan", "prepare", "texture_vae", "judge", "diffusion", "sample", "evaluate", "register"]
+STAGES = ["scan", "prepare", "texture_vae", "judge", "diffusion", "sample", "reference", "evaluate", "register"]
 
 
 def published_files(folder: Path) -> None:
@@ -58,7 +58,7 @@ def tiny_twin() -> dict[str, object]:
     """The preset's parameters with a judge of seconds, few images and few steps."""
     released, small = yaml.safe_load((REPOSITORY / GRAPH / "params.yaml").read_text()), small_params()
     released["data"] |= {"image_size": 64, "holdout_fraction": 0.3}
-    released["judge"], released["evaluate"] = small["judge"], small["evaluate"]
+    released["judges"], released["evaluate"] = small["judges"], small["evaluate"]
     released["quality"] = small["quality"]
     released["register"] = small["register"] | {"name": "released"}
     released["tune"] = small["tune"]

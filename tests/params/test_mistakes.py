@@ -41,13 +41,13 @@ def test_an_option_that_cannot_change_a_result_is_refused_in_its_stages_section_
     assert f"unknown key `{key}` (value 5); nearest valid key: `{home}`" in message
 
 
-@pytest.mark.parametrize("key", ["schedule", "sample.guidance", "diffusion.model.size", "judge.name"])
+@pytest.mark.parametrize("key", ["schedule", "sample.guidance", "diffusion.model.size", "judges.0.name"])
 def test_a_missing_section_or_key_without_default_is_named(key: str) -> None:
     tree = copy.deepcopy(DIGITS)
-    inner = tree
+    inner: Any = tree
     *sections, last = key.split(".")
     for section in sections:
-        inner = inner[section]
+        inner = inner[int(section) if isinstance(inner, list) else section]
     del inner[last]
     with pytest.raises(UserError, match=f"key `{key}` is missing"):
         parse_params(tree)
@@ -76,8 +76,8 @@ def test_a_missing_section_or_key_without_default_is_named(key: str) -> None:
         ("data.split", "train[:10%]"),
         ("texture_vae.channels", []),
         ("texture_vae.channels", "8, 16"),
-        ("judge.channels", [16, 32, 64]),
-        ("judge.name", "my judge"),
+        ("judges.0.channels", [16, 32, 64]),
+        ("judges.0.name", "my judge"),
         ("schedule.tau", 1.5),
         ("schedule.tau", None),
         ("features", None),

@@ -15,7 +15,7 @@ def test_a_path_is_found_by_its_type_at_or_below_a_key() -> None:
     params = parse_params(tree)
     assert params.paths("seed", "data", "texture_vae") == [Path("weights/vae")]
     assert params.paths("sample") == params.paths("sample.guidance.weak_model") == [Path("weights/weak")]
-    assert params.paths("register.name", "sample.schedule", "judge") == []
+    assert params.paths("register.name", "sample.schedule", "judges") == []
 
 
 def test_the_model_to_start_from_is_a_path_unless_it_is_registered() -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from changed_params import changed, refusal
+from changed_params import BOTH, ENCODER, changed, refusal
 
 from sfd.params import Params, parse_params
 
@@ -16,17 +16,17 @@ PLAIN = {
 }
 """Texture alone, by itself."""
 PRETRAINED_JUDGE = {
-    "judge.kind": "inception",
-    "judge.source": "pretrained",
-    "judge.name": "inception",
-    "judge.training": None,
+    "judges.0.kind": "inception",
+    "judges.0.source": "pretrained",
+    "judges.0.name": "inception",
+    "judges.0.training": None,
 }
 FID_GATE = {"register.gates": {"fid": {"limit": 4.0, "improve": True}}}
 TIMM_JUDGE = {
-    "judge.kind": "timm",
-    "judge.source": "package",
-    "judge.model": "tf_efficientnet_lite1",
-    "judge.training": None,
+    "judges.0.kind": "timm",
+    "judges.0.source": "package",
+    "judges.0.model": "tf_efficientnet_lite1",
+    "judges.0.training": None,
 }
 CFG = {"sample.guidance.kind": "cfg", "sample.guidance.scale_texture": 1.5}
 WARM = {"diffusion.training.warmup_steps": 10}
@@ -79,6 +79,11 @@ NO_CONDITION = {
         (PLAIN | {"schedule.kind": "offset"}, ["kind is `none`", "must be `sync`, not `offset`"]),
         (PLAIN | {"sample.guidance.scale_semantic": 1.25}, ["kind is `none`", "scale_semantic must be 1"]),
         (PLAIN | {"sample.guidance.start_semantic": 0.1}, ["kind is `none`", "start_semantic 0"]),
+        (PLAIN | {"sample.guidance.end_semantic": 0.9}, ["kind is `none`", "end_semantic 1"]),
+        (
+            {"sample.guidance.start_texture": 0.5, "sample.guidance.end_texture": 0.4},
+            ["end_texture 0.4 is below start_texture 0.5", "raise the end"],
+        ),
         (PLAIN | {"encoder.source": "none", "data.image_size": 36}, ["data.image_size 36 must be a multiple of 8"]),
         (
             PLAIN | {"encoder.source": "none", "data.image_size": 40, "diffusion.model.patch_size": 2},
@@ -122,41 +127,75 @@ NO_CONDITION = {
             PLAIN | {"encoder.source": "none", "texture_vae.perceptual_weight": 1.0},
             ["perceptual_weight is 1", "encoder.source is `none`", "choose an encoder"],
         ),
-        ({"judge.training": None}, ["judge.training must be given"]),
+        ({"judges.0.training": None}, ["judges.0.training must be given"]),
         ({"diffusion.source": "file"}, ["diffusion.file must name the weights"]),
         ({"diffusion.file": "weights"}, ["diffusion.file is 'weights'", "`train`, which reads no file"]),
-        (PRETRAINED_JUDGE | {"judge.name": "v3"}, ["judge.name is 'v3'", "call it `inception`"]),
-        (PRETRAINED_JUDGE | {"judge.source": "train"}, ["judge.source is `train`, so judge.training must be given"]),
+        (PRETRAINED_JUDGE | {"judges.0.name": "v3"}, ["judges.0.name is 'v3'", "call it `inception`"]),
         (
-            {"judge.kind": "inception", "judge.name": "inception"},
-            ["judge.kind is `inception`", "judge.source is `train`", "`pretrained` or `file`"],
+            PRETRAINED_JUDGE | {"judges.0.source": "train"},
+            ["judges.0.source is `train`, so judges.0.training must be given"],
         ),
         (
-            {"judge.source": "pretrained", "judge.training": None},
-            ["judge.kind is `resnet`, which has no published weights", "judge.source is `pretrained`", "`train`"],
+            {"judges.0.kind": "inception", "judges.0.name": "inception"},
+            ["judges.0.kind is `inception`", "judges.0.source is `train`", "`pretrained` or `file`"],
         ),
-        ({"judge.source": "file", "judge.file": "w.pth"}, ["judge.kind is `resnet`", "judge.source is `file`"]),
         (
-            PRETRAINED_JUDGE | {"judge.source": "file", "judge.file": "w.pth", "judge.name": "v3"},
-            ["judge.name is 'v3'", "call it `inception`"],
+            {"judges.0.source": "pretrained", "judges.0.training": None},
+            ["judges.0.kind is `resnet`, which has no published weights", "judges.0.source is `pretrained`", "`train`"],
         ),
-        (PRETRAINED_JUDGE | {"judge.file": "w.pth"}, ["judge.file is 'w.pth'", "`pretrained`"]),
-        (TIMM_JUDGE | {"judge.model": None}, ["judge.kind is `timm`, so judge.model must name"]),
-        (TIMM_JUDGE | {"judge.model": "resnet18"}, ["no package with weights of judge.model resnet18", "judge.source"]),
-        (TIMM_JUDGE | {"judge.source": "pretrained", "judge.file": "w.pth"}, ["judge.file is 'w.pth'"]),
         (
-            {"judge.kind": "timm", "judge.model": "resnet18"},
-            ["judge.kind is `timm`", "judge.source is `train`", "`package`"],
+            {"judges.0.source": "file", "judges.0.file": "w.pth"},
+            ["judges.0.kind is `resnet`", "judges.0.source is `file`"],
+        ),
+        (
+            PRETRAINED_JUDGE | {"judges.0.source": "file", "judges.0.file": "w.pth", "judges.0.name": "v3"},
+            ["judges.0.name is 'v3'", "call it `inception`"],
+        ),
+        (PRETRAINED_JUDGE | {"judges.0.file": "w.pth"}, ["judges.0.file is 'w.pth'", "`pretrained`"]),
+        (TIMM_JUDGE | {"judges.0.model": None}, ["judges.0.kind is `timm`, so judges.0.model must name"]),
+        (
+            TIMM_JUDGE | {"judges.0.model": "resnet18"},
+            ["no package with weights of judges.0.model resnet18", "judges.0.source"],
+        ),
+        (TIMM_JUDGE | {"judges.0.source": "pretrained", "judges.0.file": "w.pth"}, ["judges.0.file is 'w.pth'"]),
+        (
+            {"judges.0.kind": "timm", "judges.0.model": "resnet18"},
+            ["judges.0.kind is `timm`", "judges.0.source is `train`", "`package`"],
         ),
         (
             TIMM_JUDGE
             | {"encoder.source": "package", "encoder.name": "tf_efficientnet_lite1", "encoder.training": None},
-            ["judge.model is tf_efficientnet_lite1, with the weights of the encoder", "choose another judge.model"],
+            [
+                "judges.0.model is tf_efficientnet_lite1, with the weights of the encoder",
+                "choose another judges.0.model",
+            ],
         ),
-        (PRETRAINED_JUDGE | {"judge.source": "package"}, ["judge.kind is `inception`", "judge.source is `package`"]),
-        ({"judge.name": "inception"}, ["`inception` is kept for Inception-v3"]),
-        ({"judge.name": "heldout"}, ["'heldout' is taken", "fd_heldout"]),
-        ({"judge.name": "reconstruction"}, ["'reconstruction' is taken", "fd_reconstruction"]),
+        (
+            PRETRAINED_JUDGE | {"judges.0.source": "package"},
+            ["judges.0.kind is `inception`", "judges.0.source is `package`"],
+        ),
+        ({"judges.0.name": "inception"}, ["`inception` is kept for Inception-v3"]),
+        ({"judges.0.name": "heldout"}, ["'heldout' is taken", "fd_heldout"]),
+        ({"judges.0.name": "reconstruction"}, ["'reconstruction' is taken", "fd_reconstruction"]),
+        ({"judges.0.name": "my_heldout"}, ["'my_heldout' is taken", "`fd_my_heldout` is a floor"]),
+        ({"judges.0.name": "curves.json"}, ["'curves.json' is that of a file"]),
+        (BOTH | {"judges.1.name": "digits_judge"}, ["two are called `digits_judge`", "choose other names"]),
+        (BOTH | {"judges.1.name": "a_reconstruction"}, ["judges.1.name 'a_reconstruction' is taken"]),
+        (BOTH | {"judges.1.model": None}, ["judges.1.kind is `timm`, so judges.1.model must name"]),
+        (BOTH | {"judges.1.source": "file"}, ["judges.1.source is `file`, so judges.1.file must name"]),
+        (BOTH | {"register.gates": {"fd_ear": {"limit": 1}}}, ["judges `digits_judge`, `eye` give no metric `fd_ear`"]),
+        (BOTH | ENCODER | {"register.gates": {"fd_eye": {"limit": 1}}}, ["fd_eye", "by the encoder", "reporting only"]),
+        (BOTH | ENCODER | {"register.gates": {"fdr_eye": {"limit": 1}}}, ["fdr_eye", "by the encoder"]),
+        (BOTH | ENCODER | {"register.gates": {"fdr": {"limit": 1}}}, ["no metric `fdr`"]),
+        ({"register.gates": {"fdr": {"limit": 1}}, "judges": BOTH["judges"][:1]}, ["no metric `fdr`"]),
+        ({"evaluate.cmmd": "digits_judge"}, ["evaluate.cmmd is `digits_judge`", "no judge of kind `timm`", "to null"]),
+        (BOTH | {"evaluate.cmmd": "eyes"}, ["evaluate.cmmd is `eyes`", "the nearest is `eye`"]),
+        (BOTH | ENCODER | {"evaluate.cmmd": "eye"}, ["there is none: add one"]),
+        ({"evaluate.memorisation": False}, ["register.gates.memorised_fraction needs evaluate.memorisation"]),
+        (
+            {"evaluate.density": False, "register.gates": {"coverage": {"limit": 0.5}}},
+            ["no metric `coverage`"],
+        ),
         ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true", "`decoded`"]),
         ({"diffusion.lora": {"rank": 4}}, ["diffusion.lora adapts a trained model", "init_from is null"]),
         (
@@ -187,13 +226,27 @@ NO_CONDITION = {
             {f"diffusion.loss.{term}_weight": 0 for term in ("velocity", "cosine", "repa")},
             ["velocity_weight, cosine_weight and repa_weight are all 0"],
         ),
+        (
+            {"semantic.training.warmup_steps": 0, "semantic.training.warmup_from": 0.01},
+            ["semantic.training", "warmup_from is 0.01", "warmup_steps is 0"],
+        ),
+        (
+            {"judge.training.decay": "constant", "judge.training.decay_start": 100},
+            ["decay_start is 100", "decay is `constant`", "decay_start to null"],
+        ),
+        (
+            {"judge.training.decay": "constant", "judge.training.decay_to": 0.1},
+            ["decay_to is 0.1", "decay is `constant`", "decay_to to 0"],
+        ),
+        ({"judge.training.decay_start": 400}, ["decay_start 400 must be from warmup_steps 50 to below num_steps 400"]),
+        ({"judge.training.decay_start": 49}, ["decay_start 49 must be from warmup_steps 50"]),
         ({"sample.guidance.kind": "autoguidance"}, ["weak_model is needed"]),
         ({"sample.guidance.weak_model": "models/b"}, ["weak_model is needed", "no other kind"]),
         ({"sample.guidance.kind": "none"}, ["kind is `none`", "scales must be 1"]),
         (CFG | {"diffusion.model.class_dropout": 0}, ["class_dropout must be above 0"]),
         ({"register.gates": {"fd_digit_judge": {"limit": 1.0}}}, ["no metric `fd_digit_judge`", "`fd_digits_judge`"]),
         ({"register.gates": {"fid": {"limit": 1.0}}}, ["judge `digits_judge` gives no metric `fid`"]),
-        ({"judge.name": "eye"}, ["no metric `fd_digits_judge`"]),
+        ({"judges.0.name": "eye"}, ["no metric `fd_digits_judge`"]),
         ({"register.gates": {"kid": {"improve": True}}}, ["kid.improve", "standard error (fd_digits_judge", "limit"]),
         ({"register.gates": {"fd_heldout": {"improve": True}}}, ["fd_heldout.improve", "standard error"]),
         ({"register.gates": {"recall": {"limit": None}}}, ["a gate needs a limit, or improve: true"]),
@@ -204,7 +257,7 @@ NO_CONDITION = {
         (PRETRAINED_JUDGE | {"register.gates": {"class_accuracy": {"limit": 0.9}}}, ["no metric `class_accuracy`"]),
         (
             {"evaluate.reference": "ref.npz"},
-            ["evaluate.reference is 'ref.npz'", "the judge is `digits_judge`", "to null"],
+            ["evaluate.reference is 'ref.npz'", "the first judge is `digits_judge`", "to null"],
         ),
         (NO_CONDITION | {"diffusion.model.class_dropout": 0.1}, ["nothing to drop", "class_dropout 0.1 to 0"]),
         (NO_CONDITION | {"sample.guidance": {"kind": "cfg", "scale_texture": 2}}, ["null condition", "`autoguidance`"]),
@@ -241,14 +294,19 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"encoder.source": "file", "encoder.file": "vit.safetensors", "encoder.training": None},
         {"encoder.source": "package", "encoder.name": "tf_efficientnet_lite0", "encoder.training": None},
         TIMM_JUDGE | {"encoder.source": "package", "encoder.name": "tf_efficientnet_lite0", "encoder.training": None},
-        TIMM_JUDGE | {"judge.source": "file", "judge.file": "w.pth", "judge.model": "resnet18"},
+        TIMM_JUDGE | {"judges.0.source": "file", "judges.0.file": "w.pth", "judges.0.model": "resnet18"},
         {"texture_vae.source": "file", "texture_vae.file": "vae", "data.image_size": 64},
         {"texture_vae.source": "pca", "texture_vae.latent_channels": 192, "texture_vae.training": None},
         {"texture_vae.source": "pca", "texture_vae.block_size": 16, "data.image_size": 64},
         {"texture_vae.source": "pca", "texture_vae.perceptual_weight": 0.5},
         {"texture_vae.perceptual_weight": 0.5, "texture_vae.adversarial_weight": 0.1},
+        BOTH | {"register.gates": {"fd_eye": {"limit": 1}, "fdr": {"improve": True}, "fdr_eye": {"improve": True}}},
+        BOTH | ENCODER,
+        BOTH | {"evaluate.cmmd": "eye", "register.gates": {"cmmd": {"limit": 1.0}}},
+        {"evaluate.density": True, "register.gates": {"coverage": {"limit": 0.5}, "density_heldout": {"limit": 0.5}}},
+        {"evaluate.memorisation": False, "register.gates": {}},
         PRETRAINED_JUDGE | FID_GATE,
-        PRETRAINED_JUDGE | FID_GATE | {"judge.source": "file", "judge.file": "w.pth"},
+        PRETRAINED_JUDGE | FID_GATE | {"judges.0.source": "file", "judges.0.file": "w.pth"},
         PRETRAINED_JUDGE | FID_GATE | {"evaluate.reference": "VIRTUAL_imagenet256_labeled.npz"},
         PRETRAINED_JUDGE | {"register.gates": {"sfid": {"limit": 9.0}}},
         {"register.gates": {}},
@@ -261,6 +319,9 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"diffusion.model.patch_size": 2, "diffusion.loss.repa_weight": 0},
         {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
+        {"judge.training.decay_start": 50, "judge.training.decay_to": 0.1, "judge.training.warmup_from": 0.01},
+        {"judge.training.decay": "constant", "judge.training.warmup_from": 0.0},
+        {"diffusion.loss.repa_loss": "cosine_mse", "diffusion.loss.cosine_floor": 1e-8},
         CFG,
         NO_CONDITION,
         NO_CONDITION | {"sample.guidance": {"kind": "autoguidance", "weak_model": "models/b", "scale_texture": 2}},

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import yaml
-from changed_params import changed
+from changed_params import BOTH, ENCODER, changed
 
 from sfd.errors import UserError
 from sfd.params import check_study, parse_params
 
 INCEPTION = {
-    "judge.kind": "inception",
-    "judge.source": "pretrained",
-    "judge.name": "inception",
-    "judge.training": None,
+    "judges.0.kind": "inception",
+    "judges.0.source": "pretrained",
+    "judges.0.name": "inception",
+    "judges.0.training": None,
     "register.gates": {},
 }
 UNCONDITIONAL = {
@@ -39,11 +39,31 @@ def space(key: str, **values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("refused", "named", "accepted"),
     [
-        ({"tune.objectives": ["fid"]}, ["judge.name is `digits_judge`", "exchange"], {"tune.objectives": ["fd"]}),
-        (INCEPTION, ["judge.name is `inception`", "exchange"], INCEPTION | {"tune.objectives": ["fid"]}),
+        ({"tune.objectives": ["fid"]}, ["judges.0.name is `digits_judge`", "exchange"], {"tune.objectives": ["fd"]}),
+        (INCEPTION, ["judges.0.name is `inception`", "exchange"], INCEPTION | {"tune.objectives": ["fid"]}),
+        (
+            {"judges": BOTH["judges"][:1], "tune.objectives": ["fdr"]},
+            ["`fdr` is the mean over several judges", "add another"],
+            BOTH | {"tune.objectives": ["fdr"]},
+        ),
+        (
+            BOTH | {"tune.objectives": ["fd_ear"]},
+            ["`fd_ear` is the distance of no further judge", "nearest: `fd_eye`"],
+            BOTH | {"tune.objectives": ["fd_eye"]},
+        ),
+        (
+            {"tune.objectives": ["fd_digits_judge"]},
+            ["`fd_digits_judge` is the distance of no further judge", "`fd` is that of the first"],
+            {"tune.objectives": ["fd"]},
+        ),
+        (
+            BOTH | ENCODER | {"tune.objectives": ["fd_eye"]},
+            ["`fd_eye` is measured by the encoder", "reporting only"],
+            BOTH | ENCODER | {"tune.objectives": ["kid"]},
+        ),
         (
             INCEPTION | {"tune.objectives": ["class_accuracy"]},
-            ["`class_accuracy`", "judge.kind is `inception`", "remove it"],
+            ["`class_accuracy`", "judges.0.kind is `inception`", "remove it"],
             {"tune.objectives": ["class_accuracy"]},
         ),
         (

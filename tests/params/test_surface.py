@@ -16,17 +16,20 @@ FILES = [
     *(REPOSITORY / f"presets/{name}.yaml" for name in ("digits", "imagenet256-sfd-xl")),
 ]
 """The complete ones; see tests/test_preset.py for the overlays."""
-NETWORKS = ["encoder", "texture_vae", "judge", "semantic", "diffusion"]
+NETWORKS = ["encoder", "texture_vae", "judges.N", "semantic", "diffusion"]
 KEYS = """
 NETWORK.training.accumulation_steps
 NETWORK.training.batch_size
 NETWORK.training.beta2
 NETWORK.training.decay
+NETWORK.training.decay_start
+NETWORK.training.decay_to
 NETWORK.training.ema_decay
 NETWORK.training.learning_rate
 NETWORK.training.max_grad_norm
 NETWORK.training.num_steps
 NETWORK.training.precision
+NETWORK.training.warmup_from
 NETWORK.training.warmup_steps
 NETWORK.training.weight_decay
 data.duplicates
@@ -49,8 +52,10 @@ diffusion.init_statistics
 diffusion.lora.alpha
 diffusion.lora.rank
 diffusion.loss.channel_weights
+diffusion.loss.cosine_floor
 diffusion.loss.cosine_weight
 diffusion.loss.repa_depth
+diffusion.loss.repa_loss
 diffusion.loss.repa_target
 diffusion.loss.repa_weight
 diffusion.loss.repa_width
@@ -72,6 +77,7 @@ diffusion.model.use_swiglu
 diffusion.other_networks
 diffusion.source
 diffusion.training.keep_every
+diffusion.training.more_ema_decays
 encoder.depth
 encoder.file
 encoder.input_size
@@ -80,8 +86,11 @@ encoder.num_heads
 encoder.patch_size
 encoder.source
 encoder.width
+evaluate.cmmd
+evaluate.density
 evaluate.kid_subset_size
 evaluate.kid_subsets
+evaluate.memorisation
 evaluate.min_images.class_accuracy
 evaluate.min_images.fd
 evaluate.min_images.inception_score
@@ -94,13 +103,13 @@ features.crop
 features.max_images
 features.mirror
 features.shard_size
-judge.channels
-judge.file
-judge.input_size
-judge.kind
-judge.model
-judge.name
-judge.source
+judges.N.channels
+judges.N.file
+judges.N.input_size
+judges.N.kind
+judges.N.model
+judges.N.name
+judges.N.source
 latents.quadrants
 latents.semantic_posterior
 latents.shard_size
@@ -116,6 +125,7 @@ quality.ssim_gain
 register.alias
 register.gates.KEY.improve
 register.gates.KEY.limit
+register.gates.KEY.reference
 register.name
 register.other_data
 runtime.NETWORK.checkpoint_every
@@ -124,12 +134,17 @@ runtime.NETWORK.log_every
 runtime.NETWORK.num_workers
 runtime.diffusion.grid_every
 runtime.diffusion.grid_images
+runtime.diffusion.heldout_every
+runtime.diffusion.heldout_images
 runtime.diffusion.sharding
 runtime.evaluate.batch_size
 runtime.features.batch_size
 runtime.latents.batch_size
 runtime.sample.batch_size
 sample.class_mix
+sample.ema_decay
+sample.guidance.end_semantic
+sample.guidance.end_texture
 sample.guidance.kind
 sample.guidance.scale_semantic
 sample.guidance.scale_texture
@@ -149,6 +164,7 @@ schedule.kind
 schedule.knots
 schedule.tau
 seed
+semantic.cosine_over
 semantic.depth
 semantic.file
 semantic.kind
@@ -223,7 +239,12 @@ def test_the_imagenet_preset_is_the_papers_xl_run_and_names_its_result_and_sourc
     assert (training.decay, training.weight_decay, training.ema_decay) == ("constant", 0.0, 0.9999)
     assert (training.beta2, training.max_grad_norm, training.precision) == (0.999, None, "auto")
     assert (params.sample.num_images, params.sample.sampler, params.sample.guidance.kind) == (50_000, "dopri5", "none")
-    assert params.judge.name == "inception"
+    semantic, recipe = params.semantic, params.semantic.training
+    assert (semantic.num_heads, semantic.kl_weight, recipe.num_steps, recipe.batch_size) == (6, 1e-7, 1_000_000, 64)
+    assert (recipe.learning_rate, recipe.warmup_steps, recipe.warmup_from) == (5e-5, 500, 0.01)
+    assert (recipe.decay, recipe.decay_start, recipe.decay_to) == ("cosine", 800_000, 0.1)
+    assert (recipe.weight_decay, recipe.ema_decay) == (0.01, 0.0)
+    assert params.first_judge.name == "inception"
     assert params.encoder.input_size // params.encoder.patch_size == 16
 
 
@@ -235,6 +256,7 @@ def test_what_is_printed_reads_back_as_the_same_parameters() -> None:
 
 def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     expanded = [key.replace("NETWORK", network) for key in KEYS for network in (NETWORKS if "NETWORK" in key else [""])]
+    expanded = [key.replace("runtime.judges.N.", "runtime.judge.") for key in expanded]  # for all judges
     assert sorted(KEYS) == KEYS
     dumped = parse_params(DIGITS).model_dump(by_alias=True)
     for section, mapping in (("tune", "space"), ("register", "gates")):

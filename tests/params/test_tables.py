@@ -15,7 +15,7 @@ TABLES: list[tuple[str, dict[str, Any], type[Entry], str, str]] = [
     ("diffusion.model.condition", names.CONDITIONS, Entry, "clas", "class"),
     ("data.source", names.DATA_SOURCES, Entry, "foldr", "folder"),
     ("semantic.kind", names.SEMANTIC_ENCODERS, Entry, "pac", "pca"),
-    ("judge.kind", names.JUDGES, Entry, "resnt", "resnet"),
+    ("judges.0.kind", names.JUDGES, Entry, "resnt", "resnet"),
 ]
 every_table = pytest.mark.parametrize(
     ("key", "table", "entry", "misspelt", "nearest"), TABLES, ids=[table[0] for table in TABLES]
@@ -37,7 +37,7 @@ def test_an_entry_that_is_added_to_the_table_is_accepted_and_described(
 ) -> None:
     assert f"`{misspelt}`" not in describe_params()
     monkeypatch.setitem(table, misspelt, entry("toys:Toy", "a toy of the tests"))
-    row = next(line for line in describe_params().splitlines() if line.startswith(f"| `{key}`"))
+    row = next(line for line in describe_params().splitlines() if line.startswith(f"| `{key.replace('.0.', '.N.')}`"))
     assert f"`{misspelt}`: a toy of the tests" in row and nearest in row
     assert current_value(parse_params(changed({key: misspelt})), key) == misspelt
 

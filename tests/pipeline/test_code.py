@@ -36,7 +36,7 @@ for edited in [None, *sys.argv[2:]]:
         print(json.dumps([name for name in STAGES if codes[name] != before[name]]))
         (source / edited).write_text(text)
 """
-DRAWING = {"diffusion", "sample", "evaluate", "evaluate_steps", "register", "tune"}
+DRAWING = {"diffusion", "sample", "evaluate", "evaluate_steps", "register", "sweep", "tune"}
 EVERY = set(STAGES)
 WATCHERS = {
     "__init__.py": EVERY,
@@ -47,16 +47,18 @@ WATCHERS = {
     "encoders/composite.py": {"latents"},
     "encoders/semantic/pca.py": {"semantic", "latents", "diffusion", "tune"},
     "encoders/tokenizers/pca.py": EVERY - {"prepare", "encoder", "judge", "features", "semantic"},
-    "encoders/judges/resnet.py": {"judge", "evaluate", "evaluate_steps", "tune"},
+    "encoders/judges/resnet.py": {"judge", "reference", "evaluate", "evaluate_steps", "sweep", "tune"},
     "training/loop.py": {"encoder", "texture_vae", "judge", "semantic", "diffusion", "tune"},
     "training/finetuning.py": {"diffusion", "tune"},
     "training/classifier.py": {"encoder", "judge"},
     "diffusion/samplers/ab2.py": DRAWING,
-    "generation/samples.py": {"sample", "evaluate", "evaluate_steps"},
-    "evaluation/balanced.py": {"encoder", "judge", "evaluate", "evaluate_steps", "tune"},
-    "evaluation/protocol.py": {"evaluate", "evaluate_steps"},
+    "generation/samples.py": {"sample", "evaluate", "evaluate_steps", "sweep"},
+    "evaluation/balanced.py": {"encoder", "judge", "reference", "evaluate", "evaluate_steps", "sweep", "tune"},
+    "evaluation/protocol.py": {"evaluate", "evaluate_steps", "sweep"},
+    "evaluation/originals.py": {"reference", "evaluate", "evaluate_steps", "sweep", "tune"},
     "registry/pyfunc.py": {"register"},
     "tuning/report.py": {"tune"},
+    "tuning/scorer.py": {"sweep", "tune"},
     "tuning/report.html": set(),
     "serving/page.html": set(),
     "serving/app.py": set(),

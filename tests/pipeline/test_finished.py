@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from support import REPOSITORY
 from torch import Tensor, nn
 
+from sfd.pipeline.inputs import judge_facts
 from sfd.pipeline.stage import stage
 from sfd.pipeline.training import train_stage
 from sfd.seeding import generator
@@ -85,15 +87,18 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def train(stop_at: int | None = None, **changes: Any) -> Result:
     """Stage `judge` with a training of this file's own."""
     tree = yaml.safe_load(Path("params.yaml").read_text())
-    tree["judge"]["training"] |= TRAINING | {key: value for key, value in changes.items() if key not in RUNTIME}
+    tree["judges"][0]["training"] |= TRAINING | {key: value for key, value in changes.items() if key not in RUNTIME}
     tree["runtime"]["judge"] |= RUNTIME | {key: value for key, value in changes.items() if key in RUNTIME}
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     task = LineTask(stop_at)
     shutil.rmtree("results/judge", ignore_errors=True)  # as DVC does
     with stage("judge", upstream=()) as s:
-        trained = train_stage(task, s.params.judge.training, s.params.runtime.judge, s)
+        part = replace(s, part="digits_judge", facts=judge_facts(s.facts, 0))
+        for place in (part.work, part.out):
+            place.mkdir(parents=True, exist_ok=True)
+        trained = train_stage(task, s.params.first_judge.training, s.params.runtime.judge, part)
     averaged = {name: value.clone() for name, value in trained.network.state_dict().items()}
-    return Result(task, averaged, Path("results/judge/curves.csv").read_bytes())
+    return Result(task, averaged, Path("results/judge/digits_judge/curves.csv").read_bytes())
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:

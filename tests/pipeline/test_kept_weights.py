@@ -1,5 +1,7 @@
 """Weights that are kept on the way: whole models, the same however often training is interrupted, drawn from, scored, started from."""
 
+import csv
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from support import IN_ONE_PROCESS, Project, finished_project
 from typer.testing import CliRunner
 
 from sfd import cli
+from sfd.data.latents import LatentDataset
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.params import check_study, parse_params
@@ -84,6 +87,22 @@ def test_weights_are_kept_the_same_through_a_kill_and_a_continuation(
     assert at_once["steps/step-0000004/model.safetensors"] == first["steps/step-0000004/model.safetensors"]
 
 
+def test_the_loss_on_held_out_images_stands_beside_the_losses_and_changes_no_weights(project: Project) -> None:
+    with_it = train(project, num_steps=5)
+    rows = list(csv.DictReader(io.StringIO(with_it["curves.csv"].decode())))
+    assert [row["step"] for row in rows if row["heldout_total"]] == ["2", "4"]
+    terms = [name for name in rows[0] if name not in ("step",) and not name.startswith("heldout_")]
+    assert [f"heldout_{name}" for name in terms] == [name for name in rows[0] if name.startswith("heldout_")]
+    heldout = LatentDataset(project.result("latents") / "heldout", with_features=True)
+    prepared = json.loads((project.result("prepare") / "summary.json").read_text())
+    assert len(heldout) == prepared["num_heldout"] and heldout.index.num_views == 1
+    shutil.rmtree(".sfd/finished/diffusion")
+    change(project, {"runtime": {"heldout_every": None}})
+    without = train(project, num_steps=5)
+    assert "heldout" not in without["curves.csv"].decode()
+    assert with_it["model/model.safetensors"] == without["model/model.safetensors"]
+
+
 def test_a_kept_step_is_drawn_from_and_scored_and_all_of_them_make_a_curve(project: Project) -> None:
     train(project, num_steps=4, keep_every=2)
     early = DiffusionModel.load(Workspace.find().model(2)).network.state_dict()
@@ -108,6 +127,41 @@ def test_a_kept_step_is_drawn_from_and_scored_and_all_of_them_make_a_curve(proje
     assert len(rows) == 3 and rows[0].startswith("step,") and rows[1].startswith("2,") and rows[2].startswith("4,")
     assert (folder / "curve.png").is_file() and len(answer.output.splitlines()) == 5
     assert "weights after 2, 4 steps" in CliRunner().invoke(cli.app, ["show"]).output
+
+
+def test_several_averages_are_kept_at_every_step_scored_and_the_best_one_is_sampled_by_option(project: Project) -> None:
+    one = train(project, num_steps=4, keep_every=2)
+    shutil.rmtree(".sfd/finished/diffusion")
+    both = train(project, num_steps=4, keep_every=2, more_ema_decays=[0.0])
+    assert {name: both[name] for name in one} == one, "a further average changes nothing else"
+    place = "averages/ema-0.0"
+    assert both[f"{place}/steps/step-0000004/model.safetensors"] == both[f"{place}/model/model.safetensors"]
+    assert both[f"{place}/model/model.safetensors"] != both["model/model.safetensors"]
+    change(project, {"training": {"num_steps": 6}})
+    longer = train(project, num_steps=6, keep_every=2, more_ema_decays=[0.0])
+    assert (
+        longer[f"{place}/steps/step-0000002/model.safetensors"] == both[f"{place}/steps/step-0000002/model.safetensors"]
+    )
+    answer = CliRunner().invoke(cli.app, ["evaluate-steps", "--metric", "kid"])
+    assert answer.exit_code == 0, answer.output
+    rows = list(csv.DictReader((project.result("evaluate_steps") / "curve.csv").open(encoding="utf-8")))
+    assert [(row["step"], row["ema_decay"]) for row in rows] == [
+        (step, decay) for decay in ("0.998", "0.0") for step in ("2", "4", "6")
+    ]
+    best = min(rows, key=lambda row: float(row["kid"]))
+    answer = CliRunner().invoke(cli.app, ["evaluate-steps", "--apply", "--metric", "kid"])
+    assert answer.exit_code == 0, answer.output
+    sample = Workspace.find().load_params().sample
+    assert (sample.step, sample.ema_decay) == (int(best["step"]), {"0.998": None, "0.0": 0.0}[best["ema_decay"]])
+
+    for decay in (0.0, 0.998):
+        change(project, {"sample": {"step": 4, "ema_decay": decay}})
+        for name, body in (("sample", make_samples), ("evaluate", evaluate)):
+            with stage(name) as s:
+                body(s)
+        scores = json.loads((project.result("evaluate") / "metrics.json").read_text())
+        found = next(row for row in rows if (row["step"], float(row["ema_decay"])) == ("4", decay))
+        assert scores["fd_digits_judge"] == float(found["fd_digits_judge"])
 
 
 def test_the_version_that_is_registered_holds_the_weights_that_were_scored(project: Project) -> None:
@@ -138,6 +192,14 @@ def test_without_kept_weights_there_is_no_curve_and_the_line_names_the_option(pr
         ({"sample.step": 900, "diffusion.training.keep_every": 800}, "sample.step 900 is not kept"),
         ({"sample.step": 4000, "diffusion.training.keep_every": 800}, "up to 3200"),
         ({"diffusion.training.keep_every": 4000}, "nothing would be kept"),
+        ({"sample.ema_decay": 0.9}, "keeps the averages of [0.998]"),
+        ({"diffusion.training.more_ema_decays": [0.99, 0.998]}, "repeat ema_decay 0.998"),
+        ({"diffusion.training.more_ema_decays": [0.99, 0.99]}, "one another"),
+        ({"diffusion.training.more_ema_decays": [1.0]}, "less than 1"),
+        (
+            {"diffusion.source": "file", "diffusion.file": "w", "sample.ema_decay": 0.998},
+            "set sample.ema_decay to null",
+        ),
         ({"diffusion.init_from": "results/diffusion/steps/step-0000800"}, "copy the model to another folder"),
     ],
 )
@@ -152,4 +214,11 @@ def test_a_study_of_trainings_draws_from_no_kept_step() -> None:
     check_study(parse_params(tree))
     tree["tune"] |= {"kind": "training", "space": {"diffusion.loss.time_mean": {"low": 0.0, "high": 1.0}}}
     with pytest.raises(UserError, match="kind `training` are scored after all of their steps"):
+        check_study(parse_params(tree))
+    tree["sample"]["step"] = None
+    tree["diffusion"]["training"]["more_ema_decays"] = [0.99]
+    tree["sample"]["ema_decay"] = 0.998
+    check_study(parse_params(tree))
+    tree["sample"]["ema_decay"] = 0.99
+    with pytest.raises(UserError, match="kind `training` keep the average of diffusion.training.ema_decay alone"):
         check_study(parse_params(tree))

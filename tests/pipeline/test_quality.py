@@ -55,9 +55,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def set_option(key: str, value: Any) -> None:
-    section, _, name = key.partition(".")
+    *sections, name = key.split(".")
     tree = yaml.safe_load(Path("params.yaml").read_text())
-    tree[section][name] = value
+    node = tree
+    for section in sections:
+        node = node[int(section)] if isinstance(node, list) else node[section]
+    node[name] = value
     Path("params.yaml").write_text(yaml.safe_dump(tree))
 
 
@@ -126,22 +129,22 @@ def test_accepted_work_is_published_without_doing_it_again_and_other_work_is_che
     assert stopped(HERE, "judge") is None
     assert run("judge", poor)
     assert "judge: goes on as accepted, although" in capsys.readouterr().err
-    set_option("judge.channels", [8, 8, 8, 8])
+    set_option("judges.0.channels", [8, 8, 8, 8])
     stops("judge", poor, capsys)
     accept(HERE, "judge")
-    set_option("judge.channels", [8, 8, 8, 16])
+    set_option("judges.0.channels", [8, 8, 8, 16])
     stops("judge", poor, capsys)
 
 
 @pytest.mark.usefixtures("project")
 def test_a_longer_training_is_not_accepted_with_the_shorter_one(capsys: pytest.CaptureFixture[str]) -> None:
     tree = yaml.safe_load(Path("params.yaml").read_text())
-    tree["judge"]["training"]["decay"] = "constant"
+    tree["judges"][0]["training"]["decay"] = "constant"
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     poor = {"heldout_accuracy": 0.1, "classes": 10}
     stops("judge", poor, capsys)
     accept(HERE, "judge")
-    tree["judge"]["training"]["num_steps"] += 100
+    tree["judges"][0]["training"]["num_steps"] += 100
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     stops("judge", poor, capsys)
 
@@ -206,13 +209,13 @@ def test_dvc_goes_on_from_the_finished_training_after_it_was_accepted_and_stops_
     draw_images(made.folder / "images/hoch", 12, 2, vertical=True)
     status, output = made.run("dvc", "repro", "judge")
     assert status != 0 and "quality.judge_accuracy" in output and "`sfd accept judge`" in output
-    checkpoint = made.folder / ".sfd/finished/judge/checkpoint.pt"
+    checkpoint = made.folder / ".sfd/finished/judge/digits_judge/checkpoint.pt"
     trained = checkpoint.stat().st_ino
     status, output = made.run("sfd", "accept", "judge")
     assert status == 0 and "judge: accepted" in output
     output = made.repro("judge")
     assert "goes on as accepted" in output and checkpoint.stat().st_ino == trained
-    measured = json.loads((made.result("judge") / "quality.json").read_text())
+    measured = json.loads((made.result("judge") / "quality.json").read_text())["digits_judge"]
     assert measured["classes"] == 2 and 0.0 <= measured["heldout_accuracy"] < 1.0
     params["quality"]["judge_accuracy"] = 0.5
     made.write_params(params)

@@ -17,12 +17,16 @@ runpy.run_path({script!r}, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("section", ["encoder", "judge"])
+@pytest.mark.parametrize("section", ["encoder", "judges.0"])
 def test_a_package_of_weights_that_is_not_installed_is_told_before_any_stage_runs(section: str, tmp_path: Path) -> None:
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    name = {"encoder": {"name": "tf_efficientnet_lite1"}, "judge": {"model": "tf_efficientnet_lite1", "kind": "timm"}}
-    sizes = {"encoder": {"input_size": 128, "patch_size": 32}, "judge": {}}
-    params[section] |= {"source": "package", "training": None} | name[section] | sizes[section]
+    name = {
+        "encoder": {"name": "tf_efficientnet_lite1"},
+        "judges.0": {"model": "tf_efficientnet_lite1", "kind": "timm"},
+    }
+    sizes = {"encoder": {"input_size": 128, "patch_size": 32}, "judges.0": {}}
+    changed = params["encoder"] if section == "encoder" else params["judges"][0]
+    changed |= {"source": "package", "training": None} | name[section] | sizes[section]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     script = WITHOUT_THE_PACKAGE.format(script=str(REPOSITORY / "stages/scan.py"))
     done = subprocess.run(

@@ -65,7 +65,7 @@ def change(key: str, value: object) -> None:
     node: dict[str, Any] = tree
     *sections, last = key.split(".")
     for section in sections:
-        node = node[section]
+        node = node[int(section)] if isinstance(node, list) else node[section]
     node[last] = value
     Path("params.yaml").write_text(yaml.safe_dump(tree))
 
@@ -280,7 +280,7 @@ def test_work_that_was_set_aside_goes_on_when_the_parameters_are_changed_back(
 def test_of_the_work_that_was_set_aside_the_newest_of_each_stage_is_kept() -> None:
     run("prepare")
     interrupt("judge")
-    change("judge.training.num_steps", 5)
+    change("judges.0.training.num_steps", 5)
     interrupt("judge")
     first = set_aside()
     interrupt("prepare")
@@ -570,9 +570,11 @@ def test_a_stage_that_is_started_in_a_subfolder_makes_the_same_result_with_the_s
     assert stage_fingerprint(workspace, "judge", params) == at_root
     with stage("judge") as s:
         assert s.upstream("prepare") == Path("../../results/prepare") and s.upstream("prepare").is_dir()
-        assert s.workspace.resolve_paths(params.judge).file == Path("../../weights.pth")
+        assert s.workspace.resolve_paths(params).first_judge.file == Path("../../weights.pth")
         assert s.workspace.resolve_paths(params.data).root == "../../images"
-        assert s.params.judge.file == Path("weights.pth"), "what is recorded does not depend on the working folder"
+        assert s.params.first_judge.file == Path("weights.pth"), (
+            "what is recorded does not depend on the working folder"
+        )
         assert s.workspace.name_of(s.upstream("prepare")) == "results/prepare"
     assert json.loads((tmp_path / "results/judge/fingerprint.json").read_text())["fingerprint"] == at_root
     assert list(Path().iterdir()) == []
@@ -587,7 +589,7 @@ def test_a_mistake_in_the_code_is_not_dressed_up_as_the_users() -> None:
 
 
 def with_judge_file(file: Path) -> Params:
-    change("judge", {"kind": "inception", "source": "file", "name": "inception", "file": str(file)})
+    change("judges", [{"kind": "inception", "source": "file", "name": "inception", "file": str(file)}])
     change("register.gates", {})
     return HERE.load_params()
 
@@ -703,7 +705,8 @@ def test_the_graph_here_and_in_dvc_yaml_are_the_same() -> None:
         assert in_dvc[name]["deps"][:2] == [f"stages/{name}.py", f"results/scan/code/{name}"]
         assert (name, read - watchers) == (name, set(inputs.upstream))
         assert (name, set(in_dvc[name]["params"])) == (name, set(inputs.params))
-        assert in_dvc[name]["outs"] == [f"results/{name}"]
+        outs = [{"results/reference": {"persist": True}}] if name == "reference" else [f"results/{name}"]
+        assert in_dvc[name]["outs"] == outs
         assert in_dvc[name]["cmd"] == f"python stages/{name}.py"
         assert (REPOSITORY / "stages" / f"{name}.py").is_file()
 

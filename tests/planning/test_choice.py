@@ -7,7 +7,7 @@ import pytest
 
 from sfd.data.report import DataReport
 from sfd.errors import UserError
-from sfd.params import Params, check_study, parse_params, parse_yaml
+from sfd.params import Params, check_study, current_value, parse_params, parse_yaml
 from sfd.params.yaml import merge
 from sfd.planning.choice import Plan, Problem, choose, costs, needed_hours
 from sfd.planning.draft import Draft, draft
@@ -67,7 +67,7 @@ CASES = {
         OFFLINE,
         {
             "encoder.source": "package",
-            "judge.kind": "timm",
+            "judges.0.kind": "timm",
             "data.image_size": 64,
             "sample.class_mix": "natural",
             "quality.scored_images": 1.0,
@@ -78,14 +78,18 @@ CASES = {
         OFFLINE,
         {"diffusion.model.condition": "none", "diffusion.model.class_dropout": 0.0, "sample.guidance.kind": "none"},
     ),
-    "no packages": (report(EMOJI), CPU, {"encoder.source": "train", "judge.kind": "resnet", "encoder.patch_size": 8}),
+    "no packages": (
+        report(EMOJI),
+        CPU,
+        {"encoder.source": "train", "judges.0.kind": "resnet", "encoder.patch_size": 8},
+    ),
     "the hub without a GPU": (
         report(EMOJI),
         replace(CPU, has_hub=True),
         {
             "encoder.source": "pretrained",
             "encoder.name": "tf_efficientnet_lite0.in1k",
-            "judge.model": "tf_efficientnet_lite1.in1k",
+            "judges.0.model": "tf_efficientnet_lite1.in1k",
         },
     ),
     "few images": (
@@ -132,10 +136,7 @@ def test_a_plan_fits_the_images_the_machine_and_the_hours(case: str) -> None:
     images, machine, expected = CASES[case]
     made, params = plan(images, machine, 2.0, FAST if machine.gpu else TIMES)
     for key, value in expected.items():
-        found: Any = params
-        for name in key.split("."):
-            found = getattr(found, name)
-        assert found == value, key
+        assert current_value(params, key) == value, key
     assert 0.7 <= made.hours <= 2.0 and made.gb > 0
     assert [cost.stage for cost in made.costs] == [
         "scan",
@@ -148,6 +149,7 @@ def test_a_plan_fits_the_images_the_machine_and_the_hours(case: str) -> None:
         "latents",
         "diffusion",
         "sample",
+        "reference",
         "evaluate",
         "register",
     ]
@@ -239,4 +241,10 @@ def test_a_cost_grows_with_what_it_is_for() -> None:
     asked = problem(report(EMOJI), OFFLINE, TIMES)
     less = {cost.stage: cost.seconds for cost in costs(asked, "XS", 200, 2000, 0)}
     more = {cost.stage: cost.seconds for cost in costs(asked, "XS", 1000, 4000, 1000)}
-    assert {stage for stage in less if more[stage] > less[stage]} == {"texture_vae", "diffusion", "sample", "evaluate"}
+    assert {stage for stage in less if more[stage] > less[stage]} == {
+        "texture_vae",
+        "diffusion",
+        "sample",
+        "reference",
+        "evaluate",
+    }

@@ -58,7 +58,7 @@ def test_init_with_images_plans_a_project_under_its_name_and_keeps_the_plan(tmp_
     assert "is now project Meine Bilder" in shown
     params = load_params(tmp_path / "emo" / "params.yaml")
     assert (params.data.root, params.data.source, params.data.image_size) == (str(images), "folder", 32)
-    assert (params.register_.name, params.tracking.experiment, params.judge.name) == (
+    assert (params.register_.name, params.tracking.experiment, params.first_judge.name) == (
         "Meine Bilder",
         "Meine Bilder",
         "Meine_Bilder_judge",
@@ -140,7 +140,7 @@ def test_plan_apply_writes_it_and_keeps_comments_names_and_data(project: Path) -
     params = load_params(project / "params.yaml")
     assert (params.texture_vae.source, params.data.image_size, params.encoder.source) == ("pca", 32, "package")
     assert (params.data.root, params.register_.alias, params.register_.name) == ("../Bilder ü", "fresh", "mine")
-    assert (params.judge.name, set(params.register_.gates)) == (
+    assert (params.first_judge.name, set(params.register_.gates)) == (
         "mine_judge",
         {"class_accuracy"},
     )

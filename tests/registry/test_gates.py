@@ -7,11 +7,13 @@ import pytest
 
 from sfd.errors import UserError
 from sfd.params import GateParams
-from sfd.registry.gates import GateResult, check_gates, gate_table
+from sfd.registry.gates import GateResult, check_gates, gate_table, unlike_references
 from sfd.registry.smoke import Smoke, check_smoke
-from sfd.registry.versions import VersionInfo, describe_difference
+from sfd.registry.versions import VersionInfo, describe_difference, measured_alike
 
-MEASURED = {"judge": "eye", "judge_digest": "a" * 64, "num_images": "450", "reference": "b" * 64}
+MEASURED = {"judge": "eye", "judge_digest": "a" * 64, "num_images": "450", "reference": "b" * 64} | {
+    "reference_name": "heldout"
+}
 
 
 def record(version: str = "2", **metrics: float) -> VersionInfo:
@@ -25,8 +27,9 @@ def verdict(
     version: VersionInfo,
     champion: VersionInfo | None = None,
     comparable: bool = True,
+    reference: str = "heldout",
 ) -> GateResult:
-    (found,) = check_gates({metric: GateParams.model_validate(gate)}, version, champion, comparable)
+    (found,) = check_gates({metric: GateParams.model_validate(gate)}, version, champion, comparable, reference)
     return found
 
 
@@ -97,10 +100,55 @@ def test_a_gate_with_both_rules_has_a_row_for_each_within_100_columns() -> None:
     gate = GateParams(limit=0.95, improve=True)
     version = record(class_accuracy=0.9, se_class_accuracy=0.0123)
     champion = record("1", class_accuracy=0.98, se_class_accuracy=0.0123)
-    rows = gate_table(check_gates({"class_accuracy": gate}, version, champion, comparable=True)).splitlines()
+    rows = gate_table(check_gates({"class_accuracy": gate}, version, champion, True, "heldout")).splitlines()
     assert ">= 0.95" in rows[1] and "FAILS: off by 0.05" in rows[1]
     assert "> champion + error" in rows[2] and "FAILS: worse by 0.08" in rows[2]
     assert max(map(len, rows)) <= 100
+
+
+ADM = "VIRTUAL_imagenet256_labeled.npz"
+
+
+@pytest.mark.parametrize("gate", [{"limit": 4.0}, {"improve": True}])
+@pytest.mark.parametrize("metric", ["fid", "kid", "fd_heldout", "precision"])
+def test_a_number_of_another_reference_passes_no_gate_and_the_references_are_named(
+    metric: str, gate: dict[str, object]
+) -> None:
+    good = {metric: 4.0, f"se_{metric}": 0.01}
+    heldout, published = record(**good), record(**good)
+    published.measured["reference_name"] = ADM
+    for version, named, now, passes in (
+        (heldout, None, "heldout", True),
+        (heldout, None, ADM, False),
+        (heldout, ADM, "heldout", False),
+        (published, ADM, "heldout", True),
+        (published, "heldout", ADM, False),
+    ):
+        found = verdict(metric, gate | {"reference": named}, version, reference=now)
+        assert (found.passed, found.reason == "other reference") == (passes, not passes)
+        said = unlike_references({metric: GateParams.model_validate(gate | {"reference": named})}, version, now)
+        assert (metric in said) != passes
+        assert passes or (ADM in said[metric] and "heldout" in said[metric] and "evaluate.reference" in said[metric])
+
+
+def test_a_version_whose_reference_was_not_recorded_passes_only_where_there_is_no_doubt_about_it() -> None:
+    old = record(fid=1.0, kid=0.1, fd_eye=0.1, class_accuracy=0.9)
+    del old.measured["reference_name"]
+    gates = {metric: GateParams(limit=4.0) for metric in ("fid", "kid", "fd_eye", "class_accuracy")}
+    assert unlike_references(gates, old, "heldout") == {}  # its judge is not Inception
+    old.measured["judge"] = "inception"
+    assert set(unlike_references(gates, old, "heldout")) == {"fid", "kid"}
+    assert "an older sfd did not record" in unlike_references(gates, old, "heldout")["fid"]
+    assert verdict("class_accuracy", {"limit": 0.5}, old).passed
+    assert verdict("precision", {"limit": 0.5}, old).reason == "not measured"
+    assert describe_difference(old, replace(record("1"), measured=old.measured | {"reference_name": "heldout"})) is None
+
+
+def test_a_distance_of_another_judge_than_inception_is_always_of_held_out_images() -> None:
+    version = record(fd_eye=0.1)
+    version.measured |= {"judge": "inception", "reference_name": ADM}
+    assert verdict("fd_eye", {"limit": 1.0}, version, reference=ADM).passed
+    assert not verdict("fd_eye", {"limit": 1.0, "reference": ADM}, version, reference=ADM).passed
 
 
 @pytest.mark.parametrize("key", ["judge", "judge_digest", "num_images", "reference"])
@@ -109,6 +157,43 @@ def test_what_two_measurements_differ_in_is_named(key: str) -> None:
     assert describe_difference(record(), record("1")) is None
     said = describe_difference(record(), other)
     assert said is not None and key in said and "other" in said and "version 2 and version 1" in said
+
+
+EAR = {"judge_digest.ear": "c" * 64, "fdr": "eye, ear"}
+OTHER_EAR = EAR | {"judge_digest.ear": "d" * 64}
+
+
+@pytest.mark.parametrize(
+    ("metric", "theirs", "is_comparable"),
+    [
+        ("fd_eye", EAR, True),
+        ("fd_eye", {}, True),
+        ("fd_eye", OTHER_EAR, True),
+        ("fd_ear", EAR, True),
+        ("fd_ear", OTHER_EAR, False),
+        ("fdr_ear", OTHER_EAR, False),
+        ("fdr", EAR, True),
+        ("fdr", OTHER_EAR, False),
+        ("fdr", EAR | {"fdr": "eye"}, False),
+        ("fdr_eye", OTHER_EAR, True),
+    ],
+)
+def test_judges_beside_the_first_concern_their_own_metrics_alone(
+    metric: str, theirs: dict[str, str], is_comparable: bool
+) -> None:
+    version = replace(record(**{metric: 0.1, f"se_{metric}": 0.01}), measured=MEASURED | EAR)
+    champion = replace(record("1", **{metric: 0.9, f"se_{metric}": 0.01}), measured=MEASURED | theirs)
+    assert describe_difference(version, champion) is None
+    found = verdict(metric, {"improve": True}, version, champion)
+    assert found.passed == is_comparable and (found.reason == "cannot be compared") == (not is_comparable)
+
+
+def test_a_kernel_distance_is_compared_with_that_of_the_same_judge() -> None:
+    version = replace(record(), measured=MEASURED | EAR | {"cmmd": "ear"})
+    for theirs, alike in (({"cmmd": "ear"}, True), ({"cmmd": "eye"}, False), ({}, False)):
+        other = replace(record("1"), measured=MEASURED | EAR | theirs)
+        assert measured_alike("cmmd", version, other) == measured_alike("cmmd_heldout", version, other) == alike
+        assert measured_alike("fdr", version, other) and describe_difference(version, other) is None
 
 
 def test_a_version_of_an_older_sfd_cannot_be_compared() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,7 +106,7 @@ def test_other_hyperparameters_are_another_report(
 ) -> None:
     original = (project.folder / "params.yaml").read_text()
     tree = yaml.safe_load(original)
-    tree["judge"]["training"]["num_steps"] = 3
+    tree["judges"][0]["training"]["num_steps"] = 3
     before = facts()
     try:
         project.write_params(tree)
@@ -126,7 +127,7 @@ def project_of(source: str, num_classes: int, told: list[str] | None = None) -> 
     classes = [str(n) for n in range(num_classes)]
     diffusion = SimpleNamespace(model=SimpleNamespace(condition="class" if told is None else "coarse"))
     return SimpleNamespace(
-        params=SimpleNamespace(judge=SimpleNamespace(source=source), diffusion=diffusion),
+        params=SimpleNamespace(first_judge=SimpleNamespace(source=source), diffusion=diffusion),
         data=SimpleNamespace(summary=SimpleNamespace(classes=classes)),
         classes=classes if told is None else told,
     )
@@ -135,7 +136,7 @@ def project_of(source: str, num_classes: int, told: list[str] | None = None) -> 
 def test_a_judge_that_is_not_trained_on_classes_is_refused_before_anything_is_generated() -> None:
     check_report(project_of("train", 2))
     for source in ("pretrained", "file"):
-        with pytest.raises(UserError, match=f"judge.source is `{source}`; set it to `train`"):
+        with pytest.raises(UserError, match=f"judges.0.source is `{source}`; set it to `train`"):
             check_report(project_of(source, 2))
     with pytest.raises(UserError, match="a single class; leave --report out"):
         check_report(project_of("train", 1))
@@ -150,11 +151,12 @@ def test_a_refused_report_leaves_no_folder(project: Project) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sfd.synthetic.generate.check_current", lambda *_: None)
         tree = yaml.safe_load(original)
-        tree["judge"] |= {"kind": "inception", "source": "pretrained", "name": "inception", "training": None}
+        tree["judges"][0] |= {"kind": "inception", "source": "pretrained", "name": "inception", "training": None}
         tree["register"]["gates"] = {}
         project.write_params(tree)
+        shutil.copytree("results/judge/digits_judge", "results/judge/inception")
         try:
-            with pytest.raises(UserError, match="judge.source is `pretrained`"):
+            with pytest.raises(UserError, match="judges.0.source is `pretrained`"):
                 generate(Path("refused"))
         finally:
             (project.folder / "params.yaml").write_text(original)

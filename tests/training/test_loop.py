@@ -650,6 +650,47 @@ def test_averaged_weights_follow_the_closed_form(tmp_path: Path) -> None:
     assert not torch.allclose(averaged, raw[-1], atol=1e-5)
 
 
+def test_further_averages_are_those_of_trainings_with_their_decays_and_change_nothing_also_after_a_kill(
+    tmp_path: Path,
+) -> None:
+    def train_in(folder: str, decay: float, more: tuple[float, ...] = (), stop_at: int = 0) -> Trained:
+        def log(_row: dict[str, float], step: int) -> None:
+            if step == stop_at:
+                raise Interrupted
+
+        params, runtime = short(12, ema_decay=decay, checkpoint_every=2, log_every=1)
+        return train(LineTask(), params, 0, tmp_path / folder, "a", log, runtime, more_decays=more)
+
+    alone = {decay: weights_of(train_in(f"alone-{decay}", decay)) for decay in (0.7, 0.0, 0.9)}
+    together = train_in("together", 0.7, (0.0, 0.9))
+    assert same(weights_of(together), alone[0.7]) and list(together.more_averages) == [0.0, 0.9]
+    with pytest.raises(Interrupted):
+        train_in("killed", 0.7, (0.0, 0.9), stop_at=7)
+    killed = train_in("killed", 0.7, (0.0, 0.9))
+    assert same(weights_of(killed), alone[0.7])
+    for decay in (0.0, 0.9):
+        for trained in (together, killed):
+            assert same(trained.more_averages[decay].state_dict(), alone[decay])
+            assert not trained.more_averages[decay].training
+    assert not same(alone[0.7], alone[0.9])
+
+
+def test_a_callback_sees_the_average_that_it_asks_for(tmp_path: Path) -> None:
+    seen: dict[float | None, Tensor] = {}
+    callbacks = [
+        Callback(
+            lambda network, _step, decay=decay: seen.update({decay: network.weight.detach().clone()}), 12, decay=decay
+        )  # type: ignore[misc, union-attr, operator]
+        for decay in (None, 0.9)
+    ]
+    params, runtime = short(12, ema_decay=0.7)
+    trained = train(
+        LineTask(), params, 0, tmp_path, "a", lambda _row, _step: None, runtime, callbacks, more_decays=[0.9]
+    )
+    assert torch.equal(seen[None], trained.network.weight.detach())
+    assert torch.equal(seen[0.9], trained.more_averages[0.9].weight.detach())  # type: ignore[union-attr, operator]
+
+
 def test_the_average_starts_from_the_initial_weights(tmp_path: Path) -> None:
     """As published: a copy before the first step, then ``average += (1 - decay) * (weights - average)`` after each."""
     trained = run(SlopeTask(), short(3, learning_rate=0.01, ema_decay=0.5), tmp_path)
@@ -746,6 +787,39 @@ def test_previews_see_the_averaged_network_at_their_steps_and_at_the_end(tmp_pat
     assert list(seen) == [4, 8, 10]
     assert torch.equal(seen[10], trained.network.weight)
     assert not torch.equal(seen[8], seen[10])
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 4])
+def test_what_a_callback_returns_is_logged_and_stands_in_the_row_of_its_step_also_after_a_kill(
+    tmp_path: Path, log_every: int
+) -> None:
+    params, runtime = short(10, log_every=log_every, checkpoint_every=2)
+    logged: list[tuple[float, int]] = []
+
+    def train_in(folder: str, stop_at: int) -> list[dict[str, float]]:
+        def measure(network: nn.Module, step: int) -> dict[str, float]:
+            if step == stop_at:
+                raise Interrupted
+            return {"heldout_total": float(network.weight.detach().sum())}  # type: ignore[union-attr, operator]
+
+        def log(row: dict[str, float], step: int) -> None:
+            logged.extend((value, step) for name, value in row.items() if name == "heldout_total")
+
+        callback = Callback(measure, 4, at_end=False)
+        return train(LineTask(), params, 0, tmp_path / folder, "a", log, runtime, [callback]).curve
+
+    curve = train_in("whole", 0)
+    measured = [(row["heldout_total"], row["step"]) for row in curve if "heldout_total" in row]
+    assert logged == measured and [step for _, step in measured] == [4, 8]
+    steps = [row["step"] for row in curve]
+    assert steps == sorted(set(steps)) and steps[-1] == 10 and "total" in curve[-1]
+    with pytest.raises(Interrupted):
+        train_in("killed", 8)
+    assert train_in("killed", 0) == curve
+    without = train(LineTask(), params, 0, tmp_path / "without", "a", lambda _row, _step: None, runtime).curve
+    assert [row for row in without] == [
+        {name: value for name, value in row.items() if name != "heldout_total"} for row in curve if "total" in row
+    ]
 
 
 # --- randomness and processes ---

@@ -1,6 +1,7 @@
 """Values written into params files: nothing but the values changes, and a file that would not be valid stays."""
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def test_a_range_is_replaced_by_a_number(file: Path, written: str) -> None:
 
 def test_a_users_comments_quotes_blank_lines_and_list_style_stay(file: Path) -> None:
     edit(file, "  rule: exact", "\n  rule: 'exact'   # as 'published'?")
-    text = "# top\n" + file.read_text().replace("\n  - ", "\n    - ")
+    before, judges, after = re.split(r"(?<=\njudges:)((?:\n[- ].*)+)", file.read_text().replace("\n  - ", "\n    - "))
+    text = "# top\n" + before + judges.replace("\n", "\n  ") + after  # all lists are indented
     file.write_text(text)
     assert changed(apply_values(file, {TEXTURE: 1.5})) == ["-    scale_texture: 1.25", "+    scale_texture: 1.5"]
     assert file.read_text() == text.replace("scale_texture: 1.25", "scale_texture: 1.5")

@@ -12,10 +12,13 @@ from sfd.params import Params, check_study, current_value, parse_params, with_va
 from sfd.tuning.space import distributions
 
 
-def params(space: dict[str, Any], kind: str = "sampling", **sections: dict[str, Any]) -> Params:
+def params(space: dict[str, Any], kind: str = "sampling", **sections: Any) -> Params:
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     for name, values in sections.items():
-        tree[name] |= values
+        if name == "judges":
+            tree["judges"][0] |= values[0]
+        else:
+            tree[name] |= values
     tree["tune"] |= {"kind": kind, "space": space}
     return parse_params(tree)
 
@@ -61,6 +64,8 @@ def test_everything_that_the_paper_or_its_users_tune_can_be_searched() -> None:
         ("sample.num_steps", {"low": 5.5, "high": 10.5}, "valid integer"),
         ("sample.sampler", {"choices": ["heun", "rk4"]}, "'euler', 'heun', 'ab2' or 'dopri5'"),
         ("sample.num_images", {"low": 10, "high": 20}, "changes no trial's images"),
+        ("sample.step", {"low": 800, "high": 1600}, "changes no trial's images"),
+        ("sample.ema_decay", {"choices": [0.99, 0.998]}, "changes no trial's images"),
         ("schedule.tau", {"low": 0.0, "high": 1.0}, "cannot be searched by a study of kind `sampling`"),
         ("encoder.width", {"low": 10, "high": 20}, "cannot be searched by a study of kind `sampling`"),
         ("sample.schedule.tau", {"low": 0.0, "high": 1.0}, "trained with that one alone"),
@@ -85,8 +90,8 @@ def test_a_key_or_value_that_no_trial_could_have_is_refused_with_its_reason(
             "samples of known classes, but diffusion.model.condition is `none`: remove it",
         ),
         (
-            {"judge": {"kind": "inception", "source": "pretrained", "name": "inception"}},
-            "a judge that knows the classes, but judge.kind is `inception`: remove it",
+            {"judges": [{"kind": "inception", "source": "pretrained", "name": "inception"}]},
+            "a judge that knows the classes, but judges.0.kind is `inception`: remove it",
         ),
     ],
 )

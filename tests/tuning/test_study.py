@@ -19,7 +19,18 @@ from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
-STAGES = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents", "diffusion"]
+STAGES = [
+    "scan",
+    "prepare",
+    "encoder",
+    "texture_vae",
+    "judge",
+    "features",
+    "semantic",
+    "latents",
+    "diffusion",
+    "reference",
+]
 
 
 def shared_params() -> dict[str, Any]:
@@ -54,10 +65,13 @@ def project(trained: Project, tmp_path: Path) -> Iterator[Project]:
         yield copy
 
 
-def change(project: Project, **sections: dict[str, Any]) -> None:
+def change(project: Project, **sections: Any) -> None:
     params = shared_params()
     for name, values in sections.items():
-        params[name] |= values
+        if isinstance(values, list):
+            params[name][0] |= values[0]
+        else:
+            params[name] |= values
     project.write_params(params)
 
 
@@ -221,7 +235,7 @@ def test_a_mistake_stops_the_command_in_under_three_seconds_with_one_line(projec
     if wrong == "a missing upstream output":
         shutil.rmtree(project.result("judge"))
     if wrong == "an upstream output of other parameters":
-        change(project, judge={"channels": [8, 8, 8, 16]})
+        change(project, judges=[{"channels": [8, 8, 8, 16]}])
     status, output, seconds = project.run_alone("sfd", "tune")
     assert seconds < 3.0
     assert status == 2 and output.startswith("error: ") and output.count("\n") == 1, output

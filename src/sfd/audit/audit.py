@@ -59,7 +59,7 @@ def audit(workspace: Workspace, folder: Path) -> str:
     check_current(workspace, UPSTREAM, params)
     samples = find_samples(folder, params.data)
     data = open_prepared(workspace, params)
-    judge = load_judge(workspace.result("judge") / "model").to(inference_device())
+    judge = load_judge(workspace.judge(params.first_judge.name)).to(inference_device())
     work = workspace.work("audit")
     with lock(work, "an audit"):
         out = work / "out"
@@ -196,7 +196,7 @@ def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, 
 def attack_model(workspace: Workspace, params: Params, data: Prepared) -> Attack:
     """Membership inference by loss on the model in ``results/diffusion``, with equally many training and held-out images."""
     device, seed = inference_device(), params.seed
-    model = DiffusionModel.load(workspace.model(params.sample.step))
+    model = DiffusionModel.load(workspace.sampled_model(params))
     model.network.to(device)
     # Posterior draws that training never saw: an attacker has the image, but not the latent that the model was trained on.
     encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), device)

@@ -9,6 +9,7 @@ import typer
 from sfd.cli.models import models, store
 from sfd.cli.presets import presets
 from sfd.cli.project import project_of as _workspace
+from sfd.cli.sweep import sweep
 from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name, redact
 from sfd.serving.options import ServerOptions
 
@@ -17,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(models, name="models")
 app.add_typer(store, name="store")
 app.add_typer(presets, name="preset")
+app.command()(sweep)
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
@@ -154,6 +156,10 @@ def import_weights(
         float | None,
         typer.Option(min=0.0, max=1.0, help="The offset of its training; else 0.3 with two times, and none with one."),
     ] = None,
+    knots: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBERS", help="The curve of its training (LWD), as `schedule.knots`: 0,0.75,0,0,0.25"),
+    ] = None,
     classes: Annotated[
         Path | None, typer.Option(help="A file with one class name per line; else classes are called 0, 1, ...")
     ] = None,
@@ -170,11 +176,12 @@ def import_weights(
     drop: Annotated[list[str] | None, typer.Option(help="Drop the keys that begin with this; may be repeated.")] = None,
 ) -> None:
     """Read published weights strictly, without running code of theirs, and write them in our layout."""
-    from sfd.importing.networks import DiffusionFacts
+    from sfd.importing.networks import DiffusionFacts, parse_knots
     from sfd.importing.networks import import_weights as run
 
-    latents = tuple(statistics or ()), semantic_channels, tau, classes
-    facts = DiffusionFacts(*latents, texture_vae, encoder, semantic_vae)
+    curve = None if knots is None else parse_knots(knots)
+    networks = {"texture_vae": texture_vae, "encoder": encoder, "semantic_vae": semantic_vae}
+    facts = DiffusionFacts(tuple(statistics or ()), semantic_channels, tau, classes, **networks, knots=curve)
     typer.echo(run(source, kind, out, facts, tuple(drop or ()), heads))
 
 
@@ -364,11 +371,26 @@ def bench(
 
 
 @app.command("evaluate-steps")
-def evaluate_steps(context: typer.Context) -> None:
+def evaluate_steps(
+    context: typer.Context,
+    metric: Annotated[
+        str | None, typer.Option(help="Decides which weights are best; without it, the Frechet distance.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Draw nothing: write the best weights of the last curve into params.yaml.")
+    ] = False,
+) -> None:
     """Sample and score all weights that diffusion.training.keep_every kept: metrics over the steps of training."""
+    from sfd.pipeline.evaluate_steps import best_weights
     from sfd.pipeline.evaluate_steps import evaluate_steps as run
+    from sfd.tuning.apply import apply_values
 
-    typer.echo(run(_workspace(context)))
+    workspace = _workspace(context)
+    if not apply:
+        typer.echo(run(workspace, metric))
+        return
+    file, values = workspace.params_file, best_weights(workspace, metric)
+    typer.echo(apply_values(file, values) or f"{file} draws from the best weights already\n", nl=False)
 
 
 @app.command()

@@ -29,6 +29,31 @@ def show_preset(name: PresetName) -> None:
     typer.echo(render(name).rstrip())
 
 
+@presets.command("check")
+def check_preset(context: typer.Context, name: PresetName) -> None:
+    """List what a preset needs and what this machine has: files, disk, memory, hubs. Status 1 if anything is missing."""
+    from sfd.planning.needs import check_preset as check
+    from sfd.workspace import Workspace
+
+    try:
+        workspace = project_of(context)
+        own = workspace.load_params()
+    except UserError:  # outside of a project, or in one whose parameters `preset use` would replace
+        workspace, own = Workspace(context.obj), None
+    said, is_complete = check(name, workspace, own)
+    typer.echo(said)
+    if not is_complete:
+        raise typer.Exit(1)
+
+
+@presets.command("published")
+def show_published() -> None:
+    """Print every value of every ImageNet preset beside the published one, with the reason where it differs; and published results."""
+    from sfd.published.table import page
+
+    typer.echo(page())
+
+
 @presets.command("use")
 def use_preset(
     context: typer.Context,

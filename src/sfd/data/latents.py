@@ -94,10 +94,12 @@ def write_latents(
     mirror: bool,
     rank: int,
     world_size: int,
+    split: str = "training",
 ) -> list[tuple[int, int]]:
     """Latents of all images in fp16 ``(n, views, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
 
-    ``fetch`` gives images and classes by index, ``batch_size`` of them at a time. Every draw is numbered by (image, view).
+    ``fetch`` gives images and classes by index, ``batch_size`` of them at a time. Every draw is numbered by (image, view). ``split``: what
+    messages call the images.
     Raises :class:`UserError` naming the images if a latent is NaN, or infinite in fp16.
     """
     bounds = shard_bounds(num_images, params.shard_size)
@@ -112,7 +114,7 @@ def write_latents(
             latents.append(torch.stack([latent.half().cpu() for latent, _ in encoded], dim=1))
             if not latents[-1].isfinite().all():
                 raise UserError(
-                    f"a latent of training images {indices[0]} to {indices[-1]} is not finite in fp16; "
+                    f"a latent of {split} images {indices[0]} to {indices[-1]} is not finite in fp16; "
                     "check the texture VAE, the encoder and the semantic encoder"
                 )
             if params.store_features:
@@ -122,7 +124,7 @@ def write_latents(
         shard = {LATENTS: torch.cat(latents), LABELS: torch.cat(labels)}
         return shard | ({FEATURES: torch.cat(features)} if features else {})
 
-    with progress("latents", "image", share_of(bounds, rank, world_size)) as shown:
+    with progress(f"latents of {split} images", "image", share_of(bounds, rank, world_size)) as shown:
         write_shards(folder, bounds, make, rank, world_size, shown)
     return bounds
 

@@ -14,17 +14,30 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GuidanceScales:
-    """Scales (1: unguided) and interval starts; a part is unguided while its own t is below its start."""
+    """Scales (1: unguided), and the interval of guidance (arXiv 2404.07724): a part is guided while its own t is from its start to its end."""
 
     texture: float = 1.0
     semantic: float = 1.0
     start_texture: float = 0.0
     start_semantic: float = 0.0
+    end_texture: float = 1.0
+    end_semantic: float = 1.0
 
     @property
     def active(self) -> bool:
         """Whether any part is guided at all."""
         return self.texture != 1.0 or self.semantic != 1.0
+
+    def at(self, t_tex: Tensor, t_sem: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale of texture and of semantics at these times, each ``(B,)``: 1 outside of the part's interval."""
+        return (
+            _within(t_tex, self.start_texture, self.end_texture, self.texture),
+            _within(t_sem, self.start_semantic, self.end_semantic, self.semantic),
+        )
+
+
+def _within(t: Tensor, start: float, end: float, scale: float) -> Tensor:
+    return torch.where((t >= start) & (t <= end), torch.full_like(t, scale), 1.0)
 
 
 def guided_velocity(strong: Velocity, weak: Velocity, scales: GuidanceScales, semantic_channels: int) -> Velocity:
@@ -32,8 +45,7 @@ def guided_velocity(strong: Velocity, weak: Velocity, scales: GuidanceScales, se
     if it is a weaker model. ``semantic_channels``: how many of the C channels, the last ones, are semantic."""
 
     def velocity(x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
-        scale_tex = torch.where(t_tex >= scales.start_texture, torch.full_like(t_tex, scales.texture), 1.0)
-        scale_sem = torch.where(t_sem >= scales.start_semantic, torch.full_like(t_sem, scales.semantic), 1.0)
+        scale_tex, scale_sem = scales.at(t_tex, t_sem)
         strong_velocity = strong(x, t_tex, t_sem)
         if bool(((scale_tex == 1.0) & (scale_sem == 1.0)).all()):
             return strong_velocity

@@ -71,6 +71,7 @@ class Wanted:
         name: timm's name, with or without the tag of the weights.
         file: weights, for ``file``.
         input_size: side of the input, pixels.
+        is_judge: whether it embeds images: then the projection of a CLIP is part of it.
     """
 
     section: str
@@ -79,6 +80,7 @@ class Wanted:
     name: str
     file: Path | None
     input_size: int
+    is_judge: bool = False
 
     def digest(self) -> str | None:
         """sha256 of the file that the weights come from; None where a name on the hub stands for them."""
@@ -100,11 +102,16 @@ def encoder_network(params: EncoderParams) -> Wanted:
 def judge_network(params: JudgeParams) -> Wanted:
     """The network of a judge of kind `timm`."""
     assert params.model is not None  # a rule of the parameters
-    return Wanted("judge", "judge.model", params.source, params.model, params.file, params.input_size)
+    section = f"judges[{params.name}]"
+    return Wanted(
+        section, f"{section}.model", params.source, params.model, params.file, params.input_size, is_judge=True
+    )
 
 
 def load_network(wanted: Wanted) -> tuple[nn.Module, dict[str, Any]]:
     """The network without its classifier, in evaluation mode, and the configuration from which :func:`rebuild` makes it again.
+
+    A judge that is the image tower of a CLIP keeps its projection (``projection``: its outputs).
 
     The configuration also has ``mean``, ``std`` and ``input_size`` for :class:`Preprocessing`, and where the weights come from.
 
@@ -115,7 +122,8 @@ def load_network(wanted: Wanted) -> tuple[nn.Module, dict[str, Any]]:
     overlay = _weights(wanted)
     try:
         trained = timm.create_model(wanted.name, pretrained=True, pretrained_cfg_overlay=overlay, **config["arguments"])
-        trained.reset_classifier(0)
+        if "projection" not in config:
+            trained.reset_classifier(0)
         network = rebuild(config)
         network.load_state_dict(trained.state_dict())
     except Exception as error:  # a hub, a file of any kind and each network's own loader: the message tells which
@@ -134,7 +142,12 @@ def describe(wanted: Wanted) -> dict[str, Any]:
         "mean": list(known.mean),
         "std": list(known.std),
         "input_size": wanted.input_size,
-    }
+    } | ({"projection": known.num_classes} if wanted.is_judge and _is_clip(known) else {})
+
+
+def _is_clip(known: Any) -> bool:
+    """Whether the head is the projection to the space that images share with words, and no classifier of ImageNet (tags `..._ft_in1k`)."""
+    return "clip" in known.architecture and "_ft_" not in f"{known.tag}_" and known.num_classes > 0
 
 
 def _known(wanted: Wanted) -> Any:
@@ -153,7 +166,8 @@ def _known(wanted: Wanted) -> Any:
 
 def rebuild(config: Mapping[str, Any]) -> nn.Module:
     """The network of a configuration, without a classifier and in evaluation mode; its weights are still to be loaded."""
-    network: nn.Module = timm.create_model(config["name"], num_classes=0, **config["arguments"])
+    outputs = config.get("projection", 0)
+    network: nn.Module = timm.create_model(config["name"], num_classes=outputs, **config["arguments"])
     return network.eval()
 
 

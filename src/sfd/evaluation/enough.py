@@ -1,9 +1,18 @@
 """How many images each metric rests on, and which metrics rest on too few."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sfd.encoders.judges.judge import Judge
-from sfd.names import COUNT_PREFIX, TOO_FEW_PREFIX, is_metric, kind_of
+from sfd.names import (
+    COUNT_PREFIX,
+    FDR,
+    TOO_FEW_PREFIX,
+    distance_name,
+    is_metric,
+    kind_of,
+    ratio_name,
+    with_floors,
+)
 from sfd.params import EvaluateParams
 
 IMAGES_PER_NEIGHBOUR = 50
@@ -12,18 +21,19 @@ everything: eight images of noise have precision 1."""
 
 
 def least_images(metric: str, params: EvaluateParams, judge: Judge) -> int | None:
-    """The number of images that a metric needs; None: any number is enough.
+    """The number of images that a metric needs; None: any number is enough. ``judge``: the one that it is measured by.
 
     A covariance of N images has rank N - 1, so a Frechet distance needs more images than features.
     """
     limits, kind = params.min_images, kind_of(metric)
-    if kind in ("fd", "fid", "sfid"):
+    if kind in ("fd", "fid", "fdr", "sfid"):
         size = judge.num_spatial_features if kind == "sfid" else judge.num_features
         return None if limits.fd is None else max(limits.fd, size + 1)
-    if kind in ("precision", "recall"):
+    if kind in ("precision", "recall", "density", "coverage"):
         return None if limits.precision is None else max(limits.precision, IMAGES_PER_NEIGHBOUR * params.neighbours)
     limit: int | None = {
         "kid": limits.kid,
+        "cmmd": limits.kid,
         "is": limits.inception_score,
         "inception_score": limits.inception_score,
         "class_accuracy": limits.class_accuracy,
@@ -33,17 +43,32 @@ def least_images(metric: str, params: EvaluateParams, judge: Judge) -> int | Non
     return limit
 
 
+def judge_of(metric: str, judge: Judge, more: Sequence[Judge]) -> Judge:
+    """The judge that a metric is measured by: the first one, ``judge``, or one of ``more`` if it is its distance. The mean over the judges
+    needs as many images as that one of them which needs the most."""
+    if metric == FDR:
+        return max((judge, *more), key=lambda each: each.num_features)
+    for other in more:
+        if metric in (ratio_name(other.name), *with_floors(distance_name(other.name))):
+            return other
+    return judge
+
+
 def count_images(
-    metrics: Mapping[str, float], others: Mapping[str, int], params: EvaluateParams, judge: Judge
+    metrics: Mapping[str, float],
+    others: Mapping[str, int],
+    params: EvaluateParams,
+    judge: Judge,
+    more: Sequence[Judge] = (),
 ) -> dict[str, float]:
     """What ``metrics.json`` says of the number of images: ``n_METRIC`` and ``too_few_METRIC``, see :mod:`sfd.names`.
 
-    ``others``: images of the metrics that rest on another number than ``num_images``.
+    ``others``: images of the metrics that rest on another number than ``num_images``. ``judge``, ``more``: the first and the other judges.
     """
     usual = int(metrics["num_images"])
     found: dict[str, float] = {}
     for metric in filter(is_metric, metrics):
-        number, needed = others.get(metric, usual), least_images(metric, params, judge)
+        number, needed = others.get(metric, usual), least_images(metric, params, judge_of(metric, judge, more))
         if number != usual:
             found[COUNT_PREFIX + metric] = float(number)
         if needed is not None and number < needed:

@@ -3,9 +3,10 @@
 There is one file per batch. 1.28 million images of 2,048 features take 10.5 GB, and flipped ones as much again: too much for memory.
 """
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -14,59 +15,115 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfd.encoders.judges.judge import Judge
+from sfd.errors import UserError
 from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import CHUNK
-from sfd.network_files import write_tensors
+from sfd.network_files import link, write_tensors
 from sfd.progress import track
 
-Load = Callable[[range], Sequence[Tensor]]
-"""Maps rows of a set to images uint8 (B, 3, H, W), one tensor per view: the images, and, where wanted, their horizontal flips."""
+Load = Callable[[Sequence[int]], Sequence[Tensor]]
+"""Maps rows of a source to images uint8 (B, 3, H, W), one tensor per view: the images, and, where wanted, their horizontal flips."""
+
+INDEX = "index.json"
+FEATURES = ("features",)
+"""What is kept of a judge by default: the field of :class:`Features`."""
 
 
 class FeatureStore:
-    """Sets of features by name, in ``folder``, which all processes see.
+    """One judge's sets of features by name, in ``folder``, which all processes see.
 
     The batches do not depend on the number of processes, so the features are the same to the last bit.
+
+    Attributes:
+        rows: by set, the rows of its source that it holds, in order: their numbers, which ascend.
+        made_of: by set, what its features were made from and which fields are kept, in one digest or text.
+        before: a finished store of the same judge; a set that it holds of the same rows, made of the same, is taken over.
     """
 
     def __init__(self, folder: Path, judge: Judge, batch_size: int, rank: int, world_size: int) -> None:
         # Files hold batches, so those of another size cannot be continued.
-        self.folder, self.judge, self.batch_size = folder / f"by-{batch_size}", judge, batch_size
+        self.root, self.folder = folder, folder / f"by-{batch_size}"
+        self.judge, self.batch_size = judge, batch_size
         self.rank, self.world_size = rank, world_size
         self.device = judge.device
-        self.num_images: dict[str, int] = {}
+        self.rows: dict[str, Sequence[int]] = {}
+        self.made_of: dict[str, str] = {}
+        self.before: FeatureStore | None = None
 
-    def fill(self, names: Sequence[str], num_images: int, load: Load, keep: Sequence[str] = ("features",)) -> None:
-        """Extracts this process's share of the batches, except those that are on disk already. ``names``: one per view.
+    @classmethod
+    def opened(cls, folder: Path, judge: Judge) -> "FeatureStore":
+        """The store that :meth:`finish` left in ``folder``. Raises :class:`UserError` if it is missing, or another judge's."""
+        file = folder / INDEX
+        index = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if index.get("judge") != judge.digest:
+            raise UserError(f"{folder} holds no features of judge `{judge.name}`; run `dvc repro reference`")
+        found = cls(folder, judge, index["batch_size"], 0, 1)
+        found.rows = {name: range(rows) if isinstance(rows, int) else rows for name, rows in index["rows"].items()}
+        found.made_of = index["made_of"]
+        return found
 
-        ``keep``: which fields of :class:`Features` to keep; logits of all of ImageNet would take another 5 GB.
-        Other processes write the other batches, so wait at a barrier before you read.
-        """
-        for name in names:
-            self.num_images[name] = num_images
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        starts = range(self.rank * self.batch_size, num_images, self.world_size * self.batch_size)
-        for start in track(starts, f"features of {names[0]}", "batch", len(starts)):
-            files = [self._file(name, start) for name in names]
-            if all(file.exists() for file in files):
-                continue
-            views = load(range(start, min(start + self.batch_size, num_images)))
-            for file, images in zip(files, views, strict=True):
-                found = vars(extract(self.judge, [images.to(self.device)], "spatial" in keep))
-                part = file.with_suffix(".part")
-                write_tensors(part, {key: value for key, value in found.items() if key in keep and value is not None})
-                os.replace(part, file)
+    def finish(self) -> None:
+        """Writes what :meth:`opened` reads, and removes what an interrupted extraction in batches of another size has left."""
+        for folder in self.root.glob("by-*"):
+            if folder != self.folder:
+                shutil.rmtree(folder)
+        rows = {name: len(each) if each == range(len(each)) else list(each) for name, each in self.rows.items()}
+        facts = {"judge": self.judge.digest, "batch_size": self.batch_size, "rows": rows, "made_of": self.made_of}
+        (self.root / INDEX).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+    def fill(self, names: Sequence[str], rows: Sequence[int], load: Load, keep: Sequence[str] = FEATURES) -> None:
+        """:func:`fill` for this store alone; ``keep``: which fields of :class:`Features`."""
+        fill([self], names, rows, load, {self.judge.name: keep})
+
+    def has(self, name: str, rows: Sequence[int]) -> bool:
+        """Whether the set holds these rows of its source."""
+        held = self.rows.get(name)
+        return held is not None and (held == rows or set(rows) <= set(held))
+
+    def begin(self, name: str, rows: Sequence[int], made_of: str) -> None:
+        """Begins or continues a set, with the files of :attr:`before` where that holds the same."""
+        self.rows[name], self.made_of[name], old = rows, made_of, self.before
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if (
+            old is not None
+            and old.batch_size == self.batch_size
+            and old.made_of.get(name) == made_of
+            and list(old.rows[name]) == list(rows)
+        ):
+            for file in (old.folder / name).iterdir():
+                if not (folder / file.name).exists():
+                    link(file, folder / file.name)
+
+    def lacks(self, names: Sequence[str], start: int) -> bool:
+        """Whether a batch is still to be extracted."""
+        return not all(self._file(name, start).exists() for name in names)
+
+    def write(self, names: Sequence[str], start: int, views: Sequence[Tensor], keep: Sequence[str]) -> None:
+        """Extracts one batch, whose images are given by view, and keeps some fields of its :class:`Features`."""
+        for name, images in zip(names, views, strict=True):
+            file = self._file(name, start)
+            spatial = "spatial" in keep and self.judge.num_spatial_features > 0
+            found = vars(extract(self.judge, [images.to(self.device)], spatial))
+            part = file.with_suffix(".part")
+            write_tensors(part, {key: value for key, value in found.items() if key in keep and value is not None})
+            os.replace(part, file)
 
     def forget(self, name: str) -> None:
         """Removes a set."""
         shutil.rmtree(self.folder / name)
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> Features:
-        """A whole set, or these of its rows, which must ascend."""
-        rows = range(self.num_images[name]) if rows is None else rows
+        """A whole set, or the features of these rows of its source, which must ascend."""
+        held = self.rows[name]
+        if rows is None:
+            places: Sequence[int] = range(len(held))
+        else:
+            place_of = {row: place for place, row in enumerate(held)}
+            places = [place_of[row] for row in rows]
         parts = [
-            _features(self._file(name, start)).take([row - start for row in wanted])
-            for start, wanted in groupby(rows, key=lambda row: row // self.batch_size * self.batch_size)
+            _features(self._file(name, start)).take([place - start for place in wanted])
+            for start, wanted in groupby(places, key=lambda place: place // self.batch_size * self.batch_size)
         ]
         columns = zip(*((part.features, part.logits, part.spatial) for part in parts), strict=True)
         features, logits, spatial = (
@@ -80,7 +137,7 @@ class FeatureStore:
         """Features of several sets, one set after another, in blocks of about :data:`CHUNK` rows."""
         waiting: list[Tensor] = []
         for name in names:
-            for start in range(0, self.num_images[name], self.batch_size):
+            for start in range(0, len(self.rows[name]), self.batch_size):
                 waiting.append(_features(self._file(name, start)).features)
                 if sum(map(len, waiting)) >= CHUNK:
                     yield torch.cat(waiting)
@@ -90,6 +147,43 @@ class FeatureStore:
 
     def _file(self, name: str, start: int) -> Path:
         return self.folder / name / f"{start:09d}.safetensors"
+
+
+def fill(
+    stores: Sequence[FeatureStore],
+    names: Sequence[str],
+    rows: Sequence[int],
+    load: Load,
+    keep: Mapping[str, Sequence[str]] | None = None,
+    made_of: str = "",
+) -> None:
+    """Extracts this process's share of the batches, except those that are on disk already. All judges see the images that are loaded once.
+
+    Other processes write the other batches, so wait at a barrier before you read.
+
+    Args:
+        stores: one per judge, with batches of one size. None: nothing is done.
+        names: of the sets, one per view.
+        rows: of the images in their source, ascending.
+        load: gives the images in some of these rows.
+        keep: by judge, which fields of :class:`Features` to keep, where that is more than the features; logits of all of ImageNet
+            would take another 5 GB.
+        made_of: a digest of what the features are made of, apart from the judge.
+    """
+    for store in stores:
+        fields = (keep or {}).get(store.judge.name, FEATURES)
+        for name in names:
+            store.begin(name, rows, " ".join([made_of, *fields]))
+    if not stores:
+        return
+    size, share = stores[0].batch_size, stores[0].world_size
+    starts = range(stores[0].rank * size, len(rows), share * size)
+    for start in track(starts, f"features of {names[0]}", "batch", len(starts)):
+        lacking = [store for store in stores if store.lacks(names, start)]
+        if lacking:
+            views = load(rows[start : start + size])
+            for store in lacking:
+                store.write(names, start, views, (keep or {}).get(store.judge.name, FEATURES))
 
 
 def _features(file: Path) -> Features:

@@ -19,7 +19,8 @@ from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
 from sfd.evaluation.balanced import balanced_accuracy
 from sfd.evaluation.memorisation import Memorisation
-from sfd.evaluation.uncertainty import balanced_error, binomial_error, frechet_error, moments
+from sfd.evaluation.neighbours import density_and_coverage
+from sfd.evaluation.uncertainty import balanced_error, binomial_error, frechet_resamples, moments
 from sfd.names import ERROR_PREFIX, FLOOR_METRICS, distance_name, inception_score_name
 from sfd.params import EvaluateParams
 from sfd.seeding import derive_seed
@@ -49,6 +50,17 @@ class Features:
         """Some of the images."""
         chosen = (None if each is None else each[list(rows)] for each in (self.logits, self.spatial))
         return Features(self.features[list(rows)], *chosen)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Features"]) -> "Features":
+        """The images of all parts, one after the other; at least one part."""
+        logits = [part.logits for part in parts if part.logits is not None]
+        spatial = [part.spatial for part in parts if part.spatial is not None]
+        return cls(
+            torch.cat([part.features for part in parts]),
+            torch.cat(logits) if logits else None,
+            torch.cat(spatial) if spatial else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,8 @@ def compare(samples: Features, reference: Reference, params: EvaluateParams, see
         it is unbiased, so it can be slightly negative. A subset has at most half of the images, so that subsets differ.
         ``precision``: share of samples among the reference's neighbours; ``recall``: the reverse (arXiv 1904.06991).
         ``is``: inception score (arXiv 1606.03498) of the samples, only if the judge distinguishes two or more classes.
-        ``kid``, ``kid_std``, ``precision`` and ``recall`` are absent if the reference has no images.
+        ``density``, ``coverage`` (arXiv 2002.09797): see :func:`sfd.evaluation.neighbours.density_and_coverage`; only if ``params.density``.
+        Kernel distance, precision, recall, density and coverage are absent if the reference has no images.
 
     Raises:
         UserError: either set has fewer than 2 images, or no more images than ``params.neighbours``.
@@ -198,23 +211,29 @@ def _compare_images(samples: Features, reference: Features, params: EvaluatePara
         save_cpu_ram=True,
         verbose=False,
     )
-    return {
+    found = {
         "kid": kid["kernel_inception_distance_mean"],
         "kid_std": kid["kernel_inception_distance_std"],
         "precision": neighbours["precision"],
         "recall": neighbours["recall"],
     }
+    if params.density:
+        density, coverage = density_and_coverage(samples.features, reference.features, params.neighbours)
+        found |= {"density": density, "coverage": coverage}
+    return found
 
 
 def score(
     judge: Judge,
     sets: Sets,
-    memorised: Memorisation,
+    memorised: Memorisation | None,
     params: EvaluateParams,
     seed: int,
-    device: torch.device | None = None,
+    spread: Tensor | None = None,
 ) -> dict[str, float]:
-    """All metrics of one evaluation, by the names under which they are logged. ``device``: where the bootstrap is computed.
+    """All metrics of the first judge, by the names under which they are logged.
+
+    ``memorised``: None if that was not asked for. ``spread``: :func:`resampled_distances`, if they are there already.
 
     Returns:
         Samples against the reference: ``fid`` for Inception-v3 and ``fd_JUDGE`` for any other judge, ``sfid`` for Inception-v3, ``kid``,
@@ -245,35 +264,38 @@ def score(
         if sets.sample_labels is not None:
             metrics["class_accuracy"] = class_accuracy(sets.samples, sets.sample_labels, judge)
         metrics["class_accuracy_heldout"] = class_accuracy(sets.heldout, sets.heldout_labels, judge)
-    metrics |= {"num_images": float(len(sets.samples)), "memorised_fraction": memorised.memorised_fraction}
-    return metrics | _standard_errors(metrics, names["fd"], sets, memorised, seed, device)
-
-
-def _standard_errors(
-    metrics: dict[str, float],
-    distance: str,
-    sets: Sets,
-    memorised: Memorisation,
-    seed: int,
-    device: torch.device | None,
-) -> dict[str, float]:
-    """Standard errors by metric, as :func:`score` names them. All fractions are of samples, except recall: of reference images."""
+    metrics["num_images"] = float(len(sets.samples))
     counts = dict.fromkeys(("precision", "recall"), len(sets.samples))
-    counts["memorised_fraction"] = len(memorised.table)
+    if sets.reference is not None and sets.reference.images is not None:
+        counts["recall"] = len(sets.reference.images)
+    if memorised is not None:
+        metrics["memorised_fraction"] = memorised.memorised_fraction
+        counts["memorised_fraction"] = len(memorised.table)
+    spread = resampled_distances(sets, seed) if spread is None else spread
+    return metrics | _standard_errors(metrics, names["fd"], sets, counts, spread)
+
+
+def resampled_distances(sets: Sets, seed: int, device: torch.device | None = None) -> Tensor:
+    """Frechet distances of resampled samples, see :func:`sfd.evaluation.uncertainty.frechet_resamples`. ``device``: where to compute."""
     if sets.reference is None:
         reference = moments(sets.heldout.features)
     else:
         given = sets.reference.statistics
         reference = torch.from_numpy(given.mean).double(), torch.from_numpy(given.covariance).double()
-        if sets.reference.images is not None:
-            counts["recall"] = len(sets.reference.images)
     labels = sets.sample_labels
     if labels is None:  # as if all were of one class: a plain bootstrap
         labels = torch.zeros(len(sets.samples), dtype=torch.int64)
-    errors = {distance: frechet_error(sets.samples.features, labels, reference, seed, device)}
+    return frechet_resamples(sets.samples.features, labels, reference, seed, device)
+
+
+def _standard_errors(
+    metrics: dict[str, float], distance: str, sets: Sets, counts: dict[str, int], spread: Tensor
+) -> dict[str, float]:
+    """Standard errors by metric, as :func:`score` names them. ``counts``: of fractions, how many images they are of."""
+    errors = {distance: float(spread.std())}
     errors |= {name: binomial_error(metrics[name], count) for name, count in counts.items() if name in metrics}
-    if "class_accuracy" in metrics:
-        errors["class_accuracy"] = balanced_error(metrics["class_accuracy"], labels)
+    if "class_accuracy" in metrics and sets.sample_labels is not None:
+        errors["class_accuracy"] = balanced_error(metrics["class_accuracy"], sets.sample_labels)
     return {ERROR_PREFIX + name: error for name, error in errors.items()}
 
 

@@ -1,4 +1,4 @@
-"""The evaluation protocol: which images the judge sees, how many, and what they are compared with."""
+"""The evaluation protocol: what judges see of the samples and of real images, and what is made of it."""
 
 import hashlib
 import json
@@ -10,221 +10,251 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
-from sfd.class_mix import count_alike, scarcest
-from sfd.data.images import ManifestImages
-from sfd.data.latents import views_of
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
+from sfd.encoders.judges.judge import Judge
 from sfd.encoders.texture_vae import TextureVae
 from sfd.errors import UserError
+from sfd.evaluation.classes import class_table
+from sfd.evaluation.comparison import Comparison
 from sfd.evaluation.enough import count_images
-from sfd.evaluation.extraction import FeatureStore
-from sfd.evaluation.fidelity import Reference, Sets, check_num_images, score
-from sfd.evaluation.memorisation import memorisation
+from sfd.evaluation.extraction import FeatureStore, fill
+from sfd.evaluation.fidelity import Features, Reference, Sets, check_num_images, resampled_distances, score
+from sfd.evaluation.kernel import cmmd
+from sfd.evaluation.memorisation import Memorisation, memorisation
+from sfd.evaluation.originals import EVERYTHING, RECONSTRUCTIONS, Kept, Originals, holding
 from sfd.evaluation.reference import ReferenceBatch
-from sfd.evaluation.views import NUM_CLOSEST, choose, choose_like, choose_mix, picture_nearest
+from sfd.evaluation.several import ratios, score_distance
+from sfd.evaluation.views import NUM_CLOSEST, choose_mix, picture_nearest
 from sfd.generation.samples import read_images, read_table
-from sfd.names import INCEPTION
+from sfd.names import (
+    FDR,
+    FLOORS,
+    INCEPTION,
+    distance_name,
+    floor_name,
+    ratio_name,
+    reference_name,
+    with_floors,
+)
 from sfd.params import EvaluateParams
-from sfd.seeding import generator
 
-SAMPLES, REFERENCE, RECONSTRUCTIONS, FLIPPED = "samples", "reference", "reconstructions", "flipped"
-"""Names of sets of features, beside those of the manifest's splits."""
+SAMPLES, REFERENCE = "samples", "reference"
+"""Names of sets of features, beside those of :mod:`sfd.evaluation.originals`."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """One evaluation. Every process extracts its share of the features; after a barrier, one process computes the metrics.
 
-    ``table``: the table of the samples in folder ``samples``. ``reference``: None if the held-out images are the reference.
+    Attributes:
+        params: section ``evaluate``.
+        samples: the folder of the samples; ``table``: its table.
+        originals: what they are compared with.
+        stores: one per judge, the first judge's first, for what is not kept.
+        kept: what stage ``reference`` extracted, by judge.
+        counted: the judges whose distances make `fdr`: all but the encoder.
+        reference: None if the held-out images are the reference.
     """
 
     params: EvaluateParams
-    data: Prepared
-    vae: TextureVae
     samples: Path
-    seed: int
-    store: FeatureStore
     table: pd.DataFrame
-    heldout: ManifestImages
-    train: ManifestImages
+    originals: Originals
+    stores: Sequence[FeatureStore]
+    kept: Kept
+    counted: Sequence[str]
     reference: ReferenceBatch | None
 
     @classmethod
     def open(
-        cls, params: EvaluateParams, data: Prepared, vae: TextureVae, samples: Path, seed: int, store: FeatureStore
+        cls,
+        params: EvaluateParams,
+        data: Prepared,
+        vae: TextureVae,
+        samples: Path,
+        seed: int,
+        stores: Sequence[FeatureStore],
+        kept: Kept | None = None,
+        counted: Sequence[str] | None = None,
     ) -> "Evaluation":
-        """Opens everything before the judge sees an image.
+        """Opens everything before a judge sees an image. ``kept`` None: nothing; ``counted`` None: all judges.
 
         Raises:
             UserError: samples are missing; or the reference is broken, too small, or needs another judge.
         """
-        reference = None
+        reference, first = None, stores[0].judge
         if params.reference is not None:
-            if store.judge.name != INCEPTION:
+            if first.name != INCEPTION:
                 raise UserError(
-                    f"evaluate.reference holds statistics of Inception-v3, but the judge in results/judge is {store.judge.name!r}; "
+                    f"evaluate.reference holds statistics of Inception-v3, but the first judge in results/judge is {first.name!r}; "
                     f"run `dvc repro judge`, or set evaluate.reference to null"
                 )
-            reference = ReferenceBatch.open(Path(params.reference), store.judge)
+            reference = ReferenceBatch.open(Path(params.reference), first)
             if reference.image_shape is not None:
                 check_num_images(reference.image_shape[0], params)
-        table, heldout, train = read_table(samples), data.images(HELDOUT), data.images(TRAIN)
-        found = cls(params, data, vae, samples, seed, store, table, heldout, train, reference)
+        table = read_table(samples)
+        asked = table["class_index"].tolist() if "class_index" in table else None
+        originals = Originals.of(params, vae, Comparison(data, len(table), asked, seed))
+        names = [store.judge.name for store in stores] if counted is None else counted
+        found = cls(params, samples, table, originals, stores, kept or [None] * len(stores), names, reference)
         try:
-            check_num_images(found.count, params)
+            check_num_images(found.comparison.count, params)
         except UserError as error:
-            raise UserError(". ".join([str(error), *found.notes])) from None
+            raise UserError(". ".join([str(error), *found.comparison.notes])) from None
         return found
 
-    @cached_property
-    def count(self) -> int:
-        """Number of images in every set that is compared: the most with the samples' class mix. A published reference keeps its own number."""
-        others = [self.train] if self.reference else [self.train, self.heldout]
-        if self.classes is None:
-            return min(len(self.table), *map(len, others))
-        return count_alike(self.classes, *(images.class_indices.tolist() for images in others))
+    @property
+    def comparison(self) -> Comparison:
+        """That of the first judge."""
+        return self.originals.comparison
 
     @property
-    def asked_classes(self) -> list[int] | None:
-        """The class index for which each sample was drawn; None if the model is not told a class."""
-        return self.table["class_index"].tolist() if "class_index" in self.table else None
-
-    @property
-    def classes(self) -> list[int] | None:
-        """:attr:`asked_classes`, if they are classes of this data set: then the sets that are compared have the mix of their first ones."""
-        asked = self.asked_classes
-        return asked if asked is not None and max(asked) < self.data.num_classes else None
-
-    @property
-    def notes(self) -> list[str]:
-        """What a user must know of the class mix: which class is short, or that the mix is not the same."""
-        asked, sets = self.asked_classes, [self.train] if self.reference else [self.train, self.heldout]
-        if asked is None or self.count == min(len(self.table), *map(len, sets)):
-            return []
-        if self.classes is None:
-            return [f"samples have class index {max(asked)}, but the data set has {self.data.num_classes} classes"]
-        short = scarcest(asked, *(images.class_indices.tolist() for images in sets))
-        return [
-            f"{self.count} of {len(self.table)} samples are compared, because there are too few images of class "
-            f"{self.data.summary.classes[short]!r} to compare more in the samples' class mix; with sample.class_mix `natural`, or a "
-            "larger data.holdout_fraction, there are more"
-        ]
-
-    @property
-    def heldout_rows(self) -> Sequence[int]:
-        """Rows of the held-out images that are the reference; all rows if the reference is a file."""
-        if self.reference:
-            return range(len(self.heldout))
-        return self._rows_like_samples(self.heldout, "heldout")
-
-    @property
-    def train_rows(self) -> list[int]:
-        """Rows of the training images that give the floors."""
-        return self._rows_like_samples(self.train, "train")
-
-    def _rows_like_samples(self, images: ManifestImages, purpose: str) -> list[int]:
-        """Rows of images with the class mix of the compared samples, so that these differ from them in nothing but quality.
-
-        If samples were drawn without a class, the images are chosen at random.
-        """
-        if self.classes is None:
-            return choose(len(images), self.count, self.seed, purpose)
-        return choose_like(self.classes[: self.count], images.class_indices.tolist(), self.seed, purpose)
+    def judges(self) -> list[Judge]:
+        """The judges, in their order."""
+        return [store.judge for store in self.stores]
 
     def extract(self) -> None:
-        """Extracts this process's share of all features."""
-        files, train_rows, mirror = self.table["file"].tolist(), self.train_rows, self.data.params.mirror
-        everything = (
-            ["features", "logits", "spatial"] if self.store.judge.num_spatial_features else ["features", "logits"]
+        """Extracts this process's share of all features that are not kept."""
+        files, first = self.table["file"].tolist(), self.stores[0].judge
+        fill(
+            self.stores,
+            [SAMPLES],
+            range(len(files)),
+            lambda rows: [read_images(self.samples, [files[row] for row in rows])],
+            {first.name: EVERYTHING},
         )
+        self.extract_originals()
 
-        def images(source: ManifestImages, rows: Sequence[int]) -> Tensor:
-            return source.__getitems__(list(rows)).images
-
-        def sampled(rows: range) -> list[Tensor]:
-            return [read_images(self.samples, files[rows.start : rows.stop])]
-
-        def reconstructions(rows: range) -> list[Tensor]:
-            chosen = train_rows[rows.start : rows.stop]
-            return [_reconstruct(images(self.train, chosen).to(self.store.device), self.vae, self.seed, chosen)]
-
-        fill = self.store.fill
-        fill([SAMPLES], len(files), sampled, everything)
-        kept = everything if self.reference is None else ["features"]
-        fill([HELDOUT], len(self.heldout), lambda rows: [images(self.heldout, rows)], kept)
-        fill([RECONSTRUCTIONS], len(train_rows), reconstructions)
+    def extract_originals(self) -> None:
+        """Extracts this process's share of the features of real images that are not kept."""
+        self.originals.fill(self.stores, self.kept)
         if self.reference is not None and self.reference.image_shape is not None:
             with self.reference.images() as read:
-                fill([REFERENCE], self.reference.image_shape[0], lambda rows: [read(rows)])
-        fill(self._training_sets, len(self.train), lambda rows: views_of(images(self.train, rows), mirror))
+                rows = range(self.reference.image_shape[0])
+                self.stores[0].fill([REFERENCE], rows, lambda rows: [read(range(rows[0], rows[-1] + 1))])
 
-    @property
-    def _training_sets(self) -> list[str]:
-        return [TRAIN, FLIPPED] if self.data.params.mirror else [TRAIN]
+    def compared_with(self) -> Reference:
+        """What the first judge compares samples with, when :meth:`extract_originals` is done."""
+        return self._published() or Reference.of(self._seen(0, HELDOUT, self.comparison.heldout_rows))
+
+    def _seen(self, number: int, name: str, rows: Sequence[int]) -> Features:
+        """What one of the judges saw of real images."""
+        return holding([self.kept[number], self.stores[number]], name, rows).read(name, rows)
+
+    def _sets(self, number: int) -> Sets:
+        """What one of the judges saw of the images that it compares."""
+        chosen = self.comparison if number == 0 else self.originals.plain
+        asked = chosen.asked
+        return Sets(
+            samples=self.stores[number].read(SAMPLES, range(chosen.count)),
+            heldout=self._seen(number, HELDOUT, chosen.heldout_rows),
+            train=self._seen(number, TRAIN, chosen.train_rows),
+            reconstruction=self._seen(number, RECONSTRUCTIONS, chosen.train_rows),
+            sample_labels=None if asked is None else torch.tensor(asked[: chosen.count]),
+            heldout_labels=chosen.heldout.class_indices[list(chosen.heldout_rows)],
+            reference=self._published() if number == 0 else None,
+        )
 
     def measure(self, out: Path) -> tuple[dict[str, float], list[Path]]:
-        """Writes ``metrics.json``, ``measurement.json``, ``nearest.csv`` and ``nearest.png``; returns the metrics and the files.
+        """Writes ``metrics.json``, ``measurement.json``, ``classes.csv`` and, about memorisation, ``nearest.csv`` and ``nearest.png``;
+        returns the metrics and the files.
 
         ``measurement.json`` records how the metrics were measured. Only metrics with equal records can be compared.
         """
-        samples, heldout, asked = self.store.read(SAMPLES), self.store.read(HELDOUT), self.asked_classes
-        sets = Sets(
-            samples=samples.take(range(self.count)),
-            heldout=heldout.take(self.heldout_rows),
-            train=self.store.read(TRAIN, self.train_rows),
-            reconstruction=self.store.read(RECONSTRUCTIONS),
-            sample_labels=None if asked is None else torch.tensor(asked[: self.count]),
-            heldout_labels=self.heldout.class_indices[list(self.heldout_rows)],
-            reference=self._published(),
-        )
-        train, device = self.store.blocks(self._training_sets), self.store.device
-        like = choose_mix(self.classes, self.heldout.class_indices.tolist(), self.seed, "memorisation")
-        memorised = memorisation(samples.features, train, heldout.take(like).features, device=device)
-        metrics = score(self.store.judge, sets, memorised, self.params, self.seed, device)
-        others = {
-            "class_accuracy_heldout": len(sets.heldout),
-            "memorised_fraction": min(len(samples), len(like)),
+        memorised, device = self._memorisation(), self.stores[0].device
+        sets = [self._sets(number) for number in range(len(self.stores))]
+        spreads = {
+            judge.name: resampled_distances(each, self.comparison.seed, device)
+            for judge, each in zip(self.judges, sets, strict=True)
         }
+        first = self.judges[0]
+        metrics = score(first, sets[0], memorised, self.params, self.comparison.seed, spreads[first.name])
+        for judge, each in zip(self.judges[1:], sets[1:], strict=True):
+            metrics |= score_distance(judge.name, each, spreads[judge.name])
+        metrics |= ratios(metrics, spreads, self.counted) | self._cmmd(sets)
+        metrics |= count_images(metrics, self._counts(sets[0]), self.params, first, self.judges[1:])
+        files = {"metrics.json": metrics, "measurement.json": self._measurement()}
+        for name, content in files.items():
+            (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        made = [out / name for name in files]
+        if sets[0].sample_labels is not None and first.knows_classes:
+            made.append(out / "classes.csv")
+            class_table(first, sets[0], self.comparison.data.summary.classes, self.params).to_csv(made[-1], index=False)
+        return metrics, made + ([] if memorised is None else self._write_nearest(memorised, out))
+
+    @cached_property
+    def _like(self) -> list[int]:
+        """Rows of the held-out images that show how near to training images samples may be: as many as have the samples' class mix."""
+        labels = self.comparison.heldout.class_indices.tolist()
+        return choose_mix(self.comparison.classes, labels, self.comparison.seed, "memorisation")
+
+    def _memorisation(self) -> Memorisation | None:
+        """Which samples are nearly training images; None if that was not asked for."""
+        if not self.params.memorisation:
+            return None
+        comparison, stores = self.comparison, [self.kept[0], self.stores[0]]
+        train = holding(stores, TRAIN, range(len(comparison.train))).blocks(self.originals.training_sets)
+        heldout = holding(stores, HELDOUT, self._like).read(HELDOUT, self._like).features
+        return memorisation(self.stores[0].read(SAMPLES).features, train, heldout, device=self.stores[0].device)
+
+    def _cmmd(self, sets: Sequence[Sets]) -> dict[str, float]:
+        """The kernel distance on the judge that the parameters name, and its floors."""
+        number = next((place for place, judge in enumerate(self.judges) if judge.name == self.params.cmmd), None)
+        if number is None:
+            return {}
+        seen = sets[number]
+        images = {"cmmd": seen.samples, "cmmd_heldout": seen.train, "cmmd_reconstruction": seen.reconstruction}
+        return {name: cmmd(each.features, seen.heldout.features) for name, each in images.items()}
+
+    def _counts(self, sets: Sets) -> dict[str, int]:
+        """Images of the metrics that rest on another number than the compared samples."""
+        counts = {"class_accuracy_heldout": len(sets.heldout)}
+        if self.params.memorisation:
+            counts["memorised_fraction"] = min(len(self.table), len(self._like))
         if sets.reference is not None and sets.reference.images is not None:
-            others["recall"] = len(sets.reference.images)
-        metrics |= count_images(metrics, others, self.params, self.store.judge)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        (out / "measurement.json").write_text(json.dumps(self._measurement(), indent=2) + "\n", encoding="utf-8")
-        memorised.table.to_csv(out / "nearest.csv", index=False)
+            counts["recall"] = counts["coverage"] = len(sets.reference.images)
+        names = [judge.name for judge in self.judges[1:]]
+        own = [key for name in names for key in (distance_name(name), ratio_name(name))]
+        floors = [floor_name(name, floor, is_first=False) for name in names for floor in FLOORS]
+        return counts | dict.fromkeys([*own, *floors, FDR, *with_floors("cmmd")], self.originals.plain.count)
+
+    def _write_nearest(self, memorised: Memorisation, out: Path) -> list[Path]:
+        table, picture = out / "nearest.csv", out / "nearest.png"
+        memorised.table.to_csv(table, index=False)
         closest = memorised.table.head(NUM_CLOSEST)
         shown = read_images(self.samples, self.table["file"].iloc[closest["sample_index"]].tolist())
-        picture_nearest(closest, shown, self.train, out / "nearest.png")
-        return metrics, [out / name for name in ("metrics.json", "measurement.json", "nearest.csv", "nearest.png")]
+        picture_nearest(closest, shown, self.comparison.train, picture)
+        return [table, picture]
 
     def _published(self) -> Reference | None:
         if self.reference is None:
             return None
-        images = None if self.reference.image_shape is None else self.store.read(REFERENCE)
+        images = None if self.reference.image_shape is None else self.stores[0].read(REFERENCE)
         return Reference(self.reference.statistics, self.reference.spatial, images)
 
     def _measurement(self) -> dict[str, object]:
-        """The judge, the number and size of images, their class mix (a digest of the number per class), the reference (a digest of the
-        sha256 of its images in order, or of its file), and all options that change a metric."""
-        rows = "\n".join(self.heldout.sha256[row] for row in self.heldout_rows)
-        mix = None if self.asked_classes is None else sorted(Counter(self.asked_classes[: self.count]).items())
-        return {
-            "judge": self.store.judge.name,
-            "judge_digest": self.store.judge.digest,
-            "num_images": self.count,
-            "image_size": self.heldout.size,
+        """The first judge, the number and size of images, their class mix (a digest of the number per class), the reference (its name, and a
+        digest of the sha256 of its images in order, or of its file), and all options that change a metric; and the digests of the other
+        judges, `judge_digest.NAME`, on which no metric but their own and `fdr` rests."""
+        comparison = self.comparison
+        rows = "\n".join(comparison.heldout.sha256[row] for row in comparison.heldout_rows)
+        asked = comparison.asked
+        mix = None if asked is None else sorted(Counter(asked[: comparison.count]).items())
+        first, *others = self.judges
+        record: dict[str, object] = {
+            "judge": first.name,
+            "judge_digest": first.digest,
+            "num_images": comparison.count,
+            "image_size": comparison.heldout.size,
+            "reference_name": reference_name(self.params.reference),
             "class_mix": hashlib.sha256(json.dumps(mix).encode()).hexdigest(),
             "reference": hashlib.sha256(rows.encode()).hexdigest()
             if self.reference is None
             else self.reference.digest(),
-            **self.params.model_dump(exclude={"reference", "min_images"}),
+            **self.params.model_dump(include={"neighbours", "kid_subsets", "kid_subset_size"}),
         }
-
-
-def _reconstruct(images: Tensor, vae: TextureVae, seed: int, rows: Sequence[int]) -> Tensor:
-    """Images, numbered ``rows``, after the VAE round trip. Latents are samples of the posterior, as in the training set of diffusion."""
-    shape = vae.latent_shape(1, images.shape[-1])[1:]
-    noise = torch.stack([torch.randn(shape, generator=generator(seed, "evaluate/reconstruction", row)) for row in rows])
-    return vae.decode(vae.encode(images, noise.to(images.device)))
+        if others:
+            record |= {f"judge_digest.{judge.name}": judge.digest for judge in others} | {FDR: ", ".join(self.counted)}
+        return record | ({} if self.params.cmmd is None else {"cmmd": self.params.cmmd})

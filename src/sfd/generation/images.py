@@ -35,7 +35,14 @@ def build_scales(params: GuidanceParams) -> GuidanceScales:
     """The guidance scales that the parameters describe; all 1 for kind ``none``."""
     if params.kind == "none":
         return GuidanceScales()
-    return GuidanceScales(params.scale_texture, params.scale_semantic, params.start_texture, params.start_semantic)
+    return GuidanceScales(
+        texture=params.scale_texture,
+        semantic=params.scale_semantic,
+        start_texture=params.start_texture,
+        start_semantic=params.start_semantic,
+        end_texture=params.end_texture,
+        end_semantic=params.end_semantic,
+    )
 
 
 def image_seed(seed: int, index: int) -> int:

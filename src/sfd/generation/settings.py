@@ -14,7 +14,7 @@ from sfd.params import GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
 """Files without a format number are older. They have the same keys, but the oldest lack ``schedule``. ``class_mix`` is there only if it is not
-balanced, and ``other_networks`` only if it is true."""
+balanced, and ``other_networks`` only if it is true. Ends of guidance came later: without them, guidance goes on to the end."""
 
 
 class Settings(SampleParams):
@@ -67,6 +67,8 @@ def _to_record(settings: Settings) -> dict[str, Any]:
             "scale_semantic": guidance.scale_semantic,
             "start_texture": guidance.start_texture,
             "start_semantic": guidance.start_semantic,
+            "end_texture": guidance.end_texture,
+            "end_semantic": guidance.end_semantic,
         },
     }
 
@@ -75,6 +77,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
     schedule, guidance = record.get("schedule"), record["guidance"]
     return Settings(
         step=None,  # the weights are in the version
+        ema_decay=None,
         num_images=record["num_images"],
         class_mix=record.get("class_mix", BALANCED),
         batch_size=record["batch_size"],
@@ -91,5 +94,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
             scale_semantic=guidance["scale_semantic"],
             start_texture=guidance["start_texture"],
             start_semantic=guidance["start_semantic"],
+            end_texture=guidance.get("end_texture", 1.0),
+            end_semantic=guidance.get("end_semantic", 1.0),
         ),
     )

@@ -49,6 +49,7 @@ class DiffusionFacts:
             class table is the null class.
         texture_vae, encoder, semantic_vae: folders of the networks that its latents came from, whose digests the model then records. None: not
             known, and never compared.
+        knots: the curve of its training instead of an offset, as ``schedule.knots`` (LWD, arXiv 2606.19662). None: it has an offset, or one time.
     """
 
     statistics: tuple[Path, ...] = ()
@@ -58,6 +59,7 @@ class DiffusionFacts:
     texture_vae: Path | None = None
     encoder: Path | None = None
     semantic_vae: Path | None = None
+    knots: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def import_weights(
         raise UserError(f"{out} exists and is not an empty folder; give a new one, nothing is overwritten")
     if kind != "diffusion" and facts != DiffusionFacts():
         raise UserError(
-            "--statistics, --semantic-channels, --tau, --classes, --texture-vae, --encoder and --semantic-vae are of kind diffusion, "
+            "--statistics, --semantic-channels, --tau, --knots, --classes, --texture-vae, --encoder and --semantic-vae are of kind diffusion, "
             f"not of {kind}"
         )
     if kind != "semantic-vae" and heads is not None:
@@ -136,7 +138,7 @@ def read_diffusion(source: Path, content: Any, facts: DiffusionFacts, drop: tupl
     parts = [_read_statistics(file) for file in facts.statistics]
     two_times = "t_embedder_sem.mlp.0.weight" in weights.state
     semantic_channels = _semantic_channels(facts, [len(part.mean) for part in parts], two_times)
-    schedule = _schedule(facts.tau, two_times)
+    schedule = _schedule(facts, two_times)
     names = _read_classes(facts.classes) if facts.classes is not None else None
     table = weights.state.get("y_embedder.embedding_table.weight")
     has_null_class = names is None or table is None or len(table) != len(names)
@@ -184,7 +186,12 @@ def _check_against_weights(
 def _describe(config: LightningDiTConfig, schedule: ScheduleParams) -> list[str]:
     """The network in words, and what was assumed of it."""
     parts = [name.removeprefix("use_") for name, value in config.to_dict().items() if name.startswith("use_") and value]
-    lead = f"two times, tau {schedule.tau}" if config.two_times else "one time"
+    curve = (
+        f"tau {schedule.tau}"
+        if schedule.kind == "offset"
+        else f"the curve of knots {', '.join(f'{knot:g}' for knot in schedule.knots)}"
+    )
+    lead = f"two times, {curve}" if config.two_times else "one time"
     said = [
         f"{config.depth} blocks, {config.hidden_size} wide, {config.num_heads} heads, patch {config.patch_size}, {', '.join(parts)}",
         f"latents {config.in_channels} x {config.input_size} x {config.input_size}, the last {config.semantic_channels} semantic; {lead}",
@@ -195,11 +202,28 @@ def _describe(config: LightningDiTConfig, schedule: ScheduleParams) -> list[str]
     return said
 
 
-def _schedule(tau: float | None, two_times: bool) -> ScheduleParams:
+def parse_knots(text: str) -> tuple[float, ...]:
+    """The numbers of a text such as ``0,0.75,0,0,0.25``. Raises :class:`UserError` if they are not valid ``schedule.knots``."""
+    try:
+        knots = tuple(float(part) for part in text.split(","))
+        return ScheduleParams.model_validate({"kind": "curve", "knots": knots}).knots
+    except ValueError:  # pydantic's errors are of this type
+        raise UserError(
+            f"--knots is {text!r}, but a curve has 2 to 33 numbers of 0 or more, not all 0, separated by commas, such as 0,0.75,0,0,0.25"
+        ) from None
+
+
+def _schedule(facts: DiffusionFacts, two_times: bool) -> ScheduleParams:
+    tau, knots = facts.tau, facts.knots
+    if tau is not None and knots is not None:
+        raise UserError(f"--tau {tau:g} and --knots name two schedules of one training: leave one of them out")
     if not two_times:
-        if tau:
-            raise UserError(f"--tau is {tau:g}, but the model has one time, so it is synchronous: leave --tau out")
+        if tau or knots:
+            named = f"--tau is {tau:g}" if tau else "--knots is given"
+            raise UserError(f"{named}, but the model has one time, so it is synchronous: leave {named.split()[0]} out")
         return ScheduleParams.model_validate({"kind": "sync"})
+    if knots is not None:
+        return ScheduleParams.model_validate({"kind": "curve", "knots": knots})
     return ScheduleParams.model_validate({"kind": "offset", "tau": PUBLISHED_TAU if tau is None else tau})
 
 

@@ -64,7 +64,7 @@ from sfd.params.study import (
     holds_whole_numbers,
 )
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
-from sfd.params.yaml import dump_tree, parse_yaml, read_tree
+from sfd.params.yaml import as_yaml, dump_tree, parse_yaml, read_tree
 
 __all__ = [
     "CHAMPION",
@@ -110,6 +110,7 @@ __all__ = [
     "TrainingParams",
     "TrainingRuntime",
     "TuneParams",
+    "as_yaml",
     "check_patch_size",
     "check_sampling_schedule",
     "check_storage_address",

@@ -19,22 +19,30 @@ SHARED: tuple[type[Section], ...] = (TrainingParams, TrainingRuntime)
 
 def describe_params() -> str:
     """All options as Markdown, one table per section: key, type and limits, default, meaning. What all trainings have is described once."""
-    networks = [f"`{name}`" for name, field in Params.model_fields.items() if _is_trained(field)]
+    networks = [f"`{_key(name, field)}`" for name, field in Params.model_fields.items() if _is_trained(field)]
     described: dict[type[Section], str] = {TauRange: "", TrainingParams: "", TrainingRuntime: ""}
     plain = [_row(name, field, described) for name, field in Params.model_fields.items() if section_of(field) is None]
     parts = [
         "# Options",
-        "The keys of `params.yaml`. `KEY` stands for any key of a mapping.",
+        "The keys of `params.yaml`. `KEY` stands for any key of a mapping, `N` for a place in a list, which begins with 0.",
         _table(plain),
     ]
     for name, field in Params.model_fields.items():
         section = section_of(field)
         if section is not None:
-            parts += _describe_section(section, field.alias or name, described)
+            parts += _describe_section(section, _key(field.alias or name, field), described)
     parts += _describe_section(TrainingRuntime, "runtime.NETWORK", described)
     parts += _describe_section(TrainingParams, "NETWORK.training", described)
-    parts.append(f"`NETWORK` is one of {', '.join(networks)}. A network that is not trained here has `training: null`.")
+    parts.append(
+        f"`NETWORK` is one of {', '.join(networks)}. In `runtime`, `judge` stands for all judges. A network that is not trained here "
+        "has `training: null`."
+    )
     return "\n\n".join(parts)
+
+
+def _key(name: str, field: FieldInfo) -> str:
+    """The key of a section, or of each section in a list."""
+    return f"{name}.N" if get_origin(field.annotation) is tuple else name
 
 
 def _is_trained(field: FieldInfo) -> bool:

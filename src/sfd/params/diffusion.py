@@ -48,7 +48,19 @@ class LossParams(Section):
         "channel's share of the pixels' variance, for `texture_vae.source: pca`",
     )
     cosine_weight: float = Field(1.0, ge=0.0, description="weight of 1 - cosine(prediction, target)")
+    cosine_floor: float = Field(
+        0.1,
+        gt=0.0,
+        le=10.0,
+        description="the cosine divides by at least this length of the predicted velocity, whose usual length is 3 to 10. 1e-8: the paper; "
+        "there the first gradient of a model that predicts zero is 1e7 times the usual one, and Adam remembers it for thousands of steps",
+    )
     repa_weight: float = Field(1.0, ge=0.0, description="weight of the alignment with the encoder's features")
+    repa_loss: Literal["cosine", "cosine_mse"] = Field(
+        "cosine",
+        description="how a token is compared with its feature. `cosine`: 1 - cosine; `cosine_mse`: the mean of 1 - cosine and of the squared "
+        "error per channel",
+    )
     repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")
     repa_width: Positive = Field(2048, description="hidden width of the alignment's projector")
     repa_target: Literal["stored", "decoded"] = Field(
@@ -105,6 +117,22 @@ class DiffusionTrainingParams(TrainingParams):
         description="steps between averaged weights that are kept in `results/diffusion/steps`, for `sample.step`, `diffusion.init_from` and "
         "`sfd evaluate-steps`; null: none",
     )
+    more_ema_decays: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] = Field(
+        (),
+        strict=False,
+        description="decays of further averages of the weights, for `sample.ema_decay` and `sfd evaluate-steps`. They change nothing else; each "
+        "takes the memory of one copy of the weights",
+    )
+
+    @model_validator(mode="after")
+    def _check_decays(self) -> "DiffusionTrainingParams":
+        decays = [self.ema_decay, *self.more_ema_decays]
+        if len(set(decays)) < len(decays):
+            raise ValueError(
+                f"more_ema_decays {list(self.more_ema_decays)} repeat ema_decay {self.ema_decay:g} or one another: each average is kept once; "
+                "remove the repetition"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_keep_every(self) -> "DiffusionTrainingParams":
@@ -171,6 +199,8 @@ class GuidanceParams(Section):
     scale_semantic: Scale = Field(1.0, description="scale on semantic channels; 1: unguided")
     start_texture: Fraction = Field(0.0, description="texture is unguided while its own t is below this")
     start_semantic: Fraction = Field(0.0, description="semantics are unguided while their own t is below this")
+    end_texture: Fraction = Field(1.0, description="texture is unguided while its own t is above this")
+    end_semantic: Fraction = Field(1.0, description="semantics are unguided while their own t is above this")
 
 
 class SampleParams(Section):
@@ -180,6 +210,11 @@ class SampleParams(Section):
         None,
         description="draw from the weights that the model had after so many steps of training, one of those that "
         "`diffusion.training.keep_every` keeps; null: after all of them",
+    )
+    ema_decay: float | None = Field(
+        None,
+        description="draw from the average of the weights with this decay: `diffusion.training.ema_decay` or one of `more_ema_decays`; null: the "
+        "former",
     )
     num_images: Positive = Field(50_000, description="images to draw")
     class_mix: ClassMix = Field(

@@ -1,6 +1,6 @@
 """Sections of the images, of the frozen networks, and of the latents that diffusion trains on."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -95,9 +95,18 @@ class TrainingParams(Section):
     batch_size: Positive = Field(256, description="images per optimizer step, over all processes")
     learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="peak learning rate of AdamW")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    decay: Literal["constant", "cosine"] = Field(
-        "constant", description="learning rate after the warm-up; `cosine` ends at zero"
+    warmup_from: Fraction | None = Field(
+        None,
+        description="share of the peak in the first step of the warm-up, which ends at the peak; null: 1 / `warmup_steps`",
     )
+    decay: Literal["constant", "cosine"] = Field(
+        "constant", description="learning rate after the warm-up; `cosine` falls to `decay_to` in the last step"
+    )
+    decay_start: Positive | None = Field(
+        None,
+        description="step in which the fall of `cosine` begins; the rate is constant until then. null: at the end of the warm-up",
+    )
+    decay_to: Fraction = Field(0.0, description="share of the peak to which `cosine` falls")
     beta2: float = Field(0.999, gt=0.0, lt=1.0, description="second-moment decay of AdamW (the first is 0.9)")
     weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay of AdamW")
     ema_decay: float = Field(
@@ -109,6 +118,25 @@ class TrainingParams(Section):
     max_grad_norm: float | None = Field(None, gt=0.0, description="clip the gradient norm; null: no clipping")
     accumulation_steps: Positive = Field(1, description="micro-batches per optimizer step")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 on GPU, fp32 on CPU")
+
+    @model_validator(mode="after")
+    def _check_learning_rate(self) -> Self:
+        if self.warmup_from is not None and self.warmup_steps == 0:
+            raise ValueError(
+                f"warmup_from is {self.warmup_from:g}, but warmup_steps is 0, so there is no warm-up: set warmup_from to null"
+            )
+        for key, unset, written in (("decay_start", None, "null"), ("decay_to", 0.0, "0")):
+            value = getattr(self, key)
+            if self.decay == "constant" and value != unset:
+                raise ValueError(
+                    f"{key} is {value:g}, but decay is `constant`: set decay to `cosine`, or {key} to {written}"
+                )
+        if self.decay_start is not None and not self.warmup_steps <= self.decay_start < self.num_steps:
+            raise ValueError(
+                f"decay_start {self.decay_start} must be from warmup_steps {self.warmup_steps} to below num_steps {self.num_steps}: change it, or "
+                "set it to null"
+            )
+        return self
 
 
 class EncoderParams(Section):
@@ -206,7 +234,7 @@ class TextureVaeParams(Section):
 
 
 class JudgeParams(Section):
-    """The network whose features score samples. It is never the encoder."""
+    """A network whose features score samples. The first one also tells the classes, and is never the encoder."""
 
     kind: Annotated[str, OneOf(JUDGES)] = Field(description="the network")
     source: Literal["pretrained", "file", "package", "train"] = Field(
@@ -274,7 +302,16 @@ class SemanticParams(Section):
     width: Positive = Field(768, description="width of the transformer (`semvae`)")
     depth: Positive = Field(4, description="blocks of the encoder, and of the decoder (`semvae`)")
     num_heads: Positive = Field(12, description="attention heads (`semvae`)")
-    kl_weight: float = Field(1e-7, ge=0.0, description="weight of the KL term (`semvae`)")
+    kl_weight: float = Field(
+        1e-7,
+        ge=0.0,
+        description="weight of the KL term (`semvae`), which is summed over positions and channels and averaged over images",
+    )
+    cosine_over: Literal["channels", "tokens"] = Field(
+        "channels",
+        description="axis of the cosine term (`semvae`). `channels`: 1 - cosine of the feature vectors of each token, the quality that the "
+        "authors report; `tokens`: for each channel, 1 - cosine of its values over all tokens, as their training code has it, perhaps unintended",
+    )
     training: TrainingParams | None = Field(None, description="needed by `semvae` with source `train`")
 
 

@@ -1,7 +1,7 @@
 """Sections for the use of samples and models: ``evaluate``, ``register``, ``tracking``, ``tune``."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,9 +15,10 @@ class MinImagesParams(Section):
         200,
         description="Frechet distances (`fd_NAME`, `fid`, `sfid`). They need more images than the judge has features in any case",
     )
-    kid: Positive | None = Field(200, description="kernel distance")
+    kid: Positive | None = Field(200, description="kernel distances (`kid`, `cmmd`)")
     precision: Positive | None = Field(
-        200, description="precision and recall. They need 50 times as many as `evaluate.neighbours` in any case"
+        200,
+        description="precision, recall, density and coverage. They need 50 times as many as `evaluate.neighbours` in any case",
     )
     inception_score: Positive | None = Field(200, description="inception score")
     class_accuracy: Positive | None = Field(100, description="both class accuracies")
@@ -33,11 +34,21 @@ class EvaluateParams(Section):
     reference: FilePath | None = Field(
         None,
         description="file of ADM's reference batch (.npz with `mu`, `sigma`, `mu_s`, `sigma_s` and optionally `arr_0`), for FID and sFID as "
-        "published; needs `judge.kind: inception`. null: held-out images, which tuning always uses",
+        "published; needs `judges.0.kind: inception`. null: held-out images, which tuning always uses",
     )
-    neighbours: Positive = Field(3, description="k of precision and recall (k-th nearest neighbour)")
+    neighbours: Positive = Field(3, description="k of precision, recall, density and coverage (k-th nearest neighbour)")
     kid_subsets: Positive = Field(100, description="subsets that KID averages over")
     kid_subset_size: Positive = Field(1000, description="images per subset (at most half of the images)")
+    memorisation: bool = Field(
+        True,
+        description="count samples that are nearly training images. Stage `reference` then keeps the first judge's features of all training "
+        "images (ImageNet: 10.5 GB, and as much again for flipped ones), else only of as many as there are samples",
+    )
+    density: bool = Field(False, description="density and coverage, beside precision and recall")
+    cmmd: str | None = Field(
+        None,
+        description="judge that gives `cmmd`, a kernel distance: a CLIP of timm, by its name in `judges`; null: none",
+    )
     min_images: MinImagesParams = MinImagesParams.model_validate({})
 
 
@@ -52,6 +63,12 @@ class GateParams(Section):
     improve: bool = Field(
         False,
         description="the metric must be better than the champion's by more than the standard error of the difference",
+    )
+    reference: str | None = Field(
+        None,
+        min_length=1,
+        description="what the metric must have been measured against: `heldout`, or the file name of a reference batch. null: what "
+        "`evaluate.reference` says. A number of another reference does not pass",
     )
 
     @model_validator(mode="after")
@@ -91,7 +108,7 @@ class RegisterParams(Section):
         description="register a version although those of this model so far were made from other images; false: that is refused",
     )
     gates: dict[str, GateParams] = Field(
-        description="metric of the evaluation to `{limit, improve}`; `sfd models promote` checks them. Whether lower or higher is better "
+        description="metric of the evaluation to `{limit, improve, reference}`; `sfd models promote` checks them. Whether lower or higher is better "
         "follows from the metric"
     )
 
@@ -159,7 +176,9 @@ VARIABLE = re.compile(r"\$\{(\w+)\}")
 PASSWORD = re.compile(r"://[^:@/]*:[^@]+@|[?&](ssl)?password=[^&]", re.IGNORECASE)
 """A password in an address whose variables were taken out."""
 
-Objective = Literal["fd", "fid", "kid", "class_accuracy", "seconds_per_image"]
+OBJECTIVES = ("fd", "fid", "fdr", "kid", "class_accuracy", "seconds_per_image")
+"""What a study can improve, beside `fd_NAME`."""
+Objective = Annotated[str, Field(pattern=rf"^({'|'.join(OBJECTIVES)}|fd_\w[\w.-]*)$")]
 
 
 class TuneParams(Section):
@@ -174,8 +193,8 @@ class TuneParams(Section):
         ("fd",),
         strict=False,
         min_length=1,
-        description="metrics to improve; `fid` is for judge Inception-v3, `fd` for any other. Whether lower or higher is better follows from "
-        "the metric",
+        description="metrics to improve: `fd`, the distance on the first judge (`fid` if that is Inception-v3), `fd_NAME` on another judge, "
+        "`fdr`, `kid`, `class_accuracy` or `seconds_per_image`. Whether lower or higher is better follows from the metric",
     )
     trials: Positive = Field(20, description="trials of the study, over all workers and restarts")
     minutes: float = Field(

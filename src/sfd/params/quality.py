@@ -31,5 +31,5 @@ class QualityParams(Section):
     )
     judge_accuracy: Fraction | None = Field(
         0.3,
-        description="held-out accuracy of a judge that knows the classes, class-balanced; 0 is chance, 1 is perfect",
+        description="held-out accuracy of each judge that knows the classes, class-balanced; 0 is chance, 1 is perfect",
     )

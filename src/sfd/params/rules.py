@@ -4,9 +4,17 @@ A rule within one section stands with the section; the rules of a study are in :
 with a line that names the rule, the value and the remedy.
 """
 
-from sfd.names import FLOORS, INCEPTION, WEIGHT_PACKAGES, has_error, metric_names, nearest
+from sfd.names import WEIGHT_PACKAGES
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
 from sfd.params.grid import check_patch_size, shared_grid
+from sfd.params.judging import (
+    check_cmmd,
+    check_gates,
+    check_judge_is_another,
+    check_judges,
+    check_reference,
+    judge_sections,
+)
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
@@ -18,7 +26,7 @@ def _check_files(params: Params) -> None:
     sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams | SemanticParams | DiffusionParams] = {
         "encoder": params.encoder,
         "texture_vae": params.texture_vae,
-        "judge": params.judge,
+        **judge_sections(params),
         "semantic": params.semantic,
         "diffusion": params.diffusion,
     }
@@ -37,7 +45,7 @@ def _check_frozen_networks(params: Params) -> None:
     sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams] = {
         "encoder": params.encoder,
         "texture_vae": params.texture_vae,
-        "judge": params.judge,
+        **judge_sections(params),
     }
     for name, section in sections.items():
         if section.source == "train" and section.training is None:
@@ -77,11 +85,12 @@ def _check_reconstruction(params: Params) -> None:
 
 def _check_packages(params: Params) -> None:
     """Weights of a package are of a network that one is known for."""
-    encoder, judge = params.encoder, params.judge
+    encoder = params.encoder
     if encoder.source == "package" and encoder.name not in WEIGHT_PACKAGES:
         raise ValueError(_no_package("encoder.source", "encoder.name", encoder.name))
-    if judge.kind == "timm" and judge.source == "package" and judge.model and judge.model not in WEIGHT_PACKAGES:
-        raise ValueError(_no_package("judge.source", "judge.model", judge.model))
+    for key, judge in judge_sections(params).items():
+        if judge.kind == "timm" and judge.source == "package" and judge.model and judge.model not in WEIGHT_PACKAGES:
+            raise ValueError(_no_package(f"{key}.source", f"{key}.model", judge.model))
 
 
 def _no_package(source: str, option: str, name: str) -> str:
@@ -89,49 +98,6 @@ def _no_package(source: str, option: str, name: str) -> str:
         f"{source} is `package`, but no package with weights of {option} {name} is known: choose one of {', '.join(WEIGHT_PACKAGES)}, "
         f"or set {source} to `pretrained` or `file`"
     )
-
-
-def _check_judge(params: Params) -> None:
-    """Inception-v3 alone is called `inception`, because FID means nothing else."""
-    judge = params.judge
-    is_inception = judge.kind == "inception"
-    if is_inception and judge.source not in ("pretrained", "file"):
-        raise ValueError(
-            f"judge.kind is `inception`, which is downloaded or read from a file, but judge.source is `{judge.source}`: set judge.source "
-            "to `pretrained` or `file`"
-        )
-    if judge.kind == "resnet" and judge.source != "train":
-        raise ValueError(
-            f"judge.kind is `resnet`, which has no published weights, but judge.source is `{judge.source}`: set it to `train`, "
-            "or judge.kind to `timm` or `inception`"
-        )
-    if judge.kind == "timm" and judge.source == "train":
-        raise ValueError(
-            "judge.kind is `timm`, whose weights others trained, but judge.source is `train`: set it to `pretrained`, `file` or `package`, "
-            "or judge.kind to `resnet`"
-        )
-    if judge.kind == "timm" and judge.model is None:
-        raise ValueError("judge.kind is `timm`, so judge.model must name a network of timm")
-    if is_inception and judge.name != INCEPTION:
-        raise ValueError(f"judge.name is {judge.name!r}, but judge.kind is `inception`: call it `inception`")
-    if not is_inception and judge.name == INCEPTION:
-        raise ValueError(
-            "judge.name `inception` is kept for Inception-v3, because FID means nothing else: choose another name"
-        )
-    if judge.name in FLOORS:
-        raise ValueError(
-            f"judge.name {judge.name!r} is taken: metric `fd_{judge.name}` is a floor; choose another name"
-        )
-
-
-def _check_judge_is_another(params: Params) -> None:
-    """What judges samples did not make the semantic latents: else samples would be scored by what they were trained to match."""
-    encoder, judge = params.encoder, params.judge
-    if judge.kind == "timm" and (encoder.source, encoder.name, encoder.file) == (judge.source, judge.model, judge.file):
-        raise ValueError(
-            f"judge.model is {judge.model}, with the weights of the encoder: choose another judge.model, because samples that were trained "
-            "towards a network's features cannot be judged by them"
-        )
 
 
 def _check_step(params: Params) -> None:
@@ -152,6 +118,22 @@ def _check_step(params: Params) -> None:
         raise ValueError(
             f"sample.step {step} is not kept: diffusion.training keeps every {every} steps, up to {training.num_steps // every * every}; "
             "choose a multiple of that, or null"
+        )
+
+
+def _check_decay(params: Params) -> None:
+    """Images are drawn from an average that is there."""
+    decay, training = params.sample.ema_decay, params.diffusion.training
+    if decay is None:
+        return
+    if params.diffusion.source == "file":
+        raise ValueError(
+            f"sample.ema_decay is {decay:g}, but diffusion.source is `file`, which has one set of weights: set sample.ema_decay to null"
+        )
+    if decay not in (training.ema_decay, *training.more_ema_decays):
+        raise ValueError(
+            f"sample.ema_decay is {decay!r}, but diffusion.training keeps the averages of {[training.ema_decay, *training.more_ema_decays]}: "
+            "choose one of them, or add it to diffusion.training.more_ema_decays and train"
         )
 
 
@@ -227,9 +209,9 @@ def _check_texture_alone(params: Params) -> None:
         raise ValueError(
             f"semantic.kind is `none`, so schedule.kind must be `sync`, not `{params.schedule.kind}`: no semantics could lead"
         )
-    if (guidance.scale_semantic, guidance.start_semantic) != (1.0, 0.0):
+    if (guidance.scale_semantic, guidance.start_semantic, guidance.end_semantic) != (1.0, 0.0, 1.0):
         raise ValueError(
-            "semantic.kind is `none`, so sample.guidance.scale_semantic must be 1 and start_semantic 0: nothing reads them"
+            "semantic.kind is `none`, so sample.guidance.scale_semantic must be 1, start_semantic 0 and end_semantic 1: nothing reads them"
         )
 
 
@@ -325,37 +307,15 @@ def _check_guidance(params: Params) -> None:
         )
     if guidance.kind == "none" and guidance != GuidanceParams.model_validate({}):
         raise ValueError(
-            "sample.guidance.kind is `none`, so its scales must be 1 and its starts 0: nothing reads them; choose a kind, or reset them"
+            "sample.guidance.kind is `none`, so its scales must be 1, its starts 0 and its ends 1: nothing reads them; choose a kind, or reset "
+            "them"
         )
-
-
-def _check_reference(params: Params) -> None:
-    if params.evaluate.reference is not None and params.judge.kind != "inception":
-        raise ValueError(
-            f"evaluate.reference is {str(params.evaluate.reference)!r}, which holds statistics of Inception-v3, but the judge is "
-            f"`{params.judge.name}`: set evaluate.reference to null, or judge.kind to `inception`"
-        )
-
-
-def _check_gates(params: Params) -> None:
-    """Gates refer to metrics that the evaluation gives."""
-    judge, gates = params.judge, params.register_.gates
-    known = metric_names(judge.name, knows_classes=judge.kind != "inception")
-    if params.diffusion.model.condition == "none":
-        if "class_accuracy" in gates:
+    for part in ("texture", "semantic"):
+        start, end = getattr(guidance, f"start_{part}"), getattr(guidance, f"end_{part}")
+        if end < start:
             raise ValueError(
-                "register.gates.class_accuracy needs samples of known classes, but diffusion.model.condition is `none`: remove the gate"
-            )
-        known = [metric for metric in known if metric != "class_accuracy"]
-    for metric, gate in gates.items():
-        if metric not in known:
-            raise ValueError(
-                f"register.gates.{metric}: judge `{judge.name}` gives no metric `{metric}`; nearest metric: `{nearest(metric, known)}`"
-            )
-        if gate.improve and not has_error(metric):
-            able = ", ".join(name for name in known if has_error(name))
-            raise ValueError(
-                f"register.gates.{metric}.improve needs a metric with a standard error ({able}): give {metric} a limit instead"
+                f"sample.guidance.end_{part} {end:g} is below start_{part} {start:g}, so no time would be guided: raise the end, or set "
+                f"scale_{part} to 1"
             )
 
 
@@ -396,8 +356,8 @@ RULES = (
     _check_packages,
     _check_tokenizer,
     _check_reconstruction,
-    _check_judge,
-    _check_judge_is_another,
+    check_judges,
+    check_judge_is_another,
     _check_grid,
     _check_heads,
     _check_semantic,
@@ -406,12 +366,14 @@ RULES = (
     _check_repa,
     _check_init,
     _check_step,
+    _check_decay,
     _check_lora,
     _check_condition,
     _check_guidance,
     _check_sampling_schedule,
-    _check_reference,
-    _check_gates,
+    check_reference,
+    check_cmmd,
+    check_gates,
 )
 
 

@@ -30,6 +30,13 @@ class DiffusionRuntime(TrainingRuntime):
     )
     grid_every: Positive = Field(10_000, description="steps between sample grids")
     grid_images: Positive = Field(32, description="images in a sample grid")
+    heldout_every: Positive | None = Field(
+        10_000,
+        description="steps between losses of the averaged weights on held-out images, in `curves.csv`; null: none",
+    )
+    heldout_images: Positive = Field(
+        500, description="held-out images for that; stage `latents` encodes at most 1,000 of them"
+    )
 
 
 class InferenceRuntime(Section):

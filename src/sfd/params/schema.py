@@ -19,7 +19,7 @@ from sfd.params.operations import EvaluateParams, RegisterParams, TrackingParams
 from sfd.params.quality import QualityParams
 from sfd.params.runtime import RuntimeParams
 from sfd.params.schedule import ScheduleParams
-from sfd.params.types import Section
+from sfd.params.types import Section, paths_in
 
 
 class Params(Section):
@@ -29,7 +29,7 @@ class Params(Section):
     data: DataParams
     encoder: EncoderParams
     texture_vae: TextureVaeParams
-    judge: JudgeParams
+    judges: tuple[JudgeParams, ...] = Field(strict=False, min_length=1, description="")
     features: FeaturesParams
     semantic: SemanticParams
     latents: LatentsParams
@@ -42,6 +42,25 @@ class Params(Section):
     tracking: TrackingParams
     quality: QualityParams = QualityParams.model_validate({})
     runtime: RuntimeParams = RuntimeParams.model_validate({})
+
+    @property
+    def first_judge(self) -> JudgeParams:
+        """The judge on whose features everything but the distances of other judges rests."""
+        return self.judges[0]
+
+    def is_encoder(self, judge: JudgeParams) -> bool:
+        """Whether a judge is the vision encoder. Samples were trained towards its features, so its distance is for reporting only."""
+        encoder = self.encoder
+        return judge.kind == "timm" and (judge.source, judge.model, judge.file) == (
+            encoder.source,
+            encoder.name,
+            encoder.file,
+        )
+
+    @property
+    def counted_judges(self) -> list[JudgeParams]:
+        """The judges whose distances count in gates, studies and `fdr`: all but the encoder."""
+        return [judge for judge in self.judges if not self.is_encoder(judge)]
 
     @property
     def needs_features(self) -> bool:
@@ -58,5 +77,5 @@ class Params(Section):
             node: Any = self
             for name in key.split("."):
                 node = None if node is None else getattr(node, "register_" if name == "register" else name)
-            found += node.named_paths() if isinstance(node, Section) else [node] if isinstance(node, Path) else []
+            found += paths_in(node)
         return found

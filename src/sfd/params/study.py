@@ -9,7 +9,8 @@ from itertools import islice, product
 from typing import Any
 
 from sfd.errors import UserError
-from sfd.names import INCEPTION
+from sfd.names import FDR, INCEPTION, distance_name, kind_of, nearest
+from sfd.params.judging import encoder_metrics
 from sfd.params.operations import VARIABLE, SpaceParams
 from sfd.params.parse import with_values
 from sfd.params.schema import Params
@@ -35,19 +36,42 @@ def check_study(params: Params) -> None:
 
 
 def _check_distance(params: Params) -> None:
-    judge = params.judge.name
-    if ("fd" if judge == INCEPTION else "fid") in params.tune.objectives:
+    judge = params.first_judge.name
+    others = [distance_name(each.name) for each in params.counted_judges[1:]]
+    wrong = "fd" if judge == INCEPTION else "fid"
+    if wrong in params.tune.objectives and wrong not in others:
         raise UserError(
-            f"tune.objectives: `fid` is for the judge `inception` and `fd` for any other, but judge.name is `{judge}`: exchange them"
+            f"tune.objectives: `fid` is for the judge `inception` and `fd` for any other, but judges.0.name is `{judge}`: exchange them"
         )
+
+
+def _check_judges(params: Params) -> None:
+    """Distances are of judges that are there, and not the encoder; their mean ratio needs two of them."""
+    others = [distance_name(judge.name) for judge in params.counted_judges[1:]]
+    for name in params.tune.objectives:
+        if name == FDR and not others:
+            raise UserError(
+                "tune.objectives: `fdr` is the mean over several judges (but the encoder), and `judges` has one: add another, or remove it"
+            )
+        if name in encoder_metrics(params):
+            raise UserError(
+                f"tune.objectives: `{name}` is measured by the encoder, towards whose features samples were trained, so it is for reporting "
+                "only: remove it"
+            )
+        if name.startswith("fd_") and name not in others:
+            known = ["fd", *others]
+            raise UserError(
+                f"tune.objectives: `{name}` is the distance of no further judge; nearest: `{nearest(name, known)}` (`fd` is that of the first "
+                "judge)"
+            )
 
 
 def _check_accuracy(params: Params) -> None:
     if "class_accuracy" not in params.tune.objectives:
         return
-    if params.judge.kind == "inception":
+    if params.first_judge.kind == "inception":
         raise UserError(
-            "tune.objectives: `class_accuracy` needs a judge that knows the classes, but judge.kind is `inception`: remove it"
+            "tune.objectives: `class_accuracy` needs a judge that knows the classes, but judges.0.kind is `inception`: remove it"
         )
     if params.diffusion.model.condition == "none":
         raise UserError(
@@ -58,9 +82,15 @@ def _check_accuracy(params: Params) -> None:
 def _check_images(params: Params) -> None:
     """Samples of a repeat are enough for the objectives. Whether held-out images are, too, is known only where they are."""
     limits, tune = params.evaluate.min_images, params.tune
-    needed = {"fd": limits.fd, "fid": limits.fd, "kid": limits.kid, "class_accuracy": limits.class_accuracy}
+    needed = {
+        "fd": limits.fd,
+        "fid": limits.fd,
+        FDR: limits.fd,
+        "kid": limits.kid,
+        "class_accuracy": limits.class_accuracy,
+    }
     for name in tune.objectives:
-        least = needed.get(name)
+        least = needed.get(kind_of(name))
         if least is not None and tune.num_images < least:
             raise UserError(
                 f"tune.objectives: `{name}` needs {least} images by evaluate.min_images, but tune.num_images is {tune.num_images}: raise it, "
@@ -90,12 +120,20 @@ def _check_step(params: Params) -> None:
         )
 
 
+def _check_decay(params: Params) -> None:
+    if params.sample.ema_decay not in (None, params.diffusion.training.ema_decay) and params.tune.kind == "training":
+        raise UserError(
+            f"sample.ema_decay is {params.sample.ema_decay}, but trials of kind `training` keep the average of diffusion.training.ema_decay alone: "
+            "set it to null"
+        )
+
+
 def _check_space(params: Params) -> None:
     """Every key exists, is the kind's to change, and changes images; every value fits the other options in some trial."""
     tune = params.tune
     sections = {field.alias or name for name, field in Params.model_fields.items()}
     for key in tune.space:
-        if key == "sample.num_images" or key.startswith("runtime."):
+        if key in ("sample.num_images", "sample.step", "sample.ema_decay") or key.startswith("runtime."):
             raise UserError(f"tune.space: `{key}` changes no trial's images; remove it")
         if key == "sample.class_mix":
             raise UserError(f"tune.space: `{key}` changes what samples are compared with, as well; remove it")
@@ -115,11 +153,13 @@ def _check_space(params: Params) -> None:
 
 RULES = (
     _check_distance,
+    _check_judges,
     _check_accuracy,
     _check_images,
     _check_objectives,
     _check_refinement,
     _check_step,
+    _check_decay,
     _check_space,
 )
 

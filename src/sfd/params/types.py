@@ -23,11 +23,18 @@ class Section(BaseModel):
     def named_paths(self) -> Iterator[Path]:
         """Every file or folder that this section and its inner sections name."""
         for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Path):
-                yield value
-            elif isinstance(value, Section):
-                yield from value.named_paths()
+            yield from paths_in(getattr(self, name))
+
+
+def paths_in(value: object) -> Iterator[Path]:
+    """Every file or folder that a value names: itself, or what a section or a list of sections has in it."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, Section):
+        yield from value.named_paths()
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from paths_in(each)
 
 
 def _path(value: object) -> Path:

@@ -180,7 +180,8 @@ _OPEN = ("gates", "space")
 def merge(tree: dict[str, Any], changes: Mapping[str, Any], is_open: bool = False) -> None:
     """Puts ``changes`` into a tree of parameters, in place, so that comments stay: mappings are merged, and other values replaced.
 
-    ``None`` in place of a mapping means no such section, gate, or key of the study.
+    ``None`` in place of a mapping means no such section, gate, or key of the study. Lists of mappings are merged place by place, and the
+    result is as long as the new one.
     """
     for key, value in changes.items():
         old = tree.get(key)
@@ -188,5 +189,14 @@ def merge(tree: dict[str, Any], changes: Mapping[str, Any], is_open: bool = Fals
             tree.pop(key, None)
         elif isinstance(old, dict) and isinstance(value, Mapping):
             merge(old, value, key in _OPEN)
+        elif isinstance(old, list) and _holds_mappings(old) and _holds_mappings(value):
+            del old[len(value) :]
+            for mine, theirs in zip(old, value, strict=False):
+                merge(mine, theirs)
+            old.extend(value[len(old) :])
         else:
             tree[key] = value
+
+
+def _holds_mappings(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(each, Mapping) for each in value)

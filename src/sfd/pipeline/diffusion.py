@@ -21,6 +21,7 @@ from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule, middle_schedule
 from sfd.models.backbone import Backbone
+from sfd.names import HELDOUT
 from sfd.network_files import network_digest
 from sfd.params import Params, registered_model
 from sfd.pictures import labelled_grid, plot_schedule, save_png
@@ -32,8 +33,9 @@ from sfd.training.backbone import backbone_config, condition_of, initialised_bac
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
+from sfd.training.heldout import HeldoutLoss
 from sfd.training.loop import Callback, train
-from sfd.workspace import Workspace
+from sfd.workspace import Workspace, average_name
 
 GRID_SAMPLER = Sampler(Euler, num_steps=50)
 """Sample grids during training are quick looks, not results."""
@@ -115,7 +117,9 @@ def adopt_diffusion(stage: Stage) -> None:
     decoder = stage.upstream("texture_vae") / "model"
     config, vae = model.network.config, load_texture_vae(decoder)
     if model.schedule_params != params.schedule:
-        theirs = {key: value for key, value in model.schedule_params.model_dump().items() if key in ("kind", "tau")}
+        own = {"offset": "tau", "power": "gamma", "curve": "knots"}.get(model.schedule_params.kind)
+        shown = model.schedule_params.model_dump(mode="json")
+        theirs = {key: value for key, value in shown.items() if key in ("kind", own)}
         raise UserError(f"the weights in {folder} have the schedule {theirs}: set schedule in params.yaml to that")
     wanted = vae.latent_shape(1, params.data.image_size)[1:]
     found = config.in_channels - config.semantic_channels, config.input_size, config.input_size
@@ -141,6 +145,8 @@ def adopt_diffusion(stage: Stage) -> None:
 def train_diffusion(stage: Stage, source: Path | None) -> None:
     """Trains and writes ``model/``, ``curves.*``, ``schedule.png``, ``grids/`` and ``steps/`` (weights that are kept on the way).
 
+    ``averages/`` has ``model/`` and ``steps/`` of each further average of the weights.
+
     ``source``: folder of the model to start from.
     """
     params, runtime, seed = stage.params.diffusion, stage.params.runtime.diffusion, stage.params.seed
@@ -151,21 +157,31 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     task = build_task(stage.workspace, stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics, dataset.index.networks)
     grids = SampleGrids(model, stage, runtime.grid_images)
-    callbacks = [Callback(grids, runtime.grid_every)]
-    if params.training.keep_every is not None:
-        callbacks.append(
-            Callback(KeptWeights(model, start, stage.out / STEPS), params.training.keep_every, at_end=False)
-        )
+    callbacks = [Callback(grids, runtime.grid_every), *_keep_weights(model, start, stage)]
+    if runtime.heldout_every is not None:
+        heldout = HeldoutLoss(task, _open_heldout(stage, dataset), runtime.heldout_images)
+        callbacks.append(Callback(heldout, runtime.heldout_every, at_end=False))
     take_up(stage, runtime.grid_every)
     if rank() == 0:
         grids.show_newest()
         print(f"diffusion: the newest sample grid is {stage.workspace.preview}", file=sys.stderr)
     trained = train(
-        task, params.training, seed, stage.work, stage.mark, stage.log, runtime, callbacks, runtime.sharding
+        task,
+        params.training,
+        seed,
+        stage.work,
+        stage.mark,
+        stage.log,
+        runtime,
+        callbacks,
+        runtime.sharding,
+        params.training.more_ema_decays,
     )
     if rank() != 0:
         return
     keep(stage)
+    for decay, average in trained.more_averages.items():
+        replace(model, network=start.merged(average)).save(stage.out / average_name(decay) / "model")
     start.finish(trained)
     stage.workspace.preview.unlink(missing_ok=True)  # the last one is in the result
     _leave_model(model, stage)
@@ -177,6 +193,14 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
         {"num_images": len(dataset.reader)},
     )
     stage.log_artifacts(*write_curve(stage.out, trained.curve))
+
+
+def _open_heldout(stage: Stage, dataset: LatentDataset) -> LatentDataset:
+    """Latents of held-out images, normalised as those that the model is trained on."""
+    wanted = wants_features(stage.params, "stored")
+    heldout = LatentDataset(stage.upstream("latents") / HELDOUT, wanted, rank(), world_size())
+    heldout.statistics = dataset.statistics
+    return heldout
 
 
 def _leave_model(model: DiffusionModel, stage: Stage) -> None:
@@ -208,6 +232,18 @@ def _describe_source(workspace: Workspace, init_from: str) -> str:
     if registered_model(init_from) is None:
         return init_from
     return f"{init_from}, version {resolve_registered(workspace, init_from)['version']}"
+
+
+def _keep_weights(model: DiffusionModel, start: Start, stage: Stage) -> list[Callback]:
+    """What keeps the weights of some steps: of each average of them."""
+    training = stage.params.diffusion.training
+    if training.keep_every is None:
+        return []
+    places = {None: stage.out} | {decay: stage.out / average_name(decay) for decay in training.more_ema_decays}
+    return [
+        Callback(KeptWeights(model, start, place / STEPS), training.keep_every, at_end=False, decay=decay)
+        for decay, place in places.items()
+    ]
 
 
 class KeptWeights:

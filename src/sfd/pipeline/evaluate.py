@@ -3,32 +3,43 @@
 import sys
 from pathlib import Path
 
-from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.protocol import Evaluation
-from sfd.names import too_few
+from sfd.names import distance_name, too_few
 from sfd.pipeline.prepare import open_prepared
+from sfd.pipeline.reference import load_judges, open_kept
 from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, inference_device, rank, world_size
 
 
 def open_evaluation(stage: Stage, samples: Path, features: Path) -> Evaluation:
     """The evaluation of a folder of samples as the parameters say, which keeps its features in the folder ``features``."""
-    data = open_prepared(stage.workspace, stage.params)
-    judge = load_judge(stage.upstream("judge") / "model").to(inference_device())
+    params, data = stage.params, open_prepared(stage.workspace, stage.params)
+    judges = load_judges(stage.workspace, params.judges)
     vae = load_texture_vae(stage.upstream("texture_vae") / "model").to(inference_device())
-    size = stage.params.runtime.evaluate.batch_size
-    store = FeatureStore(features, judge, size, rank(), world_size())
+    size = params.runtime.evaluate.batch_size
     return Evaluation.open(
-        stage.workspace.resolve_paths(stage.params.evaluate), data, vae, samples, stage.params.seed, store
+        stage.workspace.resolve_paths(params.evaluate),
+        data,
+        vae,
+        samples,
+        params.seed,
+        [FeatureStore(features / judge.name, judge, size, rank(), world_size()) for judge in judges],
+        open_kept(stage.workspace, judges),
+        [judge.name for judge in params.counted_judges],
     )
 
 
 def tell(evaluation: Evaluation, metrics: dict[str, float]) -> None:
-    """Prints which metrics rest on too few images, and why fewer are compared than there are samples."""
+    """Prints which metrics rest on too few images or on the encoder, and why fewer are compared than there are samples."""
     flagged = [f"{metric}: {said}" for metric in metrics if (said := too_few(metric, metrics))]
-    for line in [*evaluation.notes, *flagged]:
+    flagged += [
+        f"{distance_name(judge.name)}: for reporting only, because samples were trained towards the features of this judge, the encoder"
+        for judge in evaluation.judges
+        if judge.name not in evaluation.counted
+    ]
+    for line in [*evaluation.comparison.notes, *flagged]:
         print(f"evaluate: {line}", file=sys.stderr)
 
 
@@ -43,7 +54,9 @@ def evaluate(stage: Stage) -> None:
         profile: dict[str, object] = {"num_images": metrics["num_images"]}
         stage.log_result(metrics)
         if evaluation.reference is None:
-            stage.log_input("heldout", evaluation.data.summary.digest, stage.upstream("prepare"), "reference", profile)
+            stage.log_input(
+                "heldout", evaluation.comparison.data.summary.digest, stage.upstream("prepare"), "reference", profile
+            )
         else:
             stage.log_input("published", evaluation.reference.digest(), evaluation.reference.path, "reference", profile)
         stage.log_artifacts(*files)

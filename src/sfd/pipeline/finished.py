@@ -5,7 +5,6 @@ on the way, and the facts that it was made from.
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from sfd.network_files import link
 from sfd.pipeline.inputs import Facts, continuable, first_change, num_steps, with_steps
 from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, rank
@@ -38,7 +38,7 @@ def take_up(stage: Stage, grid_every: int = 1) -> None:
     What the stage is at work on already comes first. All processes must call it. ``grid_every``: grids of other steps are left out; a
     training of the whole length would not have drawn the one at the end of the first part.
     """
-    folder = stage.workspace.finished(stage.name)
+    folder = stage.finished
     if rank() == 0 and not (stage.work / CHECKPOINT).is_file() and (folder / FACTS).is_file():
         before: Facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         now: Facts = json.loads(json.dumps(stage.facts))  # as `before` was written
@@ -46,8 +46,9 @@ def take_up(stage: Stage, grid_every: int = 1) -> None:
         obstacle = _obstacle(before, now)
         if obstacle is None:
             _link_entries(folder / GRIDS, stage.out / GRIDS, lambda step: step % grid_every == 0)
-            _link_entries(folder / STEPS, stage.out / STEPS, lambda _step: True)
-            _link(folder / CHECKPOINT, stage.work / CHECKPOINT)  # last: once it is there, the rest is
+            for name in _kept_weights(folder):
+                _link_entries(folder / name, stage.out / name, lambda _step: True)
+            link(folder / CHECKPOINT, stage.work / CHECKPOINT)  # last: once it is there, the rest is
             _log_again(stage)
             print(
                 f"{stage.name}: goes on after step {done:,} of the finished training in {folder}; remove that folder to start from the beginning",
@@ -85,12 +86,12 @@ def keep(stage: Stage) -> None:
 
     Files are linked, so that they take no room twice as long as the result is there.
     """
-    folder = stage.workspace.finished(stage.name)
+    folder = stage.finished
     fresh = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    _link(stage.work / CHECKPOINT, fresh / CHECKPOINT)
-    for name in (GRIDS, STEPS):
+    link(stage.work / CHECKPOINT, fresh / CHECKPOINT)
+    for name in (Path(GRIDS), *_kept_weights(stage.out)):
         _link_entries(stage.out / name, fresh / name, lambda _step: True)
     (fresh / FACTS).write_text(json.dumps(stage.facts, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,10 +100,15 @@ def keep(stage: Stage) -> None:
 
 def _drop_later(stage: Stage) -> None:
     """Removes entries of steps that this training will not reach: its ``num_steps`` was lowered."""
-    for name in (GRIDS, STEPS):
+    for name in (Path(GRIDS), *_kept_weights(stage.out)):
         for path in (stage.out / name).glob("step-*"):
             if step_of(path) > num_steps(stage.facts):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _kept_weights(result: Path) -> list[Path]:
+    """The folders of weights of single steps, relative to the result: one per average of the weights."""
+    return [folder.relative_to(result) for folder in (result / STEPS, *sorted(result.glob(f"averages/*/{STEPS}")))]
 
 
 def _log_again(stage: Stage) -> None:
@@ -117,13 +123,4 @@ def _link_entries(source: Path, target: Path, wanted: Callable[[int], bool]) -> 
             for file in [path] if path.is_file() else sorted(path.iterdir()):
                 place = target / file.relative_to(source)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                _link(file, place)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file that nobody changes any more; a copy where the file system has no links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+                link(file, place)

@@ -34,7 +34,7 @@ STAGES: dict[str, Inputs] = {
         ("seed", "data.image_size", "texture_vae"), ("prepare", "encoder"), ("sfd.pipeline.texture_vae",)
     ),
     "judge": Inputs(
-        ("seed", "data.image_size", "data.mirror", "judge"),
+        ("seed", "data.image_size", "data.mirror", "judges"),
         ("prepare",),
         ("sfd.pipeline.judge", "sfd.pipeline.prepare"),
     ),
@@ -59,9 +59,23 @@ STAGES: dict[str, Inputs] = {
         ("sfd.pipeline.diffusion", "sfd.registry.source"),
     ),
     "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae"), ("sfd.pipeline.sample",)),
+    "reference": Inputs(
+        (
+            "seed",
+            "data.image_size",
+            "data.mirror",
+            "diffusion.model.condition",
+            "sample.num_images",
+            "sample.class_mix",
+            "evaluate.reference",
+            "evaluate.memorisation",
+        ),
+        ("prepare", "texture_vae", "judge"),
+        ("sfd.pipeline.reference",),
+    ),
     "evaluate": Inputs(
         ("seed", "data.image_size", "data.mirror", "evaluate"),
-        ("prepare", "texture_vae", "judge", "sample"),
+        ("prepare", "texture_vae", "judge", "reference", "sample"),
         ("sfd.pipeline.evaluate",),
     ),
     "register": Inputs(
@@ -71,8 +85,13 @@ STAGES: dict[str, Inputs] = {
     ),
     "evaluate_steps": Inputs(
         ("seed", "data.image_size", "data.mirror", "sample", "evaluate"),
-        ("prepare", "texture_vae", "judge", "diffusion"),
+        ("prepare", "texture_vae", "judge", "reference", "diffusion"),
         ("sfd.pipeline.evaluate_steps",),
+    ),
+    "sweep": Inputs(
+        ("seed", "data.image_size", "data.mirror", "sample", "evaluate"),
+        ("prepare", "texture_vae", "judge", "reference", "diffusion"),
+        ("sfd.tuning.sweep",),
     ),
     "tune": Inputs(
         ("seed", "data.image_size", "data.mirror", "schedule", "diffusion", "sample", "evaluate", "tune"),
@@ -83,7 +102,7 @@ STAGES: dict[str, Inputs] = {
 """The graph, and the commands that work as its stages do. ``dvc.yaml`` says the same of the graph to DVC; a test keeps the two equal.
 What `tune` reads depends on the kind of its study."""
 
-COMMANDS = ("evaluate_steps", "tune")
+COMMANDS = ("evaluate_steps", "sweep", "tune")
 """Those that no stage of ``dvc.yaml`` runs."""
 
 
@@ -145,7 +164,22 @@ def work_facts(workspace: Workspace, params: Params, facts: Facts) -> Facts:
 
 def mark_of(facts: Facts) -> str:
     """Stands for what work in progress depends on: all facts, but not how many steps will follow where that does not matter."""
-    return digest_facts(with_steps(facts, 0) if training_of(facts) and continuable(facts) else facts)
+    if training_of(facts) and continuable(facts):
+        return digest_facts(with_steps(facts, 0))
+    if facts["stage"] == "judge" and "judges" in facts["params"]:
+        entries = [judge_facts(facts, number) for number in range(len(facts["params"]["judges"]))]
+        lengths = [with_steps(each, 0) if training_of(each) and continuable(each) else each for each in entries]
+        return digest_facts(facts | {"params": [each["params"] for each in lengths]})
+    return digest_facts(facts)
+
+
+def judge_facts(facts: Facts, number: int) -> Facts:
+    """What one of the judges depends on, as if it were the only one: so another judge beside it changes nothing for its training.
+
+    ``facts``: those of stage ``judge``.
+    """
+    params = {key: value for key, value in facts["params"].items() if key != "judges"}
+    return facts | {"params": params | {"judge": facts["params"]["judges"][number]}, "files": {}}
 
 
 def training_of(facts: Facts) -> dict[str, Any]:
@@ -200,11 +234,17 @@ def first_change(before: Facts, after: Facts) -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Dotted key, old and new value of every difference of two trees."""
     for key in dict.fromkeys([*old, *new]):
-        one, other = old.get(key), new.get(key)
+        one, other = _by_place(old.get(key)), _by_place(new.get(key))
         if isinstance(one, dict) and isinstance(other, dict):
             yield from ((f"{key}.{inner}", *values) for inner, *values in differences(one, other))
         elif one != other:
             yield key, one, other
+
+
+def _by_place(value: Any) -> Any:
+    """A list of mappings as a mapping from places."""
+    is_list = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
+    return {str(place): each for place, each in enumerate(value)} if is_list else value
 
 
 def resolve_registered(workspace: Workspace, address: str) -> dict[str, str]:

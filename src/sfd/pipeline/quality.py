@@ -100,7 +100,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
             "judge_accuracy",
             above_chance,
             ACCURACY,
-            "raise judge.training.num_steps or judge.channels, or take a network that others trained (judge.kind `timm`)",
+            "raise its training.num_steps or channels in `judges`, or take a network that others trained (kind `timm`)",
         ),
     ),
 }
@@ -114,13 +114,13 @@ def record_quality(stage: Stage, values: Values) -> None:
     check_quality(stage, values)
 
 
-def check_quality(stage: Stage, values: Values) -> None:
-    """Stops the stage unless ``values`` reach the limits of ``params.quality``, or this work was accepted.
+def check_quality(stage: Stage, values: Values, of: str = "") -> None:
+    """Stops the stage unless ``values`` reach the limits of ``params.quality``, or this work was accepted. ``of``: what they belong to.
 
     Raises:
         UserError: a limit is not reached.
     """
-    failures = [text for check in CHECKS[stage.name] if (text := _failure(stage, check, values))]
+    failures = [f"{of}{text}" for check in CHECKS[stage.name] if (text := _failure(stage, check, values))]
     if not failures:
         return
     work, reason = digest_facts(stage.facts), "; ".join(failures)

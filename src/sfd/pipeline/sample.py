@@ -1,16 +1,18 @@
 """Stage ``sample``: images from the trained model."""
 
+from pathlib import Path
+
 from sfd.generation.images import ImageGenerator
 from sfd.generation.samples import finish_samples, write_facts, write_samples
 from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, rank, world_size
 
 
-def load_generator(stage: Stage, step: int | None) -> ImageGenerator:
-    """The trained model, or the weights kept at ``step``, with its decoder, and with the weak model that the parameters name."""
+def load_generator(stage: Stage, model: Path) -> ImageGenerator:
+    """The model in this folder with its decoder, and with the weak model that the parameters name."""
     weak = stage.params.sample.guidance.weak_model
     return ImageGenerator.load(
-        stage.workspace.model(step),
+        model,
         stage.upstream("texture_vae") / "model",
         stage.workspace.resolve(weak) if weak else None,
         stage.params.sample.other_networks,
@@ -20,7 +22,7 @@ def load_generator(stage: Stage, step: int | None) -> ImageGenerator:
 def make_samples(stage: Stage) -> None:
     """Draws this process's share of the images; process 0 writes the table, the grid and the facts."""
     params, size = stage.params.sample, stage.params.runtime.sample.batch_size
-    images = load_generator(stage, params.step)
+    images = load_generator(stage, stage.workspace.sampled_model(stage.params))
     table = write_samples(stage.out, images, params, size, stage.params.seed, rank(), world_size())
     barrier()
     if rank() == 0:

@@ -13,7 +13,7 @@ def check_packages(params: Params) -> None:
     """Stages that need a package come long after others. Raises :class:`UserError` for one that is not installed."""
     for section, source, name in (
         ("encoder", params.encoder.source, params.encoder.name),
-        ("judge", params.judge.source, params.judge.model),
+        *((f"judges.{number}", judge.source, judge.model) for number, judge in enumerate(params.judges)),
     ):
         if source == "package" and name is not None:
             weight_file(section, name)

@@ -45,7 +45,7 @@ from sfd.processes import (
 from sfd.tracking import LAST_STAGES, Run, current_repro, end_repro, start_run
 from sfd.workspace import Workspace
 
-PARALLEL = ("features", "latents", "diffusion", "sample", "evaluate")
+PARALLEL = ("features", "latents", "diffusion", "sample", "reference", "evaluate")
 """The stages that several processes can share, as torchrun or a scheduler starts them."""
 
 
@@ -58,6 +58,8 @@ class Stage:
         fingerprint: stands for all inputs.
         facts: what work in progress depends on, in words.
         content: digests of everything that downstream stages read; if set, they replace the input fingerprint.
+        part: which of several networks that the stage makes; empty: all of it.
+        prefix: of the names of this part's metrics, and the folder of its artifacts.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Stage:
     facts: Facts
     run: Run | None
     content: list[str] = field(default_factory=list)
+    part: str = ""
+    prefix: str = ""
 
     @property
     def mark(self) -> str:
@@ -75,13 +79,19 @@ class Stage:
 
     @property
     def work(self) -> Path:
-        """Where the stage works. It survives a kill."""
-        return self.workspace.work(self.name)
+        """Where the stage, or its part, works. It survives a kill."""
+        whole = self.workspace.work(self.name)
+        return whole / "parts" / self.part if self.part else whole
 
     @property
     def out(self) -> Path:
-        """Where the result is built; it becomes ``results/NAME`` at the end."""
-        return self.work / "out"
+        """Where the result is built; it becomes ``results/NAME`` at the end. A part's is a folder of it."""
+        return self.workspace.work(self.name) / "out" / self.part
+
+    @property
+    def finished(self) -> Path:
+        """Where the last training is kept, so that a longer one can go on from there."""
+        return self.workspace.finished(self.name) / self.part
 
     def upstream(self, name: str) -> Path:
         """The finished result of another stage."""
@@ -90,7 +100,7 @@ class Stage:
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Metrics to the tracking journal (rank 0 only); never waits for a server."""
         if self.run is not None:
-            self.run.log_metrics(metrics, step)
+            self.run.log_metrics({f"{self.prefix}{name}": value for name, value in metrics.items()}, step)
 
     def log_result(self, metrics: Mapping[str, float]) -> None:
         """Metrics of the stage that are also those of the whole `dvc repro` (rank 0 only)."""
@@ -116,16 +126,22 @@ class Stage:
         """Files or folders as MLflow artifacts (rank 0 only)."""
         for path in paths:
             if self.run is not None:
-                self.run.log_artifact(path)
+                self.run.log_artifact(path, self.prefix.rstrip("/"))
 
 
 @contextmanager
-def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspace | None = None) -> Iterator[Stage]:
+def stage(
+    name: str,
+    upstream: tuple[str, ...] | None = None,
+    workspace: Workspace | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Iterator[Stage]:
     """Everything around a stage's own work. A mistake of the user ends in one line on stderr and exit status 2.
 
     Args:
         upstream: replaces what :data:`STAGES` says that the stage reads.
         workspace: the project; None: that of the working folder.
+        options: what the result depends on besides the parameters: the options of a command, as JSON.
 
     SIGTERM ends the stage with status 143, and Ctrl-C with 130 and one line; training saves a checkpoint first.
     A mistake that all processes find is printed once. A process whose peer ended says so and ends.
@@ -140,7 +156,7 @@ def stage(name: str, upstream: tuple[str, ...] | None = None, workspace: Workspa
         workspace = workspace or Workspace.find()
         params = workspace.load_params()
         upstream = upstream_of(name, params) if upstream is None else upstream
-        inputs = input_facts(workspace, name, params, upstream)
+        inputs = input_facts(workspace, name, params, upstream) | ({} if options is None else {"options": options})
         facts = work_facts(workspace, params, inputs)
         current = Stage(name, workspace, params, digest_facts(inputs), facts, None)
         with lock(current.work) if rank() == 0 else nullcontext():
@@ -250,9 +266,11 @@ def graph_params(params: Params) -> dict[str, object]:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested mappings to dotted keys."""
+    """Nested mappings, and lists of mappings, to dotted keys."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            value = {str(place): each for place, each in enumerate(value)}
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 

@@ -22,7 +22,7 @@ SAMPLING_SHARE, RESIDUAL_SHARE = 0.15, 0.15
 """Largest share of the hours for drawing the samples that are scored, and for the network on top of the tokenizer."""
 FEWEST_SAMPLES = 200
 JUDGE_FEATURES = 1280
-"""Of the judge from a package; a Frechet distance of fewer images is flagged."""
+"""Of the judge from a package; a Frechet distance of fewer images is flagged. Kept as float32."""
 COPIES_REFERENCE = 100
 """Held-out images below which the share of copies is flagged."""
 GRIDS, GRID_IMAGES = 4, 32
@@ -161,7 +161,7 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
     start, read, draw = timings.start, timings.read, timings.draw[size]
     chosen = min(train, params.features.max_images) if params.semantic.kind != "none" else 0
     compared = min(num_samples, train, heldout)
-    judged = num_samples + heldout + compared + train * views
+    judged = heldout + compared + train * views
     weights = PARAMETERS_PER_BLOCK * SIZES[size][1] * SIZES[size][0] ** 2
     view_bytes = 2 * timings.tokens * timings.latent_channels
     feature_bytes = 2 * timings.tokens * timings.feature_dim
@@ -198,9 +198,15 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
         ),
         Cost("sample", f"{num_samples:,} images", start + num_samples * draw),
         Cost(
-            "evaluate",
+            "reference",
             f"judges {judged:,} images",
-            start + SCORING_SECONDS + judged * timings.judge + train * read,
+            start + judged * timings.judge + (train + heldout) * read,
+            judged * JUDGE_FEATURES * 4 / 1e9,
+        ),
+        Cost(
+            "evaluate",
+            f"judges {num_samples:,} samples",
+            start + SCORING_SECONDS + num_samples * timings.judge,
         ),
         Cost("register", "a version of the model", 2 * start, weights * 4 / 1e9),
     )
@@ -216,7 +222,7 @@ def _frozen(source: str, training: TrainingParams | None, step: float, timings: 
 
 def _judge(problem: Problem) -> tuple[str, float]:
     """As :func:`_frozen`. A head is fitted to the features of all training images."""
-    judge, timings, draft = problem.params.judge, problem.timings, problem.draft
+    judge, timings, draft = problem.params.first_judge, problem.timings, problem.draft
     what, seconds = _frozen(judge.source, judge.training, timings.judge_step, timings)
     seen = draft.num_heldout + (0 if judge.source == "train" else draft.num_train)
     return what, seconds + seen * (timings.judge + timings.read)
@@ -225,7 +231,10 @@ def _judge(problem: Problem) -> tuple[str, float]:
 def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual: int) -> Tree:
     """The draft's values with those of the training, the samples, and how often the training is looked at."""
     width = SIZES[size][0]
-    changes = {section: dict(values) for section, values in problem.draft.changes.items()}
+    changes = {
+        section: dict(values) if isinstance(values, dict) else values
+        for section, values in problem.draft.changes.items()
+    }
     if changes["texture_vae"]["source"] == "pca":
         training = changes["texture_vae"]["training"]
         changes["texture_vae"]["training"] = training | {"num_steps": residual} if residual else None
@@ -249,6 +258,7 @@ def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual
             "checkpoint_every": int(min(every, steps)),
             "grid_every": max(1, steps // GRIDS),
             "grid_images": GRID_IMAGES,
+            "heldout_every": max(1, steps // GRIDS),
         }
     }
     return changes
@@ -278,7 +288,7 @@ def _why_samples(problem: Problem, num_samples: int) -> str:
 
 def _gates(problem: Problem, num_samples: int) -> tuple[Tree, str]:
     """Gates that can be reached, and the reason for them."""
-    judge, made = problem.params.judge, problem.draft
+    judge, made = problem.params.first_judge, problem.draft
     gates: Tree = {}
     said = []
     if made.num_heldout >= COPIES_REFERENCE:

@@ -48,10 +48,9 @@ class Draft:
     num_heldout: int = 0
     num_classes: int = 1
 
-    def choose(self, topic: str, reason: str, **sections: Tree) -> None:
+    def choose(self, topic: str, reason: str, **sections: Tree | list[Tree]) -> None:
         """Notes values of some sections, and the reason for them."""
-        for section, values in sections.items():
-            merge(self.changes.setdefault(section, {}), values)
+        merge(self.changes, sections)
         self.reasons[topic] = reason
 
 
@@ -268,18 +267,20 @@ def _judge(made: Draft, size: int, machine: Machine, name: str) -> None:
         made.choose(
             "judge",
             f"{ready['name']} ({ready['source']}): it is not the encoder, and was trained on far more images than yours",
-            judge={
-                "kind": "timm",
-                "source": ready["source"],
-                "model": ready["name"],
-                "input_size": max(128, 2 * size),
-                "name": name,
-                "training": None,
-            },
+            judges=[
+                {
+                    "kind": "timm",
+                    "source": ready["source"],
+                    "model": ready["name"],
+                    "input_size": max(128, 2 * size),
+                    "name": name,
+                    "training": None,
+                }
+            ],
         )
     else:
         reason = "a small ResNet, trained here on the classes: no trained one is within reach"
-        made.choose("judge", reason, judge={"kind": "resnet", "source": "train", "model": None, "name": name})
+        made.choose("judge", reason, judges=[{"kind": "resnet", "source": "train", "model": None, "name": name}])
 
 
 def _tune(made: Draft, report: DataReport) -> None:

@@ -25,6 +25,7 @@ class Machine:
         disk_gb: free on the project's disk.
         gpu: name of the GPU; None without one.
         gpu_memory_gb: its memory; 0 without one.
+        num_gpus: how many of it torch sees.
         packages: timm's names of the classifiers whose weights are installed as packages.
         has_hub: whether the model hub answers.
     """
@@ -34,6 +35,7 @@ class Machine:
     disk_gb: float
     gpu: str | None = None
     gpu_memory_gb: float = 0.0
+    num_gpus: int = 0
     packages: tuple[str, ...] = ()
     has_hub: bool = False
 
@@ -59,6 +61,7 @@ def read_machine(folder: Path) -> Machine:
         disk_gb=shutil.disk_usage(present).free / 1e9,
         gpu=gpu.name if gpu else None,
         gpu_memory_gb=gpu.total_memory / 1e9 if gpu else 0.0,
+        num_gpus=torch.cuda.device_count(),
         packages=tuple(name for name, package in WEIGHT_PACKAGES.items() if find_spec(package.module)),
         has_hub=_hub_answers(),
     )
@@ -68,10 +71,23 @@ def _hub_answers() -> bool:
     """Whether the hub tells about a model within :data:`HUB_SECONDS`."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        return False
+    return not constants.HF_HUB_OFFLINE and url_answers(f"{constants.ENDPOINT}/api/models/{PROBED}")
+
+
+def url_answers(url: str) -> bool:
+    """Whether an address answers within :data:`HUB_SECONDS`; nothing of a file is read but its beginning."""
     try:
-        urlopen(f"{constants.ENDPOINT}/api/models/{PROBED}", timeout=HUB_SECONDS).close()
+        urlopen(url, timeout=HUB_SECONDS).close()
     except OSError:
         return False
     return True
+
+
+def hub_copy(repository: str) -> Path | None:
+    """The copy of a repository in the hub's cache on this machine, such as ``timm/NAME`` or ``datasets/OWNER/NAME``; None without one."""
+    from huggingface_hub import constants
+
+    kind = "datasets" if repository.startswith("datasets/") else "models"
+    name = repository.removeprefix("datasets/").replace("/", "--")
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{name}"
+    return folder if (folder / "snapshots").is_dir() else None

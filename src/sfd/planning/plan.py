@@ -137,7 +137,7 @@ def changed_params(planned: Planned, workspace: Workspace) -> tuple[str, str]:
     tree = planned.params
     keys: Tree = {section: tree[section] for section in PLANNED}
     keys["data"] = {key: tree["data"][key] for key in ("image_size", "holdout_fraction", "duplicates")}
-    keys["judge"] = tree["judge"]
+    keys["judges"] = tree["judges"]
     keys["diffusion"] = {key: tree["diffusion"][key] for key in ("model", "loss", "training")}
     keys["sample"] = {key: value for key, value in tree["sample"].items() if key not in ("step", "schedule")}
     keys["register"] = {"gates": tree["register"]["gates"]}
@@ -158,7 +158,7 @@ def plan_project(workspace: Workspace, hours: float, apply: bool, say: Say) -> s
     params = workspace.load_params()
     name = workspace.model_name(params.register_)
     data = workspace.resolve_paths(params.data).model_dump(mode="json")
-    planned = plan(data, name, params.judge.name, hours, workspace.root, say)
+    planned = plan(data, name, params.first_judge.name, hours, workspace.root, say)
     new, difference = changed_params(planned, workspace)
     if not difference:
         return f"{planned.text()}\nparams.yaml has these values already"

@@ -78,9 +78,9 @@ def time_networks(params: Params, sizes: tuple[str, ...], read: float) -> Timing
     if params.encoder.source == "train":
         encoder = TrainableEncoder(params.encoder, 2, params.seed)
         encoder_step = _step_seconds(encoder, params, params.encoder.training)
-    if params.judge.source == "train":
-        judge = judge_class(params.judge.kind).trainable(params.judge, 2, params.seed)
-        judge_step = _step_seconds(judge, params, params.judge.training)
+    if params.first_judge.source == "train":
+        judge = judge_class(params.first_judge.kind).trainable(params.first_judge, 2, params.seed)
+        judge_step = _step_seconds(judge, params, params.first_judge.training)
     return Timings(
         start=_start_seconds(),
         read=read,
@@ -160,13 +160,14 @@ def _features_seconds(params: Params) -> float:
 
 def _judge_seconds(params: Params) -> float:
     """Per image. A judge that others trained is loaded as stage ``judge`` loads it."""
-    kind, images = judge_class(params.judge.kind), _images(params, BATCH)
-    if params.judge.source == "train":
-        network = kind.trainable(params.judge, 2, params.seed).eval().to(inference_device())
+    chosen = params.first_judge
+    kind, images = judge_class(chosen.kind), _images(params, BATCH)
+    if chosen.source == "train":
+        network = kind.trainable(chosen, 2, params.seed).eval().to(inference_device())
         with torch.no_grad():
             return _median(lambda: network(to_pixels(images))) / BATCH
     with tempfile.TemporaryDirectory() as folder:
-        kind.save_pretrained(Path(folder), params.judge)
+        kind.save_pretrained(Path(folder), chosen)
         judge = load_judge(Path(folder)).to(inference_device())
     return _median(lambda: judge(images)) / BATCH
 

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfd.names import ERROR_PREFIX, combined_error, is_higher_better, kind_of, too_few
+from sfd.names import ERROR_PREFIX, combined_error, is_higher_better, kind_of, reference_of, too_few
 from sfd.params import GateParams
-from sfd.registry.versions import VersionInfo
+from sfd.registry.versions import VersionInfo, measured_alike
 from sfd.tables import as_text
+
+OTHER_REFERENCE = "other reference"
 
 
 @dataclass(frozen=True)
@@ -23,23 +25,51 @@ class GateResult:
 
 
 def check_gates(
-    gates: Mapping[str, GateParams], version: VersionInfo, champion: VersionInfo | None, comparable: bool
+    gates: Mapping[str, GateParams],
+    version: VersionInfo,
+    champion: VersionInfo | None,
+    comparable: bool,
+    reference: str,
 ) -> list[GateResult]:
-    """One verdict per rule. ``comparable``: version and champion were measured in the same way; if not, rules that compare them fail.
+    """One verdict per rule. A metric that rests on too few images, or was measured against another reference, passes no rule.
 
-    A metric that rests on too few images passes no rule, whatever its value.
+    Args:
+        comparable: version and champion were measured in the same way; if not, rules that compare them fail.
+        reference: name of the reference of gates that name none (:func:`sfd.names.reference_name`).
     """
-    verdicts = []
+    verdicts, others = [], unlike_references(gates, version, reference)
     for metric, gate in gates.items():
+        unlike = OTHER_REFERENCE if metric in others else None
+        alike = comparable and (champion is None or measured_alike(metric, version, champion))
         if gate.limit is not None:
-            verdicts.append(_check_limit(metric, gate.limit, version, champion if comparable else None))
+            verdicts.append(_check_limit(metric, gate.limit, version, champion if alike else None, unlike))
         if gate.improve:
-            verdicts.append(_check_improvement(metric, version, champion, comparable))
+            verdicts.append(_check_improvement(metric, version, champion, alike, unlike))
     return verdicts
 
 
-def _check_limit(metric: str, limit: float, version: VersionInfo, champion: VersionInfo | None) -> GateResult:
-    value, is_higher, flagged = version.metrics.get(metric), is_higher_better(metric), too_few(metric, version.metrics)
+def unlike_references(gates: Mapping[str, GateParams], version: VersionInfo, reference: str) -> dict[str, str]:
+    """The metrics that were measured against another reference than their gate is for, and a sentence about each.
+
+    ``reference``: as in :func:`check_gates`.
+    """
+    recorded, others = version.recorded_reference, {}
+    for metric, gate in gates.items():
+        found, usual = reference_of(metric, recorded), reference_of(metric, reference)
+        wanted = gate.reference or usual
+        if found is not None and found != wanted:
+            others[metric] = (
+                f"{metric} was measured against {found}, and its gate is for {wanted}: evaluate against that (`evaluate.reference`), or "
+                "change the gate"
+            )
+    return others
+
+
+def _check_limit(
+    metric: str, limit: float, version: VersionInfo, champion: VersionInfo | None, unlike: str | None
+) -> GateResult:
+    value, is_higher = version.metrics.get(metric), is_higher_better(metric)
+    flagged = too_few(metric, version.metrics) or (None if value is None else unlike)
     passed = value is not None and flagged is None and (value >= limit if is_higher else value <= limit)
     if value is None or flagged is not None:
         reason = flagged or _not_measured(metric, version)
@@ -56,12 +86,14 @@ def _check_limit(metric: str, limit: float, version: VersionInfo, champion: Vers
     )
 
 
-def _check_improvement(metric: str, version: VersionInfo, champion: VersionInfo | None, comparable: bool) -> GateResult:
+def _check_improvement(
+    metric: str, version: VersionInfo, champion: VersionInfo | None, comparable: bool, unlike: str | None
+) -> GateResult:
     value, error = version.metrics.get(metric), version.metrics.get(ERROR_PREFIX + metric)
     rule = "> champion + error" if is_higher_better(metric) else "< champion - error"
     if value is None or error is None:
         return GateResult(metric, value, None, error, rule, False, _not_measured(metric, version))
-    flagged = too_few(metric, version.metrics)
+    flagged = too_few(metric, version.metrics) or unlike
     if flagged is not None:
         return GateResult(metric, value, None, error, rule, False, flagged)
     if champion is None:

@@ -19,6 +19,7 @@ from sfd.registry.versions import (
     VersionInfo,
     describe_difference,
     find_versions,
+    measured_alike,
     read_champion,
     read_shown,
     read_version,
@@ -46,7 +47,11 @@ def list_versions(workspace: Workspace) -> str:
     records = find_versions(workspace, name)
     if not records:
         return f"model `{name}` has no version at {Store(workspace).name}; `dvc repro` registers one"
-    distances = list(dict.fromkeys(main_distance(record.metrics) for record in records if record.metrics))
+    distances = list(
+        dict.fromkeys(
+            main_distance(record.metrics, record.measured.get("judge")) for record in records if record.metrics
+        )
+    )
     metrics = [*distances, *LISTED]
     rows = [
         [
@@ -79,7 +84,9 @@ def compare_versions(workspace: Workspace, first: str, second: str) -> str:
 
 def _metric_comparison(first: VersionInfo, second: VersionInfo) -> str:
     rows = [["metric", *map(str, (first, second)), "difference", "its error", "beyond it?"]]
-    keys = [key for key in first.metrics if key in second.metrics and is_metric(key)]
+    keys = [
+        key for key in first.metrics if key in second.metrics and is_metric(key) and measured_alike(key, first, second)
+    ]
     for key in keys:
         mine, theirs = first.metrics[key], second.metrics[key]
         errors = [version.metrics.get(ERROR_PREFIX + key) for version in (first, second)]
@@ -216,7 +223,7 @@ def _metric_table(version: VersionInfo) -> str:
     metrics = version.metrics
     floors = {key: {floor: f"{key}_{floor}" for floor in FLOORS} for key in metrics}
     if metrics:
-        distance = main_distance(metrics)
+        distance = main_distance(metrics, version.measured.get("judge"))
         floors[distance] = {floor: f"fd_{floor}" for floor in FLOORS}
     beside = {name for names in floors.values() for name in names.values()}
     rows = [["metric", "value", "standard error", *(f"floor: {floor}" for floor in FLOORS), "images"]]

@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
+from sfd.names import reference_name
 from sfd.params import CHAMPION, PREVIOUS, Params, TrackingParams
-from sfd.registry.gates import GateResult, check_gates, gate_table
+from sfd.registry.gates import GateResult, check_gates, gate_table, unlike_references
 from sfd.registry.history import former_champions, was_champion
 from sfd.registry.load import open_registry
 from sfd.registry.lock import now, promotion_lock, who
@@ -138,10 +139,13 @@ def _pass_gates(
     """Prints the verdicts. Raises :class:`PromotionRefused` if one fails and is not forced."""
     gates = params.register_.gates
     difference = describe_difference(version, champion) if champion else None
-    verdicts = check_gates(gates, version, champion, comparable=difference is None)
+    reference = reference_name(params.evaluate.reference)
+    verdicts = check_gates(gates, version, champion, difference is None, reference)
     against = f"champion {champion.version}" if champion else "no champion yet"
     print(f"{version} of model `{version.name}`, {against}\n")
     print(gate_table(verdicts) if verdicts else "no gates: register.gates in params.yaml is empty", flush=True)
+    for said in unlike_references(gates, version, reference).values():
+        print(said, flush=True)
     failed = dict.fromkeys(verdict.metric for verdict in verdicts if not verdict.passed)
     reason, remedy = f"gates fail: {', '.join(failed)}", "--force REASON promotes in spite of them"
     if difference is not None and any(gate.improve for gate in gates.values()):

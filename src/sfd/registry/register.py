@@ -15,7 +15,7 @@ from sfd.generation.settings import Settings, write_settings
 from sfd.models.conditions import Condition
 from sfd.params import Params
 from sfd.pipeline.code import Imports
-from sfd.pipeline.inputs import STAGES, digest_path
+from sfd.pipeline.inputs import STAGES, digest_path, published_fingerprint, stage_fingerprint
 from sfd.pipeline.stage import Stage, stage
 from sfd.registry.load import open_registry, set_default_store
 from sfd.registry.requests import MODELS_OWN_TAU
@@ -82,9 +82,11 @@ def register_results(current: Stage, expected: Registration | None = None) -> "M
         expected: what must be registered, and nothing else; None: whatever the results are.
 
     Raises:
-        UserError: as :func:`register` does; or the results are not those that are expected.
+        UserError: as :func:`register` does; the samples were drawn otherwise than the version would draw; or the results are not those that
+            are expected.
     """
     workspace, params = current.workspace, current.params
+    _check_samples(workspace, params)
     tags = describe(current.upstream("evaluate"), current.upstream("prepare"))
     folders = model_folders(workspace, params)
     sample = Settings.of(params.sample, params.runtime.sample.batch_size)
@@ -106,7 +108,7 @@ def register_results(current: Stage, expected: Registration | None = None) -> "M
 def model_folders(workspace: Workspace, params: Params) -> dict[str, Path]:
     """What goes into a version, by name: ``diffusion``, ``texture_vae``, and with AutoGuidance ``weak_model``."""
     folders = {
-        "diffusion": workspace.model(params.sample.step),
+        "diffusion": workspace.sampled_model(params),
         "texture_vae": workspace.result("texture_vae") / "model",
     }
     if params.sample.guidance.weak_model is not None:
@@ -172,6 +174,18 @@ def _check_data(workspace: Workspace, name: str, tags: dict[str, str]) -> None:
         f"{last.data[DIGEST_OF_DATA][:12]}) than these results ({tags[DATA + 'num_images']} in {tags[DATA + 'num_classes']}, digest "
         f"{tags[DATA + DIGEST_OF_DATA][:12]}); give register.name another name, or set register.other_data to true"
     )
+
+
+def _check_samples(workspace: Workspace, params: Params) -> None:
+    """Raises :class:`UserError` if the samples that were scored were drawn otherwise than the version would draw.
+
+    DVC sees what changed in params.yaml and in results, but not in a folder elsewhere, such as that of AutoGuidance's weak model.
+    """
+    if published_fingerprint(workspace, "sample") != stage_fingerprint(workspace, "sample", params):
+        raise UserError(
+            f"{workspace.result('sample')} was drawn with other options or another weak model than those of section `sample` now, so its "
+            "scores are not those of this version: run `dvc repro -f -s sample`, then `dvc repro`"
+        )
 
 
 def _condition(folders: dict[str, Path]) -> Condition:

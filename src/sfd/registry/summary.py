@@ -8,7 +8,7 @@ from sfd.registry.versions import REGISTRATION_NAME, find_registered, read_regis
 from sfd.tracking import Store
 from sfd.workspace import Workspace
 
-SHOWN = ("class_accuracy", "precision", "recall", "memorised_fraction", "num_images")
+SHOWN = ("fdr", "class_accuracy", "precision", "recall", "memorised_fraction", "num_images")
 
 
 def summarise(workspace: Workspace) -> str:
@@ -23,7 +23,8 @@ def summarise(workspace: Workspace) -> str:
         if not file.is_file():
             raise UserError(f"{file} is missing, so the graph has not been run to its end; run `dvc repro`")
     metrics: dict[str, float] = json.loads(metrics_file.read_text(encoding="utf-8"))
-    distance = main_distance(metrics)
+    measured = json.loads((metrics_file.parent / "measurement.json").read_text(encoding="utf-8"))
+    distance = main_distance(metrics, measured["judge"])
     floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in reversed(FLOORS))
     numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
     flagged = [f"{key} {said}" for key in (distance, *SHOWN) if (said := too_few(key, metrics))]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
+from sfd.names import FDR, HELDOUT, INCEPTION, distance_name, ratio_name, with_floors
 from sfd.params import CHAMPION, RegisterParams
 from sfd.registry.load import find_version, open_registry
 from sfd.registry.smoke import Smoke
@@ -15,6 +16,8 @@ from sfd.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+REFERENCE_NAME = "reference_name"
+"""Below ``measured.``: the reference as a reader knows it. Beside it stands its digest, by which measurements are compared."""
 METRIC, MEASURED, DATA, PROMOTION, SMOKE = "metric.", "measured.", "data.", "promotion.", "smoke"
 """Prefixes of the tags; ``smoke`` is one tag."""
 DIGEST = "digest"
@@ -22,6 +25,8 @@ DIGEST = "digest"
 DIGEST_OF_DATA = "digest"
 """Below ``data.``: the images."""
 REGISTRATION_NAME = "registration.json"
+OTHERS, CMMD = "judge_digest.", "cmmd"
+"""Below ``measured.``: the digest of a judge beside the first, by name; and the judge of the kernel distance of this name."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,13 @@ class VersionInfo:
 
     def __str__(self) -> str:
         return f"version {self.version}"
+
+    @property
+    def recorded_reference(self) -> str:
+        """The name of what the first judge compared the samples with. Only Inception-v3 has published references."""
+        if REFERENCE_NAME not in self.measured and self.measured.get("judge", INCEPTION) != INCEPTION:
+            return HELDOUT
+        return self.measured.get(REFERENCE_NAME, "what an older sfd did not record")
 
 
 def read_version(workspace: Workspace, name: str, which: str) -> VersionInfo:
@@ -130,11 +142,46 @@ def _parse_tags(found: "ModelVersion", aliases: Mapping[str, str]) -> VersionInf
 
 
 def describe_difference(version: VersionInfo, other: VersionInfo) -> str | None:
-    """How the measurements of two versions differ, so that their metrics cannot be compared; None if they do not."""
+    """How the measurements of two versions differ, so that their metrics cannot be compared; None if they do not.
+
+    Judges beside the first concern their own metrics alone: see :func:`measured_alike`.
+    """
     for record in (version, other):
         if not record.measured:
             return f"how {record} was measured is not recorded, because an older sfd or another program registered it"
-    keys = dict.fromkeys([*version.measured, *other.measured])
+    # Versions of an older sfd have the digest of their reference alone.
+    keys = [
+        key
+        for key in dict.fromkeys([*version.measured, *other.measured])
+        if key != REFERENCE_NAME and not _is_of_others(key)
+    ]
     pairs = {key: (version.measured.get(key, "none"), other.measured.get(key, "none")) for key in keys}
     named = [f"{key} {mine[:12]} and {theirs[:12]}" for key, (mine, theirs) in pairs.items() if mine != theirs]
     return f"{version} and {other} were measured differently: {', '.join(named)}" if named else None
+
+
+def measured_alike(metric: str, version: VersionInfo, other: VersionInfo) -> bool:
+    """Whether the judges of a metric are the same in two versions whose first judge is the same."""
+    mine, theirs = version.measured, other.measured
+    if metric == FDR:
+        return {key: mine[key] for key in mine if _is_of_others(key) and key != CMMD} == {
+            key: theirs[key] for key in theirs if _is_of_others(key) and key != CMMD
+        }
+    if metric in with_floors(CMMD):
+        name = mine.get(CMMD)
+        return name == theirs.get(CMMD) and _same_digest(str(name), mine, theirs)
+    names = {key.removeprefix(OTHERS) for key in (*mine, *theirs) if key.startswith(OTHERS)}
+    return all(
+        _same_digest(name, mine, theirs)
+        for name in names
+        if metric in (ratio_name(name), *with_floors(distance_name(name)))
+    )
+
+
+def _same_digest(name: str, mine: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
+    return mine.get(OTHERS + name) == theirs.get(OTHERS + name)
+
+
+def _is_of_others(key: str) -> bool:
+    """Whether a key of the record says which judges there were beside the first."""
+    return key.startswith(OTHERS) or key in (FDR, CMMD)

@@ -84,7 +84,7 @@ class Upstream:
         """Reads ``params.yaml`` and ``results``. Raises :class:`UserError` if a result is missing or out of date."""
         params = workspace.load_params()
         check_current(workspace, ("prepare", "judge"), params)
-        judge = load_judge(workspace.result("judge") / "model").to(inference_device())
+        judge = load_judge(workspace.judge(params.first_judge.name)).to(inference_device())
         return cls(workspace, params, open_prepared(workspace, params), judge)
 
     @property
@@ -192,7 +192,7 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
     if options.min_confidence is not None and upstream.judge.classes is None:
         raise UserError(
             f"--min-confidence needs a judge that knows the classes, but `{upstream.judge.name}` does not; leave the option out, "
-            "or set judge.source to train"
+            "or make one that knows them the first"
         )
     _check_place(out, upstream)
     registered = load_registered(

@@ -55,9 +55,9 @@ class Outcome:
 
 def check_report(upstream: Upstream) -> None:
     """Raises :class:`UserError` unless the judge is trained in this project, and the model draws the data set's two or more classes."""
-    if upstream.params.judge.source != "train":
+    if upstream.params.first_judge.source != "train":
         raise UserError(
-            f"--report trains the judge's network, but judge.source is `{upstream.params.judge.source}`; set it to `train`, "
+            f"--report trains the judge's network, but judges.0.source is `{upstream.params.first_judge.source}`; set it to `train`, "
             "or leave --report out"
         )
     known = upstream.data.summary.classes
@@ -88,7 +88,7 @@ def report(out: Path, upstream: Upstream) -> str:
                 ]
                 for name, images in sets.items()
             }
-            heldout, steps = len(upstream.data.images(HELDOUT)), _training(upstream.params.judge).num_steps
+            heldout, steps = len(upstream.data.images(HELDOUT)), _training(upstream.params.first_judge).num_steps
             outcome = Outcome({name: len(images) for name, images in sets.items()}, heldout, steps, accuracies)
             (work / REPORT_PAGE).write_text(_page(outcome), encoding="utf-8")
             (work / REPORT).write_text(json.dumps(_facts(outcome, fingerprint), indent=2) + "\n", encoding="utf-8")
@@ -100,7 +100,7 @@ def report(out: Path, upstream: Upstream) -> str:
 
 def _training(params: JudgeParams) -> TrainingParams:
     if params.training is None:
-        raise UserError("judge.training is missing")
+        raise UserError("judges.0.training is missing")
     return params.training
 
 
@@ -118,7 +118,7 @@ def _fingerprint(out: Path, upstream: Upstream) -> str:
     facts = {
         "images": digest_path(out / HIDDEN / COMMAND),
         "data set": published_fingerprint(upstream.workspace, "prepare"),
-        "judge": upstream.params.judge.model_dump(mode="json"),
+        "judge": upstream.params.first_judge.model_dump(mode="json"),
         "image_size": upstream.params.data.image_size,
         "mirror": upstream.params.data.mirror,
         "seed": upstream.params.seed,
@@ -135,7 +135,7 @@ def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Pat
         if known["fingerprint"] == fingerprint:
             return float(known["accuracy"])
     work.mkdir(exist_ok=True)
-    params, data, num_classes = upstream.params.judge, upstream.data, len(upstream.classes)
+    params, data, num_classes = upstream.params.first_judge, upstream.data, len(upstream.classes)
     kind, seed = judge_class(params.kind), derive_seed(upstream.params.seed, "report/training", repeat)
     network = kind.trainable(params, num_classes, seed)
     task = ClassifierTask("report", network, images, num_classes, data.params.mirror, seed)

@@ -5,7 +5,7 @@ import multiprocessing
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Generic, Protocol, TypeVar
@@ -19,6 +19,8 @@ from sfd.processes import SIGNALS
 
 Batch = TypeVar("Batch")
 Batch_co = TypeVar("Batch_co", covariant=True)
+Record = TypeVar("Record")
+"""A tensor, or a ``NamedTuple`` of tensors (or None): a batch, or what a step draws."""
 
 STALLED_S = 600
 """Workers that give no batch for so long never will."""
@@ -37,6 +39,12 @@ class BatchedDataset(Protocol[Batch_co]):
     def __len__(self) -> int: ...
 
     def __getitems__(self, indices: list[int]) -> Batch_co: ...
+
+
+def each_tensor(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
+    """The same record with every tensor changed."""
+    changed: Record = tree_map_only(Tensor, change, record)
+    return changed
 
 
 @contextmanager

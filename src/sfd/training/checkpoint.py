@@ -33,6 +33,7 @@ class TrainingState:
     Attributes:
         network: the network that is trained, or this process's part of it.
         averaged: the average of its weights.
+        more_averages: averages with further decays.
         optimizer: with its state.
         sums: this process's sums of the loss's terms, and of the total, since they were last logged, float64 ``(terms + 1,)``.
         num_summed: steps in these sums; ``log_every`` may have changed in between.
@@ -47,6 +48,7 @@ class TrainingState:
     num_summed: int = 0
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
+    more_averages: tuple[AveragedModel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Checkpoint:
             "num_summed": state.num_summed,
             "network": get_model_state_dict(state.network, options=WHOLE),
             "averaged": get_model_state_dict(state.averaged, options=WHOLE),
+            "more_averages": [get_model_state_dict(average, options=WHOLE) for average in state.more_averages],
             "optimizer": get_optimizer_state_dict(state.network, state.optimizer, options=WHOLE),
         }
         if not self.accelerator.is_main_process:
@@ -144,6 +147,8 @@ class Checkpoint:
         options = StateDictOptions(full_state_dict=self.sharded)
         set_model_state_dict(state.network, content["network"], options=options)
         set_model_state_dict(state.averaged, content["averaged"], options=options)
+        for average, weights in zip(state.more_averages, content.get("more_averages", []), strict=True):
+            set_model_state_dict(average, weights, options=options)
         set_optimizer_state_dict(state.network, state.optimizer, content["optimizer"], options=options)
         sums, process = content["sums"].to(state.sums.device), self.accelerator.process_index
         same_number = len(sums) == self.accelerator.num_processes

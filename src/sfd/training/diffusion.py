@@ -113,8 +113,15 @@ class DiffusionTask:
 
     def noise(self, step: int, batch_size: int, device: torch.device) -> DiffusionDraws:
         """All random draws of a step."""
-        config, loss = self.config, self.loss
-        random = generator(self.seed, "diffusion/step", step, device)
+        return self._draw(generator(self.seed, "diffusion/step", step, device), batch_size)
+
+    def heldout_noise(self, batch: int, batch_size: int) -> DiffusionDraws:
+        """The draws of a batch of held-out images, at every step the same ones, on the CPU and so the same on every device."""
+        return self._draw(generator(self.seed, "diffusion/heldout", batch), batch_size)
+
+    def _draw(self, random: torch.Generator, batch_size: int) -> DiffusionDraws:
+        """Draws on the generator's device."""
+        config, loss, device = self.config, self.loss, random.device
         x0 = torch.randn(
             batch_size, config.in_channels, config.input_size, config.input_size, generator=random, device=device
         )

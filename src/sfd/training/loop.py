@@ -1,11 +1,11 @@
 """The training loop: accelerate, EMA, exact resume, losses logged as they are."""
 
-import math
+import copy
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -14,19 +14,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils._pytree import tree_map_only
 
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import Terminated, form_group, handled, say_at_once
 from sfd.progress import progress
-from sfd.training.batches import Batch, BatchedDataset, read_batches
+from sfd.training.batches import Batch, BatchedDataset, Record, each_tensor, read_batches
 from sfd.training.checkpoint import Checkpoint, TrainingState
 from sfd.training.order import SeededBatchSampler
+from sfd.training.rate import learning_rate
 from sfd.training.sharding import WHOLE, local, sharded_copy
 
 Draws = TypeVar("Draws")
-Record = TypeVar("Record")
 LogMetrics = Callable[[dict[str, float], int], None]
 
 
@@ -34,12 +33,15 @@ LogMetrics = Callable[[dict[str, float], int], None]
 class Callback:
     """Something to do with the averaged network during training, in process 0: ``call(network, step)`` every ``every`` steps.
 
-    ``at_end``: after the last step, too.
+    What it returns is logged, and becomes part of the curve. ``at_end``: after the last step, too. A curve must not depend on where a
+    training ends that goes on later, so a callback that returns something is not called there. ``decay``: of the average, one of
+    ``more_decays`` of :func:`train`; None: ``ema_decay``.
     """
 
-    call: Callable[[nn.Module, int], None]
+    call: Callable[[nn.Module, int], dict[str, float] | None]
     every: int
     at_end: bool = True
+    decay: float | None = None
 
     def is_due(self, step: int, last: bool) -> bool:
         """Whether it is to be done after ``step`` steps."""
@@ -88,11 +90,13 @@ class Task(Protocol[Batch, Draws]):
 class Trained:
     """``network`` holds the averaged weights, in evaluation mode, on the CPU. ``curve``: a row per logged interval.
 
-    After sharded training only process 0 has them; the others have a network that must not be used.
+    ``more_averages``: networks with the averages of further decays, by decay. After sharded training only process 0 has the weights; the
+    others have networks that must not be used.
     """
 
     network: nn.Module
     curve: list[dict[str, float]]
+    more_averages: Mapping[float, nn.Module] = field(default_factory=dict)
 
     def copy_to(self, network: nn.Module) -> None:
         """Puts the averaged weights into ``network``, in evaluation mode on the CPU."""
@@ -110,6 +114,7 @@ def train(
     runtime: TrainingRuntime | None = None,
     callbacks: Sequence[Callback] = (),
     sharding: Sharding = "ddp",
+    more_decays: Sequence[float] = (),
 ) -> Trained:
     """Trains ``task.network`` in place and returns its averaged weights.
 
@@ -117,17 +122,19 @@ def train(
     With another number of processes it continues as well, the same beyond rounding.
     ``runtime`` (None: its defaults) may be another one, too, with the same weights.
     A finished training continues in the same way when ``params.num_steps`` is raised, unless the learning rate depends on it.
+    ``more_decays``: of further averages of the weights, each of which takes the memory of one copy of the network, and changes nothing else.
 
     Raises:
         UserError: the batch cannot be shared evenly, the loss became NaN or infinite, or the data set raised it.
         Terminated: SIGTERM or Ctrl-C came; a checkpoint was saved.
     """
     trainer = _Trainer(
-        task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding
+        task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding, more_decays
     )
     trainer.checkpoint.restore(trainer.state)
     trainer.run(callbacks)
-    return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve)
+    more = {decay: trainer.take_average(decay) for decay in more_decays}
+    return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve, more)
 
 
 class _Trainer(Generic[Batch, Draws]):
@@ -141,6 +148,7 @@ class _Trainer(Generic[Batch, Draws]):
         log: LogMetrics,
         runtime: TrainingRuntime,
         sharding: Sharding,
+        more_decays: Sequence[float],
     ) -> None:
         form_group()
         use_gpu = torch.cuda.is_available()
@@ -151,17 +159,10 @@ class _Trainer(Generic[Batch, Draws]):
         device = self.accelerator.device
         # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
         self.sharded = sharding == "fsdp" and self.accelerator.num_processes > 1
-        average = get_ema_multi_avg_fn(params.ema_decay)
-        raw: nn.Module
-        if self.sharded:
-            raw = sharded_copy(task.network, device, bf16).train()
-            averaged = AveragedModel(nn.Identity(), multi_avg_fn=average)
-            averaged.module = sharded_copy(task.network, device, bf16)
-        else:
-            raw = task.network.to(device).train()
-            averaged = AveragedModel(raw, multi_avg_fn=average)
-        # The initial weights count as the first average, as in the publication; by default torch starts from those after the first step.
-        averaged.n_averaged.fill_(1)
+        raw = sharded_copy(task.network, device, bf16) if self.sharded else task.network.to(device)
+        raw.train()
+        self.more_decays = tuple(more_decays)
+        averaged, *more = (self._average(raw, decay, bf16) for decay in (params.ema_decay, *more_decays))
         adamw = torch.optim.AdamW(
             [p for p in raw.parameters() if p.requires_grad],
             lr=params.learning_rate,
@@ -171,7 +172,7 @@ class _Trainer(Generic[Batch, Draws]):
         )
         self.terms = [*task.weights, "total"]
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
-        self.state = TrainingState(raw, averaged, adamw, sums)
+        self.state = TrainingState(raw, averaged, adamw, sums, more_averages=tuple(more))
         self.checkpoint = Checkpoint(
             work / "checkpoint.pt", task.purpose, fingerprint, params.num_steps, self.accelerator, self.sharded
         )
@@ -182,6 +183,18 @@ class _Trainer(Generic[Batch, Draws]):
         self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
         self.stop_signal = 0
         self.interval_start = (0, 0.0)
+
+    def _average(self, raw: nn.Module, decay: float, bf16: bool) -> AveragedModel:
+        """An average of the weights of ``raw``."""
+        average = get_ema_multi_avg_fn(decay)
+        if self.sharded:
+            made = AveragedModel(nn.Identity(), multi_avg_fn=average)
+            made.module = sharded_copy(self.task.network, self.accelerator.device, bf16)
+        else:
+            made = AveragedModel(raw, multi_avg_fn=average)
+        # The initial weights count as the first average, as in the publication; by default torch starts from those after the first step.
+        made.n_averaged.fill_(1)
+        return made
 
     def _rows(self) -> slice:
         """The rows of every batch that are this process's."""
@@ -194,15 +207,6 @@ class _Trainer(Generic[Batch, Draws]):
             )
         share = batch_size // processes
         return slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then constant or cosine to zero."""
-        params = self.params
-        rate = params.learning_rate * min(1.0, (step + 1) / max(1, params.warmup_steps))
-        if params.decay == "cosine" and step >= params.warmup_steps:
-            done = (step - params.warmup_steps) / max(1, params.num_steps - params.warmup_steps)
-            rate *= 0.5 * (1.0 + math.cos(math.pi * done))
-        return rate
 
     def run(self, callbacks: Sequence[Callback]) -> None:
         """All remaining steps. SIGTERM and Ctrl-C end the process between two steps, with a checkpoint."""
@@ -263,9 +267,14 @@ class _Trainer(Generic[Batch, Draws]):
         self.accelerator.wait_for_everyone()
         raise Terminated(self.stop_signal or signal.SIGTERM)
 
-    def whole_average(self) -> nn.Module:
-        """The network with averaged weights; all processes must call it, and with sharding process 0 alone gets the weights."""
-        averaged: nn.Module = self.state.averaged.module
+    def whole_average(self, decay: float | None = None) -> nn.Module:
+        """The network with averaged weights; all processes must call it, and with sharding process 0 alone gets the weights.
+
+        ``decay``: as in :class:`Callback`. With sharding, all averages take turns in one network.
+        """
+        state = self.state
+        average = state.averaged if decay is None else state.more_averages[self.more_decays.index(decay)]
+        averaged: nn.Module = average.module
         if not self.sharded:
             return averaged
         weights = get_model_state_dict(averaged, options=WHOLE)
@@ -273,22 +282,30 @@ class _Trainer(Generic[Batch, Draws]):
             self.task.network.load_state_dict(weights)
         return self.task.network
 
+    def take_average(self, decay: float) -> nn.Module:
+        """:meth:`whole_average` on the CPU, in evaluation mode, as a network of its own."""
+        network = self.whole_average(decay).eval().cpu()
+        return copy.deepcopy(network) if self.sharded else network
+
     def _call(self, callbacks: list[Callback]) -> None:
-        if not callbacks:
-            return
-        network = self.whole_average()
-        if self.accelerator.is_main_process:
+        for decay in dict.fromkeys(callback.decay for callback in callbacks):
+            network = self.whole_average(decay)
+            if not self.accelerator.is_main_process:
+                continue
             for callback in callbacks:
-                callback.call(network, self.state.step)
+                found = callback.call(network, self.state.step) if callback.decay == decay else None
+                if found is not None:
+                    self.log(found, self.state.step)
+                    self._extend_curve(found)
             if self.sharded:
                 network.cpu()  # makes room on the device again
 
     def _step(self, data: Batch) -> None:
         params, device, state = self.params, self.accelerator.device, self.state
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(state.step)
-        data = _each(data, lambda value: value.to(device, non_blocking=True))
-        noise = _each(self.task.noise(state.step, params.batch_size, device), lambda value: value[self.rows])
+            group["lr"] = learning_rate(params, state.step)
+        data = each_tensor(data, lambda value: value.to(device, non_blocking=True))
+        noise = each_tensor(self.task.noise(state.step, params.batch_size, device), lambda value: value[self.rows])
         parts = params.accumulation_steps
         totals = torch.zeros_like(state.sums)
         for n, (micro_data, micro_noise) in enumerate(zip(_split(data, parts), _split(noise, parts), strict=True)):
@@ -304,7 +321,8 @@ class _Trainer(Generic[Batch, Draws]):
             self.accelerator.clip_grad_norm_(self.network.parameters(), params.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        state.averaged.update_parameters(state.network)
+        for average in (state.averaged, *state.more_averages):
+            average.update_parameters(state.network)
         state.sums += totals
         state.num_summed += 1
         # The first step that is not finite is remembered on the device, so that no step waits for it.
@@ -331,12 +349,19 @@ class _Trainer(Generic[Batch, Draws]):
         state.sums.zero_()
         state.num_summed = 0
         row: dict[str, float] = dict(zip(self.terms, means.tolist(), strict=True))
-        state.curve.append({"step": state.step, **row})
+        self._extend_curve(row)
         (start, started), now = self.interval_start, time.perf_counter()
         self.interval_start = (state.step, now)
         speed = (state.step - start) * params.batch_size / (now - started)
         self.log(row | {"images": state.step * params.batch_size, "images_per_second": speed}, state.step)
         return row["total"]
+
+    def _extend_curve(self, values: dict[str, float]) -> None:
+        """Adds values to the row of this step."""
+        curve, step = self.state.curve, self.state.step
+        if not curve or curve[-1]["step"] != step:
+            curve.append({"step": step})
+        curve[-1] |= values
 
     def _check_finite(self) -> None:
         """Raises :class:`UserError` on all processes if the loss of one of them was NaN or infinite."""
@@ -367,12 +392,6 @@ class _Trainer(Generic[Batch, Draws]):
         self.checkpoint.save(self.state)
 
 
-def _each(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
-    """The same record with every tensor changed."""
-    changed: Record = tree_map_only(Tensor, change, record)
-    return changed
-
-
 def _split(record: Record, parts: int) -> list[Record]:
     """Equal micro-batches along the first dimension."""
-    return [_each(record, lambda value, n=n: value.chunk(parts)[n]) for n in range(parts)]  # type: ignore[misc]
+    return [each_tensor(record, lambda value, n=n: value.chunk(parts)[n]) for n in range(parts)]  # type: ignore[misc]

@@ -1,41 +1,39 @@
-"""Scores a candidate: trains it if needed, samples, and measures. Does not use Optuna or MLflow.
+"""A study's candidates: trained if needed, sampled, and measured. Does not use Optuna or MLflow.
 
 Every candidate is scored on the same noise (common random numbers), so that seeds cause no difference between candidates.
 """
 
 import copy
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sfd.data.latents import LatentDataset
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
-from sfd.encoders.judges.judge import load_judge
-from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
-from sfd.evaluation.enough import least_images
-from sfd.evaluation.fidelity import Reference, class_accuracy, compare, extract
-from sfd.evaluation.views import ImageBatches, choose_mix
-from sfd.generation.images import ImageGenerator, check_decoder, image_seed, load_weak
+from sfd.evaluation.enough import judge_of, least_images
+from sfd.evaluation.extraction import FeatureStore
+from sfd.evaluation.fidelity import FeatureStatistics, Reference
+from sfd.evaluation.views import choose, choose_like, choose_mix
+from sfd.generation.images import check_decoder
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone, build_backbone
+from sfd.names import FDR, INCEPTION, distance_name
 from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
 from sfd.pipeline.prepare import open_prepared
-from sfd.processes import inference_device
+from sfd.pipeline.reference import load_judges, open_kept
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
 from sfd.training.backbone import condition_of
 from sfd.training.loop import Callback, log_nothing, train
+from sfd.tuning.scorer import Repeat, SampleScorer
 from sfd.workspace import Workspace
 
-GRID_IMAGES = 100
 STUDY, CONFIRMATION = "study", "confirmation"
 """Names of the two halves of the held-out images, and of the seeds that belong to each."""
 
@@ -54,17 +52,8 @@ def halves(labels: list[int], seed: int) -> dict[str, list[int]]:
     return {purpose: sorted(rows) for purpose, rows in found.items()}
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """One set of samples with its metrics. ``images``: the first samples, uint8 ``(n, 3, S, S)``, with their ``labels``."""
-
-    metrics: dict[str, float]
-    images: Tensor
-    labels: list[str]
-
-
 class CandidateEvaluator:
-    """Holds what all trials share: judge, decoder, the features of the reference, the trained model.
+    """Holds what all trials share: judges, decoder, the features of the reference, the trained model or the latents.
 
     The held-out images are split into two halves: one is the reference of all trials, the other that of the confirmation. Of each half,
     those images are used that have the class mix of the samples.
@@ -72,14 +61,11 @@ class CandidateEvaluator:
 
     def __init__(self, workspace: Workspace, params: Params) -> None:
         """Raises :class:`UserError` if an upstream result is missing or damaged, or an objective would rest on too few images."""
-        self.workspace, self.params, self.device = workspace, params, inference_device()
-        self._weak_models: dict[Path, Backbone] = {}
+        self.workspace, self.params = workspace, params
         self._opened: dict[bool, LatentDataset] = {}
-        self.judge = load_judge(workspace.result("judge") / "model").to(self.device)
-        self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
-        self.trained = (
-            DiffusionModel.load(workspace.model(params.sample.step)) if params.tune.kind == "sampling" else None
-        )
+        self.scorer = SampleScorer(workspace, load_judges(workspace, params.judges))
+        self.judges = self.scorer.judges
+        self.trained = DiffusionModel.load(workspace.sampled_model(params)) if params.tune.kind == "sampling" else None
         if self.trained is not None:
             check_decoder(
                 self.trained, workspace.result("texture_vae") / "model", other_networks=params.sample.other_networks
@@ -87,17 +73,19 @@ class CandidateEvaluator:
         with open_source(workspace, params.diffusion.init_from if params.tune.kind == "training" else None) as folder:
             self.source = None if folder is None else DiffusionModel.load(folder)
         data = open_prepared(workspace, params)
-        heldout = data.images(HELDOUT)
-        labels, classes = heldout.class_indices.tolist(), self._sampled_classes(data)
-        batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)
-        self.references: dict[str, Reference] = {}
-        self.num_reference = len(heldout)
+        labels, classes = data.images(HELDOUT).class_indices.tolist(), self._sampled_classes(data)
+        kept = open_kept(workspace, self.judges)
+        self.references: dict[str, list[Reference]] = {}
+        self.floors: dict[str, list[float]] = {}
+        self.num_reference = len(labels)
         for purpose, half in halves(labels, params.seed).items():
             alike = choose_mix(classes, [labels[row] for row in half], params.seed, f"tune/{purpose}")
             rows = [half[row] for row in alike]
             self.num_reference = min(self.num_reference, len(rows))
             self._check_enough(len(rows))
-            self.references[purpose] = Reference.of(extract(self.judge, batches.of_images(heldout, rows)))
+            self.references[purpose] = [Reference.of(store.read(HELDOUT, rows)) for store in kept]
+            if FDR in params.tune.objectives:
+                self.floors[purpose] = self._floors(purpose, kept, data.images(TRAIN).class_indices.tolist(), classes)
 
     def _sampled_classes(self, data: Prepared) -> list[int] | None:
         """The classes of the samples of every repeat; None if they have none, or others than the data set."""
@@ -110,15 +98,35 @@ class CandidateEvaluator:
         found: list[int] | None = condition.columns(values).get("class_index")
         return found if found is not None and max(found) < data.num_classes else None
 
+    def _floors(
+        self, purpose: str, kept: list[FeatureStore], labels: list[int], classes: list[int] | None
+    ) -> list[float]:
+        """The distance of real training images from the reference, by judge: as many as a repeat draws, in the class mix of the samples.
+
+        ``labels``: the class of each training image. Of some judges, the features of a part of them are kept.
+        """
+        rows = sorted(set.intersection(*(set(store.rows[TRAIN]) for store in kept)))
+        number, name = min(self.params.tune.num_images, len(rows)), f"tune/{purpose}/floor"
+        if classes is None:
+            chosen = choose(len(rows), number, self.params.seed, name)
+        else:
+            chosen = choose_like(classes[:number], [labels[row] for row in rows], self.params.seed, name)
+        picked = [rows[place] for place in chosen]
+        return [
+            FeatureStatistics.of(store.read(TRAIN, picked).features).distance(reference.statistics)
+            for store, reference in zip(kept, self.references[purpose], strict=True)
+        ]
+
     def _check_enough(self, num_reference: int) -> None:
         """Raises :class:`UserError` if an objective cannot be measured, or would rest on too few images."""
         number, params = min(self.params.tune.num_images, num_reference), self.params
-        if "class_accuracy" in params.tune.objectives and not self.judge.knows_classes:
+        first, *more = self.judges
+        if "class_accuracy" in params.tune.objectives and not first.knows_classes:
             raise UserError(
-                f"tune.objectives: `class_accuracy` needs a judge of two classes or more, but {self.judge.name!r} knows none: remove it"
+                f"tune.objectives: `class_accuracy` needs a judge of two classes or more, but {first.name!r} knows none: remove it"
             )
         for metric in params.tune.objectives:
-            needed = least_images(metric, params.evaluate, self.judge)
+            needed = least_images(metric, params.evaluate, judge_of(metric, first, more))
             if needed is not None and number < needed:
                 raise UserError(
                     f"tune.objectives: `{metric}` needs {needed} images, but a repeat compares {params.tune.num_images} samples with "
@@ -130,35 +138,35 @@ class CandidateEvaluator:
         """Samples ``tune.num_images`` images in the mix of ``sample.class_mix``, and scores them.
 
         ``purpose``: ``STUDY`` or ``CONFIRMATION``, which decides the half of the held-out images and the seeds.
-        Metrics: ``fd`` (``fid`` if the judge is Inception), ``kid``, ``precision``, ``recall``; ``class_accuracy`` if the judge knows
-        the classes and the model draws them; and ``seconds_per_image`` of sampling.
+        Metrics: ``fd`` (``fid`` if the first judge is Inception), ``kid``, ``precision``, ``recall``; ``class_accuracy`` if that judge knows
+        the classes and the model draws them; ``fd_NAME`` of other judges and ``fdr`` where they are objectives; and ``seconds_per_image`` of
+        sampling.
         """
-        number, condition = params.tune.num_images, model.condition
-        values = condition.plan(number, params.sample.class_mix)
+        values = model.condition.plan(params.tune.num_images, params.sample.class_mix)
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
-        weak = params.sample.guidance.weak_model
-        images = ImageGenerator(model, self.decoder, self._weak_model(weak, model) if weak else None, self.device)
-        started = time.perf_counter()
-        seeds, runtime = [image_seed(seed, i) for i in range(number)], params.runtime
-        pixels = torch.cat(list(images.sample(values, seeds, params.sample, runtime.sample.batch_size)))
-        seconds = (time.perf_counter() - started) / number
-        batches = (batch.to(self.device) for batch in pixels.split(runtime.evaluate.batch_size))
-        features = extract(self.judge, batches)
-        metrics = compare(features, self.references[purpose], params.evaluate, seed)
-        if self.judge.name == "inception":
+        scored = self.scorer.score(model, params, values, seed, self.references[purpose], self._asked())
+        metrics, first = scored.metrics, self.judges[0].name
+        if FDR in params.tune.objectives:
+            floors = dict(zip([judge.name for judge in self.judges], self.floors[purpose], strict=True))
+            ratios = [
+                metrics["fd" if name == first else distance_name(name)] / floors[name] for name in self._counted()
+            ]
+            metrics[FDR] = sum(ratios) / len(ratios)
+        if first == INCEPTION:
             metrics["fid"] = metrics.pop("fd")
-        wanted = condition.columns(values).get("class_index")
-        if wanted is not None and self.judge.knows_classes:
-            metrics["class_accuracy"] = class_accuracy(features, torch.tensor(wanted), self.judge)
-        metrics["seconds_per_image"] = seconds
-        return Repeat(metrics, pixels[:GRID_IMAGES], [condition.label(value) for value in values[:GRID_IMAGES]])
+        return scored
 
-    def _weak_model(self, folder: Path, model: DiffusionModel) -> Backbone:
-        """AutoGuidance's weak model, loaded once: all models of a study are trained on the same latents."""
-        if folder not in self._weak_models:
-            other_networks = self.params.sample.other_networks
-            self._weak_models[folder] = load_weak(self.workspace.resolve(folder), model, other_networks)
-        return self._weak_models[folder]
+    def _counted(self) -> list[str]:
+        return [judge.name for judge in self.params.counted_judges]
+
+    def _asked(self) -> list[str]:
+        """The judges beside the first that an objective needs."""
+        others, objectives = [judge.name for judge in self.judges[1:]], self.params.tune.objectives
+        return [
+            name
+            for name in others
+            if distance_name(name) in objectives or (FDR in objectives and name in self._counted())
+        ]
 
     def model(
         self, params: Params, seed: int, folder: Path, look: Callable[[DiffusionModel, int], None] | None = None

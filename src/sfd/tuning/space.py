@@ -33,7 +33,7 @@ def upstream(params: Params) -> tuple[str, ...]:
     tune = params.tune
     model = ("diffusion",) if tune.kind == "sampling" else ()
     latents = ("semantic", "latents") if tune.kind == "training" or tune.refine_steps else ()
-    return ("prepare", "texture_vae", "judge", *model, *latents)
+    return ("prepare", "texture_vae", "judge", "reference", *model, *latents)
 
 
 def check_upstream(workspace: Workspace, params: Params) -> None:

@@ -12,7 +12,8 @@ from sfd.generation.model import DiffusionModel
 from sfd.params import Params, with_values
 from sfd.pictures import labelled_grid, save_png
 from sfd.tracking import Run, start_run
-from sfd.tuning.evaluator import STUDY, CandidateEvaluator, Repeat
+from sfd.tuning.evaluator import STUDY, CandidateEvaluator
+from sfd.tuning.scorer import Repeat
 from sfd.tuning.space import distributions
 from sfd.workspace import Workspace
 

@@ -181,6 +181,7 @@ def test_a_new_kind_of_judge_is_made_loaded_and_scores_without_touching_another_
         name="judge",
         params=SimpleNamespace(seed=0, runtime=RuntimeParams(), quality=QualityParams()),
         work=tmp_path,
+        finished=tmp_path / "finished",
         out=tmp_path / "out",
         workspace=Workspace(tmp_path),
         facts={"stage": "judge", "params": {"judge": params.model_dump(mode="json")}},
@@ -190,7 +191,7 @@ def test_a_new_kind_of_judge_is_made_loaded_and_scores_without_touching_another_
         log_artifacts=lambda *_: None,
     )
     data = Prepared.load(data_params, tmp_path / "prepare")
-    make_judge(params, data, stage)
+    make_judge(params, 0, data, stage)
     judge = load_judge(tmp_path / "out" / "model")
     assert (judge.kind, judge.name, judge.classes, len(judge.digest)) == ("colour", "toy", 2, 64)
     assert logged["heldout_accuracy"] == 1.0

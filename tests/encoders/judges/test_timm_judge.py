@@ -17,6 +17,7 @@ from sfd.data.prepare import prepare
 from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import load_judge
 from sfd.encoders.judges.timm_judge import TimmJudge, fit_linear
+from sfd.encoders.timm_networks import describe, encoder_network, judge_network
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import FeatureStatistics
 from sfd.network_files import WEIGHTS
@@ -55,6 +56,29 @@ def test_features_are_what_the_networks_own_classifier_sees(model: str, tmp_path
         if model == "test_vit":  # built for one size
             network.set_input_size(img_size=(32, 32))
         torch.testing.assert_close(network.get_classifier()(features), network(shrunk), rtol=1e-4, atol=1e-5)
+
+
+def test_the_features_of_a_clip_are_its_projected_embeddings_and_the_encoder_keeps_no_projection(
+    tmp_path: Path,
+) -> None:
+    name = "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"
+    file = write_weights(tmp_path, name)
+    TimmJudge.save_pretrained(tmp_path / "model", judge_params(file, name))
+    judge = load_judge(tmp_path / "model")
+    assert judge.num_features == timm.get_pretrained_cfg(name).num_classes == 512
+    with seeded_initialisation(0, name):
+        network = timm.create_model(name).eval()
+    network.set_input_size(img_size=(32, 32))
+    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    shrunk = interpolate((IMAGES.float() / 255.0 - mean) / std, size=(32, 32), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(judge(IMAGES)[0], network(shrunk), rtol=1e-4, atol=1e-5)
+    encoder = EncoderParams.model_validate(
+        {"source": "file", "name": name, "file": str(file), "input_size": 32, "patch_size": 16}
+    )
+    assert "projection" not in describe(encoder_network(encoder))
+    tuned = judge_params(file, "vit_base_patch16_clip_224.openai_ft_in1k")
+    assert "projection" not in describe(judge_network(tuned)), "its head is a classifier of ImageNet"
 
 
 def test_fitted_classes_are_logits_of_the_judge_in_every_run(tmp_path: Path) -> None:
@@ -100,13 +124,15 @@ def test_fewer_images_than_features_still_have_a_finite_distance() -> None:
 def test_a_size_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
     file = write_weights(tmp_path, "test_vit")
     with pytest.raises(
-        UserError, match=r"judge.file .*test_vit.safetensors could not be loaded as test_vit|input_size 10"
+        UserError, match=r"judges\[other\].file .*test_vit.safetensors could not be loaded as test_vit|input_size 10"
     ):
         TimmJudge.save_pretrained(tmp_path / "model", judge_params(file, "test_vit", input_size=10))
 
 
 def test_an_unknown_network_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="judge.model test_resnets is no network of timm; nearest: `test_resnet`"):
+    with pytest.raises(
+        UserError, match=r"judges\[other\].model test_resnets is no network of timm; nearest: `test_resnet`"
+    ):
         TimmJudge.save_pretrained(tmp_path / "model", judge_params(tmp_path, "test_resnets"))
 
 
@@ -120,19 +146,23 @@ def write_images(root: Path, colours: dict[str, tuple[int, int, int]]) -> Path:
     return root
 
 
-def run_stage(tmp_path: Path, params: JudgeParams, encoder: EncoderParams, colours: dict[str, Any]) -> dict[str, float]:
+def run_stage(
+    tmp_path: Path, params: JudgeParams, encoder: EncoderParams, colours: dict[str, Any], number: int = 0
+) -> dict[str, float]:
     data_params = DataParams(source="folder", root=str(write_images(tmp_path / "images", colours)), image_size=8)
     prepare(data_params, 0, tmp_path / "prepare")
     logged: dict[str, float] = {}
     (tmp_path / "out").mkdir()
     stage: Any = SimpleNamespace(
         name="judge",
-        params=SimpleNamespace(seed=0, runtime=RuntimeParams(), quality=QualityParams(), encoder=encoder),
+        params=SimpleNamespace(
+            seed=0, runtime=RuntimeParams(), quality=QualityParams(), encoder=encoder, is_encoder=lambda _: False
+        ),
         out=tmp_path / "out",
         workspace=Workspace(tmp_path),
         log=lambda metrics, *_: logged.update(metrics),
     )
-    make_judge(params, Prepared.load(data_params, tmp_path / "prepare"), stage)
+    make_judge(params, number, Prepared.load(data_params, tmp_path / "prepare"), stage)
     return logged
 
 
@@ -156,5 +186,16 @@ def test_a_copy_of_the_encoders_weights_is_no_judge(tmp_path: Path) -> None:
     file = write_weights(tmp_path)
     copy = shutil.copy(file, tmp_path / "copy.safetensors")
     encoder = EncoderParams.model_validate({"source": "file", "name": "test_resnet", "file": str(copy)})
-    with pytest.raises(UserError, match="judge.model test_resnet has the weights of encoder.name test_resnet: choose"):
+    with pytest.raises(
+        UserError, match="judges.0.model test_resnet has the weights of encoder.name test_resnet: choose"
+    ):
         run_stage(tmp_path, judge_params(file), encoder, COLOURS)
+    with pytest.raises(
+        UserError, match="judges.1.model test_resnet has the weights .* write source, model and file as"
+    ):
+        run_stage(tmp_path / "second", judge_params(file), encoder, COLOURS, number=1)
+
+
+def test_no_classes_are_fitted_to_a_further_judge(tmp_path: Path) -> None:
+    logged = run_stage(tmp_path, judge_params(write_weights(tmp_path)), NO_ENCODER, COLOURS, number=1)
+    assert load_judge(tmp_path / "out/model").classes is None and logged == {}

@@ -10,6 +10,7 @@ import torch
 from sfd.encoders.semantic.encoder import load_semantic, save_semantic
 from sfd.encoders.semantic.semvae import Posterior, SemVae, SemVaeConfig
 from sfd.errors import UserError
+from sfd.params import SemanticParams
 
 SMALL = SemVaeConfig(input_dim=12, hidden_dim=16, heads=2, blocks=2, latent_dim=3)
 
@@ -84,6 +85,25 @@ def test_the_loss_terms_are_those_of_the_reconstruction_of_a_sample(network: Sem
     assert float(losses["mse"]) == pytest.approx(float((rebuilt - features).square().mean()), rel=1e-5)
     assert float(losses["cosine"]) == pytest.approx(1 - float(cosine.mean()), rel=1e-5)
     assert float(losses["kl"]) == pytest.approx(float(posterior.kl().mean()), rel=1e-5)
+
+
+@torch.no_grad()
+def test_the_cosine_term_compares_along_channels_or_as_published_along_tokens(
+    network: SemVae, features: torch.Tensor
+) -> None:
+    noise = torch.zeros(2, 9, 3)
+    published = SemVae(network.shape, "tokens")
+    published.load_state_dict(network.state_dict())
+    rebuilt = network.decode(network.encode(features))
+    channels, tokens = (
+        1 - float(torch.nn.functional.cosine_similarity(rebuilt, features, dim=axis).mean()) for axis in (2, 1)
+    )
+    assert float(network(features, noise)["cosine"]) == pytest.approx(channels, rel=1e-4)
+    assert float(published(features, noise)["cosine"]) == pytest.approx(tokens, rel=1e-4)
+    assert abs(channels - tokens) > 1e-3
+    for axis in ("channels", "tokens"):
+        built = SemVae.build(SemanticParams.model_validate({"cosine_over": axis}), 16, 0)
+        assert built.cosine_over == axis and "cosine_over" not in built.config()
 
 
 def test_a_saved_network_loads_frozen_and_computes_the_same(

@@ -1,6 +1,6 @@
 """REPA (arXiv 2410.06940): hidden states aligned with an encoder's features."""
 
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -8,21 +8,37 @@ from torch.nn.functional import cosine_similarity
 from sfd.diffusion.loss import Predicted
 
 
+class RepaOptions(Protocol):
+    """The options of the loss that this term reads."""
+
+    @property
+    def repa_loss(self) -> str:
+        """``cosine`` or ``cosine_mse``."""
+
+
 class RepaTerm:
-    """:func:`repa_loss` of the network's projection and the batch's features."""
+    """:func:`repa_loss` or :func:`repa_loss_with_error` of the network's projection and the batch's features."""
 
     needs_features: ClassVar[bool] = True
 
-    def __init__(self, _options: object) -> None:
-        pass
+    def __init__(self, options: RepaOptions) -> None:
+        self.compare = {"cosine": repa_loss, "cosine_mse": repa_loss_with_error}[options.repa_loss]
 
     def __call__(self, batch: Predicted) -> Tensor:
         """One value per image ``(B,)``."""
         if batch.projection is None or batch.features is None:
             raise ValueError("REPA needs the network's projection and the encoder's features; give both")
-        return repa_loss(batch.projection, batch.features)
+        return self.compare(batch.projection, batch.features)
 
 
 def repa_loss(projection: Tensor, features: Tensor) -> Tensor:
     """``1 - cosine`` of projected tokens and features, both ``(B, N, D)``; mean over tokens, per image ``(B,)``."""
     return (1.0 - cosine_similarity(projection, features, dim=-1)).mean(dim=1)
+
+
+def repa_loss_with_error(projection: Tensor, features: Tensor) -> Tensor:
+    """The mean of :func:`repa_loss` and of the squared error, which is averaged over tokens and channels; per image ``(B,)``.
+
+    The second recipe of the publication for 80 epochs (training code of December 2025).
+    """
+    return (repa_loss(projection, features) + (projection - features).square().mean(dim=(1, 2))) / 2.0

@@ -93,6 +93,6 @@ def _advice(file: Path | None, url: str, error: Exception) -> str:
     remedy = (
         "give torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
         if file
-        else "download it elsewhere and set judge.source: file and judge.file: PATH"
+        else "download it elsewhere and set its source to `file` and its file to PATH in `judges`"
     )
     return f"the weights of Inception-v3 ({file or url}) could not be loaded: {reason}; {remedy}"

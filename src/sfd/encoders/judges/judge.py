@@ -1,4 +1,4 @@
-"""The base class of judges, and loading the one that stage ``judge`` wrote. A new kind is one file beside this one and one line of
+"""The base class of judges, and loading one that stage ``judge`` wrote. A new kind is one file beside this one and one line of
 ``names.JUDGES``."""
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from sfd.params import JudgeParams
 
 
 class Judge(nn.Module, ABC):
-    """A frozen network that scores images. It is never the encoder whose features became semantic latents.
+    """A frozen network that scores images. The first of a project is never the encoder whose features became semantic latents.
 
     Attributes:
         kind: its name in ``names.JUDGES``, and in ``config.json``.
@@ -56,7 +56,7 @@ class Judge(nn.Module, ABC):
     def trainable(cls, params: JudgeParams, num_outputs: int, seed: int) -> nn.Module:
         """A new network for stage ``judge`` to train: pixels ``(B, 3, H, W)`` in [-1, 1] -> logits ``(B, num_outputs)``.
 
-        Only kinds that allow ``judge.source: train`` implement it.
+        Only kinds that allow ``source: train`` implement it.
         """
         raise NotImplementedError
 
@@ -69,9 +69,9 @@ class Judge(nn.Module, ABC):
 
     @classmethod
     def save_pretrained(cls, folder: Path, params: JudgeParams) -> None:
-        """Writes the judge with weights that others trained, taken from where ``judge.source`` says.
+        """Writes the judge with weights that others trained, taken from where ``params.source`` says.
 
-        Only kinds that allow ``judge.source: pretrained`` or ``file`` implement it.
+        Only kinds that allow ``source: pretrained`` or ``file`` implement it.
 
         Raises:
             UserError: the weights cannot be loaded.
@@ -96,12 +96,12 @@ class Judge(nn.Module, ABC):
 
 
 def judge_class(kind: str) -> type[Judge]:
-    """The implementation of ``judge.kind``."""
+    """The implementation of ``judges.N.kind``."""
     found: type[Judge] = names.load(names.JUDGES, kind)
     return found
 
 
 def load_judge(folder: Path) -> Judge:
-    """The judge that stage ``judge`` wrote to ``folder``, in evaluation mode. Raises :class:`UserError` if it is missing or does not fit."""
+    """A judge that stage ``judge`` wrote to ``folder``, in evaluation mode. Raises :class:`UserError` if it is missing or does not fit."""
     kind: type[Judge] = read_implementation(folder, names.JUDGES)
     return kind.load(folder).eval().requires_grad_(False)

@@ -19,7 +19,10 @@ MAX_ITERATIONS = 1000
 
 
 class TimmJudge(Judge):
-    """Features are what the network's own classifier saw. ``classes`` is None until :meth:`fit_classes`, and with a single class."""
+    """Features are what the network's own classifier saw; those of a CLIP are its embeddings of images.
+
+    ``classes`` is None until :meth:`fit_classes`, and with a single class.
+    """
 
     kind = "timm"
     fits_classes = True
@@ -55,7 +58,7 @@ class TimmJudge(Judge):
                 features = pooled_features(network, torch.zeros(1, 3, size, size))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
-                f"judge.model {params.model} gives no features of an image of judge.input_size {size}: "
+                f"judge `{params.name}`: model {params.model} gives no features of an image of input_size {size}: "
                 f"{' '.join(str(error).split())[:300]}; choose another size, or another network"
             ) from error
         config = {"kind": cls.kind, "name": params.name, "num_features": features.shape[1], "classes": None}
@@ -77,8 +80,13 @@ class TimmJudge(Judge):
 
 
 def pooled_features(network: nn.Module, inputs: Tensor) -> Tensor:
-    """What the network's classifier sees: ``(B, 3, S, S)`` -> ``(B, D)``. Raises ``ValueError`` if the network gives something else."""
-    features = network.forward_head(network.forward_features(inputs), pre_logits=True)  # type: ignore[operator]  # of every timm model
+    """What the network's classifier sees, or the embedding of a CLIP: ``(B, 3, S, S)`` -> ``(B, D)``.
+
+    Raises:
+        ValueError: the network gives something else.
+    """
+    is_embedding = bool(getattr(network, "num_classes", 0))
+    features = network.forward_head(network.forward_features(inputs), pre_logits=not is_embedding)  # type: ignore[operator]  # of every timm model
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise ValueError("its pooled features are not one vector per image")
     return features

@@ -1,7 +1,7 @@
 """Semantic VAE (arXiv 2512.04926): a Gaussian per token over frozen encoder features. Parameter names as published."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from sfd.params import SemanticParams
 from sfd.seeding import seeded_initialisation
 
 LOGVAR_RANGE = (-30.0, 20.0)
+
+CosineAxis = Literal["channels", "tokens"]
+AXES: dict[CosineAxis, int] = {"channels": 2, "tokens": 1}
+"""The dimension of ``(B, N, D)`` along which the cosine term compares."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,9 @@ class SemVae(SemanticEncoder):
     kind = "semvae"
     is_trained = True
 
-    def __init__(self, shape: SemVaeConfig) -> None:
+    def __init__(self, shape: SemVaeConfig, cosine_over: CosineAxis = "channels") -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.cosine_over = shape, cosine_over
         self.encoder = _half(shape, shape.input_dim, 2 * shape.latent_dim)
         self.decoder = _half(shape, shape.latent_dim, shape.input_dim)
 
@@ -93,12 +97,12 @@ class SemVae(SemanticEncoder):
         return self.decoder(latent)
 
     def losses(self, features: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The three terms, batch means: ``mse``, ``cosine`` (1 - cosine per token along channels) and ``kl`` per image."""
+        """The three terms, batch means: ``mse``, ``cosine`` (1 - cosine along the axis :attr:`cosine_over`) and ``kl`` per image."""
         posterior = self.posterior(features)
         reconstruction = self.decode(posterior.sample(noise))
         return {
             "mse": mse_loss(reconstruction, features),
-            "cosine": (1.0 - cosine_similarity(reconstruction, features, dim=-1)).mean(),
+            "cosine": (1.0 - cosine_similarity(reconstruction, features, dim=AXES[self.cosine_over])).mean(),
             "kl": posterior.kl().mean(),
         }
 
@@ -110,7 +114,8 @@ class SemVae(SemanticEncoder):
     def build(cls, params: SemanticParams, feature_dim: int, seed: int) -> Self:
         """As :class:`SemanticEncoder` says."""
         with seeded_initialisation(seed, "semantic_vae/initialisation"):
-            return cls(SemVaeConfig(feature_dim, params.width, params.num_heads, params.depth, params.latent_channels))
+            shape = SemVaeConfig(feature_dim, params.width, params.num_heads, params.depth, params.latent_channels)
+            return cls(shape, params.cosine_over)
 
     @staticmethod
     def loss_weights(params: SemanticParams) -> dict[str, float]:

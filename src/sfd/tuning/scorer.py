@@ -1,0 +1,130 @@
+"""Draws images as a candidate says, and scores them. Does not use Optuna or MLflow, and trains nothing."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfd.encoders.judges.judge import Judge
+from sfd.encoders.texture_vae import load_texture_vae
+from sfd.evaluation.fidelity import Features, FeatureStatistics, Reference, class_accuracy, compare, extract
+from sfd.generation.images import ImageGenerator, image_seed, load_weak
+from sfd.generation.model import DiffusionModel
+from sfd.models.backbone import Backbone
+from sfd.models.conditions import Value
+from sfd.names import distance_name
+from sfd.params import Params
+from sfd.processes import inference_device
+from sfd.workspace import Workspace
+
+GRID_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One set of samples with its metrics. ``images``: the first samples, uint8 ``(n, 3, S, S)``, with their ``labels``."""
+
+    metrics: dict[str, float]
+    images: Tensor
+    labels: list[str]
+
+
+class SampleScorer:
+    """Holds what all candidates share: the judges, the decoder, and the weak models of AutoGuidance."""
+
+    def __init__(self, workspace: Workspace, judges: Sequence[Judge]) -> None:
+        """Raises :class:`UserError` if the texture VAE is missing or damaged."""
+        self.workspace, self.device = workspace, inference_device()
+        self._weak_models: dict[Path, Backbone] = {}
+        self.judges = list(judges)
+        self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
+
+    def score(
+        self,
+        model: DiffusionModel,
+        params: Params,
+        values: list[Value],
+        seed: int,
+        references: Sequence[Reference],
+        others: Sequence[str] = (),
+    ) -> Repeat:
+        """Draws an image of each of the ``values`` as ``params.sample`` says, and compares them with what each judge saw of real images.
+
+        Image i has the seed that stage ``sample`` gives it if the stage has ``seed``. Only the first images are kept in memory.
+        Metrics: those of :func:`sfd.evaluation.fidelity.compare` by the first judge; ``class_accuracy`` if it knows the classes and the
+        model draws them; ``fd_NAME`` of the ``others``; and ``seconds_per_image`` of sampling.
+
+        Args:
+            references: of the judges, in their order; those of judges that are not asked may be missing at the end.
+            others: names of the judges beside the first that are asked.
+        """
+        weak, size = params.sample.guidance.weak_model, params.runtime.evaluate.batch_size
+        guide = self._weak_model(weak, model, params.sample.other_networks) if weak else None
+        images = ImageGenerator(model, self.decoder, guide, self.device)
+        seeds = [image_seed(seed, i) for i in range(len(values))]
+        drawn = _Timed(images.sample(values, seeds, params.sample, params.runtime.sample.batch_size))
+        shown: list[Tensor] = []
+        seen: dict[str, list[Features]] = {}
+        first, asked = self.judges[0], [self.judges[0], *(each for each in self.judges if each.name in others)]
+        for pixels in _regrouped(_noted(drawn, shown), size):
+            for judge in asked:
+                spatial = judge is first and references[0].spatial is not None
+                seen.setdefault(judge.name, []).append(extract(judge, [pixels.to(self.device)], spatial=spatial))
+        features = {name: Features.joined(parts) for name, parts in seen.items()}
+        metrics = compare(features[first.name], references[0], params.evaluate, seed)
+        wanted = model.condition.columns(values).get("class_index")
+        if wanted is not None and first.knows_classes:
+            metrics["class_accuracy"] = class_accuracy(features[first.name], torch.tensor(wanted), first)
+        for judge, reference in zip(self.judges[1:], references[1:], strict=False):
+            if judge.name in others:
+                found = FeatureStatistics.of(features[judge.name].features)
+                metrics[distance_name(judge.name)] = found.distance(reference.statistics)
+        metrics["seconds_per_image"] = drawn.seconds / len(values)
+        pictures = torch.cat(shown)
+        return Repeat(metrics, pictures, [model.condition.label(value) for value in values[: len(pictures)]])
+
+    def _weak_model(self, folder: Path, model: DiffusionModel, other_networks: bool) -> Backbone:
+        """AutoGuidance's weak model, loaded once: all candidates were trained on the same latents."""
+        if folder not in self._weak_models:
+            self._weak_models[folder] = load_weak(self.workspace.resolve(folder), model, other_networks)
+        return self._weak_models[folder]
+
+
+def _noted(batches: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:
+    """The same batches; ``shown`` gets the first images."""
+    for pixels in batches:
+        room = GRID_IMAGES - sum(map(len, shown))
+        if room > 0:
+            shown.append(pixels[:room].clone())  # a view would keep the whole batch in memory
+        yield pixels
+
+
+def _regrouped(batches: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """The same images in batches of ``size``, as stage ``evaluate`` reads them: how products round depends on the size of the batch."""
+    waiting = torch.empty(0)
+    for batch in batches:
+        waiting = torch.cat([waiting, batch]) if len(waiting) else batch
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if len(waiting):
+        yield waiting
+
+
+class _Timed:
+    """Batches, and the ``seconds`` that it took to make them."""
+
+    def __init__(self, batches: Iterator[Tensor]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            started = time.perf_counter()
+            batch = next(self.batches, None)
+            self.seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch

@@ -1,0 +1,146 @@
+"""``sfd preset check``: what is missing for a preset is listed with the need and what was found, before anything starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from support import draw_images
+from typer.testing import CliRunner
+
+from sfd import cli
+from sfd.params import Params, with_values
+from sfd.planning import needs as module
+from sfd.planning.machine import Machine
+from sfd.planning.needs import Need, needs
+from sfd.preset import load_preset, names, render
+from sfd.workspace import Workspace
+
+LAPTOP = Machine(cores=2, memory_gb=16, disk_gb=50)
+SERVER = Machine(64, 1000, 5000, gpu="H200", gpu_memory_gb=141, num_gpus=8, has_hub=True)
+XL = "imagenet256-sfd-xl"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No address answers and no hub has a copy here, unless a test says so."""
+    monkeypatch.setattr(module, "url_answers", lambda _url: False)
+    monkeypatch.setattr(module, "hub_copy", lambda _repository: None)
+
+
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "url_answers", lambda _url: True)
+
+
+def found(params: Params, folder: Path, machine: Machine) -> dict[str, Need]:
+    return {need.subject: need for need in needs(params, Workspace(folder), machine)}
+
+
+def missing(params: Params, folder: Path, machine: Machine) -> set[str]:
+    return {subject for subject, need in found(params, folder, machine).items() if need.remedy}
+
+
+def ready(folder: Path) -> Path:
+    """What the XL preset wants to find."""
+    for split in ("train", "val"):
+        (folder / "images" / split / "n01440764").mkdir(parents=True)
+    (folder / "weights/texture_vae_f16d32").mkdir(parents=True)
+    (folder / "weights/VIRTUAL_imagenet256_labeled.npz").touch()
+    return folder
+
+
+def test_a_bare_laptop_lacks_all_of_the_papers_run_with_needs_and_finds(tmp_path: Path) -> None:
+    lines = found(load_preset(XL), tmp_path, LAPTOP)
+    assert {subject for subject, need in lines.items() if need.remedy} == {
+        "images",
+        "texture_vae",
+        "evaluate",
+        "disk",
+        "GPU",
+        "encoder",
+        "judges",
+    }
+    assert "train/ and val/" in lines["images"].needed and lines["texture_vae"].needed == "weights/texture_vae_f16d32"
+    assert lines["evaluate"].needed.endswith("VIRTUAL_imagenet256_labeled.npz")
+    assert "features" in lines["disk"].needed and "latents 1,071" in lines["disk"].needed
+    assert lines["disk"].found == "50 GB free" and lines["GPU"].found.startswith("none; ")
+    assert lines["encoder"].needed == "timm/vit_base_patch14_reg4_dinov2.lvd142m of the hub"
+    assert "weights-inception" in lines["judges"].needed and lines["judges"].found == "does not answer"
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_server_with_all_files_lacks_nothing(tmp_path: Path) -> None:
+    lines = found(load_preset(XL), ready(tmp_path), SERVER)
+    assert not [need for need in lines.values() if need.remedy]
+    assert lines["images"].found == "1 class folders of training, 1 of held-out images"
+    assert lines["GPU"].needed.startswith("26 GB each") and "with 32 images" in lines["GPU"].needed
+    (tmp_path / "images/val/n01440764").rmdir()
+    assert missing(load_preset(XL), tmp_path, SERVER) == {"images"}
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize(
+    ("gpus", "memory", "remedy"),
+    [(8, 141, ""), (8, 24, "accumulation_steps to 2"), (1, 80, "accumulation_steps to 2"), (8, 12, "fsdp")],
+)
+def test_a_step_that_does_not_fit_a_gpu_is_told_how_it_would(
+    tmp_path: Path, gpus: int, memory: float, remedy: str
+) -> None:
+    machine = replace(SERVER, num_gpus=gpus, gpu_memory_gb=memory)
+    said = found(load_preset(XL), ready(tmp_path), machine)["GPU"].remedy
+    assert said == remedy if not remedy else remedy in said
+
+
+def test_a_copy_in_the_hubs_cache_does_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "encoder" in missing(load_preset(XL), tmp_path, LAPTOP)
+    monkeypatch.setattr(module, "hub_copy", lambda repository: tmp_path / repository)
+    assert "encoder" not in missing(load_preset(XL), tmp_path, LAPTOP)
+
+
+def test_the_digits_need_nothing_but_a_laptop(tmp_path: Path) -> None:
+    assert missing(load_preset("digits"), tmp_path, LAPTOP) == set()
+    assert missing(load_preset("digits"), tmp_path, replace(LAPTOP, memory_gb=0.5)) == {"memory"}
+    assert missing(load_preset("digits"), tmp_path, replace(LAPTOP, disk_gb=0.0)) == {"disk"}
+
+
+def test_images_of_ones_own_are_counted_and_their_number_decides_the_disk(tmp_path: Path) -> None:
+    photos = load_preset("photos64")
+    assert found(photos, tmp_path, LAPTOP)["disk"].needed == "depends on the number of images"
+    draw_images(tmp_path / "images" / "a", 12, 1, vertical=False)
+    lines = found(photos, tmp_path, LAPTOP)
+    assert lines["images"].found == "12 files" and not lines["images"].remedy and "GB" in lines["disk"].needed
+    nowhere = with_values(photos, {"data.root": "elsewhere"})
+    assert missing(nowhere, tmp_path, LAPTOP) == {"images"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_preset_can_be_checked(name: str, tmp_path: Path) -> None:
+    subjects = found(load_preset(name), tmp_path, LAPTOP)
+    assert {"disk", "memory", "GPU"} <= subjects.keys() and all(need.found for need in subjects.values())
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(cli.app, ["--project", str(folder), "preset", "check", *arguments])
+    return done.exit_code, done.output
+
+
+def test_the_command_ends_with_status_1_if_anything_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "read_machine", lambda _folder: LAPTOP)
+    status, said = run(tmp_path, XL)
+    assert status == 1 and "missing: images, texture_vae, evaluate, disk, GPU, encoder, judges" in said
+    status, said = run(tmp_path, "digits")
+    assert status == 0 and said.endswith("nothing is missing\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_a_project_the_images_are_those_that_the_preset_would_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "read_machine", lambda _folder: SERVER)
+    tree = yaml.safe_load(render("digits"))
+    tree["data"] |= {"source": "folder", "root": "mine", "layout": "classes"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    draw_images(tmp_path / "mine" / "a", 3, 1, vertical=False)
+    _, said = run(tmp_path, XL)
+    assert "3 files" in said and "missing: texture_vae, evaluate, judges" in said
