@@ -102,7 +102,11 @@ _NETWORKS = {
     "semantic.training.ema_decay": Published(0.0, CODE),
     "semantic.training.precision": Published("bf16", CODE, BF16),
     "features.max_images": Published(1_281_167, CODE),
+    "features.crop": Published("centre", CODE),
+    "features.mirror": Published(False, CODE),
     "latents.statistics_images": Published(10_000, CODE),
+    "latents.semantic_posterior": Published("sample", CODE),
+    "latents.quadrants": Published(False, CODE),
     "latents.store_features": Published(True, CODE),
 }
 
@@ -281,7 +285,9 @@ RUNS: dict[str, Run] = {
         inherits=False,
     ),
     "imagenet256-vavae-sfd": Run("none with published settings", inherits=False),
-    "imagenet512-sfd-xl": Run("none: the paper stops at 256 pixels", inherits=False),
+    "imagenet512-sfd-xl": Run(
+        "none: the paper stops at 256 pixels", {"latents.quadrants": Published(True, CODE)}, inherits=False
+    ),
 }
 """Preset to the published run that it stands for."""
 
