@@ -26,6 +26,7 @@ from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.network_files import network_digest
 from sfd.params import SampleParams, load_params
+from sfd.tracking.address import relocate, sqlite_uri
 
 pytestmark = pytest.mark.long
 
@@ -247,6 +248,7 @@ def test_another_texture_vae_decodes_as_told_by_each_stage(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     graph = project.copy_to(tmp_path / "told").folder / GRAPH
+    relocate(sqlite_uri(graph / "mlruns" / "mlflow.db"))
     tree = yaml.safe_load((graph / "params.yaml").read_text())
 
     def write(**sections: dict[str, object]) -> None:
