@@ -90,6 +90,7 @@ def _check_metric(metric: str, params: Params) -> None:
     knows = judge.kind != "inception" and params.diffusion.model.condition != "none"
     known = [name for name in metric_names(judge.name, knows) if not name.endswith(floors)]
     known = [name for name in known if name not in ("kid_std", "num_images", "memorised_fraction")] + [SPEED]
+    known += ["density", "coverage"] if params.evaluate.density else []
     if metric not in known:
         raise UserError(
             f"--metric {metric}: judge `{judge.name}` gives a sweep no such metric; nearest metric: `{nearest(metric, known)}`"
@@ -136,7 +137,7 @@ class _Sweep:
         judge, count = scorer.judges[0], evaluation.comparison.count
         compared = {"num_images": float(count)}
         self._check_enough(compared | count_images(compared | {self.metric: 0.0}, {}, params.evaluate, judge))
-        evaluation.extract_originals()
+        evaluation.extract_reference()
         references = [evaluation.compared_with()]
         names = {"fd": distance_name(judge.name), "is": inception_score_name(judge.name)}
         for number, setting in enumerate(settings):
