@@ -28,9 +28,12 @@ SURFACE = {
     "import": [
         "--classes",
         "--drop",
+        "--encoder",
+        "--heads",
         "--kind",
         "--knots",
         "--semantic-channels",
+        "--semantic-vae",
         "--statistics",
         "--tau",
         "out",
