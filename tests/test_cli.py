@@ -36,6 +36,7 @@ SURFACE = {
         "--semantic-vae",
         "--statistics",
         "--tau",
+        "--texture-vae",
         "out",
         "source",
     ],
