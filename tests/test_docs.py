@@ -221,6 +221,14 @@ def test_relative_links_and_pictures_exist(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+def test_no_script_takes_the_name_of_a_module_that_other_scripts_beside_it_need() -> None:
+    """Python looks for modules in the folder of the script first."""
+    folder = REPOSITORY / "benchmarks"
+    names = {file.stem for file in folder.glob("*.py")}
+    packages = importlib.metadata.packages_distributions()
+    assert not names & ({*packages} | sys.stdlib_module_names)
+
+
 def test_the_readme_fits_on_a_few_screens() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
 
