@@ -9,17 +9,17 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-ROUNDS = 3
 GRID = (
     "sample.guidance.scale_texture+sample.guidance.scale_semantic=1.1,1.25,1.5,2.0",
     "sample.guidance.end_texture=0.6,0.8,1.0",
 )
 
 
-def main() -> None:
+def main(rounds: Annotated[int, typer.Option(min=1, help="Of the bare work and a sweep.")] = 3) -> None:
     """Measures the bare work and a sweep in turn, in several rounds; prints the seconds of both, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path.cwd()
@@ -28,16 +28,14 @@ def main() -> None:
                 (Path(folder) / name).mkdir()
                 for inner in (project / name).iterdir():
                     (Path(folder) / name / inner.name).symlink_to(inner)
-        for name in ("params.yaml", "src"):
-            copy = shutil.copytree if (project / name).is_dir() else shutil.copy
-            copy(project / name, Path(folder) / name)
+        shutil.copy(project / "params.yaml", folder)
         os.chdir(folder)
-        rows = [measure() for _ in range(ROUNDS)]
+        rows = [measure() for _ in range(rounds)]
     print(f"| {int(rows[0][2])} settings of {int(rows[0][3])} images | seconds |")
     print("|---|---|")
     print(f"| bare sampling and scoring | {statistics.median(row[0] for row in rows):.1f} |")
     print(f"| `sfd sweep`, the features of the reference included | {statistics.median(row[1] for row in rows):.1f} |")
-    print(f"| ratio (median of {ROUNDS} rounds) | {statistics.median(row[1] / row[0] for row in rows):.3f} |")
+    print(f"| ratio (median of {rounds} rounds) | {statistics.median(row[1] / row[0] for row in rows):.3f} |")
 
 
 def measure() -> tuple[float, float, int, int]:

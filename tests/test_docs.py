@@ -62,7 +62,10 @@ def option_names() -> list[str]:
 def is_option(key: str, names: list[str]) -> bool:
     """Whether ``key`` is an option, or a section of options. KEY in a name stands for any dotted key."""
     patterns = [re.sub(r"\bN\b", r"(N|\\d+)", re.escape(name).replace("KEY", r"[\w.]+")) for name in names]
-    return any(re.fullmatch(pattern, key) for pattern in patterns) or any(name.startswith(f"{key}.") for name in names)
+    section = re.sub(r"\.\d+(?=\.|$)", ".N", key)
+    return any(re.fullmatch(pattern, key) for pattern in patterns) or any(
+        name.startswith(f"{section}.") for name in names
+    )
 
 
 def flat_keys(tree: Any, prefix: str = "") -> Iterator[str]:
@@ -219,6 +222,14 @@ def test_relative_links_and_pictures_exist(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.is_file(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_no_script_takes_the_name_of_a_module_that_other_scripts_beside_it_need() -> None:
+    """Python looks for modules in the folder of the script first."""
+    folder = REPOSITORY / "benchmarks"
+    names = {file.stem for file in folder.glob("*.py")}
+    packages = importlib.metadata.packages_distributions()
+    assert not names & ({*packages} | sys.stdlib_module_names)
 
 
 def test_the_readme_fits_on_a_few_screens() -> None:

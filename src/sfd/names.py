@@ -292,9 +292,9 @@ def reference_of(metric: str, reference: str) -> str | None:
     return HELDOUT if kind in AGAINST_HELDOUT else None
 
 
-def reference_name(reference: Path | None) -> str:
+def reference_name(reference: Path | str | None) -> str:
     """What a record of a measurement calls its reference: a file's name, or `heldout` for held-out images (None)."""
-    return HELDOUT if reference is None else reference.name
+    return HELDOUT if reference is None else Path(reference).name
 
 
 def is_metric(key: str) -> bool:

@@ -10,6 +10,7 @@ from sfd.errors import UserError
 from sfd.evaluation.enough import count_images
 from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.protocol import Evaluation
+from sfd.generation.images import check_decoder
 from sfd.generation.model import DiffusionModel
 from sfd.generation.samples import TABLE, plan
 from sfd.names import distance_name, inception_score_name, is_higher_better, is_metric, metric_names, nearest, too_few
@@ -116,6 +117,7 @@ class _Sweep:
         current, params = self.current, settings[0].params  # they differ in nothing that is read here
         scorer = SampleScorer(current.workspace, load_judges(current.workspace, params.judges[:1]))
         model = DiffusionModel.load(current.workspace.sampled_model(params))
+        check_decoder(model, current.upstream("texture_vae") / "model", params.sample.other_networks)
         values = model.condition.plan(params.sample.num_images, params.sample.class_mix)
         planned = current.work / "planned"
         planned.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
 """Texture VAEs on a folder of images: how well do held-out images survive, and how long does it take to make one?
 
-    python benchmarks/tokenizers.py emoji64                              # every row
-    python benchmarks/tokenizers.py emoji64 --only pca-16 --only pca-24  # some of them
-    python benchmarks/tokenizers.py emoji64 --pictures tables            # keeps a picture of each
+    python benchmarks/texture_vaes.py emoji64                              # every row
+    python benchmarks/texture_vaes.py emoji64 --only pca-16 --only pca-24  # some of them
+    python benchmarks/texture_vaes.py emoji64 --pictures tables            # keeps a picture of each
 
 Each row is stage `texture_vae` of a project of its own on the same prepared images. Median PSNR and mean SSIM are of up to 1,000 held-out
 images, beside those of as many principal components.
