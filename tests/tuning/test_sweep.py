@@ -57,7 +57,9 @@ def change(project: Project, section: str, **values: Any) -> None:
     project.write_params(tree)
 
 
-def test_the_setting_of_params_yaml_gets_the_scores_of_stage_evaluate(project: Project) -> None:
+def test_the_setting_of_params_yaml_gets_the_scores_of_stage_evaluate(
+    project: Project, drawn: list[tuple[float, float]]
+) -> None:
     answer = CliRunner().invoke(cli.app, ["sweep", SCALES])
     assert answer.exit_code == 0, answer.output
     assert "scale_texture + scale_semantic" in answer.output and "sfd sweep --apply" in answer.output
@@ -66,8 +68,8 @@ def test_the_setting_of_params_yaml_gets_the_scores_of_stage_evaluate(project: P
     assert set(found) == {1.0, 1.25}
     for name in ("fd_digits_judge", "kid", "precision", "recall", "class_accuracy", "is_digits_judge", "num_images"):
         assert float(found[1.25][name]) == pytest.approx(evaluated[name], rel=1e-5), name
-    # A network of four steps hardly feels guidance; but both settings were drawn by the same code from the same noise.
-    assert found[1.0]["fd_digits_judge"] != found[1.25]["fd_digits_judge"]
+    # The averages of four steps hardly feel guidance, so their images may be equal.
+    assert [scale for scale, _ in drawn] == [1.0, 1.25]
     assert (project.result("sweep") / "sweep.png").is_file()
 
     from mlflow import MlflowClient
