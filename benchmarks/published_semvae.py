@@ -88,4 +88,4 @@ def encode(folder: Path, num_images: int, batch_size: int) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    app(sys.argv[1:] if sys.argv[1:2] in (["write"], ["encode"]) else ["measure", *sys.argv[1:]])

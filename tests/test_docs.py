@@ -62,7 +62,10 @@ def option_names() -> list[str]:
 def is_option(key: str, names: list[str]) -> bool:
     """Whether ``key`` is an option, or a section of options. KEY in a name stands for any dotted key."""
     patterns = [re.sub(r"\bN\b", r"(N|\\d+)", re.escape(name).replace("KEY", r"[\w.]+")) for name in names]
-    return any(re.fullmatch(pattern, key) for pattern in patterns) or any(name.startswith(f"{key}.") for name in names)
+    section = re.sub(r"\.\d+(?=\.|$)", ".N", key)
+    return any(re.fullmatch(pattern, key) for pattern in patterns) or any(
+        name.startswith(f"{section}.") for name in names
+    )
 
 
 def flat_keys(tree: Any, prefix: str = "") -> Iterator[str]:

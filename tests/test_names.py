@@ -2,7 +2,16 @@
 
 import pytest
 
-from sfd.names import distance_names, has_error, is_higher_better, main_distance, metric_names, with_floors
+from sfd.names import (
+    HELDOUT,
+    distance_names,
+    has_error,
+    is_higher_better,
+    main_distance,
+    metric_names,
+    reference_of,
+    with_floors,
+)
 
 
 @pytest.mark.parametrize("judge", ["digits_judge", "inception", "my_heldout", "fd"])
@@ -23,6 +32,15 @@ def test_the_metrics_of_further_judges_have_names_of_their_own_and_a_direction()
     assert has_error("fd_ear") and has_error("fdr") and has_error("fdr_ear") and is_higher_better("coverage_heldout")
     assert not any(map(has_error, ("fd_ear_heldout", "fid_reconstruction", "density", "cmmd", "coverage_heldout")))
     assert main_distance(dict.fromkeys(sorted(names), 0.0), "eye") == "fd_eye"
+
+
+def test_a_published_reference_is_that_of_the_first_judge_alone() -> None:
+    file = "VIRTUAL.npz"
+    for metric in ("fid", "kid", "coverage", "fd_heldout", "density_reconstruction", "fdr_inception", "fdr"):
+        assert reference_of(metric, file) == file, metric
+    for metric in ("fd_clip", "fd_clip_heldout", "fdr_clip", "cmmd", "cmmd_heldout"):
+        assert reference_of(metric, file) == HELDOUT, metric
+    assert reference_of("class_accuracy", file) is None
 
 
 def test_a_name_that_is_no_metric_has_no_direction() -> None:

@@ -92,7 +92,7 @@ def test_data_but_the_size_of_images_and_names_and_gates_are_kept_without_force_
         f"(without class_accuracy, which this preset's evaluation does not give); the old one is {file}.old-1"
     )
     found, preset = load_params(file), load_preset("imagenet256-sfd-b")
-    assert found.data == preset.data.model_copy(update=DATA) and found.data.image_size == 256
+    assert found.data == load_params(tmp_path / "params.yaml.old-1").data.model_copy(update={"image_size": 256})
     assert (found.register_.name, found.tracking.experiment, found.judges) == ("mine", "ours", preset.judges)
     assert {metric: gate.limit for metric, gate in found.register_.gates.items()} == {
         "fid": 3.0,

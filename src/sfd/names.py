@@ -285,14 +285,16 @@ def is_floor(metric: str) -> bool:
 
 def reference_of(metric: str, reference: str) -> str | None:
     """What a metric compares with, where `evaluate.reference` is ``reference``; None for one that compares with nothing."""
-    if kind_of(metric) in AGAINST_REFERENCE or metric in _KIND_OF_FLOOR:
+    kind = kind_of(metric)
+    is_of_first = metric in _KIND_OF_FLOOR and kind != "cmmd"
+    if kind in AGAINST_REFERENCE or is_of_first or metric in (FDR, ratio_name(INCEPTION)):
         return reference
-    return HELDOUT if kind_of(metric) in AGAINST_HELDOUT else None
+    return HELDOUT if kind in AGAINST_HELDOUT else None
 
 
-def reference_name(reference: Path | None) -> str:
+def reference_name(reference: Path | str | None) -> str:
     """What a record of a measurement calls its reference: a file's name, or `heldout` for held-out images (None)."""
-    return HELDOUT if reference is None else reference.name
+    return HELDOUT if reference is None else Path(reference).name
 
 
 def is_metric(key: str) -> bool:

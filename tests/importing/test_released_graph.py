@@ -26,6 +26,7 @@ from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.network_files import network_digest
 from sfd.params import SampleParams, load_params
+from sfd.tracking.address import relocate, sqlite_uri
 
 pytestmark = pytest.mark.long
 
@@ -187,6 +188,26 @@ def of_another_vae(project: Project) -> None:
     replace(model, networks={"texture_vae": "f" * 64}).save(weights / "other")
 
 
+def run_stage(graph: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(graph)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{graph}/mlruns/mlflow.db")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        runpy.run_path(f"../../stages/{name}.py")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def refused(graph: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The line with which a stage ends."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        run_stage(graph, name, monkeypatch)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert ending.value.code == 2
+    return line
+
+
 @pytest.mark.usefixtures("of_another_vae")
 @pytest.mark.parametrize(
     ("section", "change", "reason"),
@@ -215,17 +236,43 @@ def test_weights_that_do_not_fit_the_parameters_are_refused_in_one_line(
     tree = yaml.safe_load(kept)
     tree[section] |= change
     (graph / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    monkeypatch.chdir(graph)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{graph}/mlruns/mlflow.db")
-    handler = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(SystemExit) as ending:
-            runpy.run_path("../../stages/diffusion.py")
+        line = refused(graph, "diffusion", monkeypatch, capsys)
     finally:
-        signal.signal(signal.SIGTERM, handler)
         (graph / "params.yaml").write_text(kept)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert ending.value.code == 2 and line.startswith("error: diffusion: ") and reason in line
+    assert line.startswith("error: diffusion: ") and reason in line
+
+
+@pytest.mark.usefixtures("of_another_vae")
+def test_another_texture_vae_decodes_as_told_by_each_stage(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = project.copy_to(tmp_path / "told").folder / GRAPH
+    relocate(sqlite_uri(graph / "mlruns" / "mlflow.db"))
+    tree = yaml.safe_load((graph / "params.yaml").read_text())
+
+    def write(**sections: dict[str, object]) -> None:
+        for section, change in sections.items():
+            tree[section] |= change
+        (graph / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+    none = {"kind": "none", "weak_model": None, "scale_texture": 1.0, "scale_semantic": 1.0}
+    write(diffusion={"file": "weights/other", "other_networks": True}, sample={"guidance": none})
+    run_stage(graph, "diffusion", monkeypatch)
+    assert "diffusion: goes on as told, although the model in weights/other was trained" in capsys.readouterr().err
+    line = refused(graph, "sample", monkeypatch, capsys)
+    assert line.startswith("error: sample: the model was trained on latents of other networks than results/texture_vae")
+    write(sample={"other_networks": True})
+    run_stage(graph, "sample", monkeypatch)
+    assert "goes on as told, although the model was trained" in capsys.readouterr().err
+    write(sample={"guidance": none | {"kind": "autoguidance", "weak_model": "weights/weak"}, "other_networks": False})
+    write(diffusion={"file": "weights/diffusion", "other_networks": False})
+    weak = DiffusionModel.load(graph / "weights/weak")
+    replace(weak, networks={"texture_vae": "e" * 64}).save(graph / "weights/weak")
+    run_stage(graph, "diffusion", monkeypatch)
+    assert "the weak model in weights/weak was trained on latents of other" in refused(
+        graph, "sample", monkeypatch, capsys
+    )
 
 
 def test_a_default_graph_beside_it_stays_as_it_is(project: Project) -> None:

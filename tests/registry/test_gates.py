@@ -146,7 +146,7 @@ def test_a_version_whose_reference_was_not_recorded_passes_only_where_there_is_n
 
 def test_a_distance_of_another_judge_than_inception_is_always_of_held_out_images() -> None:
     version = record(fd_eye=0.1)
-    version.measured |= {"judge": "inception", "reference_name": ADM}
+    version = replace(version, measured=version.measured | {"judge": "inception", "reference_name": ADM})
     assert verdict("fd_eye", {"limit": 1.0}, version, reference=ADM).passed
     assert not verdict("fd_eye", {"limit": 1.0, "reference": ADM}, version, reference=ADM).passed
 

@@ -59,28 +59,28 @@ class Originals:
         """Rows of the training images that give the floors of all judges."""
         return floor_rows(self.comparison, *([self.plain] if len(stores) > 1 else []))
 
+    def fill_heldout(self, stores: Sequence[FeatureStore], kept: Kept, images: str = "") -> None:
+        """As :meth:`fill`, of the held-out images alone."""
+        heldout = self.comparison.heldout
+        rows, chosen = range(len(heldout)), list(zip(stores, kept, strict=True))
+        whole = {stores[0].judge.name: FEATURES if self.comparison.is_published else EVERYTHING}
+        fill(lacking(chosen, HELDOUT, rows), [HELDOUT], rows, lambda rows: [pixels(heldout, rows)], whole, images)
+
     def fill(self, stores: Sequence[FeatureStore], kept: Kept, images: str = "", vae: str = "") -> None:
         """Extracts this process's share of what ``kept`` does not hold; one store per judge, the first judge's first.
 
         ``images``, ``vae``: digests of the images, and of what reconstructs them.
         """
-        train, heldout = self.comparison.train, self.comparison.heldout
+        train = self.comparison.train
         mirror, floors = self.comparison.data.params.mirror, self.floors(stores)
         everything, everyone = range(len(train)), list(zip(stores, kept, strict=True))
         with_all = everyone[:1] if self.params.memorisation else []
-
-        def lacking(
-            chosen: Sequence[tuple[FeatureStore, FeatureStore | None]], name: str, rows: Sequence[int]
-        ) -> list[FeatureStore]:
-            return [store for store, before in chosen if before is None or not before.has(name, rows)]
 
         def reconstructions(rows: Sequence[int]) -> list[Tensor]:
             originals = pixels(train, rows).to(stores[0].device)
             return [reconstruct(originals, self.vae, self.comparison.seed, rows)]
 
-        rows = range(len(heldout))
-        whole = {stores[0].judge.name: FEATURES if self.comparison.is_published else EVERYTHING}
-        fill(lacking(everyone, HELDOUT, rows), [HELDOUT], rows, lambda rows: [pixels(heldout, rows)], whole, images)
+        self.fill_heldout(stores, kept, images)
         decoded = f"{images} {vae} {self.comparison.seed}"
         fill(lacking(everyone, RECONSTRUCTIONS, floors), [RECONSTRUCTIONS], floors, reconstructions, made_of=decoded)
         fill(
@@ -92,6 +92,13 @@ class Originals:
         )
         some = everyone[len(with_all) :]
         fill(lacking(some, TRAIN, floors), [TRAIN], floors, lambda rows: [pixels(train, rows)], made_of=images)
+
+
+def lacking(
+    chosen: Sequence[tuple[FeatureStore, FeatureStore | None]], name: str, rows: Sequence[int]
+) -> list[FeatureStore]:
+    """The stores beside which nothing is kept that holds these rows of a set."""
+    return [store for store, kept in chosen if kept is None or not kept.has(name, rows)]
 
 
 def pixels(images: ManifestImages, rows: Sequence[int]) -> Tensor:

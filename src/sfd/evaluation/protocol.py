@@ -125,18 +125,20 @@ class Evaluation:
             lambda rows: [read_images(self.samples, [files[row] for row in rows])],
             {first.name: EVERYTHING},
         )
-        self.extract_originals()
-
-    def extract_originals(self) -> None:
-        """Extracts this process's share of the features of real images that are not kept."""
         self.originals.fill(self.stores, self.kept)
-        if self.reference is not None and self.reference.image_shape is not None:
+        self.extract_reference()
+
+    def extract_reference(self) -> None:
+        """Extracts this process's share of what the first judge sees of the images that samples are compared with, unless it is kept."""
+        if self.reference is None:
+            self.originals.fill_heldout(self.stores[:1], self.kept[:1])
+        elif self.reference.image_shape is not None:
             with self.reference.images() as read:
                 rows = range(self.reference.image_shape[0])
                 self.stores[0].fill([REFERENCE], rows, lambda rows: [read(range(rows[0], rows[-1] + 1))])
 
     def compared_with(self) -> Reference:
-        """What the first judge compares samples with, when :meth:`extract_originals` is done."""
+        """What the first judge compares samples with, when :meth:`extract_reference` is done."""
         return self._published() or Reference.of(self._seen(0, HELDOUT, self.comparison.heldout_rows))
 
     def _seen(self, number: int, name: str, rows: Sequence[int]) -> Features:

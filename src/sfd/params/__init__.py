@@ -17,6 +17,7 @@ from sfd.params.diffusion import (
     registered_model,
 )
 from sfd.params.grid import check_patch_size, shared_grid
+from sfd.params.judging import known_metrics
 from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
     DataParams,
@@ -121,6 +122,7 @@ __all__ = [
     "dump_params",
     "dump_tree",
     "holds_whole_numbers",
+    "known_metrics",
     "load_params",
     "parse_params",
     "parse_yaml",

@@ -79,6 +79,7 @@ def check_judge_is_another(params: Params) -> None:
 
 
 def check_reference(params: Params) -> None:
+    """Published statistics are those of Inception-v3."""
     judge = params.first_judge
     if params.evaluate.reference is not None and judge.kind != "inception":
         raise ValueError(

@@ -13,8 +13,8 @@ from pathlib import Path
 from sfd.errors import UserError
 from sfd.evaluation.protocol import SAMPLES
 from sfd.generation.samples import finish_samples, write_samples
-from sfd.names import distance_name, is_higher_better, metric_names, nearest, too_few
-from sfd.params import Params
+from sfd.names import distance_name, is_higher_better, nearest, too_few
+from sfd.params import Params, known_metrics
 from sfd.pictures import plot_curves
 from sfd.pipeline.evaluate import open_evaluation
 from sfd.pipeline.finished import entry
@@ -98,14 +98,12 @@ def best_weights(workspace: Workspace, metric: str | None = None) -> dict[str, o
 
 def _known_metric(params: Params, metric: str | None) -> str:
     """The metric, or the distance if it is None. Raises :class:`UserError` if the judge gives no such metric."""
-    judge = params.first_judge
-    knows_classes = judge.kind != "inception" and params.diffusion.model.condition != "none"
-    known = metric_names(judge.name, knows_classes)
+    first, known = params.first_judge.name, known_metrics(params)
     if metric is not None and metric not in known:
         raise UserError(
-            f"--metric {metric}: judge `{judge.name}` gives no such metric; nearest metric: `{nearest(metric, known)}`"
+            f"--metric {metric}: judge `{first}` gives no such metric; nearest metric: `{nearest(metric, known)}`"
         )
-    return metric or distance_name(judge.name)
+    return metric or distance_name(first)
 
 
 def _kept(workspace: Workspace, params: Params) -> list[Weights]:

@@ -149,13 +149,16 @@ def _disk(params: Params, machine: Machine, shape: LatentShape, num_train: int |
 def _result_bytes(params: Params, shape: LatentShape, num_train: int, num_parameters: int) -> dict[str, int]:
     """Bytes of the large results, by stage."""
     views = 1 + params.data.mirror
-    feature = 2 * prod(shape.features)
+    feature, encoder = 2 * prod(shape.features), params.encoder
+    seen = (
+        2 * (encoder.input_size // encoder.patch_size) ** 2 * shape.feature_dim
+    )  # stage `features` knows no quadrants
     stored = min(num_train, params.features.max_images) if params.semantic.kind != "none" else 0
     latent = 2 * prod(shape.latent) + (feature if params.latents.store_features else 0)
     training, sample = params.diffusion.training, params.sample
     kept = 0 if training.keep_every is None else training.num_steps // training.keep_every
     return {
-        "features": stored * views * feature,
+        "features": stored * (1 + (params.data.mirror and params.features.mirror)) * seen,
         "latents": num_train * views * latent,
         "diffusion": num_parameters * (2 * CHECKPOINT_BYTES + (1 + kept) * WEIGHT_BYTES),
         "sample": sample.num_images * PNG_BYTES * params.data.image_size**2,

@@ -80,6 +80,7 @@ _NETWORKS = {
     "texture_vae.layers_per_block": Published(2, CONFIG),
     "texture_vae.latent_channels": Published(32, PAPER),
     "semantic.kind": Published("semvae", PAPER),
+    "semantic.source": Published("train", CODE),
     "semantic.latent_channels": Published(16, PAPER),
     "semantic.width": Published(768, CODE),
     "semantic.depth": Published(4, CODE),
@@ -102,8 +103,12 @@ _NETWORKS = {
     "semantic.training.ema_decay": Published(0.0, CODE),
     "semantic.training.precision": Published("bf16", CODE, BF16),
     "features.max_images": Published(1_281_167, CODE),
+    "features.crop": Published("centre", CODE),
+    "features.mirror": Published(False, CODE),
     "latents.statistics_images": Published(10_000, CODE),
     "latents.store_features": Published(True, CODE),
+    "latents.semantic_posterior": Published("sample", CODE),
+    "latents.quadrants": Published(False, CODE),
 }
 
 _MODEL = {
@@ -281,7 +286,15 @@ RUNS: dict[str, Run] = {
         inherits=False,
     ),
     "imagenet256-vavae-sfd": Run("none with published settings", inherits=False),
-    "imagenet512-sfd-xl": Run("none: the paper stops at 256 pixels", inherits=False),
+    "imagenet512-sfd-xl": Run(
+        "none: the paper stops at 256 pixels; the training code also makes latents of 512",
+        {
+            "data.image_size": Published(512, CODE),
+            "encoder.input_size": Published(224, CODE),
+            "latents.quadrants": Published(True, CODE),
+        },
+        inherits=False,
+    ),
 }
 """Preset to the published run that it stands for."""
 
@@ -310,6 +323,7 @@ WITHOUT: dict[str, str] = {
     "diffusion.loss": OURS,
     "diffusion.training": NOT_READ,
     "diffusion.training.keep_every": NO_RESULT,
+    "diffusion.training.more_ema_decays": "averages beside the published one",
     "diffusion.training.accumulation_steps": NO_RESULT,
     "sample": NOT_READ,
     "sample.step": "all of the training",

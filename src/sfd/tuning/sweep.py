@@ -10,6 +10,7 @@ from sfd.errors import UserError
 from sfd.evaluation.enough import count_images
 from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.protocol import Evaluation
+from sfd.generation.images import check_decoder
 from sfd.generation.model import DiffusionModel
 from sfd.generation.samples import TABLE, plan
 from sfd.names import distance_name, inception_score_name, is_higher_better, is_metric, metric_names, nearest, too_few
@@ -89,6 +90,7 @@ def _check_metric(metric: str, params: Params) -> None:
     knows = judge.kind != "inception" and params.diffusion.model.condition != "none"
     known = [name for name in metric_names(judge.name, knows) if not name.endswith(floors)]
     known = [name for name in known if name not in ("kid_std", "num_images", "memorised_fraction")] + [SPEED]
+    known += ["density", "coverage"] if params.evaluate.density else []
     if metric not in known:
         raise UserError(
             f"--metric {metric}: judge `{judge.name}` gives a sweep no such metric; nearest metric: `{nearest(metric, known)}`"
@@ -115,6 +117,7 @@ class _Sweep:
         current, params = self.current, settings[0].params  # they differ in nothing that is read here
         scorer = SampleScorer(current.workspace, load_judges(current.workspace, params.judges[:1]))
         model = DiffusionModel.load(current.workspace.sampled_model(params))
+        check_decoder(model, current.upstream("texture_vae") / "model", params.sample.other_networks)
         values = model.condition.plan(params.sample.num_images, params.sample.class_mix)
         planned = current.work / "planned"
         planned.mkdir(exist_ok=True)
@@ -134,7 +137,7 @@ class _Sweep:
         judge, count = scorer.judges[0], evaluation.comparison.count
         compared = {"num_images": float(count)}
         self._check_enough(compared | count_images(compared | {self.metric: 0.0}, {}, params.evaluate, judge))
-        evaluation.extract_originals()
+        evaluation.extract_reference()
         references = [evaluation.compared_with()]
         names = {"fd": distance_name(judge.name), "is": inception_score_name(judge.name)}
         for number, setting in enumerate(settings):

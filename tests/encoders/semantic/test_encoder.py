@@ -110,6 +110,7 @@ def run_stage(params: SemanticParams, folder: Path) -> tuple[SemanticEncoder, di
         params=SimpleNamespace(seed=0, runtime=RuntimeParams(), quality=QualityParams(explained_variance=None)),
         work=folder,
         out=folder / "out",
+        finished=folder / "finished",
         workspace=Workspace(folder),
         facts={"stage": "semantic", "params": {"semantic": params.model_dump(mode="json")}},
         fingerprint="",
