@@ -73,6 +73,7 @@ def own(file: Path, **changes: Any) -> Path:
 
 
 DATA = {"source": "folder", "root": "/photos", "mirror": True, "holdout_fraction": 0.1, "duplicates": "drop"}
+DATA |= {"layout": None}
 GATES = {"class_accuracy": {"limit": 0.5, "improve": False}, "fd_mine": {"limit": 3.0, "improve": True}}
 GATES |= {"memorised_fraction": {"limit": 0.02, "improve": False}}
 
