@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -21,6 +21,9 @@ GRID = (
 
 def main(rounds: Annotated[int, typer.Option(min=1, help="Of the bare work and a sweep.")] = 3) -> None:
     """Measures the bare work and a sweep in turn, in several rounds; prints the seconds of both, and their ratio."""
+    from sfd.tuning.sweep import SPEED, sweep
+    from sfd.workspace import Workspace
+
     with tempfile.TemporaryDirectory() as folder:
         project = Path.cwd()
         for name in ("results", "images"):
@@ -30,16 +33,30 @@ def main(rounds: Annotated[int, typer.Option(min=1, help="Of the bare work and a
                     (Path(folder) / name / inner.name).symlink_to(inner)
         shutil.copy(project / "params.yaml", folder)
         os.chdir(folder)
+        sweep(Workspace.find(), ["sample.num_steps=1"], num_images=20, metric=SPEED)  # makes MLflow's store
         rows = [measure() for _ in range(rounds)]
-    print(f"| {int(rows[0][2])} settings of {int(rows[0][3])} images | seconds |")
-    print("|---|---|")
-    print(f"| bare sampling and scoring | {statistics.median(row[0] for row in rows):.1f} |")
-    print(f"| `sfd sweep`, the features of the reference included | {statistics.median(row[1] for row in rows):.1f} |")
-    print(f"| ratio (median of {rounds} rounds) | {statistics.median(row[1] / row[0] for row in rows):.3f} |")
+    settings, images = rows[0].settings, rows[0].images
+    print(f"| {settings} settings of {images} images | seconds | CPU seconds |")
+    print("|---|---|---|")
+    clocks = [[row.wall for row in rows], [row.cpu for row in rows]]
+    for name, place in (("bare sampling and scoring", 0), ("`sfd sweep`, the features of the reference included", 1)):
+        cells = [statistics.median(pair[place] for pair in clock) for clock in clocks]
+        print(f"| {name} | {cells[0]:.1f} | {cells[1]:.1f} |")
+    ratios = [statistics.median(swept / bare for bare, swept in clock) for clock in clocks]
+    print(f"| ratio (median of {rounds} rounds) | {ratios[0]:.3f} | {ratios[1]:.3f} |")
 
 
-def measure() -> tuple[float, float, int, int]:
-    """Seconds of the bare loop, seconds of the sweep, the number of settings and the images of each."""
+class Round(NamedTuple):
+    """Seconds and CPU seconds, of the bare loop and of the sweep; the number of settings and the images of each."""
+
+    wall: tuple[float, float]
+    cpu: tuple[float, float]
+    settings: int
+    images: int
+
+
+def measure() -> Round:
+    """The bare work, then the sweep. CPU seconds say more where other programs run beside."""
     from sfd.data.manifest import HELDOUT
     from sfd.evaluation.fidelity import Reference, extract
     from sfd.evaluation.views import ImageBatches, choose_mix
@@ -63,14 +80,15 @@ def measure() -> tuple[float, float, int, int]:
     reference = Reference.of(extract(judges[0], batches.of_images(heldout, chosen)))
     settings = make_grid(params, GRID).settings
     scorer.score(model, settings[0].params, values[:50], params.seed, [reference])  # warm
-    started = time.perf_counter()
+    clocks = [(time.perf_counter(), time.process_time())]
     for setting in settings:
         scorer.score(model, setting.params, values, params.seed, [reference])
-    bare = time.perf_counter() - started
+    clocks.append((time.perf_counter(), time.process_time()))
     shutil.rmtree(workspace.scores, ignore_errors=True)
-    started = time.perf_counter()
     print(sweep(workspace, GRID))
-    return bare, time.perf_counter() - started, len(settings), len(values)
+    clocks.append((time.perf_counter(), time.process_time()))
+    wall, cpu = ((middle - start, end - middle) for start, middle, end in zip(*clocks, strict=True))
+    return Round(wall, cpu, len(settings), len(values))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ PHASE_COLOURS = {"semantics alone": "#fbe3d4", "both": "#f1f3f5", "texture alone
 CELL_SIDE = 72
 FONT_SIZE = 13
 DOTS_PER_INCH = 150
+MOST_INSIDE = 4
+"""Curves whose legend has room among them; that of more stands beside."""
 
 
 def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
@@ -130,7 +132,9 @@ def plot_curves(
     if log_y:
         axes.set_yscale("log")
     _plain_numbers(axes, log_y)
-    if len(curves) > 1:
+    if len(curves) > MOST_INSIDE:
+        figure.legend(frameon=False, fontsize=9, labelcolor=INK, loc="outside right upper")
+    elif len(curves) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     save_figure(figure, path)
 

@@ -143,7 +143,7 @@ def _sources() -> str:
 def _results() -> str:
     head = "| model | preset | epochs | FID unguided | FID with AutoGuidance | weak model, scale | machines | source |"
     return "\n".join(
-        ["## Results", _ABOUT_RESULTS, "", head, "|---|---|---|---|---|---|---|---|", *map(_result, RESULTS)]
+        ["## Results", "", _ABOUT_RESULTS, "", head, "|---|---|---|---|---|---|---|---|", *map(_result, RESULTS)]
     )
 
 

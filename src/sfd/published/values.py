@@ -168,7 +168,7 @@ _SAMPLING = {
     "sample.rule": Published(
         "published",
         CONFIG,
-        "`exact` integrates each phase by itself: nearer to the true solution with fewer evaluations (docs/benchmarks.md)",
+        "`exact` integrates each phase by itself: 9.0e-6 from the true solution with 48 evaluations, not 3.7e-2 with 194 (docs/benchmarks.md)",
     ),
     "sample.timestep_shift": Published(0.0, CONFIG),
     "sample.guidance.kind": Published("none", CONFIG),
