@@ -4,7 +4,7 @@ of a project.
     python benchmarks/cosine_floor.py    # the digits (`make repro`): six trainings of 1,600 steps, by estimate 12 minutes on two cores
     python benchmarks/cosine_floor.py --steps 20 --seeds 1 --num-images 60    # a quick try
 
-On a folder of images: `sfd init emo --images FOLDER`, `dvc repro latents judge` in `emo`, then the same command there. Its plan leaves the
+On a folder of images: `sfd init emo --images FOLDER`, `dvc repro latents reference` in `emo`, then the same command there. Its plan leaves the
 cosine term out; here it has weight 1, and REPA is left as it is.
 
 Both trainings of a seed start with the same weights and see the same images, noise and times. The averaged weights are measured four times on
