@@ -124,9 +124,9 @@ def test_a_slurm_job_saves_a_checkpoint_before_its_limit_goes_back_into_the_queu
 
     job = slurm(project, "diffusion")
     journals = project.folder / ".sfd" / "journal"
-    before = set(journals.glob("*diffusion*"))
+    before = set(journals.glob("*diffusion*.jsonl"))
     wait_until(
-        lambda: any("images_per_second" in f.read_text() for f in set(journals.glob("*diffusion*")) - before), 120
+        lambda: any("images_per_second" in f.read_text() for f in set(journals.glob("*diffusion*.jsonl")) - before), 120
     )
     os.kill(job.pid, signal.SIGUSR1)
     output = job.communicate()[0]

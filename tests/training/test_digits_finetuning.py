@@ -51,7 +51,7 @@ class Digits:
         self.values = as_images(PIXELS[chosen]) if images else PIXELS[chosen]
         self.labels = LABELS[chosen] - digits.start
         self.statistics = ChannelStatistics(torch.zeros(1), torch.ones(1))
-        self.index = SimpleNamespace(classes=[str(digit) for digit in digits])
+        self.index = SimpleNamespace(classes=[str(digit) for digit in digits], networks={})
 
     def __len__(self) -> int:
         return len(self.labels)
