@@ -11,8 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 WARM_UP_STEPS = 3
 """Steps before the measured ones: compilation, memory pools, caches."""
-MATMULS = 20
-"""Products, of which the fastest counts: other work on the machine only slows them."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def peak_memory_gib() -> float:
 
 
 def matmul_ceiling(dtype: torch.dtype) -> float:
-    """Floating-point operations per second of the fastest of many products of two large square matrices in ``dtype``."""
-    size, device = (8192, "cuda") if torch.cuda.is_available() else (2048, "cpu")
+    """Floating-point operations per second of the fastest of several products of two large square matrices in ``dtype``."""
+    size, device, number = (8192, "cuda", 20) if torch.cuda.is_available() else (2048, "cpu", 3)
     a, b = torch.randn(2, size, size, device=device).to(dtype).unbind()
-    return 2 * size**3 / min(time_steps(lambda: torch.mm(a, b), MATMULS))
+    return 2 * size**3 / min(time_steps(lambda: torch.mm(a, b), number))
