@@ -21,6 +21,7 @@ from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.reference import load_judges, open_kept
 from sfd.pipeline.stage import Stage, stage
 from sfd.tables import as_text
+from sfd.text_file import replace_text
 from sfd.tuning.apply import apply_values
 from sfd.tuning.grid import Grid, Setting, make_grid
 from sfd.tuning.scorer import SampleScorer
@@ -173,9 +174,7 @@ class _Sweep:
     def _write(self, setting: Setting, metrics: Row) -> None:
         file = self._file(setting)
         file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(".part")
-        fresh.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(file)
+        replace_text(file, json.dumps(metrics, indent=2) + "\n")
 
 
 def _leave(current: Stage, grid: Grid, rows: list[Row], metric: str) -> int:
