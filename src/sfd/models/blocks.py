@@ -4,10 +4,21 @@ Legend of shapes: B images, N tokens, D hidden width.
 """
 
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from sfd.models.embeddings import RotaryEmbedding
+from sfd.models.embeddings import Rotation
 from sfd.models.lightningdit_config import LightningDiTConfig
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm whose weight follows the type of its input.
+
+    Under autocast inputs are bf16 and weights float32, and torch's fused kernel takes one type only. It computes in float32 inside.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape that ends in the normalised width."""
+        return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -23,13 +34,13 @@ class Attention(nn.Module):
         self.k_norm = _head_norm(config, head_dim)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rope: RotaryEmbedding | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
         """``(B, N, D)`` -> ``(B, N, D)``."""
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rope(q), rope(k)
+        if rotation is not None:
+            q, k = rotation.turn(q), rotation.turn(k)
         heads = scaled_dot_product_attention(q.to(v), k.to(v), v)
         return self.proj(heads.transpose(1, 2).reshape(batch, tokens, width))
 
@@ -37,12 +48,12 @@ class Attention(nn.Module):
 def _head_norm(config: LightningDiTConfig, head_dim: int) -> nn.Module:
     if not config.use_qknorm:
         return nn.Identity()
-    return nn.RMSNorm(head_dim, eps=1e-6) if config.use_rmsnorm else nn.LayerNorm(head_dim, eps=1e-5)
+    return RMSNorm(head_dim, eps=1e-6) if config.use_rmsnorm else nn.LayerNorm(head_dim, eps=1e-5)
 
 
 def _token_norm(config: LightningDiTConfig) -> nn.Module:
     if config.use_rmsnorm:
-        return nn.RMSNorm(config.hidden_size, eps=1e-6)
+        return RMSNorm(config.hidden_size, eps=1e-6)
     return nn.LayerNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
 
 
@@ -88,15 +99,15 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width) if config.use_swiglu else GeluMlp(width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, (6 if config.use_shift else 4) * width))
 
-    def forward(self, x: Tensor, condition: Tensor, rope: RotaryEmbedding | None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, rotation: Rotation | None) -> Tensor:
         """Tokens ``(B, N, D)``, condition ``(B, D)`` -> tokens."""
         parts = self.adaLN_modulation(condition)[:, None, :]
         if self.use_shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = parts.chunk(6, dim=-1)
-            x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rope)
+            x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rotation)
             return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
         scale1, gate1, scale2, gate2 = parts.chunk(4, dim=-1)
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1), rope)
+        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1), rotation)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2))
 
 

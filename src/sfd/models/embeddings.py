@@ -4,6 +4,7 @@ Legend of shapes: B images, C channels, H x W latent positions, N tokens, D hidd
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,25 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
+class Rotation(NamedTuple):
+    """Cosines and sines of the angles by which queries and keys turn.
+
+    Each is ``(N, head_dim)`` for tokens at all positions, or ``(B, 1, K, head_dim)`` for K tokens of each image.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Turns neighbouring pairs of ``x`` ``(B, heads, N, head_dim)``: ``(a, b) -> (a cos - b sin, b cos + a sin)``."""
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return x * self.cos + torch.stack([-b, a], dim=-1).flatten(-2) * self.sin
+
+    def at(self, positions: Tensor) -> "Rotation":
+        """The rotation of the tokens at ``positions`` ``(B, K)``."""
+        return Rotation(self.cos[positions][:, None], self.sin[positions][:, None])
+
+
 class RotaryEmbedding(nn.Module):
     """2D rotary embedding: the first half of a head turns with the row index, the second with the column index."""
 
@@ -56,11 +76,9 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("freqs_cos", table.cos())
         self.register_buffer("freqs_sin", table.sin())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Turns neighbouring pairs of ``x`` ``(B, heads, N, head_dim)``: ``(a, b) -> (a cos - b sin, b cos + a sin)``."""
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([-b, a], dim=-1).flatten(-2)
-        return x * self.freqs_cos + turned * self.freqs_sin
+    def forward(self, dtype: torch.dtype) -> Rotation:
+        """The rotation of all tokens, in the type in which queries and keys are computed."""
+        return Rotation(self.freqs_cos.to(dtype), self.freqs_sin.to(dtype))
 
 
 def sincos_embedding(width: int, grid: int) -> Tensor:

@@ -71,8 +71,9 @@ class LightningDiT(Backbone):
             time = self.t_embedder(t_tex)
         modulation = time if self.y_embedder is None else time + self.y_embedder(condition)
         projection = None
+        rotation = None if self.feat_rope is None else self.feat_rope(computing_type(tokens))
         for depth, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, modulation, self.feat_rope)
+            tokens = block(tokens, modulation, rotation)
             if with_projection and depth == self.config.repa_depth:
                 projection = self.repa_projector(tokens)
         return Output(self._unpatchify(self.final_layer(tokens, modulation)), projection)
@@ -119,3 +120,9 @@ class LightningDiT(Backbone):
             # The outputs of a token are ordered by position, and within a position by channel.
             axes[name] = Axis(state[name].unflatten(0, (-1, self.config.in_channels)), 1, channels)
         return axes
+
+
+def computing_type(x: Tensor) -> torch.dtype:
+    """The type in which matrix products with ``x`` are computed: autocast's where that is on, else that of ``x``."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
