@@ -84,7 +84,8 @@ def train(folder: Path, num_images: int, num_steps: int, feature_dim: int, num_w
     """Has another process write the data set, then trains on it in this one; prints the peaks in MiB as JSON."""
     subprocess.run([sys.executable, __file__, "write", str(folder), str(num_images), str(feature_dim)], check=True)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    from sfd.pipeline.diffusion import build_network, build_task, open_latents
+    from sfd.pipeline.diffusion import build_task, open_latents
+    from sfd.training.backbone import build_network
     from sfd.training.loop import train as run
     from sfd.workspace import Workspace
 

@@ -19,7 +19,8 @@ from safetensors import safe_open
 
 from sfd.generation.model import DiffusionModel
 from sfd.params import Params
-from sfd.pipeline.diffusion import build_network, build_task, open_latents
+from sfd.pipeline.diffusion import build_task, open_latents
+from sfd.training.backbone import build_network
 from sfd.training.loop import log_nothing, train
 from sfd.tuning.evaluator import STUDY, CandidateEvaluator
 from sfd.workspace import Workspace

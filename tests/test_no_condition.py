@@ -40,7 +40,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     made.write_params(params)
     shutil.rmtree(made.folder / "mlruns")
     status, output = made.run(
-        "python", "-c", IN_ONE_PROCESS, "diffusion", "sample", "reference", "evaluate", "register"
+        "python", "-c", IN_ONE_PROCESS, "schedule", "diffusion", "sample", "reference", "evaluate", "register"
     )
     assert status == 0, output
     with made.entered():

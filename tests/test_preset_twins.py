@@ -19,7 +19,7 @@ from sfd.workspace import Workspace
 pytestmark = pytest.mark.long
 
 SHARED = ("scan", "prepare", "encoder", "texture_vae", "judge")
-OWN = ("features", "semantic", "latents", "diffusion", "sample", "reference", "evaluate")
+OWN = ("features", "semantic", "latents", "schedule", "diffusion", "sample", "reference", "evaluate")
 
 
 def on_the_folder(tree: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +74,7 @@ def test_there_is_a_twin_for_each_mechanism_that_the_presets_name() -> None:
     found = {(tree["semantic"]["kind"], tree["schedule"]["kind"], tree["latents"]["store_features"]) for tree in trees}
     assert {(kind, schedule) for kind, schedule, _ in found} == {
         ("semvae", "offset"),
+        ("semvae", "learnt"),
         ("pca", "offset"),
         ("pca", "sync"),
         ("none", "sync"),

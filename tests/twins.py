@@ -8,13 +8,23 @@ from support import small_params
 from sfd.params import Params
 
 MODEL = ("patch_size", "use_rmsnorm", "use_qknorm", "use_swiglu", "use_rope", "use_shift")
-LOSS = ("velocity_weight", "semantic_weight", "cosine_weight", "cosine_floor", "repa_weight", "repa_loss")
+LOSS = (
+    "velocity_weight",
+    "semantic_weight",
+    "cosine_weight",
+    "cosine_floor",
+    "repa_weight",
+    "repa_loss",
+    "timestep_sampling",
+)
 
 
 def twin(params: Params) -> dict[str, Any]:
     """Small parameters with the schedule, the semantics, the blocks and the loss terms of a preset."""
     preset, tree = params.model_dump(mode="json"), copy.deepcopy(small_params())
     tree["schedule"] = preset["schedule"]
+    if preset["schedule"]["learnt"] is not None:
+        tree["schedule"]["learnt"] |= {"probe_steps": 3, "probe_size": None}
     tree["diffusion"]["model"] |= {key: preset["diffusion"]["model"][key] for key in MODEL}
     tree["diffusion"]["loss"] |= {key: preset["diffusion"]["loss"][key] for key in LOSS}
     tree["latents"]["store_features"] = preset["latents"]["store_features"]

@@ -205,6 +205,46 @@ def plot_schedule(times: Callable[[Tensor], tuple[Tensor, Tensor]], path: Path) 
     save_figure(figure, path)
 
 
+def plot_learnt_curve(
+    t_sem: Tensor,
+    learnt: Sequence[Tensor],
+    mean: Tensor,
+    ways: Sequence[Sequence[Sequence[float]]],
+    watched: Sequence[float],
+    path: Path,
+) -> None:
+    """Left: the time of texture over that of semantics, of each learnt curve and of their mean. Right: how the curves came there.
+
+    Args:
+        t_sem: times of the semantics, ``(N,)``.
+        learnt: ``t_tex`` at these, of each probe, ``(N,)``.
+        mean: the same of the mean curve.
+        ways: per probe, rows of the step and ``t_tex`` at each time of ``watched``.
+        watched: times of the semantics that were noted on the way.
+        path: where the PNG is written.
+    """
+    figure, curve, way = plain_pair(
+        ("time of the semantics, t_sem", "time of the texture, t_tex"), ("step of the probe", "t_tex, by t_sem")
+    )
+    curve.plot((0, 1), (0, 1), color=FAINT, linewidth=1.0, linestyle=":", label="ordinary diffusion")
+    curve.plot(t_sem, (t_sem - 0.3).clamp(min=0.0), color=FAINT, linewidth=1.2, linestyle="--", label="offset, tau 0.3")
+    for t_tex in learnt if len(learnt) > 1 else ():
+        curve.plot(t_sem, t_tex, color=TEXTURE_COLOUR, linewidth=0.9, alpha=0.5)
+    label = "learnt" if len(learnt) == 1 else f"mean of {len(learnt)} probes"
+    curve.plot(t_sem, mean, color=TEXTURE_COLOUR, linewidth=2.2, label=label)
+    curve.set(xlim=(0, 1), ylim=(0, 1))
+    curve.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
+    for number, at in enumerate(watched, start=1):
+        for rows in ways:
+            steps = [row[0] for row in rows]
+            way.plot(steps, [row[number] for row in rows], color=PALETTE[number - 1], linewidth=1.4)
+        if ways and ways[0]:
+            way.annotate(f"t_sem {at:g}", (ways[0][-1][0], ways[0][-1][number]), fontsize=9, color=INK, va="bottom", ha="right")
+    way.set_ylim(0, 1)
+    _plain_numbers(way, log_y=False)
+    save_figure(figure, path)
+
+
 NUM_PAIRS = 8
 """Images in a picture of originals and reconstructions."""
 

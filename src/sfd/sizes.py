@@ -1,5 +1,9 @@
 """Sizes of the backbone, without torch."""
 
+from typing import Literal
+
+ModelSize = Literal["tiny", "XS", "S", "B", "L", "XL", "1p0B", "1p6B"]
+
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (128, 4, 4),
     "XS": (192, 6, 3),

@@ -20,7 +20,7 @@ from sfd.network_files import network_digest
 
 pytestmark = pytest.mark.long
 
-STAGES = ("scan", "prepare", "encoder", "texture_vae", "features", "semantic", "latents", "diffusion")
+STAGES = ("scan", "prepare", "encoder", "texture_vae", "features", "semantic", "latents", "schedule", "diffusion")
 VECTOR = REPOSITORY / "tests/data/conformance/semvae_tiny.safetensors"
 
 
@@ -115,7 +115,7 @@ def another_semvae(project: Project) -> None:
 
 def test_training_goes_on_from_a_model_of_the_same_semantic_encoder(project: Project, tmp_path: Path) -> None:
     copied = start_over(project, tmp_path / "same", {})
-    for name in ("scan", "latents", "diffusion"):
+    for name in ("scan", "latents", "schedule", "diffusion"):
         run_stage(copied, name)
     report = (copied.result("diffusion") / "start.txt").read_text()
     assert "copied: " in report and "compared" not in report and "although" not in report
@@ -148,7 +148,7 @@ def test_latents_of_another_semantic_encoder_are_refused_before_they_are_made(
     tree["diffusion"] |= {"init_from": "weights/start", "other_networks": True}
     tree["diffusion"]["training"]["warmup_steps"] = 1
     copied.write_params(tree)
-    for name in ("scan", "latents", "diffusion"):
+    for name in ("scan", "latents", "schedule", "diffusion"):
         run_stage(copied, name)
     assert "goes on as told, although" in (copied.result("diffusion") / "start.txt").read_text()
     assert DiffusionModel.load(copied.result("diffusion/model")).networks["semantic"] == network_digest(

@@ -162,6 +162,12 @@ sample.timestep_shift
 schedule.gamma
 schedule.kind
 schedule.knots
+schedule.learnt.energy_weight
+schedule.learnt.learning_rate
+schedule.learnt.pieces
+schedule.learnt.probe_size
+schedule.learnt.probe_steps
+schedule.learnt.repeats
 schedule.tau
 seed
 semantic.cosine_over

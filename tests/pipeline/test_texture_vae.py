@@ -92,7 +92,7 @@ def test_the_graph_goes_from_principal_components_to_a_registered_model(tmp_path
     params["diffusion"]["loss"]["channel_weights"] = "energy"
     project = make_project(tmp_path / "project", params)
     before = ("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents")
-    run(project, *before, "diffusion", "sample", "reference", "evaluate", "register")
+    run(project, *before, "schedule", "diffusion", "sample", "reference", "evaluate", "register")
     assert len(list((project.result("sample") / "images").glob("*.png"))) == 12
     drawn = "import mlflow; m = mlflow.pyfunc.load_model('models:/sfd-digits/1'); print(len(m.predict({'label': ['quer'], 'seed': [1]})))"
     status, output = project.run(

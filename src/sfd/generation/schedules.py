@@ -6,13 +6,19 @@ from sfd.params import ScheduleParams, TauRange
 
 
 def build_schedule(params: ScheduleParams) -> Schedule:
-    """The schedule that the parameters describe. Raises :class:`UserError` for a range of offsets, because sampling needs a single one."""
+    """The schedule that the parameters describe.
+
+    Raises:
+        UserError: they describe a range of offsets, and sampling needs a single one; or a curve that is yet to be learnt.
+    """
     if params.kind == "power":
         return PowerSchedule(params.gamma)
     if params.kind == "curve":
         return CurveSchedule(params.knots)
     if params.kind == "sync":
         return OffsetSchedule(0.0)
+    if params.kind == "learnt":
+        raise UserError("the schedule is learnt by stage `schedule`; run `dvc repro schedule`, whose result holds the curve")
     if isinstance(params.tau, TauRange):
         raise UserError(
             f"the model is trained for offsets from {params.tau.low:g} to {params.tau.high:g}; choose one to sample with, "

@@ -12,7 +12,6 @@ from sfd.params.diffusion import (
     LoraParams,
     LossParams,
     ModelParams,
-    ModelSize,
     SampleParams,
     registered_model,
 )
@@ -66,6 +65,7 @@ from sfd.params.study import (
 )
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
 from sfd.params.yaml import as_yaml, dump_tree, parse_yaml, read_tree
+from sfd.sizes import ModelSize
 
 __all__ = [
     "CHAMPION",

@@ -12,9 +12,7 @@ from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS
 from sfd.params.networks import TrainingParams
 from sfd.params.schedule import ScheduleParams
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
-from sfd.sizes import SIZES
-
-ModelSize = Literal["tiny", "XS", "S", "B", "L", "XL", "1p0B", "1p6B"]
+from sfd.sizes import SIZES, ModelSize
 
 
 class ModelParams(Section):

@@ -326,6 +326,8 @@ def _check_sampling_schedule(params: Params) -> None:
 def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | None) -> None:
     """A model can be sampled along times that its training has shown it. Raises ``ValueError`` otherwise."""
     covered = trained.tau_range
+    if sampled is not None and sampled.kind == "learnt":
+        raise ValueError("sample.schedule cannot be of kind `learnt`: set it to null, which draws along the curve that was learnt")
     if sampled is None:
         if covered is not None:
             raise ValueError(
@@ -350,6 +352,25 @@ def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | N
         )
 
 
+def _check_learnt(params: Params) -> None:
+    """A learnt curve is the best for the objective that it is learnt with, in which each part keeps its own times."""
+    if params.schedule.kind != "learnt":
+        return
+    if params.diffusion.source == "file":
+        raise ValueError(
+            "schedule.kind is `learnt`, but diffusion.source is `file`: weights from a file have a schedule already; give that one"
+        )
+    if params.diffusion.loss.timestep_sampling != "per_part":
+        raise ValueError(
+            "schedule.kind is `learnt`, so diffusion.loss.timestep_sampling must be `per_part`: with `joint`, the times that each part is trained "
+            "at would change with the curve"
+        )
+    if params.diffusion.loss.velocity_weight == 0.0:
+        raise ValueError(
+            "schedule.kind is `learnt`, so diffusion.loss.velocity_weight must be above 0: the curve is judged by the velocity"
+        )
+
+
 RULES = (
     _check_files,
     _check_frozen_networks,
@@ -371,6 +392,7 @@ RULES = (
     _check_condition,
     _check_guidance,
     _check_sampling_schedule,
+    _check_learnt,
     check_reference,
     check_cmmd,
     check_gates,

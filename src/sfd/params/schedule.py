@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from sfd.params.types import Fraction, Section
+from sfd.params.types import Fraction, Positive, Section
+from sfd.sizes import ModelSize
 
 
 class TauRange(Section):
@@ -28,13 +29,34 @@ TAU_TAGS = ("number", "range")
 """What pydantic adds to the place of an error in a value of type Tau."""
 
 
+class LearntParams(Section):
+    """How stage ``schedule`` learns a curve (after arXiv 2606.19662): a network is trained together with the knots, for a short while."""
+
+    probe_steps: Positive = Field(10_000, description="steps of that training, with batch and learning rate of `diffusion.training`")
+    probe_size: ModelSize | None = Field(
+        None, description="size of its network, as `diffusion.model.size`; null: the model's own"
+    )
+    pieces: int = Field(8, ge=1, le=32, description="pieces of the curve, which has one knot more")
+    learning_rate: float = Field(
+        0.02, gt=0.0, le=1.0, description="of the knots' logits, with Adam: how far a logit moves in a step"
+    )
+    energy_weight: float = Field(
+        0.02,
+        ge=0.0,
+        description="weight of the curve's kinetic energy, which is 0 for ordinary diffusion and 1 for one part after the other: the larger it is, the "
+        "fewer steps can follow the curve",
+    )
+    repeats: Positive = Field(1, description="curves that are learnt, each from other random draws; their mean is the schedule")
+
+
 class ScheduleParams(Section):
     """How the two parts move from noise to data."""
 
-    kind: Literal["offset", "sync", "power", "curve"] = Field(
+    kind: Literal["offset", "sync", "power", "curve", "learnt"] = Field(
         "offset",
         description="`offset`: semantics lead by tau; `sync`: ordinary diffusion with one time; "
-        "`power`: t_tex = t_sem ** gamma; `curve`: t_tex is a convex, piecewise linear function of t_sem",
+        "`power`: t_tex = t_sem ** gamma; `curve`: t_tex is a convex, piecewise linear function of t_sem; `learnt`: a curve that stage `schedule` "
+        "learns from the latents",
     )
     tau: Tau = Field(
         0.3,
@@ -51,6 +73,8 @@ class ScheduleParams(Section):
         "(`curve`); normalised to sum 1",
     )
 
+    learnt: LearntParams | None = Field(None, description="needed by kind `learnt`")
+
     @property
     def tau_range(self) -> TauRange | None:
         """The offsets that one model is trained for; None: it is trained for a single schedule."""
@@ -60,4 +84,12 @@ class ScheduleParams(Section):
     def _check_knots(self) -> "ScheduleParams":
         if sum(self.knots) == 0.0:
             raise ValueError("knots are all 0, so texture would never move; set one above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_learnt(self) -> "ScheduleParams":
+        if (self.kind == "learnt") != (self.learnt is not None):
+            raise ValueError(
+                "section learnt is needed by kind `learnt`, and by no other kind: give it, e.g. {probe_steps: 2000}, or set it to null"
+            )
         return self

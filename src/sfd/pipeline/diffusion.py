@@ -24,12 +24,13 @@ from sfd.models.backbone import Backbone
 from sfd.names import HELDOUT
 from sfd.network_files import network_digest
 from sfd.params import Params, registered_model
-from sfd.pictures import labelled_grid, plot_schedule, save_png
+from sfd.pictures import labelled_grid, save_png
 from sfd.pipeline.finished import GRIDS, STEPS, entry, keep, take_up
 from sfd.pipeline.inputs import resolve_registered
+from sfd.pipeline.schedule import with_schedule
 from sfd.pipeline.stage import Stage
 from sfd.processes import inference_device, rank, world_size
-from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
+from sfd.training.backbone import build_network
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
@@ -39,21 +40,6 @@ from sfd.workspace import Workspace, average_name
 
 GRID_SAMPLER = Sampler(Euler, num_steps=50)
 """Sample grids during training are quick looks, not results."""
-
-
-def build_network(params: Params, dataset: LatentDataset, seed: int) -> Backbone:
-    """The backbone for a data set, freshly initialised. Raises :class:`UserError` if parameters and latents do not fit."""
-    index = dataset.index
-    config = backbone_config(
-        params.diffusion,
-        params.schedule,
-        condition_of(params.diffusion, index.classes, index.class_counts),
-        grid=index.grid,
-        texture_channels=index.texture_channels,
-        semantic_channels=index.semantic_channels,
-        feature_dim=index.feature_dim,
-    )
-    return initialised_backbone(config, seed)
 
 
 def open_latents(params: Params, folder: Path) -> LatentDataset:
@@ -107,7 +93,7 @@ def make_diffusion(stage: Stage, source: Path | None = None) -> None:
 
 
 def adopt_diffusion(stage: Stage) -> None:
-    """Writes the model that `sfd import` made as ``model/``, and ``schedule.png``.
+    """Writes the model that `sfd import` made as ``model/``.
 
     Raises:
         UserError: the folder holds no diffusion model, or one of another schedule, image size or texture VAE than the parameters say.
@@ -143,19 +129,20 @@ def adopt_diffusion(stage: Stage) -> None:
 
 
 def train_diffusion(stage: Stage, source: Path | None) -> None:
-    """Trains and writes ``model/``, ``curves.*``, ``schedule.png``, ``grids/`` and ``steps/`` (weights that are kept on the way).
+    """Trains and writes ``model/``, ``curves.*``, ``grids/`` and ``steps/`` (weights that are kept on the way).
 
     ``averages/`` has ``model/`` and ``steps/`` of each further average of the weights.
 
     ``source``: folder of the model to start from.
     """
     params, runtime, seed = stage.params.diffusion, stage.params.runtime.diffusion, stage.params.seed
-    dataset = open_latents(stage.params, stage.upstream("latents"))
-    start = prepare_network(stage.params, dataset, seed, None if source is None else DiffusionModel.load(source))
+    followed = with_schedule(stage.params, stage.upstream("schedule"))
+    dataset = open_latents(followed, stage.upstream("latents"))
+    start = prepare_network(followed, dataset, seed, None if source is None else DiffusionModel.load(source))
     network = start.network
     _tell_start(start, stage)
-    task = build_task(stage.workspace, stage.params, network, dataset, seed)
-    model = DiffusionModel(network, stage.params.schedule, dataset.statistics, dataset.index.networks)
+    task = build_task(stage.workspace, followed, network, dataset, seed)
+    model = DiffusionModel(network, followed.schedule, dataset.statistics, dataset.index.networks)
     grids = SampleGrids(model, stage, runtime.grid_images)
     callbacks = [Callback(grids, runtime.grid_every), *_keep_weights(model, start, stage)]
     if runtime.heldout_every is not None:
@@ -204,11 +191,9 @@ def _open_heldout(stage: Stage, dataset: LatentDataset) -> LatentDataset:
 
 
 def _leave_model(model: DiffusionModel, stage: Stage) -> None:
-    """Writes ``model/`` and ``schedule.png``, and logs what there is to say of any model, trained here or not."""
+    """Writes ``model/``, and logs what there is to say of any model, trained here or not."""
     model.save(stage.out / "model")
-    plot_schedule(middle_schedule(model.schedule_params).times, stage.out / "schedule.png")
     stage.log({"parameters": float(sum(p.numel() for p in model.network.parameters()))})
-    stage.log_artifacts(stage.out / "schedule.png")
 
 
 def _tell_start(start: Start, stage: Stage) -> None:

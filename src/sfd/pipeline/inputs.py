@@ -53,9 +53,14 @@ STAGES: dict[str, Inputs] = {
         ("prepare", "encoder", "texture_vae", "semantic"),
         ("sfd.pipeline.latents",),
     ),
+    "schedule": Inputs(
+        ("seed", "schedule", "diffusion.model", "diffusion.loss", "diffusion.training"),
+        ("latents",),
+        ("sfd.pipeline.schedule",),
+    ),
     "diffusion": Inputs(
-        ("seed", "schedule", "diffusion"),
-        ("semantic", "latents", "texture_vae"),
+        ("seed", "diffusion"),
+        ("schedule", "semantic", "latents", "texture_vae"),
         ("sfd.pipeline.diffusion", "sfd.registry.source"),
     ),
     "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae"), ("sfd.pipeline.sample",)),
@@ -102,17 +107,22 @@ STAGES: dict[str, Inputs] = {
 """The graph, and the commands that work as its stages do. ``dvc.yaml`` says the same of the graph to DVC; a test keeps the two equal.
 What `tune` reads depends on the kind of its study."""
 
+OF_CONTENT = ("prepare", "schedule")
+"""Stages whose fingerprint is of what they made, not of what they made it from."""
+
 COMMANDS = ("evaluate_steps", "sweep", "tune")
 """Those that no stage of ``dvc.yaml`` runs."""
 
 
 def upstream_of(name: str, params: Params) -> tuple[str, ...]:
     """The stages whose results a stage reads. Weights from a file are not trained, so they need no latents; the texture VAE needs an
-    encoder for the perceptual term alone."""
+    encoder for the perceptual term alone, and a schedule that is given needs nothing."""
     if name == "diffusion" and params.diffusion.source == "file":
         return ("texture_vae",)
     if name == "texture_vae" and params.texture_vae.perceptual_weight == 0.0:
         return ("prepare",)
+    if name == "schedule" and params.schedule.kind != "learnt":
+        return ()
     return STAGES[name].upstream
 
 
@@ -306,9 +316,7 @@ def check_current(workspace: Workspace, names: Iterable[str], params: Params) ->
     """Raises :class:`UserError` unless these stages are finished and made from these parameters."""
     for name in names:
         found = published_fingerprint(workspace, name)
-        if name != "prepare" and found != stage_fingerprint(
-            workspace, name, params
-        ):  # that of prepare is of its content
+        if name not in OF_CONTENT and found != stage_fingerprint(workspace, name, params):
             raise UserError(
                 f"{workspace.result(name)} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"
             )

@@ -45,7 +45,7 @@ from sfd.processes import (
 from sfd.tracking import LAST_STAGES, Run, current_repro, end_repro, start_run
 from sfd.workspace import Workspace
 
-PARALLEL = ("features", "latents", "diffusion", "sample", "reference", "evaluate")
+PARALLEL = ("features", "latents", "schedule", "diffusion", "sample", "reference", "evaluate")
 """The stages that several processes can share, as torchrun or a scheduler starts them."""
 
 

@@ -190,6 +190,7 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
             start + train * (read + views * timings.encode),
             train * views * view_bytes / 1e9,
         ),
+        Cost("schedule", params.schedule.kind, start),
         Cost(
             "diffusion",
             f"{size}, {steps:,} steps of batch {BATCH}",

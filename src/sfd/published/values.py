@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 PAPER = "arXiv 2512.04926"
+LWD = "arXiv 2606.19662"
 CODE = "SFD's training code, December 2025"
 CONFIG = "SFD's published configurations"
 ADM = "ADM's evaluator (arXiv 2105.05233)"
@@ -196,6 +197,15 @@ RUNS: dict[str, Run] = {
             "diffusion.training.beta2": Published(0.95, CODE),
             "diffusion.loss.repa_weight": Published(0.5, CODE),
             "diffusion.loss.repa_loss": Published("cosine_mse", CODE),
+        },
+    ),
+    "imagenet256-lwd-xl": Run(
+        "LWD-XL, 80 epochs, unguided: SFD-XL along a learnt curve",
+        {
+            "schedule.kind": Published("learnt", LWD),
+            "schedule.tau": Published("none", LWD, "kind `learnt` does not read it"),
+            "schedule.learnt.probe_steps": Published(10_000, LWD),
+            "diffusion.loss.timestep_sampling": Published("per_part", LWD),
         },
     ),
     "imagenet256-sfd-b": Run("SFD-B, 80 epochs, unguided", {"diffusion.model.size": Published("B", PAPER)}),

@@ -1,10 +1,11 @@
 """The backbone that the parameters describe, for given latents."""
 
+from sfd.data.latents import LatentDataset
 from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, Facts, build_backbone, config_from_params
 from sfd.models.conditions import Condition
 from sfd.names import CONDITIONS, load
-from sfd.params import DiffusionParams, ScheduleParams, check_patch_size
+from sfd.params import DiffusionParams, Params, ScheduleParams, check_patch_size
 from sfd.seeding import generator
 from sfd.training.diffusion import needs_features
 
@@ -51,3 +52,18 @@ def backbone_config(
 def initialised_backbone(config: BackboneConfig, seed: int) -> Backbone:
     """The network that training starts from."""
     return build_backbone(config).initialise(generator(seed, "diffusion/initialisation"))
+
+
+def build_network(params: Params, dataset: LatentDataset, seed: int) -> Backbone:
+    """The backbone for a data set, freshly initialised. Raises :class:`UserError` if parameters and latents do not fit."""
+    index = dataset.index
+    config = backbone_config(
+        params.diffusion,
+        params.schedule,
+        condition_of(params.diffusion, index.classes, index.class_counts),
+        grid=index.grid,
+        texture_channels=index.texture_channels,
+        semantic_channels=index.semantic_channels,
+        feature_dim=index.feature_dim,
+    )
+    return initialised_backbone(config, seed)

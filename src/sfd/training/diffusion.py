@@ -19,6 +19,7 @@ from sfd.diffusion.schedule import (
 )
 from sfd.encoders.tiles import join_tokens, map_to_tokens, split_tokens
 from sfd.models.backbone import Backbone
+from sfd.models.conditions import Condition
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
@@ -139,7 +140,7 @@ class DiffusionTask:
         """The terms, batch means."""
         x1 = data.latents
         semantic_channels = self.config.semantic_channels
-        condition = self._condition(data.class_indices, noise.dropout < self.class_dropout)
+        condition = told(self.config.condition, data.class_indices, noise.dropout < self.class_dropout)
         xt = interpolate(noise.x0, x1, noise.t_tex, noise.t_sem, semantic_channels)
         output = network(xt, noise.t_tex, noise.t_sem, condition, with_projection=self.needs_features)
         batch = Predicted(
@@ -152,11 +153,11 @@ class DiffusionTask:
             batch = replace(batch, projection=output.projection.float(), features=features)
         return {name: term(batch).mean() for name, term in self.terms.items()}
 
-    def _condition(self, class_indices: Tensor, dropped: Tensor) -> Tensor:
-        """What the network is told: the condition of each image, or its null value for the ones that are ``dropped`` ``(B,)``."""
-        condition = self.config.condition
-        values = condition.of_classes(class_indices)
-        if not condition.has_null:
-            return values
-        null = condition.null(len(values), values.device)
-        return torch.where(dropped.reshape(-1, *[1] * (values.ndim - 1)), null, values)
+
+def told(condition: Condition, class_indices: Tensor, dropped: Tensor) -> Tensor:
+    """What the network is told: the condition of each image, or its null value for the ones that are ``dropped`` ``(B,)``."""
+    values = condition.of_classes(class_indices)
+    if not condition.has_null:
+        return values
+    null = condition.null(len(values), values.device)
+    return torch.where(dropped.reshape(-1, *[1] * (values.ndim - 1)), null, values)

@@ -27,6 +27,7 @@ from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.reference import load_judges, open_kept
+from sfd.pipeline.schedule import with_schedule
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
 from sfd.training.backbone import condition_of
@@ -187,6 +188,8 @@ class CandidateEvaluator:
 
         ``look`` is called with the model and the step every ``tune.report_every`` steps before the last.
         """
+        if params.schedule.kind == "learnt":
+            params = with_schedule(params, self.workspace.result("schedule"))
         dataset = self._latents(params)
         start = prepare_network(params, dataset, seed, self.source)
         model = DiffusionModel(start.network, params.schedule, dataset.statistics, dataset.index.networks)

@@ -33,7 +33,8 @@ def upstream(params: Params) -> tuple[str, ...]:
     tune = params.tune
     model = ("diffusion",) if tune.kind == "sampling" else ()
     latents = ("semantic", "latents") if tune.kind == "training" or tune.refine_steps else ()
-    return ("prepare", "texture_vae", "judge", "reference", *model, *latents)
+    learnt = ("schedule",) if tune.kind == "training" and params.schedule.kind == "learnt" else ()
+    return ("prepare", "texture_vae", "judge", "reference", *model, *latents, *learnt)
 
 
 def check_upstream(workspace: Workspace, params: Params) -> None:
