@@ -39,6 +39,13 @@ NO_CONDITION = {
 """A model that is told nothing, by itself."""
 
 
+LEARNT: dict[str, Any] = {
+    "schedule.kind": "learnt",
+    "schedule.learnt": {},
+    "diffusion.loss.timestep_sampling": "per_part",
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -272,6 +279,16 @@ NO_CONDITION = {
         (PRETRAINED_JUDGE | {"register.gates": {"sfid": {"improve": True}}}, ["sfid.improve", "limit"]),
         ({"register.alias": "champion"}, ["alias `champion`", "`sfd models promote`"]),
         ({"register.alias": "previous"}, ["alias `previous`"]),
+        ({"schedule.kind": "learnt"}, ["section learnt is needed by kind `learnt`", "{probe_steps: 2000}"]),
+        ({"schedule.learnt": {}}, ["section learnt is needed by kind `learnt`, and by no other"]),
+        ({"schedule.kind": "learnt", "schedule.learnt": {}}, ["timestep_sampling must be `per_part`"]),
+        (LEARNT | {"diffusion.loss.velocity_weight": 0.0}, ["velocity_weight must be above 0"]),
+        (LEARNT | {"diffusion.source": "file", "diffusion.file": "weights"}, ["diffusion.source is `file`", "give that one"]),
+        (LEARNT | {"sample.schedule": {"kind": "offset", "tau": 0.3}}, ["sample.schedule differs from schedule"]),
+        (
+            {"schedule.tau": {"low": 0.0, "high": 1.0}, "sample.schedule": {"kind": "learnt", "learnt": {}}},
+            ["sample.schedule cannot be of kind `learnt`"],
+        ),
     ],
 )
 def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any], named: list[str]) -> None:
@@ -286,6 +303,8 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"data.image_size": 64, "encoder.input_size": 64},
         {"semantic.kind": "pca", "semantic.training": None, "semantic.latent_channels": 96, "semantic.num_heads": 3},
         {"semantic.kind": "pca", "schedule.kind": "sync"},
+        LEARNT,
+        LEARNT | {"schedule.learnt": {"probe_size": "B", "repeats": 3}, "semantic.kind": "pca", "semantic.training": None},
         PLAIN,
         PLAIN | {"semantic.training": None, "diffusion.loss.repa_weight": 1, "latents.store_features": True},
         PLAIN | {"encoder.source": "none", "encoder.training": None, "data.image_size": 40},

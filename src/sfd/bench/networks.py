@@ -15,7 +15,7 @@ from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze, with_pa
 from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, build_backbone
 from sfd.names import TOKENIZERS, load
-from sfd.params import EncoderParams, Params, TextureVaeParams
+from sfd.params import EncoderParams, Params, ScheduleParams, TextureVaeParams
 from sfd.seeding import generator, seeded_initialisation
 from sfd.training.backbone import backbone_config, condition_of
 
@@ -157,3 +157,8 @@ def random_backbone(params: Params, shape: LatentShape) -> Backbone:
     network = build_backbone(bench_config(params, shape)).initialise(random)
     torch.nn.init.xavier_uniform_(network.output_layer().weight, generator=random)
     return network
+
+
+def bench_schedule(params: Params) -> ScheduleParams:
+    """The schedule; for one that is yet to be learnt some curve, since all cost the same."""
+    return ScheduleParams(kind="curve") if params.schedule.kind == "learnt" else params.schedule

@@ -14,6 +14,7 @@ from sfd.bench.measure import WARM_UP_STEPS, Measurement, count_flops, peak_memo
 from sfd.bench.networks import (
     LatentShape,
     bench_config,
+    bench_schedule,
     latent_shape,
     random_backbone,
     random_composite_encoder,
@@ -98,7 +99,7 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
 
 def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentShape) -> DiffusionTask:
     diffusion = params.diffusion
-    schedule = build_training_schedule(params.schedule)
+    schedule = build_training_schedule(bench_schedule(params))
     features_of = None
     if wants_features(params, "decoded"):
         # The loop moves the backbone to its device; a backbone on the meta device stays there.
@@ -154,7 +155,7 @@ def measure_sample(
     shape, device = latent_shape(params), inference_device()
     count = batch_size or params.runtime.sample.batch_size
     network = random_backbone(params, shape).eval().requires_grad_(False)
-    model = DiffusionModel(network, params.schedule, _no_statistics(shape))
+    model = DiffusionModel(network, bench_schedule(params), _no_statistics(shape))
     decoder = random_texture_vae(params.texture_vae, params.seed) if with_decoder else NoDecoder()
     # For AutoGuidance, this model also stands in for the weak one, which would cost less.
     images = ImageGenerator(model, decoder, device=device)

@@ -60,7 +60,7 @@ STAGES: dict[str, Inputs] = {
     ),
     "diffusion": Inputs(
         ("seed", "diffusion"),
-        ("schedule", "semantic", "latents", "texture_vae"),
+        ("semantic", "latents", "texture_vae", "schedule"),
         ("sfd.pipeline.diffusion", "sfd.registry.source"),
     ),
     "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae"), ("sfd.pipeline.sample",)),
