@@ -199,6 +199,14 @@ NO_CONDITION = {
         ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true", "`decoded`"]),
         ({"diffusion.lora": {"rank": 4}}, ["diffusion.lora adapts a trained model", "init_from is null"]),
         (
+            {"diffusion.token_routing": {}},
+            ["first_blocks 2 and last_blocks 4 leave none of the 4 blocks", "size tiny", "set token_routing to null"],
+        ),
+        (
+            {"diffusion.source": "file", "diffusion.file": "weights", "diffusion.token_routing": {"last_blocks": 1}},
+            ["diffusion.source is `file`", "diffusion.token_routing must be null"],
+        ),
+        (
             WARM | {"diffusion.source": "file", "diffusion.file": "weights", "diffusion.init_from": "a model"},
             ["diffusion.source is `file`", "set source to `train`"],
         ),
@@ -320,6 +328,8 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         WARM | {"diffusion.init_from": "models:/sfd@champion", "diffusion.lora": {}},
         WARM | {"diffusion.init_from": "models:/sfd/12", "diffusion.init_statistics": "new"},
         {"diffusion.model.patch_size": 2, "diffusion.loss.repa_weight": 0},
+        {"diffusion.token_routing": {"first_blocks": 1, "last_blocks": 2}},
+        {"diffusion.token_routing": {}, "diffusion.model.size": "S"},
         {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
         {"judges.0.training.decay_start": 50, "judges.0.training.decay_to": 0.1, "judges.0.training.warmup_from": 0.01},

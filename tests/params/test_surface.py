@@ -8,7 +8,16 @@ import yaml
 from changed_params import DIGITS, leaves
 from support import REPOSITORY
 
-from sfd.params import LoraParams, ModelSize, SpaceParams, describe_params, dump_params, load_params, parse_params
+from sfd.params import (
+    LoraParams,
+    ModelSize,
+    SpaceParams,
+    TokenRoutingParams,
+    describe_params,
+    dump_params,
+    load_params,
+    parse_params,
+)
 from sfd.sizes import SIZES
 
 FILES = [
@@ -76,6 +85,9 @@ diffusion.model.use_shift
 diffusion.model.use_swiglu
 diffusion.other_networks
 diffusion.source
+diffusion.token_routing.first_blocks
+diffusion.token_routing.last_blocks
+diffusion.token_routing.share
 diffusion.training.keep_every
 diffusion.training.more_ema_decays
 encoder.depth
@@ -262,6 +274,7 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     for section, mapping in (("tune", "space"), ("register", "gates")):
         dumped[section][mapping] = {"KEY": next(iter(dumped[section][mapping].values()))}
     dumped["diffusion"]["lora"] = LoraParams().model_dump()
+    dumped["diffusion"]["token_routing"] = TokenRoutingParams().model_dump()
     assert sorted(leaves(dumped)) == sorted(expanded)
 
 

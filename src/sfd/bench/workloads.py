@@ -32,6 +32,7 @@ from sfd.params import Params, TrainingParams
 from sfd.pipeline.diffusion import wants_features
 from sfd.processes import inference_device
 from sfd.seeding import generator
+from sfd.training.backbone import token_routing
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.loop import train
 from sfd.training.order import SeededBatchSampler
@@ -108,7 +109,8 @@ def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentSha
         tiles = params.latents.tiles
         features_of = DecodedFeatures(decoder, _no_statistics(shape), shape.semantic_channels, tiles)
     dropout = diffusion.model.class_dropout
-    return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of)
+    routing = token_routing(diffusion, shape.grid)
+    return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of, routing=routing)
 
 
 def _no_statistics(shape: LatentShape) -> ChannelStatistics:

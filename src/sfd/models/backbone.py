@@ -87,7 +87,10 @@ class BackboneConfig(Protocol):
 
 
 class Output(NamedTuple):
-    """``velocity`` ``(B, C, H, W)``; ``projection`` ``(B, N, F)`` for REPA, or None unless it was requested."""
+    """``velocity`` ``(B, C, H, W)``; ``projection`` ``(B, N, F)`` for REPA, or None unless it was requested.
+
+    Where REPA's block sees a part of the tokens only, ``projection`` is of those, ``(B, K, F)``.
+    """
 
     velocity: Tensor
     projection: Tensor | None
@@ -118,6 +121,7 @@ class Backbone(nn.Module, ABC):
         shared_options: fields of ``config`` that must be equal in a model and the one it is fine-tuned from.
         computed: names of tensors that follow from ``config``; where the grids differ, fine-tuning computes them instead of copying.
         adapted_layers: regular expression of the names of the linear layers that get low-rank adapters.
+        routes_tokens: whether ``forward`` takes ``route``, a :class:`sfd.models.tokens.Route` or None.
     """
 
     config_type: ClassVar[type[BackboneConfig]]
@@ -126,6 +130,7 @@ class Backbone(nn.Module, ABC):
     shared_options: ClassVar[tuple[str, ...]] = ()
     computed: ClassVar[tuple[str, ...]] = ()
     adapted_layers: ClassVar[str] = ""
+    routes_tokens: ClassVar[bool] = False
     config: BackboneConfig
 
     @abstractmethod

@@ -12,6 +12,7 @@ from sfd.models.backbone import Axis, Backbone, Output, channel_names
 from sfd.models.blocks import Block, FinalLayer
 from sfd.models.embeddings import PatchEmbedding, RotaryEmbedding, TimestepEmbedder, sincos_embedding
 from sfd.models.lightningdit_config import LightningDiTConfig
+from sfd.models.tokens import Route, put_back, take
 
 
 class LightningDiT(Backbone):
@@ -33,6 +34,7 @@ class LightningDiT(Backbone):
         "use_shift",
     )
     computed = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+    routes_tokens = True
     adapted_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
     config: LightningDiTConfig
 
@@ -61,22 +63,37 @@ class LightningDiT(Backbone):
             )
 
     def forward(
-        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor, with_projection: bool = False
+        self,
+        x: Tensor,
+        t_tex: Tensor,
+        t_sem: Tensor,
+        condition: Tensor,
+        with_projection: bool = False,
+        route: Route | None = None,
     ) -> Output:
         """As :meth:`sfd.models.backbone.Backbone.forward`. A model with a single time reads ``t_tex``."""
         tokens = self.x_embedder(x) + self.pos_embed
-        if self.config.two_times:
-            time = torch.cat([self.t_embedder_sem(t_sem), self.t_embedder_tex(t_tex)], dim=-1)
-        else:
-            time = self.t_embedder(t_tex)
-        modulation = time if self.y_embedder is None else time + self.y_embedder(condition)
-        projection = None
-        rotation = None if self.feat_rope is None else self.feat_rope(computing_type(tokens))
+        modulation = self._modulation(t_tex, t_sem, condition)
+        everywhere = None if self.feat_rope is None else self.feat_rope(computing_type(tokens))
+        rotation, all_tokens, projection = everywhere, tokens, None
         for depth, block in enumerate(self.blocks, start=1):
+            if route is not None and depth == route.first_blocks + 1:
+                all_tokens, tokens = tokens, take(tokens, route.kept)
+                rotation = None if everywhere is None else everywhere.at(route.kept)
+            if route is not None and depth == len(self.blocks) - route.last_blocks + 1:
+                tokens, rotation = put_back(all_tokens, route.kept, tokens), everywhere
             tokens = block(tokens, modulation, rotation)
             if with_projection and depth == self.config.repa_depth:
                 projection = self.repa_projector(tokens)
         return Output(self._unpatchify(self.final_layer(tokens, modulation)), projection)
+
+    def _modulation(self, t_tex: Tensor, t_sem: Tensor, condition: Tensor) -> Tensor:
+        """What modulates every block: the embeddings of times and condition, ``(B, D)``."""
+        if self.config.two_times:
+            time = torch.cat([self.t_embedder_sem(t_sem), self.t_embedder_tex(t_tex)], dim=-1)
+        else:
+            time = self.t_embedder(t_tex)
+        return time if self.y_embedder is None else time + self.y_embedder(condition)
 
     def _unpatchify(self, tokens: Tensor) -> Tensor:
         """``(B, N, patch*patch*C)`` with channels last within a token -> ``(B, C, H, W)``."""

@@ -64,6 +64,7 @@ from sfd.params.study import (
     check_study,
     holds_whole_numbers,
 )
+from sfd.params.tokens import TokenRoutingParams
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
 from sfd.params.yaml import as_yaml, dump_tree, parse_yaml, read_tree
 
@@ -107,6 +108,7 @@ __all__ = [
     "SpaceParams",
     "TauRange",
     "TextureVaeParams",
+    "TokenRoutingParams",
     "TrackingParams",
     "TrainingParams",
     "TrainingRuntime",

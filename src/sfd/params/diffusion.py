@@ -11,6 +11,7 @@ from sfd.class_mix import BALANCED, ClassMix
 from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS
 from sfd.params.networks import TrainingParams
 from sfd.params.schedule import ScheduleParams
+from sfd.params.tokens import TokenRoutingParams
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
 from sfd.sizes import SIZES
 
@@ -172,6 +173,9 @@ class DiffusionParams(Section):
         "encoder; false: that is refused",
     )
     lora: LoraParams | None = Field(None, description="needs `init_from`")
+    token_routing: TokenRoutingParams | None = Field(
+        None, description="some blocks are trained on a part of the tokens, which takes less time; null: on all"
+    )
 
     @property
     def init_folder(self) -> Path | None:

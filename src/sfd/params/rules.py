@@ -280,6 +280,23 @@ def _check_lora(params: Params) -> None:
         )
 
 
+def _check_token_routing(params: Params) -> None:
+    """Some blocks are left that a token can skip, and there is a training."""
+    diffusion = params.diffusion
+    routing, depth = diffusion.token_routing, SIZES[diffusion.model.size][1]
+    if routing is None:
+        return
+    if diffusion.source == "file":
+        raise ValueError(
+            "diffusion.source is `file`, which trains nothing, so diffusion.token_routing must be null: nothing reads it"
+        )
+    if routing.first_blocks + routing.last_blocks >= depth:
+        raise ValueError(
+            f"diffusion.token_routing: first_blocks {routing.first_blocks} and last_blocks {routing.last_blocks} leave none of the {depth} blocks of "
+            f"a model of size {diffusion.model.size} that tokens could skip: lower them, or set token_routing to null"
+        )
+
+
 def _check_condition(params: Params) -> None:
     """A model that is told nothing has nothing to drop, and no null condition to be guided away from."""
     model = params.diffusion.model
@@ -368,6 +385,7 @@ RULES = (
     _check_step,
     _check_decay,
     _check_lora,
+    _check_token_routing,
     _check_condition,
     _check_guidance,
     _check_sampling_schedule,

@@ -29,7 +29,7 @@ from sfd.pipeline.finished import GRIDS, STEPS, entry, keep, take_up
 from sfd.pipeline.inputs import resolve_registered
 from sfd.pipeline.stage import Stage
 from sfd.processes import inference_device, rank, world_size
-from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
+from sfd.training.backbone import backbone_config, condition_of, initialised_backbone, token_routing
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
@@ -94,7 +94,15 @@ def build_task(
     if diffusion.loss.channel_weights == "energy":
         weights = energy_weights(dataset.statistics.std, dataset.index.semantic_channels)
     return DiffusionTask(
-        network, dataset, diffusion.loss, schedule, diffusion.model.class_dropout, seed, features_of, weights
+        network,
+        dataset,
+        diffusion.loss,
+        schedule,
+        diffusion.model.class_dropout,
+        seed,
+        features_of,
+        weights,
+        token_routing(diffusion, dataset.index.grid),
     )
 
 

@@ -3,7 +3,8 @@
 from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, Facts, build_backbone, config_from_params
 from sfd.models.conditions import Condition
-from sfd.names import CONDITIONS, load
+from sfd.models.tokens import TokenRouting
+from sfd.names import BACKBONES, CONDITIONS, load
 from sfd.params import DiffusionParams, ScheduleParams, check_patch_size
 from sfd.seeding import generator
 from sfd.training.diffusion import needs_features
@@ -46,6 +47,28 @@ def backbone_config(
         repa_width=loss.repa_width,
     )
     return config_from_params(params.model, facts)
+
+
+def token_routing(params: DiffusionParams, grid: int) -> TokenRouting | None:
+    """How the training routes tokens, on latents of ``grid`` positions along one side; None: all blocks see all tokens.
+
+    Raises:
+        UserError: the backbone cannot route tokens, or not one token would leave.
+    """
+    routing, backbone = params.token_routing, params.model.backbone
+    if routing is None:
+        return None
+    if not load(BACKBONES, backbone).routes_tokens:
+        raise UserError(
+            f"diffusion.token_routing: backbone `{backbone}` cannot route tokens: set token_routing to null"
+        )
+    num_tokens = (grid // params.model.patch_size) ** 2
+    made = TokenRouting(num_tokens, routing.share, routing.first_blocks, routing.last_blocks)
+    if made.num_kept == num_tokens:
+        raise UserError(
+            f"diffusion.token_routing.share {routing.share:g} of {num_tokens} tokens is less than one token: raise it, or set token_routing to null"
+        )
+    return made
 
 
 def initialised_backbone(config: BackboneConfig, seed: int) -> Backbone:

@@ -19,6 +19,7 @@ from sfd.diffusion.schedule import (
 )
 from sfd.encoders.tiles import join_tokens, map_to_tokens, split_tokens
 from sfd.models.backbone import Backbone
+from sfd.models.tokens import Route, TokenRouting, take
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
@@ -74,6 +75,7 @@ class DiffusionDraws(NamedTuple):
         weight_tex: weight of the texture's velocity error, ``(B,)``.
         weight_sem: weight of the semantics' velocity error, ``(B,)``.
         dropout: uniform in [0, 1), ``(B,)``; an image is told nothing if it is below the share that is dropped.
+        kept: positions of the tokens that go through all blocks, ``(B, K)``; None: all tokens do.
     """
 
     x0: Tensor
@@ -82,13 +84,15 @@ class DiffusionDraws(NamedTuple):
     weight_tex: Tensor
     weight_sem: Tensor
     dropout: Tensor
+    kept: Tensor | None = None
 
 
 class DiffusionTask:
     """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged.
 
     ``features_of``: gives the encoder's features for a batch of latents, where the data set does not hold them. ``channel_weights``: as
-    in :class:`sfd.diffusion.loss.Predicted`.
+    in :class:`sfd.diffusion.loss.Predicted`. ``routing``: of the tokens that some blocks do not see, for a network that
+    ``routes_tokens``.
     """
 
     purpose = "diffusion"
@@ -103,7 +107,9 @@ class DiffusionTask:
         seed: int,
         features_of: Callable[[Tensor], Tensor] | None = None,
         channel_weights: Tensor | None = None,
+        routing: TokenRouting | None = None,
     ) -> None:
+        self.routing = routing
         self.network, self.dataset, self.config = network, dataset, network.config
         self.features_of, self.channel_weights = features_of, channel_weights
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
@@ -113,10 +119,18 @@ class DiffusionTask:
 
     def noise(self, step: int, batch_size: int, device: torch.device) -> DiffusionDraws:
         """All random draws of a step."""
-        return self._draw(generator(self.seed, "diffusion/step", step, device), batch_size)
+        draws = self._draw(generator(self.seed, "diffusion/step", step, device), batch_size)
+        if self.routing is None:
+            return draws
+        # From a generator of their own, so that routing changes no other draw.
+        random = generator(self.seed, "diffusion/tokens", step, device)
+        return draws._replace(kept=self.routing.draw(batch_size, random))
 
     def heldout_noise(self, batch: int, batch_size: int) -> DiffusionDraws:
-        """The draws of a batch of held-out images, at every step the same ones, on the CPU and so the same on every device."""
+        """The draws of a batch of held-out images, at every step the same ones, on the CPU and so the same on every device.
+
+        All blocks see all tokens, as in sampling.
+        """
         return self._draw(generator(self.seed, "diffusion/heldout", batch), batch_size)
 
     def _draw(self, random: torch.Generator, batch_size: int) -> DiffusionDraws:
@@ -141,7 +155,8 @@ class DiffusionTask:
         semantic_channels = self.config.semantic_channels
         condition = self._condition(data.class_indices, noise.dropout < self.class_dropout)
         xt = interpolate(noise.x0, x1, noise.t_tex, noise.t_sem, semantic_channels)
-        output = network(xt, noise.t_tex, noise.t_sem, condition, with_projection=self.needs_features)
+        route = self._route(noise)
+        output = network(xt, noise.t_tex, noise.t_sem, condition, with_projection=self.needs_features, **route)
         batch = Predicted(
             output.velocity.float(), x1 - noise.x0, semantic_channels, (noise.weight_tex, noise.weight_sem)
         )
@@ -149,8 +164,16 @@ class DiffusionTask:
             batch = replace(batch, channel_weights=self.channel_weights.to(x1.device, non_blocking=True))
         if self.needs_features:
             features = data.features if self.features_of is None else self.features_of(x1)
+            if features is not None and noise.kept is not None and output.projection.shape[1] == noise.kept.shape[1]:
+                features = take(features, noise.kept)  # REPA's block saw these tokens only
             batch = replace(batch, projection=output.projection.float(), features=features)
         return {name: term(batch).mean() for name, term in self.terms.items()}
+
+    def _route(self, noise: DiffusionDraws) -> dict[str, Route]:
+        """Arguments of the network that not every backbone has."""
+        if self.routing is None or noise.kept is None:
+            return {}
+        return {"route": self.routing.route(noise.kept)}
 
     def _condition(self, class_indices: Tensor, dropped: Tensor) -> Tensor:
         """What the network is told: the condition of each image, or its null value for the ones that are ``dropped`` ``(B,)``."""
