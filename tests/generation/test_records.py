@@ -1,6 +1,7 @@
 """The files beside a model, ``config.json`` and ``sample.json``: their keys are their own, and older files stay readable."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ def test_format_1_of_a_model_is_written_and_read_as_it_stands_here(tmp_path: Pat
     assert write_model_config(config(CLASSES), OFFSET, networks) == LITERAL_CONFIG
     assert read_model_folder(model_folder(tmp_path, LITERAL_CONFIG)) == (config(CLASSES), OFFSET)
     assert read_networks(tmp_path) == networks
+
+
+def test_a_model_of_two_paths_has_two_more_keys_and_the_same_format(tmp_path: Path) -> None:
+    both = replace(config(CLASSES), first_blocks=1, last_blocks=2)
+    written = write_model_config(both, OFFSET, {})
+    assert written["format"] == 1 and written["model"] == LITERAL_MODEL | {"first_blocks": 1, "last_blocks": 2}
+    assert read_model_folder(model_folder(tmp_path, written))[0] == both
 
 
 def test_a_model_older_than_the_record_of_its_networks_is_read_and_they_are_not_known(tmp_path: Path) -> None:

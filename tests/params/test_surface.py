@@ -12,6 +12,7 @@ from sfd.params import (
     LoraParams,
     ModelSize,
     SpaceParams,
+    SparseDeepParams,
     TokenRoutingParams,
     describe_params,
     dump_params,
@@ -85,6 +86,11 @@ diffusion.model.use_shift
 diffusion.model.use_swiglu
 diffusion.other_networks
 diffusion.source
+diffusion.sparse_deep.first_blocks
+diffusion.sparse_deep.full_token_steps
+diffusion.sparse_deep.last_blocks
+diffusion.sparse_deep.path_drop
+diffusion.sparse_deep.share
 diffusion.token_routing.first_blocks
 diffusion.token_routing.last_blocks
 diffusion.token_routing.share
@@ -144,6 +150,7 @@ runtime.NETWORK.checkpoint_every
 runtime.NETWORK.compile
 runtime.NETWORK.log_every
 runtime.NETWORK.num_workers
+runtime.diffusion.activation_checkpointing
 runtime.diffusion.grid_every
 runtime.diffusion.grid_images
 runtime.diffusion.heldout_every
@@ -275,6 +282,7 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
         dumped[section][mapping] = {"KEY": next(iter(dumped[section][mapping].values()))}
     dumped["diffusion"]["lora"] = LoraParams().model_dump()
     dumped["diffusion"]["token_routing"] = TokenRoutingParams().model_dump()
+    dumped["diffusion"]["sparse_deep"] = SparseDeepParams(full_token_steps=0).model_dump()
     assert sorted(leaves(dumped)) == sorted(expanded)
 
 

@@ -133,6 +133,20 @@ def test_a_source_without_null_class_leaves_that_row_to_be_drawn() -> None:
     assert transfer(source, fresh()).in_part == {PARTS[0]: "1 of 4: no class"}
 
 
+def test_a_second_path_is_re_initialised_where_the_source_has_none_and_unused_where_the_network_has_none() -> None:
+    two_paths = replace(CONFIG, depth=3, first_blocks=1, last_blocks=1)
+    one_path = replace(CONFIG, depth=3)
+    added = {"mask_token", "fusion.weight", "fusion.bias"}
+    to_two = transfer(trained_model(one_path), fresh(two_paths))
+    assert set(to_two.reinitialised) == added and not to_two.unused
+    assert "re-initialised: mask_token (1 tensor), fusion (2 tensors)" in to_two.describe()
+    to_one = transfer(trained_model(two_paths), fresh(one_path))
+    assert set(to_one.unused) == added and not to_one.reinitialised
+    source, network = trained_model(two_paths), fresh(two_paths)
+    assert set(transfer(source, network).copied) == set(network.state_dict())
+    assert not differing(network, source.network)
+
+
 def test_another_grid_has_its_own_tables_and_the_rest_is_copied() -> None:
     source, network = trained_model(), fresh(replace(CONFIG, input_size=6))
     moved = transfer(source, network)

@@ -32,7 +32,7 @@ from sfd.params import Params, TrainingParams
 from sfd.pipeline.diffusion import wants_features
 from sfd.processes import inference_device
 from sfd.seeding import generator
-from sfd.training.backbone import token_routing
+from sfd.training.backbone import build_routing
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.loop import train
 from sfd.training.order import SeededBatchSampler
@@ -78,7 +78,9 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
     runtime = params.runtime.diffusion.model_copy(update={"checkpoint_every": training.num_steps, "log_every": 1})
     with_features = wants_features(params, "stored")
     dataset = OneBatch(shape, training.batch_size, with_features, params.seed)
-    task = _task(params, random_backbone(params, shape), dataset, shape)
+    network = random_backbone(params, shape)
+    network.checkpoint_activations(runtime.activation_checkpointing)
+    task = _task(params, network, dataset, shape)
     flops = training.batch_size * training_flops(params, shape, OneBatch(shape, 1, with_features, params.seed))
     ends: list[float] = []
 
@@ -109,7 +111,7 @@ def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentSha
         tiles = params.latents.tiles
         features_of = DecodedFeatures(decoder, _no_statistics(shape), shape.semantic_channels, tiles)
     dropout = diffusion.model.class_dropout
-    routing = token_routing(diffusion, shape.grid)
+    routing = build_routing(diffusion, shape.grid)
     return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of, routing=routing)
 
 

@@ -163,12 +163,15 @@ class ImageGenerator:
         sampler: Sampler,
         scales: GuidanceScales,
         schedule: Schedule | None = None,
+        path_drop: bool = False,
     ) -> Tensor:
         """Draws images uint8 ``(B, 3, S, S)``, on the CPU.
 
         Args:
             values, seeds: the condition's value and the seed of each image.
             schedule: the schedule to sample along; None: the one of the training.
+            path_drop: the weak velocity is that of the network without its middle blocks, and of the null value where there is one
+                (SPRINT, :mod:`sfd.models.tokens`).
 
         Raises:
             UserError: the condition has no such value; guidance needs a null value and there is none; or the model was trained with
@@ -181,11 +184,11 @@ class ImageGenerator:
             self.device
         )
         weak_condition = condition
-        if scales.active and self.weak is None:
+        if scales.active and self.weak is None and (config.condition.has_null or not path_drop):
             weak_condition = config.condition.null(len(values), self.device)
         velocity = guided_velocity(
             partial(self._velocity, self.network, condition),
-            partial(self._velocity, self.weak or self.network, weak_condition),
+            partial(self._velocity, self.weak or self.network, weak_condition, skip_deep=path_drop),
             scales,
             config.semantic_channels,
         )
@@ -194,8 +197,11 @@ class ImageGenerator:
         return self.decoder.decode(texture).cpu()
 
     @staticmethod
-    def _velocity(network: Backbone, condition: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
-        velocity: Tensor = network(x, t_tex, t_sem, condition).velocity
+    def _velocity(
+        network: Backbone, condition: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor, skip_deep: bool = False
+    ) -> Tensor:
+        skipped = {"skip_deep": True} if skip_deep else {}
+        velocity: Tensor = network(x, t_tex, t_sem, condition, **skipped).velocity
         return velocity.float()
 
     def sample(
@@ -207,12 +213,19 @@ class ImageGenerator:
         one size for all, the bytes of an image do not depend on the other images of its batch (except with an adaptive sampler).
 
         Raises:
-            UserError: as :meth:`__call__` does; or AutoGuidance is requested without a weak model, or other guidance with one.
+            UserError: as :meth:`__call__` does; or AutoGuidance is requested without a weak model, or other guidance with one; or path-drop
+                guidance of a model that has one path.
         """
         if params.guidance.kind != "none" and (params.guidance.kind == "autoguidance") != (self.weak is not None):
             raise UserError(
                 f"sample.guidance.kind is `{params.guidance.kind}`, but the images are drawn "
                 f"{'without' if self.weak is None else 'with'} a weak model: sample.guidance.weak_model belongs to `autoguidance` only"
+            )
+        path_drop = params.guidance.kind == "path_drop"
+        if path_drop and not self.network.has_deep_path:
+            raise UserError(
+                "sample.guidance.kind is `path_drop`, but the model has no path that could be dropped: train one with diffusion.sparse_deep, or "
+                "choose another kind"
             )
         sampler, scales = build_sampler(params), build_scales(params.guidance)
         schedule = build_schedule(params.schedule) if params.schedule is not None else None
@@ -221,4 +234,4 @@ class ImageGenerator:
             count = len(values[rows])
             spare = batch_size - count if fill else 0
             batch = [*values[rows], *[values[0]] * spare], [*seeds[rows], *[seeds[0]] * spare]
-            yield self(*batch, sampler, scales, schedule)[:count]
+            yield self(*batch, sampler, scales, schedule, path_drop)[:count]

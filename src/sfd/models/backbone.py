@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from sfd.errors import UserError
+from sfd.models.checkpointing import Checkpointing
 from sfd.models.conditions import Condition
 from sfd.names import BACKBONES, load
 
@@ -30,6 +32,8 @@ class Facts:
         two_times: whether texture and semantics have times of their own.
         repa_depth: block after which hidden states are aligned with the encoder's features; 0: nowhere.
         repa_width: hidden width of the projector of that alignment.
+        dense_blocks: how many blocks at the start and at the end see all tokens, where those in between are a path of their own (SPRINT,
+            :mod:`sfd.models.tokens`); None: there is one path.
     """
 
     grid: int
@@ -40,6 +44,7 @@ class Facts:
     two_times: bool
     repa_depth: int
     repa_width: int
+    dense_blocks: tuple[int, int] | None = None
 
 
 class BackboneConfig(Protocol):
@@ -121,7 +126,8 @@ class Backbone(nn.Module, ABC):
         shared_options: fields of ``config`` that must be equal in a model and the one it is fine-tuned from.
         computed: names of tensors that follow from ``config``; where the grids differ, fine-tuning computes them instead of copying.
         adapted_layers: regular expression of the names of the linear layers that get low-rank adapters.
-        routes_tokens: whether ``forward`` takes ``route``, a :class:`sfd.models.tokens.Route` or None.
+        routes_tokens: whether ``forward`` takes ``route``, a :class:`sfd.models.tokens.Route` or None, and the configuration
+            :attr:`Facts.dense_blocks`.
     """
 
     config_type: ClassVar[type[BackboneConfig]]
@@ -133,6 +139,11 @@ class Backbone(nn.Module, ABC):
     routes_tokens: ClassVar[bool] = False
     config: BackboneConfig
 
+    @property
+    def has_deep_path(self) -> bool:
+        """Whether ``forward`` takes ``skip_deep``, for path-drop guidance (:mod:`sfd.models.tokens`)."""
+        return False
+
     @abstractmethod
     def forward(
         self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor, with_projection: bool = False
@@ -142,6 +153,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def initialise(self, generator: torch.Generator) -> Self:
         """Sets all weights, with random numbers from ``generator`` only; returns the network."""
+
+    def checkpoint_activations(self, kind: Checkpointing) -> None:
+        """Chooses what training keeps for the backward pass. Raises :class:`UserError` for a backbone that keeps everything."""
+        if kind != "none":
+            raise UserError(
+                f"runtime.diffusion.activation_checkpointing is `{kind}`, but backbone `{self.config.kind}` has no blocks to compute again: set it "
+                "to `none`"
+            )
 
     @abstractmethod
     def output_layer(self) -> nn.Linear | nn.Conv2d:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sfd.models.backbone import Axis, Backbone, Output, channel_names
 from sfd.models.blocks import Block, FinalLayer
-from sfd.models.embeddings import PatchEmbedding, RotaryEmbedding, TimestepEmbedder, sincos_embedding
+from sfd.models.checkpointing import Checkpointing
+from sfd.models.embeddings import PatchEmbedding, RotaryEmbedding, Rotation, TimestepEmbedder, sincos_embedding
 from sfd.models.lightningdit_config import LightningDiTConfig
 from sfd.models.tokens import Route, put_back, take
 
@@ -53,6 +54,10 @@ class LightningDiT(Backbone):
         self.feat_rope = RotaryEmbedding(width // config.num_heads, config.grid) if config.use_rope else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.final_layer = FinalLayer(config)
+        if config.has_deep_path:
+            # Fixed after its draw, as in the published code of SPRINT.
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=False)
+            self.fusion = nn.Linear(2 * width, width)
         if config.repa_depth:
             self.repa_projector = nn.Sequential(
                 nn.Linear(width, config.repa_width),
@@ -62,6 +67,11 @@ class LightningDiT(Backbone):
                 nn.Linear(config.repa_width, config.feature_dim),
             )
 
+    @property
+    def has_deep_path(self) -> bool:
+        """As :class:`sfd.models.backbone.Backbone` says."""
+        return self.config.has_deep_path
+
     def forward(
         self,
         x: Tensor,
@@ -70,22 +80,59 @@ class LightningDiT(Backbone):
         condition: Tensor,
         with_projection: bool = False,
         route: Route | None = None,
+        skip_deep: bool = False,
     ) -> Output:
-        """As :meth:`sfd.models.backbone.Backbone.forward`. A model with a single time reads ``t_tex``."""
-        tokens = self.x_embedder(x) + self.pos_embed
+        """As :meth:`sfd.models.backbone.Backbone.forward`. A model with a single time reads ``t_tex``.
+
+        ``route``: what the blocks between the first and the last ones see in this step of the training; None: all tokens. ``skip_deep``: leave
+        these blocks out, in a network where they are a path of their own.
+        """
+        tokens = self._embed(x)
         modulation = self._modulation(t_tex, t_sem, condition)
-        everywhere = None if self.feat_rope is None else self.feat_rope(computing_type(tokens))
-        rotation, all_tokens, projection = everywhere, tokens, None
-        for depth, block in enumerate(self.blocks, start=1):
-            if route is not None and depth == route.first_blocks + 1:
-                all_tokens, tokens = tokens, take(tokens, route.kept)
-                rotation = None if everywhere is None else everywhere.at(route.kept)
-            if route is not None and depth == len(self.blocks) - route.last_blocks + 1:
-                tokens, rotation = put_back(all_tokens, route.kept, tokens), everywhere
-            tokens = block(tokens, modulation, rotation)
-            if with_projection and depth == self.config.repa_depth:
-                projection = self.repa_projector(tokens)
+        rotation = None if self.feat_rope is None else self.feat_rope(computing_type(tokens))
+        projection = None
+
+        def run(tokens: Tensor, first: int, last: int, rotation: Rotation | None) -> Tensor:
+            """Blocks ``first`` to ``last``, counted from 1."""
+            nonlocal projection
+            for number in range(first, last + 1):
+                tokens = self.blocks[number - 1](tokens, modulation, rotation)
+                if with_projection and number == self.config.repa_depth:
+                    projection = self.repa_projector(tokens)
+            return tokens
+
+        first, last = self._middle(route)
+        tokens = run(tokens, 1, first - 1, rotation)
+        if first <= last:
+            kept, shallow = None if route is None else route.kept, tokens
+            if skip_deep:
+                deep = self.mask_token.to(shallow).expand_as(shallow)
+            elif kept is None:
+                deep = run(shallow, first, last, rotation)
+            else:
+                deep = run(take(shallow, kept), first, last, None if rotation is None else rotation.at(kept))
+                others = self.mask_token.to(shallow).expand_as(shallow) if self.has_deep_path else shallow
+                deep = put_back(others, kept, deep)
+            tokens = self._fuse(deep, shallow, route) if self.has_deep_path else deep
+            tokens = run(tokens, last + 1, len(self.blocks), rotation)
         return Output(self._unpatchify(self.final_layer(tokens, modulation)), projection)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Tokens with their positions. Under autocast the sum over the blocks is float32, even where weights are gathered in bf16."""
+        tokens = self.x_embedder(x) + self.pos_embed
+        return tokens.float() if torch.is_autocast_enabled(tokens.device.type) else tokens
+
+    def _middle(self, route: Route | None) -> tuple[int, int]:
+        """The first and the last block, counted from 1, of those that may see a part of the tokens; ``(depth + 1, depth)``: none."""
+        ends = self.config if self.has_deep_path else route
+        depth = len(self.blocks)
+        return (depth + 1, depth) if ends is None else (ends.first_blocks + 1, depth - ends.last_blocks)
+
+    def _fuse(self, deep: Tensor, shallow: Tensor, route: Route | None) -> Tensor:
+        """Joins the results of both paths (SPRINT), each ``(B, N, D)``."""
+        if route is not None and route.without_deep is not None:
+            deep = torch.where(route.without_deep[:, None, None], self.mask_token.to(deep), deep)
+        return self.fusion(torch.cat([deep, shallow], dim=-1)).to(shallow.dtype)
 
     def _modulation(self, t_tex: Tensor, t_sem: Tensor, condition: Tensor) -> Tensor:
         """What modulates every block: the embeddings of times and condition, ``(B, D)``."""
@@ -120,7 +167,14 @@ class LightningDiT(Backbone):
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
+        if self.has_deep_path:
+            nn.init.normal_(self.mask_token, std=0.02, generator=generator)
         return self
+
+    def checkpoint_activations(self, kind: Checkpointing) -> None:
+        """As :class:`sfd.models.backbone.Backbone` says, for each block."""
+        for block in self.blocks:
+            block.checkpointing = kind  # type: ignore[assignment]  # a module's attributes are modules or tensors to mypy
 
     def output_layer(self) -> nn.Linear:
         """The last layer."""

@@ -16,7 +16,7 @@ from sfd.params.diffusion import (
     SampleParams,
     registered_model,
 )
-from sfd.params.grid import check_patch_size, shared_grid
+from sfd.params.grid import check_patch_size, check_token_groups, shared_grid
 from sfd.params.judging import known_metrics
 from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
@@ -64,7 +64,7 @@ from sfd.params.study import (
     check_study,
     holds_whole_numbers,
 )
-from sfd.params.tokens import TokenRoutingParams
+from sfd.params.tokens import SparseDeepParams, TokenRoutingParams
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
 from sfd.params.yaml import as_yaml, dump_tree, parse_yaml, read_tree
 
@@ -106,6 +106,7 @@ __all__ = [
     "SemanticParams",
     "Sharding",
     "SpaceParams",
+    "SparseDeepParams",
     "TauRange",
     "TextureVaeParams",
     "TokenRoutingParams",
@@ -118,6 +119,7 @@ __all__ = [
     "check_sampling_schedule",
     "check_storage_address",
     "check_study",
+    "check_token_groups",
     "current_value",
     "describe_mistakes",
     "describe_params",

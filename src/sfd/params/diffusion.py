@@ -11,7 +11,7 @@ from sfd.class_mix import BALANCED, ClassMix
 from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS
 from sfd.params.networks import TrainingParams
 from sfd.params.schedule import ScheduleParams
-from sfd.params.tokens import TokenRoutingParams
+from sfd.params.tokens import SparseDeepParams, TokenRoutingParams
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
 from sfd.sizes import SIZES
 
@@ -176,6 +176,11 @@ class DiffusionParams(Section):
     token_routing: TokenRoutingParams | None = Field(
         None, description="some blocks are trained on a part of the tokens, which takes less time; null: on all"
     )
+    sparse_deep: SparseDeepParams | None = Field(
+        None,
+        description="the middle blocks are trained on a quarter of the tokens, and need weights of their own to be joined with the others; null: "
+        "there is one path",
+    )
 
     @property
     def init_folder(self) -> Path | None:
@@ -192,9 +197,10 @@ class DiffusionParams(Section):
 class GuidanceParams(Section):
     """``guided = weak + scale * (strong - weak)``, separately for texture and semantics."""
 
-    kind: Literal["none", "cfg", "autoguidance"] = Field(
+    kind: Literal["none", "cfg", "autoguidance", "path_drop"] = Field(
         "none",
-        description="source of the weak velocity. `none`: no guidance; `cfg`: the same model with the null class; `autoguidance`: a weaker model",
+        description="source of the weak velocity. `none`: no guidance; `cfg`: the same model with the null class; `autoguidance`: a weaker model; "
+        "`path_drop`: the same model with the null class and without its middle blocks, which costs less (needs a model of `diffusion.sparse_deep`)",
     )
     weak_model: FilePath | None = Field(
         None, description="folder of the weaker model (config.json, model.safetensors) for `autoguidance`"

@@ -6,7 +6,7 @@ with a line that names the rule, the value and the remedy.
 
 from sfd.names import WEIGHT_PACKAGES
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
-from sfd.params.grid import check_patch_size, shared_grid
+from sfd.params.grid import check_patch_size, check_token_groups, shared_grid
 from sfd.params.judging import (
     check_cmmd,
     check_gates,
@@ -18,6 +18,7 @@ from sfd.params.judging import (
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
+from sfd.params.token_rules import check_full_token_steps, check_path_drop, check_tokens
 from sfd.sizes import SIZES
 
 
@@ -160,6 +161,7 @@ def _check_grid(params: Params) -> None:
         grid = shared_grid(params.data.image_size, texture_vae.factor, patches, tiles)
     if grid is not None:
         check_patch_size(params.diffusion.model.patch_size, grid, origin)
+        check_token_groups(params.diffusion, grid, origin)
 
 
 def _check_heads(params: Params) -> None:
@@ -280,23 +282,6 @@ def _check_lora(params: Params) -> None:
         )
 
 
-def _check_token_routing(params: Params) -> None:
-    """Some blocks are left that a token can skip, and there is a training."""
-    diffusion = params.diffusion
-    routing, depth = diffusion.token_routing, SIZES[diffusion.model.size][1]
-    if routing is None:
-        return
-    if diffusion.source == "file":
-        raise ValueError(
-            "diffusion.source is `file`, which trains nothing, so diffusion.token_routing must be null: nothing reads it"
-        )
-    if routing.first_blocks + routing.last_blocks >= depth:
-        raise ValueError(
-            f"diffusion.token_routing: first_blocks {routing.first_blocks} and last_blocks {routing.last_blocks} leave none of the {depth} blocks of "
-            f"a model of size {diffusion.model.size} that tokens could skip: lower them, or set token_routing to null"
-        )
-
-
 def _check_condition(params: Params) -> None:
     """A model that is told nothing has nothing to drop, and no null condition to be guided away from."""
     model = params.diffusion.model
@@ -385,9 +370,11 @@ RULES = (
     _check_step,
     _check_decay,
     _check_lora,
-    _check_token_routing,
+    check_tokens,
+    check_full_token_steps,
     _check_condition,
     _check_guidance,
+    check_path_drop,
     _check_sampling_schedule,
     check_reference,
     check_cmmd,

@@ -28,6 +28,11 @@ class DiffusionRuntime(TrainingRuntime):
         description="how several processes share the weights. `ddp`: each holds all of them; `fsdp`: each holds a part of the weights, of "
         "their averages and of the optimizer states, for models that do not fit one GPU. A single process trains the same with both",
     )
+    activation_checkpointing: Literal["none", "block", "selective"] = Field(
+        "none",
+        description="what a training keeps of each block for its backward pass. `none`: everything; `selective`: the results of products and "
+        "attention, and the rest is computed again; `block`: the block's input alone, which takes the least memory and a second forward pass",
+    )
     grid_every: Positive = Field(10_000, description="steps between sample grids")
     grid_images: Positive = Field(32, description="images in a sample grid")
     heldout_every: Positive | None = Field(

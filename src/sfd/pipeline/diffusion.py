@@ -29,7 +29,7 @@ from sfd.pipeline.finished import GRIDS, STEPS, entry, keep, take_up
 from sfd.pipeline.inputs import resolve_registered
 from sfd.pipeline.stage import Stage
 from sfd.processes import inference_device, rank, world_size
-from sfd.training.backbone import backbone_config, condition_of, initialised_backbone, token_routing
+from sfd.training.backbone import backbone_config, build_routing, condition_of, initialised_backbone
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
@@ -87,8 +87,9 @@ def decoded_features(workspace: Workspace, params: Params, dataset: LatentDatase
 def build_task(
     workspace: Workspace, params: Params, network: Backbone, dataset: LatentDataset, seed: int
 ) -> DiffusionTask:
-    """What the training loop must know."""
+    """What the training loop must know. ``network`` then keeps for the backward pass what ``runtime`` says."""
     schedule, diffusion = build_training_schedule(params.schedule), params.diffusion
+    network.checkpoint_activations(params.runtime.diffusion.activation_checkpointing)
     features_of = decoded_features(workspace, params, dataset)
     weights = None
     if diffusion.loss.channel_weights == "energy":
@@ -102,7 +103,7 @@ def build_task(
         seed,
         features_of,
         weights,
-        token_routing(diffusion, dataset.index.grid),
+        build_routing(diffusion, dataset.index.grid),
     )
 
 

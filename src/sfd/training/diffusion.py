@@ -19,7 +19,7 @@ from sfd.diffusion.schedule import (
 )
 from sfd.encoders.tiles import join_tokens, map_to_tokens, split_tokens
 from sfd.models.backbone import Backbone
-from sfd.models.tokens import Route, TokenRouting, take
+from sfd.models.tokens import Route, Routing, take
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
@@ -76,6 +76,7 @@ class DiffusionDraws(NamedTuple):
         weight_sem: weight of the semantics' velocity error, ``(B,)``.
         dropout: uniform in [0, 1), ``(B,)``; an image is told nothing if it is below the share that is dropped.
         kept: positions of the tokens that go through all blocks, ``(B, K)``; None: all tokens do.
+        without_deep: images whose deep path is left out, ``(B,)``; None: none (:mod:`sfd.models.tokens`).
     """
 
     x0: Tensor
@@ -85,14 +86,15 @@ class DiffusionDraws(NamedTuple):
     weight_sem: Tensor
     dropout: Tensor
     kept: Tensor | None = None
+    without_deep: Tensor | None = None
 
 
 class DiffusionTask:
     """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged.
 
     ``features_of``: gives the encoder's features for a batch of latents, where the data set does not hold them. ``channel_weights``: as
-    in :class:`sfd.diffusion.loss.Predicted`. ``routing``: of the tokens that some blocks do not see, for a network that
-    ``routes_tokens``.
+    in :class:`sfd.diffusion.loss.Predicted`. ``routing``: what the middle blocks see, for a network that
+    ``routes_tokens``; None: all tokens.
     """
 
     purpose = "diffusion"
@@ -107,7 +109,7 @@ class DiffusionTask:
         seed: int,
         features_of: Callable[[Tensor], Tensor] | None = None,
         channel_weights: Tensor | None = None,
-        routing: TokenRouting | None = None,
+        routing: Routing | None = None,
     ) -> None:
         self.routing = routing
         self.network, self.dataset, self.config = network, dataset, network.config
@@ -124,7 +126,7 @@ class DiffusionTask:
             return draws
         # From a generator of their own, so that routing changes no other draw.
         random = generator(self.seed, "diffusion/tokens", step, device)
-        return draws._replace(kept=self.routing.draw(batch_size, random))
+        return draws._replace(**self.routing.draw(step, batch_size, random)._asdict())
 
     def heldout_noise(self, batch: int, batch_size: int) -> DiffusionDraws:
         """The draws of a batch of held-out images, at every step the same ones, on the CPU and so the same on every device.
@@ -171,9 +173,9 @@ class DiffusionTask:
 
     def _route(self, noise: DiffusionDraws) -> dict[str, Route]:
         """Arguments of the network that not every backbone has."""
-        if self.routing is None or noise.kept is None:
+        if self.routing is None or (noise.kept is None and noise.without_deep is None):
             return {}
-        return {"route": self.routing.route(noise.kept)}
+        return {"route": Route(noise.kept, self.routing.first_blocks, self.routing.last_blocks, noise.without_deep)}
 
     def _condition(self, class_indices: Tensor, dropped: Tensor) -> Tensor:
         """What the network is told: the condition of each image, or its null value for the ones that are ``dropped`` ``(B,)``."""

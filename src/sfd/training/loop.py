@@ -159,7 +159,7 @@ class _Trainer(Generic[Batch, Draws]):
         device = self.accelerator.device
         # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
         self.sharded = sharding == "fsdp" and self.accelerator.num_processes > 1
-        raw = sharded_copy(task.network, device, bf16) if self.sharded else task.network.to(device)
+        raw = sharded_copy(task.network, device, bf16, runtime.compile) if self.sharded else task.network.to(device)
         raw.train()
         self.more_decays = tuple(more_decays)
         averaged, *more = (self._average(raw, decay, bf16) for decay in (params.ema_decay, *more_decays))
@@ -176,7 +176,7 @@ class _Trainer(Generic[Batch, Draws]):
         self.checkpoint = Checkpoint(
             work / "checkpoint.pt", task.purpose, fingerprint, params.num_steps, self.accelerator, self.sharded
         )
-        self.network: Any = torch.compile(raw) if runtime.compile else raw
+        self.network: Any = torch.compile(raw) if runtime.compile and not self.sharded else raw
         self.optimizer: Any = adamw
         if not self.sharded:
             self.network, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)

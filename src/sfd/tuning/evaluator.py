@@ -219,15 +219,22 @@ class CandidateEvaluator:
         return copy.copy(self._opened[with_features])  # a trial may normalise them by other statistics
 
     def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:
-        """Trains a copy of ``shared``, a model of a range of offsets, for ``tune.refine_steps`` more steps at ``sample.schedule``."""
+        """Trains a copy of ``shared``, a model of a range of offsets, for ``tune.refine_steps`` more steps at ``sample.schedule``.
+
+        All blocks see all tokens, as at the end of a training.
+        """
         assert params.sample.schedule is not None
-        params = params.model_copy(update={"schedule": params.sample.schedule})
+        diffusion, steps = params.diffusion, params.tune.refine_steps
+        training = diffusion.training.model_copy(update={"num_steps": steps})
+        sparse = diffusion.sparse_deep
+        if sparse is not None:
+            sparse = sparse.model_copy(update={"full_token_steps": steps})
+        diffusion = diffusion.model_copy(update={"training": training, "token_routing": None, "sparse_deep": sparse})
+        params = params.model_copy(update={"schedule": params.sample.schedule, "diffusion": diffusion})
         dataset = self._latents(params)
         dataset.statistics = shared.statistics
         network = build_backbone(shared.network.config)
         network.load_state_dict(shared.network.state_dict())
-        steps = params.tune.refine_steps
-        training = params.diffusion.training.model_copy(update={"num_steps": steps})
         task = build_task(self.workspace, params, network, dataset, seed)
         train(task, training, seed, folder, "tune", log_nothing, params.runtime.diffusion).copy_to(network)
         return DiffusionModel(network, params.schedule, shared.statistics, shared.networks)
