@@ -85,8 +85,13 @@ def config_from_weights(
             row of the class table means "no class".
 
     Raises:
-        ValueError: a weight that a width is read from is missing, or widths contradict each other.
+        ValueError: a weight that a width is read from is missing, widths contradict each other, or the weights are of a model of two paths.
     """
+    if "fusion.weight" in state:
+        raise ValueError(
+            "fusion.weight is of a model that was trained here with diffusion.sparse_deep, and its paths cannot be read from weights; use its folder, "
+            "which has config.json"
+        )
     width, in_channels, patch = _shape(state, "x_embedder.proj.weight", 4)[:3]
     tokens = _shape(state, "pos_embed", 3)[1]
     rows = _shape(state, "y_embedder.embedding_table.weight", 2)[0]
