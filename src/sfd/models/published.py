@@ -89,8 +89,8 @@ def config_from_weights(
     """
     if "fusion.weight" in state:
         raise ValueError(
-            "fusion.weight is of a model that was trained here with diffusion.sparse_deep, and its paths cannot be read from weights; use its folder, "
-            "which has config.json"
+            "fusion.weight is of a model that was trained here with diffusion.sparse_deep, and its paths cannot be read from weights; use its "
+            "folder, which has config.json"
         )
     width, in_channels, patch = _shape(state, "x_embedder.proj.weight", 4)[:3]
     tokens = _shape(state, "pos_embed", 3)[1]
