@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,16 @@ def test_repa_with_the_squared_error_is_the_mean_of_both() -> None:
     for name, expected in (("cosine", 0.5), ("cosine_mse", 1.0)):
         term = RepaTerm(LossParams.model_validate({"repa_loss": name}))
         assert term(both).tolist() == pytest.approx([expected])
+
+
+def test_repa_of_a_part_of_the_tokens_compares_them_with_their_own_features() -> None:
+    features, kept = torch.randn(2, 4, 3), torch.tensor([[0, 3], [1, 2]])
+    own = torch.stack([features[0, [0, 3]], features[1, [1, 2]]])
+    term = RepaTerm(LossParams.model_validate({}))
+    part = Predicted(features, features, 0, (torch.ones(2), torch.ones(2)), own, features, kept=kept)
+    assert term(part).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    swapped = replace(part, kept=kept.flip(1))
+    torch.testing.assert_close(term(swapped), repa_loss(own, own.flip(1)))
 
 
 def test_repa_is_zero_for_aligned_tokens_and_two_for_opposite_ones() -> None:

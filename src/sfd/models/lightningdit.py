@@ -89,7 +89,7 @@ class LightningDiT(Backbone):
         """
         tokens = self._embed(x)
         modulation = self._modulation(t_tex, t_sem, condition)
-        rotation = None if self.feat_rope is None else self.feat_rope(computing_type(tokens))
+        rotation = None if self.feat_rope is None else self.feat_rope(product_type(tokens))
         projection = None
 
         def run(tokens: Tensor, first: int, last: int, rotation: Rotation | None) -> Tensor:
@@ -193,7 +193,7 @@ class LightningDiT(Backbone):
         return axes
 
 
-def computing_type(x: Tensor) -> torch.dtype:
+def product_type(x: Tensor) -> torch.dtype:
     """The type in which matrix products with ``x`` are computed: autocast's where that is on, else that of ``x``."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -123,7 +123,7 @@ class SparseDeep:
 
 def take(tokens: Tensor, kept: Tensor) -> Tensor:
     """The tokens at ``kept`` ``(B, K)``: ``(B, N, D)`` -> ``(B, K, D)``."""
-    return tokens.gather(1, kept[:, :, None].expand(-1, -1, tokens.shape[-1]))
+    return tokens.take_along_dim(kept[:, :, None], dim=1)
 
 
 def put_back(tokens: Tensor, kept: Tensor, values: Tensor) -> Tensor:

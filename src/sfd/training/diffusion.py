@@ -19,7 +19,7 @@ from sfd.diffusion.schedule import (
 )
 from sfd.encoders.tiles import join_tokens, map_to_tokens, split_tokens
 from sfd.models.backbone import Backbone
-from sfd.models.tokens import Route, Routing, take
+from sfd.models.tokens import Route, Routing
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
@@ -166,9 +166,10 @@ class DiffusionTask:
             batch = replace(batch, channel_weights=self.channel_weights.to(x1.device, non_blocking=True))
         if self.needs_features:
             features = data.features if self.features_of is None else self.features_of(x1)
-            if features is not None and noise.kept is not None and output.projection.shape[1] == noise.kept.shape[1]:
-                features = take(features, noise.kept)  # REPA's block saw these tokens only
-            batch = replace(batch, projection=output.projection.float(), features=features)
+            # REPA's block saw all tokens, or those that stay.
+            has_all = noise.kept is None or output.projection.shape[1] != noise.kept.shape[1]
+            kept = None if has_all else noise.kept
+            batch = replace(batch, projection=output.projection.float(), features=features, kept=kept)
         return {name: term(batch).mean() for name, term in self.terms.items()}
 
     def _route(self, noise: DiffusionDraws) -> dict[str, Route]:

@@ -28,7 +28,10 @@ class RepaTerm:
         """One value per image ``(B,)``."""
         if batch.projection is None or batch.features is None:
             raise ValueError("REPA needs the network's projection and the encoder's features; give both")
-        return self.compare(batch.projection, batch.features)
+        target = batch.features
+        if batch.kept is not None:
+            target = target.take_along_dim(batch.kept[:, :, None], dim=1)
+        return self.compare(batch.projection, target)
 
 
 def repa_loss(projection: Tensor, features: Tensor) -> Tensor:
