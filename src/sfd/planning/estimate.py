@@ -125,7 +125,7 @@ def works(counted: Counted, device: Device) -> Iterator[Work]:
     """What every stage does. Without a known number of images, the stages that depend on it are left out."""
     params, runtime = counted.params, counted.params.runtime
     vae, semantic = params.texture_vae, flops.semantic(params, counted.shape)
-    vae_step = (1 + flops.BACKWARD) * (counted.encode + counted.decode) if vae.source == "train" else 0
+    vae_step = flops.texture_step(params, counted.encode + counted.decode)
     judges = {each.name: flops.judge(params, each) for each in params.judges}
     features, samples = flops.features(params), params.sample.num_images
     yield _training(
@@ -166,7 +166,8 @@ def _reading(counted: Counted, train: int, features: int, semantic: int, judges:
         both = seen * (1 + (params.data.mirror and params.features.mirror))
         yield Work("features", f"of {both:,} views", both, features, seen)
     images = views + min(heldout, HELDOUT_LATENTS)
-    yield Work("latents", f"of {images:,} views", images, counted.encode + features + semantic, train)
+    per_view = counted.encode + params.latents.tiles**2 * features + semantic
+    yield Work("latents", f"of {images:,} views", images, per_view, train)
     judged = heldout + min(params.sample.num_images, train) + (views if params.evaluate.memorisation else 0)
     yield Work("reference", f"judges {judged:,} images", judged, judges, judged)
 

@@ -11,6 +11,7 @@ from sfd.bench.workloads import OneBatch, training_flops
 from sfd.diffusion.guidance import guided_velocity
 from sfd.encoders.judges.judge import judge_class
 from sfd.encoders.timm_networks import describe, judge_network, rebuild
+from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
 from sfd.generation.images import build_sampler, build_scales
 from sfd.generation.schedules import build_schedule, middle_schedule
@@ -75,12 +76,28 @@ def encoder_step(params: Params) -> int:
 
 
 def texture(params: Params, shape: LatentShape) -> tuple[int, int]:
-    """Of the texture VAE: encoding a view of an image, and decoding a latent."""
+    """Of the texture VAE: encoding a view of an image, and decoding a latent. One that others trained has the widths of the parameters."""
+    chosen = params.texture_vae
+    if chosen.source in ("pretrained", "file"):
+        unread = {"source": "file", "file": "not read", "latent_channels": shape.texture_channels}
+        chosen = chosen.model_copy(update=unread)
     with torch.device("meta"):
-        vae = random_texture_vae(params.texture_vae, params.seed)
+        vae = random_texture_vae(chosen, params.seed)
         latent = torch.empty(1, shape.texture_channels, shape.grid, shape.grid)
     noise = torch.empty(vae.latent_shape(1, params.data.image_size), device="meta")
     return _count(partial(vae.encode, _image(params), noise)), _count(partial(vae.decode, latent))
+
+
+def texture_step(params: Params, both: int) -> int:
+    """Of a training step of the texture VAE, or of the network on a fitted one, per image; 0 if none is trained. ``both``: of its two parts."""
+    chosen = params.texture_vae
+    if chosen.training is None or not (chosen.source == "train" or chosen.is_fitted):
+        return 0
+    if chosen.source == "train":
+        return (1 + BACKWARD) * both
+    with torch.device("meta"):
+        network = ResidualDecoder(chosen.block_size, chosen.residual_width)
+    return (1 + BACKWARD) * _count(partial(network, _image(params).float()))
 
 
 def semantic(params: Params, shape: LatentShape) -> tuple[int, int]:
