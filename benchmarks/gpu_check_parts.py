@@ -375,14 +375,17 @@ SHORT = {"num_steps": 24, "batch_size": 16, "warmup_steps": 0}
 SMALL: dict[str, Any] = {
     "encoder": {"training": SHORT},
     "texture_vae": {"training": SHORT},
+    "judges": [{"training": SHORT}, {"training": SHORT}],
     "semantic": {"training": SHORT},
     "diffusion": {"training": SHORT},
     "features": {"max_images": 200},
+    "evaluate": {"kid_subsets": 4, "kid_subset_size": 20},
     "sample": {"num_images": 60},
     "quality": {"encoder_accuracy": None, "psnr_gain": None, "explained_variance": None, "judge_accuracy": None},
     "runtime": {
         "encoder": {"log_every": 8},
         "texture_vae": {"log_every": 8},
+        "judge": {"log_every": 8},
         "semantic": {"log_every": 8},
         "diffusion": {"log_every": 8, "grid_every": 24, "heldout_every": 24, "grid_images": 10},
     },

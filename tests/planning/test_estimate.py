@@ -96,7 +96,7 @@ def test_the_memory_of_a_step_is_that_of_the_check_of_a_preset(xl: Counted) -> N
     assert sum(parts) == pytest.approx(expected, abs=0.05) and rows[-1].startswith(f"{sum(parts):.1f}"[:3])
 
 
-def test_the_command_says_what_it_assumes(tmp_path: Path) -> None:
+def test_the_command_says_what_it_assumes() -> None:
     said = run("--preset", "digits", "--device", "cpu")
     for part in ("parameters", "TFLOP", "GB on disk", "memory of a training step", "assumed"):
         assert part in said
