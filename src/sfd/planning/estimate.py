@@ -222,13 +222,14 @@ def estimate(params: Params, workspace: Workspace, name: str | None, num_devices
     if check and not is_at_hand(device):
         raise UserError(f"--check measures this machine, and {device.name} is not its device; leave one of the two out")
     counted = count(params, workspace)
+    in_order = sorted(works(counted, device), key=lambda work: ORDER.index(work.stage))
     measured = measured_seconds(counted.params, device) if check else {}
     return "\n\n".join(
         [
             _head(counted),
-            as_text(list(_stage_rows(counted, device, num_devices, measured))),
+            as_text(list(_stage_rows(counted, in_order, device, num_devices, measured))),
             as_text(list(_memory_rows(counted, device, num_devices))),
-            _assumptions(counted, device, num_devices),
+            _assumptions(counted, in_order, device, num_devices),
         ]
     )
 
@@ -243,12 +244,13 @@ def _head(counted: Counted) -> str:
     )
 
 
-def _stage_rows(counted: Counted, device: Device, num_devices: int, measured: dict[str, float]) -> Iterator[list[str]]:
+def _stage_rows(
+    counted: Counted, in_order: list[Work], device: Device, num_devices: int, measured: dict[str, float]
+) -> Iterator[list[str]]:
     """Of each stage; the last column is the measured time per image divided by the estimated one."""
     sizes = result_bytes(counted.params, counted.shape, counted.num_train or 0, counted.num_parameters)
     yield ["stage", "what", "TFLOP", "hours", "GB on disk", *(["measured / estimated"] if measured else [])]
     hours = 0.0
-    in_order = sorted(works(counted, device), key=lambda work: ORDER.index(work.stage))
     for work in in_order:
         spent = work.seconds(device, num_devices if work.stage in PARALLEL else 1) / 3600
         hours += spent
@@ -290,9 +292,9 @@ def _memory_rows(counted: Counted, device: Device, num_devices: int) -> Iterator
     yield ["all", f"{total:,.2f} of {device.memory_gb:,.0f}{'' if total <= device.memory_gb else ': too much'}"]
 
 
-def _assumptions(counted: Counted, device: Device, num_devices: int) -> str:
+def _assumptions(counted: Counted, in_order: list[Work], device: Device, num_devices: int) -> str:
     """What the hours rest on."""
-    jobs = sorted({(work.job, work.dtype) for work in works(counted, device) if work.per_image})
+    jobs = sorted({(work.job, work.dtype) for work in in_order if work.per_image})
     speeds = ", ".join(f"{job} in {dtype} {device.flops(dtype, job) / 1e12:,.3g}" for job, dtype in jobs)
     lines = [
         f"{num_devices} x {device.name}: {device.bf16 / 1e12:,.4g} TFLOP/s in bf16 and {device.float32 / 1e12:,.4g} in float32 ({device.source}); "
