@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from sfd import names
 from sfd.network_files import read_implementation
 from sfd.params import JudgeParams
+from sfd.precision import InferenceNetwork
 
 
-class Judge(nn.Module, ABC):
+class Judge(InferenceNetwork, ABC):
     """A frozen network that scores images. The first of a project is never the encoder whose features became semantic latents.
 
     Attributes:
