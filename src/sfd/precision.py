@@ -213,7 +213,7 @@ class Inference:
         if isinstance(network, InferenceNetwork):
             network.follow(self)
             if self.device.type == "cuda":
-                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
+                network.to(memory_format=torch.channels_last)
         return network
 
 
@@ -259,7 +259,7 @@ class InferenceNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inference: Inference | None = None
-        self._functions: dict[str, Callable[..., Any]] = {}
+        self._functions: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     @property
     def computed_in(self) -> ComputedIn:
@@ -271,12 +271,11 @@ class InferenceNetwork(nn.Module):
         if inference != self.inference:
             self.inference, self._functions = inference, {}
 
-    def run(self, method: Callable[P, T], *inputs: P.args, **named: P.kwargs) -> T:
-        """Calls a method of this network, as :meth:`Inference.function` does."""
+    def run(self, part: Callable[P, T], *inputs: P.args, **named: P.kwargs) -> T:
+        """Calls a method or an inner module of this network, as :meth:`Inference.function` does."""
         if self.inference is None:
-            return method(*inputs, **named)
-        name: str = method.__name__  # type: ignore[attr-defined]  # of a method
-        if name not in self._functions:
-            self._functions[name] = self.inference.function(method)
-        found: T = self._functions[name](*inputs, **named)
+            return part(*inputs, **named)
+        if part not in self._functions:
+            self._functions[part] = self.inference.function(part)
+        found: T = self._functions[part](*inputs, **named)
         return found

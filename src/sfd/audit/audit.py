@@ -69,8 +69,7 @@ def audit(workspace: Workspace, folder: Path) -> str:
         neighbours = find_neighbours(samples, params, data, judge)
         _write_neighbours(neighbours, samples, data, out)
         attack = attack_model(workspace, params, data, inference)
-        facts = describe(samples, neighbours, attack, _note(workspace, samples, params))
-        facts["precision"] = inference.computed_in
+        facts = describe(samples, neighbours, attack, _note(workspace, samples, params), inference.computed_in)
         (out / "audit.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (out / "report.md").write_text(page(facts), encoding="utf-8")
         replace_result(workspace, "audit", out)

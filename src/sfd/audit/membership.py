@@ -55,8 +55,8 @@ def image_losses(
 ) -> Tensor:
     """Mean squared velocity error of each image, ``(B,)`` float64 on the CPU. All images get the same times and noises.
 
-    ``network``: the model's, as it is to be called. ``latents``, normalised ``(B, C, H, W)``, and ``class_indices`` ``(B,)`` are on the model's device. ``semantic_weight``: see
-    :func:`sfd.diffusion.terms.velocity.velocity_loss`.
+    ``network``: the model's, as it is to be called. ``latents``, normalised ``(B, C, H, W)``, and ``class_indices`` ``(B,)`` are on its
+    device. ``semantic_weight``: see :func:`sfd.diffusion.terms.velocity.velocity_loss`.
     """
     schedule, channels = middle_schedule(model.schedule_params), model.network.config.semantic_channels
     condition = model.condition.of_classes(class_indices)

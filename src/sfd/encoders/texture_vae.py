@@ -18,7 +18,10 @@ from sfd.seeding import seeded_initialisation
 
 
 class TextureVae(InferenceNetwork, ABC):
-    """Images to texture latents and back: an autoencoder of diffusers, or a tokenizer that is fitted here."""
+    """Images to texture latents and back: an autoencoder of diffusers, or a tokenizer that is fitted here.
+
+    An implementation calls its network by :meth:`run`, so that it computes in the precision of the stage.
+    """
 
     @property
     @abstractmethod

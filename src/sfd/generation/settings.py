@@ -14,8 +14,8 @@ from sfd.params import ComputedIn, GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
 """Files without a format number are older. They have the same keys, but the oldest lack ``schedule``. ``class_mix`` is there only if it is not
-balanced, and ``other_networks`` only if it is true. Ends of guidance came later: without them, guidance goes on to the end. So did
-``precision``: without it, float32."""
+balanced, ``other_networks`` only if it is true, and ``precision`` only if it is not float32. Ends of guidance came later: without them, guidance
+goes on to the end."""
 
 
 class Settings(SampleParams):
@@ -51,12 +51,13 @@ def _to_record(settings: Settings) -> dict[str, Any]:
     guidance = settings.guidance
     mix = {} if settings.class_mix == BALANCED else {"class_mix": settings.class_mix}
     others = {"other_networks": True} if settings.other_networks else {}
+    precision = {} if settings.precision == "fp32" else {"precision": settings.precision}
     return {
         "format": FORMAT,
         "num_images": settings.num_images,
         **mix,
         "batch_size": settings.batch_size,
-        "precision": settings.precision,
+        **precision,
         "sampler": settings.sampler,
         "num_steps": settings.num_steps,
         "rule": settings.rule,

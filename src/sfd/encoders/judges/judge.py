@@ -17,6 +17,8 @@ from sfd.precision import InferenceNetwork
 class Judge(InferenceNetwork, ABC):
     """A frozen network that scores images. The first of a project is never the encoder whose features became semantic latents.
 
+    An implementation calls its network by :meth:`run`, so that it computes in the precision of the stage.
+
     Attributes:
         kind: its name in ``names.JUDGES``, and in ``config.json``.
         name: appears in the keys of metrics; ``inception`` is kept for Inception-v3.
