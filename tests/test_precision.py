@@ -13,6 +13,17 @@ from sfd.errors import UserError
 from sfd.params import InferenceRuntime, Precision
 from sfd.precision import Inference, InferenceNetwork, Probe, bf16_pays, computing_type, cpu_flags, probe_cpu
 
+SOURCE = Path(precision.__file__).parent
+TRAINED_HERE = {
+    "bench/workloads.py",
+    "pipeline/diffusion.py",
+    "pipeline/semantic.py",
+    "pipeline/texture_vae.py",
+    "planning/timing.py",
+    "training/loop.py",
+}
+"""Modules that put networks onto a device in another way: those that are trained, or take part in a training or in its own measurements."""
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BF16 = Inference(CPU, torch.bfloat16, exact=False)
 FASTER, SLOWER = Probe(fp32=2.0, bf16=1.0), Probe(fp32=1.0, bf16=2.0)
@@ -237,3 +248,8 @@ def test_the_last_smaller_batch_is_not_compiled_again(monkeypatch: pytest.Monkey
     with torch.no_grad():
         found = torch.cat([function(part) for part in torch.ones(8, 4).split(3)])
     assert counters["stats"]["unique_graphs"] == 1 and found.shape == (8, 4) and found.dtype == torch.float32
+
+
+def test_networks_are_placed_for_inference_in_no_other_way() -> None:
+    users = {file.relative_to(SOURCE).as_posix() for file in SOURCE.rglob("*.py") if "inference_device" in file.read_text()}
+    assert users == TRAINED_HERE | {"precision.py", "processes.py"}

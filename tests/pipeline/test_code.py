@@ -40,6 +40,7 @@ DRAWING = {"diffusion", "sample", "evaluate", "evaluate_steps", "register", "swe
 EVERY = set(STAGES)
 WATCHERS = {
     "__init__.py": EVERY,
+    "precision.py": EVERY - {"prepare"},
     "seeding.py": EVERY - {"prepare"},
     "sizes.py": DRAWING,
     "data/sources/tar.py": EVERY - {"diffusion", "sample"},
