@@ -190,7 +190,7 @@ class Inference:
             yield
 
     def function(self, function: Callable[P, T]) -> Callable[P, T]:
-        """``function`` of tensors with the images along the first dimension, computed in this type; tensors that it gives are float32.
+        """``function`` of tensors with the images along the first dimension, computed in this type; what it gives in bf16 becomes float32.
 
         Compiled, it has one shape: see :class:`_OneSize`.
         """
@@ -218,7 +218,7 @@ class Inference:
 
 
 def _float32(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
+    return value.float() if value.dtype == torch.bfloat16 else value
 
 
 class _OneSize(Generic[P, T]):
