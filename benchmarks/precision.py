@@ -18,8 +18,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from sfd.generation.images import ImageGenerator, image_seed
+from sfd.generation.model import DiffusionModel
 from sfd.network_files import network_digest
-from sfd.params import ComputedIn, Params
+from sfd.params import ComputedIn, GuidanceParams, Params
 from sfd.pipeline.inputs import digest_facts
 from sfd.precision import cpu_flags, probe_cpu
 from sfd.text_file import replace_text
@@ -29,7 +31,13 @@ from sfd.workspace import Workspace
 PROJECT = Workspace(Path())
 TYPES: tuple[ComputedIn, ...] = ("fp32", "bf16")
 QUALITY = {"fd": "Frechet distance", "fid": "FID", "class_accuracy": "class accuracy", "kid": "kernel distance"}
-COSTS = {"training_seconds": "seconds of training", "seconds_per_image": "seconds per sampled image"}
+COSTS = {
+    "training_seconds": "seconds of training",
+    "seconds_per_image": "seconds per sampled image",
+    "dopri5_evaluations": "evaluations of dopri5, unguided",
+}
+DRAWN = 20
+"""Images that dopri5 draws, to count how often it evaluates the network: it chooses its steps by their errors, and rounding is one."""
 
 Point = dict[str, float]
 
@@ -63,7 +71,21 @@ def measure(evaluator: CandidateEvaluator, params: Params, seed: int) -> Point:
         model = evaluator.train(params, seed, Path(work))
         seconds = time.perf_counter() - started
     scored = evaluator.score(model, params, STUDY, seed).metrics
-    return {"training_seconds": seconds} | {name: scored[name] for name in (*QUALITY, *COSTS) if name in scored}
+    scored |= {"training_seconds": seconds, "dopri5_evaluations": float(count_evaluations(evaluator, model, params))}
+    return {name: scored[name] for name in (*QUALITY, *COSTS) if name in scored}
+
+
+def count_evaluations(evaluator: CandidateEvaluator, model: DiffusionModel, params: Params) -> int:
+    """Calls of the network for a batch of images by dopri5."""
+    changed = {"sampler": "dopri5", "guidance": GuidanceParams.model_validate({"kind": "none"})}
+    calls: list[None] = []
+    hook = model.network.register_forward_hook(lambda *_: calls.append(None))
+    images = ImageGenerator(model, evaluator.scorer.decoder, inference=evaluator.scorer.inference)
+    values, seeds = model.condition.plan(DRAWN), [image_seed(params.seed, number) for number in range(DRAWN)]
+    for _ in images.sample(values, seeds, params.sample.model_copy(update=changed), DRAWN):
+        pass
+    hook.remove()
+    return len(calls)
 
 
 def read_points(file: Path, of: str) -> dict[str, Point]:
