@@ -63,6 +63,7 @@ def measure() -> Round:
     from sfd.generation.model import DiffusionModel
     from sfd.pipeline.prepare import open_prepared
     from sfd.pipeline.reference import load_judges
+    from sfd.precision import Inference
     from sfd.tuning.grid import make_grid
     from sfd.tuning.scorer import SampleScorer
     from sfd.tuning.sweep import sweep
@@ -70,8 +71,9 @@ def measure() -> Round:
 
     workspace = Workspace.find()
     params = workspace.load_params()
-    judges = load_judges(workspace, params.judges[:1])
-    scorer, model = SampleScorer(workspace, judges), DiffusionModel.load(workspace.model())
+    judges = load_judges(workspace, params.judges[:1], Inference.of(params.runtime.evaluate))
+    scorer = SampleScorer(workspace, judges, Inference.of(params.runtime.sample))
+    model = DiffusionModel.load(workspace.model())
     values = model.condition.plan(params.sample.num_images, params.sample.class_mix)
     heldout = open_prepared(workspace, params).images(HELDOUT)
     wanted = model.condition.columns(values).get("class_index")

@@ -23,7 +23,7 @@ TENSOR = torch.zeros(3)
 class NoJudge:
     """Features of nothing."""
 
-    device, name = torch.device("cpu"), "none"
+    device, name, computed_in = torch.device("cpu"), "none", "fp32"
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1).float(), images.flatten(1).float()

@@ -259,7 +259,7 @@ def test_a_model_that_learnt_its_images_by_heart_betrays_them_and_a_fresh_one_do
 
     def attack() -> float:
         network.eval()
-        seen, unseen = (image_losses(model, part.latents, part.labels, 2.0, 0) for part in (members, others))
+        seen, unseen = (image_losses(model, network, part.latents, part.labels, 2.0, 0) for part in (members, others))
         return separation(seen, unseen, 0).auc
 
     assert attack() == pytest.approx(0.5, abs=0.25), (
@@ -285,7 +285,9 @@ def test_an_images_loss_does_not_depend_on_its_company() -> None:
         ChannelStatistics(torch.zeros(6), torch.ones(6)),
     )
     data = Latents(5, 3)
-    together = image_losses(model, data.latents, data.labels, 2.0, 0)
-    alone = image_losses(model, data.latents[3:4], data.labels[3:4], 2.0, 0)
+    together = image_losses(model, network, data.latents, data.labels, 2.0, 0)
+    alone = image_losses(model, network, data.latents[3:4], data.labels[3:4], 2.0, 0)
     torch.testing.assert_close(together[3:4], alone, rtol=1e-5, atol=0.0)
-    assert not torch.allclose(together, image_losses(model, data.latents, data.labels, 2.0, 1)), "the seed matters"
+    assert not torch.allclose(together, image_losses(model, network, data.latents, data.labels, 2.0, 1)), (
+        "the seed matters"
+    )

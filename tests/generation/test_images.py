@@ -13,6 +13,7 @@ from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
+from sfd.diffusion.solver import Steps
 from sfd.encoders.texture_vae import KlVae, TextureVae, TrainableAutoencoder
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator
@@ -21,6 +22,7 @@ from sfd.models.conditions import ClassCondition, Condition, NoCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.network_files import network_digest
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
+from sfd.precision import Inference
 
 SAMPLER = Sampler(Heun, num_steps=4)
 CLASSES, SEEDS = [0, 1, 1], [5, 6, 7]
@@ -104,6 +106,35 @@ def test_path_drop_of_a_model_with_one_path_is_refused(decoder: TextureVae) -> N
         next(ImageGenerator(model(), decoder).sample([0], [5], params, 1))
     both = replace(model(), network=network(0, depth=3, first_blocks=1, last_blocks=1))
     assert next(ImageGenerator(both, decoder).sample([0], [5], params, 1)).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_networks_compute_in_the_type_and_the_sampler_in_float32(decoder: TextureVae, dtype: torch.dtype) -> None:
+    seen: dict[str, set[torch.dtype]] = {"products": set(), "inputs": set(), "states": set()}
+
+    class Watched(Heun):
+        def step(self, steps: Steps, n: int, x: Tensor) -> Tensor:
+            after = super().step(steps, n, x)
+            seen["states"] |= {x.dtype, after.dtype, steps.velocity(n, x).dtype}
+            return after
+
+    made, weak = model(), network(seed=9, depth=1)
+    for backbone in (made.network, weak):
+        backbone.register_forward_pre_hook(lambda _, inputs: seen["inputs"].update(each.dtype for each in inputs[:3]))
+    layers = [
+        layer
+        for whole in (made.network, weak, decoder)
+        for layer in whole.modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    ]
+    hooks = [layer.register_forward_hook(lambda _, __, found: seen["products"].add(found.dtype)) for layer in layers]
+    images = ImageGenerator(made, decoder, weak, Inference(torch.device("cpu"), dtype))
+    sampler, scales = Sampler(Watched, num_steps=4), GuidanceScales(2.0, 2.0)
+    first, again = (images(CLASSES, SEEDS, sampler, scales) for _ in range(2))
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(first, again) and first.dtype == torch.uint8, "the same bytes each time"
+    assert seen == {"products": {dtype}, "inputs": {torch.float32}, "states": {torch.float32}}
 
 
 def test_a_class_that_does_not_exist_is_refused_and_no_class_is_allowed(decoder: TextureVae) -> None:

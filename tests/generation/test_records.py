@@ -173,6 +173,7 @@ def test_another_format_is_refused_with_the_remedy(number: object, tmp_path: Pat
         {"sampler": "dopri5", "guidance": {"kind": "cfg", "scale_texture": 2.0}},
         {"schedule": {"tau": 0.2}, "class_mix": "natural"},
         {"other_networks": True},
+        {"precision": "bf16"},
         {"schedule": {"kind": "curve", "knots": [0.0, 1.0]}, "rule": "published", "timestep_shift": 0.5},
     ],
 )
@@ -187,6 +188,12 @@ def test_format_1_of_settings_is_written_and_read_as_it_stands_here(tmp_path: Pa
     assert (settings.num_steps, settings.guidance.weak_model) == (7, Path("models/weak"))
     write_settings(tmp_path / "again.json", settings)
     assert json.loads((tmp_path / "again.json").read_text()) == LITERAL_SAMPLE
+
+
+def test_settings_that_do_not_say_a_precision_are_of_float32_and_others_than_two_are_refused(tmp_path: Path) -> None:
+    assert read_settings(sample_file(tmp_path, LITERAL_SAMPLE)).precision == "fp32"
+    with pytest.raises(UserError, match="does not hold the settings of a registered model"):
+        read_settings(sample_file(tmp_path, LITERAL_SAMPLE | {"precision": "auto"}))
 
 
 def test_settings_without_a_format_are_read_and_the_oldest_ones_too(tmp_path: Path) -> None:

@@ -157,9 +157,17 @@ runtime.diffusion.heldout_every
 runtime.diffusion.heldout_images
 runtime.diffusion.sharding
 runtime.evaluate.batch_size
+runtime.evaluate.compile
+runtime.evaluate.precision
 runtime.features.batch_size
+runtime.features.compile
+runtime.features.precision
 runtime.latents.batch_size
+runtime.latents.compile
+runtime.latents.precision
 runtime.sample.batch_size
+runtime.sample.compile
+runtime.sample.precision
 sample.class_mix
 sample.ema_decay
 sample.guidance.end_semantic

@@ -39,7 +39,7 @@ from sfd.pipeline.inputs import check_current
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import replace_result
 from sfd.pipeline.work import lock
-from sfd.processes import inference_device
+from sfd.precision import Inference
 from sfd.registry.versions import find_registered, read_registration
 from sfd.seeding import derive_seed
 from sfd.workspace import Workspace
@@ -59,7 +59,8 @@ def audit(workspace: Workspace, folder: Path) -> str:
     check_current(workspace, UPSTREAM, params)
     samples = find_samples(folder, params.data)
     data = open_prepared(workspace, params)
-    judge = load_judge(workspace.judge(params.first_judge.name)).to(inference_device())
+    inference = Inference.of(params.runtime.evaluate)
+    judge = inference.place(load_judge(workspace.judge(params.first_judge.name)))
     work = workspace.work("audit")
     with lock(work, "an audit"):
         out = work / "out"
@@ -67,8 +68,8 @@ def audit(workspace: Workspace, folder: Path) -> str:
         out.mkdir()
         neighbours = find_neighbours(samples, params, data, judge)
         _write_neighbours(neighbours, samples, data, out)
-        attack = attack_model(workspace, params, data)
-        facts = describe(samples, neighbours, attack, _note(workspace, samples, params))
+        attack = attack_model(workspace, params, data, inference)
+        facts = describe(samples, neighbours, attack, _note(workspace, samples, params), inference.computed_in)
         (out / "audit.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (out / "report.md").write_text(page(facts), encoding="utf-8")
         replace_result(workspace, "audit", out)
@@ -193,18 +194,19 @@ def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, 
     picture_nearest(closest, samples.load(closest["sample_index"].tolist(), data.params), train, out / "closest.png")
 
 
-def attack_model(workspace: Workspace, params: Params, data: Prepared) -> Attack:
+def attack_model(workspace: Workspace, params: Params, data: Prepared, inference: Inference) -> Attack:
     """Membership inference by loss on the model in ``results/diffusion``, with equally many training and held-out images."""
-    device, seed = inference_device(), params.seed
-    model = DiffusionModel.load(workspace.sampled_model(params))
-    model.network.to(device)
+    model, seed = DiffusionModel.load(workspace.sampled_model(params)), params.seed
+    network = inference.function(inference.place(model.network))
     # Posterior draws that training never saw: an attacker has the image, but not the latent that the model was trained on.
-    encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), device)
+    encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), inference)
     train, heldout = data.images(TRAIN), data.images(HELDOUT)
     count = min(MAX_ATTACKED, len(train), len(heldout))
     size, weight = params.runtime.evaluate.batch_size, params.diffusion.loss.semantic_weight
     members, others = (
-        losses_of_images(model, encode, images, choose(len(images), count, seed, f"audit/{split}"), size, weight, seed)
+        losses_of_images(
+            model, network, encode, images, choose(len(images), count, seed, f"audit/{split}"), size, weight, seed
+        )
         for split, images in ((TRAIN, train), (HELDOUT, heldout))
     )
     return Attack(count, float(members.mean()), float(others.mean()), separation(members, others, seed))

@@ -28,8 +28,9 @@ from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule
 from sfd.models.backbone import Backbone, build_backbone
-from sfd.params import Params, TrainingParams
+from sfd.params import Params
 from sfd.pipeline.diffusion import wants_features
+from sfd.precision import Inference, computing_type
 from sfd.processes import inference_device
 from sfd.seeding import generator
 from sfd.training.backbone import build_routing
@@ -94,9 +95,8 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
         with suppress(_Enough):
             train(task, training, params.seed, Path(work), "bench", log, runtime)
     seconds = [after - before for before, after in zip(ends[:-1], ends[1:], strict=True)][-num_steps:]
-    return [
-        Measurement("train", training.batch_size, tuple(seconds), peak_memory_gib(), _training_dtype(training), flops)
-    ]
+    dtype = computing_type(training.precision, inference_device())
+    return [Measurement("train", training.batch_size, tuple(seconds), peak_memory_gib(), dtype, flops)]
 
 
 def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentShape) -> DiffusionTask:
@@ -118,12 +118,6 @@ def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentSha
 def _no_statistics(shape: LatentShape) -> ChannelStatistics:
     """Statistics that leave latents unchanged."""
     return ChannelStatistics(torch.zeros(shape.latent[0]), torch.ones(shape.latent[0]))
-
-
-def _training_dtype(training: TrainingParams) -> torch.dtype:
-    """The dtype in which the training loop multiplies matrices."""
-    use_bf16 = training.precision == "bf16" or (training.precision == "auto" and torch.cuda.is_available())
-    return torch.bfloat16 if use_bf16 else torch.float32
 
 
 def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
@@ -155,13 +149,13 @@ def measure_sample(
     params: Params, batch_size: int | None, num_steps: int, with_decoder: bool = True
 ) -> list[Measurement]:
     """Measures calls of the generator of stage ``sample``: solver, guidance, decoder. A step is one batch of images."""
-    shape, device = latent_shape(params), inference_device()
+    shape, inference = latent_shape(params), Inference.of(params.runtime.sample)
     count = batch_size or params.runtime.sample.batch_size
     network = random_backbone(params, shape).eval().requires_grad_(False)
     model = DiffusionModel(network, params.schedule, _no_statistics(shape))
     decoder = random_texture_vae(params.texture_vae, params.seed) if with_decoder else NoDecoder()
     # For AutoGuidance, this model also stands in for the weak one, which would cost less.
-    images = ImageGenerator(model, decoder, device=device)
+    images = ImageGenerator(model, decoder, inference=inference)
     values = model.condition.plan(count)
     seeds = [image_seed(params.seed, index) for index in range(count)]
 
@@ -176,12 +170,13 @@ def measure_sample(
     reset_peak_memory()
     seconds = time_steps(step, num_steps)
     name = "sample" if with_decoder else "sample, latents only"
-    return [Measurement(name, len(values), seconds, peak_memory_gib(), torch.float32, flops, len(calls))]
+    return [Measurement(name, len(values), seconds, peak_memory_gib(), inference.dtype, flops, len(calls))]
 
 
 def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
     """Measures calls of the encoder of stage ``latents``; an image and its horizontal flip count as two images."""
-    encode = random_composite_encoder(params, inference_device())
+    inference = Inference.of(params.runtime.latents)
+    encode = random_composite_encoder(params, inference)
     count, size = batch_size or params.runtime.latents.batch_size, params.data.image_size
     random = generator(params.seed, "bench/images")
     images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=random)
@@ -193,7 +188,7 @@ def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> l
     flops = count_flops(step)
     reset_peak_memory()
     seconds = time_steps(step, num_steps)
-    return [Measurement("latents", count, seconds, peak_memory_gib(), torch.float32, flops)]
+    return [Measurement("latents", count, seconds, peak_memory_gib(), inference.dtype, flops)]
 
 
 def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:

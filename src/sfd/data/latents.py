@@ -13,7 +13,7 @@ from sfd.data.networks import Networks
 from sfd.data.shards import Shard, ShardReader, shard_bounds, share_of, write_shards
 from sfd.errors import UserError
 from sfd.network_files import write_tensors
-from sfd.params import LatentsParams
+from sfd.params import ComputedIn, LatentsParams
 from sfd.progress import progress
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class LatentsIndex:
         class_counts: images of each class, by class index.
         networks: what the latents came from.
         tiles: parts along one side of an image that were encoded to semantics one by one.
+        precision: the type in which the networks computed.
     """
 
     num_views: int
@@ -51,6 +52,7 @@ class LatentsIndex:
     class_counts: list[int]
     networks: Networks
     tiles: int
+    precision: ComputedIn = "fp32"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -123,7 +123,9 @@ class ShardReader(Generic[Facts]):
             )
         index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
         try:
-            self.facts = facts(**{field.name: index[field.name] for field in fields(facts)})
+            # What has a default was added later: older shards do not have it.
+            needed = [field.name for field in fields(facts) if field.default is MISSING or field.name in index]
+            self.facts = facts(**{name: index[name] for name in needed})
         except KeyError as error:
             raise UserError(f"{index_file} has no {error}; rerun the stage that writes {folder}") from None
         self.shards = [ShardFile(**shard) for shard in index["shards"]]

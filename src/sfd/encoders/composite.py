@@ -14,6 +14,7 @@ from sfd.encoders.vision import VisionEncoder, load_encoder
 from sfd.errors import UserError
 from sfd.network_files import network_digest
 from sfd.params import Params, shared_grid
+from sfd.precision import Inference
 from sfd.seeding import generator
 
 
@@ -34,12 +35,13 @@ class CompositeEncoder:
     tiles: int = 1
 
     @classmethod
-    def load(cls, params: Params, results: Path, seed: int, device: torch.device) -> "CompositeEncoder":
+    def load(cls, params: Params, results: Path, seed: int, inference: Inference) -> "CompositeEncoder":
         """Loads the results of stages ``texture_vae``, ``encoder`` and ``semantic``; only what is needed."""
-        encoder = load_encoder(results / "encoder/model").to(device) if params.needs_features else None
-        semantic = load_semantic(results / "semantic/model").to(device) if params.semantic.kind != "none" else None
-        texture_vae, draws = load_texture_vae(results / "texture_vae/model").to(device), params.latents.draws_semantics
-        return cls(texture_vae, encoder, semantic, seed, device, draws, params.latents.tiles)
+        encoder = inference.place(load_encoder(results / "encoder/model")) if params.needs_features else None
+        has_semantics, draws = params.semantic.kind != "none", params.latents.draws_semantics
+        semantic = inference.place(load_semantic(results / "semantic/model")) if has_semantics else None
+        texture_vae = inference.place(load_texture_vae(results / "texture_vae/model"))
+        return cls(texture_vae, encoder, semantic, seed, inference.device, draws, params.latents.tiles)
 
     @staticmethod
     def networks(params: Params, results: Path) -> Networks:

@@ -9,7 +9,7 @@ from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.evaluation.fidelity import Features, class_accuracy, extract
 from sfd.evaluation.views import ImageBatches
-from sfd.processes import inference_device
+from sfd.precision import Inference
 from sfd.progress import track
 
 JUDGE_BATCH = 50
@@ -17,8 +17,8 @@ JUDGE_BATCH = 50
 
 
 def heldout_accuracy(folder: Path, data: Prepared) -> float:
-    """Share of held-out images that the judge in ``folder`` assigns to their classes: the mean over the classes."""
-    judge, heldout = load_judge(folder).to(inference_device()), data.images(HELDOUT)
+    """Share of held-out images that the judge in ``folder``, in float32, assigns to their classes: the mean over the classes."""
+    judge, heldout = Inference.float32().place(load_judge(folder)), data.images(HELDOUT)
     return class_accuracy(judge_images(judge, heldout), heldout.class_indices, judge)
 
 

@@ -41,8 +41,9 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, judge: Judge, batch_size: int, rank: int, world_size: int) -> None:
-        # Files hold batches, so those of another size cannot be continued.
-        self.root, self.folder = folder, folder / f"by-{batch_size}"
+        # Files hold batches, so those of another size cannot be continued; and those of another precision must not be.
+        suffix = "" if judge.computed_in == "fp32" else f"-{judge.computed_in}"
+        self.root, self.folder = folder, folder / f"by-{batch_size}{suffix}"
         self.judge, self.batch_size = judge, batch_size
         self.rank, self.world_size = rank, world_size
         self.device = judge.device
@@ -52,11 +53,18 @@ class FeatureStore:
 
     @classmethod
     def opened(cls, folder: Path, judge: Judge) -> "FeatureStore":
-        """The store that :meth:`finish` left in ``folder``. Raises :class:`UserError` if it is missing, or another judge's."""
+        """The store that :meth:`finish` left in ``folder``. Raises :class:`UserError` if it is missing, another judge's, or of a judge that
+        computed in another precision."""
         file = folder / INDEX
         index = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if index.get("judge") != judge.digest:
             raise UserError(f"{folder} holds no features of judge `{judge.name}`; run `dvc repro reference`")
+        precision = index.get("precision", "fp32")
+        if precision != judge.computed_in:
+            raise UserError(
+                f"judge `{judge.name}` computed in {precision} when it saw the images of {folder}, and would see samples in {judge.computed_in} "
+                f"here, so they cannot be compared; set runtime.evaluate.precision to {precision}, or run `dvc repro -f -s reference`"
+            )
         found = cls(folder, judge, index["batch_size"], 0, 1)
         found.rows = {name: range(rows) if isinstance(rows, int) else rows for name, rows in index["rows"].items()}
         found.made_of = index["made_of"]
@@ -68,7 +76,13 @@ class FeatureStore:
             if folder != self.folder:
                 shutil.rmtree(folder)
         rows = {name: len(each) if each == range(len(each)) else list(each) for name, each in self.rows.items()}
-        facts = {"judge": self.judge.digest, "batch_size": self.batch_size, "rows": rows, "made_of": self.made_of}
+        facts = {
+            "judge": self.judge.digest,
+            "precision": self.judge.computed_in,
+            "batch_size": self.batch_size,
+            "rows": rows,
+            "made_of": self.made_of,
+        }
         (self.root / INDEX).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     def fill(self, names: Sequence[str], rows: Sequence[int], load: Load, keep: Sequence[str] = FEATURES) -> None:

@@ -237,9 +237,9 @@ class Evaluation:
         return Reference(self.reference.statistics, self.reference.spatial, images)
 
     def _measurement(self) -> dict[str, object]:
-        """The first judge, the number and size of images, their class mix (a digest of the number per class), the reference (its name, and a
-        digest of the sha256 of its images in order, or of its file), and all options that change a metric; and the digests of the other
-        judges, `judge_digest.NAME`, on which no metric but their own and `fdr` rests."""
+        """The first judge, the type it computes in, the number and size of images, their class mix (a digest of the number per class), the
+        reference (its name, and a digest of the sha256 of its images in order, or of its file), and all options that change a metric; and the
+        digests of the other judges, `judge_digest.NAME`, on which no metric but their own and `fdr` rests."""
         comparison = self.comparison
         rows = "\n".join(comparison.heldout.sha256[row] for row in comparison.heldout_rows)
         asked = comparison.asked
@@ -248,6 +248,7 @@ class Evaluation:
         record: dict[str, object] = {
             "judge": first.name,
             "judge_digest": first.digest,
+            "precision": first.computed_in,
             "num_images": comparison.count,
             "image_size": comparison.heldout.size,
             "reference_name": reference_name(self.params.reference),

@@ -1,7 +1,7 @@
 """From conditions and seeds to images: the trained model, its schedule, the statistics of its latents and the decoder in one object."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_schedule
-from sfd.models.backbone import Backbone, BackboneConfig
+from sfd.models.backbone import Backbone, BackboneConfig, Output
 from sfd.models.conditions import Value
 from sfd.names import SAMPLERS, load
 from sfd.network_files import network_digest
 from sfd.params import GuidanceParams, SampleParams
-from sfd.processes import inference_device, rank
+from sfd.precision import Inference
+from sfd.processes import rank
 from sfd.seeding import derive_seed
 
 
@@ -121,19 +122,23 @@ class ImageGenerator:
         model: DiffusionModel,
         decoder: TextureVae,
         weak: Backbone | None = None,
-        device: torch.device | None = None,
+        inference: Inference | None = None,
     ) -> None:
-        """``weak``: the weak model of AutoGuidance; without it, guidance uses the null value of the condition.
+        """``weak``: the weak model of AutoGuidance; without it, guidance uses the null value of the condition. ``inference``: how the networks
+        are called; None: in float32.
 
         Raises:
             UserError: the weak model draws other latents, has another condition, or has another number of times.
         """
         if weak is not None:
             _check_weak(model.network.config, weak.config)
-        self.device = device or inference_device()
-        self.model, self.decoder = model, decoder.to(self.device)
-        self.network = model.network.to(self.device)
-        self.weak = weak.to(self.device) if weak is not None else None
+        self.inference = inference or Inference.float32()
+        self.device = self.inference.device
+        self.model, self.decoder = model, self.inference.place(decoder)
+        self.network = self.inference.place(model.network)
+        self.weak = self.inference.place(weak) if weak is not None else None
+        strong = self.inference.function(self.network)
+        self._functions = strong, strong if self.weak is None else self.inference.function(self.weak)
         self.statistics = ChannelStatistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
 
     @classmethod
@@ -143,6 +148,7 @@ class ImageGenerator:
         decoder_folder: Path,
         weak_folder: Path | None = None,
         other_networks: bool = False,
+        inference: Inference | None = None,
     ) -> "ImageGenerator":
         """Reads the results of the stages ``diffusion`` and ``texture_vae``, and the weak model of AutoGuidance.
 
@@ -153,7 +159,7 @@ class ImageGenerator:
         model = DiffusionModel.load(model_folder)
         check_decoder(model, decoder_folder, other_networks)
         weak = load_weak(weak_folder, model, other_networks) if weak_folder is not None else None
-        return cls(model, load_texture_vae(decoder_folder), weak)
+        return cls(model, load_texture_vae(decoder_folder), weak, inference)
 
     @torch.no_grad()
     def __call__(
@@ -186,9 +192,10 @@ class ImageGenerator:
         weak_condition = condition
         if scales.active and self.weak is None and (config.condition.has_null or not path_drop):
             weak_condition = config.condition.null(len(values), self.device)
+        strong, weak = self._functions
         velocity = guided_velocity(
-            partial(self._velocity, self.network, condition),
-            partial(self._velocity, self.weak or self.network, weak_condition, skip_deep=path_drop),
+            partial(self._velocity, strong, condition),
+            partial(self._velocity, weak, weak_condition, skip_deep=path_drop),
             scales,
             config.semantic_channels,
         )
@@ -198,11 +205,10 @@ class ImageGenerator:
 
     @staticmethod
     def _velocity(
-        network: Backbone, condition: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor, skip_deep: bool = False
+        network: Callable[..., Output], condition: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor, skip_deep: bool = False
     ) -> Tensor:
         skipped = {"skip_deep": True} if skip_deep else {}
-        velocity: Tensor = network(x, t_tex, t_sem, condition, **skipped).velocity
-        return velocity.float()
+        return network(x, t_tex, t_sem, condition, **skipped).velocity
 
     def sample(
         self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, batch_size: int, fill: bool = False

@@ -12,7 +12,7 @@ from sfd.data.images import to_tensor_uint8
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.models.conditions import Condition, Value
-from sfd.params import SampleParams
+from sfd.params import ComputedIn, SampleParams
 from sfd.pictures import labelled_grid, save_png
 from sfd.progress import track
 
@@ -90,8 +90,11 @@ def _choose_shown(values: list[Value]) -> tuple[list[int], int]:
     return [row for rows in shown for row in rows], max(map(len, shown))
 
 
-def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int) -> Path:
-    """Writes what is needed to compare the samples with others: their number per class, the seed, and how they were sampled."""
+def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int, computed_in: ComputedIn) -> Path:
+    """Writes what is needed to compare the samples with others: their number per class, the seed, and how they were sampled.
+
+    ``computed_in``: the type in which the networks computed.
+    """
     balance: dict[str, object] = {}
     if "class_index" in table:
         sizes = table.groupby("class_index").size()
@@ -100,10 +103,19 @@ def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int)
         "num_images": len(table),
         **balance,
         "seed": seed,
+        "precision": computed_in,
         **params.model_dump(mode="json", exclude={"num_images"}),
     }
     (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return out / FACTS
+
+
+def sampled_in(folder: Path) -> ComputedIn:
+    """The type in which the networks computed that drew a finished set of samples; older samples do not say it, and are of float32."""
+    file = folder / FACTS
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found: ComputedIn = facts.get("precision", "fp32")
+    return found
 
 
 def read_images(folder: Path, files: list[str]) -> Tensor:

@@ -53,7 +53,7 @@ from sfd.params.parse import (
 )
 from sfd.params.quality import QualityParams
 from sfd.params.rules import check_sampling_schedule
-from sfd.params.runtime import RuntimeParams, Sharding, TrainingRuntime
+from sfd.params.runtime import CompileMode, InferenceRuntime, RuntimeParams, Sharding, TrainingRuntime
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
@@ -65,7 +65,7 @@ from sfd.params.study import (
     holds_whole_numbers,
 )
 from sfd.params.tokens import SparseDeepParams, TokenRoutingParams
-from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
+from sfd.params.types import ComputedIn, FilePath, Fraction, OneOf, Positive, Precision, Scale, Section
 from sfd.params.yaml import as_yaml, dump_tree, parse_yaml, read_tree
 
 __all__ = [
@@ -77,6 +77,8 @@ __all__ = [
     "PREVIOUS",
     "SQLITE",
     "VARIABLE",
+    "CompileMode",
+    "ComputedIn",
     "DataParams",
     "DiffusionParams",
     "DiffusionTrainingParams",
@@ -87,6 +89,7 @@ __all__ = [
     "Fraction",
     "GateParams",
     "GuidanceParams",
+    "InferenceRuntime",
     "JudgeParams",
     "LatentsParams",
     "LoraParams",
@@ -96,6 +99,7 @@ __all__ = [
     "OneOf",
     "Params",
     "Positive",
+    "Precision",
     "QualityParams",
     "RegisterParams",
     "RuntimeParams",

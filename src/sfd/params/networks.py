@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sfd.names import DATA_SOURCES, JUDGES, SEMANTIC_ENCODERS, TOKENIZERS
-from sfd.params.types import FilePath, Fraction, OneOf, Positive, Section
+from sfd.params.types import FilePath, Fraction, OneOf, Positive, Precision, Section
 
 
 class DataParams(Section):
@@ -117,7 +117,10 @@ class TrainingParams(Section):
     )
     max_grad_norm: float | None = Field(None, gt=0.0, description="clip the gradient norm; null: no clipping")
     accumulation_steps: Positive = Field(1, description="micro-batches per optimizer step")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 on GPU, fp32 on CPU")
+    precision: Precision = Field(
+        "auto",
+        description="type of products and convolutions; weights, losses and averages stay float32. `auto`: bf16 on GPU, fp32 on CPU",
+    )
 
     @model_validator(mode="after")
     def _check_learning_rate(self) -> Self:

@@ -1,12 +1,13 @@
-"""Section ``runtime``: how the stages run here. Nothing in it changes a result, so neither DVC nor a fingerprint looks at it."""
+"""Section ``runtime``: how the stages run here. Nothing in it changes a result beyond rounding, so neither DVC nor a fingerprint looks at it."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from sfd.params.types import Positive, Section
+from sfd.params.types import Positive, Precision, Section
 
 Sharding = Literal["ddp", "fsdp"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
 class TrainingRuntime(Section):
@@ -48,6 +49,16 @@ class InferenceRuntime(Section):
     """How a trained network is used here."""
 
     batch_size: Positive = Field(100, description="images per call of the network")
+    precision: Precision = Field(
+        "auto",
+        description="type of the network's products and convolutions; all else stays float32, and what was used is recorded. `auto`: bf16 on "
+        "GPU, fp32 on CPU; `fp32`: without TF32",
+    )
+    compile: CompileMode | None = Field(
+        None,
+        description="mode of torch.compile (needs a C++ compiler on CPU); `reduce-overhead`: with CUDA graphs. Smaller batches are filled up. "
+        "null: not compiled",
+    )
 
 
 _TRAINING = TrainingRuntime.model_validate({})

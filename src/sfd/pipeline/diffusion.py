@@ -288,7 +288,7 @@ class SampleGrids:
         model = replace(self.model, network=network)
         was_training = network.training
         network.eval()
-        images = ImageGenerator(model, self.decoder, device=inference_device())(
+        images = ImageGenerator(model, self.decoder)(
             self.values, self.seeds, GRID_SAMPLER, GuidanceScales(), middle_schedule(self.model.schedule_params)
         )
         network.train(was_training)

@@ -14,7 +14,7 @@ from sfd.pipeline.inputs import judge_facts
 from sfd.pipeline.quality import QUALITY, check_quality
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
-from sfd.processes import inference_device
+from sfd.precision import Inference
 from sfd.seeding import derive_seed
 from sfd.training.classifier import ClassifierTask, num_outputs
 
@@ -70,7 +70,7 @@ def make_judge(params: JudgeParams, number: int, data: Prepared, stage: Stage) -
         _check_another(params, number, stage)
         kind.save_pretrained(folder, stage.workspace.resolve_paths(params))
         if classes is not None and kind.fits_classes and number == 0:
-            judge, train = load_judge(folder).to(inference_device()), data.images(TRAIN)
+            judge, train = Inference.float32().place(load_judge(folder)), data.images(TRAIN)
             kind.fit_classes(folder, judge_images(judge, train).features, train.class_indices, classes)
     if not load_judge(folder).knows_classes:
         return None

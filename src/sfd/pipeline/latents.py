@@ -10,9 +10,10 @@ from sfd.data.prepared import Prepared
 from sfd.data.shards import ShardReader, write_index
 from sfd.encoders.composite import CompositeEncoder
 from sfd.network_files import read_config
+from sfd.pipeline.inference import start_inference
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage
-from sfd.processes import barrier, inference_device, rank, world_size
+from sfd.processes import barrier, rank, world_size
 
 HELDOUT_IMAGES = 1000
 """The most held-out images that are encoded. Stage ``diffusion`` measures its loss on them; of ImageNet, with features, they take 0.4 GB."""
@@ -24,8 +25,9 @@ def make_latents(stage: Stage) -> None:
     Raises:
         UserError: the latents would not be those that the model of ``diffusion.init_from`` knows.
     """
-    data, mirror, device = open_prepared(stage.workspace, stage.params), stage.params.data.mirror, inference_device()
-    encode = CompositeEncoder.load(stage.params, stage.workspace.results, stage.params.seed, device)
+    data, mirror = open_prepared(stage.workspace, stage.params), stage.params.data.mirror
+    (inference,) = start_inference(stage, "latents")
+    encode = CompositeEncoder.load(stage.params, stage.workspace.results, stage.params.seed, inference)
     grid = encode.check_grid(stage.params.data.image_size)
     networks = CompositeEncoder.networks(stage.params, stage.workspace.results)
     _check_start(stage, networks, encode.semantic_channels)
@@ -45,6 +47,7 @@ def make_latents(stage: Stage) -> None:
             class_counts=images.class_indices.bincount(minlength=data.num_classes).tolist(),
             networks=networks,
             tiles=encode.tiles,
+            precision=inference.computed_in,
         )
         write_index(folder, bounds, facts)
         statistics = channel_statistics(ShardReader(folder, LatentsIndex), params.statistics_images)

@@ -19,6 +19,7 @@ from sfd.pictures import NUM_PAIRS, plot_pca_features
 from sfd.pipeline.quality import record_quality
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
+from sfd.precision import Inference
 from sfd.processes import inference_device
 from sfd.training.semantic_vae import SemanticTask
 
@@ -67,7 +68,8 @@ def _quality(network: SemanticEncoder, dataset: FeatureDataset) -> dict[str, flo
     total, squares = torch.zeros(dataset.index.feature_dim).double(), torch.zeros(dataset.index.feature_dim).double()
     error = torch.zeros(()).double()
     for features in _batches(dataset, chosen):
-        reconstruction = network.decode(network.encode(features))
+        with Inference.float32().arithmetic():
+            reconstruction = network.decode(network.encode(features))
         cosine = float(cosine_similarity(reconstruction, features, dim=-1).mean())
         for name, mean in {"reconstruction_cosine": cosine, **network.quality(features)}.items():
             sums[name] += mean * len(features)

@@ -37,7 +37,7 @@ from sfd.params import Params
 from sfd.pipeline.inputs import check_current, published_fingerprint
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.work import lock
-from sfd.processes import inference_device
+from sfd.precision import Inference
 from sfd.progress import progress
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
@@ -84,7 +84,7 @@ class Upstream:
         """Reads ``params.yaml`` and ``results``. Raises :class:`UserError` if a result is missing or out of date."""
         params = workspace.load_params()
         check_current(workspace, ("prepare", "judge"), params)
-        judge = load_judge(workspace.judge(params.first_judge.name)).to(inference_device())
+        judge = Inference.of(params.runtime.evaluate).place(load_judge(workspace.judge(params.first_judge.name)))
         return cls(workspace, params, open_prepared(workspace, params), judge)
 
     @property
@@ -251,6 +251,8 @@ def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Up
         "data set": published_fingerprint(upstream.workspace, "prepare"),
         "judge": upstream.judge.digest,
         "weights": _digest(registered),
+        "precision": registered.images.inference.computed_in,
+        "judge precision": upstream.judge.computed_in,
     }
 
 
@@ -295,7 +297,8 @@ def _check_command(out: Path, command: dict[str, object]) -> None:
     file = out / HIDDEN / COMMAND
     if not file.is_file():
         return
-    known = json.loads(file.read_text(encoding="utf-8"))
+    # Older folders do not say in which type networks computed: in float32.
+    known = {"precision": "fp32", "judge precision": "fp32"} | json.loads(file.read_text(encoding="utf-8"))
     differences = [
         f"{key} {known.get(key)!r} there and {value!r} now" for key, value in command.items() if known.get(key) != value
     ]

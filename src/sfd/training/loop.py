@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sfd.data.batches import Batch, BatchedDataset, Record, each_tensor, read_batches
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams, TrainingRuntime
-from sfd.processes import Terminated, form_group, handled, say_at_once
+from sfd.precision import computing_type, tf32
+from sfd.processes import Terminated, form_group, handled, inference_device, say_at_once
 from sfd.progress import progress
 from sfd.training.checkpoint import Checkpoint, TrainingState
 from sfd.training.order import SeededBatchSampler
@@ -151,9 +152,8 @@ class _Trainer(Generic[Batch, Draws]):
         more_decays: Sequence[float],
     ) -> None:
         form_group()
-        use_gpu = torch.cuda.is_available()
-        bf16 = params.precision == "bf16" or (params.precision == "auto" and use_gpu)
-        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not use_gpu)
+        bf16 = computing_type(params.precision, inference_device()) == torch.bfloat16
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.cuda.is_available())
         self.task, self.params, self.runtime, self.seed, self.log = task, params, runtime, seed, log
         self.rows = self._rows()
         device = self.accelerator.device
@@ -210,7 +210,7 @@ class _Trainer(Generic[Batch, Draws]):
 
     def run(self, callbacks: Sequence[Callback]) -> None:
         """All remaining steps. SIGTERM and Ctrl-C end the process between two steps, with a checkpoint."""
-        with handled(self._request_stop):
+        with handled(self._request_stop), tf32(self.params.precision != "fp32", self.accelerator.device):
             self._run_steps(callbacks)
         if self._must_stop(ask=True):
             self._stop()

@@ -27,6 +27,7 @@ from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.reference import load_judges, open_kept
+from sfd.precision import Inference
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
 from sfd.training.backbone import condition_of
@@ -63,7 +64,8 @@ class CandidateEvaluator:
         """Raises :class:`UserError` if an upstream result is missing or damaged, or an objective would rest on too few images."""
         self.workspace, self.params = workspace, params
         self._opened: dict[bool, LatentDataset] = {}
-        self.scorer = SampleScorer(workspace, load_judges(workspace, params.judges))
+        sampling, judging = Inference.of(params.runtime.sample), Inference.of(params.runtime.evaluate)
+        self.scorer = SampleScorer(workspace, load_judges(workspace, params.judges, judging), sampling)
         self.judges = self.scorer.judges
         self.trained = DiffusionModel.load(workspace.sampled_model(params)) if params.tune.kind == "sampling" else None
         if self.trained is not None:

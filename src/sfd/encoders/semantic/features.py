@@ -11,7 +11,7 @@ from sfd.data.images import ManifestImages
 from sfd.data.latents import views_of
 from sfd.data.shards import Shard, ShardReader, shard_bounds, share_of, write_shards
 from sfd.encoders.vision import VisionEncoder
-from sfd.params import FeaturesParams
+from sfd.params import ComputedIn, FeaturesParams
 from sfd.progress import progress
 from sfd.seeding import generator
 
@@ -59,7 +59,7 @@ class FeaturesIndex:
     """Facts about all stored features ``(num_views, tokens, feature_dim)``.
 
     ``images``: the rows of the training images, in order. ``centre``: the side of the centre crop that the encoder saw, pixels; None: the images
-    as they are prepared.
+    as they are prepared. ``precision``: the type in which the encoder computed.
     """
 
     num_views: int
@@ -67,6 +67,7 @@ class FeaturesIndex:
     feature_dim: int
     images: list[int]
     centre: int | None
+    precision: ComputedIn = "fp32"
 
 
 class FeatureBatch(NamedTuple):
