@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfd.data.shards import Shard, ShardReader, shard_bounds, write_index, write_shards
+from sfd.data.shards import Shard, ShardReader, missing_shards, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 
 BOUNDS = shard_bounds(23, 5)
@@ -59,9 +59,13 @@ class Maker:
         return {"values": views.contiguous(), "labels": images % 4}
 
 
+def make_missing(folder: Path, maker: Maker, rank: int = 0, ranks: int = 1) -> None:
+    write_shards(folder, BOUNDS, maker, missing_shards(folder, BOUNDS, rank, ranks))
+
+
 def write(folder: Path, ranks: int = 1, order: list[int] | None = None) -> Path:
     for rank in order or range(ranks):
-        write_shards(folder, BOUNDS, Maker(), rank, ranks)
+        make_missing(folder, Maker(), rank, ranks)
     write_index(folder, BOUNDS, Facts())
     return folder
 
@@ -90,9 +94,9 @@ def test_any_number_of_processes_in_any_order_writes_the_same_bytes(tmp_path: Pa
 
 def test_a_run_that_was_ended_between_shards_makes_only_the_missing_ones(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        write_shards(tmp_path / "cut", BOUNDS, Maker(fail_at=10), 0, 1)
+        make_missing(tmp_path / "cut", Maker(fail_at=10))
     resumed = Maker()
-    write_shards(tmp_path / "cut", BOUNDS, resumed, 0, 1)
+    make_missing(tmp_path / "cut", resumed)
     assert resumed.made == [10, 15, 20]
     write_index(tmp_path / "cut", BOUNDS, Facts())
     assert content(tmp_path / "cut") == content(write(tmp_path / "whole"))
@@ -104,7 +108,7 @@ def test_damaged_unconfirmed_and_half_written_shards_are_made_anew_and_no_others
     (mended / "shard-00003.sha256").unlink()  # killed between the shard and its checksum
     (mended / "shard-00004.safetensors").rename(mended / "shard-00004.tmp")  # killed before the rename
     maker = Maker()
-    write_shards(mended, BOUNDS, maker, 0, 1)
+    make_missing(mended, maker)
     assert maker.made == [5, 15, 20]
     write_index(mended, BOUNDS, Facts())
     assert content(mended) == content(whole)
@@ -112,7 +116,7 @@ def test_damaged_unconfirmed_and_half_written_shards_are_made_anew_and_no_others
 
 def test_a_run_that_was_ended_after_the_index_makes_nothing_anew(tmp_path: Path) -> None:
     maker = Maker()
-    write_shards(write(tmp_path), BOUNDS, maker, 0, 1)
+    make_missing(write(tmp_path), maker)
     assert maker.made == []
 
 
@@ -183,7 +187,7 @@ def test_a_shard_that_is_cut_short_after_its_check_is_named(tmp_path: Path) -> N
 
 
 def test_shards_without_an_index_are_not_complete(tmp_path: Path) -> None:
-    write_shards(tmp_path, BOUNDS, Maker(), 0, 1)
+    make_missing(tmp_path, Maker())
     with pytest.raises(UserError, match=r"index\.json is missing, so these shards are not complete; rerun"):
         ShardReader(tmp_path, Facts)
     write_index(tmp_path, BOUNDS, Facts())
@@ -203,7 +207,7 @@ def test_an_index_that_lacks_a_fact_is_refused_with_its_name(tmp_path: Path) -> 
 def test_reading_some_rows_of_a_large_shard_does_not_load_it(tmp_path: Path) -> None:
     bounds = shard_bounds(64, 64)
     rows = torch.arange(64, dtype=torch.float32)[:, None].expand(-1, 2**18)
-    write_shards(tmp_path, bounds, lambda start, end: {"big": rows[start:end].contiguous()}, 0, 1)
+    write_shards(tmp_path, bounds, lambda start, end: {"big": rows[start:end].contiguous()}, range(len(bounds)))
     write_index(tmp_path, bounds, Facts())
     done = subprocess.run([sys.executable, "-c", READ_SOME_ROWS, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

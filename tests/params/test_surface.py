@@ -138,8 +138,11 @@ runtime.diffusion.heldout_every
 runtime.diffusion.heldout_images
 runtime.diffusion.sharding
 runtime.evaluate.batch_size
+runtime.evaluate.num_workers
 runtime.features.batch_size
+runtime.features.num_workers
 runtime.latents.batch_size
+runtime.latents.num_workers
 runtime.sample.batch_size
 sample.class_mix
 sample.ema_decay

@@ -1,6 +1,6 @@
 """Composite latents ``[texture ; semantic]``: written in shards, with statistics; read normalised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sfd.data.batches import BatchedDataset, in_batches, read_images
 from sfd.data.networks import Networks
-from sfd.data.shards import Shard, ShardReader, shard_bounds, share_of, write_shards
+from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
 from sfd.errors import UserError
 from sfd.network_files import write_tensors
-from sfd.params import LatentsParams
+from sfd.params import LatentsParams, ReadingRuntime
 from sfd.progress import progress
 
 if TYPE_CHECKING:
@@ -86,29 +87,27 @@ def views_of(images: Tensor, mirror: bool) -> list[Tensor]:
 
 def write_latents(
     folder: Path,
-    fetch: Callable[[list[int]], "ImageBatch"],
-    num_images: int,
+    images: BatchedDataset["ImageBatch"],
+    rows: Sequence[int],
     encode: Encode,
     params: LatentsParams,
-    batch_size: int,
+    runtime: ReadingRuntime,
     mirror: bool,
     rank: int,
     world_size: int,
     split: str = "training",
 ) -> list[tuple[int, int]]:
-    """Latents of all images in fp16 ``(n, views, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
+    """Latents of these images in fp16 ``(n, views, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
 
-    ``fetch`` gives images and classes by index, ``batch_size`` of them at a time. Every draw is numbered by (image, view). ``split``: what
-    messages call the images.
+    Every draw is numbered by (place in ``rows``, view). ``split``: what messages call the images.
     Raises :class:`UserError` naming the images if a latent is NaN, or infinite in fp16.
     """
-    bounds = shard_bounds(num_images, params.shard_size)
+    bounds = shard_bounds(len(rows), params.shard_size)
 
     def make(start: int, end: int) -> Shard:
         latents, features, labels = [], [], []
-        for first in range(start, end, batch_size):
-            indices = list(range(first, min(first + batch_size, end)))
-            batch = fetch(indices)
+        for indices in in_batches(range(start, end), runtime.batch_size):
+            batch = next(batches)
             views = enumerate(views_of(batch.images, mirror))
             encoded = [encode(view, [index * 2 + n for index in indices]) for n, view in views]
             latents.append(torch.stack([latent.half().cpu() for latent, _ in encoded], dim=1))
@@ -125,7 +124,10 @@ def write_latents(
         return shard | ({FEATURES: torch.cat(features)} if features else {})
 
     with progress(f"latents of {split} images", "image", share_of(bounds, rank, world_size)) as shown:
-        write_shards(folder, bounds, make, rank, world_size, shown)
+        missing = missing_shards(folder, bounds, rank, world_size, shown)
+        order = rows_to_read(rows, bounds, missing, runtime.batch_size)
+        with read_images(images, order, runtime.num_workers) as batches:
+            write_shards(folder, bounds, make, missing)
     return bounds
 
 

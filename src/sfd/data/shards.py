@@ -4,7 +4,7 @@ import json
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from sfd.data.batches import in_batches
 from sfd.errors import UserError
 from sfd.network_files import file_digest, write_tensors
 from sfd.progress import Progress
@@ -32,25 +33,42 @@ def shard_bounds(num_images: int, shard_size: int) -> list[tuple[int, int]]:
     return [(start, min(start + shard_size, num_images)) for start in range(0, num_images, shard_size)]
 
 
-def write_shards(
-    folder: Path,
-    bounds: list[tuple[int, int]],
-    make: Callable[[int, int], Shard],
-    rank: int,
-    world_size: int,
-    shown: Progress | None = None,
-) -> None:
-    """Makes the shards that are not there yet, or whose checksum is wrong; shard k belongs to rank ``k % world_size``.
+def missing_shards(
+    folder: Path, bounds: list[tuple[int, int]], rank: int, world_size: int, shown: Progress | None = None
+) -> list[int]:
+    """The shards of this process that are not there yet, or whose checksum is wrong; shard k belongs to rank ``k % world_size``.
 
-    A shard depends on its bounds alone, so any number of processes writes the same bytes. ``shown``: hears of the images that are skipped.
+    ``shown``: hears of the images whose shards are there.
+    """
+    missing = []
+    for number in range(rank, len(bounds), world_size):
+        if not _is_complete(folder / shard_name(number)):
+            missing.append(number)
+        elif shown is not None:
+            shown.skip(bounds[number][1] - bounds[number][0])
+    return missing
+
+
+def rows_to_read(
+    rows: Sequence[int], bounds: list[tuple[int, int]], numbers: Iterable[int], size: int
+) -> list[list[int]]:
+    """The batches of which the shards of these numbers are made, ``size`` rows at most in each. None spans two shards.
+
+    ``rows``: those of all shards in their source.
+    """
+    return [batch for number in numbers for batch in in_batches(rows[slice(*bounds[number])], size)]
+
+
+def write_shards(
+    folder: Path, bounds: list[tuple[int, int]], make: Callable[[int, int], Shard], numbers: Iterable[int]
+) -> None:
+    """Makes the shards of these numbers, in order.
+
+    A shard depends on its bounds alone, so any number of processes writes the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(rank, len(bounds), world_size):
+    for number in numbers:
         file = folder / shard_name(number)
-        if _is_complete(file):
-            if shown is not None:
-                shown.skip(bounds[number][1] - bounds[number][0])
-            continue
         temporary = file.with_suffix(".tmp")
         write_tensors(temporary, make(*bounds[number]))
         digest = file_digest(temporary)

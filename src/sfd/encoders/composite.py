@@ -76,7 +76,7 @@ class CompositeEncoder:
         ``draws``: one number per image, which with the seed decides its draws of the posteriors. Without an encoder, D = 0.
         """
         shape = self.texture_vae.latent_shape(1, images.shape[-1])[1:]
-        images = images.to(self.device)
+        images = images.to(self.device, non_blocking=True)
         texture = self.texture_vae.encode(images, self._noise("latents/posterior", shape, draws))
         if self.encoder is None:
             return texture, texture.new_empty(len(images), shape[-1] ** 2, 0)

@@ -53,7 +53,7 @@ from sfd.params.parse import (
 )
 from sfd.params.quality import QualityParams
 from sfd.params.rules import check_sampling_schedule
-from sfd.params.runtime import RuntimeParams, Sharding, TrainingRuntime
+from sfd.params.runtime import ReadingRuntime, RuntimeParams, Sharding, TrainingRuntime
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
@@ -103,6 +103,7 @@ __all__ = [
     "ScheduleParams",
     "Section",
     "SemanticParams",
+    "ReadingRuntime",
     "Sharding",
     "SpaceParams",
     "TauRange",

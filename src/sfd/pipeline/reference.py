@@ -57,9 +57,9 @@ def make_reference(stage: Stage) -> None:
     """
     params, data = stage.params, open_prepared(stage.workspace, stage.params)
     vae = load_texture_vae(stage.upstream("texture_vae") / "model").to(inference_device())
-    size = params.runtime.evaluate.batch_size
+    size, num_workers = params.runtime.evaluate.batch_size, params.runtime.evaluate.num_workers
     stores = [
-        FeatureStore(stage.out / judge.name, judge, size, rank(), world_size())
+        FeatureStore(stage.out / judge.name, judge, size, rank(), world_size(), num_workers)
         for judge in load_judges(stage.workspace, params.judges)
     ]
     for store in stores:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sfd.data.batches import Batch, BatchedDataset, Record, each_tensor, read_batches
+from sfd.data.batches import Batch, BatchedDataset, Record, choose_workers, each_tensor, read_batches
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import Terminated, form_group, handled, say_at_once
@@ -224,7 +224,8 @@ class _Trainer(Generic[Batch, Draws]):
         )
         self.interval_start = (state.step, time.perf_counter())
         shown = progress(self.task.purpose, "image", params.num_steps * size, state.step * size)
-        with shown as bar, read_batches(self.task.dataset, order, runtime.num_workers) as batches:
+        workers = choose_workers(runtime.num_workers, self.task.dataset, len(self.task.dataset), size)
+        with shown as bar, read_batches(self.task.dataset, order, workers) as batches:
             for data in batches:
                 self._step(data)
                 state.step += 1

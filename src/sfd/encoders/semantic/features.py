@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfd.data.images import ManifestImages
+from sfd.data.batches import BatchedDataset, in_batches, read_images
+from sfd.data.images import ImageBatch
 from sfd.data.latents import views_of
-from sfd.data.shards import Shard, ShardReader, shard_bounds, share_of, write_shards
+from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
 from sfd.encoders.vision import VisionEncoder
-from sfd.params import FeaturesParams
+from sfd.params import FeaturesParams, ReadingRuntime
 from sfd.progress import progress
 from sfd.seeding import generator
 
@@ -27,11 +28,11 @@ def feature_order(num_images: int, most: int, seed: int) -> list[int]:
 
 def write_features(
     folder: Path,
-    images: ManifestImages,
+    images: BatchedDataset[ImageBatch],
     encoder: VisionEncoder,
     chosen: list[int],
     params: FeaturesParams,
-    batch_size: int,
+    runtime: ReadingRuntime,
     mirror: bool,
     rank: int,
     world_size: int,
@@ -41,16 +42,17 @@ def write_features(
 
     def make(start: int, end: int) -> Shard:
         parts = []
-        for first in range(start, end, batch_size):
-            pixels = images.__getitems__(chosen[first : min(first + batch_size, end)]).images
-            parts.append(
-                torch.stack([encoder(view.to(encoder.device)).half().cpu() for view in views_of(pixels, mirror)], dim=1)
-            )
+        for _ in in_batches(range(start, end), runtime.batch_size):
+            pixels = next(batches).images.to(encoder.device, non_blocking=True)
+            parts.append(torch.stack([encoder(view).half().cpu() for view in views_of(pixels, mirror)], dim=1))
             shown.update(len(pixels))
         return {"features": torch.cat(parts)}
 
     with progress("features", "image", share_of(bounds, rank, world_size)) as shown:
-        write_shards(folder, bounds, make, rank, world_size, shown)
+        missing = missing_shards(folder, bounds, rank, world_size, shown)
+        order = rows_to_read(chosen, bounds, missing, runtime.batch_size)
+        with read_images(images, order, runtime.num_workers) as batches:
+            write_shards(folder, bounds, make, missing)
     return bounds
 
 
