@@ -32,6 +32,7 @@ NUM_IMAGES = 23
 PARAMS = LatentsParams(shard_size=5)
 BY_TWO = ReadingRuntime(batch_size=2)
 ROWS = range(NUM_IMAGES)
+CPU = torch.device("cpu")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -70,7 +71,7 @@ def write(
 ) -> Path:
     for number in range(ranks):
         runtime = ReadingRuntime(batch_size=batch_size, num_workers=num_workers)
-        bounds = write_latents(folder, Images(), ROWS, encode, params, runtime, mirror, number, ranks)
+        bounds = write_latents(folder, Images(), ROWS, encode, CPU, params, runtime, mirror, number, ranks)
     write_index(folder, bounds, facts(1 + mirror))
     channel_statistics(ShardReader(folder, LatentsIndex), params.statistics_images).save(folder / STATISTICS)
     return folder
@@ -81,7 +82,7 @@ def run_stage() -> None:
     torch.set_num_threads(1)
     with stage("latents", upstream=()) as s:
         folder = s.out / "shards"
-        bounds = write_latents(folder, Images(), ROWS, encode, PARAMS, BY_TWO, True, rank(), world_size())
+        bounds = write_latents(folder, Images(), ROWS, encode, CPU, PARAMS, BY_TWO, True, rank(), world_size())
         (s.work / f"done-{rank()}").touch()
         barrier()
         assert all((s.work / f"done-{other}").exists() for other in range(world_size())), "the barrier did not hold"
@@ -191,7 +192,7 @@ def test_a_latent_that_fp16_cannot_hold_is_refused_with_its_images(tmp_path: Pat
         return latents, features
 
     with pytest.raises(UserError, match="latent of training images 7 to 8 is not finite in fp16"):
-        write_latents(tmp_path, Images(), ROWS, encode_badly, PARAMS, BY_TWO, True, 0, 1)
+        write_latents(tmp_path, Images(), ROWS, encode_badly, CPU, PARAMS, BY_TWO, True, 0, 1)
     assert not (tmp_path / "shard-00001.safetensors").exists()
     assert (tmp_path / "shard-00000.safetensors").exists()
 
@@ -218,7 +219,7 @@ def test_the_data_set_serves_mean_0_and_deviation_1_with_the_right_classes(tmp_p
     dataset = LatentDataset(write(tmp_path), with_features=True)
     latents, labels, features = dataset.__getitems__(list(range(len(dataset))))
     assert features is not None
-    assert latents.dtype == features.dtype == torch.float32
+    assert latents.dtype == torch.float32 and features.dtype == torch.float16
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-4)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3), unbiased=False), torch.ones(6), rtol=1e-3, atol=0)
     assert torch.equal(labels, torch.arange(NUM_IMAGES).repeat_interleave(2) // 8)
@@ -232,16 +233,16 @@ def test_samples_are_image_and_view_in_the_order_asked_for(tmp_path: Path) -> No
     for n, (image, view) in enumerate([(22, 1), (0, 0), (3, 1)]):
         raw = dataset.reader.rows("latents", [image])[0][view].float()
         torch.testing.assert_close(dataset.statistics.restore(latents)[n], raw)
-        assert torch.equal(features[n], dataset.reader.rows("features", [image])[0][view].float())
+        assert torch.equal(features[n], dataset.reader.rows("features", [image])[0][view])
     assert labels.tolist() == [2, 0, 0]
 
 
-def test_a_damaged_shard_stops_the_data_set_and_is_named(tmp_path: Path) -> None:
-    LatentDataset(write(tmp_path), with_features=True)
+def test_a_damaged_shard_is_named_by_the_check_of_the_data_set(tmp_path: Path) -> None:
+    LatentDataset(write(tmp_path), with_features=True).reader.check()
     file = tmp_path / "shard-00003.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"shard-00003\.safetensors is missing or damaged"):
-        LatentDataset(tmp_path, with_features=True)
+        LatentDataset(tmp_path, with_features=True).reader.check()
 
 
 def test_two_real_processes_publish_the_bytes_of_one(tmp_path: Path) -> None:

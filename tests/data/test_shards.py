@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from sfd.data.shards import Shard, ShardReader, missing_shards, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
+from sfd.network_files import file_digest
 
 BOUNDS = shard_bounds(23, 5)
 
@@ -151,11 +153,54 @@ def test_a_reader_with_open_files_can_be_sent_to_another_process(tmp_path: Path)
     assert torch.equal(copy.rows("values", [11])[0], reader.rows("values", [11])[0])
 
 
-def test_a_damaged_shard_is_named_before_anything_is_read(tmp_path: Path) -> None:
-    ShardReader(write(tmp_path), Facts)
+def test_a_damaged_shard_is_named_by_the_check(tmp_path: Path) -> None:
+    reader = ShardReader(write(tmp_path), Facts)
+    reader.check()
     damage(tmp_path / "shard-00002.safetensors")
     with pytest.raises(UserError, match=r"shard-00002\.safetensors is missing or damaged .*; rerun the stage"):
-        ShardReader(tmp_path, Facts)
+        reader.check()
+
+
+def test_a_shard_that_was_whole_is_read_for_its_check_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def digest(file: Path) -> str:
+        read.append(file.name)
+        return file_digest(file)
+
+    monkeypatch.setattr("sfd.data.shards.file_digest", digest)
+    write(tmp_path / "shards")
+    read.clear()
+    for rank in (0, 1):  # two processes, then one
+        ShardReader(tmp_path / "shards", Facts).check(rank, 2, tmp_path / "notes")
+    assert sorted(read) == [f"shard-0000{number}.safetensors" for number in range(5)]
+    ShardReader(tmp_path / "shards", Facts).check(notes=tmp_path / "notes")
+    assert len(read) == 5
+    damage(tmp_path / "shards" / "shard-00003.safetensors")
+    with pytest.raises(UserError, match=r"shard-00003\.safetensors is missing or damaged"):
+        ShardReader(tmp_path / "shards", Facts).check(notes=tmp_path / "notes")
+    assert read[5:] == ["shard-00003.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: data[:8] + b"{]" + data[10:],
+        lambda _: b"",
+        lambda data: data[:40],
+    ],
+)
+def test_a_shard_whose_header_is_damaged_is_named_where_it_is_read(
+    tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    reader = ShardReader(write(tmp_path), Facts)
+    file = tmp_path / "shard-00001.safetensors"
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors is missing or damaged"):
+        reader.rows("values", [6])
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -171,7 +216,7 @@ def test_processes_share_the_check_of_the_shards_and_together_they_check_all(tmp
         stopped = 0
         for rank in range(2):
             try:
-                ShardReader(folder, Facts, rank, 2)
+                ShardReader(folder, Facts).check(rank, 2)
             except UserError as error:
                 assert f"shard-{number:05d}" in str(error)
                 stopped += 1

@@ -106,7 +106,7 @@ def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentSha
         device = own if own.type == "meta" else inference_device()
         decoder = random_semantic(params, shape.feature_dim).to(device)
         tiles = params.latents.tiles
-        features_of = DecodedFeatures(decoder, _no_statistics(shape), shape.semantic_channels, tiles)
+        features_of = DecodedFeatures(decoder, _no_statistics(shape).to(device), shape.semantic_channels, tiles)
     dropout = diffusion.model.class_dropout
     return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of)
 

@@ -128,11 +128,9 @@ class ShardReader(Generic[Facts]):
         shards: the files, in order.
     """
 
-    def __init__(self, folder: Path, facts: type[Facts], rank: int = 0, world_size: int = 1) -> None:
-        """Checks the sha256 of every shard. If ``world_size`` processes open the same shards, each one checks its share.
-
-        Raises:
-            UserError: the index is missing or lacks one of the ``facts``, or a shard is missing or damaged; it is named.
+    def __init__(self, folder: Path, facts: type[Facts]) -> None:
+        """Raises:
+        UserError: the index is missing or lacks one of the ``facts``, or a shard is missing; it is named.
         """
         index_file = folder / "index.json"
         if not index_file.is_file():
@@ -147,14 +145,38 @@ class ShardReader(Generic[Facts]):
         self.shards = [ShardFile(**shard) for shard in index["shards"]]
         self.folder = folder
         self._ends = list(accumulate(shard.num_images for shard in self.shards))
-        for number, shard in enumerate(self.shards):
-            file = folder / shard.file
-            checked = number % world_size == rank
-            if not file.is_file() or (checked and file_digest(file) != shard.sha256):
-                raise UserError(
-                    f"{file} is missing or damaged (its sha256 is not the one in index.json); rerun the stage that writes {folder}"
-                )
+        for shard in self.shards:
+            if not (folder / shard.file).is_file():
+                raise self._damaged(shard)
         self._open: dict[int, _OpenShard] = {}
+
+    def check(self, rank: int = 0, world_size: int = 1, notes: Path | None = None) -> None:
+        """Compares the sha256 of every shard with that in the index. Of ``world_size`` processes, each one checks its share.
+
+        Args:
+            notes: a folder that keeps which shards were whole. They are not read again until their size or time of change is another.
+
+        Raises:
+            UserError: a shard is damaged; it is named.
+        """
+        for shard in self.shards[rank::world_size]:
+            file = self.folder / shard.file
+            state = file.stat()
+            known = f"{shard.sha256} {state.st_size} {state.st_mtime_ns}"
+            note = None if notes is None else notes / f"{self.folder.name}-{shard.file}.txt"
+            if note is not None and note.is_file() and note.read_text(encoding="utf-8") == known:
+                continue
+            if file_digest(file) != shard.sha256:
+                raise self._damaged(shard)
+            if note is not None:
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(known, encoding="utf-8")
+
+    def _damaged(self, shard: ShardFile) -> UserError:
+        return UserError(
+            f"{self.folder / shard.file} is missing or damaged (its sha256 is not the one in index.json); rerun the stage that writes "
+            f"{self.folder}"
+        )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -174,7 +196,16 @@ class ShardReader(Generic[Facts]):
 
     def _file(self, number: int) -> "_OpenShard":
         if number not in self._open:
-            self._open[number] = _OpenShard(self.folder / shard_name(number))
+            try:
+                self._open[number] = _OpenShard(self.folder / shard_name(number))
+            except (
+                ArithmeticError,
+                LookupError,
+                MemoryError,
+                TypeError,
+                ValueError,
+            ):  # whatever a header may have become
+                raise self._damaged(self.shards[number]) from None
         return self._open[number]
 
 
@@ -184,18 +215,20 @@ class _OpenShard:
     def __init__(self, file: Path) -> None:
         self.stream = file.open("rb", buffering=0)
         header = int.from_bytes(self.stream.read(8), "little")
-        self.tensors: dict[str, dict[str, Any]] = json.loads(self.stream.read(header))
-        self.start = 8 + header
+        found = json.loads(self.stream.read(header))
+        found.pop("__metadata__", None)
+        self.tensors = {
+            name: (DTYPES[facts["dtype"]], tuple(facts["shape"]), 8 + header + int(facts["data_offsets"][0]))
+            for name, facts in found.items()
+        }
 
     def read(self, name: str, row: int, view: int | None) -> Tensor:
         """A row of the tensor's first dimension, or an entry of the row's first dimension."""
-        facts = self.tensors[name]
-        dtype, shape, place = DTYPES[facts["dtype"]], facts["shape"][1:], row
-        if view is not None:
-            place, shape = row * shape[0] + view, shape[1:]
+        dtype, shape, start = self.tensors[name]
+        place, shape = (row, shape[1:]) if view is None else (row * shape[1] + view, shape[2:])
         num_bytes = math.prod(shape) * dtype.itemsize
         data = bytearray(num_bytes)
-        first = self.start + facts["data_offsets"][0] + place * num_bytes
+        first = start + place * num_bytes
         if os.preadv(self.stream.fileno(), [data], first) != num_bytes:
             raise UserError(f"{self.stream.name} was cut short while it was read; rerun the stage that writes it")
         return torch.frombuffer(data, dtype=dtype).reshape(shape)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfd.data.arriving import Arriving, one_behind
 from sfd.data.batches import BatchedDataset, in_batches, read_images
 from sfd.data.images import ImageBatch
 from sfd.data.latents import views_of
@@ -40,18 +41,22 @@ def write_features(
     """Writes features of the chosen images as fp16 ``(n, views, N, D)``; returns the shards' bounds."""
     bounds = shard_bounds(len(chosen), params.shard_size)
 
+    def start_batch(batch: ImageBatch) -> Arriving[Tensor]:
+        pixels = batch.images.to(encoder.device, non_blocking=True)
+        return Arriving(torch.stack([encoder(view).half() for view in views_of(pixels, mirror)], dim=1))
+
     def make(start: int, end: int) -> Shard:
         parts = []
         for _ in in_batches(range(start, end), runtime.batch_size):
-            pixels = next(batches).images.to(encoder.device, non_blocking=True)
-            parts.append(torch.stack([encoder(view).half().cpu() for view in views_of(pixels, mirror)], dim=1))
-            shown.update(len(pixels))
+            parts.append(next(encoded))
+            shown.update(len(parts[-1]))
         return {"features": torch.cat(parts)}
 
     with progress("features", "image", share_of(bounds, rank, world_size)) as shown:
         missing = missing_shards(folder, bounds, rank, world_size, shown)
         order = rows_to_read(chosen, bounds, missing, runtime.batch_size)
         with read_images(images, order, runtime.num_workers) as batches:
+            encoded = one_behind(map(start_batch, batches))
             write_shards(folder, bounds, make, missing)
     return bounds
 
@@ -72,7 +77,7 @@ class FeaturesIndex:
 
 
 class FeatureBatch(NamedTuple):
-    """``features``: the encoder's patch features, float32 ``(B, N, D)``."""
+    """``features``: the encoder's patch features, fp16 as they are stored, ``(B, N, D)``."""
 
     features: Tensor
 
@@ -81,7 +86,7 @@ class FeatureDataset:
     """Stored features, one sample per view."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises :class:`UserError` if a shard is missing or damaged."""
+        """Raises :class:`UserError` if a shard is missing. Whether they are whole, ``reader.check`` says."""
         self.reader = ShardReader(folder, FeaturesIndex)
 
     @property
@@ -96,4 +101,4 @@ class FeatureDataset:
         """The features of these samples."""
         rows = self.reader.rows("features", [index // self.index.num_views for index in indices])
         views = [row[index % self.index.num_views] for row, index in zip(rows, indices, strict=True)]
-        return FeatureBatch(torch.stack(views).float())
+        return FeatureBatch(torch.stack(views))
