@@ -135,9 +135,8 @@ def read_images(
 ) -> Iterator[Iterator[Batch]]:
     """:func:`read_batches` by as many processes as :func:`choose_workers` says."""
     sizes = list(map(len, order))
-    with read_batches(
-        dataset, order, choose_workers(num_workers, dataset, sum(sizes), max(sizes, default=0))
-    ) as batches:
+    workers = min(len(order), choose_workers(num_workers, dataset, sum(sizes), max(sizes, default=0)))
+    with read_batches(dataset, order, workers) as batches:
         yield batches
 
 

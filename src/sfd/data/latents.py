@@ -110,7 +110,7 @@ def write_latents(
     """
     bounds = shard_bounds(len(rows), params.shard_size)
 
-    def start_batch(places: list[int], batch: "ImageBatch") -> Arriving[_Encoded]:
+    def start_batch(batch: "ImageBatch", places: list[int]) -> Arriving[_Encoded]:
         views = enumerate(views_of(batch.images.to(device, non_blocking=True), mirror))
         encoded = [encode(view, [place * 2 + n for place in places]) for n, view in views]
         latents = torch.stack([latent.half() for latent, _ in encoded], dim=1)
@@ -140,7 +140,7 @@ def write_latents(
         with read_images(
             images, [[rows[place] for place in places] for places in order], runtime.num_workers
         ) as batches:
-            encoded = one_behind(map(start_batch, order, batches))
+            encoded = one_behind(map(start_batch, batches, order))
             write_shards(folder, bounds, make, missing)
     return bounds
 

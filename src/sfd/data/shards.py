@@ -28,6 +28,10 @@ DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
 """The types of tensors in our shards, by their names in safetensors."""
 
 
+BAD_HEADER = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+"""What reading the header of a damaged shard raises."""
+
+
 def shard_bounds(num_images: int, shard_size: int) -> list[tuple[int, int]]:
     """First and past-the-last image of every shard."""
     return [(start, min(start + shard_size, num_images)) for start in range(0, num_images, shard_size)]
@@ -129,8 +133,10 @@ class ShardReader(Generic[Facts]):
     """
 
     def __init__(self, folder: Path, facts: type[Facts]) -> None:
-        """Raises:
-        UserError: the index is missing or lacks one of the ``facts``, or a shard is missing; it is named.
+        """Opens the shards in ``folder``, without a look into them.
+
+        Raises:
+            UserError: the index is missing or lacks one of the ``facts``, or a shard is missing; it is named.
         """
         index_file = folder / "index.json"
         if not index_file.is_file():
@@ -198,13 +204,7 @@ class ShardReader(Generic[Facts]):
         if number not in self._open:
             try:
                 self._open[number] = _OpenShard(self.folder / shard_name(number))
-            except (
-                ArithmeticError,
-                LookupError,
-                MemoryError,
-                TypeError,
-                ValueError,
-            ):  # whatever a header may have become
+            except BAD_HEADER:
                 raise self._damaged(self.shards[number]) from None
         return self._open[number]
 
