@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -148,14 +149,20 @@ def test_without_a_number_every_core_of_this_process_reads_unless_there_is_only_
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    monkeypatch.setattr(batches, "SHARED_MEMORY", Path("/nonexistent"))
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda _path: SimpleNamespace(free=2**40))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_workers(None, Threads(), num_images, 10) == expected
 
 
+def test_without_a_number_no_process_is_started_where_processes_are_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert choose_workers(None, Threads(), FEW_IMAGES, 10) == 0
+
+
 def test_on_a_single_core_one_process_reads_while_a_gpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
-    monkeypatch.setattr(batches, "SHARED_MEMORY", Path("/nonexistent"))
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda _path: SimpleNamespace(free=2**40))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_workers(None, Threads(), FEW_IMAGES, 10) == 1
 
@@ -166,8 +173,7 @@ def test_without_a_number_there_are_no_more_than_shared_memory_has_room_for(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
     row = Threads().__getitems__([0]).nbytes
-    free = type("Usage", (), {"free": 10 * row * batches_that_fit})
-    monkeypatch.setattr(batches.shutil, "disk_usage", lambda _path: free)
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda _path: SimpleNamespace(free=10 * row * batches_that_fit))
     assert choose_workers(None, Threads(), FEW_IMAGES, 10) == expected
 
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -27,7 +26,7 @@ Record = TypeVar("Record")
 
 FEW_IMAGES = 2000
 """Fewer are read sooner by the process itself, where they are small, than workers are started and ended."""
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = "/dev/shm"
 HELD_BATCHES = 3
 """Batches that each worker has in shared memory at most: two that wait, and the one that is used."""
 STALLED_S = 600
@@ -53,7 +52,7 @@ def choose_workers(num_workers: int | None, dataset: "BatchedDataset[object]", n
     """How many processes read images ahead: ``num_workers`` of them, or as many as are of use here.
 
     That is one for each core that this process may use. None are of use for fewer than :data:`FEW_IMAGES`, nor on a single core without a
-    GPU, which could compute meanwhile. There are no more than shared memory has room for.
+    GPU, which could compute meanwhile. There are no more than shared memory has room for, and none but on Linux, where they are forked.
 
     Args:
         num_workers: an option's value; None: as above.
@@ -64,10 +63,8 @@ def choose_workers(num_workers: int | None, dataset: "BatchedDataset[object]", n
     if num_workers is not None:
         return num_workers
     found = cores()
-    if num_images < FEW_IMAGES or (found == 1 and not torch.cuda.is_available()):
+    if sys.platform != "linux" or num_images < FEW_IMAGES or (found == 1 and not torch.cuda.is_available()):
         return 0
-    if not SHARED_MEMORY.is_dir():
-        return found
     image = sum(value.nbytes for value in tree_leaves(dataset.__getitems__([0])) if isinstance(value, Tensor))
     room = shutil.disk_usage(SHARED_MEMORY).free // processes_here()
     return min(found, room // (HELD_BATCHES * batch_size * max(1, image)))
