@@ -31,7 +31,7 @@ def make_latents(stage: Stage) -> None:
     _check_start(stage, networks, encode.semantic_channels)
     images, folder = data.images(TRAIN), stage.out / "shards"
     params, runtime, rows = stage.params.latents, stage.params.runtime.latents, range(len(images))
-    bounds = write_latents(folder, images, rows, encode, device, params, runtime, mirror, rank(), world_size())
+    bounds = write_latents(folder, images, rows, encode, encode.device, params, runtime, mirror, rank(), world_size())
     heldout_bounds, heldout_counts = _write_heldout(stage, data, encode)
     barrier()
     if rank() == 0:
