@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfd.data.arriving import Arriving, one_behind
 from sfd.data.batches import BatchedDataset, in_batches, read_images
 from sfd.data.networks import Networks
 from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
+from sfd.data.transfer import Arriving, one_behind
 from sfd.errors import UserError
 from sfd.network_files import write_tensors
 from sfd.params import LatentsParams, ReadingRuntime

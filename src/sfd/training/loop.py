@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-from sfd.data.arriving import Arriving
 from sfd.data.batches import Batch, BatchedDataset, Record, choose_workers, each_tensor, read_batches
+from sfd.data.transfer import Arriving
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import Terminated, form_group, handled, say_at_once

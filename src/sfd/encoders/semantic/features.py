@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfd.data.arriving import Arriving, one_behind
 from sfd.data.batches import BatchedDataset, in_batches, read_images
 from sfd.data.images import ImageBatch
 from sfd.data.latents import views_of
 from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
+from sfd.data.transfer import Arriving, one_behind
 from sfd.encoders.vision import VisionEncoder
 from sfd.params import FeaturesParams, ReadingRuntime
 from sfd.progress import progress

@@ -1,4 +1,4 @@
-"""Results that are copied from a device while this process and the device both go on."""
+"""Copies to a device and from it, for which neither this process nor the device waits."""
 
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
@@ -11,6 +11,11 @@ from sfd.data.batches import each_tensor
 
 Record = TypeVar("Record")
 """A tensor, or a tuple of tensors (or None)."""
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device. A GPU copies them from pinned memory when it comes to that."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 class Arriving(Generic[Record]):
