@@ -57,9 +57,10 @@ class Round(NamedTuple):
 
 def measure() -> Round:
     """The bare work, then the sweep. CPU seconds say more where other programs run beside."""
+    from sfd.data.images import Pixels
     from sfd.data.manifest import HELDOUT
-    from sfd.evaluation.fidelity import Reference, extract
-    from sfd.evaluation.views import ImageBatches, choose_mix
+    from sfd.evaluation.fidelity import Reference
+    from sfd.evaluation.views import choose_mix, judge_images
     from sfd.generation.model import DiffusionModel
     from sfd.pipeline.prepare import open_prepared
     from sfd.pipeline.reference import load_judges
@@ -78,8 +79,8 @@ def measure() -> Round:
     heldout = open_prepared(workspace, params).images(HELDOUT)
     wanted = model.condition.columns(values).get("class_index")
     chosen = choose_mix(wanted, heldout.class_indices.tolist(), params.seed, "heldout")
-    batches = ImageBatches(params.runtime.evaluate.batch_size, judges[0])
-    reference = Reference.of(extract(judges[0], batches.of_images(heldout, chosen)))
+    size = params.runtime.evaluate.batch_size
+    reference = Reference.of(judge_images(judges[0], Pixels(heldout), chosen, size))
     settings = make_grid(params, GRID).settings
     scorer.score(model, settings[0].params, values[:50], params.seed, [reference])  # warm
     clocks = [(time.perf_counter(), time.process_time())]

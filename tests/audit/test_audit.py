@@ -87,6 +87,20 @@ def test_the_same_audit_twice_gives_the_same_bytes_and_leaves_nothing_of_the_one
     assert {path.name: path.read_bytes() for path in Path("results/audit").iterdir()} == before
 
 
+def test_processes_that_read_change_no_byte_and_name_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SAMPLE / "images", tmp_path / "samples")
+    (tmp_path / "samples" / "notes.txt").write_text("no image")
+    audit(tmp_path / "samples")
+    before = {path.name: path.read_bytes() for path in Path("results/audit").iterdir()}
+    assert facts()["samples"]["refused"] == {"notes.txt": "not an image"}
+    monkeypatch.setattr("sfd.data.batches.FEW_IMAGES", 1)
+    monkeypatch.setattr("sfd.data.batches.cores", lambda: 2)
+    audit(tmp_path / "samples")
+    assert {path.name: path.read_bytes() for path in Path("results/audit").iterdir()} == before
+
+
 def test_an_audit_that_fails_leaves_the_one_before_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     audit(SAMPLE)
     before = {path.name: path.read_bytes() for path in Path("results/audit").iterdir()}

@@ -158,12 +158,15 @@ runtime.diffusion.heldout_images
 runtime.diffusion.sharding
 runtime.evaluate.batch_size
 runtime.evaluate.compile
+runtime.evaluate.num_workers
 runtime.evaluate.precision
 runtime.features.batch_size
 runtime.features.compile
+runtime.features.num_workers
 runtime.features.precision
 runtime.latents.batch_size
 runtime.latents.compile
+runtime.latents.num_workers
 runtime.latents.precision
 runtime.sample.batch_size
 runtime.sample.compile

@@ -30,6 +30,7 @@ from sfd.params import LossParams, Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import terminable
 from sfd.seeding import generator
 from sfd.training.diffusion import DiffusionTask
+from sfd.training.heldout import HeldoutLoss
 from sfd.training.loop import Callback, Trained, train
 
 SHORT = {"batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.9, "precision": "fp32", "log_every": 5}
@@ -204,11 +205,18 @@ def train_side_by_side(folder: Path) -> None:
         save_file(resumed.network.state_dict(), folder / "resumed.safetensors")
         save_file(sharded.network.state_dict(), folder / "sharded.safetensors")
         save_file(sharded_again.network.state_dict(), folder / "sharded_again.safetensors")
+    (folder / f"heldout-{process}.json").write_text(json.dumps(heldout_losses(together=True)))
     train_in_parts(folder, int(process))
     try:
         run(LineTask(bad_step=8), params, folder / "diverging")
     except UserError as error:
         (folder / f"error-{process}.txt").write_text(str(error))
+
+
+def heldout_losses(together: bool) -> dict[str, float]:
+    """Of three batches, the last of which is smaller."""
+    task, dataset = diffusion_task(0), RandomLatents(130)
+    return HeldoutLoss(task, dataset, 130, together)(task.network, 0)  # type: ignore[arg-type]  # what it uses of a LatentDataset
 
 
 def train_in_parts(folder: Path, process: int) -> None:
@@ -220,10 +228,17 @@ def train_in_parts(folder: Path, process: int) -> None:
         def preview(network: nn.Module, step: int, kept: dict[int, Tensor] = previews) -> None:
             kept[step] = network.state_dict()["blocks.0.attn.qkv.weight"].clone()
 
+        called: list[int] = []
+
+        def share(_network: nn.Module, step: int, steps: list[int] = called) -> None:
+            steps.append(step)
+
         task, work = diffusion_task(0), folder / f"parts_{sharding}"
         work.mkdir(exist_ok=True)
-        trained = train(task, params, 0, work, "a", lambda _row, _step: None, runtime, [Callback(preview, 4)], sharding)
+        callbacks = [Callback(preview, 4), Callback(share, 3, together=True)]
+        trained = train(task, params, 0, work, "a", lambda _row, _step: None, runtime, callbacks, sharding)
         assert list(previews) == ([4, 6] if process == 0 else []), "process 0 alone draws previews"
+        assert called == ([3, 6] if sharding == "ddp" or process == 0 else []), "who has all the weights takes a share"
         if process == 0:
             assert torch.equal(previews[6], trained.network.state_dict()["blocks.0.attn.qkv.weight"])
             save_file(trained.network.state_dict(), folder / f"parts_{sharding}.safetensors")
@@ -858,6 +873,11 @@ def test_two_training_processes_train_the_network_of_one(two_processes: Path, tm
     assert curves[0] == curves[1]
     for row, other in zip(alone.curve, curves[0], strict=True):
         assert other == pytest.approx(row, rel=1e-3)
+
+
+def test_two_processes_that_share_the_held_out_images_find_the_losses_of_one(two_processes: Path) -> None:
+    found = [json.loads((two_processes / f"heldout-{process}.json").read_text()) for process in (0, 1)]
+    assert found == [heldout_losses(together=False)] * 2
 
 
 def test_two_training_processes_resume_with_the_same_bytes_and_curve(two_processes: Path) -> None:

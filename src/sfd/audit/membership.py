@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfd.data.batches import in_batches, read_images
 from sfd.data.images import ManifestImages
 from sfd.diffusion.loss import interpolate
 from sfd.diffusion.terms.velocity import velocity_loss
@@ -21,6 +22,7 @@ from sfd.encoders.composite import CompositeEncoder
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import middle_schedule
 from sfd.models.backbone import Output
+from sfd.params import ReadingRuntime
 from sfd.seeding import derive_seed, generator
 
 PROGRESS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -78,20 +80,19 @@ def losses_of_images(
     encode: CompositeEncoder,
     images: ManifestImages,
     rows: list[int],
-    batch_size: int,
+    runtime: ReadingRuntime,
     semantic_weight: float,
     seed: int,
 ) -> Tensor:
     """:func:`image_losses` of these rows of ``images``, encoded by ``encode`` as for training."""
-    losses = []
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        batch = images.__getitems__(part)
-        latents, _ = encode(batch.images, list(range(start, start + len(part))))
-        # Latents are stored, and trained on, in half precision.
-        normalised = model.statistics.normalise(latents.half().float().cpu()).to(encode.device)
-        classes = batch.class_indices.to(encode.device)
-        losses.append(image_losses(model, network, normalised, classes, semantic_weight, seed))
+    losses, numbers = [], in_batches(range(len(rows)), runtime.batch_size)
+    with read_images(images, in_batches(rows, runtime.batch_size), runtime.num_workers) as batches:
+        for draws, batch in zip(numbers, batches, strict=True):
+            latents, _ = encode(batch.images, draws)
+            # Latents are stored, and trained on, in half precision.
+            normalised = model.statistics.normalise(latents.half().float().cpu()).to(encode.device)
+            classes = batch.class_indices.to(encode.device)
+            losses.append(image_losses(model, network, normalised, classes, semantic_weight, seed))
     return torch.cat(losses)
 
 

@@ -20,7 +20,7 @@ from sfd.bench.networks import (
     random_semantic,
     random_texture_vae,
 )
-from sfd.data.batches import read_batches
+from sfd.data.batches import choose_workers, read_batches
 from sfd.data.latents import STATISTICS, ChannelStatistics, LatentBatch, LatentDataset, LatentsIndex
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
 from sfd.encoders.texture_vae import KlVae
@@ -109,7 +109,7 @@ def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentSha
         device = own if own.type == "meta" else inference_device()
         decoder = random_semantic(params, shape.feature_dim).to(device)
         tiles = params.latents.tiles
-        features_of = DecodedFeatures(decoder, _no_statistics(shape), shape.semantic_channels, tiles)
+        features_of = DecodedFeatures(decoder, _no_statistics(shape).to(device), shape.semantic_channels, tiles)
     dropout = diffusion.model.class_dropout
     routing = build_routing(diffusion, shape.grid)
     return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of, routing=routing)
@@ -204,7 +204,8 @@ def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list
         for with_features in (False, True) if params.needs_features else (False,):
             dataset, num_batches = LatentDataset(Path(folder), with_features), WARM_UP_STEPS + num_steps
             order = SeededBatchSampler(params.seed, "bench", len(dataset), count, 0, num_batches, slice(0, count))
-            with read_batches(dataset, order, params.runtime.diffusion.num_workers) as batches:
+            workers = choose_workers(params.runtime.diffusion.num_workers, dataset, len(dataset), count)
+            with read_batches(dataset, order, workers) as batches:
                 seconds = time_steps(partial(next, batches), num_steps)
             name = "load, latents and features" if with_features else "load, latents"
             found.append(Measurement(name, count, seconds, peak_memory_gib(), torch.float32))
@@ -224,7 +225,7 @@ def _write_shards(folder: Path, shape: LatentShape, num_views: int, num_images: 
         }
 
     bounds = shard_bounds(num_images, min(params.latents.shard_size, (num_images + 3) // 4))
-    write_shards(folder, bounds, make, rank=0, world_size=1)
+    write_shards(folder, bounds, make, range(len(bounds)))
     write_index(folder, bounds, _latents_index(shape, num_views))
     _no_statistics(shape).save(folder / STATISTICS)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sfd.data.networks import ENCODER, SEMANTIC, TEXTURE_VAE, Networks
+from sfd.data.transfer import send
 from sfd.encoders.semantic.encoder import SemanticEncoder, load_semantic
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.encoders.tiles import join_tokens, map_to_tokens, split_tiles, split_tokens, tokens_to_map
@@ -78,7 +79,7 @@ class CompositeEncoder:
         ``draws``: one number per image, which with the seed decides its draws of the posteriors. Without an encoder, D = 0.
         """
         shape = self.texture_vae.latent_shape(1, images.shape[-1])[1:]
-        images = images.to(self.device)
+        images = images.to(self.device, non_blocking=True)
         texture = self.texture_vae.encode(images, self._noise("latents/posterior", shape, draws))
         if self.encoder is None:
             return texture, texture.new_empty(len(images), shape[-1] ** 2, 0)
@@ -96,4 +97,4 @@ class CompositeEncoder:
     def _noise(self, purpose: str, shape: tuple[int, ...], draws: list[int]) -> Tensor:
         """Standard normal noise of this shape for each image, drawn on the CPU, so that it is the same on every device."""
         noise = torch.stack([torch.randn(shape, generator=generator(self.seed, purpose, draw)) for draw in draws])
-        return noise.to(self.device)
+        return send(noise, self.device)

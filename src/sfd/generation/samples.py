@@ -119,8 +119,31 @@ def sampled_in(folder: Path) -> ComputedIn:
 
 
 def read_images(folder: Path, files: list[str]) -> Tensor:
-    """Reads sampled images, uint8 ``(B, 3, S, S)``."""
-    return to_tensor_uint8([Image.open(folder / "images" / file).convert("RGB") for file in files])
+    """Reads sampled images, uint8 ``(B, 3, S, S)``. Raises :class:`UserError` naming a file that is missing or damaged."""
+    return to_tensor_uint8([_read_image(folder / "images" / file) for file in files])
+
+
+def _read_image(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow's, of a damaged PNG
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be read ({reason}); make the samples again: `dvc repro -f -s sample`") from None
+
+
+class SampledImages:
+    """The images of a folder of samples, by their place in a list of files."""
+
+    def __init__(self, folder: Path, files: list[str]) -> None:
+        self.folder, self.files = folder, files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """These images, uint8 ``(B, 3, S, S)``."""
+        return read_images(self.folder, [self.files[index] for index in indices])
 
 
 def read_table(folder: Path) -> pd.DataFrame:

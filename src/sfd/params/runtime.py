@@ -1,6 +1,6 @@
 """Section ``runtime``: how the stages run here. Nothing in it changes a result beyond rounding, so neither DVC nor a fingerprint looks at it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -8,13 +8,19 @@ from sfd.params.types import Positive, Precision, Section
 
 Sharding = Literal["ddp", "fsdp"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+Workers = Annotated[int, Field(ge=0)] | None
+"""Processes that read ahead; None: as many as are of use."""
+BY_CORES = (
+    "null: one per core that this process may use, as far as shared memory has room, and none for fewer than 2,000 images, which are read "
+    "sooner without"
+)
 
 
 class TrainingRuntime(Section):
     """How a network is trained here. All of it may change between a kill and the resume."""
 
-    num_workers: int = Field(
-        0, ge=0, description="processes that read batches ahead; 0: the training process reads them itself"
+    num_workers: Workers = Field(
+        0, description=f"processes that read batches ahead; 0: the training process reads them itself; {BY_CORES}"
     )
     compile: bool = Field(False, description="torch.compile the network (needs a C++ compiler on CPU)")
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
@@ -61,9 +67,18 @@ class InferenceRuntime(Section):
     )
 
 
+class ReadingRuntime(InferenceRuntime):
+    """How a stage reads images and passes them through its networks."""
+
+    num_workers: Workers = Field(
+        None, description=f"processes that read images ahead; 0: the stage reads them itself; {BY_CORES}"
+    )
+
+
 _TRAINING = TrainingRuntime.model_validate({})
 _DIFFUSION = DiffusionRuntime.model_validate({})
 _INFERENCE = InferenceRuntime.model_validate({})
+_READING = ReadingRuntime.model_validate({})
 
 
 class RuntimeParams(Section):
@@ -72,13 +87,13 @@ class RuntimeParams(Section):
     encoder: TrainingRuntime = _TRAINING
     texture_vae: TrainingRuntime = _TRAINING
     judge: TrainingRuntime = _TRAINING
-    features: InferenceRuntime = _INFERENCE
+    features: ReadingRuntime = _READING
     semantic: TrainingRuntime = _TRAINING
-    latents: InferenceRuntime = _INFERENCE
+    latents: ReadingRuntime = _READING
     diffusion: DiffusionRuntime = _DIFFUSION
     sample: InferenceRuntime = Field(
         _INFERENCE,
         description="an adaptive sampler chooses its steps by the error over the batch, so another number changes its images, too, within "
         "its tolerance",
     )
-    evaluate: InferenceRuntime = _INFERENCE
+    evaluate: ReadingRuntime = Field(_READING, description="also of stage reference and of `sfd audit`")

@@ -20,14 +20,14 @@ def open_evaluation(stage: Stage, samples: Path, features: Path, inference: Infe
     params, data = stage.params, open_prepared(stage.workspace, stage.params)
     judges = load_judges(stage.workspace, params.judges, inference)
     vae = inference.place(load_texture_vae(stage.upstream("texture_vae") / "model"))
-    size = params.runtime.evaluate.batch_size
+    size, num_workers = params.runtime.evaluate.batch_size, params.runtime.evaluate.num_workers
     return Evaluation.open(
         stage.workspace.resolve_paths(params.evaluate),
         data,
         vae,
         samples,
         params.seed,
-        [FeatureStore(features / judge.name, judge, size, rank(), world_size()) for judge in judges],
+        [FeatureStore(features / judge.name, judge, size, rank(), world_size(), num_workers) for judge in judges],
         open_kept(stage.workspace, judges),
         [judge.name for judge in params.counted_judges],
     )

@@ -29,12 +29,12 @@ def make_features(stage: Stage) -> None:
     images = data.images(TRAIN, centre)
     most = min(params.max_images, REPORT_IMAGES) if semantic.source == "file" else params.max_images
     chosen = feature_order(len(images), most, stage.params.seed)
-    size = stage.params.runtime.features.batch_size
-    bounds = write_features(stage.out / "shards", images, encoder, chosen, params, size, mirror, rank(), world_size())
+    runtime, folder = stage.params.runtime.features, stage.out / "shards"
+    bounds = write_features(folder, images, encoder, chosen, params, runtime, mirror, rank(), world_size())
     barrier()
     if rank() == 0:
         facts = FeaturesIndex(1 + mirror, encoder.grid**2, encoder.feature_dim, chosen, centre, inference.computed_in)
-        write_index(stage.out / "shards", bounds, facts)
+        write_index(folder, bounds, facts)
         sizes = {"num_views": facts.num_views, "tokens": facts.tokens, "feature_dim": facts.feature_dim}
         stage.log({"num_images": len(chosen), **sizes})
         stage.log_input(

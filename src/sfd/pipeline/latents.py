@@ -32,8 +32,8 @@ def make_latents(stage: Stage) -> None:
     networks = CompositeEncoder.networks(stage.params, stage.workspace.results)
     _check_start(stage, networks, encode.semantic_channels)
     images, folder = data.images(TRAIN), stage.out / "shards"
-    params, size = stage.params.latents, stage.params.runtime.latents.batch_size
-    bounds = write_latents(folder, images.__getitems__, len(images), encode, params, size, mirror, rank(), world_size())
+    params, runtime, rows = stage.params.latents, stage.params.runtime.latents, range(len(images))
+    bounds = write_latents(folder, images, rows, encode, encode.device, params, runtime, mirror, rank(), world_size())
     heldout_bounds, heldout_counts = _write_heldout(stage, data, encode)
     barrier()
     if rank() == 0:
@@ -83,16 +83,17 @@ def _write_heldout(stage: Stage, data: Prepared, encode: CompositeEncoder) -> tu
 
     The images are evenly spaced, because they are stored class by class.
     """
-    images, params, size = data.images(HELDOUT), stage.params.latents, stage.params.runtime.latents.batch_size
+    images = data.images(HELDOUT)
     number, first_draw = min(HELDOUT_IMAGES, len(images)), 2 * len(data.images(TRAIN))
     rows = [n * len(images) // number for n in range(number)]
     bounds = write_latents(
         stage.out / HELDOUT,
-        lambda indices: images.__getitems__([rows[index] for index in indices]),
-        number,
+        images,
+        rows,
         lambda batch, draws: encode(batch, [first_draw + draw for draw in draws]),  # after those of the training images
-        params,
-        size,
+        encode.device,
+        stage.params.latents,
+        stage.params.runtime.latents,
         mirror=False,
         rank=rank(),
         world_size=world_size(),

@@ -59,9 +59,9 @@ def make_reference(stage: Stage) -> None:
     params, data = stage.params, open_prepared(stage.workspace, stage.params)
     (inference,) = start_inference(stage, "evaluate")
     vae = inference.place(load_texture_vae(stage.upstream("texture_vae") / "model"))
-    size = params.runtime.evaluate.batch_size
+    size, num_workers = params.runtime.evaluate.batch_size, params.runtime.evaluate.num_workers
     stores = [
-        FeatureStore(stage.out / judge.name, judge, size, rank(), world_size())
+        FeatureStore(stage.out / judge.name, judge, size, rank(), world_size(), num_workers)
         for judge in load_judges(stage.workspace, params.judges, inference)
     ]
     for store in stores:

@@ -22,15 +22,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sfd.data.images import png_bytes
+from sfd.data.images import ManifestImages, Pixels, png_bytes
 from sfd.data.layout import HIDDEN
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.errors import UserError
-from sfd.evaluation.fidelity import extract
+from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import copy_limit, nearest
-from sfd.evaluation.views import ImageBatches, judge_training_images
+from sfd.evaluation.views import judge_images
 from sfd.generation.generated import LAYOUT, TABLE, validate_table_of
 from sfd.models.conditions import Condition
 from sfd.params import Params
@@ -110,20 +110,24 @@ class CandidateScorer:
         self.knows_classes = (
             upstream.judge.knows_classes and upstream.condition.choices == upstream.data.summary.classes
         )
-        self.judge, self.data, self.batches = upstream.judge, upstream.data, ImageBatches(batch_size, upstream.judge)
+        self.judge, self.data, self.batch_size = upstream.judge, upstream.data, batch_size
+        self.num_workers = upstream.params.runtime.evaluate.num_workers
         train = self.data.images(TRAIN)
         self.paths = train.paths
-        self.originals = judge_training_images(self.judge, train, batch_size, self.data.params.mirror).features
+        self.originals = self._seen(train, self.data.params.mirror).features
 
     def limit(self) -> float:
         """The distance below which an image counts as memorised. Raises :class:`UserError` as :func:`copy_limit` does."""
         heldout = self.data.images(HELDOUT)
-        seen = extract(self.judge, self.batches.of_images(heldout, range(len(heldout))))
-        return copy_limit(nearest(seen.features, [self.originals])[0])
+        return copy_limit(nearest(self._seen(heldout).features, [self.originals])[0])
+
+    def _seen(self, images: ManifestImages, mirror: bool = False) -> Features:
+        """What the judge computes for all images, and for their flips if ``mirror``."""
+        return judge_images(self.judge, Pixels(images), range(len(images)), self.batch_size, self.num_workers, mirror)
 
     def __call__(self, images: Tensor, classes: list[int]) -> pd.DataFrame:
         """``confidence``, ``nearest_distance`` and ``nearest_file`` of images uint8 ``(B, 3, S, S)``."""
-        seen = extract(self.judge, [images.to(self.batches.device)])
+        seen = extract(self.judge, [images.to(self.judge.device)])
         distance, row = nearest(seen.features, [self.originals])
         confidence = [float("nan")] * len(classes)
         if self.knows_classes and seen.logits is not None:

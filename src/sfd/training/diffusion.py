@@ -48,7 +48,7 @@ class DecodedFeatures:
     def __init__(
         self, decoder: SemanticDecoder, statistics: ChannelStatistics, semantic_channels: int, tiles: int = 1
     ) -> None:
-        """``tiles``: parts along one side that were encoded one by one, and are decoded so."""
+        """``statistics``: on the decoder's device. ``tiles``: parts along one side that were encoded one by one, and are decoded so."""
         self.decoder, self.statistics, self.semantic_channels, self.tiles = (
             decoder,
             statistics,
@@ -59,8 +59,7 @@ class DecodedFeatures:
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
         """Normalised composite latents ``(B, C, H, W)`` -> features ``(B, N, D)``."""
-        statistics = ChannelStatistics(self.statistics.mean.to(latents.device), self.statistics.std.to(latents.device))
-        semantic = statistics.restore(latents)[:, -self.semantic_channels :]
+        semantic = self.statistics.restore(latents)[:, -self.semantic_channels :]
         decoded = self.decoder.decode(split_tokens(map_to_tokens(semantic), self.tiles))
         return join_tokens(decoded, self.tiles).float()
 
@@ -93,7 +92,7 @@ class DiffusionTask:
     """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged.
 
     ``features_of``: gives the encoder's features for a batch of latents, where the data set does not hold them. ``channel_weights``: as
-    in :class:`sfd.diffusion.loss.Predicted`. ``routing``: what the middle blocks see, for a network that
+    in :class:`sfd.diffusion.loss.Predicted`, on the device of the training. ``routing``: what the middle blocks see, for a network that
     ``routes_tokens``; None: all tokens.
     """
 
@@ -163,9 +162,10 @@ class DiffusionTask:
             output.velocity.float(), x1 - noise.x0, semantic_channels, (noise.weight_tex, noise.weight_sem)
         )
         if self.channel_weights is not None:
-            batch = replace(batch, channel_weights=self.channel_weights.to(x1.device, non_blocking=True))
+            batch = replace(batch, channel_weights=self.channel_weights)
         if self.needs_features:
             features = data.features if self.features_of is None else self.features_of(x1)
+            features = None if features is None else features.float()
             # REPA's block saw all tokens, or those that stay.
             has_all = noise.kept is None or output.projection.shape[1] != noise.kept.shape[1]
             kept = None if has_all else noise.kept

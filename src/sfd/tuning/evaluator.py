@@ -27,6 +27,7 @@ from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.reference import load_judges, open_kept
+from sfd.pipeline.training import check_shards
 from sfd.precision import Inference
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
@@ -214,10 +215,11 @@ class CandidateEvaluator:
         return model
 
     def _latents(self, params: Params) -> LatentDataset:
-        """The latents, with features if the loss needs them. They are opened only once, because opening hashes every shard."""
+        """The latents, with features if the loss needs them. They are opened and checked once."""
         with_features = wants_features(params, "stored")
         if with_features not in self._opened:
-            self._opened[with_features] = open_latents(params, self.workspace.result("latents"))
+            opened = self._opened[with_features] = open_latents(params, self.workspace.result("latents"))
+            check_shards(self.workspace, "latents", [opened.reader])
         return copy.copy(self._opened[with_features])  # a trial may normalise them by other statistics
 
     def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:

@@ -126,14 +126,17 @@ class _Sweep:
         planned = current.work / "planned"
         planned.mkdir(exist_ok=True)
         plan(values, model.condition, params.seed).to_csv(planned / TABLE, index=False)
-        size = params.runtime.evaluate.batch_size
+        runtime, features = params.runtime.evaluate, current.work / "features"
         evaluation = Evaluation.open(
             current.workspace.resolve_paths(params.evaluate),
             open_prepared(current.workspace, params),
             scorer.decoder,
             planned,
             params.seed,
-            [FeatureStore(current.work / "features" / each.name, each, size, 0, 1) for each in scorer.judges],
+            [
+                FeatureStore(features / each.name, each, runtime.batch_size, 0, 1, runtime.num_workers)
+                for each in scorer.judges
+            ],
             open_kept(current.workspace, scorer.judges),
         )
         for line in evaluation.comparison.notes:
