@@ -1,6 +1,7 @@
 """The files beside a model, ``config.json`` and ``sample.json``: their keys are their own, and older files stay readable."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ LITERAL_MODEL = {
     "repa_depth": 2,
     "repa_width": 16,
     "feature_dim": 24,
+    "repa_projector": "mlp",
 }
 LITERAL_SCHEDULE = {"kind": "offset", "tau": 0.4, "gamma": 3.0, "knots": [0.5, 0.5]}
 LITERAL_CONFIG = {
@@ -126,12 +128,21 @@ def test_a_model_older_than_the_other_schedules_has_their_defaults(tmp_path: Pat
     assert read_model_folder(model_folder(tmp_path, oldest))[1] == ScheduleParams(tau=0.4)
 
 
+def test_a_model_older_than_the_choice_of_projector_has_the_mlp_and_the_convolution_is_recorded(tmp_path: Path) -> None:
+    older = {key: value for key, value in LITERAL_MODEL.items() if key != "repa_projector"}
+    read, _ = read_model_folder(model_folder(tmp_path, LITERAL_CONFIG | {"model": older}))
+    assert read == config(CLASSES) and config(CLASSES).repa_projector == "mlp"
+    conv = replace(config(CLASSES), repa_projector="conv")
+    assert read_model_folder(model_folder(tmp_path, write_model_config(conv, OFFSET, {})))[0] == conv
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (WITHOUT_FORMAT | {"classes": ["a"]}, "num_classes is 2, but 1 classes are named"),
         (LITERAL_CONFIG | {"backbone": "lightingdit"}, "nearest: `lightningdit`"),
         (LITERAL_CONFIG | {"model": LITERAL_MODEL | {"widht": 3}}, "unknown keys in the model's configuration: widht"),
+        (LITERAL_CONFIG | {"model": LITERAL_MODEL | {"repa_projector": "cnn"}}, "repa_projector is 'cnn'"),
         (LITERAL_CONFIG | {"condition": {"kind": "none", "names": []}}, "condition `none` has no configuration"),
         ({"format": 1}, "'condition'"),
     ],

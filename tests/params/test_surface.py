@@ -56,7 +56,9 @@ diffusion.loss.cosine_floor
 diffusion.loss.cosine_weight
 diffusion.loss.repa_depth
 diffusion.loss.repa_loss
+diffusion.loss.repa_projector
 diffusion.loss.repa_target
+diffusion.loss.repa_target_norm
 diffusion.loss.repa_weight
 diffusion.loss.repa_width
 diffusion.loss.semantic_weight

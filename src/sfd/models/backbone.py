@@ -29,7 +29,8 @@ class Facts:
         condition: what the model is told about an image.
         two_times: whether texture and semantics have times of their own.
         repa_depth: block after which hidden states are aligned with the encoder's features; 0: nowhere.
-        repa_width: hidden width of the projector of that alignment.
+        repa_width: hidden width of the projector of that alignment, where it has one.
+        repa_projector: kind of that projector, one of :data:`sfd.models.projector.PROJECTORS`.
     """
 
     grid: int
@@ -40,6 +41,7 @@ class Facts:
     two_times: bool
     repa_depth: int
     repa_width: int
+    repa_projector: str
 
 
 class BackboneConfig(Protocol):

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from sfd.models.backbone import Axis, Backbone, Facts, Output, channel_names
 from sfd.models.conditions import Condition
+from sfd.models.projector import PROJECTORS, ConvProjector, build_projector
 from sfd.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ FREQUENCY_SIZE = 256
 
 @dataclass(frozen=True)
 class LightningDiTConfig:
-    """Shape and parts of one LightningDiT. ``two_times``: one timestep embedder per part, else a single one."""
+    """Shape and parts of one LightningDiT. ``two_times``: one timestep embedder per part, else a single one.
+
+    ``repa_projector``: one of :data:`sfd.models.projector.PROJECTORS`; records from before there was a choice lack it, and mean ``mlp``.
+    """
 
     kind: ClassVar[str] = "lightningdit"
 
@@ -45,6 +49,11 @@ class LightningDiTConfig:
     repa_depth: int = 0
     repa_width: int = 2048
     feature_dim: int = 768
+    repa_projector: str = "mlp"
+
+    def __post_init__(self) -> None:
+        if self.repa_projector not in PROJECTORS:
+            raise ValueError(f"repa_projector is {self.repa_projector!r}, but must be {' or '.join(PROJECTORS)}")
 
     @property
     def grid(self) -> int:
@@ -85,6 +94,7 @@ class LightningDiTConfig:
             repa_depth=facts.repa_depth,
             repa_width=facts.repa_width,
             feature_dim=facts.feature_dim,
+            repa_projector=facts.repa_projector,
         )
 
 
@@ -126,12 +136,8 @@ class LightningDiT(Backbone):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.final_layer = FinalLayer(config)
         if config.repa_depth:
-            self.repa_projector = nn.Sequential(
-                nn.Linear(width, config.repa_width),
-                nn.SiLU(),
-                nn.Linear(config.repa_width, config.repa_width),
-                nn.SiLU(),
-                nn.Linear(config.repa_width, config.feature_dim),
+            self.repa_projector = build_projector(
+                config.repa_projector, width, config.repa_width, config.feature_dim, config.grid
             )
 
     def forward(
@@ -176,6 +182,10 @@ class LightningDiT(Backbone):
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
+        for convolution in (module.proj for module in self.modules() if isinstance(module, ConvProjector)):
+            # As the patch embedding; last, so that the random numbers of the other weights do not depend on it.
+            nn.init.xavier_uniform_(convolution.weight.flatten(1), generator=generator)
+            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]  # it has a bias
         return self
 
     def output_layer(self) -> nn.Linear:

@@ -44,6 +44,7 @@ def backbone_config(
         two_times=schedule.kind != "sync",
         repa_depth=loss.repa_depth if needs_features(loss) else 0,
         repa_width=loss.repa_width,
+        repa_projector=loss.repa_projector,
     )
     return config_from_params(params.model, facts)
 
