@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, silu
 
 from sfd.models.conditions import ClassCondition
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.embeddings import RotaryEmbedding
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig, computing_type
 from sfd.sizes import SIZES
 
 RELEASED = json.loads((Path(__file__).parents[1] / "data/conformance/released_checkpoint_shapes.json").read_text())
@@ -292,7 +295,8 @@ def test_a_fresh_model_says_zero_and_its_blocks_let_tokens_through(changes: dict
     x, t_tex, t_sem, y = batch(config)
     assert torch.equal(model(x, t_tex, t_sem, y).velocity, torch.zeros_like(x))
     tokens = torch.randn(3, config.grid**2, config.hidden_size)
-    assert torch.equal(model.blocks[0](tokens, torch.randn(3, config.hidden_size), model.feat_rope), tokens)
+    rotation = None if model.feat_rope is None else model.feat_rope(torch.float32)
+    assert torch.equal(model.blocks[0](tokens, torch.randn(3, config.hidden_size), rotation), tokens)
 
 
 @torch.no_grad()
@@ -328,3 +332,59 @@ def test_a_configuration_survives_its_dictionary_and_json() -> None:
 def test_an_unknown_key_in_a_configuration_is_refused_by_its_name() -> None:
     with pytest.raises(ValueError, match="unknown keys .*: use_swigluu"):
         LightningDiTConfig.from_dict(SMALL.to_dict() | {"use_swigluu": True}, SMALL.condition)
+
+
+@pytest.fixture
+def every_warning() -> Iterator[None]:
+    """torch warns of some things once per process; here, each time."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+@pytest.mark.usefixtures("every_warning")
+def test_under_autocast_norms_take_the_fused_kernel_and_forward_and_backward_say_nothing() -> None:
+    model, inputs = randomised(SMALL), batch(SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.autocast("cpu", torch.bfloat16):
+            model(*inputs, with_projection=True).velocity.float().square().mean().backward()
+
+
+@pytest.mark.usefixtures("every_warning")
+def test_torchs_own_norm_warns_under_autocast_so_the_one_here_is_still_needed() -> None:
+    queries = torch.randn(1, 2, 4, 16, dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="Cannot dispatch to fused implementation"):
+        torch.nn.RMSNorm(16, eps=1e-6)(queries)
+
+
+def test_under_autocast_queries_and_keys_are_normed_and_turned_in_bf16_and_the_velocity_is_near_that_of_float32() -> (
+    None
+):
+    model, inputs = randomised(SMALL), batch(SMALL)
+    types: list[torch.dtype] = []
+    model.blocks[1].attn.q_norm.register_forward_hook(lambda _module, _inputs, output: types.append(output.dtype))
+    with torch.no_grad():
+        expected = model(*inputs).velocity
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(*inputs).velocity
+    assert types == [torch.float32, torch.bfloat16]
+    assert float((found - expected).norm() / expected.norm()) < 0.02
+
+
+def test_the_rotation_is_given_in_the_type_of_the_products() -> None:
+    rope, tokens = RotaryEmbedding(8, 2), torch.randn(1, 4, 8)
+    assert rope(computing_type(tokens)).cos.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        rotation = rope(computing_type(tokens))
+    assert (rotation.cos.dtype, rotation.sin.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert rope(computing_type(tokens.bfloat16())).sin.dtype == torch.bfloat16
+
+
+def test_the_rotation_at_some_positions_is_that_of_all_positions_there() -> None:
+    rotation = RotaryEmbedding(8, 3)(torch.float32)
+    queries, positions = torch.randn(2, 4, 9, 8), torch.tensor([[0, 4, 8], [7, 1, 2]])
+    kept = torch.stack([queries[n, :, positions[n]] for n in range(2)])
+    turned = torch.stack([rotation.turn(queries)[n, :, positions[n]] for n in range(2)])
+    assert torch.equal(rotation.at(positions).turn(kept), turned)

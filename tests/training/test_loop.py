@@ -442,7 +442,7 @@ class Stalling(Numbers):
 
 
 def test_workers_that_stall_end_the_training_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfd.training.batches.STALLED_S", 2)
+    monkeypatch.setattr("sfd.data.batches.STALLED_S", 2)
     task = LineTask()
     task.dataset = Stalling(37)
     began = time.monotonic()

@@ -20,6 +20,7 @@ from sfd.bench.networks import (
     random_semantic,
     random_texture_vae,
 )
+from sfd.data.batches import read_batches
 from sfd.data.latents import STATISTICS, ChannelStatistics, LatentBatch, LatentDataset, LatentsIndex
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
 from sfd.encoders.texture_vae import KlVae
@@ -31,7 +32,6 @@ from sfd.params import Params, TrainingParams
 from sfd.pipeline.diffusion import wants_features
 from sfd.processes import inference_device
 from sfd.seeding import generator
-from sfd.training.batches import read_batches
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.loop import train
 from sfd.training.order import SeededBatchSampler

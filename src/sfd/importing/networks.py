@@ -20,7 +20,8 @@ from sfd.generation.model import DiffusionModel
 from sfd.importing.checkpoints import Weights, load_strictly, pick_weights, read_checkpoint
 from sfd.importing.origin import describe_networks, read_latent_networks
 from sfd.models.conditions import ClassCondition
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.lightningdit import LightningDiT
+from sfd.models.lightningdit_config import LightningDiTConfig
 from sfd.models.published import config_from_weights
 from sfd.params import ScheduleParams, parse_yaml
 

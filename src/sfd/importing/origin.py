@@ -9,7 +9,7 @@ from sfd.encoders.semantic.encoder import load_semantic
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.encoders.vision import load_encoder
 from sfd.errors import UserError
-from sfd.models.lightningdit import LightningDiTConfig
+from sfd.models.lightningdit_config import LightningDiTConfig
 from sfd.network_files import network_digest, read_config
 
 OPTIONS = {TEXTURE_VAE: "--texture-vae", ENCODER: "--encoder", SEMANTIC: "--semantic-vae"}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sfd.models.conditions import ClassCondition
-from sfd.models.lightningdit import LightningDiTConfig
+from sfd.models.lightningdit_config import LightningDiTConfig
 
 _COPIED = (
     "input_size",

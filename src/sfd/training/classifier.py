@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
+from sfd.data.batches import BatchedDataset
 from sfd.data.images import ImageBatch
 from sfd.pixels import to_pixels
 from sfd.seeding import generator
-from sfd.training.batches import BatchedDataset
 
 MAX_ANGLE, MAX_SCALE, MAX_SHIFT = 0.2, 0.12, 0.1
 """Augmentation: radians, relative size, share of half the side."""

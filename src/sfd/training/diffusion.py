@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from sfd.data.batches import BatchedDataset
 from sfd.data.latents import ChannelStatistics, LatentBatch
 from sfd.diffusion.loss import LossTerm, Predicted, interpolate
 from sfd.diffusion.schedule import (
@@ -21,7 +22,6 @@ from sfd.models.backbone import Backbone
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
-from sfd.training.batches import BatchedDataset
 
 
 def active_terms(loss: LossParams) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from sfd.data.batches import each_tensor
 from sfd.data.latents import LatentDataset
 from sfd.processes import inference_device
-from sfd.training.batches import each_tensor
 from sfd.training.curves import HELDOUT_PREFIX
 from sfd.training.diffusion import DiffusionTask
 

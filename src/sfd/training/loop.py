@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sfd.data.batches import Batch, BatchedDataset, Record, each_tensor, read_batches
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import Terminated, form_group, handled, say_at_once
 from sfd.progress import progress
-from sfd.training.batches import Batch, BatchedDataset, Record, each_tensor, read_batches
 from sfd.training.checkpoint import Checkpoint, TrainingState
 from sfd.training.order import SeededBatchSampler
 from sfd.training.rate import learning_rate

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sfd.data.batches import BatchedDataset
 from sfd.encoders.semantic.encoder import SemanticEncoder
 from sfd.encoders.semantic.features import FeatureBatch
 from sfd.params import SemanticParams
 from sfd.seeding import generator
-from sfd.training.batches import BatchedDataset
 
 
 class SemanticTask:

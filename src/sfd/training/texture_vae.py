@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cosine_similarity, l1_loss, mse_loss, relu
 
+from sfd.data.batches import BatchedDataset
 from sfd.data.images import ImageBatch
 from sfd.encoders.texture_vae import TrainableAutoencoder
 from sfd.encoders.tokenizers.residual import ResidualDecoder
@@ -14,7 +15,6 @@ from sfd.encoders.tokenizers.tokenizer import Tokenizer
 from sfd.params import TextureVaeParams
 from sfd.pixels import to_pixels
 from sfd.seeding import generator, seeded_initialisation
-from sfd.training.batches import BatchedDataset
 
 Features = Callable[[Tensor], Tensor]
 """Pixels ``(B, 3, S, S)`` in [-1, 1] -> features ``(B, N, D)`` of a frozen network, with gradients."""

@@ -1,4 +1,4 @@
-"""How batches reach the training loop: the data set fetches a whole batch at once, in this process or in workers."""
+"""How batches reach a training or a network that is used: the data set fetches a whole batch at once, in this process or in workers."""
 
 import errno
 import multiprocessing

@@ -1,0 +1,87 @@
+"""The configuration of a LightningDiT: shape, and which parts it has."""
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from sfd.models.backbone import Facts
+from sfd.models.conditions import Condition
+from sfd.models.projector import PROJECTORS
+from sfd.sizes import SIZES
+
+if TYPE_CHECKING:
+    from sfd.params import ModelParams
+
+
+@dataclass(frozen=True)
+class LightningDiTConfig:
+    """Shape and parts of one LightningDiT. ``two_times``: one timestep embedder per part, else a single one.
+
+    ``repa_projector``: one of :data:`sfd.models.projector.PROJECTORS`; records from before there was a choice lack it, and mean ``mlp``.
+    """
+
+    kind: ClassVar[str] = "lightningdit"
+
+    input_size: int
+    in_channels: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    condition: Condition
+    patch_size: int = 1
+    semantic_channels: int = 0
+    two_times: bool = False
+    use_qknorm: bool = True
+    use_swiglu: bool = True
+    use_rope: bool = True
+    use_rmsnorm: bool = True
+    use_shift: bool = True
+    repa_depth: int = 0
+    repa_width: int = 2048
+    feature_dim: int = 768
+    repa_projector: str = "mlp"
+
+    def __post_init__(self) -> None:
+        if self.repa_projector not in PROJECTORS:
+            raise ValueError(f"repa_projector is {self.repa_projector!r}, but must be {' or '.join(PROJECTORS)}")
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.input_size // self.patch_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``config.json``, without the condition."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "condition"}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], condition: Condition) -> Self:
+        """Inverse of :meth:`to_dict`. Raises ``ValueError`` naming keys that it does not know."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown keys in the model's configuration: {', '.join(sorted(unknown))}")
+        return cls(**values, condition=condition)
+
+    @classmethod
+    def from_params(cls, params: "ModelParams", facts: Facts) -> Self:
+        """Width, depth and heads of the named size, the parts that are enabled, and the shape of the latents."""
+        width, depth, heads = SIZES[params.size]
+        return cls(
+            input_size=facts.grid,
+            in_channels=facts.texture_channels + facts.semantic_channels,
+            hidden_size=width,
+            depth=depth,
+            num_heads=heads,
+            condition=facts.condition,
+            patch_size=params.patch_size,
+            semantic_channels=facts.semantic_channels,
+            two_times=facts.two_times,
+            use_qknorm=params.use_qknorm,
+            use_swiglu=params.use_swiglu,
+            use_rope=params.use_rope,
+            use_rmsnorm=params.use_rmsnorm,
+            use_shift=params.use_shift,
+            repa_depth=facts.repa_depth,
+            repa_width=facts.repa_width,
+            feature_dim=facts.feature_dim,
+            repa_projector=facts.repa_projector,
+        )
