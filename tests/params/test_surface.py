@@ -80,6 +80,7 @@ diffusion.other_networks
 diffusion.source
 diffusion.training.keep_every
 diffusion.training.more_ema_decays
+diffusion.training.optimizer
 encoder.depth
 encoder.file
 encoder.input_size

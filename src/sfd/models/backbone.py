@@ -119,7 +119,8 @@ class Backbone(nn.Module, ABC):
         embedding: name of the condition's module, which is trained in full where other layers get low-rank adapters.
         shared_options: fields of ``config`` that must be equal in a model and the one it is fine-tuned from.
         computed: names of tensors that follow from ``config``; where the grids differ, fine-tuning computes them instead of copying.
-        adapted_layers: regular expression of the names of the linear layers that get low-rank adapters.
+        block_layers: regular expression of the names of the linear layers that map tokens to tokens inside the blocks. They get the low-rank
+            adapters, and the optimizer `muon` trains their matrices.
     """
 
     config_type: ClassVar[type[BackboneConfig]]
@@ -127,7 +128,7 @@ class Backbone(nn.Module, ABC):
     embedding: ClassVar[str] = "y_embedder"
     shared_options: ClassVar[tuple[str, ...]] = ()
     computed: ClassVar[tuple[str, ...]] = ()
-    adapted_layers: ClassVar[str] = ""
+    block_layers: ClassVar[str] = ""
     config: BackboneConfig
 
     @abstractmethod

@@ -34,7 +34,7 @@ class LightningDiT(Backbone):
         "use_shift",
     )
     computed = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
-    adapted_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
+    block_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
     config: LightningDiTConfig
 
     def __init__(self, config: LightningDiTConfig) -> None:

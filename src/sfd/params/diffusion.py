@@ -122,6 +122,11 @@ def registered_model(address: str) -> tuple[str, str] | None:
 class DiffusionTrainingParams(TrainingParams):
     """The training of the diffusion model."""
 
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="`adamw`: AdamW for all weights; `muon`: Muon for the matrices of the blocks' attention and MLPs, AdamW for the rest, both at "
+        "`learning_rate` and `weight_decay`",
+    )
     keep_every: Positive | None = Field(
         None,
         description="steps between averaged weights that are kept in `results/diffusion/steps`, for `sample.step`, `diffusion.init_from` and "

@@ -153,6 +153,7 @@ _LOSS = {
 _TRAINING = {
     "diffusion.training.num_steps": Published(400_000, PAPER),
     "diffusion.training.batch_size": Published(256, CONFIG),
+    "diffusion.training.optimizer": Published("adamw", CODE),
     "diffusion.training.learning_rate": Published(1e-4, CONFIG),
     "diffusion.training.warmup_steps": Published(0, CODE),
     "diffusion.training.decay": Published("constant", CODE),
@@ -239,6 +240,7 @@ RUNS: dict[str, Run] = {
             "diffusion.model.use_shift": Published(True, "arXiv 2212.09748"),
             "diffusion.model.class_dropout": Published(0.1, "arXiv 2212.09748"),
             "diffusion.training.batch_size": Published(256, "arXiv 2212.09748"),
+            "diffusion.training.optimizer": Published("adamw", "arXiv 2212.09748"),
             "diffusion.training.learning_rate": Published(1e-4, "arXiv 2212.09748"),
             "diffusion.training.warmup_steps": Published(0, "arXiv 2212.09748"),
             "diffusion.training.weight_decay": Published(0.0, "arXiv 2212.09748"),
@@ -279,6 +281,7 @@ RUNS: dict[str, Run] = {
             "diffusion.model.use_shift": Published(True, "arXiv 2501.01423"),
             "diffusion.training.num_steps": Published(80_000, "arXiv 2501.01423", OWN_RECIPE),
             "diffusion.training.batch_size": Published(1024, "arXiv 2501.01423", OWN_RECIPE),
+            "diffusion.training.optimizer": Published("adamw", "arXiv 2501.01423"),
             "diffusion.training.learning_rate": Published(2e-4, "arXiv 2501.01423", OWN_RECIPE),
             "diffusion.training.beta2": Published(0.95, "arXiv 2501.01423", OWN_RECIPE),
             "sample.num_images": Published(50_000, "arXiv 2501.01423"),

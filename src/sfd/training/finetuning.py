@@ -222,7 +222,7 @@ def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: i
     """
     from peft import LoraConfig, LoraModel
 
-    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=network.adapted_layers)
+    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=network.block_layers)
     told = [name for name, _ in network.named_parameters() if name.startswith(f"{network.embedding}.")]
     with seeded_initialisation(seed, "diffusion/lora"):
         adapters = LoraModel(network, config, "default")
