@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from sfd.errors import UserError
-from sfd.models.backbone import Backbone
 from sfd.params import DiffusionTrainingParams, TrainingParams
+
+if TYPE_CHECKING:  # the trainings of other networks do not depend on the backbones' code
+    from sfd.models.backbone import Backbone
 
 
 def build_optimizers(network: nn.Module, params: TrainingParams) -> tuple[torch.optim.Optimizer, ...]:
@@ -18,8 +21,7 @@ def build_optimizers(network: nn.Module, params: TrainingParams) -> tuple[torch.
         UserError: the optimizer is `muon`, and the backbone names no layers for it.
     """
     if isinstance(params, DiffusionTrainingParams) and params.optimizer == "muon":
-        assert isinstance(network, Backbone)
-        return _muon_and_adamw(network, params)
+        return _muon_and_adamw(cast("Backbone", network), params)
     return (_adamw(network.parameters(), params),)
 
 
@@ -34,7 +36,7 @@ def _adamw(weights: Iterable[nn.Parameter], params: TrainingParams) -> torch.opt
     )
 
 
-def _muon_and_adamw(network: Backbone, params: TrainingParams) -> tuple[torch.optim.Optimizer, ...]:
+def _muon_and_adamw(network: "Backbone", params: TrainingParams) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices of ``network.block_layers``, AdamW for all other weights.
 
     Muon (kellerjordan.github.io/posts/muon), as torch has it: with a gradient G and a momentum M of 0.95, per matrix and step
