@@ -48,8 +48,8 @@ def _muon_and_adamw(network: "Backbone", params: TrainingParams) -> tuple[torch.
     vectors stay. The factor 0.2 * sqrt(max(rows, columns)) is that of arXiv 2502.16982 (torch's `match_rms_adamw`): an entry then moves as
     far as AdamW moves it, so that both share one learning rate, its schedule, and the weight decay.
 
-    The layers that embed, modulate or project the output, norms and biases are AdamW's, as Muon's author advises: they are no maps from
-    tokens to tokens.
+    Embeddings, the output layer, norms and biases are AdamW's, as Muon's author advises. So is the modulation: its input is one vector per
+    image, so its gradient has a low rank, and O would fill the other directions with noise.
     """
     matrices = {
         name
