@@ -33,7 +33,6 @@ LITERAL_MODEL = {
     "repa_depth": 2,
     "repa_width": 16,
     "feature_dim": 24,
-    "repa_projector": "mlp",
 }
 LITERAL_SCHEDULE = {"kind": "offset", "tau": 0.4, "gamma": 3.0, "knots": [0.5, 0.5]}
 LITERAL_CONFIG = {
@@ -128,12 +127,12 @@ def test_a_model_older_than_the_other_schedules_has_their_defaults(tmp_path: Pat
     assert read_model_folder(model_folder(tmp_path, oldest))[1] == ScheduleParams(tau=0.4)
 
 
-def test_a_model_older_than_the_choice_of_projector_has_the_mlp_and_the_convolution_is_recorded(tmp_path: Path) -> None:
-    older = {key: value for key, value in LITERAL_MODEL.items() if key != "repa_projector"}
-    read, _ = read_model_folder(model_folder(tmp_path, LITERAL_CONFIG | {"model": older}))
-    assert read == config(CLASSES) and config(CLASSES).repa_projector == "mlp"
+def test_a_model_without_a_word_on_its_projector_has_the_mlp_and_the_convolution_is_recorded(tmp_path: Path) -> None:
+    assert read_model_folder(model_folder(tmp_path, LITERAL_CONFIG))[0].repa_projector == "mlp"
     conv = replace(config(CLASSES), repa_projector="conv")
-    assert read_model_folder(model_folder(tmp_path, write_model_config(conv, OFFSET, {})))[0] == conv
+    written = write_model_config(conv, OFFSET, {})
+    assert written["model"] == LITERAL_MODEL | {"repa_projector": "conv"}
+    assert read_model_folder(model_folder(tmp_path, written))[0] == conv
 
 
 @pytest.mark.parametrize(

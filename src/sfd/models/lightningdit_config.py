@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class LightningDiTConfig:
     """Shape and parts of one LightningDiT. ``two_times``: one timestep embedder per part, else a single one.
 
-    ``repa_projector``: one of :data:`sfd.models.projector.PROJECTORS`; records from before there was a choice lack it, and mean ``mlp``.
+    ``repa_projector``: one of :data:`sfd.models.projector.PROJECTORS`; a record without it, as all older ones, has the ``mlp``.
     """
 
     kind: ClassVar[str] = "lightningdit"
@@ -50,8 +50,9 @@ class LightningDiTConfig:
         return self.input_size // self.patch_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for ``config.json``, without the condition."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "condition"}
+        """Plain values for ``config.json``, without the condition. What newer versions added is there only where it is in use."""
+        left_out = {"condition"} if self.repa_projector != "mlp" else {"condition", "repa_projector"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], condition: Condition) -> Self:
