@@ -134,12 +134,21 @@ def test_a_model_older_than_the_other_schedules_has_their_defaults(tmp_path: Pat
     assert read_model_folder(model_folder(tmp_path, oldest))[1] == ScheduleParams(tau=0.4)
 
 
+def test_a_model_without_a_word_on_its_projector_has_the_mlp_and_the_convolution_is_recorded(tmp_path: Path) -> None:
+    assert read_model_folder(model_folder(tmp_path, LITERAL_CONFIG))[0].repa_projector == "mlp"
+    conv = replace(config(CLASSES), repa_projector="conv")
+    written = write_model_config(conv, OFFSET, {})
+    assert written["model"] == LITERAL_MODEL | {"repa_projector": "conv"}
+    assert read_model_folder(model_folder(tmp_path, written))[0] == conv
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (WITHOUT_FORMAT | {"classes": ["a"]}, "num_classes is 2, but 1 classes are named"),
         (LITERAL_CONFIG | {"backbone": "lightingdit"}, "nearest: `lightningdit`"),
         (LITERAL_CONFIG | {"model": LITERAL_MODEL | {"widht": 3}}, "unknown keys in the model's configuration: widht"),
+        (LITERAL_CONFIG | {"model": LITERAL_MODEL | {"repa_projector": "cnn"}}, "repa_projector is 'cnn'"),
         (LITERAL_CONFIG | {"condition": {"kind": "none", "names": []}}, "condition `none` has no configuration"),
         ({"format": 1}, "'condition'"),
     ],

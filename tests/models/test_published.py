@@ -101,6 +101,7 @@ def shapes_of(config: LightningDiTConfig) -> dict[str, Tensor]:
         {"use_rope": False},
         {"use_swiglu": False, "use_rmsnorm": False},
         {"use_shift": False, "feature_dim": 100},
+        {"repa_projector": "conv", "repa_width": 2048, "feature_dim": 100},
         {"condition": ClassCondition.numbered(11, has_null=False)},
     ],
 )

@@ -66,7 +66,9 @@ diffusion.loss.cosine_floor
 diffusion.loss.cosine_weight
 diffusion.loss.repa_depth
 diffusion.loss.repa_loss
+diffusion.loss.repa_projector
 diffusion.loss.repa_target
+diffusion.loss.repa_target_norm
 diffusion.loss.repa_weight
 diffusion.loss.repa_width
 diffusion.loss.semantic_weight
@@ -96,6 +98,7 @@ diffusion.token_routing.last_blocks
 diffusion.token_routing.share
 diffusion.training.keep_every
 diffusion.training.more_ema_decays
+diffusion.training.optimizer
 encoder.depth
 encoder.file
 encoder.input_size

@@ -50,6 +50,7 @@ WATCHERS = {
     "encoders/tokenizers/pca.py": EVERY - {"prepare", "encoder", "judge", "features", "semantic"},
     "encoders/judges/resnet.py": {"judge", "reference", "evaluate", "evaluate_steps", "sweep", "tune"},
     "training/loop.py": {"encoder", "texture_vae", "judge", "semantic", "diffusion", "tune"},
+    "training/optimizer.py": {"encoder", "texture_vae", "judge", "semantic", "diffusion", "tune"},
     "training/finetuning.py": {"diffusion", "tune"},
     "training/classifier.py": {"encoder", "judge"},
     "diffusion/samplers/ab2.py": DRAWING,

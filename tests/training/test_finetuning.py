@@ -196,6 +196,19 @@ def test_the_projector_is_copied_only_where_it_sits_behind_the_same_block() -> N
     assert set(transfer(source, fresh(replace(CONFIG, repa_depth=0))).unused) == projector
 
 
+def test_a_projector_of_another_kind_is_drawn_anew_and_said_so_and_one_of_the_same_kind_is_copied() -> None:
+    conv = replace(CONFIG, repa_projector="conv")
+    kernel = {"repa_projector.proj.weight", "repa_projector.proj.bias"}
+    layers = {f"repa_projector.{n}.{kind}" for n in (0, 2, 4) for kind in ("weight", "bias")}
+    moved = transfer(trained_model(), fresh(conv))
+    assert (set(moved.reinitialised), set(moved.unused)) == (kernel, layers)
+    said = "\n".join(moved.describe())
+    assert "re-initialised: repa_projector (2 tensors)" in said and "unused: repa_projector (6 tensors)" in said
+    back = transfer(trained_model(conv), fresh())
+    assert (set(back.reinitialised), set(back.unused)) == (layers, kernel)
+    assert kernel <= set(transfer(trained_model(conv), fresh(conv)).copied)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -31,7 +31,8 @@ class Facts:
         condition: what the model is told about an image.
         two_times: whether texture and semantics have times of their own.
         repa_depth: block after which hidden states are aligned with the encoder's features; 0: nowhere.
-        repa_width: hidden width of the projector of that alignment.
+        repa_width: hidden width of the projector of that alignment, where it has one.
+        repa_projector: kind of that projector, one of :data:`sfd.models.projector.PROJECTORS`.
         dense_blocks: how many blocks at the start and at the end see all tokens, where those in between are a path of their own (SPRINT,
             :mod:`sfd.models.tokens`); None: there is one path.
     """
@@ -44,6 +45,7 @@ class Facts:
     two_times: bool
     repa_depth: int
     repa_width: int
+    repa_projector: str
     dense_blocks: tuple[int, int] | None = None
 
 
@@ -125,7 +127,8 @@ class Backbone(nn.Module, ABC):
         embedding: name of the condition's module, which is trained in full where other layers get low-rank adapters.
         shared_options: fields of ``config`` that must be equal in a model and the one it is fine-tuned from.
         computed: names of tensors that follow from ``config``; where the grids differ, fine-tuning computes them instead of copying.
-        adapted_layers: regular expression of the names of the linear layers that get low-rank adapters.
+        block_layers: regular expression of the names of the linear layers that map tokens to tokens inside the blocks. They get the low-rank
+            adapters, and the optimizer `muon` trains their matrices.
         routes_tokens: whether ``forward`` takes ``route``, a :class:`sfd.models.tokens.Route` or None, and the configuration
             :attr:`Facts.dense_blocks`.
     """
@@ -135,7 +138,7 @@ class Backbone(nn.Module, ABC):
     embedding: ClassVar[str] = "y_embedder"
     shared_options: ClassVar[tuple[str, ...]] = ()
     computed: ClassVar[tuple[str, ...]] = ()
-    adapted_layers: ClassVar[str] = ""
+    block_layers: ClassVar[str] = ""
     routes_tokens: ClassVar[bool] = False
     config: BackboneConfig
 

@@ -13,6 +13,7 @@ from sfd.models.blocks import Block, FinalLayer
 from sfd.models.checkpointing import Checkpointing
 from sfd.models.embeddings import PatchEmbedding, RotaryEmbedding, Rotation, TimestepEmbedder, sincos_embedding
 from sfd.models.lightningdit_config import LightningDiTConfig
+from sfd.models.projector import ConvProjector, build_projector
 from sfd.models.tokens import Route, put_back, take
 
 
@@ -36,7 +37,7 @@ class LightningDiT(Backbone):
     )
     computed = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
     routes_tokens = True
-    adapted_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
+    block_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
     config: LightningDiTConfig
 
     def __init__(self, config: LightningDiTConfig) -> None:
@@ -59,12 +60,8 @@ class LightningDiT(Backbone):
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=False)
             self.fusion = nn.Linear(2 * width, width)
         if config.repa_depth:
-            self.repa_projector = nn.Sequential(
-                nn.Linear(width, config.repa_width),
-                nn.SiLU(),
-                nn.Linear(config.repa_width, config.repa_width),
-                nn.SiLU(),
-                nn.Linear(config.repa_width, config.feature_dim),
+            self.repa_projector = build_projector(
+                config.repa_projector, width, config.repa_width, config.feature_dim, config.grid
             )
 
     @property
@@ -169,6 +166,10 @@ class LightningDiT(Backbone):
         nn.init.zeros_(self.final_layer.linear.weight)
         if self.has_deep_path:
             nn.init.normal_(self.mask_token, std=0.02, generator=generator)
+        for convolution in (module.proj for module in self.modules() if isinstance(module, ConvProjector)):
+            # As the patch embedding; last, so that the random numbers of the other weights do not depend on it.
+            nn.init.xavier_uniform_(convolution.weight.flatten(1), generator=generator)
+            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]  # it has a bias
         return self
 
     def checkpoint_activations(self, kind: Checkpointing) -> None:

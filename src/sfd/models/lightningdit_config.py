@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sfd.models.backbone import Facts
 from sfd.models.conditions import Condition
+from sfd.models.projector import PROJECTORS
 from sfd.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class LightningDiTConfig:
 
     ``two_times``: one timestep embedder per part, else a single one. ``first_blocks``, ``last_blocks``: how many blocks at the start and at
     the end see all tokens, where those in between are a path of their own (SPRINT, :mod:`sfd.models.tokens`); 0: there is one path.
+    ``repa_projector``: one of :data:`sfd.models.projector.PROJECTORS`; a record without it, as all older ones, has the ``mlp``.
     """
 
     kind: ClassVar[str] = "lightningdit"
@@ -40,6 +42,11 @@ class LightningDiTConfig:
     feature_dim: int = 768
     first_blocks: int = 0
     last_blocks: int = 0
+    repa_projector: str = "mlp"
+
+    def __post_init__(self) -> None:
+        if self.repa_projector not in PROJECTORS:
+            raise ValueError(f"repa_projector is {self.repa_projector!r}, but must be {' or '.join(PROJECTORS)}")
 
     @property
     def grid(self) -> int:
@@ -53,7 +60,11 @@ class LightningDiTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``config.json``, without the condition. What newer versions added is there only where it is in use."""
-        left_out = {"condition"} if self.has_deep_path else {"condition", "first_blocks", "last_blocks"}
+        left_out = {"condition"}
+        if not self.has_deep_path:
+            left_out |= {"first_blocks", "last_blocks"}
+        if self.repa_projector == "mlp":
+            left_out |= {"repa_projector"}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
 
     @classmethod
@@ -92,4 +103,5 @@ class LightningDiTConfig:
             feature_dim=facts.feature_dim,
             first_blocks=first_blocks,
             last_blocks=last_blocks,
+            repa_projector=facts.repa_projector,
         )

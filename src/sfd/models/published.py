@@ -102,13 +102,6 @@ def config_from_weights(
     if width % head:
         raise ValueError(f"the width {width} is not a multiple of the width of a head, {head}")
     blocks = [int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.", key))]
-    repa: dict[str, int] = {}
-    if "repa_projector.0.weight" in state:
-        repa = {
-            "repa_depth": PUBLISHED_REPA_DEPTH,
-            "repa_width": _shape(state, "repa_projector.0.weight", 2)[0],
-            "feature_dim": _shape(state, "repa_projector.4.weight", 2)[0],
-        }
     return LightningDiTConfig(
         input_size=grid * patch,
         in_channels=in_channels,
@@ -124,8 +117,22 @@ def config_from_weights(
         use_rope="feat_rope.freqs_cos" in state,
         use_rmsnorm="blocks.0.norm1.weight" in state,
         use_shift=modulation == 6 * width,
-        **repa,
+        **_read_projector(state),
     )
+
+
+def _read_projector(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The options of REPA's projector, of either kind; none if there is no projector."""
+    if "repa_projector.proj.weight" in state:
+        width = _shape(state, "repa_projector.proj.weight", 4)[0]
+        return {"repa_depth": PUBLISHED_REPA_DEPTH, "repa_projector": "conv", "feature_dim": width}
+    if "repa_projector.0.weight" not in state:
+        return {}
+    return {
+        "repa_depth": PUBLISHED_REPA_DEPTH,
+        "repa_width": _shape(state, "repa_projector.0.weight", 2)[0],
+        "feature_dim": _shape(state, "repa_projector.4.weight", 2)[0],
+    }
 
 
 def _shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:

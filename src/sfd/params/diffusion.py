@@ -63,11 +63,21 @@ class LossParams(Section):
         "error per channel",
     )
     repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")
-    repa_width: Positive = Field(2048, description="hidden width of the alignment's projector")
+    repa_projector: Literal["mlp", "conv"] = Field(
+        "mlp",
+        description="what projects the hidden state. `mlp`: three linear layers, token by token (REPA); `conv`: one 3x3 convolution over the grid "
+        "of tokens (iREPA, arXiv 2512.10794)",
+    )
+    repa_width: Positive = Field(2048, description="hidden width of the projector `mlp`")
     repa_target: Literal["stored", "decoded"] = Field(
         "stored",
         description="the features to align with. `stored`: those beside the latents; `decoded`: those decoded from the semantic latent in "
         "every step, which needs no disk, but one more forward pass of the semantic decoder",
+    )
+    repa_target_norm: Literal["none", "tokens"] = Field(
+        "none",
+        description="`tokens`: each channel of an image's features gets mean 0 and standard deviation 1 over its tokens, which leaves their spatial "
+        "structure (iREPA); `none`: as the encoder gives them",
     )
     timestep_sampling: Literal["joint", "per_part"] = Field(
         "joint",
@@ -113,6 +123,11 @@ def registered_model(address: str) -> tuple[str, str] | None:
 class DiffusionTrainingParams(TrainingParams):
     """The training of the diffusion model."""
 
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="`adamw`: AdamW for all weights; `muon`: Muon for the matrices of the blocks' attention and MLPs, AdamW for the rest, both at "
+        "`learning_rate` and `weight_decay`",
+    )
     keep_every: Positive | None = Field(
         None,
         description="steps between averaged weights that are kept in `results/diffusion/steps`, for `sample.step`, `diffusion.init_from` and "

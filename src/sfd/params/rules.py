@@ -282,6 +282,23 @@ def _check_lora(params: Params) -> None:
         )
 
 
+def _check_optimizer(params: Params) -> None:
+    """Muon needs the whole gradient of a whole matrix."""
+    diffusion = params.diffusion
+    if diffusion.training.optimizer != "muon":
+        return
+    if params.runtime.diffusion.sharding == "fsdp":
+        raise ValueError(
+            "diffusion.training.optimizer is `muon`, which needs whole matrices, but runtime.diffusion.sharding is `fsdp`, which splits them: set "
+            "sharding to `ddp`, or the optimizer to `adamw`"
+        )
+    if diffusion.lora is not None:
+        raise ValueError(
+            "diffusion.training.optimizer is `muon`, which trains whole matrices, but diffusion.lora trains two thin factors of each: set the "
+            "optimizer to `adamw`, or lora to null"
+        )
+
+
 def _check_condition(params: Params) -> None:
     """A model that is told nothing has nothing to drop, and no null condition to be guided away from."""
     model = params.diffusion.model
@@ -372,6 +389,7 @@ RULES = (
     _check_lora,
     check_tokens,
     check_full_token_steps,
+    _check_optimizer,
     _check_condition,
     _check_guidance,
     check_path_drop,

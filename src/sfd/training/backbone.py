@@ -48,6 +48,7 @@ def backbone_config(
         repa_depth=loss.repa_depth if needs_features(loss) else 0,
         repa_width=loss.repa_width,
         dense_blocks=None if sparse is None else (sparse.first_blocks, sparse.last_blocks),
+        repa_projector=loss.repa_projector,
     )
     return config_from_params(params.model, facts)
 

@@ -38,7 +38,7 @@ class TrainingState:
         network: the network that is trained, or this process's part of it.
         averaged: the average of its weights.
         more_averages: averages with further decays.
-        optimizer: with its state.
+        optimizers: with their states; each weight is in one of them.
         sums: this process's sums of the loss's terms, and of the total, since they were last logged, float64 ``(terms + 1,)``.
         num_summed: steps in these sums; ``log_every`` may have changed in between.
         step: number of finished steps.
@@ -47,7 +47,7 @@ class TrainingState:
 
     network: nn.Module
     averaged: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
     sums: Tensor
     num_summed: int = 0
     step: int = 0
@@ -106,7 +106,7 @@ class Checkpoint:
             "network": get_model_state_dict(state.network, options=WHOLE),
             "averaged": get_model_state_dict(state.averaged, options=WHOLE),
             "more_averages": [get_model_state_dict(average, options=WHOLE) for average in state.more_averages],
-            "optimizer": get_optimizer_state_dict(state.network, state.optimizer, options=WHOLE),
+            "optimizer": get_optimizer_state_dict(state.network, state.optimizers, options=WHOLE),
         }
         if self.accelerator.is_main_process:
             self.writing = beside(partial(self._write, _apart(content, state.changing)))
@@ -189,7 +189,7 @@ class Checkpoint:
         set_model_state_dict(state.averaged, content["averaged"], options=options)
         for average, weights in zip(state.more_averages, content.get("more_averages", []), strict=True):
             set_model_state_dict(average, weights, options=options)
-        set_optimizer_state_dict(state.network, state.optimizer, content["optimizer"], options=options)
+        set_optimizer_state_dict(state.network, state.optimizers, content["optimizer"], options=options)
         sums, process = content["sums"].to(state.sums.device), self.accelerator.process_index
         same_number = len(sums) == self.accelerator.num_processes
         state.sums = sums[process].clone() if same_number else sums.mean(dim=0)

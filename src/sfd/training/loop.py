@@ -24,6 +24,7 @@ from sfd.processes import Terminated, form_group, handled, inference_device, say
 from sfd.progress import progress
 from sfd.training.beside import beside
 from sfd.training.checkpoint import Checkpoint, TrainingState
+from sfd.training.optimizer import build_optimizers
 from sfd.training.order import SeededBatchSampler
 from sfd.training.rate import learning_rate
 from sfd.training.sharding import WHOLE, local, sharded_copy
@@ -182,23 +183,17 @@ class _Trainer(Generic[Batch, Draws]):
             sharded_copy(task.network, device, bf16) if self.sharded else copy.deepcopy(raw)
             for _ in (params.ema_decay, *more_decays)
         )
-        adamw = torch.optim.AdamW(
-            [p for p in raw.parameters() if p.requires_grad],
-            lr=params.learning_rate,
-            betas=(0.9, params.beta2),
-            weight_decay=params.weight_decay,
-            fused=device.type in ("cuda", "cpu"),
-        )
+        optimizers = build_optimizers(raw, params)
         self.terms = [*task.weights, "total"]
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
-        self.state = TrainingState(raw, averaged, adamw, sums, more_averages=tuple(more))
+        self.state = TrainingState(raw, averaged, optimizers, sums, more_averages=tuple(more))
         self.checkpoint = Checkpoint(
             work / "checkpoint.pt", task.purpose, fingerprint, params.num_steps, self.accelerator, self.sharded
         )
         self.network: Any = torch.compile(raw) if runtime.compile and not self.sharded else raw
-        self.optimizer: Any = adamw
+        self.optimizers: Sequence[Any] = optimizers
         if not self.sharded:
-            self.network, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
+            self.network, *self.optimizers = self.accelerator.prepare(self.network, *optimizers)
         self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
         self.stop_signal = 0
         self.asked: Arriving[Tensor] | None = None
@@ -330,7 +325,7 @@ class _Trainer(Generic[Batch, Draws]):
 
     def _step(self, data: Batch) -> None:
         params, device, state = self.params, self.accelerator.device, self.state
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(params, state.step)
         data = each_tensor(data, lambda value: value.to(device, non_blocking=True))
         noise = each_tensor(self.task.noise(state.step, params.batch_size, device), lambda value: value[self.rows])
@@ -347,8 +342,9 @@ class _Trainer(Generic[Batch, Draws]):
             )
         if params.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.network.parameters(), params.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         for average, decay in zip(state.averages, (params.ema_decay, *self.more_decays), strict=True):
             _update_average(average, state.network, decay)
         state.sums += totals
