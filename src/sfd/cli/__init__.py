@@ -8,7 +8,9 @@ import typer
 
 from sfd.cli.models import models, store
 from sfd.cli.presets import presets
+from sfd.cli.project import ParamsFile
 from sfd.cli.project import project_of as _workspace
+from sfd.cli.speed import bench, estimate
 from sfd.cli.sweep import sweep
 from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name, redact
 from sfd.serving.options import ServerOptions
@@ -19,10 +21,8 @@ app.add_typer(models, name="models")
 app.add_typer(store, name="store")
 app.add_typer(presets, name="preset")
 app.command()(sweep)
-
-ParamsFile = Annotated[
-    Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
-]
+app.command()(bench)
+app.command()(estimate)
 
 
 @app.callback()
@@ -338,36 +338,6 @@ def export_npz(
 
     shape = write(samples, out)
     typer.echo(f"{out}: {shape[0]} images of {shape[1]} x {shape[2]} pixels")
-
-
-@app.command()
-def bench(
-    context: typer.Context,
-    job: Annotated[
-        Literal["train", "sample", "latents", "load"],
-        typer.Argument(help="Training steps, sampler calls, encoder calls, or batches from shards."),
-    ],
-    file: ParamsFile = None,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset instead of a params file.")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where; `auto`: the GPU if any.")] = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images per step; without it, that of the params file.")
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Measured steps, after some to warm up.")] = 20,
-    json_file: Annotated[Path | None, typer.Option("--json", help="A new file for all numbers.")] = None,
-    without_decoder: Annotated[
-        bool, typer.Option("--without-decoder", help="`sample` stops at the latents, and needs no diffusers.")
-    ] = False,
-) -> None:
-    """Measure speed, memory and utilisation on synthetic data and random weights."""
-    from sfd.bench.report import BenchOptions
-    from sfd.bench.report import bench as run
-
-    if preset is not None and file is not None:
-        raise UserError(f"--file {file} and --preset {preset} name two sets of parameters; give one of them")
-    if preset is None and file is None:
-        file = _workspace(context).params_file
-    typer.echo(run(BenchOptions(job, file, device, batch_size, steps, not without_decoder, preset), json_file))
 
 
 @app.command("evaluate-steps")

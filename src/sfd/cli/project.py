@@ -1,11 +1,16 @@
 """The project that a command works on."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from sfd.workspace import Workspace
+
+ParamsFile = Annotated[
+    Path | None, typer.Option("--file", help="The params file to read; without it, that of the project.")
+]
 
 
 def project_of(context: typer.Context) -> "Workspace":

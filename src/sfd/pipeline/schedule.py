@@ -5,6 +5,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from sfd.params import DiffusionTrainingParams, Params, ScheduleParams
 from sfd.params.schedule import LearntParams
 from sfd.pictures import plot_learnt_curve, plot_schedule
 from sfd.pipeline.stage import Stage
-from sfd.processes import barrier, rank, world_size
+from sfd.pipeline.training import check_shards
+from sfd.processes import barrier, rank
 from sfd.seeding import derive_seed
 from sfd.text_file import replace_text
 from sfd.training.backbone import build_network
@@ -82,7 +84,7 @@ def _learn(stage: Stage, learnt: LearntParams, number: int) -> dict[str, Any]:
     """One learnt curve: its ``knots``, and ``way``: rows of the step and :data:`WATCHED`. A finished one is read."""
     done = stage.work / f"curve-{number}.json"
     if not done.is_file():
-        params, dataset = stage.params, _open(stage)
+        params, dataset = stage.params, LatentDataset(stage.upstream("latents") / "shards", with_features=False)
         task = _build_task(params, learnt, dataset, number)
         prefix = "" if learnt.repeats == 1 else f"curve_{number}."
         work = stage.work / f"probe-{number}"
@@ -96,6 +98,7 @@ def _learn(stage: Stage, learnt: LearntParams, number: int) -> dict[str, Any]:
             lambda metrics, step: stage.log({prefix + name: value for name, value in metrics.items()}, step),
             params.runtime.diffusion,
             [Callback(_look, max(1, learnt.probe_steps // LOOKS), at_end=False)],
+            check=partial(check_shards, stage.workspace, "latents", [dataset.reader]),
         )
         if rank() == 0:
             _leave_probe(stage, number, trained.network, trained.curve, done)
@@ -104,16 +107,13 @@ def _learn(stage: Stage, learnt: LearntParams, number: int) -> dict[str, Any]:
     return found
 
 
-def _open(stage: Stage) -> LatentDataset:
-    return LatentDataset(stage.upstream("latents") / "shards", False, rank(), world_size())
-
-
 def _build_task(params: Params, learnt: LearntParams, dataset: LatentDataset, number: int) -> ProbeTask:
     """The probe ``number``: its initial weights and all of its draws are its own."""
     diffusion = params.diffusion
     model = diffusion.model.model_copy(update={"size": learnt.probe_size or diffusion.model.size})
     loss = diffusion.loss.model_copy(update={"repa_weight": 0.0})  # the curve is judged by the velocity alone
-    probed = params.model_copy(update={"diffusion": diffusion.model_copy(update={"model": model, "loss": loss})})
+    changes = {"model": model, "loss": loss, "token_routing": None, "sparse_deep": None}
+    probed = params.model_copy(update={"diffusion": diffusion.model_copy(update=changes)})
     backbone = build_network(probed, dataset, derive_seed(params.seed, "schedule/backbone", number))
     curve = LearntCurve(learnt.pieces, learnt.learning_rate / diffusion.training.learning_rate)
     weights = None
@@ -141,6 +141,7 @@ def probe_training(params: Params, learnt: LearntParams) -> DiffusionTrainingPar
     return training.model_copy(
         update={
             "num_steps": steps,
+            "optimizer": "adamw",
             "warmup_steps": warmup,
             "warmup_from": training.warmup_from if warmup else None,
             "decay": "cosine",

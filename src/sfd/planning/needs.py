@@ -104,6 +104,11 @@ def _images(params: Params, workspace: Workspace) -> tuple[list[Need], int | Non
     return [Need("images", needed, found, "put them there, or change data.root" if count == 0 else "")], count
 
 
+def num_training_images(params: Params, workspace: Workspace) -> int | None:
+    """The number of training images, as nearly as it is known without reading them; None if it is not."""
+    return _images(params, workspace)[1]
+
+
 def _expected(params: Params) -> int | None:
     """ImageNet's number of training images, if the parameters read it as the presets do."""
     is_imagenet = params.data.layout == "splits" and (params.tracking.experiment or "").startswith("sfd-imagenet")
@@ -139,14 +144,14 @@ def _disk(params: Params, machine: Machine, shape: LatentShape, num_train: int |
     subject, found = "disk", f"{machine.disk_gb:,.0f} GB free"
     if num_train is None:
         return Need(subject, "depends on the number of images", found)
-    sizes = {name: size / 1e9 for name, size in _result_bytes(params, shape, num_train, num_parameters).items()}
+    sizes = {name: size / 1e9 for name, size in result_bytes(params, shape, num_train, num_parameters).items()}
     total = sum(sizes.values())
     parts = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items() if size >= 0.5)
     needed = f"{total:,.1f} GB" + (f": {parts}" if parts else "")
     return Need(subject, needed, found, "free some, or use another disk" if total > machine.disk_gb else "")
 
 
-def _result_bytes(params: Params, shape: LatentShape, num_train: int, num_parameters: int) -> dict[str, int]:
+def result_bytes(params: Params, shape: LatentShape, num_train: int, num_parameters: int) -> dict[str, int]:
     """Bytes of the large results, by stage."""
     views = 1 + params.data.mirror
     feature, encoder = 2 * prod(shape.features), params.encoder
@@ -169,7 +174,7 @@ def _result_bytes(params: Params, shape: LatentShape, num_train: int, num_parame
 def _memory(params: Params, machine: Machine, shape: LatentShape, num_parameters: int) -> Iterator[Need]:
     """Memory of a training step of the diffusion model, the largest of all, and of the host."""
     training, runtime = params.diffusion.training, params.runtime.diffusion
-    flops = 6.0 * num_parameters * _tokens(params, shape) * training.num_steps * training.batch_size
+    flops = 6.0 * num_parameters * tokens(params, shape) * training.num_steps * training.batch_size
     days, host = flops / CPU_FLOPS / 86_400, PROGRAM_GB + num_parameters * CHECKPOINT_BYTES / 1e9
     if machine.gpu is None and days > MOST_CPU_DAYS:
         found = f"none; {days:,.0f} days on CPU cores, by estimate"
@@ -177,7 +182,7 @@ def _memory(params: Params, machine: Machine, shape: LatentShape, num_parameters
     else:
         gpus = max(1, machine.num_gpus)
         state = num_parameters * STATE_BYTES / 1e9 / (gpus if runtime.sharding == "fsdp" else 1)
-        image = _image_gb(params, shape, on_gpu=machine.gpu is not None)
+        image = image_gb(params, shape, on_gpu=machine.gpu is not None)
         batch = training.batch_size / gpus / training.accumulation_steps
         if machine.gpu is None:
             host += state + batch * image
@@ -192,16 +197,16 @@ def _memory(params: Params, machine: Machine, shape: LatentShape, num_parameters
     yield Need("memory", f"{host:,.1f} GB, by estimate", f"{machine.memory_gb:,.0f} GB", short)
 
 
-def _tokens(params: Params, shape: LatentShape) -> int:
+def tokens(params: Params, shape: LatentShape) -> int:
     """Tokens of an image in the backbone."""
     return (shape.grid // params.diffusion.model.patch_size) ** 2
 
 
-def _image_gb(params: Params, shape: LatentShape, *, on_gpu: bool) -> float:
+def image_gb(params: Params, shape: LatentShape, *, on_gpu: bool) -> float:
     """What an image adds to the memory of a training step."""
     width, depth, _ = SIZES[params.diffusion.model.size]
     per_value = ACTIVATION_BYTES[on_gpu, params.runtime.diffusion.compile]
-    return per_value * depth * width * _tokens(params, shape) / 1e9
+    return per_value * depth * width * tokens(params, shape) / 1e9
 
 
 def _smaller_batch(params: Params, machine: Machine, state: float, image: float) -> str:

@@ -1,0 +1,310 @@
+"""``sfd estimate``: parameters, floating-point operations, memory, disk and hours of every stage, before anything is started."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sfd.bench.networks import LatentShape, bench_config, latent_shape
+from sfd.bench.workloads import measure_latents, measure_sample, measure_train
+from sfd.errors import UserError
+from sfd.models.backbone import build_backbone
+from sfd.names import SAMPLERS
+from sfd.params import Params, TrainingParams
+from sfd.pipeline.inputs import STAGES
+from sfd.pipeline.stage import PARALLEL
+from sfd.planning import flops
+from sfd.planning.devices import BF16, FLOAT32, READ_PER_CORE, Device, device_named, is_at_hand
+from sfd.planning.needs import (
+    ACTIVATION_BYTES,
+    IMAGENET_TRAIN,
+    image_gb,
+    num_training_images,
+    result_bytes,
+    tokens,
+)
+from sfd.tables import as_text
+from sfd.workspace import Workspace
+
+ORDER = list(STAGES)
+"""Of the stages in the graph."""
+START_SECONDS = 10.0
+"""Importing and reading what a stage needs; by judgement."""
+IMAGENET_HELDOUT = 50_000
+"""Of ImageNet's validation set."""
+HELDOUT_LATENTS = 1000
+"""Held-out images that stage `latents` encodes."""
+CHECK_STEPS = 3
+CHECK_BATCH = 4
+"""Measured steps, and images per step on a CPU, of ``--check``."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stage does.
+
+    Attributes:
+        stage: its name.
+        what: in words.
+        count: images that its networks see, each view and each pass counted.
+        per_image: floating-point operations per such image; 0 where no network runs.
+        reads: image files that it reads.
+        job: how they run, of :data:`sfd.planning.devices.REACHED`.
+        dtype: of its products.
+    """
+
+    stage: str
+    what: str
+    count: float = 0.0
+    per_image: float = 0.0
+    reads: float = 0.0
+    job: str = "inference"
+    dtype: str = FLOAT32
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the stage."""
+        return self.count * self.per_image
+
+    def seconds(self, device: Device, num_devices: int) -> float:
+        """On so many devices: computing, or reading images beside it, whichever takes longer; and starting."""
+        computing = self.flops / device.flops(self.dtype, self.job)
+        reading = self.reads / (READ_PER_CORE * device.cores)
+        return START_SECONDS + max(computing, reading) / num_devices
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the networks of a params file compute per image, and how many images there are; None: it is not known."""
+
+    params: Params
+    shape: LatentShape
+    num_parameters: int
+    num_train: int | None
+    train_step: int
+    evaluation: int
+    evaluations: int
+    encode: int
+    decode: int
+
+    @property
+    def draw(self) -> float:
+        """Operations of drawing one image."""
+        return self.evaluations * self.evaluation + self.decode
+
+    @property
+    def num_heldout(self) -> int:
+        """By the parameters."""
+        if self.num_train == IMAGENET_TRAIN:
+            return IMAGENET_HELDOUT
+        share = self.params.data.holdout_fraction
+        return round((self.num_train or 0) * share / (1 - share))
+
+
+def count(params: Params, workspace: Workspace) -> Counted:
+    """Counts everything. Raises :class:`UserError` if the parameters' networks do not fit together."""
+    resolved = workspace.resolve_paths(params)
+    shape = latent_shape(resolved)
+    with torch.device("meta"):
+        network = build_backbone(bench_config(resolved, shape))
+    encode, decode = flops.texture(resolved, shape)
+    return Counted(
+        params=resolved,
+        shape=shape,
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        num_train=num_training_images(params, workspace),
+        train_step=flops.train_step(resolved, shape),
+        evaluation=flops.evaluation(resolved, shape),
+        evaluations=flops.evaluations(resolved),
+        encode=encode,
+        decode=decode,
+    )
+
+
+def works(counted: Counted, device: Device) -> Iterator[Work]:
+    """What every stage does. Without a known number of images, the stages that depend on it are left out."""
+    params, runtime = counted.params, counted.params.runtime
+    vae, semantic = params.texture_vae, flops.semantic(params, counted.shape)
+    vae_step = flops.texture_step(params, counted.encode + counted.decode)
+    judges = {each.name: flops.judge(params, each) for each in params.judges}
+    features, samples = flops.features(params), params.sample.num_images
+    yield _training(
+        "encoder",
+        params.encoder.source,
+        params.encoder.training,
+        flops.encoder_step(params),
+        device,
+        runtime.encoder.compile,
+    )
+    yield _training("texture_vae", vae.source, vae.training, vae_step, device, runtime.texture_vae.compile)
+    for each in params.judges:
+        step = (1 + flops.BACKWARD) * judges[each.name]
+        yield _training("judge", f"{each.name}, {each.source}", each.training, step, device, runtime.judge.compile)
+    if counted.num_train is not None:
+        yield from _reading(counted, counted.num_train, features, semantic[0], sum(judges.values()))
+    step = (1 + flops.BACKWARD) * sum(semantic)
+    yield _training("semantic", params.semantic.kind, params.semantic.training, step, device, runtime.semantic.compile)
+    yield _training(
+        "diffusion",
+        params.diffusion.model.size,
+        params.diffusion.training,
+        counted.train_step,
+        device,
+        runtime.diffusion.compile,
+    )
+    yield Work("sample", f"{samples:,} images, {counted.evaluations} evaluations", samples, counted.draw)
+    yield Work("evaluate", f"judges {samples:,} samples", samples, sum(judges.values()), samples)
+
+
+def _reading(counted: Counted, train: int, features: int, semantic: int, judges: int) -> Iterator[Work]:
+    """The stages that read the images. ``features``, ``semantic``, ``judges``: operations per image of these networks."""
+    params, heldout = counted.params, counted.num_heldout
+    views = train * (1 + params.data.mirror)
+    yield Work("prepare", f"reads {train + heldout:,} images", reads=train + heldout)
+    if params.semantic.kind != "none":
+        seen = min(train, params.features.max_images)
+        both = seen * (1 + (params.data.mirror and params.features.mirror))
+        yield Work("features", f"of {both:,} views", both, features, seen)
+    images = views + min(heldout, HELDOUT_LATENTS)
+    per_view = counted.encode + params.latents.tiles**2 * features + semantic
+    yield Work("latents", f"of {images:,} views", images, per_view, train)
+    judged = heldout + min(params.sample.num_images, train) + (views if params.evaluate.memorisation else 0)
+    yield Work("reference", f"judges {judged:,} images", judged, judges, judged)
+
+
+def _training(
+    stage: str, what: str, training: TrainingParams | None, step: float, device: Device, is_compiled: bool
+) -> Work:
+    """A stage that trains a network, or takes one that others trained. ``step``: operations per image."""
+    job = "compiled training" if is_compiled else "training"
+    if training is None or not step:
+        return Work(stage, what)
+    return Work(
+        stage,
+        f"{what}, {training.num_steps:,} steps of batch {training.batch_size}",
+        training.num_steps * training.batch_size,
+        step,
+        job=job,
+        dtype=_training_dtype(training, device),
+    )
+
+
+def _training_dtype(training: TrainingParams, device: Device) -> str:
+    is_bf16 = training.precision == "bf16" or (training.precision == "auto" and device.is_gpu)
+    return BF16 if is_bf16 else FLOAT32
+
+
+def measured_seconds(params: Params, device: Device) -> dict[str, float]:
+    """Seconds per image of training, sampling and encoding, as ``sfd bench`` measures them, with few steps."""
+    batch = None if device.is_gpu else CHECK_BATCH
+    found = {
+        "latents": measure_latents(params, batch, CHECK_STEPS),
+        "diffusion": measure_train(params, batch, CHECK_STEPS),
+        "sample": measure_sample(params, batch, CHECK_STEPS),
+    }
+    return {stage: 1 / measured[0].images_per_second for stage, measured in found.items()}
+
+
+def estimate(params: Params, workspace: Workspace, name: str | None, num_devices: int, check: bool) -> str:
+    """The tables, and what they assume.
+
+    Args:
+        params: of a preset or a project.
+        workspace: whose root paths are relative to.
+        name: the device; None: the one at hand.
+        num_devices: how many share the stages that several processes can share.
+        check: measure this machine, too.
+
+    Raises:
+        UserError: there is no such device, or ``check`` is asked for another device than the one at hand; or as :func:`count`.
+    """
+    device = device_named(name)
+    if check and not is_at_hand(device):
+        raise UserError(f"--check measures this machine, and {device.name} is not its device; leave one of the two out")
+    counted = count(params, workspace)
+    in_order = sorted(works(counted, device), key=lambda work: ORDER.index(work.stage))
+    measured = measured_seconds(counted.params, device) if check else {}
+    return "\n\n".join(
+        [
+            _head(counted),
+            as_text(list(_stage_rows(counted, in_order, device, num_devices, measured))),
+            as_text(list(_memory_rows(counted, device, num_devices))),
+            _assumptions(counted, in_order, device, num_devices),
+        ]
+    )
+
+
+def _head(counted: Counted) -> str:
+    shape = counted.shape
+    return (
+        f"diffusion model {counted.params.diffusion.model.size}: {counted.num_parameters:,} parameters; latents {shape.latent}, "
+        f"{tokens(counted.params, shape)} tokens\n"
+        f"GFLOP per image: training step {counted.train_step / 1e9:,.4g}, one evaluation {counted.evaluation / 1e9:,.4g}, "
+        f"encoding texture {counted.encode / 1e9:,.4g}, decoding it {counted.decode / 1e9:,.4g}"
+    )
+
+
+def _stage_rows(
+    counted: Counted, in_order: list[Work], device: Device, num_devices: int, measured: dict[str, float]
+) -> Iterator[list[str]]:
+    """Of each stage; the last column is the measured time per image divided by the estimated one."""
+    sizes = result_bytes(counted.params, counted.shape, counted.num_train or 0, counted.num_parameters)
+    yield ["stage", "what", "TFLOP", "hours", "GB on disk", *(["measured / estimated"] if measured else [])]
+    hours = 0.0
+    for work in in_order:
+        spent = work.seconds(device, num_devices if work.stage in PARALLEL else 1) / 3600
+        hours += spent
+        row = [work.stage, work.what, f"{work.flops / 1e12:,.4g}" if work.flops else "-", f"{spent:,.3g}"]
+        row.append(f"{sizes[work.stage] / 1e9:,.3g}" if sizes.get(work.stage) else "-")
+        if measured:
+            row.append(_ratio(work, device, measured))
+        yield row
+    yield ["all", "", "", f"{hours:,.3g}", f"{sum(sizes.values()) / 1e9:,.3g}", *([""] if measured else [])]
+
+
+def _ratio(work: Work, device: Device, measured: dict[str, float]) -> str:
+    """Measured by estimated time per image; "-" for a stage that was not measured."""
+    if work.stage not in measured:
+        return "-"
+    return f"{measured[work.stage] * device.flops(work.dtype, work.job) / work.per_image:.2f}"
+
+
+def _memory_rows(counted: Counted, device: Device, num_devices: int) -> Iterator[list[str]]:
+    """Of a training step on one device."""
+    params, number = counted.params, counted.num_parameters / 1e9
+    training = params.diffusion.training
+    is_sharded = params.runtime.diffusion.sharding == "fsdp"
+    share = num_devices if is_sharded else 1
+    batch = training.batch_size / num_devices / training.accumulation_steps
+    activations = batch * image_gb(params, counted.shape, on_gpu=device.is_gpu)
+    averages = 1 + len(training.more_ema_decays)
+    parts = {
+        "weights": 4 * number / share,
+        "gradients": 4 * number / share,
+        "optimizer: two moments": 8 * number / share,
+        "averages of the weights": 4 * averages * number / share,
+        f"activations of {batch:g} images": activations,
+    }
+    yield ["memory of a training step of diffusion, per device", "GB"]
+    for name, size in parts.items():
+        yield [name, f"{size:,.2f}"]
+    total = sum(parts.values())
+    yield ["all", f"{total:,.2f} of {device.memory_gb:,.0f}{'' if total <= device.memory_gb else ': too much'}"]
+
+
+def _assumptions(counted: Counted, in_order: list[Work], device: Device, num_devices: int) -> str:
+    """What the hours rest on."""
+    jobs = sorted({(work.job, work.dtype) for work in in_order if work.per_image})
+    speeds = ", ".join(f"{job} in {dtype} {device.flops(dtype, job) / 1e12:,.3g}" for job, dtype in jobs)
+    lines = [
+        f"{num_devices} x {device.name}: {device.bf16 / 1e12:,.4g} TFLOP/s in bf16 and {device.float32 / 1e12:,.4g} in float32 ({device.source}); "
+        f"taken as reached, TFLOP/s: {speeds}",
+        f"images are read at {READ_PER_CORE:g} per second and CPU core, by {device.cores} cores per device, while networks compute",
+        f"activations: {ACTIVATION_BYTES[device.is_gpu, counted.params.runtime.diffusion.compile]} bytes per image, block, token and channel, "
+        "from measured peaks (docs/benchmarks.md)",
+    ]
+    if counted.num_train is None:
+        lines.append("the number of images is not known, so the stages that read them are left out")
+    if SAMPLERS[counted.params.sample.sampler].adaptive:
+        lines.append(f"an adaptive sampler is taken to need {flops.ADAPTIVE_EVALUATIONS} evaluations per trajectory")
+    return "assumed\n" + "\n".join(f"  {line}" for line in lines)
