@@ -510,7 +510,8 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "stages": stages,
     "pair": pair,
     "vae": vae,
-} | {job: partial(measured, job=job) for job in ("train", "sample", "latents", "load")}
+    **{job: partial(measured, job=job) for job in ("train", "sample", "latents", "load")},
+}
 
 
 if __name__ == "__main__":

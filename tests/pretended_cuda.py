@@ -358,8 +358,6 @@ _METHODS: dict[Any, Callable[[_Pretended, Any, Tensor, Any, Any], Any]] = {
     Tensor.tolist: _values,
     Tensor.numpy: _numpy,
     Tensor.new_tensor: _new_tensor,
-    Tensor.pin_memory: lambda gpu, _func, tensor, _args, _kwargs: gpu.pin(tensor),
-    Tensor.is_pinned: lambda gpu, _func, tensor, _args, _kwargs: gpu.is_pinned(tensor),
 }
 
 
@@ -471,10 +469,19 @@ def _same_side(tensor: Tensor, other: Tensor) -> bool:
 def pretended_cuda() -> Iterator[Seen]:
     """A GPU for the block. Processes that are started in it do not see it; threads do as far as they use tensors that are there."""
     seen = Seen()
+    gpu = _Pretended(seen)
     with ExitStack() as stack:
         for module, changes in (
             (torch.cuda, _driver(seen)),
             (torch, {"Generator": Generator, "autocast": Autocast}),
+            # Not by the modes below, which the thread of a data loader does not have.
+            (
+                Tensor,
+                {
+                    "pin_memory": lambda tensor, *_: gpu.pin(tensor),
+                    "is_pinned": lambda tensor, *_: gpu.is_pinned(tensor),
+                },
+            ),
             (torch, {"_has_compatible_shallow_copy_type": _same_side}),
             (torch, {name: _of_cpu(getattr(torch, name)) for name in ("is_autocast_enabled", "get_autocast_dtype")}),
             (torch.accelerator, _accelerator(seen)),
@@ -483,7 +490,7 @@ def pretended_cuda() -> Iterator[Seen]:
                 stack.enter_context(mock.patch.object(module, name, value))
         stack.callback(_forget_processes)
         _forget_processes()
-        _active.append(_Pretended(seen))
+        _active.append(gpu)
         stack.callback(_active.pop)
         stack.enter_context(_Operations())
         stack.enter_context(_Functions())

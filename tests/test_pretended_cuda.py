@@ -7,6 +7,7 @@ import pytest
 import torch
 from pretended_cuda import CudaTensor, pretended_cuda
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 
 def network() -> nn.Module:
@@ -123,6 +124,15 @@ def test_pinned_memory_travels_without_a_wait_and_bytes_are_counted_each_way() -
         assert not seen.syncs and (seen.bytes_to_device, seen.bytes_to_host) == (24, 0)
         (x + 1).to("cpu", non_blocking=True)
         assert not seen.syncs and seen.bytes_to_host == 24
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_loader_pins_its_batches(workers: int) -> None:
+    with pretended_cuda() as seen:
+        loader = DataLoader(list(torch.arange(4.0)), batch_size=2, num_workers=workers, pin_memory=True)
+        batches = [batch.to("cuda", non_blocking=True) for batch in loader]
+        assert not seen.syncs and seen.bytes_to_device == 16
+        assert [batch.tolist() for batch in batches] == [[0.0, 1.0], [2.0, 3.0]]
 
 
 def test_a_checkpoint_of_the_gpu_is_read_on_the_cpu(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def part(folder: Path, module: ModuleType, text: str, limit_s: int = 60) -> list
     script = folder / "part.py"
     script.write_text(f"import json, sys, time\nfile = open(sys.argv[2], 'a')\n{text}\n")
     module.PARTS_FILE, module.PARTS["mine"] = script, (limit_s, ())
-    return list(module.run_part("mine", True, {}, time.monotonic() + 600))
+    return list(module.run_part("mine", False, {}, time.monotonic() + 600))
 
 
 ROW = "file.write(json.dumps({'kind': 'fact', 'name': 'first', 'value': 1}) + chr(10)); file.flush()\n"

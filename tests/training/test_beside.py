@@ -121,7 +121,7 @@ def test_an_error_of_the_disk_ends_the_training_with_its_reason_and_the_checkpoi
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
-        UserError, match=r"^line: the checkpoint of step 6 cannot be written .*the one before it is kept"
+        UserError, match=r"^line: the checkpoint of step 6 cannot be written .*the checkpoint before it is kept"
     ):
         run(task, 90, tmp_path, every=6)
     assert state_of(tmp_path)["step"] == 4 and [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]

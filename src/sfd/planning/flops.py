@@ -1,5 +1,6 @@
 """Floating-point operations of the networks of a params file, counted by torch from shapes alone: nothing is computed or downloaded."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -131,6 +132,6 @@ def _image(params: Params) -> Tensor:
     return torch.empty(1, 3, size, size, dtype=torch.uint8, device="meta")
 
 
-def _count(call: "partial[object]") -> int:
+def _count(call: Callable[[], object]) -> int:
     with torch.no_grad():
         return count_flops(call)
