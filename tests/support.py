@@ -279,7 +279,16 @@ def finished_project(factory: pytest.TempPathFactory) -> Project:
         draw_images(folder / "images" / "hoch ü", 40, 2, vertical=True)
         stages = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents"]
         status, output = made.run(
-            "python", "-c", IN_ONE_PROCESS, *stages, "schedule", "diffusion", "sample", "reference", "evaluate", "register"
+            "python",
+            "-c",
+            IN_ONE_PROCESS,
+            *stages,
+            "schedule",
+            "diffusion",
+            "sample",
+            "reference",
+            "evaluate",
+            "register",
         )
         assert status == 0, output
         store = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")

@@ -239,9 +239,11 @@ def plot_learnt_curve(
             steps = [row[0] for row in rows]
             way.plot(steps, [row[number] for row in rows], color=PALETTE[number - 1], linewidth=1.4)
         if ways and ways[0]:
-            way.annotate(f"t_sem {at:g}", (ways[0][-1][0], ways[0][-1][number]), fontsize=9, color=INK, va="bottom", ha="right")
+            way.annotate(
+                f"t_sem {at:g}", (ways[0][-1][0], ways[0][-1][number]), fontsize=9, color=INK, va="bottom", ha="right"
+            )
     way.set_ylim(0, 1)
-    _plain_numbers(way, log_y=False)
+    plain_numbers(way, log_y=False)
     save_figure(figure, path)
 
 

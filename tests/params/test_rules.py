@@ -329,7 +329,10 @@ LEARNT: dict[str, Any] = {
         ({"schedule.learnt": {}}, ["section learnt is needed by kind `learnt`, and by no other"]),
         ({"schedule.kind": "learnt", "schedule.learnt": {}}, ["timestep_sampling must be `per_part`"]),
         (LEARNT | {"diffusion.loss.velocity_weight": 0.0}, ["velocity_weight must be above 0"]),
-        (LEARNT | {"diffusion.source": "file", "diffusion.file": "weights"}, ["diffusion.source is `file`", "give that one"]),
+        (
+            LEARNT | {"diffusion.source": "file", "diffusion.file": "weights"},
+            ["diffusion.source is `file`", "give that one"],
+        ),
         (LEARNT | {"sample.schedule": {"kind": "offset", "tau": 0.3}}, ["sample.schedule differs from schedule"]),
         (
             {"schedule.tau": {"low": 0.0, "high": 1.0}, "sample.schedule": {"kind": "learnt", "learnt": {}}},
@@ -350,7 +353,8 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"semantic.kind": "pca", "semantic.training": None, "semantic.latent_channels": 96, "semantic.num_heads": 3},
         {"semantic.kind": "pca", "schedule.kind": "sync"},
         LEARNT,
-        LEARNT | {"schedule.learnt": {"probe_size": "B", "repeats": 3}, "semantic.kind": "pca", "semantic.training": None},
+        LEARNT
+        | {"schedule.learnt": {"probe_size": "B", "repeats": 3}, "semantic.kind": "pca", "semantic.training": None},
         PLAIN,
         PLAIN | {"semantic.training": None, "diffusion.loss.repa_weight": 1, "latents.store_features": True},
         PLAIN | {"encoder.source": "none", "encoder.training": None, "data.image_size": 40},

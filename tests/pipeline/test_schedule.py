@@ -64,7 +64,9 @@ def bytes_of(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("given", [{"kind": "offset", "tau": 0.4}, {"kind": "power"}, {"kind": "sync"}, {"kind": "curve"}])
+@pytest.mark.parametrize(
+    "given", [{"kind": "offset", "tau": 0.4}, {"kind": "power"}, {"kind": "sync"}, {"kind": "curve"}]
+)
 def test_a_schedule_that_is_given_passes_through_and_needs_no_latents(project: Project, given: dict[str, Any]) -> None:
     shutil.rmtree(HERE.result("latents"))
     change(project, schedule=given)
@@ -76,14 +78,18 @@ def test_a_schedule_that_is_given_passes_through_and_needs_no_latents(project: P
 
 
 @pytest.mark.long
-def test_a_learnt_schedule_is_the_mean_curve_of_its_probes_and_the_model_is_trained_and_recorded_with_it(project: Project) -> None:
+def test_a_learnt_schedule_is_the_mean_curve_of_its_probes_and_the_model_is_trained_and_recorded_with_it(
+    project: Project,
+) -> None:
     learn(project)
     found = record()
     assert found["schedule"]["kind"] == "curve" and len(found["schedule"]["knots"]) == 5
     curves = found["learnt"]["curves"]
     assert len(curves) == 2 and curves[0] != curves[1], "each probe has draws of its own"
     assert found["schedule"]["knots"] == pytest.approx([sum(pair) / 2 for pair in zip(*curves, strict=True)])
-    assert all(sum(curve) == pytest.approx(1.0) and max(curve) - min(curve) > 0.01 for curve in curves), "they have moved"
+    assert all(sum(curve) == pytest.approx(1.0) and max(curve) - min(curve) > 0.01 for curve in curves), (
+        "they have moved"
+    )
     assert found["learnt"]["spread"] > 0.0 and 0.0 < found["learnt"]["lead"] < 1.0
     for name in ("schedule.png", "learning.png", "probes/0/curves.csv", "probes/1/curves.csv"):
         assert (HERE.result("schedule") / name).is_file()

@@ -60,10 +60,18 @@ class BestPrediction(nn.Module):
         condition = ClassCondition.numbered(1)
         self.config = LightningDiTConfig(SIDE, 2, 8, 1, 1, condition, semantic_channels=1, two_times=True)
 
-    def forward(self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor) -> Output:
+    def forward(self, x: Tensor, t_tex: Tensor, t_sem: Tensor, _condition: Tensor) -> Output:
         matrix, texture, semantic = covariances(t_tex, t_sem)
         weights = torch.stack([texture, semantic], dim=1) @ torch.linalg.inv(matrix)
         return Output(torch.einsum("bij,bjhw->bihw", weights, x), None)
+
+
+class Wrong(BestPrediction):
+    """Depends on both times and on the latent as a network in training does: not in the best way."""
+
+    def forward(self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor) -> Output:
+        velocity = super().forward(x, t_sem, t_tex, condition).velocity
+        return Output(velocity + torch.sin(3.0 * t_tex - t_sem)[:, None, None, None] * x.flip(1), None)
 
 
 def objective(free: Tensor) -> Tensor:
@@ -109,13 +117,7 @@ def test_a_curve_that_is_learnt_where_the_best_one_is_known_comes_to_it(tmp_path
 
 
 def test_gradients_of_the_knots_are_those_of_finite_differences_through_latent_and_time() -> None:
-    config = LightningDiTConfig(
-        SIDE, 2, 16, 2, 2, ClassCondition.numbered(2), semantic_channels=1, two_times=True
-    )
-    backbone, random = LightningDiT(config).double(), torch.Generator().manual_seed(0)
-    for parameter in backbone.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=random, dtype=torch.float64)
-    probe = Probe(backbone, LearntCurve(PIECES).double())
+    probe = Probe(Wrong(), LearntCurve(PIECES).double())  # type: ignore[arg-type]  # what a probe uses of a backbone
     probe.curve.free.data = torch.tensor([0.3, -0.2, 0.1, 0.0, -0.4], dtype=torch.float64)
     task = ProbeTask(probe, Pairs(), LossParams(), ENERGY_WEIGHT, 0.1, seed=3)
     data = Pairs().__getitems__(list(range(16)))
@@ -129,14 +131,14 @@ def test_gradients_of_the_knots_are_those_of_finite_differences_through_latent_a
 
     total().backward()
     assert probe.curve.free.grad is not None
-    step = 1e-6
+    step = 1e-3  # the loss is computed in float32
     for knot in range(PIECES + 1):
         values = []
         for sign in (1, -1):
             probe.curve.free.data[knot] += sign * step
-            values.append(float(total()))
+            values.append(float(total().detach()))
             probe.curve.free.data[knot] -= sign * step
-        assert float(probe.curve.free.grad[knot]) == pytest.approx((values[0] - values[1]) / (2 * step), abs=2e-6)
+        assert float(probe.curve.free.grad[knot]) == pytest.approx((values[0] - values[1]) / (2 * step), abs=5e-4)
 
 
 def test_each_part_is_drawn_for_half_of_the_images_at_times_that_no_curve_changes() -> None:

@@ -18,7 +18,9 @@ def build_schedule(params: ScheduleParams) -> Schedule:
     if params.kind == "sync":
         return OffsetSchedule(0.0)
     if params.kind == "learnt":
-        raise UserError("the schedule is learnt by stage `schedule`; run `dvc repro schedule`, whose result holds the curve")
+        raise UserError(
+            "the schedule is learnt by stage `schedule`; run `dvc repro schedule`, whose result holds the curve"
+        )
     if isinstance(params.tau, TauRange):
         raise UserError(
             f"the model is trained for offsets from {params.tau.low:g} to {params.tau.high:g}; choose one to sample with, "

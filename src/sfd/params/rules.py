@@ -346,7 +346,9 @@ def check_sampling_schedule(trained: ScheduleParams, sampled: ScheduleParams | N
     """A model can be sampled along times that its training has shown it. Raises ``ValueError`` otherwise."""
     covered = trained.tau_range
     if sampled is not None and sampled.kind == "learnt":
-        raise ValueError("sample.schedule cannot be of kind `learnt`: set it to null, which draws along the curve that was learnt")
+        raise ValueError(
+            "sample.schedule cannot be of kind `learnt`: set it to null, which draws along the curve that was learnt"
+        )
     if sampled is None:
         if covered is not None:
             raise ValueError(

@@ -32,7 +32,9 @@ TAU_TAGS = ("number", "range")
 class LearntParams(Section):
     """How stage ``schedule`` learns a curve (after arXiv 2606.19662): a network is trained together with the knots, for a short while."""
 
-    probe_steps: Positive = Field(10_000, description="steps of that training, with batch and learning rate of `diffusion.training`")
+    probe_steps: Positive = Field(
+        10_000, description="steps of that training, with batch and learning rate of `diffusion.training`"
+    )
     probe_size: ModelSize | None = Field(
         None, description="size of its network, as `diffusion.model.size`; null: the model's own"
     )
@@ -43,10 +45,12 @@ class LearntParams(Section):
     energy_weight: float = Field(
         0.02,
         ge=0.0,
-        description="weight of the curve's kinetic energy, which is 0 for ordinary diffusion and 1 for one part after the other: the larger it is, the "
-        "fewer steps can follow the curve",
+        description="weight of the curve's kinetic energy, which is 0 for ordinary diffusion and 1 for one part after the other: the larger it "
+        "is, the fewer steps can follow the curve",
     )
-    repeats: Positive = Field(1, description="curves that are learnt, each from other random draws; their mean is the schedule")
+    repeats: Positive = Field(
+        1, description="curves that are learnt, each from other random draws; their mean is the schedule"
+    )
 
 
 class ScheduleParams(Section):

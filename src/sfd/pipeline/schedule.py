@@ -76,7 +76,9 @@ def with_schedule(params: Params, folder: Path) -> Params:
     record = json.loads(file.read_text(encoding="utf-8"))
     check_format(file, record, FORMAT)
     if record["asked"] != params.schedule.model_dump(mode="json"):
-        raise UserError(f"{file} was made from another section `schedule` than that of params.yaml; run `dvc repro schedule` first")
+        raise UserError(
+            f"{file} was made from another section `schedule` than that of params.yaml; run `dvc repro schedule` first"
+        )
     return params.model_copy(update={"schedule": read_schedule(record["schedule"])})
 
 
