@@ -9,6 +9,7 @@ from changed_params import DIGITS, leaves
 from support import REPOSITORY
 
 from sfd.params import (
+    LearntParams,
     LoraParams,
     ModelSize,
     SpaceParams,
@@ -303,6 +304,7 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     dumped["diffusion"]["lora"] = LoraParams().model_dump()
     dumped["diffusion"]["token_routing"] = TokenRoutingParams().model_dump()
     dumped["diffusion"]["sparse_deep"] = SparseDeepParams(full_token_steps=0).model_dump()
+    dumped["schedule"]["learnt"] = LearntParams().model_dump()
     assert sorted(leaves(dumped)) == sorted(expanded)
 
 

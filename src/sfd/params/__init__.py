@@ -53,7 +53,7 @@ from sfd.params.parse import (
 from sfd.params.quality import QualityParams
 from sfd.params.rules import check_sampling_schedule
 from sfd.params.runtime import CompileMode, InferenceRuntime, ReadingRuntime, RuntimeParams, Sharding, TrainingRuntime
-from sfd.params.schedule import ScheduleParams, TauRange
+from sfd.params.schedule import LearntParams, ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
     JOURNAL,
@@ -92,6 +92,7 @@ __all__ = [
     "InferenceRuntime",
     "JudgeParams",
     "LatentsParams",
+    "LearntParams",
     "LoraParams",
     "LossParams",
     "ModelParams",

@@ -19,8 +19,7 @@ from sfd.diffusion.terms.velocity import energy_weights
 from sfd.errors import UserError
 from sfd.generation.model_config import check_format, read_schedule, write_schedule
 from sfd.generation.schedules import middle_schedule
-from sfd.params import DiffusionTrainingParams, Params, ScheduleParams
-from sfd.params.schedule import LearntParams
+from sfd.params import DiffusionTrainingParams, LearntParams, Params, ScheduleParams
 from sfd.pictures import plot_learnt_curve, plot_schedule
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import check_shards
