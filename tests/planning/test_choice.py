@@ -147,6 +147,7 @@ def test_a_plan_fits_the_images_the_machine_and_the_hours(case: str) -> None:
         "features",
         "semantic",
         "latents",
+        "schedule",
         "diffusion",
         "sample",
         "reference",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sfd.published.values import CODE, PAPER
+from sfd.published.values import CODE, LWD, PAPER
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Result:
 
 ON_BOTH, IN_PAPER = ("16 NPUs", "8 A100"), ("the paper's", "")
 BOTH = f"{PAPER} (NPU) and its repository (A100)"
-LWD = "arXiv 2606.19662"
 
 RESULTS = (
     Result("SFD-XL", "imagenet256-sfd-xl", 400_000, (3.43, 3.50), (1.30, 1.29), "B, 70,000 steps, 1.6", ON_BOTH, BOTH),
@@ -94,7 +93,7 @@ RESULTS = (
         IN_PAPER,
         PAPER,
     ),
-    Result("LWD-XL", None, 400_000, (2.87, None), (1.14, None), "AutoGuidance", IN_PAPER, LWD),
-    Result("LWD-XL", None, 1_000_000, (2.37, None), (1.05, None), "AutoGuidance", IN_PAPER, LWD),
-    Result("LWD-XL", None, 3_000_000, (2.14, None), (1.02, None), "AutoGuidance", IN_PAPER, LWD),
+    Result("LWD-XL", "imagenet256-lwd-xl", 400_000, (2.87, None), (1.14, None), "AutoGuidance", IN_PAPER, LWD),
+    Result("LWD-XL", "imagenet256-lwd-xl", 1_000_000, (2.37, None), (1.05, None), "AutoGuidance", IN_PAPER, LWD),
+    Result("LWD-XL", "imagenet256-lwd-xl", 3_000_000, (2.14, None), (1.02, None), "AutoGuidance", IN_PAPER, LWD),
 )

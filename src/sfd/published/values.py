@@ -20,6 +20,7 @@ SOURCES: dict[str, str] = {
     "arXiv 2212.09748": "the paper of DiT",
     "arXiv 2501.01423": "the paper of LightningDiT and VA-VAE, and the configuration `lightningdit_xl_vavae_f16d32` of its repository",
     "arXiv 2504.16064": "the paper of ReDi",
+    LWD: "the paper of LWD",
 }
 """Source to what it is."""
 
