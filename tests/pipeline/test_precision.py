@@ -92,7 +92,9 @@ def in_bf16(project: Project) -> dict[str, Products]:
 def test_every_stage_that_only_calls_networks_computes_in_float32_by_default(project: Project) -> None:
     set_precision(project, "auto")
     for name in BODIES:
-        assert run(name).types == {torch.float32}, name
+        found = run(name).types
+        # Stage `reference` takes over what it has left before, so that nothing is computed.
+        assert found == {torch.float32} or (name == "reference" and not found), name
     assert sampled_in(project.result("sample")) == "fp32"
 
 
@@ -191,4 +193,4 @@ def test_a_version_is_registered_loaded_and_served_in_the_precision_of_its_sampl
         assert loaded.sample.precision == "bf16" and loaded.images.inference.computed_in == expected
     assert load_registered(workspace, name, "1").images.inference.computed_in == "fp32"
     shown = CliRunner().invoke(cli.app, ["models", "show", "candidate"])
-    assert shown.exit_code == 0 and ", in bf16" in shown.output
+    assert shown.exit_code == 0 and ", bf16" in shown.output
