@@ -221,6 +221,13 @@ NO_CONDITION = {
             ["token_routing and diffusion.sparse_deep both", "set one of them to null"],
         ),
         (
+            {"diffusion.sparse_deep": SPARSE, "diffusion.loss.repa_projector": "conv"},
+            [
+                "`conv`, which needs all tokens, but block repa_depth 2 sees a part",
+                "repa_depth to at most first_blocks 1",
+            ],
+        ),
+        (
             ODD_GRID | {"diffusion.sparse_deep": SPARSE},
             ["groups of 2 x 2, but there are 3 along one side", "which is odd"],
         ),
@@ -370,6 +377,8 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"diffusion.token_routing": {}, "diffusion.model.size": "S"},
         {"diffusion.sparse_deep": SPARSE},
         ODD_GRID,
+        {"diffusion.sparse_deep": SPARSE, "diffusion.loss.repa_projector": "conv", "diffusion.loss.repa_depth": 1},
+        {"diffusion.token_routing": {"last_blocks": 1}, "diffusion.loss.repa_projector": "conv"},
         PATH_DROP,
         PATH_DROP | {"diffusion.model.condition": "none", "diffusion.model.class_dropout": 0.0},
         {"diffusion.source": "file", "diffusion.file": "weights", "sample.guidance.kind": "path_drop"},
