@@ -86,7 +86,7 @@ class LightningDiT(Backbone):
         """
         tokens = self._embed(x)
         modulation = self._modulation(t_tex, t_sem, condition)
-        rotation = None if self.feat_rope is None else self.feat_rope(product_type(tokens))
+        rotation = None if self.feat_rope is None else self.feat_rope(autocast_type(tokens) or tokens.dtype)
         projection = None
 
         def run(tokens: Tensor, first: int, last: int, rotation: Rotation | None) -> Tensor:
@@ -117,7 +117,7 @@ class LightningDiT(Backbone):
     def _embed(self, x: Tensor) -> Tensor:
         """Tokens with their positions. Under autocast the sum over the blocks is float32, even where weights are gathered in bf16."""
         tokens = self.x_embedder(x) + self.pos_embed
-        return tokens.float() if torch.is_autocast_enabled(tokens.device.type) else tokens
+        return tokens if autocast_type(tokens) is None else tokens.float()
 
     def _middle(self, route: Route | None) -> tuple[int, int]:
         """The first and the last block, counted from 1, of those that may see a part of the tokens; ``(depth + 1, depth)``: none."""
@@ -194,7 +194,9 @@ class LightningDiT(Backbone):
         return axes
 
 
-def product_type(x: Tensor) -> torch.dtype:
-    """The type in which matrix products with ``x`` are computed: autocast's where that is on, else that of ``x``."""
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """The type of products under autocast on the device of ``x``; None without it, as on the device `meta`, which has shapes alone."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
