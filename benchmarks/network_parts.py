@@ -158,10 +158,8 @@ def one(tokens: str, checkpointing: str, size: str, grid: int, batch_size: int, 
     config = network.config
     inputs = [torch.randn(batch_size, config.in_channels, grid, grid, generator=random), *torch.rand(2, batch_size)]
     inputs = [value.to(device) for value in (*inputs, config.condition.batch([0] * batch_size))]
-    more = {"route": route_of(tokens, config, batch_size, random)} if tokens != TOKENS[0] else {}
-    more = {
-        name: Route(*(part.to(device) if isinstance(part, Tensor) else part for part in r)) for name, r in more.items()
-    }
+    drawn_there = generator(0, "benchmark/route", device=device)
+    more = {"route": route_of(tokens, config, batch_size, drawn_there)} if tokens != TOKENS[0] else {}
 
     def step() -> None:
         with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):
