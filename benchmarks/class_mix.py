@@ -14,13 +14,13 @@ import typer
 from torch import Tensor
 
 from sfd.class_mix import count_alike, interleave
-from sfd.data.images import ManifestImages
+from sfd.data.images import ManifestImages, Pixels
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepare import prepare
 from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import Judge, load_judge
-from sfd.evaluation.fidelity import FeatureStatistics, extract
-from sfd.evaluation.views import ImageBatches, choose, choose_like
+from sfd.evaluation.fidelity import FeatureStatistics
+from sfd.evaluation.views import choose, choose_like, judge_images
 from sfd.params import DataParams
 from sfd.workspace import Workspace
 
@@ -44,7 +44,7 @@ def unequal_digits(workspace: Workspace, folder: Path) -> Prepared:
 
 def features_of(judge: Judge, images: ManifestImages) -> Tensor:
     """Features ``(N, D)`` of all images."""
-    return extract(judge, ImageBatches(100, judge).of_images(images, range(len(images)))).features
+    return judge_images(judge, Pixels(images), range(len(images)), 100).features
 
 
 def main(project: Annotated[Path, typer.Option(help="folder of the project")] = Path()) -> None:

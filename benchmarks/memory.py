@@ -64,7 +64,7 @@ def write_latents(folder: Path, num_images: int, feature_dim: int) -> None:
         return shard | {"labels": torch.arange(start, end) % 10}
 
     bounds = shard_bounds(num_images, SHARD_SIZE)
-    write_shards(folder, bounds, make, 0, 1)
+    write_shards(folder, bounds, make, range(len(bounds)))
     classes = [str(n) for n in range(10)]
     write_index(
         folder, bounds, LatentsIndex(1, GRID, TEXTURE, SEMANTIC, feature_dim, classes, [num_images // 10] * 10, {}, 1)

@@ -1,24 +1,37 @@
-"""What the parts of the backbone cost, each beside another way to compute the same. Both ways run in turn, in one process.
+"""What the parts of the backbone cost, each beside another way to compute the same; and what options of the training save.
 
-    python benchmarks/network_parts.py                       # S/1 of 256 tokens, batch 4, bf16 where the processor or GPU has it
-    python benchmarks/network_parts.py --size XL --batch-size 64 --dtype float32
+    python benchmarks/network_parts.py parts                 # S/1 of 256 tokens, batch 4, products in bf16
+    python benchmarks/network_parts.py parts --size XL --batch-size 64 --dtype float32
+    python benchmarks/network_parts.py steps                 # checkpointing, TREAD and SPRINT: time, memory, operations of a step
+    python benchmarks/network_parts.py steps --size XL --batch-size 64
 
-Weights are random. The times are medians; ratio: the other way divided by ours.
+Weights are random, times are medians. `parts` runs both ways in turn in one process; ratio: the other way divided by ours. `steps` runs the
+forward and the backward pass of each option in a process of its own. Its memory is the peak less what was there before the first step: on a CPU
+the process's, on a GPU torch's.
 """
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from sfd.bench.measure import count_flops, peak_memory_gib, reset_peak_memory, time_steps
 from sfd.models.blocks import RMSNorm
+from sfd.models.conditions import ClassCondition
 from sfd.models.embeddings import RotaryEmbedding
+from sfd.models.lightningdit import LightningDiT
+from sfd.models.lightningdit_config import LightningDiTConfig
+from sfd.models.tokens import Route, SparseDeep, TokenRouting
 from sfd.processes import inference_device
+from sfd.seeding import generator
 from sfd.sizes import SIZES
 
 Call = Callable[[], object]
@@ -26,7 +39,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def compare(
+def parts(
     size: Annotated[str, typer.Option(help="size of the model")] = "S",
     grid: Annotated[int, typer.Option(help="tokens along one side")] = 16,
     batch_size: Annotated[int, typer.Option(help="images")] = 4,
@@ -105,6 +118,79 @@ def modulations(
         return linear(silu(condition), weight, bias)
 
     return lambda: [layer(silu(condition)) for layer in layers], together
+
+
+CHECKPOINTING = ("none", "selective", "block")
+TOKENS = ("all tokens", "TREAD, half", "SPRINT, a quarter")
+OPTIONS = [*((TOKENS[0], kind) for kind in CHECKPOINTING), *((tokens, "none") for tokens in TOKENS[1:])]
+
+
+@app.command()
+def steps(
+    size: Annotated[str, typer.Option(help="size of the model")] = "S",
+    grid: Annotated[int, typer.Option(help="tokens along one side")] = 16,
+    batch_size: Annotated[int, typer.Option(help="images")] = 4,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32, of the matrix products")] = "bfloat16",
+    repeats: Annotated[int, typer.Option(help="timed steps of each option")] = 10,
+) -> None:
+    """Prints a table: milliseconds, memory and operations of a step with each option."""
+    shown = f"{size}, {grid**2} tokens, batch {batch_size}, {dtype} on {inference_device()}"
+    print(f"| {shown} | checkpointing | ms per step | memory, MiB | GFLOP | time |")
+    print("|---|---|---|---|---|---|")
+    first = None
+    for tokens, checkpointing in OPTIONS:
+        arguments = [tokens, checkpointing, size, str(grid), str(batch_size), dtype, str(repeats)]
+        done = subprocess.run([sys.executable, __file__, "one", *arguments], stdout=subprocess.PIPE, check=True)
+        found = json.loads(done.stdout)
+        first = first or found["seconds"]
+        print(
+            f"| {tokens} | {checkpointing} | {found['seconds'] * 1e3:.0f} | {found['memory_gib'] * 1024:.0f} | {found['flops'] / 1e9:.0f} | "
+            f"x {found['seconds'] / first:.2f} |"
+        )
+
+
+@app.command(hidden=True)
+def one(tokens: str, checkpointing: str, size: str, grid: int, batch_size: int, dtype: str, repeats: int) -> None:
+    """Prints the numbers of one option as JSON."""
+    device, random = inference_device(), generator(0, "benchmark/step")
+    network = LightningDiT(shape_of(size, grid, tokens)).initialise(random).to(device)
+    network.checkpoint_activations(checkpointing)  # type: ignore[arg-type]  # one of CHECKPOINTING
+    config = network.config
+    inputs = [torch.randn(batch_size, config.in_channels, grid, grid, generator=random), *torch.rand(2, batch_size)]
+    inputs = [value.to(device) for value in (*inputs, config.condition.batch([0] * batch_size))]
+    more = {"route": route_of(tokens, config, batch_size, random)} if tokens != TOKENS[0] else {}
+    more = {
+        name: Route(*(part.to(device) if isinstance(part, Tensor) else part for part in r)) for name, r in more.items()
+    }
+
+    def step() -> None:
+        with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+            velocity = network(*inputs, **more).velocity
+        velocity.float().square().mean().backward()
+        network.zero_grad()
+
+    before = peak_memory_gib()
+    reset_peak_memory()
+    seconds = statistics.median(time_steps(step, repeats))
+    print(json.dumps({"seconds": seconds, "memory_gib": peak_memory_gib() - before, "flops": count_flops(step)}))
+
+
+def shape_of(size: str, grid: int, tokens: str) -> LightningDiTConfig:
+    """A model of the published channels."""
+    width, depth, heads = SIZES[size]
+    ends: dict[str, Any] = {"first_blocks": 2, "last_blocks": 2} if tokens == TOKENS[2] else {}
+    condition = ClassCondition.numbered(1000)
+    return LightningDiTConfig(grid, 48, width, depth, heads, condition, semantic_channels=16, two_times=True, **ends)
+
+
+def route_of(tokens: str, config: LightningDiTConfig, batch_size: int, random: torch.Generator) -> Route:
+    """What the middle blocks see, with the papers' settings."""
+    if tokens == TOKENS[1]:
+        routing: TokenRouting | SparseDeep = TokenRouting(config.grid**2, 0.5, 2, 4)
+    else:
+        routing = SparseDeep(config.grid, 1, 0.1, 1, 2, 2)
+    drawn = routing.draw(0, batch_size, random)
+    return Route(drawn.kept, routing.first_blocks, routing.last_blocks, drawn.without_deep)
 
 
 if __name__ == "__main__":

@@ -73,11 +73,11 @@ def score(
     samples: Annotated[Path, typer.Argument(help="the other model's samples")],
 ) -> None:
     """Prints the Frechet distance of both models' samples, and of training images, to the project's held-out images."""
-    from sfd.data.images import ManifestImages, to_tensor_uint8
+    from sfd.data.images import ManifestImages, Pixels, to_tensor_uint8
     from sfd.data.manifest import HELDOUT, TRAIN
     from sfd.encoders.judges.judge import load_judge
     from sfd.evaluation.fidelity import FeatureStatistics, extract
-    from sfd.evaluation.views import ImageBatches, choose
+    from sfd.evaluation.views import choose, judge_images
     from sfd.params import load_params
     from sfd.pipeline.prepare import open_prepared
     from sfd.workspace import Workspace
@@ -94,7 +94,7 @@ def score(
 
     def real(images: ManifestImages, purpose: str) -> FeatureStatistics:
         rows = choose(len(images), count, SEED, purpose)
-        return FeatureStatistics.of(extract(judge, ImageBatches(SAMPLE_BATCH, judge).of_images(images, rows)).features)
+        return FeatureStatistics.of(judge_images(judge, Pixels(images), rows, SAMPLE_BATCH).features)
 
     reference = real(heldout, "heldout")
     print(f"judge {judge.name}, {count} images in each set")

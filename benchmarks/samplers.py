@@ -115,10 +115,11 @@ class Bench:
     """Loads model, decoder, judge and the held-out images' features once."""
 
     def __init__(self, workspace: Any, params: Any, num_images: int) -> None:
+        from sfd.data.images import Pixels
         from sfd.data.manifest import HELDOUT
         from sfd.encoders.judges.judge import load_judge
-        from sfd.evaluation.fidelity import Reference, extract
-        from sfd.evaluation.views import ImageBatches
+        from sfd.evaluation.fidelity import Reference
+        from sfd.evaluation.views import judge_images
         from sfd.generation.images import ImageGenerator
         from sfd.pipeline.inputs import check_current
         from sfd.pipeline.prepare import open_prepared
@@ -130,8 +131,8 @@ class Bench:
         self.judge = load_judge(workspace.judge(params.first_judge.name)).to(self.device)
         self.images = ImageGenerator.load(workspace.model(), workspace.result("texture_vae") / "model")
         heldout = open_prepared(workspace, params).images(HELDOUT)
-        batches = ImageBatches(params.runtime.evaluate.batch_size, self.judge)
-        self.reference = Reference.of(extract(self.judge, batches.of_images(heldout, list(range(len(heldout))))))
+        size = params.runtime.evaluate.batch_size
+        self.reference = Reference.of(judge_images(self.judge, Pixels(heldout), range(len(heldout)), size))
         self.calls = 0
         self.images.network.register_forward_hook(self._count)
         guidance = params.sample.guidance

@@ -57,12 +57,14 @@ class Round(NamedTuple):
 
 def measure() -> Round:
     """The bare work, then the sweep. CPU seconds say more where other programs run beside."""
+    from sfd.data.images import Pixels
     from sfd.data.manifest import HELDOUT
-    from sfd.evaluation.fidelity import Reference, extract
-    from sfd.evaluation.views import ImageBatches, choose_mix
+    from sfd.evaluation.fidelity import Reference
+    from sfd.evaluation.views import choose_mix, judge_images
     from sfd.generation.model import DiffusionModel
     from sfd.pipeline.prepare import open_prepared
     from sfd.pipeline.reference import load_judges
+    from sfd.precision import Inference
     from sfd.tuning.grid import make_grid
     from sfd.tuning.scorer import SampleScorer
     from sfd.tuning.sweep import sweep
@@ -70,14 +72,15 @@ def measure() -> Round:
 
     workspace = Workspace.find()
     params = workspace.load_params()
-    judges = load_judges(workspace, params.judges[:1])
-    scorer, model = SampleScorer(workspace, judges), DiffusionModel.load(workspace.model())
+    judges = load_judges(workspace, params.judges[:1], Inference.of(params.runtime.evaluate))
+    scorer = SampleScorer(workspace, judges, Inference.of(params.runtime.sample))
+    model = DiffusionModel.load(workspace.model())
     values = model.condition.plan(params.sample.num_images, params.sample.class_mix)
     heldout = open_prepared(workspace, params).images(HELDOUT)
     wanted = model.condition.columns(values).get("class_index")
     chosen = choose_mix(wanted, heldout.class_indices.tolist(), params.seed, "heldout")
-    batches = ImageBatches(params.runtime.evaluate.batch_size, judges[0])
-    reference = Reference.of(extract(judges[0], batches.of_images(heldout, chosen)))
+    size = params.runtime.evaluate.batch_size
+    reference = Reference.of(judge_images(judges[0], Pixels(heldout), chosen, size))
     settings = make_grid(params, GRID).settings
     scorer.score(model, settings[0].params, values[:50], params.seed, [reference])  # warm
     clocks = [(time.perf_counter(), time.process_time())]

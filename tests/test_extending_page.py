@@ -43,6 +43,7 @@ from sfd.params import (
     SemanticParams,
     TextureVaeParams,
 )
+from sfd.precision import Inference
 from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
 
 TABLES = (
@@ -122,7 +123,9 @@ def test_backbone_and_condition_are_built_saved_loaded_and_sampled(tmp_path: Pat
     loaded = DiffusionModel.load(tmp_path)
     assert loaded.network.config == network.config and loaded.condition == condition
     settings = SampleParams.model_validate({"sampler": "midpoint", "num_steps": 2, "guidance": {}})
-    images = [ImageGenerator(each, Pixels(), device=torch.device("cpu")) for each in (replace(made), loaded)]
+    images = [
+        ImageGenerator(each, Pixels(), inference=Inference(torch.device("cpu"))) for each in (replace(made), loaded)
+    ]
     drawn = [each([0, 1], [5, 5], build_sampler(settings), GuidanceScales(2.0, 2.0)) for each in images]
     assert torch.equal(*drawn) and not torch.equal(drawn[0][0], drawn[0][1])
     aligned = DiffusionParams.model_validate(fields | {"loss": {"repa_weight": 1.0}})

@@ -14,16 +14,26 @@ from torch import Tensor
 
 from sfd.data.latents import ChannelStatistics
 from sfd.data.shards import write_shards
-from sfd.evaluation.extraction import FeatureStore
+from sfd.evaluation.extraction import FeatureStore, Source
 from sfd.network_files import save_network
 
 TENSOR = torch.zeros(3)
 
 
+class Black:
+    """Two images."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitems__(self, indices: list[int]) -> torch.Tensor:
+        return torch.zeros(len(indices), 3, 4, 4, dtype=torch.uint8)
+
+
 class NoJudge:
     """Features of nothing."""
 
-    device, name = torch.device("cpu"), "none"
+    device, name, computed_in = torch.device("cpu"), "none", "fp32"
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1).float(), images.flatten(1).float()
@@ -31,15 +41,13 @@ class NoJudge:
 
 def extract_features(folder: Path) -> None:
     judge: Any = NoJudge()
-    FeatureStore(folder, judge, 2, 0, 1).fill(
-        ["x"], range(2), lambda _rows: [torch.zeros(2, 3, 4, 4, dtype=torch.uint8)]
-    )
+    FeatureStore(folder, judge, 2, 0, 1).fill(["x"], range(2), Source(Black()))
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "network": lambda folder: save_network(folder, torch.nn.Linear(2, 2), {}),
     "statistics": lambda folder: ChannelStatistics(TENSOR, TENSOR.clone()).save(folder / "statistics.safetensors"),
-    "shards": lambda folder: write_shards(folder, [(0, 3)], lambda _start, _end: {"x": TENSOR}, 0, 1),
+    "shards": lambda folder: write_shards(folder, [(0, 3)], lambda _start, _end: {"x": TENSOR}, [0]),
     "texture VAE": lambda folder: untrained().images.decoder.save(folder),
     "diffusion model": lambda folder: untrained().images.model.save(folder),
     "features": extract_features,

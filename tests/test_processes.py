@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
+from sfd.data.shards import Shard, missing_shards, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 from sfd.pipeline.stage import stage
 from sfd.processes import barrier, claim_message, rank, terminable, world_size
@@ -47,7 +47,7 @@ def run_stage(what: str) -> None:
             raise UserError("image 7 has changed; rerun prepare")
         if rank() == 1 and what == "bug":
             raise ZeroDivisionError("a mistake in the code")
-        write_shards(s.out, bounds, make, rank(), world_size())
+        write_shards(s.out, bounds, make, missing_shards(s.out, bounds, rank(), world_size()))
         if rank() == 1 and what == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         barrier()

@@ -131,7 +131,7 @@ def plot_curves(
         axes.plot(x, y, label=name, color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4)
     if log_y:
         axes.set_yscale("log")
-    _plain_numbers(axes, log_y)
+    plain_numbers(axes, log_y)
     if len(curves) > MOST_INSIDE:
         figure.legend(frameon=False, fontsize=9, labelcolor=INK, loc="outside right upper")
     elif len(curves) > 1:
@@ -321,7 +321,7 @@ def _style(axes: "Axes", xlabel: str, ylabel: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _plain_numbers(axes: "Axes", log_y: bool) -> None:
+def plain_numbers(axes: "Axes", log_y: bool) -> None:
     """Writes 20,000 and 0.05 where matplotlib would write 2e4 and 5 x 10^-2."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

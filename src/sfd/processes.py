@@ -35,6 +35,18 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def processes_here() -> int:
+    """Processes of the job on this machine; 1 when alone."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def cores() -> int:
+    """Processor cores that this process may use: an equal share of those that are open to the job on this machine, at least 1."""
+    # Not everywhere can a process be bound to cores.
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // processes_here())
+
+
 def inference_device() -> "torch.device":
     """The device of this process: its GPU on its machine, or the CPU."""
     import torch

@@ -210,6 +210,10 @@ class Workspace:
         """The temporary folders of a study's trials."""
         return self.root / ".sfd" / "tune" / study_id
 
+    def checked(self, stage: str) -> Path:
+        """Notes of which shards of a stage's result were found whole, so that each is read once for that."""
+        return self.home / ".sfd" / "checked" / stage
+
     @property
     def scores(self) -> Path:
         """The scores of all settings that `sfd sweep` has drawn, by digest: of no use to a stage, and small, so they stay."""

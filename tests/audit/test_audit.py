@@ -87,6 +87,20 @@ def test_the_same_audit_twice_gives_the_same_bytes_and_leaves_nothing_of_the_one
     assert {path.name: path.read_bytes() for path in Path("results/audit").iterdir()} == before
 
 
+def test_processes_that_read_change_no_byte_and_name_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SAMPLE / "images", tmp_path / "samples")
+    (tmp_path / "samples" / "notes.txt").write_text("no image")
+    audit(tmp_path / "samples")
+    before = {path.name: path.read_bytes() for path in Path("results/audit").iterdir()}
+    assert facts()["samples"]["refused"] == {"notes.txt": "not an image"}
+    monkeypatch.setattr("sfd.data.batches.FEW_IMAGES", 1)
+    monkeypatch.setattr("sfd.data.batches.cores", lambda: 2)
+    audit(tmp_path / "samples")
+    assert {path.name: path.read_bytes() for path in Path("results/audit").iterdir()} == before
+
+
 def test_an_audit_that_fails_leaves_the_one_before_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     audit(SAMPLE)
     before = {path.name: path.read_bytes() for path in Path("results/audit").iterdir()}
@@ -259,7 +273,7 @@ def test_a_model_that_learnt_its_images_by_heart_betrays_them_and_a_fresh_one_do
 
     def attack() -> float:
         network.eval()
-        seen, unseen = (image_losses(model, part.latents, part.labels, 2.0, 0) for part in (members, others))
+        seen, unseen = (image_losses(model, network, part.latents, part.labels, 2.0, 0) for part in (members, others))
         return separation(seen, unseen, 0).auc
 
     assert attack() == pytest.approx(0.5, abs=0.25), (
@@ -285,7 +299,9 @@ def test_an_images_loss_does_not_depend_on_its_company() -> None:
         ChannelStatistics(torch.zeros(6), torch.ones(6)),
     )
     data = Latents(5, 3)
-    together = image_losses(model, data.latents, data.labels, 2.0, 0)
-    alone = image_losses(model, data.latents[3:4], data.labels[3:4], 2.0, 0)
+    together = image_losses(model, network, data.latents, data.labels, 2.0, 0)
+    alone = image_losses(model, network, data.latents[3:4], data.labels[3:4], 2.0, 0)
     torch.testing.assert_close(together[3:4], alone, rtol=1e-5, atol=0.0)
-    assert not torch.allclose(together, image_losses(model, data.latents, data.labels, 2.0, 1)), "the seed matters"
+    assert not torch.allclose(together, image_losses(model, network, data.latents, data.labels, 2.0, 1)), (
+        "the seed matters"
+    )

@@ -23,20 +23,28 @@ from sfd.data.latents import (
 )
 from sfd.data.shards import ShardReader, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
-from sfd.params import LatentsParams
+from sfd.params import LatentsParams, ReadingRuntime
 from sfd.pipeline.stage import stage
 from sfd.processes import barrier, rank, world_size
 from sfd.seeding import generator
 
 NUM_IMAGES = 23
 PARAMS = LatentsParams(shard_size=5)
+BY_TWO = ReadingRuntime(batch_size=2)
+ROWS = range(NUM_IMAGES)
+CPU = torch.device("cpu")
 REPOSITORY = Path(__file__).parents[2]
 
 
-def fetch(indices: list[int]) -> ImageBatch:
-    """Random images, each a function of its index, stored class by class."""
-    images = [torch.randint(0, 256, (3, 8, 8), generator=generator(0, "image", index)) for index in indices]
-    return ImageBatch(torch.stack(images).to(torch.uint8), torch.tensor(indices) // 8)
+class Images:
+    """Random images, each a function of its row, stored class by class."""
+
+    def __len__(self) -> int:
+        return NUM_IMAGES
+
+    def __getitems__(self, indices: list[int]) -> ImageBatch:
+        images = [torch.randint(0, 256, (3, 8, 8), generator=generator(0, "image", index)) for index in indices]
+        return ImageBatch(torch.stack(images).to(torch.uint8), torch.tensor(indices) // 8)
 
 
 def encode(images: Tensor, draws: list[int]) -> tuple[Tensor, Tensor]:
@@ -54,10 +62,16 @@ def facts(num_views: int) -> LatentsIndex:
 
 
 def write(
-    folder: Path, mirror: bool = True, params: LatentsParams = PARAMS, ranks: int = 1, batch_size: int = 2
+    folder: Path,
+    mirror: bool = True,
+    params: LatentsParams = PARAMS,
+    ranks: int = 1,
+    batch_size: int = 2,
+    num_workers: int = 0,
 ) -> Path:
     for number in range(ranks):
-        bounds = write_latents(folder, fetch, NUM_IMAGES, encode, params, batch_size, mirror, number, ranks)
+        runtime = ReadingRuntime(batch_size=batch_size, num_workers=num_workers)
+        bounds = write_latents(folder, Images(), ROWS, encode, CPU, params, runtime, mirror, number, ranks)
     write_index(folder, bounds, facts(1 + mirror))
     channel_statistics(ShardReader(folder, LatentsIndex), params.statistics_images).save(folder / STATISTICS)
     return folder
@@ -68,7 +82,7 @@ def run_stage() -> None:
     torch.set_num_threads(1)
     with stage("latents", upstream=()) as s:
         folder = s.out / "shards"
-        bounds = write_latents(folder, fetch, NUM_IMAGES, encode, PARAMS, 2, True, rank(), world_size())
+        bounds = write_latents(folder, Images(), ROWS, encode, CPU, PARAMS, BY_TWO, True, rank(), world_size())
         (s.work / f"done-{rank()}").touch()
         barrier()
         assert all((s.work / f"done-{other}").exists() for other in range(world_size())), "the barrier did not hold"
@@ -103,7 +117,9 @@ def test_statistics_are_the_mean_and_deviation_of_every_channel(tmp_path: Path) 
 
 def test_statistics_of_some_images_are_taken_from_the_whole_range_and_not_from_the_first_class(tmp_path: Path) -> None:
     bounds = shard_bounds(100, 30)
-    write_shards(tmp_path, bounds, lambda a, b: {"latents": torch.arange(a, b).half().reshape(-1, 1, 1, 1, 1)}, 0, 1)
+    write_shards(
+        tmp_path, bounds, lambda a, b: {"latents": torch.arange(a, b).half().reshape(-1, 1, 1, 1, 1)}, range(4)
+    )
     write_index(tmp_path, bounds, facts(1))
     statistics = channel_statistics(ShardReader(tmp_path, LatentsIndex), 10)
     assert float(statistics.mean) == pytest.approx(45.0)  # of 0, 10, ... 90
@@ -119,7 +135,9 @@ def test_restoring_undoes_normalising() -> None:
 
 def test_a_channel_that_never_varies_is_normalised_to_zero(tmp_path: Path) -> None:
     bounds = shard_bounds(4, 4)
-    write_shards(tmp_path, bounds, lambda a, b: {"latents": torch.full((b - a, 1, 2, 3, 3), 7.0).half()}, 0, 1)
+    write_shards(
+        tmp_path, bounds, lambda a, b: {"latents": torch.full((b - a, 1, 2, 3, 3), 7.0).half()}, range(len(bounds))
+    )
     write_index(tmp_path, bounds, facts(1))
     statistics = channel_statistics(ShardReader(tmp_path, LatentsIndex), 4)
     assert torch.equal(statistics.normalise(torch.full((1, 2, 3, 3), 7.0)), torch.zeros(1, 2, 3, 3))
@@ -145,7 +163,7 @@ def test_both_views_are_stored_where_that_keeps_the_class_and_else_one(tmp_path:
 
 
 def test_the_second_latent_is_that_of_the_mirrored_image_in_fp16(tmp_path: Path) -> None:
-    images, labels = fetch([11])
+    images, labels = Images().__getitems__([11])
     assert torch.equal(views_of(images, True)[1], images.flip(-1))
     reader = ShardReader(write(tmp_path), LatentsIndex)
     stored, features = reader.rows("latents", [11])[0], reader.rows("features", [11])[0]
@@ -174,9 +192,19 @@ def test_a_latent_that_fp16_cannot_hold_is_refused_with_its_images(tmp_path: Pat
         return latents, features
 
     with pytest.raises(UserError, match="latent of training images 7 to 8 is not finite in fp16"):
-        write_latents(tmp_path, fetch, NUM_IMAGES, encode_badly, PARAMS, 2, True, 0, 1)
+        write_latents(tmp_path, Images(), ROWS, encode_badly, CPU, PARAMS, BY_TWO, True, 0, 1)
     assert not (tmp_path / "shard-00001.safetensors").exists()
     assert (tmp_path / "shard-00000.safetensors").exists()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_reading_processes_change_no_byte_and_a_run_that_was_ended_goes_on(tmp_path: Path, num_workers: int) -> None:
+    write(tmp_path / "without"), write(tmp_path / "with", num_workers=num_workers)
+    for file in (tmp_path / "with").glob("shard-0000[13].*"):
+        file.unlink()
+    write(tmp_path / "with", num_workers=num_workers)
+    for file in (tmp_path / "without").iterdir():
+        assert file.read_bytes() == (tmp_path / "with" / file.name).read_bytes(), file.name
 
 
 def test_the_batch_size_does_not_change_what_is_stored_beyond_rounding(tmp_path: Path) -> None:
@@ -191,7 +219,7 @@ def test_the_data_set_serves_mean_0_and_deviation_1_with_the_right_classes(tmp_p
     dataset = LatentDataset(write(tmp_path), with_features=True)
     latents, labels, features = dataset.__getitems__(list(range(len(dataset))))
     assert features is not None
-    assert latents.dtype == features.dtype == torch.float32
+    assert latents.dtype == torch.float32 and features.dtype == torch.float16
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-4)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3), unbiased=False), torch.ones(6), rtol=1e-3, atol=0)
     assert torch.equal(labels, torch.arange(NUM_IMAGES).repeat_interleave(2) // 8)
@@ -205,16 +233,16 @@ def test_samples_are_image_and_view_in_the_order_asked_for(tmp_path: Path) -> No
     for n, (image, view) in enumerate([(22, 1), (0, 0), (3, 1)]):
         raw = dataset.reader.rows("latents", [image])[0][view].float()
         torch.testing.assert_close(dataset.statistics.restore(latents)[n], raw)
-        assert torch.equal(features[n], dataset.reader.rows("features", [image])[0][view].float())
+        assert torch.equal(features[n], dataset.reader.rows("features", [image])[0][view])
     assert labels.tolist() == [2, 0, 0]
 
 
-def test_a_damaged_shard_stops_the_data_set_and_is_named(tmp_path: Path) -> None:
-    LatentDataset(write(tmp_path), with_features=True)
+def test_a_damaged_shard_is_named_by_the_check_of_the_data_set(tmp_path: Path) -> None:
+    LatentDataset(write(tmp_path), with_features=True).reader.check()
     file = tmp_path / "shard-00003.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"shard-00003\.safetensors is missing or damaged"):
-        LatentDataset(tmp_path, with_features=True)
+        LatentDataset(tmp_path, with_features=True).reader.check()
 
 
 def test_two_real_processes_publish_the_bytes_of_one(tmp_path: Path) -> None:

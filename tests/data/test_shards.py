@@ -3,14 +3,16 @@
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from sfd.data.shards import Shard, ShardReader, shard_bounds, write_index, write_shards
+from sfd.data.shards import Shard, ShardReader, missing_shards, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
+from sfd.network_files import file_digest
 
 BOUNDS = shard_bounds(23, 5)
 
@@ -59,9 +61,13 @@ class Maker:
         return {"values": views.contiguous(), "labels": images % 4}
 
 
+def make_missing(folder: Path, maker: Maker, rank: int = 0, ranks: int = 1) -> None:
+    write_shards(folder, BOUNDS, maker, missing_shards(folder, BOUNDS, rank, ranks))
+
+
 def write(folder: Path, ranks: int = 1, order: list[int] | None = None) -> Path:
     for rank in order or range(ranks):
-        write_shards(folder, BOUNDS, Maker(), rank, ranks)
+        make_missing(folder, Maker(), rank, ranks)
     write_index(folder, BOUNDS, Facts())
     return folder
 
@@ -90,9 +96,9 @@ def test_any_number_of_processes_in_any_order_writes_the_same_bytes(tmp_path: Pa
 
 def test_a_run_that_was_ended_between_shards_makes_only_the_missing_ones(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        write_shards(tmp_path / "cut", BOUNDS, Maker(fail_at=10), 0, 1)
+        make_missing(tmp_path / "cut", Maker(fail_at=10))
     resumed = Maker()
-    write_shards(tmp_path / "cut", BOUNDS, resumed, 0, 1)
+    make_missing(tmp_path / "cut", resumed)
     assert resumed.made == [10, 15, 20]
     write_index(tmp_path / "cut", BOUNDS, Facts())
     assert content(tmp_path / "cut") == content(write(tmp_path / "whole"))
@@ -104,7 +110,7 @@ def test_damaged_unconfirmed_and_half_written_shards_are_made_anew_and_no_others
     (mended / "shard-00003.sha256").unlink()  # killed between the shard and its checksum
     (mended / "shard-00004.safetensors").rename(mended / "shard-00004.tmp")  # killed before the rename
     maker = Maker()
-    write_shards(mended, BOUNDS, maker, 0, 1)
+    make_missing(mended, maker)
     assert maker.made == [5, 15, 20]
     write_index(mended, BOUNDS, Facts())
     assert content(mended) == content(whole)
@@ -112,7 +118,7 @@ def test_damaged_unconfirmed_and_half_written_shards_are_made_anew_and_no_others
 
 def test_a_run_that_was_ended_after_the_index_makes_nothing_anew(tmp_path: Path) -> None:
     maker = Maker()
-    write_shards(write(tmp_path), BOUNDS, maker, 0, 1)
+    make_missing(write(tmp_path), maker)
     assert maker.made == []
 
 
@@ -147,11 +153,54 @@ def test_a_reader_with_open_files_can_be_sent_to_another_process(tmp_path: Path)
     assert torch.equal(copy.rows("values", [11])[0], reader.rows("values", [11])[0])
 
 
-def test_a_damaged_shard_is_named_before_anything_is_read(tmp_path: Path) -> None:
-    ShardReader(write(tmp_path), Facts)
+def test_a_damaged_shard_is_named_by_the_check(tmp_path: Path) -> None:
+    reader = ShardReader(write(tmp_path), Facts)
+    reader.check()
     damage(tmp_path / "shard-00002.safetensors")
     with pytest.raises(UserError, match=r"shard-00002\.safetensors is missing or damaged .*; rerun the stage"):
-        ShardReader(tmp_path, Facts)
+        reader.check()
+
+
+def test_a_shard_that_was_whole_is_read_for_its_check_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def digest(file: Path) -> str:
+        read.append(file.name)
+        return file_digest(file)
+
+    monkeypatch.setattr("sfd.data.shards.file_digest", digest)
+    write(tmp_path / "shards")
+    read.clear()
+    for rank in (0, 1):  # two processes, then one
+        ShardReader(tmp_path / "shards", Facts).check(rank, 2, tmp_path / "notes")
+    assert sorted(read) == [f"shard-0000{number}.safetensors" for number in range(5)]
+    ShardReader(tmp_path / "shards", Facts).check(notes=tmp_path / "notes")
+    assert len(read) == 5
+    damage(tmp_path / "shards" / "shard-00003.safetensors")
+    with pytest.raises(UserError, match=r"shard-00003\.safetensors is missing or damaged"):
+        ShardReader(tmp_path / "shards", Facts).check(notes=tmp_path / "notes")
+    assert read[5:] == ["shard-00003.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: data[:8] + b"{]" + data[10:],
+        lambda _: b"",
+        lambda data: data[:40],
+    ],
+)
+def test_a_shard_whose_header_is_damaged_is_named_where_it_is_read(
+    tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    reader = ShardReader(write(tmp_path), Facts)
+    file = tmp_path / "shard-00001.safetensors"
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors is missing or damaged"):
+        reader.rows("values", [6])
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -167,7 +216,7 @@ def test_processes_share_the_check_of_the_shards_and_together_they_check_all(tmp
         stopped = 0
         for rank in range(2):
             try:
-                ShardReader(folder, Facts, rank, 2)
+                ShardReader(folder, Facts).check(rank, 2)
             except UserError as error:
                 assert f"shard-{number:05d}" in str(error)
                 stopped += 1
@@ -183,7 +232,7 @@ def test_a_shard_that_is_cut_short_after_its_check_is_named(tmp_path: Path) -> N
 
 
 def test_shards_without_an_index_are_not_complete(tmp_path: Path) -> None:
-    write_shards(tmp_path, BOUNDS, Maker(), 0, 1)
+    make_missing(tmp_path, Maker())
     with pytest.raises(UserError, match=r"index\.json is missing, so these shards are not complete; rerun"):
         ShardReader(tmp_path, Facts)
     write_index(tmp_path, BOUNDS, Facts())
@@ -203,7 +252,7 @@ def test_an_index_that_lacks_a_fact_is_refused_with_its_name(tmp_path: Path) -> 
 def test_reading_some_rows_of_a_large_shard_does_not_load_it(tmp_path: Path) -> None:
     bounds = shard_bounds(64, 64)
     rows = torch.arange(64, dtype=torch.float32)[:, None].expand(-1, 2**18)
-    write_shards(tmp_path, bounds, lambda start, end: {"big": rows[start:end].contiguous()}, 0, 1)
+    write_shards(tmp_path, bounds, lambda start, end: {"big": rows[start:end].contiguous()}, range(len(bounds)))
     write_index(tmp_path, bounds, Facts())
     done = subprocess.run([sys.executable, "-c", READ_SOME_ROWS, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

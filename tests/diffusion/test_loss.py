@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from sfd.data.latents import LatentBatch
 from sfd.diffusion.loss import Predicted, interpolate, per_part
 from sfd.diffusion.schedule import OffsetSchedule
 from sfd.diffusion.terms.cosine import CosineTerm, cosine_loss
-from sfd.diffusion.terms.repa import RepaTerm, repa_loss, repa_loss_with_error
+from sfd.diffusion.terms.repa import RepaTerm, normalise_over_tokens, repa_loss, repa_loss_with_error
 from sfd.diffusion.terms.velocity import energy_weights, velocity_loss
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.published import config_from_published
@@ -109,10 +110,48 @@ def test_repa_with_the_squared_error_is_the_mean_of_both() -> None:
         assert term(both).tolist() == pytest.approx([expected])
 
 
+def test_repa_of_a_part_of_the_tokens_compares_them_with_their_own_features() -> None:
+    features, kept = torch.randn(2, 4, 3), torch.tensor([[0, 3], [1, 2]])
+    own = torch.stack([features[0, [0, 3]], features[1, [1, 2]]])
+    term = RepaTerm(LossParams.model_validate({}))
+    part = Predicted(features, features, 0, (torch.ones(2), torch.ones(2)), own, features, kept=kept)
+    assert term(part).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    swapped = replace(part, kept=kept.flip(1))
+    torch.testing.assert_close(term(swapped), repa_loss(own, own.flip(1)))
+
+
 def test_repa_is_zero_for_aligned_tokens_and_two_for_opposite_ones() -> None:
     features = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]).repeat(3, 1, 1)
     projection = torch.stack([3 * features[0], -features[0], torch.stack([features[0, 0], -features[0, 1]])])
     assert repa_loss(projection, features).tolist() == pytest.approx([0.0, 2.0, 1.0])
+
+
+def test_features_normalised_over_tokens_have_mean_0_and_deviation_1_in_each_channel_of_each_image() -> None:
+    features = torch.tensor([[[1.0, 7.0], [3.0, 7.0], [5.0, 7.0]], [[0.0, -2.0], [0.0, 0.0], [3.0, 2.0]]])
+    third = 1.0 / 3.0**0.5
+    assert normalise_over_tokens(features).flatten(1).tolist() == [
+        pytest.approx(
+            [-1.0, 0.0, 0.0, 0.0, 1.0, 0.0], abs=1e-5
+        ),  # the standard deviation of 1, 3, 5 is 2; a constant is 0
+        pytest.approx([-third, -1.0, -third, 0.0, 2 * third, 1.0], abs=1e-5),
+    ]
+
+
+def test_the_target_norm_removes_what_all_tokens_of_an_image_share_and_by_default_nothing_is_removed() -> None:
+    random = torch.Generator().manual_seed(6)
+    projection, features = torch.randn(2, 3, 16, 8, generator=random).unbind()
+    shared = 5.0 * torch.randn(3, 1, 8, generator=random)
+    ones = (torch.ones(3), torch.ones(3))
+
+    def term(norm: str, target: torch.Tensor) -> torch.Tensor:
+        options = LossParams.model_validate({"repa_target_norm": norm})
+        return RepaTerm(options)(Predicted(features, features, 0, ones, projection, target))
+
+    torch.testing.assert_close(term("tokens", features), term("tokens", 3.0 * features + shared))
+    assert torch.equal(term("tokens", features), repa_loss(projection, normalise_over_tokens(features)))
+    assert torch.equal(term("none", features), repa_loss(projection, features))
+    assert not torch.allclose(term("none", features), term("none", 3.0 * features + shared), atol=0.01)
+    assert LossParams().repa_target_norm == "none"
 
 
 def test_every_term_is_one_value_an_image_that_no_other_image_moves() -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,22 +13,25 @@ from sfd.data.latents import ChannelStatistics
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.samplers.heun import Heun
 from sfd.diffusion.sampling import Sampler
+from sfd.diffusion.solver import Steps
 from sfd.encoders.texture_vae import KlVae, TextureVae, TrainableAutoencoder
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator
 from sfd.generation.model import DiffusionModel
-from sfd.models.conditions import ClassCondition
+from sfd.models.conditions import ClassCondition, Condition, NoCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.network_files import network_digest
 from sfd.params import SampleParams, ScheduleParams, TextureVaeParams
+from sfd.precision import Inference
 
 SAMPLER = Sampler(Heun, num_steps=4)
 CLASSES, SEEDS = [0, 1, 1], [5, 6, 7]
 
 
-def network(seed: int, depth: int = 2) -> LightningDiT:
+def network(seed: int, depth: int = 2, **parts: Any) -> LightningDiT:
     """Random weights that are not zero anywhere, so that every input matters."""
-    config = LightningDiTConfig(4, 6, 32, depth, 2, ClassCondition(("a", "b")), semantic_channels=2, two_times=True)
+    parts = {"condition": ClassCondition(("a", "b"))} | parts
+    config = LightningDiTConfig(4, 6, 32, depth, 2, semantic_channels=2, two_times=True, **parts)
     made, random = LightningDiT(config), torch.Generator().manual_seed(seed)
     for parameter in made.parameters():
         if parameter.requires_grad:
@@ -67,6 +71,70 @@ def test_guidance_changes_images_and_a_scale_of_one_does_not(decoder: TextureVae
     by_weak_model = draw(weak, GuidanceScales(2.0, 2.0))
     assert not torch.equal(by_null_class, plain)
     assert not torch.equal(by_weak_model, plain) and not torch.equal(by_weak_model, by_null_class)
+
+
+@pytest.mark.parametrize("condition", [ClassCondition(("a", "b")), NoCondition()], ids=["classes", "none"])
+def test_path_drop_guides_away_from_the_null_class_without_the_deep_path(
+    condition: Condition, decoder: TextureVae
+) -> None:
+    made = replace(model(), network=network(0, depth=3, condition=condition, first_blocks=1, last_blocks=1))
+    images, scales = ImageGenerator(made, decoder), GuidanceScales(2.0, 2.0)
+    values: list[int | None] = [0, 1, 1] if condition.has_null else [None] * 3
+    asked: list[tuple[bool, list[int]]] = []
+
+    def note(_module: object, arguments: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+        asked.append((options.get("skip_deep", False), arguments[3].flatten().tolist()))
+
+    made.network.register_forward_pre_hook(note, with_kwargs=True)
+    guided = images(values, SEEDS, SAMPLER, scales, path_drop=True)
+    assert not torch.equal(guided, images(values, SEEDS, SAMPLER, GuidanceScales(), path_drop=True))
+    strong, weak = asked[:2]
+    told = condition.batch(values).flatten().tolist()
+    assert strong == (False, told) and weak == (True, [2, 2, 2] if condition.has_null else told)
+    deep: list[None] = []
+    made.network.blocks[1].register_forward_hook(lambda *_call: deep.append(None))
+    asked.clear()
+    images(values, SEEDS, SAMPLER, scales, path_drop=True)
+    assert len(deep) == len(asked) / 2, "the weak half of the evaluations does not run the middle block"
+
+
+def test_path_drop_of_a_model_with_one_path_is_refused(decoder: TextureVae) -> None:
+    params = SampleParams.model_validate(
+        {"sampler": "euler", "num_steps": 2, "guidance": {"kind": "path_drop", "scale_texture": 2.0}}
+    )
+    with pytest.raises(UserError, match="the model has no path that could be dropped: train one with diffusion.sparse"):
+        next(ImageGenerator(model(), decoder).sample([0], [5], params, 1))
+    both = replace(model(), network=network(0, depth=3, first_blocks=1, last_blocks=1))
+    assert next(ImageGenerator(both, decoder).sample([0], [5], params, 1)).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_networks_compute_in_the_type_and_the_sampler_in_float32(decoder: TextureVae, dtype: torch.dtype) -> None:
+    seen: dict[str, set[torch.dtype]] = {"products": set(), "inputs": set(), "states": set()}
+
+    class Watched(Heun):
+        def step(self, steps: Steps, n: int, x: Tensor) -> Tensor:
+            after = super().step(steps, n, x)
+            seen["states"] |= {x.dtype, after.dtype, steps.velocity(n, x).dtype}
+            return after
+
+    made, weak = model(), network(seed=9, depth=1)
+    for backbone in (made.network, weak):
+        backbone.register_forward_pre_hook(lambda _, inputs: seen["inputs"].update(each.dtype for each in inputs[:3]))
+    layers = [
+        layer
+        for whole in (made.network, weak, decoder)
+        for layer in whole.modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    ]
+    hooks = [layer.register_forward_hook(lambda _, __, found: seen["products"].add(found.dtype)) for layer in layers]
+    images = ImageGenerator(made, decoder, weak, Inference(torch.device("cpu"), dtype))
+    sampler, scales = Sampler(Watched, num_steps=4), GuidanceScales(2.0, 2.0)
+    first, again = (images(CLASSES, SEEDS, sampler, scales) for _ in range(2))
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(first, again) and first.dtype == torch.uint8, "the same bytes each time"
+    assert seen == {"products": {dtype}, "inputs": {torch.float32}, "states": {torch.float32}}
 
 
 def test_a_class_that_does_not_exist_is_refused_and_no_class_is_allowed(decoder: TextureVae) -> None:

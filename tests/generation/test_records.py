@@ -1,6 +1,7 @@
 """The files beside a model, ``config.json`` and ``sample.json``: their keys are their own, and older files stay readable."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,13 @@ def test_format_1_of_a_model_is_written_and_read_as_it_stands_here(tmp_path: Pat
     assert read_networks(tmp_path) == networks
 
 
+def test_a_model_of_two_paths_has_two_more_keys_and_the_same_format(tmp_path: Path) -> None:
+    both = replace(config(CLASSES), first_blocks=1, last_blocks=2)
+    written = write_model_config(both, OFFSET, {})
+    assert written["format"] == 1 and written["model"] == LITERAL_MODEL | {"first_blocks": 1, "last_blocks": 2}
+    assert read_model_folder(model_folder(tmp_path, written))[0] == both
+
+
 def test_a_model_older_than_the_record_of_its_networks_is_read_and_they_are_not_known(tmp_path: Path) -> None:
     older = {key: value for key, value in LITERAL_CONFIG.items() if key != "networks"}
     assert read_model_folder(model_folder(tmp_path, older)) == (config(CLASSES), OFFSET)
@@ -126,12 +134,21 @@ def test_a_model_older_than_the_other_schedules_has_their_defaults(tmp_path: Pat
     assert read_model_folder(model_folder(tmp_path, oldest))[1] == ScheduleParams(tau=0.4)
 
 
+def test_a_model_without_a_word_on_its_projector_has_the_mlp_and_the_convolution_is_recorded(tmp_path: Path) -> None:
+    assert read_model_folder(model_folder(tmp_path, LITERAL_CONFIG))[0].repa_projector == "mlp"
+    conv = replace(config(CLASSES), repa_projector="conv")
+    written = write_model_config(conv, OFFSET, {})
+    assert written["model"] == LITERAL_MODEL | {"repa_projector": "conv"}
+    assert read_model_folder(model_folder(tmp_path, written))[0] == conv
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (WITHOUT_FORMAT | {"classes": ["a"]}, "num_classes is 2, but 1 classes are named"),
         (LITERAL_CONFIG | {"backbone": "lightingdit"}, "nearest: `lightningdit`"),
         (LITERAL_CONFIG | {"model": LITERAL_MODEL | {"widht": 3}}, "unknown keys in the model's configuration: widht"),
+        (LITERAL_CONFIG | {"model": LITERAL_MODEL | {"repa_projector": "cnn"}}, "repa_projector is 'cnn'"),
         (LITERAL_CONFIG | {"condition": {"kind": "none", "names": []}}, "condition `none` has no configuration"),
         ({"format": 1}, "'condition'"),
     ],
@@ -165,6 +182,7 @@ def test_another_format_is_refused_with_the_remedy(number: object, tmp_path: Pat
         {"sampler": "dopri5", "guidance": {"kind": "cfg", "scale_texture": 2.0}},
         {"schedule": {"tau": 0.2}, "class_mix": "natural"},
         {"other_networks": True},
+        {"precision": "bf16"},
         {"schedule": {"kind": "curve", "knots": [0.0, 1.0]}, "rule": "published", "timestep_shift": 0.5},
     ],
 )
@@ -179,6 +197,12 @@ def test_format_1_of_settings_is_written_and_read_as_it_stands_here(tmp_path: Pa
     assert (settings.num_steps, settings.guidance.weak_model) == (7, Path("models/weak"))
     write_settings(tmp_path / "again.json", settings)
     assert json.loads((tmp_path / "again.json").read_text()) == LITERAL_SAMPLE
+
+
+def test_settings_that_do_not_say_a_precision_are_of_float32_and_others_than_two_are_refused(tmp_path: Path) -> None:
+    assert read_settings(sample_file(tmp_path, LITERAL_SAMPLE)).precision == "fp32"
+    with pytest.raises(UserError, match="does not hold the settings of a registered model"):
+        read_settings(sample_file(tmp_path, LITERAL_SAMPLE | {"precision": "auto"}))
 
 
 def test_settings_without_a_format_are_read_and_the_oldest_ones_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.nn.functional import gelu, layer_norm, linear, silu
 
 from sfd.models.conditions import ClassCondition
 from sfd.models.embeddings import RotaryEmbedding
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig, computing_type
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig, product_type
 from sfd.sizes import SIZES
 
 RELEASED = json.loads((Path(__file__).parents[1] / "data/conformance/released_checkpoint_shapes.json").read_text())
@@ -242,6 +242,41 @@ def test_the_projection_reads_the_tokens_after_its_block_and_comes_only_when_ask
     assert plain.projection is None and torch.equal(plain.velocity, output.velocity)
 
 
+def test_the_convolution_projects_each_token_with_its_eight_neighbours_and_zeros_beyond_the_edge() -> None:
+    config = replace(SMALL, repa_projector="conv")
+    model, inputs = randomised(config), batch(config)
+    tokens: list[Tensor] = []
+    model.blocks[config.repa_depth - 1].register_forward_hook(lambda *call: tokens.append(call[-1]))
+    projection = model(*inputs, with_projection=True).projection
+    weight, bias = model.repa_projector.proj.weight, model.repa_projector.proj.bias
+    expected = bias.expand(3, 16, 6).clone()
+    for (row, column), dy, dx in itertools.product(itertools.product(range(4), range(4)), (-1, 0, 1), (-1, 0, 1)):
+        y, x = row + dy, column + dx
+        if 0 <= y < 4 and 0 <= x < 4:
+            expected[:, 4 * row + column] += linear(tokens[0][:, 4 * y + x], weight[:, :, dy + 1, dx + 1])
+    assert projection.shape == (3, 16, 6)
+    torch.testing.assert_close(projection, expected, rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_kind_of_the_projector_changes_no_other_trunk_weight_and_no_velocity() -> None:
+    mlp, conv = (
+        LightningDiT(replace(SMALL, repa_projector=kind)).initialise(torch.Generator().manual_seed(0))
+        for kind in ("mlp", "conv")
+    )
+    for name, value in mlp.blocks.state_dict().items():
+        assert torch.equal(value, conv.blocks.state_dict()[name]), name
+    kernel = conv.repa_projector.proj
+    assert 0.0 < float(kernel.weight.abs().max()) <= math.sqrt(6 / (6 + 9 * 32)) and not bool(kernel.bias.any())
+    plain, projected = (conv(*batch(SMALL), with_projection=asked) for asked in (False, True))
+    assert plain.projection is None and torch.equal(plain.velocity, projected.velocity)
+
+
+def test_a_projector_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="repa_projector is 'cnn', but must be mlp or conv"):
+        replace(SMALL, repa_projector="cnn")
+
+
 def test_the_null_class_is_the_last_row_and_can_be_left_out() -> None:
     assert LightningDiT(SMALL).y_embedder.embedding_table.num_embeddings == 4
     assert (
@@ -340,11 +375,11 @@ def test_under_autocast_queries_and_keys_are_normed_and_turned_in_bf16_and_the_v
 
 def test_the_rotation_is_given_in_the_type_of_the_products() -> None:
     rope, tokens = RotaryEmbedding(8, 2), torch.randn(1, 4, 8)
-    assert rope(computing_type(tokens)).cos.dtype == torch.float32
+    assert rope(product_type(tokens)).cos.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        rotation = rope(computing_type(tokens))
+        rotation = rope(product_type(tokens))
     assert (rotation.cos.dtype, rotation.sin.dtype) == (torch.bfloat16, torch.bfloat16)
-    assert rope(computing_type(tokens.bfloat16())).sin.dtype == torch.bfloat16
+    assert rope(product_type(tokens.bfloat16())).sin.dtype == torch.bfloat16
 
 
 def test_the_rotation_at_some_positions_is_that_of_all_positions_there() -> None:

@@ -101,6 +101,7 @@ def shapes_of(config: LightningDiTConfig) -> dict[str, Tensor]:
         {"use_rope": False},
         {"use_swiglu": False, "use_rmsnorm": False},
         {"use_shift": False, "feature_dim": 100},
+        {"repa_projector": "conv", "repa_width": 2048, "feature_dim": 100},
         {"condition": ClassCondition.numbered(11, has_null=False)},
     ],
 )
@@ -124,6 +125,11 @@ def test_weights_that_contradict_each_other_or_lack_a_width_are_refused(key: str
         state[key] = torch.empty(value, device="meta")
     with pytest.raises(ValueError, match=reason):
         config_from_weights(state, 4, True)
+
+
+def test_weights_of_two_paths_are_refused_because_their_blocks_cannot_be_told_apart() -> None:
+    with pytest.raises(ValueError, match="fusion.weight is of a model .* sparse_deep.* use its folder"):
+        config_from_weights(shapes_of(replace(FULL, first_blocks=1, last_blocks=1)), 4, True)
 
 
 def test_weights_that_do_not_say_how_wide_a_head_is_are_refused() -> None:

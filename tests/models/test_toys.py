@@ -20,6 +20,7 @@ from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone, Facts, Output
 from sfd.models.conditions import ClassCondition, Condition
 from sfd.params import DiffusionParams, SampleParams, ScheduleParams
+from sfd.precision import Inference
 from sfd.seeding import generator
 from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
 from sfd.training.diffusion import DiffusionTask
@@ -146,7 +147,9 @@ def test_a_toy_is_trained_saved_loaded_and_sampled(backbone: str, condition: str
     assert loaded.network.config == config and loaded.condition.kind == condition
     settings = SampleParams.model_validate({"sampler": "euler", "num_steps": 2, "guidance": {}})
     values = loaded.condition.plan(3)
-    images = [ImageGenerator(each, Pixels(), device=torch.device("cpu")) for each in (replace(made), loaded)]
+    images = [
+        ImageGenerator(each, Pixels(), inference=Inference(torch.device("cpu"))) for each in (replace(made), loaded)
+    ]
     drawn = [each(values, [0, 1, 2], build_sampler(settings), GuidanceScales()) for each in images]
     assert drawn[0].shape == (3, 3, 4, 4) and torch.equal(*drawn)
 

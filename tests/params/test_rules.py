@@ -21,6 +21,10 @@ PRETRAINED_JUDGE = {
     "judges.0.name": "inception",
     "judges.0.training": None,
 }
+SPARSE = {"first_blocks": 1, "last_blocks": 1, "full_token_steps": 200}
+PATH_DROP = {"diffusion.sparse_deep": SPARSE, "sample.guidance.kind": "path_drop"}
+ODD_GRID = {"data.image_size": 24, "encoder.input_size": 24}
+"""Of the digits' 8 pixels per position: 3 along one side."""
 FID_GATE = {"register.gates": {"fid": {"limit": 4.0, "improve": True}}}
 TIMM_JUDGE = {
     "judges.0.kind": "timm",
@@ -199,12 +203,54 @@ NO_CONDITION = {
         ({"latents.store_features": False}, ["repa_weight", "latents.store_features must be true", "`decoded`"]),
         ({"diffusion.lora": {"rank": 4}}, ["diffusion.lora adapts a trained model", "init_from is null"]),
         (
+            {"diffusion.token_routing": {}},
+            ["first_blocks 2 and last_blocks 4 leave none of the 4 blocks", "size tiny", "set token_routing to null"],
+        ),
+        (
+            {"diffusion.source": "file", "diffusion.file": "weights", "diffusion.token_routing": {"last_blocks": 1}},
+            ["diffusion.source is `file`", "diffusion.token_routing must be null"],
+        ),
+        ({"diffusion.sparse_deep": {"full_token_steps": 0}}, ["diffusion.sparse_deep", "leave none of the 4 blocks"]),
+        ({"diffusion.sparse_deep": SPARSE | {"share": 0.6}}, ["diffusion.sparse_deep.share", "multiple of 0.25"]),
+        (
+            {"diffusion.sparse_deep": SPARSE | {"full_token_steps": 4000}},
+            ["full_token_steps 4000 is more than diffusion.training.num_steps 3200", "lower it"],
+        ),
+        (
+            {"diffusion.sparse_deep": SPARSE, "diffusion.token_routing": {"first_blocks": 1, "last_blocks": 1}},
+            ["token_routing and diffusion.sparse_deep both", "set one of them to null"],
+        ),
+        (
+            ODD_GRID | {"diffusion.sparse_deep": SPARSE},
+            ["groups of 2 x 2, but there are 3 along one side", "which is odd"],
+        ),
+        (
+            {"sample.guidance.kind": "path_drop"},
+            ["sample.guidance.kind is `path_drop`", "diffusion.sparse_deep must be given"],
+        ),
+        (
+            {"sample.guidance.kind": "path_drop", "diffusion.sparse_deep": SPARSE | {"path_drop": 0.0}},
+            ["its path_drop be above 0"],
+        ),
+        (
+            PATH_DROP | {"diffusion.model.class_dropout": 0.0},
+            ["`path_drop`, whose weak velocity has the null class", "class_dropout must be above 0"],
+        ),
+        (
             WARM | {"diffusion.source": "file", "diffusion.file": "weights", "diffusion.init_from": "a model"},
             ["diffusion.source is `file`", "set source to `train`"],
         ),
         (
             WARM | {"diffusion.init_from": "a model", "diffusion.lora": {}, "runtime.diffusion.sharding": "fsdp"},
             ["diffusion.lora", "set sharding to `ddp`"],
+        ),
+        (
+            {"diffusion.training.optimizer": "muon", "runtime.diffusion.sharding": "fsdp"},
+            ["diffusion.training.optimizer is `muon`", "sharding is `fsdp`", "sharding to `ddp`", "`adamw`"],
+        ),
+        (
+            WARM | {"diffusion.init_from": "a model", "diffusion.lora": {}, "diffusion.training.optimizer": "muon"},
+            ["diffusion.training.optimizer is `muon`", "diffusion.lora", "`adamw`", "lora to null"],
         ),
         (
             PLAIN | {"diffusion.loss.repa_weight": 1.0, "diffusion.loss.repa_target": "decoded"},
@@ -320,6 +366,16 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         WARM | {"diffusion.init_from": "models:/sfd@champion", "diffusion.lora": {}},
         WARM | {"diffusion.init_from": "models:/sfd/12", "diffusion.init_statistics": "new"},
         {"diffusion.model.patch_size": 2, "diffusion.loss.repa_weight": 0},
+        {"diffusion.token_routing": {"first_blocks": 1, "last_blocks": 2}},
+        {"diffusion.token_routing": {}, "diffusion.model.size": "S"},
+        {"diffusion.sparse_deep": SPARSE},
+        ODD_GRID,
+        PATH_DROP,
+        PATH_DROP | {"diffusion.model.condition": "none", "diffusion.model.class_dropout": 0.0},
+        {"diffusion.source": "file", "diffusion.file": "weights", "sample.guidance.kind": "path_drop"},
+        {"diffusion.training.optimizer": "muon", "diffusion.training.weight_decay": 0.1},
+        WARM | {"diffusion.init_from": "a model", "diffusion.training.optimizer": "muon"},
+        {"diffusion.loss.repa_projector": "conv", "diffusion.loss.repa_target_norm": "tokens"},
         {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
         {"judges.0.training.decay_start": 50, "judges.0.training.decay_to": 0.1, "judges.0.training.warmup_from": 0.01},

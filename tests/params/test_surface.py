@@ -8,7 +8,17 @@ import yaml
 from changed_params import DIGITS, leaves
 from support import REPOSITORY
 
-from sfd.params import LoraParams, ModelSize, SpaceParams, describe_params, dump_params, load_params, parse_params
+from sfd.params import (
+    LoraParams,
+    ModelSize,
+    SpaceParams,
+    SparseDeepParams,
+    TokenRoutingParams,
+    describe_params,
+    dump_params,
+    load_params,
+    parse_params,
+)
 from sfd.sizes import SIZES
 
 FILES = [
@@ -56,7 +66,9 @@ diffusion.loss.cosine_floor
 diffusion.loss.cosine_weight
 diffusion.loss.repa_depth
 diffusion.loss.repa_loss
+diffusion.loss.repa_projector
 diffusion.loss.repa_target
+diffusion.loss.repa_target_norm
 diffusion.loss.repa_weight
 diffusion.loss.repa_width
 diffusion.loss.semantic_weight
@@ -76,8 +88,17 @@ diffusion.model.use_shift
 diffusion.model.use_swiglu
 diffusion.other_networks
 diffusion.source
+diffusion.sparse_deep.first_blocks
+diffusion.sparse_deep.full_token_steps
+diffusion.sparse_deep.last_blocks
+diffusion.sparse_deep.path_drop
+diffusion.sparse_deep.share
+diffusion.token_routing.first_blocks
+diffusion.token_routing.last_blocks
+diffusion.token_routing.share
 diffusion.training.keep_every
 diffusion.training.more_ema_decays
+diffusion.training.optimizer
 encoder.depth
 encoder.file
 encoder.input_size
@@ -132,15 +153,27 @@ runtime.NETWORK.checkpoint_every
 runtime.NETWORK.compile
 runtime.NETWORK.log_every
 runtime.NETWORK.num_workers
+runtime.diffusion.activation_checkpointing
 runtime.diffusion.grid_every
 runtime.diffusion.grid_images
 runtime.diffusion.heldout_every
 runtime.diffusion.heldout_images
 runtime.diffusion.sharding
 runtime.evaluate.batch_size
+runtime.evaluate.compile
+runtime.evaluate.num_workers
+runtime.evaluate.precision
 runtime.features.batch_size
+runtime.features.compile
+runtime.features.num_workers
+runtime.features.precision
 runtime.latents.batch_size
+runtime.latents.compile
+runtime.latents.num_workers
+runtime.latents.precision
 runtime.sample.batch_size
+runtime.sample.compile
+runtime.sample.precision
 sample.class_mix
 sample.ema_decay
 sample.guidance.end_semantic
@@ -262,6 +295,8 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     for section, mapping in (("tune", "space"), ("register", "gates")):
         dumped[section][mapping] = {"KEY": next(iter(dumped[section][mapping].values()))}
     dumped["diffusion"]["lora"] = LoraParams().model_dump()
+    dumped["diffusion"]["token_routing"] = TokenRoutingParams().model_dump()
+    dumped["diffusion"]["sparse_deep"] = SparseDeepParams(full_token_steps=0).model_dump()
     assert sorted(leaves(dumped)) == sorted(expanded)
 
 

@@ -40,6 +40,7 @@ DRAWING = {"diffusion", "sample", "evaluate", "evaluate_steps", "register", "swe
 EVERY = set(STAGES)
 WATCHERS = {
     "__init__.py": EVERY,
+    "precision.py": EVERY - {"prepare"},
     "seeding.py": EVERY - {"prepare"},
     "sizes.py": DRAWING,
     "data/sources/tar.py": EVERY - {"diffusion", "sample"},
@@ -49,10 +50,11 @@ WATCHERS = {
     "encoders/tokenizers/pca.py": EVERY - {"prepare", "encoder", "judge", "features", "semantic"},
     "encoders/judges/resnet.py": {"judge", "reference", "evaluate", "evaluate_steps", "sweep", "tune"},
     "training/loop.py": {"encoder", "texture_vae", "judge", "semantic", "diffusion", "tune"},
+    "training/optimizer.py": {"encoder", "texture_vae", "judge", "semantic", "diffusion", "tune"},
     "training/finetuning.py": {"diffusion", "tune"},
     "training/classifier.py": {"encoder", "judge"},
     "diffusion/samplers/ab2.py": DRAWING,
-    "generation/samples.py": {"sample", "evaluate", "evaluate_steps", "sweep"},
+    "generation/samples.py": {"sample", "evaluate", "evaluate_steps", "register", "sweep"},
     "evaluation/balanced.py": {"encoder", "judge", "reference", "evaluate", "evaluate_steps", "sweep", "tune"},
     "evaluation/protocol.py": {"evaluate", "evaluate_steps", "sweep"},
     "evaluation/originals.py": {"reference", "evaluate", "evaluate_steps", "sweep", "tune"},

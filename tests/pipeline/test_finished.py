@@ -12,7 +12,7 @@ import yaml
 from support import REPOSITORY
 from torch import Tensor, nn
 
-from sfd.pipeline.inputs import judge_facts
+from sfd.pipeline.inputs import continuable, judge_facts, needs_length
 from sfd.pipeline.stage import stage
 from sfd.pipeline.training import train_stage
 from sfd.seeding import generator
@@ -189,3 +189,17 @@ def test_runtime_options_may_change_between_the_parts(tmp_path: Path, monkeypatc
     enter(tmp_path / "at once", monkeypatch)
     whole = train(num_steps=26, log_every=2)
     assert all(torch.equal(longer.averaged[name], value) for name, value in whole.averaged.items())
+
+
+@pytest.mark.parametrize(
+    ("sparse", "reason"),
+    [
+        (None, ""),
+        ({"full_token_steps": 0}, ""),
+        ({"full_token_steps": 5}, "the last `sparse_deep.full_token_steps` are counted from num_steps"),
+    ],
+)
+def test_a_training_whose_last_steps_differ_depends_on_its_length(sparse: dict[str, int] | None, reason: str) -> None:
+    facts = {"stage": "diffusion", "params": {"diffusion": {"training": {"decay": "constant"}, "sparse_deep": sparse}}}
+    assert needs_length(facts) == reason
+    assert continuable(facts) == (reason == "")

@@ -159,6 +159,13 @@ def test_what_two_measurements_differ_in_is_named(key: str) -> None:
     assert said is not None and key in said and "other" in said and "version 2 and version 1" in said
 
 
+def test_a_measurement_without_a_precision_is_of_float32_and_not_compared_with_one_in_bf16() -> None:
+    in_fp32, in_bf16 = (replace(record("1"), measured=MEASURED | {"precision": each}) for each in ("fp32", "bf16"))
+    assert describe_difference(record(), in_fp32) is None and describe_difference(in_bf16, in_bf16) is None
+    said = describe_difference(record(), in_bf16)
+    assert said == "version 2 and version 1 were measured differently: precision fp32 and bf16"
+
+
 EAR = {"judge_digest.ear": "c" * 64, "fdr": "eye, ear"}
 OTHER_EAR = EAR | {"judge_digest.ear": "d" * 64}
 

@@ -22,6 +22,8 @@ from sfd.training.diffusion import DiffusionTask
 CPU = torch.device("cpu")
 NUM_CLASSES = 3
 CONDITION = ClassCondition.numbered(NUM_CLASSES)
+DRAWN = ("x0", "t_tex", "t_sem", "weight_tex", "weight_sem", "dropout")
+"""What every step draws; the rest belongs to options that are off."""
 
 
 class NoData:
@@ -59,7 +61,7 @@ def batch(size: int = 16) -> tuple[LatentBatch, Tensor]:
     return LatentBatch(x1, torch.arange(size) % NUM_CLASSES, features), torch.randn(size, 6, 4, 4, generator=random)
 
 
-def config_for(size: str = "tiny", patch_size: int = 1, grid: int = 4, **loss: float) -> LightningDiTConfig:
+def config_for(size: str = "tiny", patch_size: int = 1, grid: int = 4, **loss: Any) -> LightningDiTConfig:
     params = DiffusionParams.model_validate(
         {"model": {"size": size, "patch_size": patch_size}, "loss": loss, "training": {"num_steps": 1, "batch_size": 1}}
     )
@@ -76,6 +78,7 @@ def test_the_network_takes_its_shape_from_size_latents_and_loss() -> None:
     assert (config.in_channels, config.semantic_channels, config.two_times) == (12, 4, True)
     assert (config.repa_depth, config.feature_dim) == (2, 96)
     assert config_for(repa_weight=0.0).repa_depth == 0
+    assert (config_for().repa_projector, config_for(repa_projector="conv").repa_projector) == ("mlp", "conv")
 
 
 def test_a_patch_that_does_not_tile_the_latents_is_refused() -> None:
@@ -89,10 +92,11 @@ def test_a_patch_that_does_not_tile_the_latents_is_refused() -> None:
 
 def test_draws_depend_on_seed_and_step_alone() -> None:
     first, again = make().noise(3, 8, CPU), make().noise(3, 8, CPU)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in DRAWN)
     for other in (make().noise(4, 8, CPU), make(seed=1).noise(3, 8, CPU)):
         assert not any(torch.equal(getattr(first, n), getattr(other, n)) for n in ("x0", "t_tex", "t_sem", "dropout"))
-    assert [tuple(value.shape) for value in first] == [(8, 6, 4, 4), *[(8,)] * 5]
+    assert [tuple(getattr(first, name).shape) for name in DRAWN] == [(8, 6, 4, 4), *[(8,)] * 5]
+    assert all(value is None for name, value in first._asdict().items() if name not in DRAWN)
 
 
 def test_progress_is_logit_normal_with_the_given_mean_and_deviation() -> None:
@@ -186,11 +190,24 @@ def test_classes_are_dropped_as_often_as_asked_and_else_kept(dropout: float, sha
     assert torch.equal(labels[~dropped], data.class_indices[~dropped])
 
 
-def test_every_weight_of_the_network_gets_a_gradient() -> None:
+@pytest.mark.parametrize(("projector", "norm"), [("mlp", "none"), ("conv", "tokens")])
+def test_every_weight_of_the_network_gets_a_gradient(projector: str, norm: str) -> None:
     config = LightningDiTConfig(
-        4, 6, 32, 2, 2, CONDITION, semantic_channels=2, two_times=True, repa_depth=1, repa_width=16, feature_dim=8
+        4,
+        6,
+        32,
+        2,
+        2,
+        CONDITION,
+        semantic_channels=2,
+        two_times=True,
+        repa_depth=1,
+        repa_width=16,
+        feature_dim=8,
+        repa_projector=projector,
     )
-    task = DiffusionTask(LightningDiT(config), NoData(), LossParams(), OffsetSchedule(0.3), 0.1, 0)
+    loss = LossParams.model_validate({"repa_target_norm": norm})
+    task = DiffusionTask(LightningDiT(config), NoData(), loss, OffsetSchedule(0.3), 0.1, 0)
     data, _ = batch()
     sum(task.losses(task.network, data, task.noise(0, 16, CPU)).values()).backward()  # type: ignore[union-attr]
     missing = [name for name, p in task.network.named_parameters() if p.requires_grad and p.grad is None]

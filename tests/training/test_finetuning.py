@@ -133,6 +133,20 @@ def test_a_source_without_null_class_leaves_that_row_to_be_drawn() -> None:
     assert transfer(source, fresh()).in_part == {PARTS[0]: "1 of 4: no class"}
 
 
+def test_a_second_path_is_re_initialised_where_the_source_has_none_and_unused_where_the_network_has_none() -> None:
+    two_paths = replace(CONFIG, depth=3, first_blocks=1, last_blocks=1)
+    one_path = replace(CONFIG, depth=3)
+    added = {"mask_token", "fusion.weight", "fusion.bias"}
+    to_two = transfer(trained_model(one_path), fresh(two_paths))
+    assert set(to_two.reinitialised) == added and not to_two.unused
+    assert "re-initialised: mask_token (1 tensor), fusion (2 tensors)" in to_two.describe()
+    to_one = transfer(trained_model(two_paths), fresh(one_path))
+    assert set(to_one.unused) == added and not to_one.reinitialised
+    source, network = trained_model(two_paths), fresh(two_paths)
+    assert set(transfer(source, network).copied) == set(network.state_dict())
+    assert not differing(network, source.network)
+
+
 def test_another_grid_has_its_own_tables_and_the_rest_is_copied() -> None:
     source, network = trained_model(), fresh(replace(CONFIG, input_size=6))
     moved = transfer(source, network)
@@ -180,6 +194,19 @@ def test_the_projector_is_copied_only_where_it_sits_behind_the_same_block() -> N
     assert projector <= set(transfer(source, fresh()).copied)
     assert set(transfer(source, fresh(replace(CONFIG, repa_depth=2))).reinitialised) == projector
     assert set(transfer(source, fresh(replace(CONFIG, repa_depth=0))).unused) == projector
+
+
+def test_a_projector_of_another_kind_is_drawn_anew_and_said_so_and_one_of_the_same_kind_is_copied() -> None:
+    conv = replace(CONFIG, repa_projector="conv")
+    kernel = {"repa_projector.proj.weight", "repa_projector.proj.bias"}
+    layers = {f"repa_projector.{n}.{kind}" for n in (0, 2, 4) for kind in ("weight", "bias")}
+    moved = transfer(trained_model(), fresh(conv))
+    assert (set(moved.reinitialised), set(moved.unused)) == (kernel, layers)
+    said = "\n".join(moved.describe())
+    assert "re-initialised: repa_projector (2 tensors)" in said and "unused: repa_projector (6 tensors)" in said
+    back = transfer(trained_model(conv), fresh())
+    assert (set(back.reinitialised), set(back.unused)) == (layers, kernel)
+    assert kernel <= set(transfer(trained_model(conv), fresh(conv)).copied)
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,13 @@ from sfd.diffusion.schedule import OffsetSchedule
 from sfd.errors import UserError
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
-from sfd.params import LossParams, Sharding, TrainingParams, TrainingRuntime
+from sfd.params import DiffusionTrainingParams, LossParams, Sharding, TrainingParams, TrainingRuntime
 from sfd.processes import terminable
 from sfd.seeding import generator
 from sfd.training.diffusion import DiffusionTask
+from sfd.training.heldout import HeldoutLoss
 from sfd.training.loop import Callback, Trained, train
+from sfd.training.rate import learning_rate
 
 SHORT = {"batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.9, "precision": "fp32", "log_every": 5}
 LONG = SHORT | {"num_steps": 120, "checkpoint_every": 3, "warmup_steps": 10, "decay": "cosine"}
@@ -52,14 +54,21 @@ class RandomLatents:
         return LatentBatch(*(tensor[indices] for tensor in self.all if tensor is not None))
 
 
-def diffusion_task(seed: int) -> DiffusionTask:
-    """A backbone 32 wide on 37 random latents, so that batches of 8 span epochs."""
-    parts = {"semantic_channels": 2, "two_times": True, "repa_depth": 1, "repa_width": 16, "feature_dim": 8}
+def diffusion_task(seed: int, projector: str = "mlp", norm: str = "none") -> DiffusionTask:
+    """A backbone 32 wide on 37 random latents, so that batches of 8 span epochs. ``projector``, ``norm``: of REPA."""
+    parts: dict[str, Any] = {"semantic_channels": 2, "two_times": True, "repa_depth": 1, "repa_width": 16}
+    parts |= {"feature_dim": 8, "repa_projector": projector}
     config = LightningDiTConfig(
         4, 6, hidden_size=32, depth=2, num_heads=2, condition=ClassCondition.numbered(3), **parts
     )
     network = LightningDiT(config).initialise(generator(seed, "test/initialisation"))
-    return DiffusionTask(network, RandomLatents(37), LossParams(), OffsetSchedule(0.3), 0.1, seed)
+    loss = LossParams.model_validate({"repa_target_norm": norm})
+    return DiffusionTask(network, RandomLatents(37), loss, OffsetSchedule(0.3), 0.1, seed)
+
+
+def muon_task() -> DiffusionTask:
+    """With iREPA, for trainings with Muon."""
+    return diffusion_task(0, "conv", "tokens")
 
 
 class Numbers:
@@ -132,11 +141,15 @@ class Options(NamedTuple):
     def of(cls, fields: dict[str, Any]) -> "Options":
         runtime = {key: value for key, value in fields.items() if key in TrainingRuntime.model_fields}
         params = {key: value for key, value in fields.items() if key not in runtime}
-        return cls(TrainingParams(**params), TrainingRuntime(**runtime))
+        return cls(DiffusionTrainingParams(**params), TrainingRuntime(**runtime))
 
 
 def short(num_steps: int, **changes: Any) -> Options:
     return Options.of(SHORT | {"num_steps": num_steps, "checkpoint_every": 1000} | changes)
+
+
+WITH_MUON = {"optimizer": "muon", "max_grad_norm": 1.0, "weight_decay": 0.1, "warmup_steps": 5}
+MUON = short(22, **WITH_MUON, accumulation_steps=2, checkpoint_every=4)
 
 
 def run(
@@ -204,11 +217,19 @@ def train_side_by_side(folder: Path) -> None:
         save_file(resumed.network.state_dict(), folder / "resumed.safetensors")
         save_file(sharded.network.state_dict(), folder / "sharded.safetensors")
         save_file(sharded_again.network.state_dict(), folder / "sharded_again.safetensors")
+    (folder / f"heldout-{process}.json").write_text(json.dumps(heldout_losses(together=True)))
     train_in_parts(folder, int(process))
+    train_with_muon(folder, int(process))
     try:
         run(LineTask(bad_step=8), params, folder / "diverging")
     except UserError as error:
         (folder / f"error-{process}.txt").write_text(str(error))
+
+
+def heldout_losses(together: bool) -> dict[str, float]:
+    """Of three batches, the last of which is smaller."""
+    task, dataset = diffusion_task(0), RandomLatents(130)
+    return HeldoutLoss(task, dataset, 130, together)(task.network, 0)  # type: ignore[arg-type]  # what it uses of a LatentDataset
 
 
 def train_in_parts(folder: Path, process: int) -> None:
@@ -220,10 +241,17 @@ def train_in_parts(folder: Path, process: int) -> None:
         def preview(network: nn.Module, step: int, kept: dict[int, Tensor] = previews) -> None:
             kept[step] = network.state_dict()["blocks.0.attn.qkv.weight"].clone()
 
+        called: list[int] = []
+
+        def share(_network: nn.Module, step: int, steps: list[int] = called) -> None:
+            steps.append(step)
+
         task, work = diffusion_task(0), folder / f"parts_{sharding}"
         work.mkdir(exist_ok=True)
-        trained = train(task, params, 0, work, "a", lambda _row, _step: None, runtime, [Callback(preview, 4)], sharding)
+        callbacks = [Callback(preview, 4), Callback(share, 3, together=True)]
+        trained = train(task, params, 0, work, "a", lambda _row, _step: None, runtime, callbacks, sharding)
         assert list(previews) == ([4, 6] if process == 0 else []), "process 0 alone draws previews"
+        assert called == ([3, 6] if sharding == "ddp" or process == 0 else []), "who has all the weights takes a share"
         if process == 0:
             assert torch.equal(previews[6], trained.network.state_dict()["blocks.0.attn.qkv.weight"])
             save_file(trained.network.state_dict(), folder / f"parts_{sharding}.safetensors")
@@ -231,6 +259,18 @@ def train_in_parts(folder: Path, process: int) -> None:
         run(SteepTask(bad_step=2, bad_draw=1e9), short(6, checkpoint_every=2), folder / "steep", sharding="fsdp")
     except UserError as error:
         (folder / f"steep-{process}.txt").write_text(str(error))
+
+
+def train_with_muon(folder: Path, process: int) -> None:
+    """Under torchrun: Muon and iREPA with micro-batches and clipping, and the same interrupted."""
+    whole = run(muon_task(), MUON, folder / "muon")
+    try:
+        run(muon_task(), MUON, folder / "muon_interrupted", stop_at=10)
+    except Interrupted:
+        resumed = run(muon_task(), MUON, folder / "muon_interrupted")
+    if process == 0:
+        save_file(whole.network.state_dict(), folder / "muon.safetensors")
+        save_file(resumed.network.state_dict(), folder / "muon_resumed.safetensors")
 
 
 def train_until_sigterm(folder: Path) -> None:
@@ -519,6 +559,23 @@ def test_resuming_takes_the_newest_state_and_the_optimizers(tmp_path: Path) -> N
     torch.save(state, checkpoint)
     assert same(whole, weights_of(run(LineTask(), params, tmp_path / "kept")))
     assert not same(whole, weights_of(run(LineTask(), params, tmp_path / "lost")))
+
+
+def test_a_training_with_muon_resumes_with_the_state_of_both_optimizers_at_the_rate_of_the_schedule(
+    tmp_path: Path,
+) -> None:
+    whole = weights_of(run(muon_task(), MUON, tmp_path / "whole"))
+    for name in ("kept", "lost"):
+        with pytest.raises(Interrupted):
+            run(muon_task(), MUON, tmp_path / name, stop_at=15)
+    checkpoint = tmp_path / "lost" / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["step"] == 12
+    assert [group["lr"] for group in state["optimizer"]["param_groups"]] == [learning_rate(MUON.params, 11)] * 2
+    state["optimizer"]["state"]["blocks.0.attn.qkv.weight"]["momentum_buffer"].zero_()
+    torch.save(state, checkpoint)
+    assert same(whole, weights_of(run(muon_task(), MUON, tmp_path / "kept")))
+    assert not same(whole, weights_of(run(muon_task(), MUON, tmp_path / "lost")))
 
 
 def test_a_checkpoint_of_other_inputs_is_refused_and_training_starts_over(
@@ -860,6 +917,11 @@ def test_two_training_processes_train_the_network_of_one(two_processes: Path, tm
         assert other == pytest.approx(row, rel=1e-3)
 
 
+def test_two_processes_that_share_the_held_out_images_find_the_losses_of_one(two_processes: Path) -> None:
+    found = [json.loads((two_processes / f"heldout-{process}.json").read_text()) for process in (0, 1)]
+    assert found == [heldout_losses(together=False)] * 2
+
+
 def test_two_training_processes_resume_with_the_same_bytes_and_curve(two_processes: Path) -> None:
     assert (two_processes / "resumed.safetensors").read_bytes() == (two_processes / "whole.safetensors").read_bytes()
     whole, resumed = json.loads((two_processes / "curves-0.json").read_text())[:2]
@@ -873,6 +935,16 @@ def test_one_process_continues_what_two_began(two_processes: Path, tmp_path: Pat
     assert state["step"] == 22 and len(state["sums"]) == 2
     continued = run(diffusion_task(0), params, tmp_path)
     assert same(weights_of(continued), load_file(two_processes / "resumed.safetensors"))
+
+
+def test_two_processes_with_muon_train_the_network_of_one_and_resume_with_the_same_bytes(
+    two_processes: Path, tmp_path: Path
+) -> None:
+    alone = run(muon_task(), short(22, **WITH_MUON, accumulation_steps=4), tmp_path)
+    together = load_file(two_processes / "muon.safetensors")
+    torch.testing.assert_close(together, weights_of(alone), rtol=1e-3, atol=5e-5)
+    resumed = (two_processes / "muon_resumed.safetensors").read_bytes()
+    assert resumed == (two_processes / "muon.safetensors").read_bytes()
 
 
 def test_sharded_training_gives_the_losses_and_weights_of_unsharded_training_up_to_rounding(

@@ -5,41 +5,39 @@ Samples are cropped to the centre and resized as training images are. So a train
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
-from sfd.audit.findings import Attack, Neighbours, Samples
+from sfd.audit.findings import Attack, Crops, Neighbours, Samples, SizesOf
 from sfd.audit.membership import CONFIDENCE, losses_of_images, separation
 from sfd.audit.report import describe, page, table
-from sfd.data.decoding import decode_rgb
-from sfd.data.files import ImageRefused, open_regular
-from sfd.data.images import ManifestImages
+from sfd.data.batches import in_batches, read_images
+from sfd.data.images import ManifestImages, Pixels
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.composite import CompositeEncoder
 from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.errors import UserError
-from sfd.evaluation.fidelity import extract
 from sfd.evaluation.memorisation import memorisation
 from sfd.evaluation.views import (
     NUM_CLOSEST,
-    ImageBatches,
     choose,
     choose_mix,
-    judge_training_images,
+    judge_images,
     picture_nearest,
     training_views,
 )
 from sfd.generation import generated
 from sfd.generation import samples as sampled
 from sfd.generation.model import DiffusionModel
-from sfd.params import DataParams, Params
+from sfd.params import DataParams, Params, ReadingRuntime
 from sfd.pipeline.inputs import check_current
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import replace_result
 from sfd.pipeline.work import lock
-from sfd.processes import inference_device
+from sfd.precision import Inference
 from sfd.registry.versions import find_registered, read_registration
 from sfd.seeding import derive_seed
 from sfd.workspace import Workspace
@@ -57,9 +55,10 @@ def audit(workspace: Workspace, folder: Path) -> str:
     """
     params = workspace.load_params()
     check_current(workspace, UPSTREAM, params)
-    samples = find_samples(folder, params.data)
+    samples = find_samples(folder, params.data, params.runtime.evaluate)
     data = open_prepared(workspace, params)
-    judge = load_judge(workspace.judge(params.first_judge.name)).to(inference_device())
+    inference = Inference.of(params.runtime.evaluate)
+    judge = inference.place(load_judge(workspace.judge(params.first_judge.name)))
     work = workspace.work("audit")
     with lock(work, "an audit"):
         out = work / "out"
@@ -67,15 +66,15 @@ def audit(workspace: Workspace, folder: Path) -> str:
         out.mkdir()
         neighbours = find_neighbours(samples, params, data, judge)
         _write_neighbours(neighbours, samples, data, out)
-        attack = attack_model(workspace, params, data)
-        facts = describe(samples, neighbours, attack, _note(workspace, samples, params))
+        attack = attack_model(workspace, params, data, inference)
+        facts = describe(samples, neighbours, attack, _note(workspace, samples, params), inference.computed_in)
         (out / "audit.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (out / "report.md").write_text(page(facts), encoding="utf-8")
         replace_result(workspace, "audit", out)
     return f"{table(facts)}\n\nreport: {workspace.result('audit') / 'report.md'}"
 
 
-def find_samples(folder: Path, params: DataParams) -> Samples:
+def find_samples(folder: Path, params: DataParams, runtime: ReadingRuntime) -> Samples:
     """The images that the folder's table names, or all images in the folder and its subfolders if there is no table.
 
     A table is ``samples.parquet`` of `sfd generate` or ``samples.csv`` of stage `sample`.
@@ -95,7 +94,7 @@ def find_samples(folder: Path, params: DataParams) -> Samples:
     else:
         paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
         files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
-    sizes, refused = _look_at(folder, files, params.max_pixels)
+    sizes, refused = _look_at(SizesOf(folder, files, params.max_pixels), runtime)
     if refused and table is not None:
         file = next(iter(refused))
         raise UserError(
@@ -110,37 +109,35 @@ def find_samples(folder: Path, params: DataParams) -> Samples:
     return Samples(folder, list(sizes), version, refused, num_cropped, classes)
 
 
-def _look_at(folder: Path, files: list[str], max_pixels: int) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+def _look_at(images: SizesOf, runtime: ReadingRuntime) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     """Sizes of the files that are images, and for each of the others the reason why it was refused."""
-    sizes, refused = {}, {}
-    for file in files:
-        try:
-            with open_regular(folder / file) as stream:
-                sizes[file] = decode_rgb(stream, max_pixels).size
-        except ImageRefused as reason:
-            refused[file] = str(reason)
-    return sizes, refused
+    with read_images(images, in_batches(range(len(images)), runtime.batch_size), runtime.num_workers) as batches:
+        found = dict(zip(images.files, chain.from_iterable(batches), strict=True))
+    sizes = {file: size for file, size in found.items() if not isinstance(size, str)}
+    return sizes, {file: reason for file, reason in found.items() if isinstance(reason, str)}
 
 
 def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Judge) -> Neighbours:
     """The memorisation check of stage `evaluate` on these samples, with its uncertainty. Held-out images get the samples' class mix."""
     from scipy.stats import betabinom
 
-    size, train, heldout = params.runtime.evaluate.batch_size, data.images(TRAIN), data.images(HELDOUT)
-    batches = ImageBatches(size, judge)
-    originals = judge_training_images(judge, train, size, data.params.mirror)
+    runtime, train, heldout = params.runtime.evaluate, data.images(TRAIN), data.images(HELDOUT)
+    size, num_workers = runtime.batch_size, runtime.num_workers
+    everything = range(len(train))
+    originals = judge_images(judge, Pixels(train), everything, size, num_workers, data.params.mirror)
     like = choose_mix(
         samples.class_indices(data.summary.classes), heldout.class_indices.tolist(), params.seed, "memorisation"
     )
-    reference = extract(judge, batches.of_images(heldout, like))
-    seen = extract(judge, (batch.to(batches.device) for batch in samples.batches(size, data.params)))
-    found = memorisation(seen.features, [originals.features], reference.features, device=batches.device)
+    reference = judge_images(judge, Pixels(heldout), like, size, num_workers)
+    crops = Crops(samples.folder, samples.files, data.params)
+    seen = judge_images(judge, crops, range(len(crops)), size, num_workers)
+    found = memorisation(seen.features, [originals.features], reference.features, device=judge.device)
     below = found.table[found.table["distance"] < found.threshold]
     num_below, num_heldout = len(below), len(like)
     num_heldout_below = round(found.heldout_fraction * num_heldout)
     return Neighbours(
         found=found,
-        identical=_identical(below, samples, train, data.params, size),
+        identical=_identical(below, crops, train, size),
         num_samples=len(samples.files),
         num_below=num_below,
         interval=_binomial_interval(num_below, len(samples.files)),
@@ -155,14 +152,12 @@ def find_neighbours(samples: Samples, params: Params, data: Prepared, judge: Jud
     )
 
 
-def _identical(
-    below: pd.DataFrame, samples: Samples, train: ManifestImages, params: DataParams, batch_size: int
-) -> list[bool]:
+def _identical(below: pd.DataFrame, crops: Crops, train: ManifestImages, batch_size: int) -> list[bool]:
     """For each of these samples, whether its pixels equal those of its nearest training image."""
     same: list[bool] = []
     for start in range(0, len(below), batch_size):
         rows = below.iloc[start : start + batch_size]
-        pixels = samples.load(rows["sample_index"].tolist(), params)
+        pixels = crops.__getitems__(rows["sample_index"].tolist())
         same += (pixels == training_views(train, rows["train_index"].tolist())).flatten(1).all(dim=1).tolist()
     return same
 
@@ -190,21 +185,23 @@ def _write_neighbours(neighbours: Neighbours, samples: Samples, data: Prepared, 
     )
     rows.to_csv(out / "nearest.csv", index=False)
     closest = table.head(NUM_CLOSEST)
-    picture_nearest(closest, samples.load(closest["sample_index"].tolist(), data.params), train, out / "closest.png")
+    shown = Crops(samples.folder, samples.files, data.params).__getitems__(closest["sample_index"].tolist())
+    picture_nearest(closest, shown, train, out / "closest.png")
 
 
-def attack_model(workspace: Workspace, params: Params, data: Prepared) -> Attack:
+def attack_model(workspace: Workspace, params: Params, data: Prepared, inference: Inference) -> Attack:
     """Membership inference by loss on the model in ``results/diffusion``, with equally many training and held-out images."""
-    device, seed = inference_device(), params.seed
-    model = DiffusionModel.load(workspace.sampled_model(params))
-    model.network.to(device)
+    model, seed = DiffusionModel.load(workspace.sampled_model(params)), params.seed
+    network = inference.function(inference.place(model.network))
     # Posterior draws that training never saw: an attacker has the image, but not the latent that the model was trained on.
-    encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), device)
+    encode = CompositeEncoder.load(params, workspace.results, derive_seed(seed, "audit/posterior"), inference)
     train, heldout = data.images(TRAIN), data.images(HELDOUT)
     count = min(MAX_ATTACKED, len(train), len(heldout))
-    size, weight = params.runtime.evaluate.batch_size, params.diffusion.loss.semantic_weight
+    runtime, weight = params.runtime.evaluate, params.diffusion.loss.semantic_weight
     members, others = (
-        losses_of_images(model, encode, images, choose(len(images), count, seed, f"audit/{split}"), size, weight, seed)
+        losses_of_images(
+            model, network, encode, images, choose(len(images), count, seed, f"audit/{split}"), runtime, weight, seed
+        )
         for split, images in ((TRAIN, train), (HELDOUT, heldout))
     )
     return Attack(count, float(members.mean()), float(others.mean()), separation(members, others, seed))

@@ -1,13 +1,16 @@
 """Types of an audit: the samples that it examines, and its findings."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from sfd.audit.membership import Separation
+from sfd.data.decoding import decode_rgb
+from sfd.data.files import ImageRefused, open_regular
 from sfd.data.images import read_crop, to_tensor_uint8
+from sfd.errors import UserError
 from sfd.evaluation.memorisation import Memorisation
 from sfd.params import DataParams
 
@@ -34,16 +37,50 @@ class Samples:
             return None
         return [index_of[name] for name in self.classes]
 
-    def load(self, rows: Sequence[int], params: DataParams) -> Tensor:
-        """Centre crops uint8 ``(B, 3, S, S)``."""
-        return to_tensor_uint8(
-            [read_crop(self.folder / self.files[row], params.image_size, params.max_pixels) for row in rows]
-        )
 
-    def batches(self, size: int, params: DataParams) -> Iterator[Tensor]:
-        """All samples in order, as batches of :meth:`load`."""
-        for start in range(0, len(self.files), size):
-            yield self.load(range(start, min(start + size, len(self.files))), params)
+@dataclass(frozen=True)
+class Crops:
+    """Images of a folder as training images are seen."""
+
+    folder: Path
+    files: list[str]
+    params: DataParams
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """Centre crops uint8 ``(B, 3, S, S)``. Raises :class:`UserError` naming a file that is no image any more."""
+        return to_tensor_uint8([self._crop(self.folder / self.files[index]) for index in indices])
+
+    def _crop(self, file: Path) -> Image.Image:
+        try:
+            return read_crop(file, self.params.image_size, self.params.max_pixels)
+        except ImageRefused as reason:
+            raise UserError(f"{file} has changed since the audit began ({reason}); run it again") from None
+
+
+@dataclass(frozen=True)
+class SizesOf:
+    """The sizes of files that may be images."""
+
+    folder: Path
+    files: list[str]
+    max_pixels: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, int] | str]:
+        """Width and height of each file, pixels, or why it is no image that can be used. All of it is decoded."""
+        return [self._size(self.folder / self.files[index]) for index in indices]
+
+    def _size(self, file: Path) -> tuple[int, int] | str:
+        try:
+            with open_regular(file) as stream:
+                return decode_rgb(stream, self.max_pixels).size
+        except ImageRefused as reason:
+            return str(reason)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A model that has memorised its images has a lower loss on them than on unseen im
 LiRA (arXiv 2112.03570), find more.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -13,12 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfd.data.batches import in_batches, read_images
 from sfd.data.images import ManifestImages
 from sfd.diffusion.loss import interpolate
 from sfd.diffusion.terms.velocity import velocity_loss
 from sfd.encoders.composite import CompositeEncoder
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import middle_schedule
+from sfd.models.backbone import Output
+from sfd.params import ReadingRuntime
 from sfd.seeding import derive_seed, generator
 
 PROGRESS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -44,12 +48,17 @@ class Separation:
 
 @torch.no_grad()
 def image_losses(
-    model: DiffusionModel, latents: Tensor, class_indices: Tensor, semantic_weight: float, seed: int
+    model: DiffusionModel,
+    network: Callable[..., Output],
+    latents: Tensor,
+    class_indices: Tensor,
+    semantic_weight: float,
+    seed: int,
 ) -> Tensor:
     """Mean squared velocity error of each image, ``(B,)`` float64 on the CPU. All images get the same times and noises.
 
-    ``latents``, normalised ``(B, C, H, W)``, and ``class_indices`` ``(B,)`` are on the model's device. ``semantic_weight``: see
-    :func:`sfd.diffusion.terms.velocity.velocity_loss`.
+    ``network``: the model's, as it is to be called. ``latents``, normalised ``(B, C, H, W)``, and ``class_indices`` ``(B,)`` are on its
+    device. ``semantic_weight``: see :func:`sfd.diffusion.terms.velocity.velocity_loss`.
     """
     schedule, channels = middle_schedule(model.schedule_params), model.network.config.semantic_channels
     condition = model.condition.of_classes(class_indices)
@@ -60,29 +69,30 @@ def image_losses(
         x0 = noise.expand_as(latents)
         t_tex, t_sem = schedule.times(latents.new_full((len(latents),), u))
         xt = interpolate(x0, latents, t_tex, t_sem, channels)
-        velocity = model.network(xt, t_tex, t_sem, condition).velocity.float()
+        velocity = network(xt, t_tex, t_sem, condition).velocity
         total += velocity_loss(velocity, latents - x0, channels, semantic_weight).double().cpu()
     return total / len(draws)
 
 
 def losses_of_images(
     model: DiffusionModel,
+    network: Callable[..., Output],
     encode: CompositeEncoder,
     images: ManifestImages,
     rows: list[int],
-    batch_size: int,
+    runtime: ReadingRuntime,
     semantic_weight: float,
     seed: int,
 ) -> Tensor:
     """:func:`image_losses` of these rows of ``images``, encoded by ``encode`` as for training."""
-    losses = []
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        batch = images.__getitems__(part)
-        latents, _ = encode(batch.images, list(range(start, start + len(part))))
-        # Latents are stored, and trained on, in half precision.
-        normalised = model.statistics.normalise(latents.half().float().cpu()).to(encode.device)
-        losses.append(image_losses(model, normalised, batch.class_indices.to(encode.device), semantic_weight, seed))
+    losses, numbers = [], in_batches(range(len(rows)), runtime.batch_size)
+    with read_images(images, in_batches(rows, runtime.batch_size), runtime.num_workers) as batches:
+        for draws, batch in zip(numbers, batches, strict=True):
+            latents, _ = encode(batch.images, draws)
+            # Latents are stored, and trained on, in half precision.
+            normalised = model.statistics.normalise(latents.half().float().cpu()).to(encode.device)
+            classes = batch.class_indices.to(encode.device)
+            losses.append(image_losses(model, network, normalised, classes, semantic_weight, seed))
     return torch.cat(losses)
 
 

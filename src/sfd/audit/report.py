@@ -5,13 +5,16 @@ from typing import Any
 from sfd.audit.findings import Attack, Neighbours, Samples
 from sfd.audit.membership import CONFIDENCE, DRAWS, PROGRESS, RESAMPLES
 from sfd.evaluation.memorisation import QUANTILE
+from sfd.params import ComputedIn
 from sfd.tables import as_text
 
 SHOWN_REFUSED = 5
 
 
-def describe(samples: Samples, neighbours: Neighbours, attack: Attack, note: str) -> dict[str, Any]:
-    """The findings as a tree for JSON. ``note``: which model was attacked."""
+def describe(
+    samples: Samples, neighbours: Neighbours, attack: Attack, note: str, computed_in: ComputedIn
+) -> dict[str, Any]:
+    """The findings as a tree for JSON. ``note``: which model was attacked. ``computed_in``: the type in which the networks computed."""
     found, score = neighbours.found, attack.separation
     return {
         "samples": {
@@ -44,6 +47,7 @@ def describe(samples: Samples, neighbours: Neighbours, attack: Attack, note: str
             "interval_method": f"percentile bootstrap, {RESAMPLES} resamples, 95 %",
             "verdict": _verdict_on_attack(attack),
         },
+        "precision": computed_in,
     }
 
 
@@ -131,7 +135,7 @@ of a sample is {near["smallest_distance"]:.4f}. `nearest.csv` has all of them, `
 An attacker who has the model guesses that images with a low loss were trained on. The loss is the squared velocity error, averaged over
 u = {", ".join(f"{u:g}" for u in PROGRESS)} with {DRAWS} noises each, the same for all images. All images are encoded again, with
 draws of the posterior that training did not use. AUC is the probability that a training image has a lower loss than a held-out one; 0.5: the
-attacker learns nothing. Interval: {attack["interval_method"]}.
+attacker learns nothing. Interval: {attack["interval_method"]}. Judge, encoders and model computed in {facts["precision"]}.
 
 ## What this does not prove
 

@@ -16,6 +16,7 @@ from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, build_backbone
 from sfd.names import TOKENIZERS, load
 from sfd.params import EncoderParams, Params, TextureVaeParams
+from sfd.precision import Inference
 from sfd.seeding import generator, seeded_initialisation
 from sfd.training.backbone import backbone_config, condition_of
 
@@ -118,16 +119,15 @@ def random_texture_vae(params: TextureVaeParams, seed: int) -> TextureVae:
     return KlVae(autoencoder).eval()
 
 
-def random_composite_encoder(params: Params, device: torch.device) -> CompositeEncoder:
-    """Texture VAE, vision encoder and semantic encoder on ``device``. Raises :class:`UserError` if they do not share one grid."""
-    encoder = random_encoder(params.encoder, params.seed).to(device) if params.needs_features else None
+def random_composite_encoder(params: Params, inference: Inference) -> CompositeEncoder:
+    """Texture VAE, vision encoder and semantic encoder. Raises :class:`UserError` if they do not share one grid."""
+    encoder = inference.place(random_encoder(params.encoder, params.seed)) if params.needs_features else None
     semantic = None
     if encoder is not None and params.semantic.kind != "none":
-        semantic = random_semantic(params, encoder.feature_dim).to(device)
-    texture_vae = random_texture_vae(params.texture_vae, params.seed).to(device)
-    made = CompositeEncoder(
-        texture_vae, encoder, semantic, params.seed, device, params.latents.draws_semantics, params.latents.tiles
-    )
+        semantic = inference.place(random_semantic(params, encoder.feature_dim))
+    texture_vae = inference.place(random_texture_vae(params.texture_vae, params.seed))
+    draws, tiles = params.latents.draws_semantics, params.latents.tiles
+    made = CompositeEncoder(texture_vae, encoder, semantic, params.seed, inference.device, draws, tiles)
     made.check_grid(params.data.image_size)
     return made
 

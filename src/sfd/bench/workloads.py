@@ -20,7 +20,7 @@ from sfd.bench.networks import (
     random_semantic,
     random_texture_vae,
 )
-from sfd.data.batches import read_batches
+from sfd.data.batches import choose_workers, read_batches
 from sfd.data.latents import STATISTICS, ChannelStatistics, LatentBatch, LatentDataset, LatentsIndex
 from sfd.data.shards import Shard, shard_bounds, write_index, write_shards
 from sfd.encoders.texture_vae import KlVae
@@ -28,10 +28,12 @@ from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule
 from sfd.models.backbone import Backbone, build_backbone
-from sfd.params import Params, TrainingParams
+from sfd.params import Params
 from sfd.pipeline.diffusion import wants_features
+from sfd.precision import Inference, computing_type
 from sfd.processes import inference_device
 from sfd.seeding import generator
+from sfd.training.backbone import build_routing
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.loop import train
 from sfd.training.order import SeededBatchSampler
@@ -77,7 +79,9 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
     runtime = params.runtime.diffusion.model_copy(update={"checkpoint_every": training.num_steps, "log_every": 1})
     with_features = wants_features(params, "stored")
     dataset = OneBatch(shape, training.batch_size, with_features, params.seed)
-    task = _task(params, random_backbone(params, shape), dataset, shape)
+    network = random_backbone(params, shape)
+    network.checkpoint_activations(runtime.activation_checkpointing)
+    task = _task(params, network, dataset, shape)
     flops = training.batch_size * training_flops(params, shape, OneBatch(shape, 1, with_features, params.seed))
     ends: list[float] = []
 
@@ -91,9 +95,8 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
         with suppress(_Enough):
             train(task, training, params.seed, Path(work), "bench", log, runtime)
     seconds = [after - before for before, after in zip(ends[:-1], ends[1:], strict=True)][-num_steps:]
-    return [
-        Measurement("train", training.batch_size, tuple(seconds), peak_memory_gib(), _training_dtype(training), flops)
-    ]
+    dtype = computing_type(training.precision, inference_device())
+    return [Measurement("train", training.batch_size, tuple(seconds), peak_memory_gib(), dtype, flops)]
 
 
 def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentShape) -> DiffusionTask:
@@ -106,20 +109,15 @@ def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentSha
         device = own if own.type == "meta" else inference_device()
         decoder = random_semantic(params, shape.feature_dim).to(device)
         tiles = params.latents.tiles
-        features_of = DecodedFeatures(decoder, _no_statistics(shape), shape.semantic_channels, tiles)
+        features_of = DecodedFeatures(decoder, _no_statistics(shape).to(device), shape.semantic_channels, tiles)
     dropout = diffusion.model.class_dropout
-    return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of)
+    routing = build_routing(diffusion, shape.grid)
+    return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of, routing=routing)
 
 
 def _no_statistics(shape: LatentShape) -> ChannelStatistics:
     """Statistics that leave latents unchanged."""
     return ChannelStatistics(torch.zeros(shape.latent[0]), torch.ones(shape.latent[0]))
-
-
-def _training_dtype(training: TrainingParams) -> torch.dtype:
-    """The dtype in which the training loop multiplies matrices."""
-    use_bf16 = training.precision == "bf16" or (training.precision == "auto" and torch.cuda.is_available())
-    return torch.bfloat16 if use_bf16 else torch.float32
 
 
 def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
@@ -151,13 +149,13 @@ def measure_sample(
     params: Params, batch_size: int | None, num_steps: int, with_decoder: bool = True
 ) -> list[Measurement]:
     """Measures calls of the generator of stage ``sample``: solver, guidance, decoder. A step is one batch of images."""
-    shape, device = latent_shape(params), inference_device()
+    shape, inference = latent_shape(params), Inference.of(params.runtime.sample)
     count = batch_size or params.runtime.sample.batch_size
     network = random_backbone(params, shape).eval().requires_grad_(False)
     model = DiffusionModel(network, params.schedule, _no_statistics(shape))
     decoder = random_texture_vae(params.texture_vae, params.seed) if with_decoder else NoDecoder()
     # For AutoGuidance, this model also stands in for the weak one, which would cost less.
-    images = ImageGenerator(model, decoder, device=device)
+    images = ImageGenerator(model, decoder, inference=inference)
     values = model.condition.plan(count)
     seeds = [image_seed(params.seed, index) for index in range(count)]
 
@@ -172,12 +170,13 @@ def measure_sample(
     reset_peak_memory()
     seconds = time_steps(step, num_steps)
     name = "sample" if with_decoder else "sample, latents only"
-    return [Measurement(name, len(values), seconds, peak_memory_gib(), torch.float32, flops, len(calls))]
+    return [Measurement(name, len(values), seconds, peak_memory_gib(), inference.dtype, flops, len(calls))]
 
 
 def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
     """Measures calls of the encoder of stage ``latents``; an image and its horizontal flip count as two images."""
-    encode = random_composite_encoder(params, inference_device())
+    inference = Inference.of(params.runtime.latents)
+    encode = random_composite_encoder(params, inference)
     count, size = batch_size or params.runtime.latents.batch_size, params.data.image_size
     random = generator(params.seed, "bench/images")
     images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=random)
@@ -189,7 +188,7 @@ def measure_latents(params: Params, batch_size: int | None, num_steps: int) -> l
     flops = count_flops(step)
     reset_peak_memory()
     seconds = time_steps(step, num_steps)
-    return [Measurement("latents", count, seconds, peak_memory_gib(), torch.float32, flops)]
+    return [Measurement("latents", count, seconds, peak_memory_gib(), inference.dtype, flops)]
 
 
 def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list[Measurement]:
@@ -205,7 +204,8 @@ def measure_load(params: Params, batch_size: int | None, num_steps: int) -> list
         for with_features in (False, True) if params.needs_features else (False,):
             dataset, num_batches = LatentDataset(Path(folder), with_features), WARM_UP_STEPS + num_steps
             order = SeededBatchSampler(params.seed, "bench", len(dataset), count, 0, num_batches, slice(0, count))
-            with read_batches(dataset, order, params.runtime.diffusion.num_workers) as batches:
+            workers = choose_workers(params.runtime.diffusion.num_workers, dataset, len(dataset), count)
+            with read_batches(dataset, order, workers) as batches:
                 seconds = time_steps(partial(next, batches), num_steps)
             name = "load, latents and features" if with_features else "load, latents"
             found.append(Measurement(name, count, seconds, peak_memory_gib(), torch.float32))
@@ -225,7 +225,7 @@ def _write_shards(folder: Path, shape: LatentShape, num_views: int, num_images: 
         }
 
     bounds = shard_bounds(num_images, min(params.latents.shard_size, (num_images + 3) // 4))
-    write_shards(folder, bounds, make, rank=0, world_size=1)
+    write_shards(folder, bounds, make, range(len(bounds)))
     write_index(folder, bounds, _latents_index(shape, num_views))
     _no_statistics(shape).save(folder / STATISTICS)
 

@@ -3,25 +3,32 @@
 import errno
 import multiprocessing
 import re
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
 from sfd.errors import UserError
-from sfd.processes import SIGNALS
+from sfd.processes import SIGNALS, cores, processes_here
 
 Batch = TypeVar("Batch")
 Batch_co = TypeVar("Batch_co", covariant=True)
 Record = TypeVar("Record")
 """A tensor, or a ``NamedTuple`` of tensors (or None): a batch, or what a step draws."""
 
+FEW_IMAGES = 2000
+"""Fewer are read sooner by the process itself, where they are small, than workers are started and ended."""
+SHARED_MEMORY = "/dev/shm"
+HELD_BATCHES = 3
+"""Batches that each worker has in shared memory at most: two that wait, and the one that is used."""
 STALLED_S = 600
 """Workers that give no batch for so long never will."""
 WITHOUT_WORKERS = "`num_workers: 0` reads batches without them"
@@ -41,6 +48,28 @@ class BatchedDataset(Protocol[Batch_co]):
     def __getitems__(self, indices: list[int]) -> Batch_co: ...
 
 
+def choose_workers(num_workers: int | None, dataset: "BatchedDataset[object]", num_images: int, batch_size: int) -> int:
+    """How many processes read images ahead: ``num_workers`` of them, or as many as are of use here.
+
+    That is one for each core that this process may use. None are of use for fewer than :data:`FEW_IMAGES`, nor on a single core without a
+    GPU, which could compute meanwhile. There are no more than shared memory has room for, and none but on Linux, where they are forked.
+
+    Args:
+        num_workers: an option's value; None: as above.
+        dataset: its first image is read, to know how large a batch is.
+        num_images: images that there are to read.
+        batch_size: of the largest batch.
+    """
+    if num_workers is not None:
+        return num_workers
+    found = cores()
+    if sys.platform != "linux" or num_images < FEW_IMAGES or (found == 1 and not torch.cuda.is_available()):
+        return 0
+    image = sum(value.nbytes for value in tree_leaves(dataset.__getitems__([0])) if isinstance(value, Tensor))
+    room = shutil.disk_usage(SHARED_MEMORY).free // processes_here()
+    return min(found, room // (HELD_BATCHES * batch_size * max(1, image)))
+
+
 def each_tensor(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
     """The same record with every tensor changed."""
     changed: Record = tree_map_only(Tensor, change, record)
@@ -52,6 +81,8 @@ def read_batches(
     dataset: BatchedDataset[Batch], order: Iterable[list[int]], num_workers: int
 ) -> Iterator[Iterator[Batch]]:
     """The batches of these indices, in order, read ahead by ``num_workers`` processes; 0: by this one.
+
+    Where there is a GPU, batches are in pinned memory, from which ``to(device, non_blocking=True)`` copies while this process goes on.
 
     SIGTERM and Ctrl-C, which reach all processes of a terminal or of a scheduler's job, do not end the workers: this process needs them
     until it has saved its work.
@@ -65,6 +96,7 @@ def read_batches(
         num_workers=num_workers,
         collate_fn=_as_fetched,
         timeout=STALLED_S if num_workers else 0,
+        pin_memory=torch.cuda.is_available(),
         # Workers of Python's newer way to start processes end with the process that starts them, which signals reach.
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
     )
@@ -87,6 +119,22 @@ def read_batches(
         raise UserError(reason) from None
     finally:
         _end(set(multiprocessing.active_children()) - others)
+
+
+def in_batches(rows: Sequence[int], size: int) -> list[list[int]]:
+    """These rows, ``size`` at a time."""
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+@contextmanager
+def read_images(
+    dataset: BatchedDataset[Batch], order: Sequence[list[int]], num_workers: int | None
+) -> Iterator[Iterator[Batch]]:
+    """:func:`read_batches` by as many processes as :func:`choose_workers` says."""
+    sizes = list(map(len, order))
+    workers = min(len(order), choose_workers(num_workers, dataset, sum(sizes), max(sizes, default=0)))
+    with read_batches(dataset, order, workers) as batches:
+        yield batches
 
 
 def _end(workers: Iterable[BaseProcess]) -> None:

@@ -47,6 +47,9 @@ _SURELY_ALLOWED = 2**26
 
 _pillow_limit = threading.Lock()
 
+# Images are decoded by several processes, each of which has one core.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
 
 class Decoded(NamedTuple):
     """A decoded file.
@@ -147,11 +150,12 @@ def _reader_of(prefix: bytes) -> Reader:
 def _heic_reader() -> Reader:
     """The reader of the package pillow-heif, which is no part of sfd: it brings an H.265 decoder."""
     try:
-        from pillow_heif import HeifImageFile
+        from pillow_heif import HeifImageFile, options
     except ImportError:
         raise ImageRefused(
             "HEIC, which needs the package pillow-heif: install it (pip install pillow-heif), or convert to JPEG or PNG"
         ) from None
+    options.DECODE_THREADS = 1
     found: Reader = HeifImageFile
     return found
 

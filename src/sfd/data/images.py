@@ -117,6 +117,20 @@ class ImageBatch(NamedTuple):
     class_indices: torch.Tensor
 
 
+class Pixels:
+    """The images of a data set without their classes."""
+
+    def __init__(self, images: "ManifestImages") -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> torch.Tensor:
+        """These rows, uint8 ``(B, 3, S, S)``."""
+        return self.images.__getitems__(indices).images
+
+
 class ManifestImages(torch.utils.data.Dataset[ImageBatch]):
     """The images of a manifest as centre crops, read in whole batches.
 

@@ -1,6 +1,6 @@
 """Composite latents ``[texture ; semantic]``: written in shards, with statistics; read normalised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sfd.data.batches import BatchedDataset, in_batches, read_images
 from sfd.data.networks import Networks
-from sfd.data.shards import Shard, ShardReader, shard_bounds, share_of, write_shards
+from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
+from sfd.data.transfer import Arriving, one_behind
 from sfd.errors import UserError
 from sfd.network_files import write_tensors
-from sfd.params import LatentsParams
+from sfd.params import ComputedIn, LatentsParams, ReadingRuntime
 from sfd.progress import progress
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class LatentsIndex:
         class_counts: images of each class, by class index.
         networks: what the latents came from.
         tiles: parts along one side of an image that were encoded to semantics one by one.
+        precision: the type in which the networks computed.
     """
 
     num_views: int
@@ -51,6 +54,7 @@ class LatentsIndex:
     class_counts: list[int]
     networks: Networks
     tiles: int
+    precision: ComputedIn = "fp32"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class ChannelStatistics:
     def restore(self, latent: Tensor) -> Tensor:
         """Inverse of :meth:`normalise`."""
         return latent * self.std[:, None, None] + self.mean[:, None, None]
+
+    def to(self, device: torch.device) -> "ChannelStatistics":
+        """The same on a device."""
+        return ChannelStatistics(self.mean.to(device), self.std.to(device))
 
     def save(self, file: Path) -> None:
         """Writes safetensors."""
@@ -86,47 +94,66 @@ def views_of(images: Tensor, mirror: bool) -> list[Tensor]:
 
 def write_latents(
     folder: Path,
-    fetch: Callable[[list[int]], "ImageBatch"],
-    num_images: int,
+    images: BatchedDataset["ImageBatch"],
+    rows: Sequence[int],
     encode: Encode,
+    device: torch.device,
     params: LatentsParams,
-    batch_size: int,
+    runtime: ReadingRuntime,
     mirror: bool,
     rank: int,
     world_size: int,
     split: str = "training",
 ) -> list[tuple[int, int]]:
-    """Latents of all images in fp16 ``(n, views, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
+    """Latents of these images in fp16 ``(n, views, C, H, W)``, their classes, and features if they are wanted; returns the bounds.
 
-    ``fetch`` gives images and classes by index, ``batch_size`` of them at a time. Every draw is numbered by (image, view). ``split``: what
-    messages call the images.
+    Every draw is numbered by (place in ``rows``, view). ``device``: where ``encode`` takes images. ``split``: what messages call the images.
     Raises :class:`UserError` naming the images if a latent is NaN, or infinite in fp16.
     """
-    bounds = shard_bounds(num_images, params.shard_size)
+    bounds = shard_bounds(len(rows), params.shard_size)
+
+    def start_batch(batch: "ImageBatch", places: list[int]) -> Arriving[_Encoded]:
+        views = enumerate(views_of(batch.images.to(device, non_blocking=True), mirror))
+        encoded = [encode(view, [place * 2 + n for place in places]) for n, view in views]
+        latents = torch.stack([latent.half() for latent, _ in encoded], dim=1)
+        features = torch.stack([feature.half() for _, feature in encoded], dim=1) if params.store_features else None
+        return Arriving(_Encoded(latents, latents.isfinite().all(), batch.class_indices, features))
 
     def make(start: int, end: int) -> Shard:
-        latents, features, labels = [], [], []
-        for first in range(start, end, batch_size):
-            indices = list(range(first, min(first + batch_size, end)))
-            batch = fetch(indices)
-            views = enumerate(views_of(batch.images, mirror))
-            encoded = [encode(view, [index * 2 + n for index in indices]) for n, view in views]
-            latents.append(torch.stack([latent.half().cpu() for latent, _ in encoded], dim=1))
-            if not latents[-1].isfinite().all():
+        parts = []
+        for places in in_batches(range(start, end), runtime.batch_size):
+            parts.append(next(encoded))
+            if not parts[-1].is_finite:
                 raise UserError(
-                    f"a latent of {split} images {indices[0]} to {indices[-1]} is not finite in fp16; "
+                    f"a latent of {split} images {places[0]} to {places[-1]} is not finite in fp16; "
                     "check the texture VAE, the encoder and the semantic encoder"
                 )
-            if params.store_features:
-                features.append(torch.stack([feature.half().cpu() for _, feature in encoded], dim=1))
-            labels.append(batch.class_indices)
-            shown.update(len(indices))
-        shard = {LATENTS: torch.cat(latents), LABELS: torch.cat(labels)}
+            shown.update(len(places))
+        shard = {
+            LATENTS: torch.cat([part.latents for part in parts]),
+            LABELS: torch.cat([part.labels for part in parts]),
+        }
+        features = [part.features for part in parts if part.features is not None]
         return shard | ({FEATURES: torch.cat(features)} if features else {})
 
     with progress(f"latents of {split} images", "image", share_of(bounds, rank, world_size)) as shown:
-        write_shards(folder, bounds, make, rank, world_size, shown)
+        missing = missing_shards(folder, bounds, rank, world_size, shown)
+        order = rows_to_read(range(len(rows)), bounds, missing, runtime.batch_size)
+        with read_images(
+            images, [[rows[place] for place in places] for places in order], runtime.num_workers
+        ) as batches:
+            encoded = one_behind(map(start_batch, batches, order))
+            write_shards(folder, bounds, make, missing)
     return bounds
+
+
+class _Encoded(NamedTuple):
+    """A batch of images, encoded: what :func:`write_latents` stores, and whether all latents are finite, a single truth value."""
+
+    latents: Tensor
+    is_finite: Tensor
+    labels: Tensor
+    features: Tensor | None
 
 
 def channel_statistics(reader: ShardReader[Any], max_images: int) -> ChannelStatistics:
@@ -151,7 +178,7 @@ class LatentBatch(NamedTuple):
     Attributes:
         latents: normalised composite latents, float32 ``(B, C, H, W)``.
         class_indices: the class of each image, int64 ``(B,)``.
-        features: the encoder's patch features, float32 ``(B, N, D)``; None unless they are stored and wanted.
+        features: the encoder's patch features, fp16 as they are stored, ``(B, N, D)``; None unless they are stored and wanted.
     """
 
     latents: Tensor
@@ -162,9 +189,9 @@ class LatentBatch(NamedTuple):
 class LatentDataset:
     """Normalised composite latents for training, one sample per view."""
 
-    def __init__(self, folder: Path, with_features: bool, rank: int = 0, world_size: int = 1) -> None:
-        """Each process checks its share of the shards. Raises :class:`UserError` naming a shard that is missing or damaged."""
-        self.reader = ShardReader(folder, LatentsIndex, rank, world_size)
+    def __init__(self, folder: Path, with_features: bool) -> None:
+        """Raises :class:`UserError` naming a shard that is missing. Whether they are whole, ``reader.check`` says."""
+        self.reader = ShardReader(folder, LatentsIndex)
         self.statistics = ChannelStatistics.load(folder / STATISTICS)
         self.with_features = with_features
 
@@ -179,10 +206,10 @@ class LatentDataset:
     def __getitems__(self, indices: list[int]) -> LatentBatch:
         """These samples, with features if they are wanted."""
         images = [index // self.index.num_views for index in indices]
-        latents = self.statistics.normalise(self._pick(LATENTS, images, indices))
+        latents = self.statistics.normalise(self._pick(LATENTS, images, indices).float())
         features = self._pick(FEATURES, images, indices) if self.with_features else None
         return LatentBatch(latents, torch.stack(self.reader.rows(LABELS, images)), features)
 
     def _pick(self, name: str, images: list[int], indices: list[int]) -> Tensor:
         views = [index % self.index.num_views for index in indices]
-        return torch.stack(self.reader.rows(name, images, views)).float()
+        return torch.stack(self.reader.rows(name, images, views))

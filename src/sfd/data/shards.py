@@ -4,8 +4,8 @@ import json
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from sfd.data.batches import in_batches
 from sfd.errors import UserError
 from sfd.network_files import file_digest, write_tensors
 from sfd.progress import Progress
@@ -27,30 +28,51 @@ DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
 """The types of tensors in our shards, by their names in safetensors."""
 
 
+BAD_HEADER = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+"""What reading the header of a damaged shard raises."""
+
+
 def shard_bounds(num_images: int, shard_size: int) -> list[tuple[int, int]]:
     """First and past-the-last image of every shard."""
     return [(start, min(start + shard_size, num_images)) for start in range(0, num_images, shard_size)]
 
 
-def write_shards(
-    folder: Path,
-    bounds: list[tuple[int, int]],
-    make: Callable[[int, int], Shard],
-    rank: int,
-    world_size: int,
-    shown: Progress | None = None,
-) -> None:
-    """Makes the shards that are not there yet, or whose checksum is wrong; shard k belongs to rank ``k % world_size``.
+def missing_shards(
+    folder: Path, bounds: list[tuple[int, int]], rank: int, world_size: int, shown: Progress | None = None
+) -> list[int]:
+    """The shards of this process that are not there yet, or whose checksum is wrong; shard k belongs to rank ``k % world_size``.
 
-    A shard depends on its bounds alone, so any number of processes writes the same bytes. ``shown``: hears of the images that are skipped.
+    ``shown``: hears of the images whose shards are there.
+    """
+    missing = []
+    for number in range(rank, len(bounds), world_size):
+        if not _is_complete(folder / shard_name(number)):
+            missing.append(number)
+        elif shown is not None:
+            shown.skip(bounds[number][1] - bounds[number][0])
+    return missing
+
+
+def rows_to_read(
+    rows: Sequence[int], bounds: list[tuple[int, int]], numbers: Iterable[int], size: int
+) -> list[list[int]]:
+    """The batches of which the shards of these numbers are made, ``size`` rows at most in each. None spans two shards.
+
+    ``rows``: those of all shards in their source.
+    """
+    return [batch for number in numbers for batch in in_batches(rows[slice(*bounds[number])], size)]
+
+
+def write_shards(
+    folder: Path, bounds: list[tuple[int, int]], make: Callable[[int, int], Shard], numbers: Iterable[int]
+) -> None:
+    """Makes the shards of these numbers, in order.
+
+    A shard depends on its bounds alone, so any number of processes writes the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(rank, len(bounds), world_size):
+    for number in numbers:
         file = folder / shard_name(number)
-        if _is_complete(file):
-            if shown is not None:
-                shown.skip(bounds[number][1] - bounds[number][0])
-            continue
         temporary = file.with_suffix(".tmp")
         write_tensors(temporary, make(*bounds[number]))
         digest = file_digest(temporary)
@@ -110,11 +132,11 @@ class ShardReader(Generic[Facts]):
         shards: the files, in order.
     """
 
-    def __init__(self, folder: Path, facts: type[Facts], rank: int = 0, world_size: int = 1) -> None:
-        """Checks the sha256 of every shard. If ``world_size`` processes open the same shards, each one checks its share.
+    def __init__(self, folder: Path, facts: type[Facts]) -> None:
+        """Opens the shards in ``folder``, without a look into them.
 
         Raises:
-            UserError: the index is missing or lacks one of the ``facts``, or a shard is missing or damaged; it is named.
+            UserError: the index is missing or lacks one of the ``facts``, or a shard is missing; it is named.
         """
         index_file = folder / "index.json"
         if not index_file.is_file():
@@ -123,20 +145,46 @@ class ShardReader(Generic[Facts]):
             )
         index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
         try:
-            self.facts = facts(**{field.name: index[field.name] for field in fields(facts)})
+            # What has a default was added later: older shards do not have it.
+            needed = [field.name for field in fields(facts) if field.default is MISSING or field.name in index]
+            self.facts = facts(**{name: index[name] for name in needed})
         except KeyError as error:
             raise UserError(f"{index_file} has no {error}; rerun the stage that writes {folder}") from None
         self.shards = [ShardFile(**shard) for shard in index["shards"]]
         self.folder = folder
         self._ends = list(accumulate(shard.num_images for shard in self.shards))
-        for number, shard in enumerate(self.shards):
-            file = folder / shard.file
-            checked = number % world_size == rank
-            if not file.is_file() or (checked and file_digest(file) != shard.sha256):
-                raise UserError(
-                    f"{file} is missing or damaged (its sha256 is not the one in index.json); rerun the stage that writes {folder}"
-                )
+        for shard in self.shards:
+            if not (folder / shard.file).is_file():
+                raise self._damaged(shard)
         self._open: dict[int, _OpenShard] = {}
+
+    def check(self, rank: int = 0, world_size: int = 1, notes: Path | None = None) -> None:
+        """Compares the sha256 of every shard with that in the index. Of ``world_size`` processes, each one checks its share.
+
+        Args:
+            notes: a folder that keeps which shards were whole. They are not read again until their size or time of change is another.
+
+        Raises:
+            UserError: a shard is damaged; it is named.
+        """
+        for shard in self.shards[rank::world_size]:
+            file = self.folder / shard.file
+            state = file.stat()
+            known = f"{shard.sha256} {state.st_size} {state.st_mtime_ns}"
+            note = None if notes is None else notes / f"{self.folder.name}-{shard.file}.txt"
+            if note is not None and note.is_file() and note.read_text(encoding="utf-8") == known:
+                continue
+            if file_digest(file) != shard.sha256:
+                raise self._damaged(shard)
+            if note is not None:
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(known, encoding="utf-8")
+
+    def _damaged(self, shard: ShardFile) -> UserError:
+        return UserError(
+            f"{self.folder / shard.file} is missing or damaged (its sha256 is not the one in index.json); rerun the stage that writes "
+            f"{self.folder}"
+        )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -156,7 +204,10 @@ class ShardReader(Generic[Facts]):
 
     def _file(self, number: int) -> "_OpenShard":
         if number not in self._open:
-            self._open[number] = _OpenShard(self.folder / shard_name(number))
+            try:
+                self._open[number] = _OpenShard(self.folder / shard_name(number))
+            except BAD_HEADER:
+                raise self._damaged(self.shards[number]) from None
         return self._open[number]
 
 
@@ -166,18 +217,20 @@ class _OpenShard:
     def __init__(self, file: Path) -> None:
         self.stream = file.open("rb", buffering=0)
         header = int.from_bytes(self.stream.read(8), "little")
-        self.tensors: dict[str, dict[str, Any]] = json.loads(self.stream.read(header))
-        self.start = 8 + header
+        found = json.loads(self.stream.read(header))
+        found.pop("__metadata__", None)
+        self.tensors = {
+            name: (DTYPES[facts["dtype"]], tuple(facts["shape"]), 8 + header + int(facts["data_offsets"][0]))
+            for name, facts in found.items()
+        }
 
     def read(self, name: str, row: int, view: int | None) -> Tensor:
         """A row of the tensor's first dimension, or an entry of the row's first dimension."""
-        facts = self.tensors[name]
-        dtype, shape, place = DTYPES[facts["dtype"]], facts["shape"][1:], row
-        if view is not None:
-            place, shape = row * shape[0] + view, shape[1:]
+        dtype, shape, start = self.tensors[name]
+        place, shape = (row, shape[1:]) if view is None else (row * shape[1] + view, shape[2:])
         num_bytes = math.prod(shape) * dtype.itemsize
         data = bytearray(num_bytes)
-        first = self.start + facts["data_offsets"][0] + place * num_bytes
+        first = start + place * num_bytes
         if os.preadv(self.stream.fileno(), [data], first) != num_bytes:
             raise UserError(f"{self.stream.name} was cut short while it was read; rerun the stage that writes it")
         return torch.frombuffer(data, dtype=dtype).reshape(shape)

@@ -32,9 +32,10 @@ class Predicted:
         target: data minus noise, ``(B, C, H, W)``.
         semantic_channels: how many of the C channels are semantic.
         part_weights: per image, the weights of texture and of semantics, each ``(B,)``.
-        projection: hidden states projected to the features' width, ``(B, N, D)``; None unless a term needs features.
+        projection: hidden states projected to the features' width, ``(B, N, D)`` or ``(B, K, D)``; None unless a term needs features.
         features: the encoder's features of the images, ``(B, N, D)``; None unless a term needs features.
         channel_weights: weight of each channel's squared error, ``(C,)``; None: all 1.
+        kept: positions of the tokens that ``projection`` has, ``(B, K)``; None: all N. ``features`` has all tokens in any case.
     """
 
     velocity: Tensor
@@ -44,6 +45,7 @@ class Predicted:
     projection: Tensor | None = None
     features: Tensor | None = None
     channel_weights: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class LossTerm(Protocol):

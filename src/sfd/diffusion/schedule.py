@@ -138,6 +138,16 @@ class CurveSchedule:
             rows.append((length + 1.0 - rows[-1][1], 1.0, 1.0))
         return torch.tensor(rows, dtype=torch.float64).T.contiguous()
 
+    @cached_property
+    def _copies(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def _vertices_on(self, device: torch.device) -> Tensor:
+        """The vertices, which are sent to a device once: every step of a training needs them."""
+        if device not in self._copies:
+            self._copies[device] = self._vertices.to(device)
+        return self._copies[device]
+
     @property
     def duration(self) -> float:
         return float(self._vertices[0, -1])
@@ -150,18 +160,18 @@ class CurveSchedule:
         return tuple((lengths[bends] / self.duration).tolist())
 
     def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        length, t_tex, t_sem = self._vertices.to(u.device).unbind()
+        length, t_tex, t_sem = self._vertices_on(u.device).unbind()
         way = u.double() * self.duration
         return _interpolate(way, length, t_tex).to(u.dtype), _interpolate(way, length, t_sem).to(u.dtype)
 
     def speeds(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        vertices = self._vertices.to(u.device)
+        vertices = self._vertices_on(u.device)
         piece = _piece(u.double() * self.duration, vertices[0])
         texture, semantic = vertices[1:].diff() / vertices[0].diff() * self.duration
         return texture[piece].to(u.dtype), semantic[piece].to(u.dtype)
 
     def progress_at(self, t: Tensor, part: Part) -> Tensor:
-        length, t_tex, t_sem = self._vertices.to(t.device).unbind()
+        length, t_tex, t_sem = self._vertices_on(t.device).unbind()
         way = _interpolate(t.double(), t_tex if part == "texture" else t_sem, length)
         return (way / self.duration).to(t.dtype)
 

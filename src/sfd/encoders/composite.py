@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sfd.data.networks import ENCODER, SEMANTIC, TEXTURE_VAE, Networks
+from sfd.data.transfer import send
 from sfd.encoders.semantic.encoder import SemanticEncoder, load_semantic
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.encoders.tiles import join_tokens, map_to_tokens, split_tiles, split_tokens, tokens_to_map
@@ -14,6 +15,7 @@ from sfd.encoders.vision import VisionEncoder, load_encoder
 from sfd.errors import UserError
 from sfd.network_files import network_digest
 from sfd.params import Params, shared_grid
+from sfd.precision import Inference
 from sfd.seeding import generator
 
 
@@ -34,12 +36,13 @@ class CompositeEncoder:
     tiles: int = 1
 
     @classmethod
-    def load(cls, params: Params, results: Path, seed: int, device: torch.device) -> "CompositeEncoder":
+    def load(cls, params: Params, results: Path, seed: int, inference: Inference) -> "CompositeEncoder":
         """Loads the results of stages ``texture_vae``, ``encoder`` and ``semantic``; only what is needed."""
-        encoder = load_encoder(results / "encoder/model").to(device) if params.needs_features else None
-        semantic = load_semantic(results / "semantic/model").to(device) if params.semantic.kind != "none" else None
-        texture_vae, draws = load_texture_vae(results / "texture_vae/model").to(device), params.latents.draws_semantics
-        return cls(texture_vae, encoder, semantic, seed, device, draws, params.latents.tiles)
+        encoder = inference.place(load_encoder(results / "encoder/model")) if params.needs_features else None
+        has_semantics, draws = params.semantic.kind != "none", params.latents.draws_semantics
+        semantic = inference.place(load_semantic(results / "semantic/model")) if has_semantics else None
+        texture_vae = inference.place(load_texture_vae(results / "texture_vae/model"))
+        return cls(texture_vae, encoder, semantic, seed, inference.device, draws, params.latents.tiles)
 
     @staticmethod
     def networks(params: Params, results: Path) -> Networks:
@@ -76,7 +79,7 @@ class CompositeEncoder:
         ``draws``: one number per image, which with the seed decides its draws of the posteriors. Without an encoder, D = 0.
         """
         shape = self.texture_vae.latent_shape(1, images.shape[-1])[1:]
-        images = images.to(self.device)
+        images = images.to(self.device, non_blocking=True)
         texture = self.texture_vae.encode(images, self._noise("latents/posterior", shape, draws))
         if self.encoder is None:
             return texture, texture.new_empty(len(images), shape[-1] ** 2, 0)
@@ -94,4 +97,4 @@ class CompositeEncoder:
     def _noise(self, purpose: str, shape: tuple[int, ...], draws: list[int]) -> Tensor:
         """Standard normal noise of this shape for each image, drawn on the CPU, so that it is the same on every device."""
         noise = torch.stack([torch.randn(shape, generator=generator(self.seed, purpose, draw)) for draw in draws])
-        return noise.to(self.device)
+        return send(noise, self.device)

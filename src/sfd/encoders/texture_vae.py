@@ -13,11 +13,15 @@ from sfd.names import TOKENIZERS
 from sfd.network_files import CONFIG, read_config, read_implementation, with_default_mode
 from sfd.params import TextureVaeParams
 from sfd.pixels import to_pixels, to_uint8
+from sfd.precision import InferenceNetwork
 from sfd.seeding import seeded_initialisation
 
 
-class TextureVae(nn.Module, ABC):
-    """Images to texture latents and back: an autoencoder of diffusers, or a tokenizer that is fitted here."""
+class TextureVae(InferenceNetwork, ABC):
+    """Images to texture latents and back: an autoencoder of diffusers, or a tokenizer that is fitted here.
+
+    An implementation calls its network by :meth:`run`, so that it computes in the precision of the stage.
+    """
 
     @property
     @abstractmethod
@@ -69,14 +73,21 @@ class KlVae(TextureVae):
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor) -> Tensor:
         """As :class:`TextureVae` says: a sample of the posterior."""
-        posterior = self.autoencoder.encode(to_pixels(images)).latent_dist
-        latent: Tensor = posterior.mean + posterior.std * noise
-        return latent
+        mean, std = self.run(self._posterior, to_pixels(images))
+        return mean + std * noise
+
+    def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.autoencoder.encode(pixels).latent_dist
+        return posterior.mean, posterior.std
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """As :class:`TextureVae` says."""
-        return to_uint8(self.autoencoder.decode(latent).sample)
+        return to_uint8(self.run(self._pixels, latent))
+
+    def _pixels(self, latent: Tensor) -> Tensor:
+        pixels: Tensor = self.autoencoder.decode(latent).sample
+        return pixels
 
     def save(self, folder: Path) -> None:
         """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors``, the layout of diffusers."""

@@ -13,13 +13,14 @@ from sfd.encoders.timm_networks import Preprocessing, encoder_network, in_slices
 from sfd.errors import UserError
 from sfd.network_files import load_weights, read_config, save_network
 from sfd.params import EncoderParams
+from sfd.precision import InferenceNetwork
 from sfd.seeding import seeded_initialisation
 
 TRAINED_BASE = "vit_tiny_patch16_224"
 """The timm model whose dimensions a trained encoder replaces."""
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(InferenceNetwork):
     """Images to patch features: a transformer's patch tokens, or the positions of a convolutional network's last feature map."""
 
     def __init__(self, config: dict[str, Any], network: nn.Module) -> None:
@@ -53,11 +54,18 @@ class VisionEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 ``(B, 3, S, S)``, first resized to the input size -> features ``(B, grid*grid, feature_dim)``."""
-        return in_slices(lambda part: self.features(part.float() / 255.0), images, self.preprocessing.input_size)
+        return in_slices(
+            lambda part: self.run(self._patch_features, self.preprocessing(part.float() / 255.0)),
+            images,
+            self.preprocessing.input_size,
+        )
 
     def features(self, pixels: Tensor) -> Tensor:
         """As :meth:`forward`, but of pixels in [0, 1], and differentiable."""
-        return patch_features(self.network, self.preprocessing(pixels))
+        return self._patch_features(self.preprocessing(pixels))
+
+    def _patch_features(self, inputs: Tensor) -> Tensor:
+        return patch_features(self.network, inputs)
 
 
 def patch_features(network: nn.Module, inputs: Tensor) -> Tensor:

@@ -1,28 +1,24 @@
 """How well a trained judge classifies held-out images."""
 
-import math
 from pathlib import Path
 
-from sfd.data.images import ManifestImages
+from sfd.data.images import Pixels
 from sfd.data.manifest import HELDOUT
 from sfd.data.prepared import Prepared
-from sfd.encoders.judges.judge import Judge, load_judge
-from sfd.evaluation.fidelity import Features, class_accuracy, extract
-from sfd.evaluation.views import ImageBatches
-from sfd.processes import inference_device
-from sfd.progress import track
+from sfd.encoders.judges.judge import load_judge
+from sfd.evaluation.fidelity import class_accuracy
+from sfd.evaluation.views import judge_images
+from sfd.precision import Inference
 
 JUDGE_BATCH = 50
 """Images that a judge sees at a time in its own stage; large networks at 240 pixels take 1 GB for 50."""
 
 
-def heldout_accuracy(folder: Path, data: Prepared) -> float:
-    """Share of held-out images that the judge in ``folder`` assigns to their classes: the mean over the classes."""
-    judge, heldout = load_judge(folder).to(inference_device()), data.images(HELDOUT)
-    return class_accuracy(judge_images(judge, heldout), heldout.class_indices, judge)
+def heldout_accuracy(folder: Path, data: Prepared, num_workers: int | None) -> float:
+    """Share of held-out images that the judge in ``folder``, in float32, assigns to their classes: the mean over the classes.
 
-
-def judge_images(judge: Judge, images: ManifestImages) -> Features:
-    """What the judge computes for all images, in their order."""
-    batches = ImageBatches(JUDGE_BATCH, judge).of_images(images, range(len(images)))
-    return extract(judge, track(batches, "judged", "batch", math.ceil(len(images) / JUDGE_BATCH)))
+    ``num_workers``: as in :func:`sfd.data.batches.choose_workers`.
+    """
+    judge, heldout = Inference.float32().place(load_judge(folder)), data.images(HELDOUT)
+    seen = judge_images(judge, Pixels(heldout), range(len(heldout)), JUDGE_BATCH, num_workers)
+    return class_accuracy(seen, heldout.class_indices, judge)

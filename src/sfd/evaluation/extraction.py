@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sfd.data.batches import BatchedDataset, read_images
 from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import Features, extract
@@ -21,12 +23,33 @@ from sfd.evaluation.memorisation import CHUNK
 from sfd.network_files import link, write_tensors
 from sfd.progress import track
 
-Load = Callable[[Sequence[int]], Sequence[Tensor]]
-"""Maps rows of a source to images uint8 (B, 3, H, W), one tensor per view: the images, and, where wanted, their horizontal flips."""
-
 INDEX = "index.json"
 FEATURES = ("features",)
 """What is kept of a judge by default: the field of :class:`Features`."""
+
+
+Views = Callable[[Tensor, Sequence[int]], Sequence[Tensor]]
+"""Images uint8 (B, 3, H, W) on a judge's device, and their rows, to what judges see of them: one tensor per view."""
+
+
+def as_they_are(images: Tensor, _rows: Sequence[int]) -> list[Tensor]:
+    """The images, in one view."""
+    return [images]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images for judges.
+
+    Attributes:
+        images: gives them by row, uint8 (B, 3, H, W).
+        views: makes of them what is judged.
+        is_stream: the images come from one open file, which only this process can read.
+    """
+
+    images: BatchedDataset[Tensor]
+    views: Views = as_they_are
+    is_stream: bool = False
 
 
 class FeatureStore:
@@ -40,11 +63,21 @@ class FeatureStore:
         before: a finished store of the same judge; a set that it holds of the same rows, made of the same, is taken over.
     """
 
-    def __init__(self, folder: Path, judge: Judge, batch_size: int, rank: int, world_size: int) -> None:
-        # Files hold batches, so those of another size cannot be continued.
-        self.root, self.folder = folder, folder / f"by-{batch_size}"
+    def __init__(
+        self,
+        folder: Path,
+        judge: Judge,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        num_workers: int | None = None,
+    ) -> None:
+        """``num_workers``: as in :func:`sfd.data.batches.choose_workers`."""
+        # Files hold batches, so those of another size cannot be continued; and those of another precision must not be.
+        suffix = "" if judge.computed_in == "fp32" else f"-{judge.computed_in}"
+        self.root, self.folder = folder, folder / f"by-{batch_size}{suffix}"
         self.judge, self.batch_size = judge, batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         self.device = judge.device
         self.rows: dict[str, Sequence[int]] = {}
         self.made_of: dict[str, str] = {}
@@ -52,11 +85,18 @@ class FeatureStore:
 
     @classmethod
     def opened(cls, folder: Path, judge: Judge) -> "FeatureStore":
-        """The store that :meth:`finish` left in ``folder``. Raises :class:`UserError` if it is missing, or another judge's."""
+        """The store that :meth:`finish` left in ``folder``. Raises :class:`UserError` if it is missing, another judge's, or of a judge that
+        computed in another precision."""
         file = folder / INDEX
         index = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if index.get("judge") != judge.digest:
             raise UserError(f"{folder} holds no features of judge `{judge.name}`; run `dvc repro reference`")
+        precision = index.get("precision", "fp32")
+        if precision != judge.computed_in:
+            raise UserError(
+                f"judge `{judge.name}` computed in {precision} when it saw the images of {folder}, and would see samples in {judge.computed_in} "
+                f"here, so they cannot be compared; set runtime.evaluate.precision to {precision}, or run `dvc repro -f -s reference`"
+            )
         found = cls(folder, judge, index["batch_size"], 0, 1)
         found.rows = {name: range(rows) if isinstance(rows, int) else rows for name, rows in index["rows"].items()}
         found.made_of = index["made_of"]
@@ -68,12 +108,18 @@ class FeatureStore:
             if folder != self.folder:
                 shutil.rmtree(folder)
         rows = {name: len(each) if each == range(len(each)) else list(each) for name, each in self.rows.items()}
-        facts = {"judge": self.judge.digest, "batch_size": self.batch_size, "rows": rows, "made_of": self.made_of}
+        facts = {
+            "judge": self.judge.digest,
+            "precision": self.judge.computed_in,
+            "batch_size": self.batch_size,
+            "rows": rows,
+            "made_of": self.made_of,
+        }
         (self.root / INDEX).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
-    def fill(self, names: Sequence[str], rows: Sequence[int], load: Load, keep: Sequence[str] = FEATURES) -> None:
+    def fill(self, names: Sequence[str], rows: Sequence[int], source: Source, keep: Sequence[str] = FEATURES) -> None:
         """:func:`fill` for this store alone; ``keep``: which fields of :class:`Features`."""
-        fill([self], names, rows, load, {self.judge.name: keep})
+        fill([self], names, rows, source, {self.judge.name: keep})
 
     def has(self, name: str, rows: Sequence[int]) -> bool:
         """Whether the set holds these rows of its source."""
@@ -100,11 +146,11 @@ class FeatureStore:
         return not all(self._file(name, start).exists() for name in names)
 
     def write(self, names: Sequence[str], start: int, views: Sequence[Tensor], keep: Sequence[str]) -> None:
-        """Extracts one batch, whose images are given by view, and keeps some fields of its :class:`Features`."""
+        """Extracts one batch, whose images on the judge's device are given by view, and keeps some fields of its :class:`Features`."""
         for name, images in zip(names, views, strict=True):
             file = self._file(name, start)
             spatial = "spatial" in keep and self.judge.num_spatial_features > 0
-            found = vars(extract(self.judge, [images.to(self.device)], spatial))
+            found = vars(extract(self.judge, [images], spatial))
             part = file.with_suffix(".part")
             write_tensors(part, {key: value for key, value in found.items() if key in keep and value is not None})
             os.replace(part, file)
@@ -153,7 +199,7 @@ def fill(
     stores: Sequence[FeatureStore],
     names: Sequence[str],
     rows: Sequence[int],
-    load: Load,
+    source: Source,
     keep: Mapping[str, Sequence[str]] | None = None,
     made_of: str = "",
 ) -> None:
@@ -162,10 +208,10 @@ def fill(
     Other processes write the other batches, so wait at a barrier before you read.
 
     Args:
-        stores: one per judge, with batches of one size. None: nothing is done.
+        stores: one per judge, on one device and with batches of one size. None: nothing is done.
         names: of the sets, one per view.
         rows: of the images in their source, ascending.
-        load: gives the images in some of these rows.
+        source: gives the images in some of these rows.
         keep: by judge, which fields of :class:`Features` to keep, where that is more than the features; logits of all of ImageNet
             would take another 5 GB.
         made_of: a digest of what the features are made of, apart from the judge.
@@ -176,14 +222,21 @@ def fill(
             store.begin(name, rows, " ".join([made_of, *fields]))
     if not stores:
         return
-    size, share = stores[0].batch_size, stores[0].world_size
-    starts = range(stores[0].rank * size, len(rows), share * size)
-    for start in track(starts, f"features of {names[0]}", "batch", len(starts)):
-        lacking = [store for store in stores if store.lacks(names, start)]
-        if lacking:
-            views = load(rows[start : start + size])
-            for store in lacking:
-                store.write(names, start, views, (keep or {}).get(store.judge.name, FEATURES))
+    first = stores[0]
+    size = first.batch_size
+    starts = [
+        start
+        for start in range(first.rank * size, len(rows), first.world_size * size)
+        if any(store.lacks(names, start) for store in stores)
+    ]
+    order = [list(rows[start : start + size]) for start in starts]
+    with read_images(source.images, order, 0 if source.is_stream else first.num_workers) as batches:
+        shown = track(batches, f"features of {names[0]}", "batch", len(starts))
+        for start, chosen, images in zip(starts, order, shown, strict=True):
+            views = source.views(images.to(first.device, non_blocking=True), chosen)
+            for store in stores:
+                if store.lacks(names, start):
+                    store.write(names, start, views, (keep or {}).get(store.judge.name, FEATURES))
 
 
 def _features(file: Path) -> Features:

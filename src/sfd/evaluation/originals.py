@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfd.data.images import ManifestImages
+from sfd.data.images import Pixels
 from sfd.data.latents import views_of
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.encoders.texture_vae import TextureVae
 from sfd.evaluation.comparison import Comparison, floor_rows
-from sfd.evaluation.extraction import FEATURES, FeatureStore, fill
+from sfd.evaluation.extraction import FEATURES, FeatureStore, Source, fill
 from sfd.params import EvaluateParams
 from sfd.seeding import generator
 
@@ -64,7 +64,7 @@ class Originals:
         heldout = self.comparison.heldout
         rows, chosen = range(len(heldout)), list(zip(stores, kept, strict=True))
         whole = {stores[0].judge.name: FEATURES if self.comparison.is_published else EVERYTHING}
-        fill(lacking(chosen, HELDOUT, rows), [HELDOUT], rows, lambda rows: [pixels(heldout, rows)], whole, images)
+        fill(lacking(chosen, HELDOUT, rows), [HELDOUT], rows, Source(Pixels(heldout)), whole, images)
 
     def fill(self, stores: Sequence[FeatureStore], kept: Kept, images: str = "", vae: str = "") -> None:
         """Extracts this process's share of what ``kept`` does not hold; one store per judge, the first judge's first.
@@ -76,22 +76,28 @@ class Originals:
         everything, everyone = range(len(train)), list(zip(stores, kept, strict=True))
         with_all = everyone[:1] if self.params.memorisation else []
 
-        def reconstructions(rows: Sequence[int]) -> list[Tensor]:
-            originals = pixels(train, rows).to(stores[0].device)
+        def reconstructions(originals: Tensor, rows: Sequence[int]) -> list[Tensor]:
             return [reconstruct(originals, self.vae, self.comparison.seed, rows)]
 
+        read = Pixels(train)
         self.fill_heldout(stores, kept, images)
         decoded = f"{images} {vae} {self.comparison.seed}"
-        fill(lacking(everyone, RECONSTRUCTIONS, floors), [RECONSTRUCTIONS], floors, reconstructions, made_of=decoded)
+        fill(
+            lacking(everyone, RECONSTRUCTIONS, floors),
+            [RECONSTRUCTIONS],
+            floors,
+            Source(read, reconstructions),
+            made_of=decoded,
+        )
         fill(
             lacking(with_all, TRAIN, everything),
             self.training_sets,
             everything,
-            lambda rows: views_of(pixels(train, rows), mirror),
+            Source(read, lambda originals, _rows: views_of(originals, mirror)),
             made_of=images,
         )
         some = everyone[len(with_all) :]
-        fill(lacking(some, TRAIN, floors), [TRAIN], floors, lambda rows: [pixels(train, rows)], made_of=images)
+        fill(lacking(some, TRAIN, floors), [TRAIN], floors, Source(read), made_of=images)
 
 
 def lacking(
@@ -99,11 +105,6 @@ def lacking(
 ) -> list[FeatureStore]:
     """The stores beside which nothing is kept that holds these rows of a set."""
     return [store for store, kept in chosen if kept is None or not kept.has(name, rows)]
-
-
-def pixels(images: ManifestImages, rows: Sequence[int]) -> Tensor:
-    """The images in these rows, uint8 ``(B, 3, S, S)``."""
-    return images.__getitems__(list(rows)).images
 
 
 def holding(stores: Sequence[FeatureStore | None], name: str, rows: Sequence[int]) -> FeatureStore:

@@ -19,7 +19,7 @@ from sfd.errors import UserError
 from sfd.evaluation.classes import class_table
 from sfd.evaluation.comparison import Comparison
 from sfd.evaluation.enough import count_images
-from sfd.evaluation.extraction import FeatureStore, fill
+from sfd.evaluation.extraction import FeatureStore, Source, fill
 from sfd.evaluation.fidelity import Features, Reference, Sets, check_num_images, resampled_distances, score
 from sfd.evaluation.kernel import cmmd
 from sfd.evaluation.memorisation import Memorisation, memorisation
@@ -27,7 +27,7 @@ from sfd.evaluation.originals import EVERYTHING, RECONSTRUCTIONS, Kept, Original
 from sfd.evaluation.reference import ReferenceBatch
 from sfd.evaluation.several import ratios, score_distance
 from sfd.evaluation.views import NUM_CLOSEST, choose_mix, picture_nearest
-from sfd.generation.samples import read_images, read_table
+from sfd.generation.samples import SampledImages, read_images, read_table
 from sfd.names import (
     FDR,
     FLOORS,
@@ -118,13 +118,8 @@ class Evaluation:
     def extract(self) -> None:
         """Extracts this process's share of all features that are not kept."""
         files, first = self.table["file"].tolist(), self.stores[0].judge
-        fill(
-            self.stores,
-            [SAMPLES],
-            range(len(files)),
-            lambda rows: [read_images(self.samples, [files[row] for row in rows])],
-            {first.name: EVERYTHING},
-        )
+        drawn = Source(SampledImages(self.samples, files))
+        fill(self.stores, [SAMPLES], range(len(files)), drawn, {first.name: EVERYTHING})
         self.originals.fill(self.stores, self.kept)
         self.extract_reference()
 
@@ -133,9 +128,8 @@ class Evaluation:
         if self.reference is None:
             self.originals.fill_heldout(self.stores[:1], self.kept[:1])
         elif self.reference.image_shape is not None:
-            with self.reference.images() as read:
-                rows = range(self.reference.image_shape[0])
-                self.stores[0].fill([REFERENCE], rows, lambda rows: [read(range(rows[0], rows[-1] + 1))])
+            with self.reference.images() as images:
+                self.stores[0].fill([REFERENCE], range(len(images)), Source(images, is_stream=True))
 
     def compared_with(self) -> Reference:
         """What the first judge compares samples with, when :meth:`extract_reference` is done."""
@@ -237,9 +231,9 @@ class Evaluation:
         return Reference(self.reference.statistics, self.reference.spatial, images)
 
     def _measurement(self) -> dict[str, object]:
-        """The first judge, the number and size of images, their class mix (a digest of the number per class), the reference (its name, and a
-        digest of the sha256 of its images in order, or of its file), and all options that change a metric; and the digests of the other
-        judges, `judge_digest.NAME`, on which no metric but their own and `fdr` rests."""
+        """The first judge, the type it computes in, the number and size of images, their class mix (a digest of the number per class), the
+        reference (its name, and a digest of the sha256 of its images in order, or of its file), and all options that change a metric; and the
+        digests of the other judges, `judge_digest.NAME`, on which no metric but their own and `fdr` rests."""
         comparison = self.comparison
         rows = "\n".join(comparison.heldout.sha256[row] for row in comparison.heldout_rows)
         asked = comparison.asked
@@ -248,6 +242,7 @@ class Evaluation:
         record: dict[str, object] = {
             "judge": first.name,
             "judge_digest": first.digest,
+            "precision": first.computed_in,
             "num_images": comparison.count,
             "image_size": comparison.heldout.size,
             "reference_name": reference_name(self.params.reference),

@@ -7,11 +7,11 @@ the whole data set; ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023) are those of i
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -60,32 +60,42 @@ class ReferenceBatch:
         return cls(path, statistics, spatial, shape)
 
     @contextmanager
-    def images(self) -> Iterator[Callable[[range], Tensor]]:
-        """Gives a function from rows to images uint8 (B, 3, H, W). If rows ascend from call to call, the file is read in one pass.
+    def images(self) -> Iterator["StreamedImages"]:
+        """Opens the images.
 
         Raises:
             UserError: the file turns out to be damaged while the block reads it.
         """
         assert self.image_shape is not None
-        _, height, width = self.image_shape
-        size = height * width * 3
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as stream:
                 _read_header(stream)
-                start = stream.tell()
-
-                def read(rows: range) -> Tensor:
-                    stream.seek(start + rows.start * size)
-                    pixels = np.frombuffer(bytearray(stream.read(len(rows) * size)), dtype=np.uint8)
-                    return torch.from_numpy(pixels.reshape(len(rows), height, width, 3)).permute(0, 3, 1, 2)
-
-                yield read
+                yield StreamedImages(stream, self.image_shape)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise _refused(self.path, f"is damaged ({error})") from error
 
     def digest(self) -> str:
         """sha256 of the file."""
         return file_digest(self.path)
+
+
+class StreamedImages:
+    """The images of a reference batch. If rows ascend from call to call, the file is read in one pass."""
+
+    def __init__(self, stream: IO[bytes], shape: tuple[int, int, int]) -> None:
+        """``stream``: at its first pixel. ``shape``: (N, H, W)."""
+        self.stream, self.start, self.shape = stream, stream.tell(), shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """Images uint8 (B, 3, H, W) of rows that follow one another."""
+        _, height, width = self.shape
+        size = height * width * 3
+        self.stream.seek(self.start + indices[0] * size)
+        pixels = np.frombuffer(bytearray(self.stream.read(len(indices) * size)), dtype=np.uint8)
+        return torch.from_numpy(pixels.reshape(len(indices), height, width, 3)).permute(0, 3, 1, 2)
 
 
 def _refused(path: Path, reason: str) -> UserError:

@@ -1,7 +1,7 @@
 """Which images are compared, their batches and flips for the judge, and pictures of samples beside their nearest training images."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from sfd.class_mix import count_alike, interleave
+from sfd.data.batches import BatchedDataset, in_batches, read_images
 from sfd.data.images import ManifestImages
 from sfd.data.latents import views_of
 from sfd.encoders.judges.judge import Judge
 from sfd.evaluation.fidelity import Features, extract
 from sfd.pictures import side_by_side
+from sfd.progress import track
 from sfd.seeding import generator
 
 NUM_CLOSEST = 12
@@ -50,32 +52,32 @@ def choose_mix(wanted: list[int] | None, labels: list[int], seed: int, purpose: 
     return choose_like(order[: count_alike(order, labels)], labels, seed, purpose)
 
 
-class ImageBatches:
-    """Images in batches, on the judge's device."""
+def judge_images(
+    judge: Judge,
+    images: BatchedDataset[Tensor],
+    rows: Sequence[int],
+    batch_size: int,
+    num_workers: int | None = None,
+    mirror: bool = False,
+) -> Features:
+    """What the judge computes for the images in these rows, in their order.
 
-    def __init__(self, size: int, judge: Judge) -> None:
-        self.size = size
-        self.device = judge.device
-
-    def of_images(self, images: ManifestImages, rows: Sequence[int]) -> Iterator[Tensor]:
-        """The images in these rows, uint8 ``(B, 3, S, S)`` per batch."""
-        for start in range(0, len(rows), self.size):
-            yield images.__getitems__(list(rows[start : start + self.size])).images.to(self.device)
-
-
-def judge_training_images(judge: Judge, train: ManifestImages, batch_size: int, mirror: bool) -> Features:
-    """Features of all training images, followed by those of all their horizontal flips if the model was trained on both."""
-    batches = ImageBatches(batch_size, judge)
-    views = [
-        extract(judge, (views_of(batch, mirror)[n] for batch in batches.of_images(train, list(range(len(train))))))
-        for n in range(1 + mirror)
-    ]
-    logits = [view.logits for view in views if view.logits is not None]
-    return Features(torch.cat([view.features for view in views]), torch.cat(logits) if logits else None)
+    Args:
+        images: gives images uint8 ``(B, 3, S, S)``.
+        num_workers: as in :func:`sfd.data.batches.choose_workers`.
+        mirror: followed by what it computes for their horizontal flips.
+    """
+    if not rows:
+        return extract(judge, [])  # which says that there are none
+    order = in_batches(rows, batch_size)
+    with read_images(images, order, num_workers) as batches:
+        shown = track((batch.to(judge.device, non_blocking=True) for batch in batches), "judged", "batch", len(order))
+        seen = [[extract(judge, [view]) for view in views_of(batch, mirror)] for batch in shown]
+    return Features.joined([parts[view] for view in range(1 + mirror) for parts in seen])
 
 
 def training_views(train: ManifestImages, rows: Sequence[int]) -> Tensor:
-    """Training images uint8 ``(B, 3, S, S)`` by their rows in :func:`judge_training_images`; rows beyond the last image are flips."""
+    """Training images uint8 ``(B, 3, S, S)`` by their rows in :func:`judge_images` of all of them; rows beyond the last image are flips."""
     originals = train.__getitems__([row % len(train) for row in rows]).images
     return torch.stack(
         [image.flip(-1) if row >= len(train) else image for image, row in zip(originals, rows, strict=True)]

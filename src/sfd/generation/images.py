@@ -1,7 +1,7 @@
 """From conditions and seeds to images: the trained model, its schedule, the statistics of its latents and the decoder in one object."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_schedule
-from sfd.models.backbone import Backbone, BackboneConfig
+from sfd.models.backbone import Backbone, BackboneConfig, Output
 from sfd.models.conditions import Value
 from sfd.names import SAMPLERS, load
 from sfd.network_files import network_digest
 from sfd.params import GuidanceParams, SampleParams
-from sfd.processes import inference_device, rank
+from sfd.precision import Inference
+from sfd.processes import rank
 from sfd.seeding import derive_seed
 
 
@@ -121,19 +122,23 @@ class ImageGenerator:
         model: DiffusionModel,
         decoder: TextureVae,
         weak: Backbone | None = None,
-        device: torch.device | None = None,
+        inference: Inference | None = None,
     ) -> None:
-        """``weak``: the weak model of AutoGuidance; without it, guidance uses the null value of the condition.
+        """``weak``: the weak model of AutoGuidance; without it, guidance uses the null value of the condition. ``inference``: how the networks
+        are called; None: in float32.
 
         Raises:
             UserError: the weak model draws other latents, has another condition, or has another number of times.
         """
         if weak is not None:
             _check_weak(model.network.config, weak.config)
-        self.device = device or inference_device()
-        self.model, self.decoder = model, decoder.to(self.device)
-        self.network = model.network.to(self.device)
-        self.weak = weak.to(self.device) if weak is not None else None
+        self.inference = inference or Inference.float32()
+        self.device = self.inference.device
+        self.model, self.decoder = model, self.inference.place(decoder)
+        self.network = self.inference.place(model.network)
+        self.weak = self.inference.place(weak) if weak is not None else None
+        strong = self.inference.function(self.network)
+        self._functions = strong, strong if self.weak is None else self.inference.function(self.weak)
         self.statistics = ChannelStatistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
 
     @classmethod
@@ -143,6 +148,7 @@ class ImageGenerator:
         decoder_folder: Path,
         weak_folder: Path | None = None,
         other_networks: bool = False,
+        inference: Inference | None = None,
     ) -> "ImageGenerator":
         """Reads the results of the stages ``diffusion`` and ``texture_vae``, and the weak model of AutoGuidance.
 
@@ -153,7 +159,7 @@ class ImageGenerator:
         model = DiffusionModel.load(model_folder)
         check_decoder(model, decoder_folder, other_networks)
         weak = load_weak(weak_folder, model, other_networks) if weak_folder is not None else None
-        return cls(model, load_texture_vae(decoder_folder), weak)
+        return cls(model, load_texture_vae(decoder_folder), weak, inference)
 
     @torch.no_grad()
     def __call__(
@@ -163,12 +169,15 @@ class ImageGenerator:
         sampler: Sampler,
         scales: GuidanceScales,
         schedule: Schedule | None = None,
+        path_drop: bool = False,
     ) -> Tensor:
         """Draws images uint8 ``(B, 3, S, S)``, on the CPU.
 
         Args:
             values, seeds: the condition's value and the seed of each image.
             schedule: the schedule to sample along; None: the one of the training.
+            path_drop: the weak velocity is that of the network without its middle blocks, and of the null value where there is one
+                (SPRINT, :mod:`sfd.models.tokens`).
 
         Raises:
             UserError: the condition has no such value; guidance needs a null value and there is none; or the model was trained with
@@ -181,11 +190,12 @@ class ImageGenerator:
             self.device
         )
         weak_condition = condition
-        if scales.active and self.weak is None:
+        if scales.active and self.weak is None and (config.condition.has_null or not path_drop):
             weak_condition = config.condition.null(len(values), self.device)
+        strong, weak = self._functions
         velocity = guided_velocity(
-            partial(self._velocity, self.network, condition),
-            partial(self._velocity, self.weak or self.network, weak_condition),
+            partial(self._velocity, strong, condition),
+            partial(self._velocity, weak, weak_condition, skip_deep=path_drop),
             scales,
             config.semantic_channels,
         )
@@ -194,9 +204,11 @@ class ImageGenerator:
         return self.decoder.decode(texture).cpu()
 
     @staticmethod
-    def _velocity(network: Backbone, condition: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
-        velocity: Tensor = network(x, t_tex, t_sem, condition).velocity
-        return velocity.float()
+    def _velocity(
+        network: Callable[..., Output], condition: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor, skip_deep: bool = False
+    ) -> Tensor:
+        skipped = {"skip_deep": True} if skip_deep else {}
+        return network(x, t_tex, t_sem, condition, **skipped).velocity
 
     def sample(
         self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, batch_size: int, fill: bool = False
@@ -207,12 +219,19 @@ class ImageGenerator:
         one size for all, the bytes of an image do not depend on the other images of its batch (except with an adaptive sampler).
 
         Raises:
-            UserError: as :meth:`__call__` does; or AutoGuidance is requested without a weak model, or other guidance with one.
+            UserError: as :meth:`__call__` does; or AutoGuidance is requested without a weak model, or other guidance with one; or path-drop
+                guidance of a model that has one path.
         """
         if params.guidance.kind != "none" and (params.guidance.kind == "autoguidance") != (self.weak is not None):
             raise UserError(
                 f"sample.guidance.kind is `{params.guidance.kind}`, but the images are drawn "
                 f"{'without' if self.weak is None else 'with'} a weak model: sample.guidance.weak_model belongs to `autoguidance` only"
+            )
+        path_drop = params.guidance.kind == "path_drop"
+        if path_drop and not self.network.has_deep_path:
+            raise UserError(
+                "sample.guidance.kind is `path_drop`, but the model has no path that could be dropped: train one with diffusion.sparse_deep, or "
+                "choose another kind"
             )
         sampler, scales = build_sampler(params), build_scales(params.guidance)
         schedule = build_schedule(params.schedule) if params.schedule is not None else None
@@ -221,4 +240,4 @@ class ImageGenerator:
             count = len(values[rows])
             spare = batch_size - count if fill else 0
             batch = [*values[rows], *[values[0]] * spare], [*seeds[rows], *[seeds[0]] * spare]
-            yield self(*batch, sampler, scales, schedule)[:count]
+            yield self(*batch, sampler, scales, schedule, path_drop)[:count]

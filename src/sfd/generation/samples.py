@@ -12,7 +12,7 @@ from sfd.data.images import to_tensor_uint8
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.models.conditions import Condition, Value
-from sfd.params import SampleParams
+from sfd.params import ComputedIn, SampleParams
 from sfd.pictures import labelled_grid, save_png
 from sfd.progress import track
 
@@ -90,8 +90,11 @@ def _choose_shown(values: list[Value]) -> tuple[list[int], int]:
     return [row for rows in shown for row in rows], max(map(len, shown))
 
 
-def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int) -> Path:
-    """Writes what is needed to compare the samples with others: their number per class, the seed, and how they were sampled."""
+def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int, computed_in: ComputedIn) -> Path:
+    """Writes what is needed to compare the samples with others: their number per class, the seed, and how they were sampled.
+
+    ``computed_in``: the type in which the networks computed.
+    """
     balance: dict[str, object] = {}
     if "class_index" in table:
         sizes = table.groupby("class_index").size()
@@ -100,15 +103,47 @@ def write_facts(out: Path, table: pd.DataFrame, params: SampleParams, seed: int)
         "num_images": len(table),
         **balance,
         "seed": seed,
+        "precision": computed_in,
         **params.model_dump(mode="json", exclude={"num_images"}),
     }
     (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return out / FACTS
 
 
+def sampled_in(folder: Path) -> ComputedIn:
+    """The type in which the networks computed that drew a finished set of samples; older samples do not say it, and are of float32."""
+    file = folder / FACTS
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found: ComputedIn = facts.get("precision", "fp32")
+    return found
+
+
 def read_images(folder: Path, files: list[str]) -> Tensor:
-    """Reads sampled images, uint8 ``(B, 3, S, S)``."""
-    return to_tensor_uint8([Image.open(folder / "images" / file).convert("RGB") for file in files])
+    """Reads sampled images, uint8 ``(B, 3, S, S)``. Raises :class:`UserError` naming a file that is missing or damaged."""
+    return to_tensor_uint8([_read_image(folder / "images" / file) for file in files])
+
+
+def _read_image(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow's, of a damaged PNG
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be read ({reason}); make the samples again: `dvc repro -f -s sample`") from None
+
+
+class SampledImages:
+    """The images of a folder of samples, by their place in a list of files."""
+
+    def __init__(self, folder: Path, files: list[str]) -> None:
+        self.folder, self.files = folder, files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """These images, uint8 ``(B, 3, S, S)``."""
+        return read_images(self.folder, [self.files[index] for index in indices])
 
 
 def read_table(folder: Path) -> pd.DataFrame:

@@ -10,22 +10,24 @@ from typing import Any
 from sfd.class_mix import BALANCED
 from sfd.errors import UserError
 from sfd.generation.model_config import check_format, read_schedule, write_schedule
-from sfd.params import GuidanceParams, Positive, SampleParams
+from sfd.params import ComputedIn, GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
 """Files without a format number are older. They have the same keys, but the oldest lack ``schedule``. ``class_mix`` is there only if it is not
-balanced, and ``other_networks`` only if it is true. Ends of guidance came later: without them, guidance goes on to the end."""
+balanced, ``other_networks`` only if it is true, and ``precision`` only if it is not float32. Ends of guidance came later: without them, guidance
+goes on to the end."""
 
 
 class Settings(SampleParams):
-    """Section ``sample`` as a version was registered with it, and the images per sampler call."""
+    """Section ``sample`` as a version was registered with it, the images per sampler call, and the type in which its samples were computed."""
 
     batch_size: Positive
+    precision: ComputedIn = "fp32"
 
     @classmethod
-    def of(cls, sample: SampleParams, batch_size: int) -> "Settings":
+    def of(cls, sample: SampleParams, batch_size: int, precision: ComputedIn = "fp32") -> "Settings":
         """The settings that a project samples with."""
-        return cls.model_validate(sample.model_dump() | {"batch_size": batch_size})
+        return cls.model_validate(sample.model_dump() | {"batch_size": batch_size, "precision": precision})
 
 
 def write_settings(file: Path, settings: Settings) -> None:
@@ -49,11 +51,13 @@ def _to_record(settings: Settings) -> dict[str, Any]:
     guidance = settings.guidance
     mix = {} if settings.class_mix == BALANCED else {"class_mix": settings.class_mix}
     others = {"other_networks": True} if settings.other_networks else {}
+    precision = {} if settings.precision == "fp32" else {"precision": settings.precision}
     return {
         "format": FORMAT,
         "num_images": settings.num_images,
         **mix,
         "batch_size": settings.batch_size,
+        **precision,
         "sampler": settings.sampler,
         "num_steps": settings.num_steps,
         "rule": settings.rule,
@@ -81,6 +85,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
         num_images=record["num_images"],
         class_mix=record.get("class_mix", BALANCED),
         batch_size=record["batch_size"],
+        precision=record.get("precision", "fp32"),
         sampler=record["sampler"],
         num_steps=record["num_steps"],
         rule=record["rule"],

@@ -199,7 +199,8 @@ def _describe(config: LightningDiTConfig, schedule: ScheduleParams) -> list[str]
         f"{len(config.condition.choices or [])} classes{' and the null class' if config.condition.has_null else ''}",
     ]
     if config.repa_depth:
-        said.append(f"REPA projector {config.repa_width} wide, to features of {config.feature_dim}")
+        kind = "a 3x3 convolution" if config.repa_projector == "conv" else f"{config.repa_width} wide"
+        said.append(f"REPA projector: {kind}, to features of {config.feature_dim}")
     return said
 
 

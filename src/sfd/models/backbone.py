@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from sfd.errors import UserError
+from sfd.models.checkpointing import Checkpointing
 from sfd.models.conditions import Condition
 from sfd.names import BACKBONES, load
 
@@ -29,7 +31,10 @@ class Facts:
         condition: what the model is told about an image.
         two_times: whether texture and semantics have times of their own.
         repa_depth: block after which hidden states are aligned with the encoder's features; 0: nowhere.
-        repa_width: hidden width of the projector of that alignment.
+        repa_width: hidden width of the projector of that alignment, where it has one.
+        repa_projector: kind of that projector, one of :data:`sfd.models.projector.PROJECTORS`.
+        dense_blocks: how many blocks at the start and at the end see all tokens, where those in between are a path of their own (SPRINT,
+            :mod:`sfd.models.tokens`); None: there is one path.
     """
 
     grid: int
@@ -40,6 +45,8 @@ class Facts:
     two_times: bool
     repa_depth: int
     repa_width: int
+    repa_projector: str
+    dense_blocks: tuple[int, int] | None = None
 
 
 class BackboneConfig(Protocol):
@@ -87,7 +94,10 @@ class BackboneConfig(Protocol):
 
 
 class Output(NamedTuple):
-    """``velocity`` ``(B, C, H, W)``; ``projection`` ``(B, N, F)`` for REPA, or None unless it was requested."""
+    """``velocity`` ``(B, C, H, W)``; ``projection`` ``(B, N, F)`` for REPA, or None unless it was requested.
+
+    Where REPA's block sees a part of the tokens only, ``projection`` is of those, ``(B, K, F)``.
+    """
 
     velocity: Tensor
     projection: Tensor | None
@@ -117,7 +127,10 @@ class Backbone(nn.Module, ABC):
         embedding: name of the condition's module, which is trained in full where other layers get low-rank adapters.
         shared_options: fields of ``config`` that must be equal in a model and the one it is fine-tuned from.
         computed: names of tensors that follow from ``config``; where the grids differ, fine-tuning computes them instead of copying.
-        adapted_layers: regular expression of the names of the linear layers that get low-rank adapters.
+        block_layers: regular expression of the names of the linear layers that map tokens to tokens inside the blocks. They get the low-rank
+            adapters, and the optimizer `muon` trains their matrices.
+        routes_tokens: whether ``forward`` takes ``route``, a :class:`sfd.models.tokens.Route` or None, and the configuration
+            :attr:`Facts.dense_blocks`.
     """
 
     config_type: ClassVar[type[BackboneConfig]]
@@ -125,8 +138,14 @@ class Backbone(nn.Module, ABC):
     embedding: ClassVar[str] = "y_embedder"
     shared_options: ClassVar[tuple[str, ...]] = ()
     computed: ClassVar[tuple[str, ...]] = ()
-    adapted_layers: ClassVar[str] = ""
+    block_layers: ClassVar[str] = ""
+    routes_tokens: ClassVar[bool] = False
     config: BackboneConfig
+
+    @property
+    def has_deep_path(self) -> bool:
+        """Whether ``forward`` takes ``skip_deep``, for path-drop guidance (:mod:`sfd.models.tokens`)."""
+        return False
 
     @abstractmethod
     def forward(
@@ -137,6 +156,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def initialise(self, generator: torch.Generator) -> Self:
         """Sets all weights, with random numbers from ``generator`` only; returns the network."""
+
+    def checkpoint_activations(self, kind: Checkpointing) -> None:
+        """Chooses what training keeps for the backward pass. Raises :class:`UserError` for a backbone that keeps everything."""
+        if kind != "none":
+            raise UserError(
+                f"runtime.diffusion.activation_checkpointing is `{kind}`, but backbone `{self.config.kind}` has no blocks to compute again: set it "
+                "to `none`"
+            )
 
     @abstractmethod
     def output_layer(self) -> nn.Linear | nn.Conv2d:

@@ -6,6 +6,7 @@ Legend of shapes: B images, N tokens, D hidden width.
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
+from sfd.models.checkpointing import Checkpointing, checkpointed
 from sfd.models.embeddings import Rotation
 from sfd.models.lightningdit_config import LightningDiTConfig
 
@@ -87,7 +88,13 @@ class GeluMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block with adaLN-zero; without shift the modulation is ``[scale, gate]`` twice."""
+    """Transformer block with adaLN-zero; without shift the modulation is ``[scale, gate]`` twice.
+
+    ``checkpointing``: what is kept for the backward pass. It stands in here, within the call of the block, so that the hooks of sharded
+    training gather weights once around both computations.
+    """
+
+    checkpointing: Checkpointing = "none"
 
     def __init__(self, config: LightningDiTConfig) -> None:
         super().__init__()
@@ -101,6 +108,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, rotation: Rotation | None) -> Tensor:
         """Tokens ``(B, N, D)``, condition ``(B, D)`` -> tokens."""
+        return checkpointed(self.checkpointing, self._compute, x, condition, rotation)
+
+    def _compute(self, x: Tensor, condition: Tensor, rotation: Rotation | None) -> Tensor:
         parts = self.adaLN_modulation(condition)[:, None, :]
         if self.use_shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = parts.chunk(6, dim=-1)

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from sfd.models.backbone import Axis, Backbone, Output, channel_names
 from sfd.models.blocks import Block, FinalLayer
-from sfd.models.embeddings import PatchEmbedding, RotaryEmbedding, TimestepEmbedder, sincos_embedding
+from sfd.models.checkpointing import Checkpointing
+from sfd.models.embeddings import PatchEmbedding, RotaryEmbedding, Rotation, TimestepEmbedder, sincos_embedding
 from sfd.models.lightningdit_config import LightningDiTConfig
+from sfd.models.projector import ConvProjector, build_projector
+from sfd.models.tokens import Route, put_back, take
 
 
 class LightningDiT(Backbone):
@@ -33,7 +36,8 @@ class LightningDiT(Backbone):
         "use_shift",
     )
     computed = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
-    adapted_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
+    routes_tokens = True
+    block_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
     config: LightningDiTConfig
 
     def __init__(self, config: LightningDiTConfig) -> None:
@@ -51,32 +55,89 @@ class LightningDiT(Backbone):
         self.feat_rope = RotaryEmbedding(width // config.num_heads, config.grid) if config.use_rope else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.final_layer = FinalLayer(config)
+        if config.has_deep_path:
+            # Fixed after its draw, as in the published code of SPRINT.
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=False)
+            self.fusion = nn.Linear(2 * width, width)
         if config.repa_depth:
-            self.repa_projector = nn.Sequential(
-                nn.Linear(width, config.repa_width),
-                nn.SiLU(),
-                nn.Linear(config.repa_width, config.repa_width),
-                nn.SiLU(),
-                nn.Linear(config.repa_width, config.feature_dim),
+            self.repa_projector = build_projector(
+                config.repa_projector, width, config.repa_width, config.feature_dim, config.grid
             )
 
+    @property
+    def has_deep_path(self) -> bool:
+        """As :class:`sfd.models.backbone.Backbone` says."""
+        return self.config.has_deep_path
+
     def forward(
-        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor, with_projection: bool = False
+        self,
+        x: Tensor,
+        t_tex: Tensor,
+        t_sem: Tensor,
+        condition: Tensor,
+        with_projection: bool = False,
+        route: Route | None = None,
+        skip_deep: bool = False,
     ) -> Output:
-        """As :meth:`sfd.models.backbone.Backbone.forward`. A model with a single time reads ``t_tex``."""
+        """As :meth:`sfd.models.backbone.Backbone.forward`. A model with a single time reads ``t_tex``.
+
+        ``route``: what the blocks between the first and the last ones see in this step of the training; None: all tokens. ``skip_deep``: leave
+        these blocks out, in a network where they are a path of their own.
+        """
+        tokens = self._embed(x)
+        modulation = self._modulation(t_tex, t_sem, condition)
+        rotation = None if self.feat_rope is None else self.feat_rope(product_type(tokens))
+        projection = None
+
+        def run(tokens: Tensor, first: int, last: int, rotation: Rotation | None) -> Tensor:
+            """Blocks ``first`` to ``last``, counted from 1."""
+            nonlocal projection
+            for number in range(first, last + 1):
+                tokens = self.blocks[number - 1](tokens, modulation, rotation)
+                if with_projection and number == self.config.repa_depth:
+                    projection = self.repa_projector(tokens)
+            return tokens
+
+        first, last = self._middle(route)
+        tokens = run(tokens, 1, first - 1, rotation)
+        if first <= last:
+            kept, shallow = None if route is None else route.kept, tokens
+            if skip_deep:
+                deep = self.mask_token.to(shallow).expand_as(shallow)
+            elif kept is None:
+                deep = run(shallow, first, last, rotation)
+            else:
+                deep = run(take(shallow, kept), first, last, None if rotation is None else rotation.at(kept))
+                others = self.mask_token.to(shallow).expand_as(shallow) if self.has_deep_path else shallow
+                deep = put_back(others, kept, deep)
+            tokens = self._fuse(deep, shallow, route) if self.has_deep_path else deep
+            tokens = run(tokens, last + 1, len(self.blocks), rotation)
+        return Output(self._unpatchify(self.final_layer(tokens, modulation)), projection)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Tokens with their positions. Under autocast the sum over the blocks is float32, even where weights are gathered in bf16."""
         tokens = self.x_embedder(x) + self.pos_embed
+        return tokens.float() if torch.is_autocast_enabled(tokens.device.type) else tokens
+
+    def _middle(self, route: Route | None) -> tuple[int, int]:
+        """The first and the last block, counted from 1, of those that may see a part of the tokens; ``(depth + 1, depth)``: none."""
+        ends = self.config if self.has_deep_path else route
+        depth = len(self.blocks)
+        return (depth + 1, depth) if ends is None else (ends.first_blocks + 1, depth - ends.last_blocks)
+
+    def _fuse(self, deep: Tensor, shallow: Tensor, route: Route | None) -> Tensor:
+        """Joins the results of both paths (SPRINT), each ``(B, N, D)``."""
+        if route is not None and route.without_deep is not None:
+            deep = torch.where(route.without_deep[:, None, None], self.mask_token.to(deep), deep)
+        return self.fusion(torch.cat([deep, shallow], dim=-1)).to(shallow.dtype)
+
+    def _modulation(self, t_tex: Tensor, t_sem: Tensor, condition: Tensor) -> Tensor:
+        """What modulates every block: the embeddings of times and condition, ``(B, D)``."""
         if self.config.two_times:
             time = torch.cat([self.t_embedder_sem(t_sem), self.t_embedder_tex(t_tex)], dim=-1)
         else:
             time = self.t_embedder(t_tex)
-        modulation = time if self.y_embedder is None else time + self.y_embedder(condition)
-        projection = None
-        rotation = None if self.feat_rope is None else self.feat_rope(computing_type(tokens))
-        for depth, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, modulation, rotation)
-            if with_projection and depth == self.config.repa_depth:
-                projection = self.repa_projector(tokens)
-        return Output(self._unpatchify(self.final_layer(tokens, modulation)), projection)
+        return time if self.y_embedder is None else time + self.y_embedder(condition)
 
     def _unpatchify(self, tokens: Tensor) -> Tensor:
         """``(B, N, patch*patch*C)`` with channels last within a token -> ``(B, C, H, W)``."""
@@ -103,7 +164,18 @@ class LightningDiT(Backbone):
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
+        if self.has_deep_path:
+            nn.init.normal_(self.mask_token, std=0.02, generator=generator)
+        for convolution in (module.proj for module in self.modules() if isinstance(module, ConvProjector)):
+            # As the patch embedding; last, so that the random numbers of the other weights do not depend on it.
+            nn.init.xavier_uniform_(convolution.weight.flatten(1), generator=generator)
+            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]  # it has a bias
         return self
+
+    def checkpoint_activations(self, kind: Checkpointing) -> None:
+        """As :class:`sfd.models.backbone.Backbone` says, for each block."""
+        for block in self.blocks:
+            block.checkpointing = kind  # type: ignore[assignment]  # a module's attributes are modules or tensors to mypy
 
     def output_layer(self) -> nn.Linear:
         """The last layer."""
@@ -122,7 +194,7 @@ class LightningDiT(Backbone):
         return axes
 
 
-def computing_type(x: Tensor) -> torch.dtype:
+def product_type(x: Tensor) -> torch.dtype:
     """The type in which matrix products with ``x`` are computed: autocast's where that is on, else that of ``x``."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sfd.models.backbone import Facts
 from sfd.models.conditions import Condition
+from sfd.models.projector import PROJECTORS
 from sfd.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LightningDiTConfig:
-    """Shape and parts of one LightningDiT. ``two_times``: one timestep embedder per part, else a single one."""
+    """Shape and parts of one LightningDiT.
+
+    ``two_times``: one timestep embedder per part, else a single one. ``first_blocks``, ``last_blocks``: how many blocks at the start and at
+    the end see all tokens, where those in between are a path of their own (SPRINT, :mod:`sfd.models.tokens`); 0: there is one path.
+    ``repa_projector``: one of :data:`sfd.models.projector.PROJECTORS`; a record without it, as all older ones, has the ``mlp``.
+    """
 
     kind: ClassVar[str] = "lightningdit"
 
@@ -34,19 +40,39 @@ class LightningDiTConfig:
     repa_depth: int = 0
     repa_width: int = 2048
     feature_dim: int = 768
+    first_blocks: int = 0
+    last_blocks: int = 0
+    repa_projector: str = "mlp"
+
+    def __post_init__(self) -> None:
+        if self.repa_projector not in PROJECTORS:
+            raise ValueError(f"repa_projector is {self.repa_projector!r}, but must be {' or '.join(PROJECTORS)}")
 
     @property
     def grid(self) -> int:
         """Tokens along one side."""
         return self.input_size // self.patch_size
 
+    @property
+    def has_deep_path(self) -> bool:
+        """Whether the blocks between the first and the last ones are a path of their own."""
+        return self.first_blocks > 0
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for ``config.json``, without the condition."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "condition"}
+        """Plain values for ``config.json``, without the condition. What newer versions added is there only where it is in use."""
+        left_out = {"condition"}
+        if not self.has_deep_path:
+            left_out |= {"first_blocks", "last_blocks"}
+        if self.repa_projector == "mlp":
+            left_out |= {"repa_projector"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], condition: Condition) -> Self:
-        """Inverse of :meth:`to_dict`. Raises ``ValueError`` naming keys that it does not know."""
+        """Inverse of :meth:`to_dict`. Raises ``ValueError`` naming keys that it does not know.
+
+        A record without ``first_blocks`` and ``last_blocks``, as all older ones, has one path.
+        """
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown keys in the model's configuration: {', '.join(sorted(unknown))}")
@@ -56,6 +82,7 @@ class LightningDiTConfig:
     def from_params(cls, params: "ModelParams", facts: Facts) -> Self:
         """Width, depth and heads of the named size, the parts that are enabled, and the shape of the latents."""
         width, depth, heads = SIZES[params.size]
+        first_blocks, last_blocks = facts.dense_blocks or (0, 0)
         return cls(
             input_size=facts.grid,
             in_channels=facts.texture_channels + facts.semantic_channels,
@@ -74,4 +101,7 @@ class LightningDiTConfig:
             repa_depth=facts.repa_depth,
             repa_width=facts.repa_width,
             feature_dim=facts.feature_dim,
+            first_blocks=first_blocks,
+            last_blocks=last_blocks,
+            repa_projector=facts.repa_projector,
         )

@@ -85,8 +85,13 @@ def config_from_weights(
             row of the class table means "no class".
 
     Raises:
-        ValueError: a weight that a width is read from is missing, or widths contradict each other.
+        ValueError: a weight that a width is read from is missing, widths contradict each other, or the weights are of a model of two paths.
     """
+    if "fusion.weight" in state:
+        raise ValueError(
+            "fusion.weight is of a model that was trained here with diffusion.sparse_deep, and its paths cannot be read from weights; use its "
+            "folder, which has config.json"
+        )
     width, in_channels, patch = _shape(state, "x_embedder.proj.weight", 4)[:3]
     tokens = _shape(state, "pos_embed", 3)[1]
     rows = _shape(state, "y_embedder.embedding_table.weight", 2)[0]
@@ -97,13 +102,6 @@ def config_from_weights(
     if width % head:
         raise ValueError(f"the width {width} is not a multiple of the width of a head, {head}")
     blocks = [int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.", key))]
-    repa: dict[str, int] = {}
-    if "repa_projector.0.weight" in state:
-        repa = {
-            "repa_depth": PUBLISHED_REPA_DEPTH,
-            "repa_width": _shape(state, "repa_projector.0.weight", 2)[0],
-            "feature_dim": _shape(state, "repa_projector.4.weight", 2)[0],
-        }
     return LightningDiTConfig(
         input_size=grid * patch,
         in_channels=in_channels,
@@ -119,8 +117,22 @@ def config_from_weights(
         use_rope="feat_rope.freqs_cos" in state,
         use_rmsnorm="blocks.0.norm1.weight" in state,
         use_shift=modulation == 6 * width,
-        **repa,
+        **_read_projector(state),
     )
+
+
+def _read_projector(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The options of REPA's projector, of either kind; none if there is no projector."""
+    if "repa_projector.proj.weight" in state:
+        width = _shape(state, "repa_projector.proj.weight", 4)[0]
+        return {"repa_depth": PUBLISHED_REPA_DEPTH, "repa_projector": "conv", "feature_dim": width}
+    if "repa_projector.0.weight" not in state:
+        return {}
+    return {
+        "repa_depth": PUBLISHED_REPA_DEPTH,
+        "repa_width": _shape(state, "repa_projector.0.weight", 2)[0],
+        "feature_dim": _shape(state, "repa_projector.4.weight", 2)[0],
+    }
 
 
 def _shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:

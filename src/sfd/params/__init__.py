@@ -16,7 +16,7 @@ from sfd.params.diffusion import (
     SampleParams,
     registered_model,
 )
-from sfd.params.grid import check_patch_size, shared_grid
+from sfd.params.grid import check_patch_size, check_token_groups, shared_grid
 from sfd.params.judging import known_metrics
 from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
@@ -53,7 +53,7 @@ from sfd.params.parse import (
 )
 from sfd.params.quality import QualityParams
 from sfd.params.rules import check_sampling_schedule
-from sfd.params.runtime import RuntimeParams, Sharding, TrainingRuntime
+from sfd.params.runtime import CompileMode, InferenceRuntime, ReadingRuntime, RuntimeParams, Sharding, TrainingRuntime
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
@@ -64,7 +64,8 @@ from sfd.params.study import (
     check_study,
     holds_whole_numbers,
 )
-from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
+from sfd.params.tokens import SparseDeepParams, TokenRoutingParams
+from sfd.params.types import ComputedIn, FilePath, Fraction, OneOf, Positive, Precision, Scale, Section
 from sfd.params.yaml import as_yaml, dump_tree, parse_yaml, read_tree
 
 __all__ = [
@@ -76,6 +77,8 @@ __all__ = [
     "PREVIOUS",
     "SQLITE",
     "VARIABLE",
+    "CompileMode",
+    "ComputedIn",
     "DataParams",
     "DiffusionParams",
     "DiffusionTrainingParams",
@@ -86,6 +89,7 @@ __all__ = [
     "Fraction",
     "GateParams",
     "GuidanceParams",
+    "InferenceRuntime",
     "JudgeParams",
     "LatentsParams",
     "LoraParams",
@@ -95,6 +99,7 @@ __all__ = [
     "OneOf",
     "Params",
     "Positive",
+    "Precision",
     "QualityParams",
     "RegisterParams",
     "RuntimeParams",
@@ -103,10 +108,13 @@ __all__ = [
     "ScheduleParams",
     "Section",
     "SemanticParams",
+    "ReadingRuntime",
     "Sharding",
     "SpaceParams",
+    "SparseDeepParams",
     "TauRange",
     "TextureVaeParams",
+    "TokenRoutingParams",
     "TrackingParams",
     "TrainingParams",
     "TrainingRuntime",
@@ -116,6 +124,7 @@ __all__ = [
     "check_sampling_schedule",
     "check_storage_address",
     "check_study",
+    "check_token_groups",
     "current_value",
     "describe_mistakes",
     "describe_params",

@@ -11,6 +11,7 @@ from sfd.class_mix import BALANCED, ClassMix
 from sfd.names import BACKBONES, CONDITIONS, LOSS_TERMS, SAMPLERS
 from sfd.params.networks import TrainingParams
 from sfd.params.schedule import ScheduleParams
+from sfd.params.tokens import SparseDeepParams, TokenRoutingParams
 from sfd.params.types import FilePath, Fraction, OneOf, Positive, Scale, Section
 from sfd.sizes import SIZES
 
@@ -62,11 +63,21 @@ class LossParams(Section):
         "error per channel",
     )
     repa_depth: Positive = Field(2, description="block after which the hidden state is aligned")
-    repa_width: Positive = Field(2048, description="hidden width of the alignment's projector")
+    repa_projector: Literal["mlp", "conv"] = Field(
+        "mlp",
+        description="what projects the hidden state. `mlp`: three linear layers, token by token (REPA); `conv`: one 3x3 convolution over the grid "
+        "of tokens (iREPA, arXiv 2512.10794)",
+    )
+    repa_width: Positive = Field(2048, description="hidden width of the projector `mlp`")
     repa_target: Literal["stored", "decoded"] = Field(
         "stored",
         description="the features to align with. `stored`: those beside the latents; `decoded`: those decoded from the semantic latent in "
         "every step, which needs no disk, but one more forward pass of the semantic decoder",
+    )
+    repa_target_norm: Literal["none", "tokens"] = Field(
+        "none",
+        description="`tokens`: each channel of an image's features gets mean 0 and standard deviation 1 over its tokens, which leaves their spatial "
+        "structure (iREPA); `none`: as the encoder gives them",
     )
     timestep_sampling: Literal["joint", "per_part"] = Field(
         "joint",
@@ -112,6 +123,11 @@ def registered_model(address: str) -> tuple[str, str] | None:
 class DiffusionTrainingParams(TrainingParams):
     """The training of the diffusion model."""
 
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="`adamw`: AdamW for all weights; `muon`: Muon for the matrices of the blocks' attention and MLPs, AdamW for the rest, both at "
+        "`learning_rate` and `weight_decay`",
+    )
     keep_every: Positive | None = Field(
         None,
         description="steps between averaged weights that are kept in `results/diffusion/steps`, for `sample.step`, `diffusion.init_from` and "
@@ -172,6 +188,14 @@ class DiffusionParams(Section):
         "encoder; false: that is refused",
     )
     lora: LoraParams | None = Field(None, description="needs `init_from`")
+    token_routing: TokenRoutingParams | None = Field(
+        None, description="some blocks are trained on a part of the tokens, which takes less time; null: on all"
+    )
+    sparse_deep: SparseDeepParams | None = Field(
+        None,
+        description="the middle blocks are trained on a quarter of the tokens, and need weights of their own to be joined with the others; null: "
+        "there is one path",
+    )
 
     @property
     def init_folder(self) -> Path | None:
@@ -188,9 +212,10 @@ class DiffusionParams(Section):
 class GuidanceParams(Section):
     """``guided = weak + scale * (strong - weak)``, separately for texture and semantics."""
 
-    kind: Literal["none", "cfg", "autoguidance"] = Field(
+    kind: Literal["none", "cfg", "autoguidance", "path_drop"] = Field(
         "none",
-        description="source of the weak velocity. `none`: no guidance; `cfg`: the same model with the null class; `autoguidance`: a weaker model",
+        description="source of the weak velocity. `none`: no guidance; `cfg`: the same model with the null class; `autoguidance`: a weaker model; "
+        "`path_drop`: the same model with the null class and without its middle blocks, which costs less (needs a model of `diffusion.sparse_deep`)",
     )
     weak_model: FilePath | None = Field(
         None, description="folder of the weaker model (config.json, model.safetensors) for `autoguidance`"

@@ -1,5 +1,10 @@
 """The grid of positions that texture and semantic latents share, and that the backbone divides into tokens."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sfd.params.diffusion import DiffusionParams
+
 
 def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
     """The backbone's patches tile the latents, ``grid`` positions on each side. ``origin``: where that number comes from.
@@ -10,6 +15,22 @@ def check_patch_size(patch_size: int, grid: int, origin: str) -> None:
     if grid % patch_size:
         raise ValueError(
             f"the latents' grid {grid} ({origin}) must be a multiple of diffusion.model.patch_size {patch_size}"
+        )
+
+
+def check_token_groups(params: "DiffusionParams", grid: int, origin: str) -> None:
+    """Groups of 2 x 2 tokens, from which ``sparse_deep`` takes its tokens, tile the latents, ``grid`` positions on each side.
+
+    ``origin``: where that number comes from.
+
+    Raises:
+        ValueError: they do not.
+    """
+    patch_size = params.model.patch_size
+    if params.sparse_deep is not None and grid // patch_size % 2:
+        raise ValueError(
+            f"diffusion.sparse_deep takes tokens from groups of 2 x 2, but there are {grid // patch_size} along one side (the latents' grid {grid} "
+            f"({origin}) / diffusion.model.patch_size {patch_size}), which is odd: set sparse_deep to null, or change the grid"
         )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sfd.names import DATA_SOURCES, JUDGES, SEMANTIC_ENCODERS, TOKENIZERS
-from sfd.params.types import FilePath, Fraction, OneOf, Positive, Section
+from sfd.params.types import FilePath, Fraction, OneOf, Positive, Precision, Section
 
 
 class DataParams(Section):
@@ -93,7 +93,7 @@ class TrainingParams(Section):
 
     num_steps: Positive = Field(description="optimizer steps")
     batch_size: Positive = Field(256, description="images per optimizer step, over all processes")
-    learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="peak learning rate of AdamW")
+    learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="peak learning rate")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     warmup_from: Fraction | None = Field(
         None,
@@ -108,7 +108,7 @@ class TrainingParams(Section):
     )
     decay_to: Fraction = Field(0.0, description="share of the peak to which `cosine` falls")
     beta2: float = Field(0.999, gt=0.0, lt=1.0, description="second-moment decay of AdamW (the first is 0.9)")
-    weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay of AdamW")
+    weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay")
     ema_decay: float = Field(
         0.9999,
         ge=0.0,
@@ -117,7 +117,10 @@ class TrainingParams(Section):
     )
     max_grad_norm: float | None = Field(None, gt=0.0, description="clip the gradient norm; null: no clipping")
     accumulation_steps: Positive = Field(1, description="micro-batches per optimizer step")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 on GPU, fp32 on CPU")
+    precision: Precision = Field(
+        "auto",
+        description="type of products and convolutions; weights, losses and averages stay float32. `auto`: bf16 on GPU, fp32 on CPU",
+    )
 
     @model_validator(mode="after")
     def _check_learning_rate(self) -> Self:

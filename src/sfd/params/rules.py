@@ -6,7 +6,7 @@ with a line that names the rule, the value and the remedy.
 
 from sfd.names import WEIGHT_PACKAGES
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
-from sfd.params.grid import check_patch_size, shared_grid
+from sfd.params.grid import check_patch_size, check_token_groups, shared_grid
 from sfd.params.judging import (
     check_cmmd,
     check_gates,
@@ -18,6 +18,7 @@ from sfd.params.judging import (
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
+from sfd.params.token_rules import check_full_token_steps, check_path_drop, check_tokens
 from sfd.sizes import SIZES
 
 
@@ -160,6 +161,7 @@ def _check_grid(params: Params) -> None:
         grid = shared_grid(params.data.image_size, texture_vae.factor, patches, tiles)
     if grid is not None:
         check_patch_size(params.diffusion.model.patch_size, grid, origin)
+        check_token_groups(params.diffusion, grid, origin)
 
 
 def _check_heads(params: Params) -> None:
@@ -280,6 +282,23 @@ def _check_lora(params: Params) -> None:
         )
 
 
+def _check_optimizer(params: Params) -> None:
+    """Muon needs the whole gradient of a whole matrix."""
+    diffusion = params.diffusion
+    if diffusion.training.optimizer != "muon":
+        return
+    if params.runtime.diffusion.sharding == "fsdp":
+        raise ValueError(
+            "diffusion.training.optimizer is `muon`, which needs whole matrices, but runtime.diffusion.sharding is `fsdp`, which splits them: set "
+            "sharding to `ddp`, or the optimizer to `adamw`"
+        )
+    if diffusion.lora is not None:
+        raise ValueError(
+            "diffusion.training.optimizer is `muon`, which trains whole matrices, but diffusion.lora trains two thin factors of each: set the "
+            "optimizer to `adamw`, or lora to null"
+        )
+
+
 def _check_condition(params: Params) -> None:
     """A model that is told nothing has nothing to drop, and no null condition to be guided away from."""
     model = params.diffusion.model
@@ -368,8 +387,12 @@ RULES = (
     _check_step,
     _check_decay,
     _check_lora,
+    check_tokens,
+    check_full_token_steps,
+    _check_optimizer,
     _check_condition,
     _check_guidance,
+    check_path_drop,
     _check_sampling_schedule,
     check_reference,
     check_cmmd,

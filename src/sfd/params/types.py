@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer, PlainValidator
 from pydantic_core import CoreSchema, core_schema
@@ -13,6 +13,10 @@ from sfd.names import Entry, nearest
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Scale = Annotated[float, Field(ge=1.0, le=20.0)]
+Precision = Literal["auto", "fp32", "bf16"]
+"""In which type a network computes; :mod:`sfd.precision` says what each word means on a device."""
+ComputedIn = Literal["fp32", "bf16"]
+"""In which type something was computed, as records say it."""
 
 
 class Section(BaseModel):

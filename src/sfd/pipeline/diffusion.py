@@ -1,12 +1,16 @@
 """Stage ``diffusion``: network and data set from the parameters, training with sample grids, and what it leaves."""
 
+import math
 import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from torch import nn
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
 from sfd.data.latents import LatentDataset
 from sfd.data.networks import TEXTURE_VAE, check_networks
@@ -28,8 +32,9 @@ from sfd.pictures import labelled_grid, plot_schedule, save_png
 from sfd.pipeline.finished import GRIDS, STEPS, entry, keep, take_up
 from sfd.pipeline.inputs import resolve_registered
 from sfd.pipeline.stage import Stage
+from sfd.pipeline.training import check_shards
 from sfd.processes import inference_device, rank, world_size
-from sfd.training.backbone import backbone_config, condition_of, initialised_backbone
+from sfd.training.backbone import backbone_config, build_routing, condition_of, initialised_backbone
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
@@ -57,8 +62,8 @@ def build_network(params: Params, dataset: LatentDataset, seed: int) -> Backbone
 
 
 def open_latents(params: Params, folder: Path) -> LatentDataset:
-    """The latents that stage ``latents`` left, with features if the loss needs the stored ones; processes share the check of the shards."""
-    return LatentDataset(folder / "shards", wants_features(params, "stored"), rank(), world_size())
+    """The latents that stage ``latents`` left, with features if the loss needs the stored ones."""
+    return LatentDataset(folder / "shards", wants_features(params, "stored"))
 
 
 def wants_features(params: Params, target: str) -> bool:
@@ -80,21 +85,31 @@ def decoded_features(workspace: Workspace, params: Params, dataset: LatentDatase
     """The semantic decoder as the source of features, if the loss needs them from there."""
     if not wants_features(params, "decoded"):
         return None
-    decoder = load_semantic(workspace.result("semantic") / "model").to(inference_device())
-    return DecodedFeatures(decoder, dataset.statistics, dataset.index.semantic_channels, dataset.index.tiles)
+    device = inference_device()
+    decoder = load_semantic(workspace.result("semantic") / "model").to(device)
+    return DecodedFeatures(decoder, dataset.statistics.to(device), dataset.index.semantic_channels, dataset.index.tiles)
 
 
 def build_task(
     workspace: Workspace, params: Params, network: Backbone, dataset: LatentDataset, seed: int
 ) -> DiffusionTask:
-    """What the training loop must know."""
+    """What the training loop must know. ``network`` then keeps for the backward pass what ``runtime`` says."""
     schedule, diffusion = build_training_schedule(params.schedule), params.diffusion
+    network.checkpoint_activations(params.runtime.diffusion.activation_checkpointing)
     features_of = decoded_features(workspace, params, dataset)
     weights = None
     if diffusion.loss.channel_weights == "energy":
-        weights = energy_weights(dataset.statistics.std, dataset.index.semantic_channels)
+        weights = energy_weights(dataset.statistics.std, dataset.index.semantic_channels).to(inference_device())
     return DiffusionTask(
-        network, dataset, diffusion.loss, schedule, diffusion.model.class_dropout, seed, features_of, weights
+        network,
+        dataset,
+        diffusion.loss,
+        schedule,
+        diffusion.model.class_dropout,
+        seed,
+        features_of,
+        weights,
+        build_routing(diffusion, dataset.index.grid),
     )
 
 
@@ -156,11 +171,16 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     _tell_start(start, stage)
     task = build_task(stage.workspace, stage.params, network, dataset, seed)
     model = DiffusionModel(network, stage.params.schedule, dataset.statistics, dataset.index.networks)
-    grids = SampleGrids(model, stage, runtime.grid_images)
-    callbacks = [Callback(grids, runtime.grid_every), *_keep_weights(model, start, stage)]
+    together = runtime.sharding == "ddp"
+    grids = SampleGrids(model, stage, runtime.grid_images, together)
+    callbacks, read = (
+        [Callback(grids, runtime.grid_every, together=together), *_keep_weights(model, start, stage)],
+        [dataset],
+    )
     if runtime.heldout_every is not None:
-        heldout = HeldoutLoss(task, _open_heldout(stage, dataset), runtime.heldout_images)
-        callbacks.append(Callback(heldout, runtime.heldout_every, at_end=False))
+        read.append(_open_heldout(stage, dataset))
+        heldout = HeldoutLoss(task, read[-1], runtime.heldout_images, together)
+        callbacks.append(Callback(heldout, runtime.heldout_every, at_end=False, together=together))
     take_up(stage, runtime.grid_every)
     if rank() == 0:
         grids.show_newest()
@@ -176,6 +196,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
         callbacks,
         runtime.sharding,
         params.training.more_ema_decays,
+        partial(check_shards, stage.workspace, "latents", [each.reader for each in read]),
     )
     if rank() != 0:
         return
@@ -198,7 +219,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
 def _open_heldout(stage: Stage, dataset: LatentDataset) -> LatentDataset:
     """Latents of held-out images, normalised as those that the model is trained on."""
     wanted = wants_features(stage.params, "stored")
-    heldout = LatentDataset(stage.upstream("latents") / HELDOUT, wanted, rank(), world_size())
+    heldout = LatentDataset(stage.upstream("latents") / HELDOUT, wanted)
     heldout.statistics = dataset.statistics
     return heldout
 
@@ -264,7 +285,9 @@ class KeptWeights:
 class SampleGrids:
     """Draws the same images, by condition and seed, from the network as training goes on."""
 
-    def __init__(self, model: DiffusionModel, stage: Stage, num_images: int) -> None:
+    def __init__(self, model: DiffusionModel, stage: Stage, num_images: int, together: bool) -> None:
+        """``together``: all processes call it, and each draws a part of the images."""
+        self.together = together
         self.model, self.stage, self.folder = model, stage, stage.out / GRIDS
         self.decoder = load_texture_vae(stage.upstream("texture_vae") / "model")
         # As many of each value as fit, value by value.
@@ -274,21 +297,39 @@ class SampleGrids:
         self.seeds = [image_seed(stage.params.seed, n) for n in range(len(self.values))]
 
     def __call__(self, network: nn.Module, step: int) -> None:
-        """Writes and logs one grid."""
-        assert isinstance(network, Backbone)
-        model = replace(self.model, network=network)
-        was_training = network.training
-        network.eval()
-        images = ImageGenerator(model, self.decoder, device=inference_device())(
-            self.values, self.seeds, GRID_SAMPLER, GuidanceScales(), middle_schedule(self.model.schedule_params)
-        )
-        network.train(was_training)
+        """Draws one grid; process 0 writes and logs it."""
+        images = self._draw(network)
+        if self.together:
+            images = torch.cat(gather_object([images]))
+        if rank() != 0:
+            return
         file = self.folder / f"{entry(step)}.png"
         file.parent.mkdir(exist_ok=True)
-        labels = [model.condition.label(value) for value in self.values]
+        labels = [self.model.condition.label(value) for value in self.values]
         save_png(labelled_grid(images, labels, self.per_row), file)
         self.show_newest()
         self.stage.log_artifacts(file)
+
+    def _draw(self, network: nn.Module) -> Tensor:
+        """This process's part of the images, uint8 ``(n, 3, S, S)``."""
+        assert isinstance(network, Backbone)
+        most = math.ceil(len(self.values) / world_size()) if self.together else len(self.values)
+        part = slice(rank() * most, (rank() + 1) * most)
+        if not self.values[part]:
+            size = self.stage.params.data.image_size
+            return torch.empty(0, 3, size, size, dtype=torch.uint8)
+        model = replace(self.model, network=network)
+        was_training = network.training
+        network.eval()
+        images = ImageGenerator(model, self.decoder)(
+            self.values[part],
+            self.seeds[part],
+            GRID_SAMPLER,
+            GuidanceScales(),
+            middle_schedule(self.model.schedule_params),
+        )
+        network.train(was_training)
+        return images
 
     def show_newest(self) -> None:
         """Puts the newest grid where it can be seen; removes the one of another training."""

@@ -7,25 +7,27 @@ from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.protocol import Evaluation
 from sfd.names import distance_name, too_few
+from sfd.pipeline.inference import start_inference
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.reference import load_judges, open_kept
 from sfd.pipeline.stage import Stage
-from sfd.processes import barrier, inference_device, rank, world_size
+from sfd.precision import Inference
+from sfd.processes import barrier, rank, world_size
 
 
-def open_evaluation(stage: Stage, samples: Path, features: Path) -> Evaluation:
+def open_evaluation(stage: Stage, samples: Path, features: Path, inference: Inference) -> Evaluation:
     """The evaluation of a folder of samples as the parameters say, which keeps its features in the folder ``features``."""
     params, data = stage.params, open_prepared(stage.workspace, stage.params)
-    judges = load_judges(stage.workspace, params.judges)
-    vae = load_texture_vae(stage.upstream("texture_vae") / "model").to(inference_device())
-    size = params.runtime.evaluate.batch_size
+    judges = load_judges(stage.workspace, params.judges, inference)
+    vae = inference.place(load_texture_vae(stage.upstream("texture_vae") / "model"))
+    size, num_workers = params.runtime.evaluate.batch_size, params.runtime.evaluate.num_workers
     return Evaluation.open(
         stage.workspace.resolve_paths(params.evaluate),
         data,
         vae,
         samples,
         params.seed,
-        [FeatureStore(features / judge.name, judge, size, rank(), world_size()) for judge in judges],
+        [FeatureStore(features / judge.name, judge, size, rank(), world_size(), num_workers) for judge in judges],
         open_kept(stage.workspace, judges),
         [judge.name for judge in params.counted_judges],
     )
@@ -45,7 +47,8 @@ def tell(evaluation: Evaluation, metrics: dict[str, float]) -> None:
 
 def evaluate(stage: Stage) -> None:
     """Extracts this process's share of the features; process 0 computes and writes the metrics."""
-    evaluation = open_evaluation(stage, stage.upstream("sample"), stage.work / "features")
+    (inference,) = start_inference(stage, "evaluate")
+    evaluation = open_evaluation(stage, stage.upstream("sample"), stage.work / "features", inference)
     evaluation.extract()
     barrier()
     if rank() == 0:

@@ -18,9 +18,11 @@ from sfd.params import Params, known_metrics
 from sfd.pictures import plot_curves
 from sfd.pipeline.evaluate import open_evaluation
 from sfd.pipeline.finished import entry
+from sfd.pipeline.inference import start_inference
 from sfd.pipeline.inputs import STAGES, check_current
 from sfd.pipeline.sample import load_generator
 from sfd.pipeline.stage import Stage, stage
+from sfd.precision import Inference
 from sfd.tables import as_text
 from sfd.workspace import Workspace, average_name
 
@@ -66,8 +68,9 @@ def evaluate_steps(workspace: Workspace, metric: str | None = None) -> str:
             f"{workspace.result('diffusion')} holds no weights of steps: set diffusion.training.keep_every, then run `dvc repro diffusion`"
         )
     with stage(NAME, workspace=workspace) as current:
+        sampling, judging = start_inference(current, "sample", "evaluate")
         for weights in kept:
-            _score(current, weights)
+            _score(current, weights, sampling, judging)
         rows = {weights: _read(current, weights) for weights in kept}
         _write_curve(current, rows, metric)
     return _report(workspace, params, rows, metric)
@@ -125,16 +128,16 @@ def _read(current: Stage, weights: Weights) -> Row:
     return found
 
 
-def _score(current: Stage, weights: Weights) -> None:
+def _score(current: Stage, weights: Weights, sampling: Inference, judging: Inference) -> None:
     """Writes the metrics of one set of weights, unless they are there. Features of all images but the samples are shared by all."""
     file = current.out / _metrics_name(weights)
     if file.is_file():
         return
     params, drawn = current.params, current.work / "drawn" / weights.name
-    images = load_generator(current, current.workspace.model(weights.step, weights.decay))
+    images = load_generator(current, current.workspace.model(weights.step, weights.decay), sampling)
     table = write_samples(drawn, images, params.sample, params.runtime.sample.batch_size, params.seed, 0, 1)
     grid = finish_samples(drawn, table, images.model.condition, params.sample.class_mix)
-    evaluation = open_evaluation(current, drawn, current.work / "features")
+    evaluation = open_evaluation(current, drawn, current.work / "features", judging)
     evaluation.extract()
     metrics, _ = evaluation.measure(drawn)
     group = "" if weights.decay is None else f"{weights.name.parent}/"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from sfd.network_files import link
-from sfd.pipeline.inputs import Facts, continuable, first_change, num_steps, with_steps
+from sfd.pipeline.inputs import Facts, first_change, needs_length, num_steps, with_steps
 from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, rank
 
@@ -74,11 +74,7 @@ def _obstacle(before: Facts, now: Facts) -> str | None:
         return None
     if done > wanted:
         return f"num_steps is {wanted:,} now"
-    return (
-        None
-        if continuable(now)
-        else "the learning rate of `decay: cosine` depends on num_steps (that of `constant` does not)"
-    )
+    return needs_length(now) or None
 
 
 def keep(stage: Stage) -> None:

@@ -190,7 +190,17 @@ def training_of(facts: Facts) -> dict[str, Any]:
 
 def continuable(facts: Facts) -> bool:
     """Whether what a training does in a step does not depend on how many will follow."""
-    return bool(training_of(facts)["decay"] == "constant")
+    return not needs_length(facts)
+
+
+def needs_length(facts: Facts) -> str:
+    """What of a training depends on its number of steps, in words; empty if nothing does."""
+    if training_of(facts)["decay"] != "constant":
+        return "the learning rate of `decay: cosine` depends on num_steps (that of `constant` does not)"
+    sparse = facts["params"][facts["stage"]].get("sparse_deep")
+    if sparse and sparse["full_token_steps"]:
+        return "the last `sparse_deep.full_token_steps` are counted from num_steps"
+    return ""
 
 
 def num_steps(facts: Facts) -> int:

@@ -3,18 +3,20 @@
 import json
 from dataclasses import replace
 
+from sfd.data.images import Pixels
 from sfd.data.manifest import TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import Judge, judge_class, load_judge
 from sfd.encoders.timm_networks import encoder_network, judge_network
 from sfd.errors import UserError
-from sfd.evaluation.accuracy import heldout_accuracy, judge_images
+from sfd.evaluation.accuracy import JUDGE_BATCH, heldout_accuracy
+from sfd.evaluation.views import judge_images
 from sfd.params import JudgeParams
 from sfd.pipeline.inputs import judge_facts
 from sfd.pipeline.quality import QUALITY, check_quality
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
-from sfd.processes import inference_device
+from sfd.precision import Inference
 from sfd.seeding import derive_seed
 from sfd.training.classifier import ClassifierTask, num_outputs
 
@@ -62,6 +64,7 @@ def make_judge(params: JudgeParams, number: int, data: Prepared, stage: Stage) -
     """
     kind, folder = judge_class(params.kind), stage.out / "model"
     classes = data.num_classes if data.num_classes > 1 else None
+    num_workers = stage.params.runtime.judge.num_workers
     if params.source == "train":
         # The first judge's seed is that of a project with one judge.
         seed = stage.params.seed if number == 0 else derive_seed(stage.params.seed, "judge", number)
@@ -70,11 +73,12 @@ def make_judge(params: JudgeParams, number: int, data: Prepared, stage: Stage) -
         _check_another(params, number, stage)
         kind.save_pretrained(folder, stage.workspace.resolve_paths(params))
         if classes is not None and kind.fits_classes and number == 0:
-            judge, train = load_judge(folder).to(inference_device()), data.images(TRAIN)
-            kind.fit_classes(folder, judge_images(judge, train).features, train.class_indices, classes)
+            judge, train = Inference.float32().place(load_judge(folder)), data.images(TRAIN)
+            seen = judge_images(judge, Pixels(train), range(len(train)), JUDGE_BATCH, num_workers)
+            kind.fit_classes(folder, seen.features, train.class_indices, classes)
     if not load_judge(folder).knows_classes:
         return None
-    accuracy = heldout_accuracy(folder, data)
+    accuracy = heldout_accuracy(folder, data, num_workers)
     stage.log({"heldout_accuracy": accuracy, "classes": data.num_classes})
     return accuracy
 

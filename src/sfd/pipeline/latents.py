@@ -10,9 +10,10 @@ from sfd.data.prepared import Prepared
 from sfd.data.shards import ShardReader, write_index
 from sfd.encoders.composite import CompositeEncoder
 from sfd.network_files import read_config
+from sfd.pipeline.inference import start_inference
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage
-from sfd.processes import barrier, inference_device, rank, world_size
+from sfd.processes import barrier, rank, world_size
 
 HELDOUT_IMAGES = 1000
 """The most held-out images that are encoded. Stage ``diffusion`` measures its loss on them; of ImageNet, with features, they take 0.4 GB."""
@@ -24,14 +25,15 @@ def make_latents(stage: Stage) -> None:
     Raises:
         UserError: the latents would not be those that the model of ``diffusion.init_from`` knows.
     """
-    data, mirror, device = open_prepared(stage.workspace, stage.params), stage.params.data.mirror, inference_device()
-    encode = CompositeEncoder.load(stage.params, stage.workspace.results, stage.params.seed, device)
+    data, mirror = open_prepared(stage.workspace, stage.params), stage.params.data.mirror
+    (inference,) = start_inference(stage, "latents")
+    encode = CompositeEncoder.load(stage.params, stage.workspace.results, stage.params.seed, inference)
     grid = encode.check_grid(stage.params.data.image_size)
     networks = CompositeEncoder.networks(stage.params, stage.workspace.results)
     _check_start(stage, networks, encode.semantic_channels)
     images, folder = data.images(TRAIN), stage.out / "shards"
-    params, size = stage.params.latents, stage.params.runtime.latents.batch_size
-    bounds = write_latents(folder, images.__getitems__, len(images), encode, params, size, mirror, rank(), world_size())
+    params, runtime, rows = stage.params.latents, stage.params.runtime.latents, range(len(images))
+    bounds = write_latents(folder, images, rows, encode, encode.device, params, runtime, mirror, rank(), world_size())
     heldout_bounds, heldout_counts = _write_heldout(stage, data, encode)
     barrier()
     if rank() == 0:
@@ -45,6 +47,7 @@ def make_latents(stage: Stage) -> None:
             class_counts=images.class_indices.bincount(minlength=data.num_classes).tolist(),
             networks=networks,
             tiles=encode.tiles,
+            precision=inference.computed_in,
         )
         write_index(folder, bounds, facts)
         statistics = channel_statistics(ShardReader(folder, LatentsIndex), params.statistics_images)
@@ -80,16 +83,17 @@ def _write_heldout(stage: Stage, data: Prepared, encode: CompositeEncoder) -> tu
 
     The images are evenly spaced, because they are stored class by class.
     """
-    images, params, size = data.images(HELDOUT), stage.params.latents, stage.params.runtime.latents.batch_size
+    images = data.images(HELDOUT)
     number, first_draw = min(HELDOUT_IMAGES, len(images)), 2 * len(data.images(TRAIN))
     rows = [n * len(images) // number for n in range(number)]
     bounds = write_latents(
         stage.out / HELDOUT,
-        lambda indices: images.__getitems__([rows[index] for index in indices]),
-        number,
+        images,
+        rows,
         lambda batch, draws: encode(batch, [first_draw + draw for draw in draws]),  # after those of the training images
-        params,
-        size,
+        encode.device,
+        stage.params.latents,
+        stage.params.runtime.latents,
         mirror=False,
         rank=rank(),
         world_size=world_size(),

@@ -13,21 +13,22 @@ from sfd.evaluation.originals import Originals
 from sfd.models.conditions import Condition
 from sfd.names import CONDITIONS, load
 from sfd.params import JudgeParams, Params
+from sfd.pipeline.inference import start_inference
 from sfd.pipeline.inputs import digest_facts, published_fingerprint
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage
-from sfd.processes import barrier, inference_device, rank, world_size
+from sfd.precision import Inference
+from sfd.processes import barrier, rank, world_size
 from sfd.workspace import Workspace
 
 
-def load_judges(workspace: Workspace, judges: Iterable[JudgeParams]) -> list[Judge]:
+def load_judges(workspace: Workspace, judges: Iterable[JudgeParams], inference: Inference) -> list[Judge]:
     """The judges that stage ``judge`` made, in this order. Raises :class:`UserError` if one is missing or does not fit."""
-    device = inference_device()
-    return [load_judge(workspace.judge(each.name)).to(device) for each in judges]
+    return [inference.place(load_judge(workspace.judge(each.name))) for each in judges]
 
 
 def open_kept(workspace: Workspace, judges: list[Judge]) -> list[FeatureStore]:
-    """What the stage left, by judge. Raises :class:`UserError` if it was left by other judges."""
+    """What the stage left, by judge. Raises :class:`UserError` if it was left by other judges, or in another precision."""
     return [FeatureStore.opened(workspace.result("reference") / judge.name, judge) for judge in judges]
 
 
@@ -41,7 +42,7 @@ def planned_classes(params: Params, data: Prepared) -> list[int] | None:
 
 
 def find_before(workspace: Workspace, judge: Judge) -> FeatureStore | None:
-    """What the stage left of a judge when it last ran, which DVC leaves in its place; None if that was another judge."""
+    """What the stage left of a judge when it last ran, which DVC leaves in its place; None if that was another judge, or precision."""
     folder = workspace.result("reference") / judge.name
     try:
         return FeatureStore.opened(folder, judge)
@@ -56,11 +57,12 @@ def make_reference(stage: Stage) -> None:
     an option or a texture VAE that concerns other sets.
     """
     params, data = stage.params, open_prepared(stage.workspace, stage.params)
-    vae = load_texture_vae(stage.upstream("texture_vae") / "model").to(inference_device())
-    size = params.runtime.evaluate.batch_size
+    (inference,) = start_inference(stage, "evaluate")
+    vae = inference.place(load_texture_vae(stage.upstream("texture_vae") / "model"))
+    size, num_workers = params.runtime.evaluate.batch_size, params.runtime.evaluate.num_workers
     stores = [
-        FeatureStore(stage.out / judge.name, judge, size, rank(), world_size())
-        for judge in load_judges(stage.workspace, params.judges)
+        FeatureStore(stage.out / judge.name, judge, size, rank(), world_size(), num_workers)
+        for judge in load_judges(stage.workspace, params.judges, inference)
     ]
     for store in stores:
         store.before = find_before(stage.workspace, store.judge)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from sfd.generation.images import ImageGenerator
 from sfd.generation.samples import finish_samples, write_facts, write_samples
+from sfd.pipeline.inference import start_inference
 from sfd.pipeline.stage import Stage
+from sfd.precision import Inference
 from sfd.processes import barrier, rank, world_size
 
 
-def load_generator(stage: Stage, model: Path) -> ImageGenerator:
+def load_generator(stage: Stage, model: Path, inference: Inference) -> ImageGenerator:
     """The model in this folder with its decoder, and with the weak model that the parameters name."""
     weak = stage.params.sample.guidance.weak_model
     return ImageGenerator.load(
@@ -16,17 +18,19 @@ def load_generator(stage: Stage, model: Path) -> ImageGenerator:
         stage.upstream("texture_vae") / "model",
         stage.workspace.resolve(weak) if weak else None,
         stage.params.sample.other_networks,
+        inference,
     )
 
 
 def make_samples(stage: Stage) -> None:
     """Draws this process's share of the images; process 0 writes the table, the grid and the facts."""
     params, size = stage.params.sample, stage.params.runtime.sample.batch_size
-    images = load_generator(stage, stage.workspace.sampled_model(stage.params))
+    (inference,) = start_inference(stage, "sample")
+    images = load_generator(stage, stage.workspace.sampled_model(stage.params), inference)
     table = write_samples(stage.out, images, params, size, stage.params.seed, rank(), world_size())
     barrier()
     if rank() == 0:
-        facts = write_facts(stage.out, table, params, stage.params.seed)
+        facts = write_facts(stage.out, table, params, stage.params.seed, inference.computed_in)
         grid = finish_samples(stage.out, table, images.model.condition, params.class_mix)
         stage.log_artifacts(grid, stage.out / "samples.csv", facts)
         stage.log({"num_images": len(table)})

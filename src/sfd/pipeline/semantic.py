@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from sfd.params import SemanticParams
 from sfd.pictures import NUM_PAIRS, plot_pca_features
 from sfd.pipeline.quality import record_quality
 from sfd.pipeline.stage import Stage
-from sfd.pipeline.training import train_stage
+from sfd.pipeline.training import check_shards, train_stage
+from sfd.precision import Inference
 from sfd.processes import inference_device
 from sfd.training.semantic_vae import SemanticTask
 
@@ -38,15 +40,18 @@ def make_semantic(params: SemanticParams, shards: Path, data: Prepared, stage: S
 
 
 def _make(params: SemanticParams, dataset: FeatureDataset, stage: Stage) -> SemanticEncoder:
+    check = partial(check_shards, stage.workspace, "features", [dataset.reader])
     if params.file is not None:
+        check()
         folder = stage.workspace.resolve(params.file)
         check_given(folder, params, dataset.index.feature_dim)
         return load_semantic(folder)
     network = semantic_class(params.kind).build(params, dataset.index.feature_dim, stage.params.seed)
     if network.is_trained:
         task = SemanticTask(params, network, dataset, dataset.index.tokens, stage.params.seed)
-        train_stage(task, params.training, stage.params.runtime.semantic, stage).copy_to(network)
+        train_stage(task, params.training, stage.params.runtime.semantic, stage, check).copy_to(network)
     else:
+        check()
         network.fit(_batches(dataset, range(len(dataset))))
     return network
 
@@ -54,7 +59,7 @@ def _make(params: SemanticParams, dataset: FeatureDataset, stage: Stage) -> Sema
 def _batches(dataset: FeatureDataset, chosen: Sequence[int]) -> Iterator[Tensor]:
     """The stored features of these samples (image and view)."""
     for start in range(0, len(chosen), BATCH):
-        yield dataset.__getitems__(list(chosen[start : start + BATCH])).features.to(inference_device())
+        yield dataset.__getitems__(list(chosen[start : start + BATCH])).features.to(inference_device()).float()
 
 
 @torch.no_grad()
@@ -67,7 +72,8 @@ def _quality(network: SemanticEncoder, dataset: FeatureDataset) -> dict[str, flo
     total, squares = torch.zeros(dataset.index.feature_dim).double(), torch.zeros(dataset.index.feature_dim).double()
     error = torch.zeros(()).double()
     for features in _batches(dataset, chosen):
-        reconstruction = network.decode(network.encode(features))
+        with Inference.float32().arithmetic():
+            reconstruction = network.decode(network.encode(features))
         cosine = float(cosine_similarity(reconstruction, features, dim=-1).mean())
         for name, mean in {"reconstruction_cosine": cosine, **network.quality(features)}.items():
             sums[name] += mean * len(features)
@@ -90,7 +96,7 @@ def _picture(network: SemanticEncoder, dataset: FeatureDataset, data: Prepared, 
     index, stored = dataset.index, dataset.index.images
     shown = torch.linspace(0, len(stored) - 1, min(NUM_PAIRS, len(stored))).long().tolist()
     side = math.isqrt(index.tokens)
-    features = dataset.__getitems__([number * index.num_views for number in shown]).features
+    features = dataset.__getitems__([number * index.num_views for number in shown]).features.float()
     with torch.no_grad():
         reconstruction = network.decode(network.encode(features))
     images = data.images(TRAIN, index.centre).__getitems__([stored[number] for number in shown]).images

@@ -23,6 +23,7 @@ from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.quality import record_quality
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import train_stage
+from sfd.precision import Inference
 from sfd.processes import inference_device
 from sfd.seeding import generator
 from sfd.training.texture_vae import Features, ResidualTask, TextureVaeTask
@@ -142,9 +143,10 @@ def _measure(
 
 
 def _round_trip(vae: texture_vaes.TextureVae, images: Tensor, random: torch.Generator) -> Tensor:
-    """The images, encoded and decoded. The noise is drawn on the CPU, so that it is the same on every device."""
+    """The images, encoded and decoded in float32. The noise is drawn on the CPU, so that it is the same on every device."""
     noise = torch.randn(vae.latent_shape(len(images), images.shape[-1]), generator=random)
-    return vae.decode(vae.encode(images, noise.to(images.device)))
+    with Inference.float32().arithmetic():
+        return vae.decode(vae.encode(images, noise.to(images.device)))
 
 
 def _picture(

@@ -17,6 +17,8 @@ from sfd.workspace import Workspace
 
 MARK = "fingerprint"
 """The file of a work folder that says what it was made from."""
+COMPUTED_IN = "computed-in"
+"""The file that says in which type networks compute, see :mod:`sfd.pipeline.inference`."""
 ORPHANS_WAIT_S = 10.0
 """Data loader workers of a killed stage hold its lock for some seconds more."""
 
@@ -79,7 +81,7 @@ def _begin(workspace: Workspace, name: str, mark: str) -> None:
     before = sorted(workspace.old.glob(f"{work.name}-*"))
     back = next((old for old in before if read_mark(old) == mark), None)
     changed = read_mark(work) not in (None, mark)
-    aside = _set_aside(work, workspace.old) if changed and _has_work(work) else None
+    aside = _set_aside(work, workspace.old) if changed and has_work(work) else None
     if aside is None:
         shutil.rmtree(work)
     if back is not None:
@@ -121,10 +123,10 @@ def _inherit(workspace: Workspace, name: str, mark: str) -> None:
         return
 
 
-def _has_work(work: Path) -> bool:
+def has_work(work: Path) -> bool:
     """Whether anything was done in a work folder whose result is not published."""
     return (work / "out").is_dir() and any(
-        path.is_file() and path.name not in ("owner", MARK) for path in work.rglob("*")
+        path.is_file() and path.name not in ("owner", MARK, COMPUTED_IN) for path in work.rglob("*")
     )
 
 

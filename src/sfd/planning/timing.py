@@ -20,6 +20,7 @@ from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
 from sfd.params import Params, TrainingParams, with_values
 from sfd.pixels import to_pixels
+from sfd.precision import Inference
 from sfd.processes import inference_device
 from sfd.seeding import generator
 from sfd.sizes import SIZES
@@ -154,21 +155,22 @@ def _features_seconds(params: Params) -> float:
     """Per image; 0 where no encoder is used."""
     if not params.needs_features:
         return 0.0
-    encoder, images = random_encoder(params.encoder, params.seed).to(inference_device()), _images(params, BATCH)
+    inference, images = Inference.of(params.runtime.features), _images(params, BATCH)
+    encoder = inference.place(random_encoder(params.encoder, params.seed))
     return _median(lambda: encoder(images)) / BATCH
 
 
 def _judge_seconds(params: Params) -> float:
     """Per image. A judge that others trained is loaded as stage ``judge`` loads it."""
     chosen = params.first_judge
-    kind, images = judge_class(chosen.kind), _images(params, BATCH)
+    kind, images, inference = judge_class(chosen.kind), _images(params, BATCH), Inference.of(params.runtime.evaluate)
     if chosen.source == "train":
-        network = kind.trainable(chosen, 2, params.seed).eval().to(inference_device())
+        network = inference.function(inference.place(kind.trainable(chosen, 2, params.seed).eval()))
         with torch.no_grad():
             return _median(lambda: network(to_pixels(images))) / BATCH
     with tempfile.TemporaryDirectory() as folder:
         kind.save_pretrained(Path(folder), chosen)
-        judge = load_judge(Path(folder)).to(inference_device())
+        judge = inference.place(load_judge(Path(folder)))
     return _median(lambda: judge(images)) / BATCH
 
 

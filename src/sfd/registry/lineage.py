@@ -17,6 +17,7 @@ from sfd.registry.gates import number
 from sfd.registry.load import open_registry
 from sfd.registry.versions import (
     VersionInfo,
+    computed_in,
     describe_difference,
     find_versions,
     measured_alike,
@@ -202,7 +203,7 @@ def _facts(version: VersionInfo, runs: "Mapping[str, MlflowRun | str]") -> str:
             [
                 "measured",
                 f"by {measured['judge']} ({measured['judge_digest'][:SHORT]}) on {measured['num_images']} images of "
-                f"{measured['image_size']} pixels, reference {measured['reference'][:SHORT]}",
+                f"{measured['image_size']} pixels, reference {measured['reference'][:SHORT]}, in {computed_in(measured)}",
             ]
         )
     if version.smoke is not None:

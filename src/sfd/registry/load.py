@@ -106,18 +106,23 @@ def download_version(workspace: Workspace, name: str, version: str) -> Iterator[
 
 
 def load_registered(workspace: Workspace, name: str, which: str) -> RegisteredModel:
-    """Loads a version by its number or an alias: weights, schedule, statistics and decoder as they were registered.
+    """Loads a version by its number or an alias: weights, schedule, statistics, decoder and precision as they were registered.
 
     Raises:
         UserError: as :func:`find_version` and :meth:`ImageGenerator.load` do; or the version is not one of ours.
     """
     from sfd.generation.images import ImageGenerator
     from sfd.generation.settings import read_settings
+    from sfd.precision import Inference
 
     version = str(find_version(workspace, name, which).version)
     with download_version(workspace, name, version) as folders:
         sample = read_settings(folders["sample"])
         images = ImageGenerator.load(
-            folders["diffusion"], folders["texture_vae"], folders.get("weak_model"), sample.other_networks
+            folders["diffusion"],
+            folders["texture_vae"],
+            folders.get("weak_model"),
+            sample.other_networks,
+            Inference.recorded(sample.precision),
         )
     return RegisteredModel(name, version, images, sample)

@@ -9,6 +9,7 @@ import pandas as pd
 from sfd.data.images import png_bytes
 from sfd.generation.images import ImageGenerator
 from sfd.generation.settings import read_settings
+from sfd.precision import Inference
 from sfd.registry.requests import MODELS_OWN_TAU, apply_request
 
 
@@ -20,7 +21,11 @@ class SfdModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is no
         folders = {name: Path(path) for name, path in context.artifacts.items()}
         self.defaults = read_settings(folders["sample"])
         self.images = ImageGenerator.load(
-            folders["diffusion"], folders["texture_vae"], folders.get("weak_model"), self.defaults.other_networks
+            folders["diffusion"],
+            folders["texture_vae"],
+            folders.get("weak_model"),
+            self.defaults.other_networks,
+            Inference.recorded(self.defaults.precision),
         )
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002

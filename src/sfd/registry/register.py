@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sfd.data.prepare import SUMMARY_NAME
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
+from sfd.generation.samples import sampled_in
 from sfd.generation.settings import Settings, write_settings
 from sfd.models.conditions import Condition
 from sfd.params import Params
@@ -89,7 +90,7 @@ def register_results(current: Stage, expected: Registration | None = None) -> "M
     _check_samples(workspace, params)
     tags = describe(current.upstream("evaluate"), current.upstream("prepare"))
     folders = model_folders(workspace, params)
-    sample = Settings.of(params.sample, params.runtime.sample.batch_size)
+    sample = Settings.of(params.sample, params.runtime.sample.batch_size, sampled_in(workspace.result("sample")))
     registration = Registration(workspace.model_name(params.register_), digest_results(folders, sample, tags))
     if expected not in (None, registration):
         raise UserError(

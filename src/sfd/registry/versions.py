@@ -25,6 +25,8 @@ DIGEST = "digest"
 DIGEST_OF_DATA = "digest"
 """Below ``data.``: the images."""
 REGISTRATION_NAME = "registration.json"
+PRECISION = "precision"
+"""Below ``measured.``: the type in which the judge computed."""
 OTHERS, CMMD = "judge_digest.", "cmmd"
 """Below ``measured.``: the digest of a judge beside the first, by name; and the judge of the kernel distance of this name."""
 
@@ -141,6 +143,11 @@ def _parse_tags(found: "ModelVersion", aliases: Mapping[str, str]) -> VersionInf
     )
 
 
+def computed_in(measured: Mapping[str, str]) -> str:
+    """The type in which the judge computed; older records do not say it, and are of float32."""
+    return measured.get(PRECISION, "fp32")
+
+
 def describe_difference(version: VersionInfo, other: VersionInfo) -> str | None:
     """How the measurements of two versions differ, so that their metrics cannot be compared; None if they do not.
 
@@ -155,7 +162,8 @@ def describe_difference(version: VersionInfo, other: VersionInfo) -> str | None:
         for key in dict.fromkeys([*version.measured, *other.measured])
         if key != REFERENCE_NAME and not _is_of_others(key)
     ]
-    pairs = {key: (version.measured.get(key, "none"), other.measured.get(key, "none")) for key in keys}
+    records = [{**each.measured, PRECISION: computed_in(each.measured)} for each in (version, other)]
+    pairs = {key: (records[0].get(key, "none"), records[1].get(key, "none")) for key in keys}
     named = [f"{key} {mine[:12]} and {theirs[:12]}" for key, (mine, theirs) in pairs.items() if mine != theirs]
     return f"{version} and {other} were measured differently: {', '.join(named)}" if named else None
 

@@ -22,22 +22,22 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sfd.data.images import png_bytes
+from sfd.data.images import ManifestImages, Pixels, png_bytes
 from sfd.data.layout import HIDDEN
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import Judge, load_judge
 from sfd.errors import UserError
-from sfd.evaluation.fidelity import extract
+from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import copy_limit, nearest
-from sfd.evaluation.views import ImageBatches, judge_training_images
+from sfd.evaluation.views import judge_images
 from sfd.generation.generated import LAYOUT, TABLE, validate_table_of
 from sfd.models.conditions import Condition
 from sfd.params import Params
 from sfd.pipeline.inputs import check_current, published_fingerprint
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.work import lock
-from sfd.processes import inference_device
+from sfd.precision import Inference
 from sfd.progress import progress
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
@@ -84,7 +84,7 @@ class Upstream:
         """Reads ``params.yaml`` and ``results``. Raises :class:`UserError` if a result is missing or out of date."""
         params = workspace.load_params()
         check_current(workspace, ("prepare", "judge"), params)
-        judge = load_judge(workspace.judge(params.first_judge.name)).to(inference_device())
+        judge = Inference.of(params.runtime.evaluate).place(load_judge(workspace.judge(params.first_judge.name)))
         return cls(workspace, params, open_prepared(workspace, params), judge)
 
     @property
@@ -110,20 +110,24 @@ class CandidateScorer:
         self.knows_classes = (
             upstream.judge.knows_classes and upstream.condition.choices == upstream.data.summary.classes
         )
-        self.judge, self.data, self.batches = upstream.judge, upstream.data, ImageBatches(batch_size, upstream.judge)
+        self.judge, self.data, self.batch_size = upstream.judge, upstream.data, batch_size
+        self.num_workers = upstream.params.runtime.evaluate.num_workers
         train = self.data.images(TRAIN)
         self.paths = train.paths
-        self.originals = judge_training_images(self.judge, train, batch_size, self.data.params.mirror).features
+        self.originals = self._seen(train, self.data.params.mirror).features
 
     def limit(self) -> float:
         """The distance below which an image counts as memorised. Raises :class:`UserError` as :func:`copy_limit` does."""
         heldout = self.data.images(HELDOUT)
-        seen = extract(self.judge, self.batches.of_images(heldout, range(len(heldout))))
-        return copy_limit(nearest(seen.features, [self.originals])[0])
+        return copy_limit(nearest(self._seen(heldout).features, [self.originals])[0])
+
+    def _seen(self, images: ManifestImages, mirror: bool = False) -> Features:
+        """What the judge computes for all images, and for their flips if ``mirror``."""
+        return judge_images(self.judge, Pixels(images), range(len(images)), self.batch_size, self.num_workers, mirror)
 
     def __call__(self, images: Tensor, classes: list[int]) -> pd.DataFrame:
         """``confidence``, ``nearest_distance`` and ``nearest_file`` of images uint8 ``(B, 3, S, S)``."""
-        seen = extract(self.judge, [images.to(self.batches.device)])
+        seen = extract(self.judge, [images.to(self.judge.device)])
         distance, row = nearest(seen.features, [self.originals])
         confidence = [float("nan")] * len(classes)
         if self.knows_classes and seen.logits is not None:
@@ -251,6 +255,8 @@ def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Up
         "data set": published_fingerprint(upstream.workspace, "prepare"),
         "judge": upstream.judge.digest,
         "weights": _digest(registered),
+        "precision": registered.images.inference.computed_in,
+        "judge precision": upstream.judge.computed_in,
     }
 
 
@@ -295,7 +301,8 @@ def _check_command(out: Path, command: dict[str, object]) -> None:
     file = out / HIDDEN / COMMAND
     if not file.is_file():
         return
-    known = json.loads(file.read_text(encoding="utf-8"))
+    # Older folders do not say in which type networks computed: in float32.
+    known = {"precision": "fp32", "judge precision": "fp32"} | json.loads(file.read_text(encoding="utf-8"))
     differences = [
         f"{key} {known.get(key)!r} there and {value!r} now" for key, value in command.items() if known.get(key) != value
     ]

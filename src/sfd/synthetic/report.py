@@ -142,7 +142,7 @@ def _accuracy(images: ManifestImages, repeat: int, upstream: Upstream, work: Pat
     runtime = upstream.params.runtime.judge
     train(task, _training(params), seed, work, fingerprint, log_nothing, runtime).copy_to(network)
     kind.save_trained(work / "model", params, network, num_classes, num_classes)
-    accuracy = heldout_accuracy(work / "model", data)
+    accuracy = heldout_accuracy(work / "model", data, runtime.num_workers)
     temporary = work.with_suffix(".tmp")
     temporary.write_text(json.dumps({"fingerprint": fingerprint, "accuracy": accuracy}), encoding="utf-8")
     temporary.replace(done)

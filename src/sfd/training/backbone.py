@@ -3,8 +3,9 @@
 from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, Facts, build_backbone, config_from_params
 from sfd.models.conditions import Condition
-from sfd.names import CONDITIONS, load
-from sfd.params import DiffusionParams, ScheduleParams, check_patch_size
+from sfd.models.tokens import Routing, SparseDeep, TokenRouting
+from sfd.names import BACKBONES, CONDITIONS, load
+from sfd.params import DiffusionParams, ScheduleParams, check_patch_size, check_token_groups
 from sfd.seeding import generator
 from sfd.training.diffusion import needs_features
 
@@ -30,11 +31,13 @@ def backbone_config(
     Raises:
         UserError: the backbone does not fit the latents.
     """
+    _check_routes(params)
     try:
         check_patch_size(params.model.patch_size, grid, "that of the stored latents")
+        check_token_groups(params, grid, "that of the stored latents")
     except ValueError as error:
         raise UserError(str(error)) from None
-    loss = params.loss
+    loss, sparse = params.loss, params.sparse_deep
     facts = Facts(
         grid=grid,
         texture_channels=texture_channels,
@@ -44,8 +47,40 @@ def backbone_config(
         two_times=schedule.kind != "sync",
         repa_depth=loss.repa_depth if needs_features(loss) else 0,
         repa_width=loss.repa_width,
+        dense_blocks=None if sparse is None else (sparse.first_blocks, sparse.last_blocks),
+        repa_projector=loss.repa_projector,
     )
     return config_from_params(params.model, facts)
+
+
+def build_routing(params: DiffusionParams, grid: int) -> Routing | None:
+    """How the training shows tokens to blocks, on latents of ``grid`` positions along one side; None: all blocks see all tokens.
+
+    Raises:
+        UserError: not one token would leave.
+    """
+    tokens, sparse, routing = grid // params.model.patch_size, params.sparse_deep, params.token_routing
+    if sparse is not None:
+        sparse_steps = params.training.num_steps - sparse.full_token_steps
+        return SparseDeep(
+            tokens, sparse.kept_per_group, sparse.path_drop, sparse_steps, sparse.first_blocks, sparse.last_blocks
+        )
+    if routing is None:
+        return None
+    made = TokenRouting(tokens**2, routing.share, routing.first_blocks, routing.last_blocks)
+    if made.num_kept == tokens**2:
+        raise UserError(
+            f"diffusion.token_routing.share {routing.share:g} of {tokens**2} tokens is less than one token: raise it, or set token_routing to null"
+        )
+    return made
+
+
+def _check_routes(params: DiffusionParams) -> None:
+    """Raises :class:`UserError` if blocks are to see a part of the tokens, and the backbone cannot do that."""
+    name = "token_routing" if params.token_routing is not None else "sparse_deep"
+    backbone = params.model.backbone
+    if getattr(params, name) is not None and not load(BACKBONES, backbone).routes_tokens:
+        raise UserError(f"diffusion.{name}: backbone `{backbone}` cannot leave tokens out: set {name} to null")
 
 
 def initialised_backbone(config: BackboneConfig, seed: int) -> Backbone:

@@ -1,8 +1,11 @@
-"""Checkpoints: everything that a training continues from, in one file that is written in one rename."""
+"""Checkpoints: everything that a training continues from, in one file that is written in one rename, beside the steps that follow."""
 
+import copy
 import os
 import sys
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
+from sfd.data.batches import each_tensor
 from sfd.errors import UserError, describe_free, full_disk
-from sfd.training.sharding import WHOLE
+from sfd.training.beside import beside
+from sfd.training.sharding import WHOLE, local
 
-FORMAT = 2
+FORMAT = 3
 """Of the file; another version's is not continued."""
 
 
@@ -34,7 +38,7 @@ class TrainingState:
         network: the network that is trained, or this process's part of it.
         averaged: the average of its weights.
         more_averages: averages with further decays.
-        optimizer: with its state.
+        optimizers: with their states; each weight is in one of them.
         sums: this process's sums of the loss's terms, and of the total, since they were last logged, float64 ``(terms + 1,)``.
         num_summed: steps in these sums; ``log_every`` may have changed in between.
         step: number of finished steps.
@@ -42,18 +46,31 @@ class TrainingState:
     """
 
     network: nn.Module
-    averaged: AveragedModel
-    optimizer: torch.optim.Optimizer
+    averaged: nn.Module
+    optimizers: tuple[torch.optim.Optimizer, ...]
     sums: Tensor
     num_summed: int = 0
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
-    more_averages: tuple[AveragedModel, ...] = ()
+    more_averages: tuple[nn.Module, ...] = ()
+
+    @property
+    def averages(self) -> tuple[nn.Module, ...]:
+        """All averages of the weights."""
+        return (self.averaged, *self.more_averages)
+
+    @property
+    def changing(self) -> set[int]:
+        """Where in this process's memory the tensors lie that a step changes in place."""
+        states = [module.state_dict() for module in (self.network, *self.averages)]
+        tensors = tree_leaves([self.sums, states, self.optimizer.state_dict()])
+        here = [local(each) for each in tensors if isinstance(each, Tensor) and each.device.type == "cpu"]
+        return {each.untyped_storage().data_ptr() for each in here}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoint:
-    """The file of one training.
+    """The file of one training. Process 0 writes it in a thread, from a copy, and at most one at a time.
 
     Attributes:
         file: where it is; all processes see the same folder.
@@ -70,27 +87,50 @@ class Checkpoint:
     num_steps: int
     accelerator: Accelerator
     sharded: bool
+    writing: "Future[None] | None" = field(default=None, init=False)
 
     def save(self, state: TrainingState) -> None:
-        """Replaces the file in one rename. All processes must call it.
+        """Begins to replace the file in one rename. All processes must call it. The state may change as soon as it returns.
 
         Raises:
-            UserError: the disk is full; the file that was there is kept.
+            UserError: as :meth:`settle` does of the file before.
         """
+        self.settle()
         content = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "step": state.step,
-            "curve": state.curve,
+            "curve": copy.deepcopy(state.curve),
             "sums": self.accelerator.gather(state.sums[None]),
             "num_summed": state.num_summed,
             "network": get_model_state_dict(state.network, options=WHOLE),
             "averaged": get_model_state_dict(state.averaged, options=WHOLE),
             "more_averages": [get_model_state_dict(average, options=WHOLE) for average in state.more_averages],
-            "optimizer": get_optimizer_state_dict(state.network, state.optimizer, options=WHOLE),
+            "optimizer": get_optimizer_state_dict(state.network, state.optimizers, options=WHOLE),
         }
-        if not self.accelerator.is_main_process:
-            return
+        if self.accelerator.is_main_process:
+            self.writing = beside(partial(self._write, _apart(content, state.changing)))
+
+    def settle(self) -> None:
+        """Waits until the file is written.
+
+        Raises:
+            UserError: the disk is full; the file that was there is kept.
+        """
+        if self.writing is not None:
+            self.writing.result()
+
+    def raise_failure(self) -> None:
+        """As :meth:`settle`, but never waits."""
+        if self.writing is not None and self.writing.done():
+            self.writing.result()
+
+    def end(self) -> None:
+        """Waits until nothing is written any more, whatever became of it."""
+        if self.writing is not None:
+            wait([self.writing])
+
+    def _write(self, content: dict[str, Any]) -> None:
         temporary = self.file.with_suffix(".tmp")
         try:
             with temporary.open("wb") as stream:
@@ -149,8 +189,19 @@ class Checkpoint:
         set_model_state_dict(state.averaged, content["averaged"], options=options)
         for average, weights in zip(state.more_averages, content.get("more_averages", []), strict=True):
             set_model_state_dict(average, weights, options=options)
-        set_optimizer_state_dict(state.network, state.optimizer, content["optimizer"], options=options)
+        set_optimizer_state_dict(state.network, state.optimizers, content["optimizer"], options=options)
         sums, process = content["sums"].to(state.sums.device), self.accelerator.process_index
         same_number = len(sums) == self.accelerator.num_processes
         state.sums = sums[process].clone() if same_number else sums.mean(dim=0)
         state.num_summed, state.step, state.curve = content["num_summed"], content["step"], content["curve"]
+
+
+def _apart(content: dict[str, Any], changing: set[int]) -> dict[str, Any]:
+    """The content in this process's memory, with copies of what a step changes in place."""
+
+    def own(value: Tensor) -> Tensor:
+        if value.device.type != "cpu":
+            return value.cpu()
+        return value.clone() if value.untyped_storage().data_ptr() in changing else value
+
+    return each_tensor(content, own)

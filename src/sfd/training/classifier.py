@@ -74,9 +74,8 @@ class ClassifierTask:
         pixels = augment(to_pixels(data.images), noise, self.mirror)
         if self.num_classes == 1:
             labels = (noise.turn * QUARTER_TURNS).long().clamp(max=QUARTER_TURNS - 1)
-            pixels = torch.stack(
-                [torch.rot90(image, int(turns), (1, 2)) for image, turns in zip(pixels, labels, strict=True)]
-            )
+            turned = torch.stack([torch.rot90(pixels, turns, (2, 3)) for turns in range(QUARTER_TURNS)])
+            pixels = turned[labels, torch.arange(len(labels), device=labels.device)]
         return {"cross_entropy": cross_entropy(network(pixels), labels)}
 
 

@@ -19,6 +19,7 @@ from sfd.diffusion.schedule import (
 )
 from sfd.encoders.tiles import join_tokens, map_to_tokens, split_tokens
 from sfd.models.backbone import Backbone
+from sfd.models.tokens import Route, Routing
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
@@ -47,7 +48,7 @@ class DecodedFeatures:
     def __init__(
         self, decoder: SemanticDecoder, statistics: ChannelStatistics, semantic_channels: int, tiles: int = 1
     ) -> None:
-        """``tiles``: parts along one side that were encoded one by one, and are decoded so."""
+        """``statistics``: on the decoder's device. ``tiles``: parts along one side that were encoded one by one, and are decoded so."""
         self.decoder, self.statistics, self.semantic_channels, self.tiles = (
             decoder,
             statistics,
@@ -58,8 +59,7 @@ class DecodedFeatures:
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
         """Normalised composite latents ``(B, C, H, W)`` -> features ``(B, N, D)``."""
-        statistics = ChannelStatistics(self.statistics.mean.to(latents.device), self.statistics.std.to(latents.device))
-        semantic = statistics.restore(latents)[:, -self.semantic_channels :]
+        semantic = self.statistics.restore(latents)[:, -self.semantic_channels :]
         decoded = self.decoder.decode(split_tokens(map_to_tokens(semantic), self.tiles))
         return join_tokens(decoded, self.tiles).float()
 
@@ -74,6 +74,8 @@ class DiffusionDraws(NamedTuple):
         weight_tex: weight of the texture's velocity error, ``(B,)``.
         weight_sem: weight of the semantics' velocity error, ``(B,)``.
         dropout: uniform in [0, 1), ``(B,)``; an image is told nothing if it is below the share that is dropped.
+        kept: positions of the tokens that go through all blocks, ``(B, K)``; None: all tokens do.
+        without_deep: images whose deep path is left out, ``(B,)``; None: none (:mod:`sfd.models.tokens`).
     """
 
     x0: Tensor
@@ -82,13 +84,16 @@ class DiffusionDraws(NamedTuple):
     weight_tex: Tensor
     weight_sem: Tensor
     dropout: Tensor
+    kept: Tensor | None = None
+    without_deep: Tensor | None = None
 
 
 class DiffusionTask:
     """Velocity matching along the schedule (arXiv 2512.04926). A term with weight 0 is neither computed nor logged.
 
     ``features_of``: gives the encoder's features for a batch of latents, where the data set does not hold them. ``channel_weights``: as
-    in :class:`sfd.diffusion.loss.Predicted`.
+    in :class:`sfd.diffusion.loss.Predicted`, on the device of the training. ``routing``: what the middle blocks see, for a network that
+    ``routes_tokens``; None: all tokens.
     """
 
     purpose = "diffusion"
@@ -103,7 +108,9 @@ class DiffusionTask:
         seed: int,
         features_of: Callable[[Tensor], Tensor] | None = None,
         channel_weights: Tensor | None = None,
+        routing: Routing | None = None,
     ) -> None:
+        self.routing = routing
         self.network, self.dataset, self.config = network, dataset, network.config
         self.features_of, self.channel_weights = features_of, channel_weights
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
@@ -113,10 +120,18 @@ class DiffusionTask:
 
     def noise(self, step: int, batch_size: int, device: torch.device) -> DiffusionDraws:
         """All random draws of a step."""
-        return self._draw(generator(self.seed, "diffusion/step", step, device), batch_size)
+        draws = self._draw(generator(self.seed, "diffusion/step", step, device), batch_size)
+        if self.routing is None:
+            return draws
+        # From a generator of their own, so that routing changes no other draw.
+        random = generator(self.seed, "diffusion/tokens", step, device)
+        return draws._replace(**self.routing.draw(step, batch_size, random)._asdict())
 
     def heldout_noise(self, batch: int, batch_size: int) -> DiffusionDraws:
-        """The draws of a batch of held-out images, at every step the same ones, on the CPU and so the same on every device."""
+        """The draws of a batch of held-out images, at every step the same ones, on the CPU and so the same on every device.
+
+        All blocks see all tokens, as in sampling.
+        """
         return self._draw(generator(self.seed, "diffusion/heldout", batch), batch_size)
 
     def _draw(self, random: torch.Generator, batch_size: int) -> DiffusionDraws:
@@ -141,16 +156,27 @@ class DiffusionTask:
         semantic_channels = self.config.semantic_channels
         condition = self._condition(data.class_indices, noise.dropout < self.class_dropout)
         xt = interpolate(noise.x0, x1, noise.t_tex, noise.t_sem, semantic_channels)
-        output = network(xt, noise.t_tex, noise.t_sem, condition, with_projection=self.needs_features)
+        route = self._route(noise)
+        output = network(xt, noise.t_tex, noise.t_sem, condition, with_projection=self.needs_features, **route)
         batch = Predicted(
             output.velocity.float(), x1 - noise.x0, semantic_channels, (noise.weight_tex, noise.weight_sem)
         )
         if self.channel_weights is not None:
-            batch = replace(batch, channel_weights=self.channel_weights.to(x1.device, non_blocking=True))
+            batch = replace(batch, channel_weights=self.channel_weights)
         if self.needs_features:
             features = data.features if self.features_of is None else self.features_of(x1)
-            batch = replace(batch, projection=output.projection.float(), features=features)
+            features = None if features is None else features.float()
+            # REPA's block saw all tokens, or those that stay.
+            has_all = noise.kept is None or output.projection.shape[1] != noise.kept.shape[1]
+            kept = None if has_all else noise.kept
+            batch = replace(batch, projection=output.projection.float(), features=features, kept=kept)
         return {name: term(batch).mean() for name, term in self.terms.items()}
+
+    def _route(self, noise: DiffusionDraws) -> dict[str, Route]:
+        """Arguments of the network that not every backbone has."""
+        if self.routing is None or (noise.kept is None and noise.without_deep is None):
+            return {}
+        return {"route": Route(noise.kept, self.routing.first_blocks, self.routing.last_blocks, noise.without_deep)}
 
     def _condition(self, class_indices: Tensor, dropped: Tensor) -> Tensor:
         """What the network is told: the condition of each image, or its null value for the ones that are ``dropped`` ``(B,)``."""

@@ -61,7 +61,7 @@ def transfer(source: DiffusionModel, network: Backbone) -> Transfer:
 
     Rows of the condition's tables follow their names; the null class is kept. Semantic channels are copied where both models have the
     same number of them; texture channels must be the same. Time embedders fit where both models have one time, or both have two; the
-    REPA projector where depth and widths are the same. Fixed tables are those of the new grid.
+    REPA projector where depth, kind and widths are the same. Fixed tables are those of the new grid.
 
     Raises:
         UserError: the backbones differ, or the texture channels.
@@ -222,7 +222,7 @@ def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: i
     """
     from peft import LoraConfig, LoraModel
 
-    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=network.adapted_layers)
+    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=network.block_layers)
     told = [name for name, _ in network.named_parameters() if name.startswith(f"{network.embedding}.")]
     with seeded_initialisation(seed, "diffusion/lora"):
         adapters = LoraModel(network, config, "default")

@@ -4,6 +4,7 @@ import copy
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sfd.data.batches import Batch, BatchedDataset, Record, each_tensor, read_batches
+from sfd.data.batches import Batch, BatchedDataset, Record, choose_workers, each_tensor, read_batches
+from sfd.data.transfer import Arriving
 from sfd.errors import UserError
 from sfd.params import Sharding, TrainingParams, TrainingRuntime
-from sfd.processes import Terminated, form_group, handled, say_at_once
+from sfd.precision import computing_type, tf32
+from sfd.processes import Terminated, form_group, handled, inference_device, say_at_once
 from sfd.progress import progress
+from sfd.training.beside import beside
 from sfd.training.checkpoint import Checkpoint, TrainingState
+from sfd.training.optimizer import build_optimizers
 from sfd.training.order import SeededBatchSampler
 from sfd.training.rate import learning_rate
 from sfd.training.sharding import WHOLE, local, sharded_copy
@@ -31,25 +35,33 @@ LogMetrics = Callable[[dict[str, float], int], None]
 
 @dataclass(frozen=True)
 class Callback:
-    """Something to do with the averaged network during training, in process 0: ``call(network, step)`` every ``every`` steps.
+    """Something to do with the averaged network during training: ``call(network, step)`` every ``every`` steps.
 
     What it returns is logged, and becomes part of the curve. ``at_end``: after the last step, too. A curve must not depend on where a
     training ends that goes on later, so a callback that returns something is not called there. ``decay``: of the average, one of
     ``more_decays`` of :func:`train`; None: ``ema_decay``.
+
+    Process 0 calls it, and the others wait for that in their next step. ``together``: all of them call it and share its work, unless each has
+    a part of the weights only; what process 0 returns counts.
     """
 
     call: Callable[[nn.Module, int], dict[str, float] | None]
     every: int
     at_end: bool = True
     decay: float | None = None
+    together: bool = False
 
     def is_due(self, step: int, last: bool) -> bool:
         """Whether it is to be done after ``step`` steps."""
         return step % self.every == 0 or (last and self.at_end)
 
 
-AGREE_EVERY = 10
-"""Steps after which several processes ask one another whether a signal to end came."""
+AGREE_EVERY = 5
+"""Steps after which several processes ask one another whether a signal to end came. They hear the answer when they ask again."""
+
+
+def check_nothing() -> None:
+    """For data that need no check."""
 
 
 def log_nothing(metrics: dict[str, float], step: int) -> None:
@@ -115,6 +127,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     sharding: Sharding = "ddp",
     more_decays: Sequence[float] = (),
+    check: Callable[[], None] = check_nothing,
 ) -> Trained:
     """Trains ``task.network`` in place and returns its averaged weights.
 
@@ -123,16 +136,20 @@ def train(
     ``runtime`` (None: its defaults) may be another one, too, with the same weights.
     A finished training continues in the same way when ``params.num_steps`` is raised, unless the learning rate depends on it.
     ``more_decays``: of further averages of the weights, each of which takes the memory of one copy of the network, and changes nothing else.
+    ``check``: looks whether the data are whole, in a thread beside the first steps. No checkpoint is written before it has returned.
 
     Raises:
-        UserError: the batch cannot be shared evenly, the loss became NaN or infinite, or the data set raised it.
+        UserError: the batch cannot be shared evenly, the loss became NaN or infinite, the disk is full, or the data set or ``check`` raised it.
         Terminated: SIGTERM or Ctrl-C came; a checkpoint was saved.
     """
     trainer = _Trainer(
         task, params, seed, work, fingerprint, log, runtime or TrainingRuntime.model_validate({}), sharding, more_decays
     )
     trainer.checkpoint.restore(trainer.state)
-    trainer.run(callbacks)
+    try:
+        trainer.run(callbacks, check)
+    finally:
+        trainer.checkpoint.end()
     more = {decay: trainer.take_average(decay) for decay in more_decays}
     return Trained(trainer.whole_average().eval().cpu(), trainer.state.curve, more)
 
@@ -151,50 +168,37 @@ class _Trainer(Generic[Batch, Draws]):
         more_decays: Sequence[float],
     ) -> None:
         form_group()
-        use_gpu = torch.cuda.is_available()
-        bf16 = params.precision == "bf16" or (params.precision == "auto" and use_gpu)
-        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not use_gpu)
+        bf16 = computing_type(params.precision, inference_device()) == torch.bfloat16
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.cuda.is_available())
         self.task, self.params, self.runtime, self.seed, self.log = task, params, runtime, seed, log
         self.rows = self._rows()
         device = self.accelerator.device
         # A single process has nobody to share with. The task's own network stays whole, for previews and the result.
         self.sharded = sharding == "fsdp" and self.accelerator.num_processes > 1
-        raw = sharded_copy(task.network, device, bf16) if self.sharded else task.network.to(device)
+        raw = sharded_copy(task.network, device, bf16, runtime.compile) if self.sharded else task.network.to(device)
         raw.train()
         self.more_decays = tuple(more_decays)
-        averaged, *more = (self._average(raw, decay, bf16) for decay in (params.ema_decay, *more_decays))
-        adamw = torch.optim.AdamW(
-            [p for p in raw.parameters() if p.requires_grad],
-            lr=params.learning_rate,
-            betas=(0.9, params.beta2),
-            weight_decay=params.weight_decay,
-            fused=device.type in ("cuda", "cpu"),
+        # The initial weights count as the first average, as in the publication.
+        averaged, *more = (
+            sharded_copy(task.network, device, bf16) if self.sharded else copy.deepcopy(raw)
+            for _ in (params.ema_decay, *more_decays)
         )
+        optimizers = build_optimizers(raw, params)
         self.terms = [*task.weights, "total"]
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
-        self.state = TrainingState(raw, averaged, adamw, sums, more_averages=tuple(more))
+        self.state = TrainingState(raw, averaged, optimizers, sums, more_averages=tuple(more))
         self.checkpoint = Checkpoint(
             work / "checkpoint.pt", task.purpose, fingerprint, params.num_steps, self.accelerator, self.sharded
         )
-        self.network: Any = torch.compile(raw) if runtime.compile else raw
-        self.optimizer: Any = adamw
+        self.network: Any = torch.compile(raw) if runtime.compile and not self.sharded else raw
+        self.optimizers: Sequence[Any] = optimizers
         if not self.sharded:
-            self.network, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
+            self.network, *self.optimizers = self.accelerator.prepare(self.network, *optimizers)
         self.bad = torch.zeros(1 + len(self.terms), dtype=torch.float64, device=device)
         self.stop_signal = 0
+        self.asked: Arriving[Tensor] | None = None
+        self.checked: Future[None] | None = None
         self.interval_start = (0, 0.0)
-
-    def _average(self, raw: nn.Module, decay: float, bf16: bool) -> AveragedModel:
-        """An average of the weights of ``raw``."""
-        average = get_ema_multi_avg_fn(decay)
-        if self.sharded:
-            made = AveragedModel(nn.Identity(), multi_avg_fn=average)
-            made.module = sharded_copy(self.task.network, self.accelerator.device, bf16)
-        else:
-            made = AveragedModel(raw, multi_avg_fn=average)
-        # The initial weights count as the first average, as in the publication; by default torch starts from those after the first step.
-        made.n_averaged.fill_(1)
-        return made
 
     def _rows(self) -> slice:
         """The rows of every batch that are this process's."""
@@ -208,26 +212,31 @@ class _Trainer(Generic[Batch, Draws]):
         share = batch_size // processes
         return slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
 
-    def run(self, callbacks: Sequence[Callback]) -> None:
+    def run(self, callbacks: Sequence[Callback], check: Callable[[], None]) -> None:
         """All remaining steps. SIGTERM and Ctrl-C end the process between two steps, with a checkpoint."""
-        with handled(self._request_stop):
-            self._run_steps(callbacks)
-        if self._must_stop(ask=True):
+        with handled(self._request_stop), tf32(self.params.precision != "fp32", self.accelerator.device):
+            self._run_steps(callbacks, check)
+            self.checkpoint.settle()
+        if self._ask().wait() > 0:
             self._stop()
         if self.state.num_summed:
             self._log_interval()  # not in the checkpoint: a longer training goes on with this interval
 
-    def _run_steps(self, callbacks: Sequence[Callback]) -> None:
+    def _run_steps(self, callbacks: Sequence[Callback], check: Callable[[], None]) -> None:
         params, runtime, state, size = self.params, self.runtime, self.state, self.params.batch_size
         order = SeededBatchSampler(
             self.seed, self.task.purpose, len(self.task.dataset), size, state.step, params.num_steps, self.rows
         )
         self.interval_start = (state.step, time.perf_counter())
         shown = progress(self.task.purpose, "image", params.num_steps * size, state.step * size)
-        with shown as bar, read_batches(self.task.dataset, order, runtime.num_workers) as batches:
+        workers = choose_workers(runtime.num_workers, self.task.dataset, len(self.task.dataset), size)
+        with shown as bar, read_batches(self.task.dataset, order, workers) as batches:
+            if state.step < params.num_steps:
+                self.checked = beside(check)
             for data in batches:
                 self._step(data)
                 state.step += 1
+                self._raise_failures()
                 last = state.step == params.num_steps
                 if state.step % runtime.log_every == 0:
                     bar.bar.set_postfix(loss=f"{self._log_interval():.4f}")
@@ -254,16 +263,31 @@ class _Trainer(Generic[Batch, Draws]):
             )
 
     def _must_stop(self, ask: bool) -> bool:
-        """Whether a signal to end came. Several processes agree on it when they ``ask``, so that all stop at the same step."""
+        """Whether a signal to end came. Several processes agree on it when they ``ask``, so that all stop at the same step.
+
+        They hear what was asked the time before, which their devices have summed long ago, so that they need not wait for them.
+        """
         if self.accelerator.num_processes == 1:
             return self.stop_signal > 0
         if not ask:
             return False
-        flag = torch.tensor(float(self.stop_signal), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+        answer, self.asked = self.asked, self._ask()
+        return answer is not None and bool(answer.wait() > 0)
+
+    def _ask(self) -> Arriving[Tensor]:
+        """Whether a signal to end came to any process: then the number is above 0. All processes must call it."""
+        flag = torch.full((), float(self.stop_signal), device=self.accelerator.device)
+        return Arriving(self.accelerator.reduce(flag, reduction="sum"))
+
+    def _raise_failures(self) -> None:
+        """Raises what the work beside the steps has met."""
+        self.checkpoint.raise_failure()
+        if self.checked is not None and self.checked.done():
+            self.checked.result()
 
     def _stop(self) -> NoReturn:
         """Ends all processes. None may go before the checkpoint is written: launchers end a job when its first process has failed."""
+        self.checkpoint.settle()
         self.accelerator.wait_for_everyone()
         raise Terminated(self.stop_signal or signal.SIGTERM)
 
@@ -273,8 +297,7 @@ class _Trainer(Generic[Batch, Draws]):
         ``decay``: as in :class:`Callback`. With sharding, all averages take turns in one network.
         """
         state = self.state
-        average = state.averaged if decay is None else state.more_averages[self.more_decays.index(decay)]
-        averaged: nn.Module = average.module
+        averaged = state.averaged if decay is None else state.more_averages[self.more_decays.index(decay)]
         if not self.sharded:
             return averaged
         weights = get_model_state_dict(averaged, options=WHOLE)
@@ -289,20 +312,20 @@ class _Trainer(Generic[Batch, Draws]):
 
     def _call(self, callbacks: list[Callback]) -> None:
         for decay in dict.fromkeys(callback.decay for callback in callbacks):
-            network = self.whole_average(decay)
-            if not self.accelerator.is_main_process:
-                continue
+            network, is_first = self.whole_average(decay), self.accelerator.is_main_process
             for callback in callbacks:
-                found = callback.call(network, self.state.step) if callback.decay == decay else None
-                if found is not None:
+                if callback.decay != decay or not (is_first or (callback.together and not self.sharded)):
+                    continue
+                found = callback.call(network, self.state.step)
+                if found is not None and is_first:
                     self.log(found, self.state.step)
                     self._extend_curve(found)
-            if self.sharded:
+            if self.sharded and is_first:
                 network.cpu()  # makes room on the device again
 
     def _step(self, data: Batch) -> None:
         params, device, state = self.params, self.accelerator.device, self.state
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(params, state.step)
         data = each_tensor(data, lambda value: value.to(device, non_blocking=True))
         noise = each_tensor(self.task.noise(state.step, params.batch_size, device), lambda value: value[self.rows])
@@ -319,14 +342,15 @@ class _Trainer(Generic[Batch, Draws]):
             )
         if params.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.network.parameters(), params.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        for average in (state.averaged, *state.more_averages):
-            average.update_parameters(state.network)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        for average, decay in zip(state.averages, (params.ema_decay, *self.more_decays), strict=True):
+            _update_average(average, state.network, decay)
         state.sums += totals
         state.num_summed += 1
         # The first step that is not finite is remembered on the device, so that no step waits for it.
-        bad_now = torch.cat([totals.new_tensor([state.step + 1.0]), totals])
+        bad_now = torch.cat([totals.new_full((1,), state.step + 1.0), totals])
         self.bad = torch.where((self.bad[0] == 0) & ~totals.isfinite().all(), bad_now, self.bad)
 
     @contextmanager
@@ -378,6 +402,8 @@ class _Trainer(Generic[Batch, Draws]):
             raise self._diverged(f"the weights are not finite after step {self.state.step}")
 
     def _diverged(self, what: str) -> UserError:
+        self.checkpoint.settle()
+        self.accelerator.wait_for_everyone()  # the others look at the file, too
         kept = (
             f"the last good checkpoint is kept in {self.checkpoint.file}"
             if self.checkpoint.file.is_file()
@@ -386,10 +412,23 @@ class _Trainer(Generic[Batch, Draws]):
         return UserError(f"{self.task.purpose}: {what}; {kept}; lower the learning rate or set max_grad_norm")
 
     def _save(self) -> None:
-        """Writes the checkpoint; never one that holds NaN."""
+        """Writes the checkpoint; never one that holds NaN, or was trained on data that are not known to be whole."""
+        if self.checked is not None:
+            self.checked.result()
         self._check_finite()
         self._check_weights()
         self.checkpoint.save(self.state)
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """``average = decay * average + (1 - decay) * network`` for all weights; buffers are copied.
+
+    That is torch's ``AveragedModel``, which would wait for the device in every step, because it sends it the number of averages.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
+    for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
+        mine.copy_(theirs)
 
 
 def _split(record: Record, parts: int) -> list[Record]:

@@ -36,5 +36,5 @@ class SemanticTask:
 
     def losses(self, network: nn.Module, data: FeatureBatch, noise: Tensor) -> dict[str, Tensor]:
         """The terms, batch means."""
-        terms: dict[str, Tensor] = network(data.features, noise)
+        terms: dict[str, Tensor] = network(data.features.float(), noise)
         return terms

@@ -18,13 +18,13 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 """States hold whole tensors on the CPU, in process 0 alone. For unsharded networks as well, so that both have checkpoints of one form."""
 
 
-def sharded_copy(network: nn.Module, device: torch.device, use_bf16: bool) -> nn.Module:
+def sharded_copy(network: nn.Module, device: torch.device, use_bf16: bool, compile_blocks: bool = False) -> nn.Module:
     """A copy of ``network`` that is shared among all processes, on ``device``. All processes must call it.
 
     The copy has the weights of process 0. No process ever holds all of its weights: they are sent tensor by tensor.
     """
     copied = _without_storage(network)
-    shard(copied, device, use_bf16)
+    shard(copied, device, use_bf16, compile_blocks)
     state = network.state_dict() if rank() == 0 else {}
     copied.to_empty(device=device)
     for mine, theirs in zip(copied.buffers(), network.buffers(), strict=True):
@@ -43,12 +43,15 @@ def _without_storage(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
-def shard(network: nn.Module, device: torch.device, use_bf16: bool) -> None:
+def shard(network: nn.Module, device: torch.device, use_bf16: bool, compile_blocks: bool) -> None:
     """Splits the network's weights among all processes, in place.
 
     Each entry of a ``ModuleList`` (a transformer's blocks) is gathered alone, and the rest of the network together. With ``use_bf16``, weights
     are gathered in bf16 and gradients are summed in float32. Inputs keep their type, because times need float32: under autocast, each
     operation casts what it can take in bf16.
+
+    ``compile_blocks``: compile each block by itself. Weights are gathered and given up between the blocks, so that the whole network would not
+    be one graph.
     """
     policy = (
         MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
@@ -58,6 +61,8 @@ def shard(network: nn.Module, device: torch.device, use_bf16: bool) -> None:
     mesh = init_device_mesh(device.type, (world_size(),))
     for part in [part for part in network.modules() if isinstance(part, nn.ModuleList)]:
         for block in part:
+            if compile_blocks:
+                block.compile()
             fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, mp_policy=policy)
 

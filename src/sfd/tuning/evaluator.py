@@ -27,6 +27,8 @@ from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.reference import load_judges, open_kept
+from sfd.pipeline.training import check_shards
+from sfd.precision import Inference
 from sfd.registry.source import open_source
 from sfd.seeding import derive_seed, generator
 from sfd.training.backbone import condition_of
@@ -63,7 +65,8 @@ class CandidateEvaluator:
         """Raises :class:`UserError` if an upstream result is missing or damaged, or an objective would rest on too few images."""
         self.workspace, self.params = workspace, params
         self._opened: dict[bool, LatentDataset] = {}
-        self.scorer = SampleScorer(workspace, load_judges(workspace, params.judges))
+        sampling, judging = Inference.of(params.runtime.sample), Inference.of(params.runtime.evaluate)
+        self.scorer = SampleScorer(workspace, load_judges(workspace, params.judges, judging), sampling)
         self.judges = self.scorer.judges
         self.trained = DiffusionModel.load(workspace.sampled_model(params)) if params.tune.kind == "sampling" else None
         if self.trained is not None:
@@ -212,22 +215,30 @@ class CandidateEvaluator:
         return model
 
     def _latents(self, params: Params) -> LatentDataset:
-        """The latents, with features if the loss needs them. They are opened only once, because opening hashes every shard."""
+        """The latents, with features if the loss needs them. They are opened and checked once."""
         with_features = wants_features(params, "stored")
         if with_features not in self._opened:
-            self._opened[with_features] = open_latents(params, self.workspace.result("latents"))
+            opened = self._opened[with_features] = open_latents(params, self.workspace.result("latents"))
+            check_shards(self.workspace, "latents", [opened.reader])
         return copy.copy(self._opened[with_features])  # a trial may normalise them by other statistics
 
     def refine(self, shared: DiffusionModel, params: Params, seed: int, folder: Path) -> DiffusionModel:
-        """Trains a copy of ``shared``, a model of a range of offsets, for ``tune.refine_steps`` more steps at ``sample.schedule``."""
+        """Trains a copy of ``shared``, a model of a range of offsets, for ``tune.refine_steps`` more steps at ``sample.schedule``.
+
+        All blocks see all tokens, as at the end of a training.
+        """
         assert params.sample.schedule is not None
-        params = params.model_copy(update={"schedule": params.sample.schedule})
+        diffusion, steps = params.diffusion, params.tune.refine_steps
+        training = diffusion.training.model_copy(update={"num_steps": steps})
+        sparse = diffusion.sparse_deep
+        if sparse is not None:
+            sparse = sparse.model_copy(update={"full_token_steps": steps})
+        diffusion = diffusion.model_copy(update={"training": training, "token_routing": None, "sparse_deep": sparse})
+        params = params.model_copy(update={"schedule": params.sample.schedule, "diffusion": diffusion})
         dataset = self._latents(params)
         dataset.statistics = shared.statistics
         network = build_backbone(shared.network.config)
         network.load_state_dict(shared.network.state_dict())
-        steps = params.tune.refine_steps
-        training = params.diffusion.training.model_copy(update={"num_steps": steps})
         task = build_task(self.workspace, params, network, dataset, seed)
         train(task, training, seed, folder, "tune", log_nothing, params.runtime.diffusion).copy_to(network)
         return DiffusionModel(network, params.schedule, shared.statistics, shared.networks)

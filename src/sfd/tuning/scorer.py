@@ -17,7 +17,7 @@ from sfd.models.backbone import Backbone
 from sfd.models.conditions import Value
 from sfd.names import distance_name
 from sfd.params import Params
-from sfd.processes import inference_device
+from sfd.precision import Inference
 from sfd.workspace import Workspace
 
 GRID_IMAGES = 100
@@ -35,12 +35,12 @@ class Repeat:
 class SampleScorer:
     """Holds what all candidates share: the judges, the decoder, and the weak models of AutoGuidance."""
 
-    def __init__(self, workspace: Workspace, judges: Sequence[Judge]) -> None:
-        """Raises :class:`UserError` if the texture VAE is missing or damaged."""
-        self.workspace, self.device = workspace, inference_device()
+    def __init__(self, workspace: Workspace, judges: Sequence[Judge], inference: Inference) -> None:
+        """``inference``: how samples are drawn. Raises :class:`UserError` if the texture VAE is missing or damaged."""
+        self.workspace, self.inference = workspace, inference
         self._weak_models: dict[Path, Backbone] = {}
         self.judges = list(judges)
-        self.decoder = load_texture_vae(workspace.result("texture_vae") / "model").to(self.device)
+        self.decoder = inference.place(load_texture_vae(workspace.result("texture_vae") / "model"))
 
     def score(
         self,
@@ -63,7 +63,7 @@ class SampleScorer:
         """
         weak, size = params.sample.guidance.weak_model, params.runtime.evaluate.batch_size
         guide = self._weak_model(weak, model, params.sample.other_networks) if weak else None
-        images = ImageGenerator(model, self.decoder, guide, self.device)
+        images = ImageGenerator(model, self.decoder, guide, self.inference)
         seeds = [image_seed(seed, i) for i in range(len(values))]
         drawn = _Timed(images.sample(values, seeds, params.sample, params.runtime.sample.batch_size))
         shown: list[Tensor] = []
@@ -72,7 +72,7 @@ class SampleScorer:
         for pixels in _regrouped(_noted(drawn, shown), size):
             for judge in asked:
                 spatial = judge is first and references[0].spatial is not None
-                seen.setdefault(judge.name, []).append(extract(judge, [pixels.to(self.device)], spatial=spatial))
+                seen.setdefault(judge.name, []).append(extract(judge, [pixels.to(judge.device)], spatial=spatial))
         features = {name: Features.joined(parts) for name, parts in seen.items()}
         metrics = compare(features[first.name], references[0], params.evaluate, seed)
         wanted = model.condition.columns(values).get("class_index")

@@ -20,6 +20,7 @@ from sfd.pipeline.inputs import STAGES, check_current, digest_facts, digest_path
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.reference import load_judges, open_kept
 from sfd.pipeline.stage import Stage, stage
+from sfd.precision import Inference
 from sfd.tables import as_text
 from sfd.text_file import replace_text
 from sfd.tuning.apply import apply_values
@@ -102,7 +103,8 @@ class _Sweep:
     """The settings' scores: those that are known, and those that are still to be drawn."""
 
     def __init__(self, current: Stage, metric: str) -> None:
-        self.current, self.metric = current, metric
+        self.current, self.metric, runtime = current, metric, current.params.runtime
+        self.sampling, self.judging = Inference.of(runtime.sample), Inference.of(runtime.evaluate)
         self.files: dict[str, str] = {}
 
     def rows(self, grid: Grid) -> list[Row]:
@@ -116,21 +118,25 @@ class _Sweep:
 
     def _draw(self, settings: list[Setting]) -> None:
         current, params = self.current, settings[0].params  # they differ in nothing that is read here
-        scorer = SampleScorer(current.workspace, load_judges(current.workspace, params.judges[:1]))
+        judges = load_judges(current.workspace, params.judges[:1], self.judging)
+        scorer = SampleScorer(current.workspace, judges, self.sampling)
         model = DiffusionModel.load(current.workspace.sampled_model(params))
         check_decoder(model, current.upstream("texture_vae") / "model", params.sample.other_networks)
         values = model.condition.plan(params.sample.num_images, params.sample.class_mix)
         planned = current.work / "planned"
         planned.mkdir(exist_ok=True)
         plan(values, model.condition, params.seed).to_csv(planned / TABLE, index=False)
-        size = params.runtime.evaluate.batch_size
+        runtime, features = params.runtime.evaluate, current.work / "features"
         evaluation = Evaluation.open(
             current.workspace.resolve_paths(params.evaluate),
             open_prepared(current.workspace, params),
             scorer.decoder,
             planned,
             params.seed,
-            [FeatureStore(current.work / "features" / each.name, each, size, 0, 1) for each in scorer.judges],
+            [
+                FeatureStore(features / each.name, each, runtime.batch_size, 0, 1, runtime.num_workers)
+                for each in scorer.judges
+            ],
             open_kept(current.workspace, scorer.judges),
         )
         for line in evaluation.comparison.notes:
@@ -161,6 +167,9 @@ class _Sweep:
         """Where the scores of a setting are kept. The name stands for all that they depend on."""
         facts = dict(self.current.facts)
         del facts["options"]
+        types = [self.sampling.computed_in, self.judging.computed_in]
+        if set(types) != {"fp32"}:  # which older scores are, without saying it
+            facts["precision"] = types
         facts["params"] = facts["params"] | {"sample": to_tree(setting.params)["sample"]}
         facts["files"] = {str(path): self._digest(path) for path in setting.params.paths(*STAGES[NAME].params)}
         return self.current.workspace.scores / f"{digest_facts(facts)}.json"

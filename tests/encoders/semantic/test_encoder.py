@@ -96,7 +96,9 @@ def features(tmp_path: Path) -> Tensor:
     """Stored by stage `features` in ``tmp_path / "shards"``, with one view per image."""
     values = torch.randn(NUM_IMAGES, 1, TOKENS, DIM, generator=torch.Generator().manual_seed(0)).half() + 3.0
     bounds = shard_bounds(NUM_IMAGES, 5)
-    write_shards(tmp_path / "shards", bounds, lambda start, end: {"features": values[start:end].clone()}, 0, 1)
+    write_shards(
+        tmp_path / "shards", bounds, lambda start, end: {"features": values[start:end].clone()}, range(len(bounds))
+    )
     write_index(tmp_path / "shards", bounds, FeaturesIndex(1, TOKENS, DIM, list(range(NUM_IMAGES)), None))
     return values[:, 0].float()
 

@@ -1,4 +1,4 @@
-"""REPA (arXiv 2410.06940): hidden states aligned with an encoder's features."""
+"""REPA (arXiv 2410.06940): hidden states aligned with an encoder's features; and how iREPA (arXiv 2512.10794) normalises these."""
 
 from typing import ClassVar, Protocol
 
@@ -15,6 +15,10 @@ class RepaOptions(Protocol):
     def repa_loss(self) -> str:
         """``cosine`` or ``cosine_mse``."""
 
+    @property
+    def repa_target_norm(self) -> str:
+        """``none`` or ``tokens``."""
+
 
 class RepaTerm:
     """:func:`repa_loss` or :func:`repa_loss_with_error` of the network's projection and the batch's features."""
@@ -23,12 +27,26 @@ class RepaTerm:
 
     def __init__(self, options: RepaOptions) -> None:
         self.compare = {"cosine": repa_loss, "cosine_mse": repa_loss_with_error}[options.repa_loss]
+        self.over_tokens = options.repa_target_norm == "tokens"
 
     def __call__(self, batch: Predicted) -> Tensor:
         """One value per image ``(B,)``."""
         if batch.projection is None or batch.features is None:
             raise ValueError("REPA needs the network's projection and the encoder's features; give both")
-        return self.compare(batch.projection, batch.features)
+        # The targets are normalised over all tokens of an image, also where some skip the block.
+        target = normalise_over_tokens(batch.features) if self.over_tokens else batch.features
+        if batch.kept is not None:
+            target = target.take_along_dim(batch.kept[:, :, None], dim=1)
+        return self.compare(batch.projection, target)
+
+
+def normalise_over_tokens(features: Tensor) -> Tensor:
+    """``(f - mean) / (std + 1e-6)`` of ``(B, N, D)``: mean and standard deviation per image and channel over the N tokens (iREPA, arXiv 2512.10794).
+
+    What all tokens of an image share is removed; what tells them apart stays. The standard deviation is that of a sample (N - 1).
+    """
+    centred = features - features.mean(dim=1, keepdim=True)
+    return centred / (features.std(dim=1, keepdim=True) + 1e-6)
 
 
 def repa_loss(projection: Tensor, features: Tensor) -> Tensor:

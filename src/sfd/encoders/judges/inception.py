@@ -1,6 +1,7 @@
 """Inception-v3 as the judge, through torch-fidelity: the network that FID, sFID and the inception score are defined on."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -38,6 +39,9 @@ class InceptionJudge(Judge):
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As :class:`Judge` says: features ``(B, 2048)`` and unbiased ImageNet logits ``(B, 1008)``."""
+        return self.run(self._seen, images)
+
+    def _seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features, logits = self.inception(images)
         return features, logits
 
@@ -46,17 +50,19 @@ class InceptionJudge(Judge):
         """As :class:`Judge` says: spatial features ``(B, 2023)``.
 
         They are the first 7 channels of the 17x17 map behind the 1x1 convolution (with its ReLU) of TensorFlow's block `mixed_6`,
-        channels last, as there. torch-fidelity calls this block `Mixed_6d`.
+        channels last, as there. torch-fidelity calls this block `Mixed_6d`. Never compiled, because a hook reads them within the network.
         """
         maps: list[Tensor] = []
         hook = self.inception.Mixed_6d.branch1x1.register_forward_hook(
             lambda _module, _inputs, found: maps.append(found)
         )
         try:
-            features, logits = self.inception(images)
+            with nullcontext() if self.inference is None else self.inference.arithmetic():
+                features, logits = self._seen(images)
         finally:
             hook.remove()
-        return features, logits, maps[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        spatial = maps[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return features.float(), logits.float(), spatial.float()
 
     @classmethod
     def save_pretrained(cls, folder: Path, params: JudgeParams) -> None:

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from sfd import names
 from sfd.network_files import read_implementation
 from sfd.params import JudgeParams
+from sfd.precision import InferenceNetwork
 
 
-class Judge(nn.Module, ABC):
+class Judge(InferenceNetwork, ABC):
     """A frozen network that scores images. The first of a project is never the encoder whose features became semantic latents.
+
+    An implementation calls its network by :meth:`run`, so that it computes in the precision of the stage.
 
     Attributes:
         kind: its name in ``names.JUDGES``, and in ``config.json``.

@@ -42,7 +42,10 @@ class TimmJudge(Judge):
         return features, self.head(features) if self.head is not None else None
 
     def _features(self, images: Tensor) -> Tensor:
-        return pooled_features(self.network, self.preprocessing(images.float() / 255.0))
+        return self.run(self._pooled, self.preprocessing(images.float() / 255.0))
+
+    def _pooled(self, inputs: Tensor) -> Tensor:
+        return pooled_features(self.network, inputs)
 
     @classmethod
     def save_pretrained(cls, folder: Path, params: JudgeParams) -> None:

@@ -6,15 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfd import names
 from sfd.errors import UserError
 from sfd.network_files import CONFIG, load_weights, read_config, read_implementation, save_network
 from sfd.params import SemanticParams
+from sfd.precision import InferenceNetwork
 
 
-class SemanticEncoder(nn.Module, ABC):
+class SemanticEncoder(InferenceNetwork, ABC):
     """Patch features ``(B, N, D)`` to the semantic latent ``(B, N, C_sem)``, and back.
 
     Stage ``semantic`` builds it, then fits or trains it. A kind that is trained also has ``forward(features, noise)``, which gives the

@@ -89,11 +89,17 @@ class SemVae(SemanticEncoder):
 
     def posterior(self, features: Tensor) -> Posterior:
         """Features ``(B, N, input_dim)`` to a posterior; the log-variance is clamped to [-30, 20]."""
-        mean, logvar = self.encoder(features).chunk(2, dim=-1)
+        mean, logvar = self.run(self._encoded, features).chunk(2, dim=-1)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent ``(B, N, latent_dim)`` to features ``(B, N, input_dim)``."""
+        return self.run(self._decoded, latent)
+
+    def _encoded(self, features: Tensor) -> Tensor:
+        return self.encoder(features)
+
+    def _decoded(self, latent: Tensor) -> Tensor:
         return self.decoder(latent)
 
     def losses(self, features: Tensor, noise: Tensor) -> dict[str, Tensor]:

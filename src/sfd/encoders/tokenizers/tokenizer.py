@@ -19,7 +19,8 @@ from sfd.pixels import to_pixels, to_uint8
 class Tokenizer(TextureVae):
     """Images to latents and back, with weights that :meth:`fit` computes in one pass over training images.
 
-    Stage ``texture_vae`` builds and fits it. It encodes without noise.
+    Stage ``texture_vae`` builds and fits it. It encodes without noise. Only its residual follows the precision of stages: what is fitted costs
+    little, and is computed in float32.
 
     Attributes:
         kind: its name in ``names.TOKENIZERS``, and in ``config.json``.
@@ -67,7 +68,12 @@ class Tokenizer(TextureVae):
     def decode(self, latent: Tensor) -> Tensor:
         """As :class:`TextureVae` says."""
         pixels = self.decode_pixels(latent)
-        return to_uint8(pixels if self.residual is None else self.residual(pixels))
+        return to_uint8(pixels if self.residual is None else self.run(self._improved, pixels))
+
+    def _improved(self, pixels: Tensor) -> Tensor:
+        assert self.residual is not None
+        improved: Tensor = self.residual(pixels)
+        return improved
 
     def save(self, folder: Path) -> None:
         """Writes ``config.json`` and ``model.safetensors``."""

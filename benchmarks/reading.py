@@ -1,0 +1,88 @@
+"""How fast images are read: JPEG files of 500 x 375 pixels, decoded, checked and cut to 256 x 256, by 0, 1 and 2 processes.
+
+    python benchmarks/reading.py --images 3000
+
+The yardstick is one core of plain Pillow with the same crop, which checks nothing. Files are in the page cache.
+"""
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from PIL import Image
+
+from sfd.data.batches import in_batches, read_images
+from sfd.data.files import FolderStore
+from sfd.data.images import ManifestImages, center_crop
+from sfd.network_files import file_digest
+from sfd.processes import cores
+
+WIDTH, HEIGHT, SIDE = 500, 375, 256
+BATCH = 50
+QUALITY = 90
+
+
+def make_files(folder: Path, number: int) -> list[Path]:
+    """JPEG files of about the size of ImageNet's (110 kB): smooth shapes with some noise."""
+    random = np.random.default_rng(0)
+    files = []
+    for place in range(number):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)).astype(np.float32)
+        pixels = (smooth + random.normal(0.0, 12.0, smooth.shape)).clip(0, 255).astype(np.uint8)
+        files.append(folder / f"{place:05d}.jpg")
+        Image.fromarray(pixels).save(files[-1], quality=QUALITY)
+    return files
+
+
+def read_plainly(files: list[Path]) -> None:
+    """What a minimal data set does with each file."""
+    for file in files:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
+            torch.from_numpy(np.asarray(center_crop(image.convert("RGB"), SIDE)).copy())
+
+
+def main(
+    images: Annotated[int, typer.Option(help="number of files")] = 3000,
+    rounds: Annotated[int, typer.Option(help="rounds, each of which times every way once")] = 3,
+) -> None:
+    """Prints the median of images per second, each way."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_files(Path(folder), images)
+        table = pd.DataFrame({"sha256": map(file_digest, files), "class_index": 0})
+        dataset = ManifestImages(table, FolderStore(Path(folder), [file.name for file in files]), SIDE, 10**7)
+        order = in_batches(range(images), BATCH)
+
+        def read(num_workers: int) -> None:
+            with read_images(dataset, order, num_workers) as batches:
+                assert sum(len(batch.images) for batch in batches) == images
+
+        ways: dict[str, Callable[[], None]] = {"plain Pillow, one core": lambda: read_plainly(files)}
+        ways |= {f"num_workers: {number}": lambda number=number: read(number) for number in (0, 1, 2)}  # type: ignore[misc]
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                seconds[name].append(time.perf_counter() - start)
+        kib = sum(file.stat().st_size for file in files) / len(files) / 2**10
+    speeds = {name: images / statistics.median(found) for name, found in seconds.items()}
+    plain = speeds["plain Pillow, one core"]
+    print(f"{images} JPEG files of {WIDTH} x {HEIGHT}, {kib:.0f} KiB each, cut to {SIDE} x {SIDE}; {cores()} cores")
+    print("| how | images per second | share of cores x plain Pillow |\n|---|---|---|")
+    for name, speed in speeds.items():
+        used = max(1, int(name[-1])) if name.startswith("num") else 1
+        print(f"| {name} | {speed:.0f} | {speed / (used * plain):.2f} |")
+
+
+if __name__ == "__main__":
+    typer.run(main)
