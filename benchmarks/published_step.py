@@ -248,7 +248,7 @@ def write_both(folder: Path) -> None:
         save_file(theirs, folder / "published" / f"latents_{start:06d}.safetensors")
         return {"latents": latents, "features": features, "labels": labels}
 
-    write_shards(folder / "ours", bounds, make, rank=0, world_size=1)
+    write_shards(folder / "ours", bounds, make, range(len(bounds)))
     names = [str(index) for index in range(CLASSES)]
     write_index(
         folder / "ours", bounds, LatentsIndex(2, GRID, TEXTURE, SEMANTIC, FEATURES, names, [1] * CLASSES, {}, 1)
@@ -302,7 +302,7 @@ def check_images(ours: Any, published: Any) -> None:
         latent, label, features = published[index]
         both = ours.__getitems__([2 * index, 2 * index + 1])
         same = [
-            torch.equal(both.latents[view], latent) and torch.equal(both.features[view], features.flatten(1).T)
+            torch.equal(both.latents[view], latent) and torch.equal(both.features[view].float(), features.flatten(1).T)
             for view in (0, 1)
         ]
         if not any(same) or int(label) != int(both.class_indices[0]):
