@@ -114,14 +114,18 @@ def table(points: dict[str, Point], seeds: int) -> list[str]:
 
 
 def main(
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each training; without it, those of params.yaml.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of each training; without it, those of params.yaml.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, each in both types.")] = 4,
     num_images: Annotated[int, typer.Option(min=10, help="Images that a model is scored with.")] = 450,
     file: Annotated[Path, typer.Option(help="Where finished trainings are kept.")] = Path("precision.json"),
 ) -> None:
     """Prints one table, for docs/benchmarks.md."""
     on_gpu = torch.cuda.is_available()
-    print("GPU" if on_gpu else f"CPU with {', '.join(sorted(cpu_flags())) or 'no bf16'}; trial: {probe_cpu()}", flush=True)
+    print(
+        "GPU" if on_gpu else f"CPU with {', '.join(sorted(cpu_flags())) or 'no bf16'}; trial: {probe_cpu()}", flush=True
+    )
     chosen = {each: options(each, steps, num_images) for each in TYPES}
     judged, latents = PROJECT.judge(chosen["fp32"].first_judge.name), PROJECT.result("latents") / "shards/index.json"
     facts = {

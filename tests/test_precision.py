@@ -81,13 +81,15 @@ def test_bf16_is_obeyed_on_a_cpu_and_refused_in_words_where_a_trial_died_of_it(m
         machine(monkeypatch, flags, found, auto=False)
         assert computing_type("bf16", CPU) == torch.bfloat16
     machine(monkeypatch, "amx_bf16 avx512_bf16", None, auto=False)
-    with pytest.raises(UserError, match="ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment, or write precision: fp32"):
+    with pytest.raises(
+        UserError, match="ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment, or write precision: fp32"
+    ):
         computing_type("bf16", CPU)
 
 
 def test_auto_on_a_gpu_is_bf16_where_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_it, chosen in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_options: has_it)
         assert computing_type("auto", CUDA) == chosen and computing_type("bf16", CUDA) == torch.bfloat16
 
 
@@ -251,5 +253,7 @@ def test_the_last_smaller_batch_is_not_compiled_again(monkeypatch: pytest.Monkey
 
 
 def test_networks_are_placed_for_inference_in_no_other_way() -> None:
-    users = {file.relative_to(SOURCE).as_posix() for file in SOURCE.rglob("*.py") if "inference_device" in file.read_text()}
+    users = {
+        file.relative_to(SOURCE).as_posix() for file in SOURCE.rglob("*.py") if "inference_device" in file.read_text()
+    }
     assert users == TRAINED_HERE | {"precision.py", "processes.py"}

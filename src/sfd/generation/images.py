@@ -205,7 +205,12 @@ class ImageGenerator:
 
     @staticmethod
     def _velocity(
-        network: Callable[..., Output], condition: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor, skip_deep: bool = False
+        network: Callable[..., Output],
+        condition: Tensor,
+        x: Tensor,
+        t_tex: Tensor,
+        t_sem: Tensor,
+        skip_deep: bool = False,
     ) -> Tensor:
         skipped = {"skip_deep": True} if skip_deep else {}
         return network(x, t_tex, t_sem, condition, **skipped).velocity

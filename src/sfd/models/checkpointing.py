@@ -1,7 +1,8 @@
 """What a block keeps of its forward pass for the backward pass, and what it computes a second time."""
 
 from collections.abc import Callable
-from typing import Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ def checkpointed(kind: Checkpointing, compute: Callable[..., Tensor], *arguments
     return checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=_keep_products)
 
 
-def _keep_products() -> object:
+def _keep_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """The contexts of the first and of the second computation."""
-    return create_selective_checkpoint_contexts(KEPT)
+    first, second = create_selective_checkpoint_contexts(KEPT)
+    return first, second

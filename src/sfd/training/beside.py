@@ -15,7 +15,8 @@ def beside(work: Callable[[], None]) -> "Future[None]":
 
     def run() -> None:
         try:
-            future.set_result(work())
+            work()
+            future.set_result(None)
         except BaseException as error:  # whatever it is, it is raised where the result is asked for
             future.set_exception(error)
 

@@ -63,7 +63,7 @@ class TrainingState:
     def changing(self) -> set[int]:
         """Where in this process's memory the tensors lie that a step changes in place."""
         states = [module.state_dict() for module in (self.network, *self.averages)]
-        tensors = tree_leaves([self.sums, states, self.optimizer.state_dict()])
+        tensors = tree_leaves([self.sums, states, [each.state_dict() for each in self.optimizers]])
         here = [local(each) for each in tensors if isinstance(each, Tensor) and each.device.type == "cpu"]
         return {each.untyped_storage().data_ptr() for each in here}
 
