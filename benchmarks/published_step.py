@@ -48,8 +48,9 @@ def import_published(folder: Path, eager: bool) -> tuple[Any, Any, Any]:
     if not (folder / "models" / "lightningdit.py").is_file():
         raise SystemExit(f"{folder} is no checkout of the published code: models/lightningdit.py is missing")
     sys.path.insert(0, str(folder))
-    compiler = torch.compile
-    torch.compile = identity if eager else compiler
+    everything: Any = torch
+    compiler = everything.compile
+    everything.compile = identity if eager else compiler
     try:
         from dataset.img_latent_dataset import ImgLatentDataset  # type: ignore[import-not-found]
         from models.lightningdit import LightningDiT_models  # type: ignore[import-not-found]
@@ -59,7 +60,7 @@ def import_published(folder: Path, eager: bool) -> tuple[Any, Any, Any]:
             f"the published code needs the package {error.name}: install it, see the head of this file"
         ) from None
     finally:
-        torch.compile = compiler
+        everything.compile = compiler
         sys.path.remove(str(folder))
     return LightningDiT_models, create_transport, ImgLatentDataset
 
@@ -157,7 +158,7 @@ def time_training(
     from sfd.training.loop import train
 
     seconds: dict[str, list[float]] = {"ours": [], "published": []}
-    last = WARM_UP + pairs
+    last, started = WARM_UP + pairs, time.perf_counter()
 
     def after_ours(_metrics: dict[str, float], step: int) -> None:
         nonlocal started
@@ -170,7 +171,6 @@ def time_training(
             raise Done
         started = time.perf_counter()
 
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as work, suppress(Done):
         train(task, training, 0, Path(work), "bench", after_ours, runtime)
     return {side: values[WARM_UP:] for side, values in seconds.items()}
