@@ -16,7 +16,7 @@ from torch.nn.functional import gelu, layer_norm, linear, silu
 
 from sfd.models.conditions import ClassCondition
 from sfd.models.embeddings import RotaryEmbedding
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig, autocast_type
+from sfd.models.lightningdit import LightningDiT, LightningDiTConfig, product_type
 from sfd.sizes import SIZES
 
 RELEASED = json.loads((Path(__file__).parents[1] / "data/conformance/released_checkpoint_shapes.json").read_text())
@@ -375,12 +375,12 @@ def test_under_autocast_queries_and_keys_are_normed_and_turned_in_bf16_and_the_v
 
 def test_the_rotation_is_given_in_the_type_of_the_products() -> None:
     rope, tokens = RotaryEmbedding(8, 2), torch.randn(1, 4, 8)
-    assert autocast_type(tokens) is None
+    assert rope(product_type(tokens)).cos.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert autocast_type(tokens) == torch.bfloat16
-        assert autocast_type(tokens.to("meta")) is None
-    rotation = rope(torch.bfloat16)
+        rotation = rope(product_type(tokens))
+        assert product_type(tokens.to("meta")) == torch.float32
     assert (rotation.cos.dtype, rotation.sin.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert rope(product_type(tokens.bfloat16())).sin.dtype == torch.bfloat16
 
 
 def test_operations_can_be_counted_on_the_meta_device() -> None:

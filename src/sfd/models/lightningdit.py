@@ -86,7 +86,7 @@ class LightningDiT(Backbone):
         """
         tokens = self._embed(x)
         modulation = self._modulation(t_tex, t_sem, condition)
-        rotation = None if self.feat_rope is None else self.feat_rope(autocast_type(tokens) or tokens.dtype)
+        rotation = None if self.feat_rope is None else self.feat_rope(product_type(tokens))
         projection = None
 
         def run(tokens: Tensor, first: int, last: int, rotation: Rotation | None) -> Tensor:
@@ -117,7 +117,7 @@ class LightningDiT(Backbone):
     def _embed(self, x: Tensor) -> Tensor:
         """Tokens with their positions. Under autocast the sum over the blocks is float32, even where weights are gathered in bf16."""
         tokens = self.x_embedder(x) + self.pos_embed
-        return tokens if autocast_type(tokens) is None else tokens.float()
+        return tokens.float() if is_in_autocast(tokens) else tokens
 
     def _middle(self, route: Route | None) -> tuple[int, int]:
         """The first and the last block, counted from 1, of those that may see a part of the tokens; ``(depth + 1, depth)``: none."""
@@ -194,9 +194,11 @@ class LightningDiT(Backbone):
         return axes
 
 
-def autocast_type(x: Tensor) -> torch.dtype | None:
-    """The type of products under autocast on the device of ``x``; None without it, as on the device `meta`, which has shapes alone."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
+def product_type(x: Tensor) -> torch.dtype:
+    """The type in which matrix products with ``x`` are computed: autocast's where that is on, else that of ``x``."""
+    return torch.get_autocast_dtype(x.device.type) if is_in_autocast(x) else x.dtype
+
+
+def is_in_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``; on the meta device, which knows shapes alone, torch has none."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
