@@ -20,7 +20,9 @@ from sfd.generation.samples import sampled_in
 from sfd.pipeline.evaluate import evaluate
 from sfd.pipeline.features import make_features
 from sfd.pipeline.inference import start_inference
+from sfd.pipeline.judge import make_judges
 from sfd.pipeline.latents import make_latents
+from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.reference import make_reference
 from sfd.pipeline.sample import make_samples
 from sfd.pipeline.stage import Stage, stage
@@ -63,13 +65,20 @@ class Products(TorchDispatchMode):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """All stages that call networks, and the version, made again in bf16."""
+    """With judges of enough features to tell images apart in bf16."""
     copied = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("precision") / "project")
     with copied.entered():
+        tree = yaml.safe_load((copied.folder / "params.yaml").read_text())
+        for judge in tree["judges"]:
+            judge["channels"] = [16, 16, 16, 64]
+        copied.write_params(tree)
+        with stage("judge") as s:
+            make_judges(open_prepared(s.workspace, s.params), s)
         yield copied
 
 
 def set_precision(project: Project, value: str) -> None:
+    """In all sections of `runtime` that have one."""
     tree = yaml.safe_load((project.folder / "params.yaml").read_text())
     for section in ("features", "latents", "sample", "evaluate"):
         tree["runtime"][section]["precision"] = value
@@ -92,9 +101,7 @@ def in_bf16(project: Project) -> dict[str, Products]:
 def test_every_stage_that_only_calls_networks_computes_in_float32_by_default(project: Project) -> None:
     set_precision(project, "auto")
     for name in BODIES:
-        found = run(name).types
-        # Stage `reference` takes over what it has left before, so that nothing is computed.
-        assert found == {torch.float32} or (name == "reference" and not found), name
+        assert run(name).types == {torch.float32}, name
     assert sampled_in(project.result("sample")) == "fp32"
 
 
