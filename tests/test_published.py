@@ -63,4 +63,4 @@ def test_a_preset_quotes_the_published_results_of_its_run_for_both_machines(resu
     comments = top_comments(render(result.preset)).replace("\n# ", " ")
     for number in (*result.unguided, *result.guided):
         assert number is None or re.search(rf"\b{number:.2f}\b", comments), number
-    assert "arXiv 2512.04926" in comments
+    assert ("arXiv 2606.19662" if "LWD" in result.model else "arXiv 2512.04926") in comments
