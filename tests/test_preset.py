@@ -159,7 +159,7 @@ def test_a_digits_sized_twin_learns_from_a_step(name: str) -> None:
     random = torch.Generator().manual_seed(0)
     network = LightningDiT(config).initialise(random)
     # A learnt schedule is a curve when the model is trained.
-    schedule = ScheduleParams(kind="curve") if params.schedule.kind == "learnt" else params.schedule
+    schedule = ScheduleParams.model_validate({"kind": "curve"}) if params.schedule.kind == "learnt" else params.schedule
     task = DiffusionTask(network, NoData(), params.diffusion.loss, build_training_schedule(schedule), 0.1, params.seed)
     data = LatentBatch(
         torch.randn(8, config.in_channels, config.input_size, config.input_size, generator=random),

@@ -161,4 +161,4 @@ def random_backbone(params: Params, shape: LatentShape) -> Backbone:
 
 def bench_schedule(params: Params) -> ScheduleParams:
     """The schedule; for one that is yet to be learnt some curve, since all cost the same."""
-    return ScheduleParams(kind="curve") if params.schedule.kind == "learnt" else params.schedule
+    return ScheduleParams.model_validate({"kind": "curve"}) if params.schedule.kind == "learnt" else params.schedule

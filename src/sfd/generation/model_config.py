@@ -83,4 +83,5 @@ def read_schedule(record: Mapping[str, Any]) -> ScheduleParams:
         tau=TauRange(low=tau["low"], high=tau["high"]) if isinstance(tau, Mapping) else tau,
         gamma=record.get("gamma", 2.0),
         knots=tuple(record.get("knots", (0.0, 0.75, 0.0, 0.0, 0.25))),
+        learnt=None,
     )

@@ -182,7 +182,7 @@ def _mean_curve(stage: Stage, found: Sequence[dict[str, Any]]) -> tuple[Schedule
     """The mean of the curves, which has the mean of the knots; and what is recorded of how it was learnt. Draws and logs both."""
     columns = list(zip(*(each["knots"] for each in found), strict=True))
     knots = tuple(statistics.fmean(column) for column in columns)
-    schedule = ScheduleParams(kind="curve", knots=knots)
+    schedule = ScheduleParams.model_validate({"kind": "curve", "knots": knots})
     times = [_texture_times(CurveSchedule(tuple(each["knots"]))) for each in found]
     mean = _texture_times(CurveSchedule(knots))
     spread = float(torch.stack(times).std(dim=0).max()) if len(times) > 1 else None
