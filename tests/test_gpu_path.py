@@ -118,7 +118,7 @@ def test_fine_tunes_and_every_other_kind_of_network_run_on_the_gpu(project: Proj
     )
     change(project, sample={"sampler": "heun", "guidance": {"kind": "cfg", "weak_model": None}})
     change(project, judges={}, diffusion={"loss": {"repa_target": "decoded"}}, latents={"store_features": False})
-    on_gpu(project, "texture_vae", "semantic", "latents", "diffusion", "sample", "reference", "evaluate")
+    on_gpu(project, "texture_vae", "semantic", "latents", "schedule", "diffusion", "sample", "reference", "evaluate")
 
 
 # --- sampling ---
