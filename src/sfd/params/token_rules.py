@@ -26,6 +26,20 @@ def check_tokens(params: Params) -> None:
             )
 
 
+def check_repa_projector(params: Params) -> None:
+    """A convolution needs the whole grid of tokens, and the middle blocks see a part of it."""
+    diffusion = params.diffusion
+    loss, depth = diffusion.loss, SIZES[diffusion.model.size][1]
+    way = diffusion.token_routing or diffusion.sparse_deep
+    if way is None or loss.repa_weight == 0.0 or loss.repa_projector != "conv":
+        return
+    if way.first_blocks < loss.repa_depth <= depth - way.last_blocks:
+        raise ValueError(
+            f"diffusion.loss.repa_projector is `conv`, which needs all tokens, but block repa_depth {loss.repa_depth} sees a part of them: set "
+            f"repa_depth to at most first_blocks {way.first_blocks}, or repa_projector to `mlp`"
+        )
+
+
 def check_full_token_steps(params: Params) -> None:
     """The part of the training that shows all tokens is a part of it."""
     sparse, num_steps = params.diffusion.sparse_deep, params.diffusion.training.num_steps
