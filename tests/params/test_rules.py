@@ -221,6 +221,14 @@ NO_CONDITION = {
             ["token_routing and diffusion.sparse_deep both", "set one of them to null"],
         ),
         (
+            {"diffusion.token_routing": {"first_blocks": 1, "last_blocks": 1}, "diffusion.loss.repa_projector": "conv"},
+            ["repa_projector `conv`", "block 2 (repa_depth) sees a part", "diffusion.token_routing.first_blocks 1"],
+        ),
+        (
+            {"diffusion.sparse_deep": SPARSE, "diffusion.loss.repa_target_norm": "tokens"},
+            ["repa_target_norm `tokens`", "diffusion.sparse_deep.first_blocks 1", "`mlp` and `none`"],
+        ),
+        (
             ODD_GRID | {"diffusion.sparse_deep": SPARSE},
             ["groups of 2 x 2, but there are 3 along one side", "which is odd"],
         ),
@@ -376,6 +384,9 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"diffusion.training.optimizer": "muon", "diffusion.training.weight_decay": 0.1},
         WARM | {"diffusion.init_from": "a model", "diffusion.training.optimizer": "muon"},
         {"diffusion.loss.repa_projector": "conv", "diffusion.loss.repa_target_norm": "tokens"},
+        {"diffusion.token_routing": {"first_blocks": 2, "last_blocks": 1}, "diffusion.loss.repa_projector": "conv"},
+        {"diffusion.token_routing": {"first_blocks": 1, "last_blocks": 2}, "diffusion.loss.repa_depth": 3}
+        | {"diffusion.loss.repa_target_norm": "tokens"},
         {"diffusion.loss.velocity_weight": 0, "diffusion.loss.cosine_weight": 0},
         {"sample.guidance.kind": "autoguidance", "sample.guidance.weak_model": "models/b"},
         {"judges.0.training.decay_start": 50, "judges.0.training.decay_to": 0.1, "judges.0.training.warmup_from": 0.01},

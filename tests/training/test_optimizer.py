@@ -79,6 +79,13 @@ def test_a_backbone_that_names_no_matrices_is_refused_with_the_remedy(monkeypatc
     assert len(build_optimizers(network(), options())) == 1
 
 
+def test_muon_is_refused_on_a_processor_that_dies_of_bf16_and_adamw_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfd.training.optimizer.dies_of_bf16", lambda _device: True)
+    with pytest.raises(UserError, match="`muon`, which computes in bf16.* ONEDNN_MAX_CPU_ISA=.*`adamw`"):
+        build_optimizers(network(), options(optimizer="muon"))
+    assert len(build_optimizers(network(), options())) == 1
+
+
 def orthogonalised(gradient: Tensor) -> Tensor:
     """Five Newton-Schulz iterations ``X <- a X + b (X X^T) X + c (X X^T)^2 X`` in float64, of the matrix divided by its Frobenius norm."""
     a, b, c = COEFFICIENTS
