@@ -12,8 +12,8 @@ from sfd.sizes import SIZES
 
 BATCH = 32
 USEFUL_STEPS = {"tiny": 2500, "XS": 1500, "S": 10_000, "B": 40_000}
-"""Steps of a batch of 32 from which on a size is worth its time. XS draws some things recognisably after 2,000 steps on 64 tokens, and most
-after 6,700; the others are scaled from that by judgement."""
+"""Steps of a batch of 32 from which on a size is worth its time. XS draws some things recognisably after 2,000 steps on 64 tokens, and about
+half of them after 10,000 (emoji, docs/your-own-images.md); the others are scaled from that by judgement."""
 MOST_EPOCHS, COPYING_EPOCHS = 1000, 300
 """More passes over the images only repeat them; from so many on, copies are likely. Neither was measured."""
 SLACK = 0.95
@@ -268,7 +268,7 @@ def _quality(problem: Problem, size: str, steps: int, epochs: float) -> str:
     pixels = problem.params.data.image_size
     if not problem.has_gpu:
         said = (
-            "most things recognisable, none sharp"
+            "none sharp: faces, people and signs are recognisable, most animals and food are not"
             if steps >= 5000 and size != "tiny"
             else "rough: colours and outlines, some things recognisable"
         )
