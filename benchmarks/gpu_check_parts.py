@@ -191,7 +191,7 @@ def network(bench: Bench) -> None:
         for each in (here, reference)
     )
     bench.check("gradients, bf16", deviation(here_flat, flat), BF16_LIMIT)
-    compiled = torch.compile(here)
+    compiled: Any = torch.compile(here)
     bench.check("velocity, compiled, float32", difference(compiled(*local).velocity, expected), FLOAT32_LIMIT)
     with torch.autocast(bench.device.type, torch.bfloat16):
         bench.check("velocity, compiled, bf16", difference(compiled(*local).velocity, expected), BF16_LIMIT)
@@ -233,10 +233,10 @@ def samplers(bench: Bench) -> None:
 
 def processes(bench: Bench) -> None:
     """Two processes with one GPU, by gloo: the gradients of half a batch each, averaged, against those of the whole batch."""
-    import torch.multiprocessing as multiprocessing
+    from torch.multiprocessing.spawn import spawn
 
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(half_a_batch, (str(bench.device), folder), nprocs=2)
+        spawn(half_a_batch, (str(bench.device), folder), nprocs=2)
         found = torch.load(Path(folder) / "gradients.pt", weights_only=True)
     whole = backbone("tiny", 4).to(bench.device)
     loss_of(whole, inputs(4, 4, bench.device)).backward()
@@ -391,10 +391,9 @@ SMALL: dict[str, Any] = {
     },
 }
 IN_ONE_PROCESS = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
-ALL = ("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents", "diffusion", "sample")
-ALL += ("reference", "evaluate")
 USING = ("features", "latents", "sample", "reference", "evaluate")
 TRAINING = ("encoder", "texture_vae", "semantic", "diffusion")
+ALL = ("scan", "prepare", *TRAINING[:2], "judge", "features", "semantic", "latents", "diffusion", *USING[2:])
 
 
 def stages(bench: Bench) -> None:

@@ -264,7 +264,7 @@ def main(
     """Prints one table and draws one picture."""
     try:
         trainings = Trainings(num_images)
-        setup = {"minutes": minutes, "seeds": seeds, "num_images": num_images}
+        setup: dict[str, Any] = {"minutes": minutes, "seeds": seeds, "num_images": num_images}
         setup |= {"methods": METHODS, "project": trainings.digest}
         kept = Kept(points, setup)
         time_all(trainings, kept)

@@ -22,6 +22,7 @@ import torch
 import typer
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
+from torch.utils._pytree import tree_map_only
 
 from sfd.bench.measure import count_flops, peak_memory_gib, reset_peak_memory, time_steps
 from sfd.models.blocks import RMSNorm
@@ -159,9 +160,7 @@ def one(tokens: str, checkpointing: str, size: str, grid: int, batch_size: int, 
     inputs = [torch.randn(batch_size, config.in_channels, grid, grid, generator=random), *torch.rand(2, batch_size)]
     inputs = [value.to(device) for value in (*inputs, config.condition.batch([0] * batch_size))]
     more = {"route": route_of(tokens, config, batch_size, random)} if tokens != TOKENS[0] else {}
-    more = {
-        name: Route(*(part.to(device) if isinstance(part, Tensor) else part for part in r)) for name, r in more.items()
-    }
+    more = {name: tree_map_only(Tensor, lambda part: part.to(device), route) for name, route in more.items()}
 
     def step() -> None:
         with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):

@@ -283,6 +283,7 @@ def build(size: str, batch_size: int, num_steps: int, bf16: bool, compiled: bool
         two_times=True,
         repa_depth=loss.repa_depth,
         repa_width=loss.repa_width,
+        repa_projector=loss.repa_projector,
     )
     config = config_from_params(ModelParams.model_validate({"size": size}), facts)
     random = generator(0, "bench/backbone")

@@ -48,8 +48,9 @@ def import_published(folder: Path, eager: bool) -> tuple[Any, Any, Any]:
     if not (folder / "models" / "lightningdit.py").is_file():
         raise SystemExit(f"{folder} is no checkout of the published code: models/lightningdit.py is missing")
     sys.path.insert(0, str(folder))
-    compiler = torch.compile
-    torch.compile = identity if eager else compiler
+    everything: Any = torch
+    compiler = everything.compile
+    everything.compile = identity if eager else compiler
     try:
         from dataset.img_latent_dataset import ImgLatentDataset  # type: ignore[import-not-found]
         from models.lightningdit import LightningDiT_models  # type: ignore[import-not-found]
@@ -59,7 +60,7 @@ def import_published(folder: Path, eager: bool) -> tuple[Any, Any, Any]:
             f"the published code needs the package {error.name}: install it, see the head of this file"
         ) from None
     finally:
-        torch.compile = compiler
+        everything.compile = compiler
         sys.path.remove(str(folder))
     return LightningDiT_models, create_transport, ImgLatentDataset
 
@@ -157,7 +158,7 @@ def time_training(
     from sfd.training.loop import train
 
     seconds: dict[str, list[float]] = {"ours": [], "published": []}
-    last = WARM_UP + pairs
+    last, started = WARM_UP + pairs, time.perf_counter()
 
     def after_ours(_metrics: dict[str, float], step: int) -> None:
         nonlocal started
@@ -170,7 +171,6 @@ def time_training(
             raise Done
         started = time.perf_counter()
 
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as work, suppress(Done):
         train(task, training, 0, Path(work), "bench", after_ours, runtime)
     return {side: values[WARM_UP:] for side, values in seconds.items()}
@@ -248,7 +248,7 @@ def write_both(folder: Path) -> None:
         save_file(theirs, folder / "published" / f"latents_{start:06d}.safetensors")
         return {"latents": latents, "features": features, "labels": labels}
 
-    write_shards(folder / "ours", bounds, make, rank=0, world_size=1)
+    write_shards(folder / "ours", bounds, make, range(len(bounds)))
     names = [str(index) for index in range(CLASSES)]
     write_index(
         folder / "ours", bounds, LatentsIndex(2, GRID, TEXTURE, SEMANTIC, FEATURES, names, [1] * CLASSES, {}, 1)
@@ -302,7 +302,7 @@ def check_images(ours: Any, published: Any) -> None:
         latent, label, features = published[index]
         both = ours.__getitems__([2 * index, 2 * index + 1])
         same = [
-            torch.equal(both.latents[view], latent) and torch.equal(both.features[view], features.flatten(1).T)
+            torch.equal(both.latents[view], latent) and torch.equal(both.features[view].float(), features.flatten(1).T)
             for view in (0, 1)
         ]
         if not any(same) or int(label) != int(both.class_indices[0]):

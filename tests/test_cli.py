@@ -20,6 +20,7 @@ SURFACE = {
     "audit": ["samples"],
     "bench": ["--batch-size", "--device", "--file", "--json", "--preset", "--steps", "--without-decoder", "job"],
     "doctor": ["--exit-code"],
+    "estimate": ["--check", "--device", "--devices", "--preset"],
     "evaluate-steps": ["--apply", "--metric"],
     "export": [],
     "export npz": ["out", "samples"],

@@ -148,6 +148,11 @@ def check_script(script: str) -> None:
             launcher, *stages = [program, *arguments] if program != "sbatch" else arguments
             assert (folder / launcher).is_file(), launcher
             assert not [stage for stage in stages if not (REPOSITORY / f"stages/{stage}.py").is_file()], stages
+        elif program.startswith("benchmarks/"):
+            flags = {word for word in arguments if word.startswith("--")}
+            options = (folder / program).with_suffix(".py").read_text(encoding="utf-8")
+            assert (folder / program).is_file(), program
+            assert not [flag for flag in flags if f'"{flag}"' not in options], flags
         else:
             assert program in OTHER_PROGRAMS, f"unknown program {program}"
 
@@ -169,6 +174,7 @@ def test_every_command_of_a_block_exists_with_its_flags_stages_targets_and_files
         "dvc reproduce",
         "make tests",
         "python benchmarks/none.py",
+        "benchmarks/gpu_check.sh --fast",
         "launch/torchrun.sh sampel",
         "sdf show",
     ],

@@ -378,8 +378,15 @@ def test_the_rotation_is_given_in_the_type_of_the_products() -> None:
     assert rope(product_type(tokens)).cos.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         rotation = rope(product_type(tokens))
+        assert product_type(tokens.to("meta")) == torch.float32
     assert (rotation.cos.dtype, rotation.sin.dtype) == (torch.bfloat16, torch.bfloat16)
     assert rope(product_type(tokens.bfloat16())).sin.dtype == torch.bfloat16
+
+
+def test_operations_can_be_counted_on_the_meta_device() -> None:
+    model = on_meta(SMALL)
+    inputs = [value.to("meta") for value in batch(SMALL)]
+    assert model(*inputs, with_projection=True).velocity.shape == (3, 5, 4, 4)
 
 
 def test_the_rotation_at_some_positions_is_that_of_all_positions_there() -> None:

@@ -128,7 +128,7 @@ def test_weights_that_contradict_each_other_or_lack_a_width_are_refused(key: str
 
 
 def test_weights_of_two_paths_are_refused_because_their_blocks_cannot_be_told_apart() -> None:
-    with pytest.raises(ValueError, match="fusion.weight is of a model .* sparse_deep.* use its folder"):
+    with pytest.raises(ValueError, match="fusion.weight is of a model .*sparse_deep.* use its folder"):
         config_from_weights(shapes_of(replace(FULL, first_blocks=1, last_blocks=1)), 4, True)
 
 

@@ -117,7 +117,7 @@ class LightningDiT(Backbone):
     def _embed(self, x: Tensor) -> Tensor:
         """Tokens with their positions. Under autocast the sum over the blocks is float32, even where weights are gathered in bf16."""
         tokens = self.x_embedder(x) + self.pos_embed
-        return tokens.float() if torch.is_autocast_enabled(tokens.device.type) else tokens
+        return tokens.float() if is_in_autocast(tokens) else tokens
 
     def _middle(self, route: Route | None) -> tuple[int, int]:
         """The first and the last block, counted from 1, of those that may see a part of the tokens; ``(depth + 1, depth)``: none."""
@@ -196,5 +196,9 @@ class LightningDiT(Backbone):
 
 def product_type(x: Tensor) -> torch.dtype:
     """The type in which matrix products with ``x`` are computed: autocast's where that is on, else that of ``x``."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if is_in_autocast(x) else x.dtype
+
+
+def is_in_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``; on the meta device, which knows shapes alone, torch has none."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)

@@ -18,7 +18,7 @@ from sfd.params.judging import (
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
-from sfd.params.token_rules import check_full_token_steps, check_irepa, check_path_drop, check_tokens
+from sfd.params.token_rules import check_full_token_steps, check_path_drop, check_repa_projector, check_tokens
 from sfd.sizes import SIZES
 
 
@@ -388,7 +388,7 @@ RULES = (
     _check_decay,
     _check_lora,
     check_tokens,
-    check_irepa,
+    check_repa_projector,
     check_full_token_steps,
     _check_optimizer,
     _check_condition,

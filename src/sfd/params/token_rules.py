@@ -1,4 +1,4 @@
-"""Rules of ``diffusion.token_routing`` and ``diffusion.sparse_deep`` with other options. As in :mod:`sfd.params.rules`."""
+"""Rules of ``diffusion.token_routing`` and ``diffusion.sparse_deep`` with other sections. As in :mod:`sfd.params.rules`."""
 
 from sfd.params.schema import Params
 from sfd.sizes import SIZES
@@ -26,21 +26,17 @@ def check_tokens(params: Params) -> None:
             )
 
 
-def check_irepa(params: Params) -> None:
-    """iREPA reads the neighbours of a token, or the mean over all of them, so REPA's block sees all tokens."""
+def check_repa_projector(params: Params) -> None:
+    """A convolution needs the whole grid of tokens, and the middle blocks see a part of it."""
     diffusion = params.diffusion
-    way, loss = diffusion.token_routing or diffusion.sparse_deep, diffusion.loss
-    if way is None or loss.repa_weight == 0.0 or (loss.repa_projector, loss.repa_target_norm) == ("mlp", "none"):
+    loss, depth = diffusion.loss, SIZES[diffusion.model.size][1]
+    way = diffusion.token_routing or diffusion.sparse_deep
+    if way is None or loss.repa_weight == 0.0 or loss.repa_projector != "conv":
         return
-    name, last = (
-        "token_routing" if diffusion.token_routing else "sparse_deep",
-        SIZES[diffusion.model.size][1] - way.last_blocks,
-    )
-    if way.first_blocks < loss.repa_depth <= last:
+    if way.first_blocks < loss.repa_depth <= depth - way.last_blocks:
         raise ValueError(
-            f"diffusion.loss.repa_projector `{loss.repa_projector}` and repa_target_norm `{loss.repa_target_norm}` need all tokens of an image, but "
-            f"block {loss.repa_depth} (repa_depth) sees a part of them: set repa_depth to at most diffusion.{name}.first_blocks "
-            f"{way.first_blocks}, or these two to `mlp` and `none`"
+            f"diffusion.loss.repa_projector is `conv`, which needs all tokens, but block repa_depth {loss.repa_depth} sees a part of them: set "
+            f"repa_depth to at most first_blocks {way.first_blocks}, or repa_projector to `mlp`"
         )
 
 

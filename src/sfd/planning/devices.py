@@ -50,7 +50,7 @@ GPUS = {
 }
 """By name. bf16 and float32 of the tensor cores and of the ordinary ones."""
 CORE_BF16, CORE_FLOAT32 = 190e9, 85e9
-"""Of one CPU core with AVX512-BF16: large matrix products, measured with one thread (docs/benchmarks.md)."""
+"""Of one CPU core with AVX512-BF16: large matrix products, measured with one thread (`sfd bench` prints the ceiling)."""
 
 REACHED = {
     True: {
@@ -77,7 +77,7 @@ second of 66 evaluations in float32. Inference in bf16 and training in float32 w
 cores of the same page, 33 to 56 % of the ceiling in training, 47 % in sampling, 35 % in encoding.
 """
 READ_PER_CORE = 90.0
-"""Photos of 500x375 pixels that one CPU core decodes, crops and hands on per second (docs/benchmarks.md)."""
+"""JPEG files of 500 x 375 pixels that one CPU core reads and cuts to 256 x 256 per second (docs/distributed.md, `python benchmarks/reading.py`)."""
 
 
 def device_named(name: str | None) -> Device:

@@ -10,7 +10,7 @@ from sfd.bench.workloads import measure_latents, measure_sample, measure_train
 from sfd.errors import UserError
 from sfd.models.backbone import build_backbone
 from sfd.names import SAMPLERS
-from sfd.params import Params, TrainingParams
+from sfd.params import Params, Precision, TrainingParams
 from sfd.pipeline.inputs import STAGES
 from sfd.pipeline.stage import PARALLEL
 from sfd.planning import flops
@@ -23,6 +23,7 @@ from sfd.planning.needs import (
     result_bytes,
     tokens,
 )
+from sfd.precision import AUTO_BF16_ON_CPU
 from sfd.tables import as_text
 from sfd.training.optimizer import block_matrices
 from sfd.workspace import Workspace
@@ -148,7 +149,7 @@ def works(counted: Counted, device: Device) -> Iterator[Work]:
         step = (1 + flops.BACKWARD) * judges[each.name]
         yield _training("judge", f"{each.name}, {each.source}", each.training, step, device, runtime.judge.compile)
     if counted.num_train is not None:
-        yield from _reading(counted, counted.num_train, features, semantic[0], sum(judges.values()))
+        yield from _reading(counted, counted.num_train, features, semantic[0], sum(judges.values()), device)
     step = (1 + flops.BACKWARD) * sum(semantic)
     yield _training("semantic", params.semantic.kind, params.semantic.training, step, device, runtime.semantic.compile)
     yield _training(
@@ -159,24 +160,40 @@ def works(counted: Counted, device: Device) -> Iterator[Work]:
         device,
         runtime.diffusion.compile,
     )
-    yield Work("sample", f"{samples:,} images, {counted.evaluations} evaluations", samples, counted.draw)
-    yield Work("evaluate", f"judges {samples:,} samples", samples, sum(judges.values()), samples)
+    yield Work(
+        "sample",
+        f"{samples:,} images, {counted.evaluations} evaluations",
+        samples,
+        counted.draw,
+        dtype=_dtype(runtime.sample.precision, device),
+    )
+    yield Work(
+        "evaluate",
+        f"judges {samples:,} samples",
+        samples,
+        sum(judges.values()),
+        samples,
+        dtype=_dtype(runtime.evaluate.precision, device),
+    )
 
 
-def _reading(counted: Counted, train: int, features: int, semantic: int, judges: int) -> Iterator[Work]:
+def _reading(counted: Counted, train: int, features: int, semantic: int, judges: int, device: Device) -> Iterator[Work]:
     """The stages that read the images. ``features``, ``semantic``, ``judges``: operations per image of these networks."""
-    params, heldout = counted.params, counted.num_heldout
+    params, runtime, heldout = counted.params, counted.params.runtime, counted.num_heldout
     views = train * (1 + params.data.mirror)
     yield Work("prepare", f"reads {train + heldout:,} images", reads=train + heldout)
     if params.semantic.kind != "none":
         seen = min(train, params.features.max_images)
         both = seen * (1 + (params.data.mirror and params.features.mirror))
-        yield Work("features", f"of {both:,} views", both, features, seen)
+        dtype = _dtype(runtime.features.precision, device)
+        yield Work("features", f"of {both:,} views", both, features, seen, dtype=dtype)
     images = views + min(heldout, HELDOUT_LATENTS)
     per_view = counted.encode + params.latents.tiles**2 * features + semantic
-    yield Work("latents", f"of {images:,} views", images, per_view, train)
+    dtype = _dtype(runtime.latents.precision, device)
+    yield Work("latents", f"of {images:,} views", images, per_view, train, dtype=dtype)
     judged = heldout + min(params.sample.num_images, train) + (views if params.evaluate.memorisation else 0)
-    yield Work("reference", f"judges {judged:,} images", judged, judges, judged)
+    dtype = _dtype(runtime.evaluate.precision, device)
+    yield Work("reference", f"judges {judged:,} images", judged, judges, judged, dtype=dtype)
 
 
 def _training(
@@ -192,13 +209,14 @@ def _training(
         training.num_steps * training.batch_size,
         step,
         job=job,
-        dtype=_training_dtype(training, device),
+        dtype=_dtype(training.precision, device),
     )
 
 
-def _training_dtype(training: TrainingParams, device: Device) -> str:
-    is_bf16 = training.precision == "bf16" or (training.precision == "auto" and device.is_gpu)
-    return BF16 if is_bf16 else FLOAT32
+def _dtype(precision: Precision, device: Device) -> str:
+    """As :func:`sfd.precision.computing_type` decides on a GPU with bf16, or on a CPU."""
+    is_auto = precision == "auto" and (device.is_gpu or AUTO_BF16_ON_CPU)
+    return BF16 if precision == "bf16" or is_auto else FLOAT32
 
 
 def measured_seconds(params: Params, device: Device) -> dict[str, float]:
@@ -288,7 +306,7 @@ def _memory_rows(counted: Counted, device: Device, num_devices: int) -> Iterator
     parts = {
         "weights": 4 * number / share,
         "gradients": 4 * number / share,
-        "optimizer": (8 * number - 4 * counted.num_muon / 1e9) / share,
+        f"moments of the optimizer, {training.optimizer}": (8 * number - 4 * counted.num_muon / 1e9) / share,
         "averages of the weights": 4 * averages * number / share,
         f"activations of {batch:g} images": activations,
     }
@@ -308,7 +326,7 @@ def _assumptions(counted: Counted, in_order: list[Work], device: Device, num_dev
         f"taken as reached, TFLOP/s: {speeds}",
         f"images are read at {READ_PER_CORE:g} per second and CPU core, by {device.cores} cores per device, while networks compute",
         f"activations: {ACTIVATION_BYTES[device.is_gpu, counted.params.runtime.diffusion.compile]} bytes per image, block, token and channel, "
-        "from measured peaks (docs/benchmarks.md)",
+        "from measured peaks without activation checkpointing (docs/benchmarks.md)",
     ]
     if counted.num_train is None:
         lines.append("the number of images is not known, so the stages that read them are left out")
