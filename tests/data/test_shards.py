@@ -240,12 +240,22 @@ def test_shards_without_an_index_are_not_complete(tmp_path: Path) -> None:
 
 
 def test_an_index_that_lacks_a_fact_is_refused_with_its_name(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class More(Facts):
-        grid: int = 0
+        grid: int
 
     with pytest.raises(UserError, match=r"index\.json has no 'grid'; rerun the stage"):
         ShardReader(write(tmp_path), More)
+
+
+def test_an_index_that_is_older_than_a_fact_gets_what_the_fact_was_then(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Later(Facts):
+        precision: str = "fp32"
+
+    assert ShardReader(write(tmp_path), Later).facts.precision == "fp32"
+    write_index(tmp_path, BOUNDS, Later(precision="bf16"))
+    assert ShardReader(tmp_path, Later).facts.precision == "bf16"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")

@@ -75,10 +75,21 @@ class ReadingRuntime(InferenceRuntime):
     )
 
 
+class JudgingRuntime(ReadingRuntime):
+    """How judges see images."""
+
+    precision: Precision = Field(
+        "fp32",
+        description="as of the other stages; but what judges give is compared between versions, machines and publications, and in bf16 two "
+        "images that are nearly the same may get the same features",
+    )
+
+
 _TRAINING = TrainingRuntime.model_validate({})
 _DIFFUSION = DiffusionRuntime.model_validate({})
 _INFERENCE = InferenceRuntime.model_validate({})
 _READING = ReadingRuntime.model_validate({})
+_JUDGING = JudgingRuntime.model_validate({})
 
 
 class RuntimeParams(Section):
@@ -96,4 +107,4 @@ class RuntimeParams(Section):
         description="an adaptive sampler chooses its steps by the error over the batch, so another number changes its images, too, within "
         "its tolerance",
     )
-    evaluate: ReadingRuntime = Field(_READING, description="also of stage reference and of `sfd audit`")
+    evaluate: JudgingRuntime = Field(_JUDGING, description="also of stage reference and of `sfd audit`")

@@ -203,7 +203,7 @@ def _facts(version: VersionInfo, runs: "Mapping[str, MlflowRun | str]") -> str:
             [
                 "measured",
                 f"by {measured['judge']} ({measured['judge_digest'][:SHORT]}) on {measured['num_images']} images of "
-                f"{measured['image_size']} pixels, reference {measured['reference'][:SHORT]}, in {computed_in(measured)}",
+                f"{measured['image_size']} pixels, reference {measured['reference'][:SHORT]}, {computed_in(measured)}",
             ]
         )
     if version.smoke is not None:

@@ -32,12 +32,10 @@ class ResnetJudge(Judge):
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """As :class:`Judge` says; the features are pooled, and there are no logits without class labels."""
-        features = self.run(self._pooled, to_pixels(images))
+        # Pooled in float32: a mean in bf16 has so few values that different images would get the same features.
+        maps = self.run(self.resnet.forward_features, to_pixels(images))
+        features = self.resnet.forward_head(maps, pre_logits=True)
         return features, self.resnet.fc(features) if self.classes is not None else None
-
-    def _pooled(self, pixels: Tensor) -> Tensor:
-        pooled: Tensor = self.resnet.forward_head(self.resnet.forward_features(pixels), pre_logits=True)
-        return pooled
 
     @classmethod
     def trainable(cls, params: JudgeParams, num_outputs: int, seed: int) -> nn.Module:

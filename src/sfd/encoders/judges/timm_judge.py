@@ -42,10 +42,13 @@ class TimmJudge(Judge):
         return features, self.head(features) if self.head is not None else None
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.run(self._pooled, self.preprocessing(images.float() / 255.0))
+        # Pooled in float32, as in ResnetJudge.
+        maps = self.run(self._maps, self.preprocessing(images.float() / 255.0))
+        return pooled(self.network, maps)
 
-    def _pooled(self, inputs: Tensor) -> Tensor:
-        return pooled_features(self.network, inputs)
+    def _maps(self, inputs: Tensor) -> Tensor:
+        maps: Tensor = self.network.forward_features(inputs)  # type: ignore[operator]  # of every timm model
+        return maps
 
     @classmethod
     def save_pretrained(cls, folder: Path, params: JudgeParams) -> None:
@@ -88,8 +91,13 @@ def pooled_features(network: nn.Module, inputs: Tensor) -> Tensor:
     Raises:
         ValueError: the network gives something else.
     """
+    return pooled(network, network.forward_features(inputs))  # type: ignore[operator]  # of every timm model
+
+
+def pooled(network: nn.Module, maps: Tensor) -> Tensor:
+    """As :func:`pooled_features`, of what the network's ``forward_features`` gave."""
     is_embedding = bool(getattr(network, "num_classes", 0))
-    features = network.forward_head(network.forward_features(inputs), pre_logits=not is_embedding)  # type: ignore[operator]  # of every timm model
+    features = network.forward_head(maps, pre_logits=not is_embedding)  # type: ignore[operator]  # of every timm model
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise ValueError("its pooled features are not one vector per image")
     return features
