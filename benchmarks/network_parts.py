@@ -7,7 +7,7 @@
 
 Weights are random, times are medians. `parts` runs both ways in turn in one process; ratio: the other way divided by ours. `steps` runs the
 forward and the backward pass of each option in a process of its own. Its memory is the peak less what was there before the first step: on a CPU
-the process's, on a GPU torch's.
+the process's, on a GPU torch's. Times on a CPU are those of the processor.
 """
 
 import json
@@ -77,13 +77,14 @@ def parts(
 def in_turn(ours: Call, other: Call, repeats: int, device: torch.device) -> list[float]:
     """Median seconds of both, called in turn after three calls each."""
     seconds: tuple[list[float], list[float]] = ([], [])
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     for _ in range(3 + repeats):
         for call, taken in zip((ours, other), seconds, strict=True):
-            started = time.perf_counter()
+            started = clock()
             call()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - started)
+            taken.append(clock() - started)
     return [statistics.median(taken[3:]) for taken in seconds]
 
 
@@ -170,8 +171,20 @@ def one(tokens: str, checkpointing: str, size: str, grid: int, batch_size: int, 
 
     before = peak_memory_gib()
     reset_peak_memory()
-    seconds = statistics.median(time_steps(step, repeats))
+    seconds = statistics.median(step_seconds(step, repeats, device))
     print(json.dumps({"seconds": seconds, "memory_gib": peak_memory_gib() - before, "flops": count_flops(step)}))
+
+
+def step_seconds(step: Call, repeats: int, device: torch.device) -> list[float]:
+    """Seconds of each step after two others: of the GPU, or of the processor, so that other programs on the machine do not decide."""
+    if device.type == "cuda":
+        return list(time_steps(step, repeats))
+    seconds = []
+    for _ in range(2 + repeats):
+        started = time.process_time()
+        step()
+        seconds.append(time.process_time() - started)
+    return seconds[2:]
 
 
 def shape_of(size: str, grid: int, tokens: str) -> LightningDiTConfig:

@@ -19,7 +19,7 @@ import torch
 import typer
 from PIL import Image
 
-from sfd.data.batches import in_batches, read_images
+from sfd.data.batches import in_batches, read_ahead
 from sfd.data.files import FolderStore
 from sfd.data.images import ManifestImages, center_crop
 from sfd.network_files import file_digest
@@ -63,7 +63,7 @@ def main(
         order = in_batches(range(images), BATCH)
 
         def read(num_workers: int) -> None:
-            with read_images(dataset, order, num_workers) as batches:
+            with read_ahead(dataset, order, num_workers) as batches:
                 assert sum(len(batch.images) for batch in batches) == images
 
         ways: dict[str, Callable[[], None]] = {"plain Pillow, one core": lambda: read_plainly(files)}

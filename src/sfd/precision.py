@@ -92,6 +92,11 @@ def bf16_pays() -> bool:
     return found is not None and found.bf16 < found.fp32
 
 
+def dies_of_bf16(device: torch.device) -> bool:
+    """Whether this is a CPU that announces AMX and does not have it, so that a product in bf16 would end the process."""
+    return device.type == "cpu" and "amx_bf16" in cpu_flags() and probe_cpu() is None
+
+
 def computing_type(precision: Precision, device: torch.device) -> torch.dtype:
     """The type of products and convolutions on this device: ``torch.float32`` or ``torch.bfloat16``.
 
@@ -101,7 +106,7 @@ def computing_type(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "fp32":
         return torch.float32
     if precision == "bf16":
-        if device.type == "cpu" and "amx_bf16" in cpu_flags() and probe_cpu() is None:
+        if dies_of_bf16(device):
             raise UserError(
                 "precision is `bf16`, and a trial product in bf16 ended with an error: this machine announces AMX, but does not have it. Set "
                 "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment, or write precision: fp32"

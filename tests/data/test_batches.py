@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfd.data import batches
-from sfd.data.batches import FEW_IMAGES, choose_workers, in_batches, read_batches, read_images
+from sfd.data.batches import FEW_IMAGES, choose_workers, in_batches, read_ahead, read_batches
 from sfd.data.files import FolderStore
 from sfd.data.images import ManifestImages
 from sfd.errors import UserError
@@ -71,7 +71,7 @@ def read_slowly(folder: Path) -> None:
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
 def test_batches_read_by_other_processes_are_those_of_this_one_in_their_order(tmp_path: Path, num_workers: int) -> None:
     images, order = images_in(tmp_path / "images"), in_batches([3, 1, 16, 8, 8, 0, 5], 2)
-    with read_images(images, order, 0) as expected, read_images(images, order, num_workers) as found:
+    with read_ahead(images, order, 0) as expected, read_ahead(images, order, num_workers) as found:
         for wanted, given in zip(expected, found, strict=True):
             assert torch.equal(wanted.images, given.images) and torch.equal(wanted.class_indices, given.class_indices)
 
@@ -84,7 +84,7 @@ def test_an_image_that_changed_is_the_same_one_line_in_another_process(tmp_path:
         pytest.raises(
             UserError, match=r"^\S*/05\.jpg has changed since stage `prepare` \(its content is another one\);"
         ),
-        read_images(images, in_batches(range(NUM_IMAGES), 4), num_workers) as found,
+        read_ahead(images, in_batches(range(NUM_IMAGES), 4), num_workers) as found,
     ):
         assert [len(batch.images) for batch in found] == []
 

@@ -7,7 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -509,8 +509,10 @@ def test_heic_is_read_where_the_package_is_installed(monkeypatch: pytest.MonkeyP
 
     package = ModuleType("pillow_heif")
     package.HeifImageFile = HeifImageFile  # type: ignore[attr-defined]
+    package.options = SimpleNamespace(DECODE_THREADS=4)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pillow_heif", package)
     assert decode(HEIC).tolist() == [[[1, 2, 3]] * 4] * 3
+    assert package.options.DECODE_THREADS == 1, "processes share the cores, and each of them decodes with one"
 
 
 def test_an_avif_that_is_marked_as_any_image_file_is_read() -> None:

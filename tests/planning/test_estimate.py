@@ -98,6 +98,16 @@ def test_the_memory_of_a_step_is_that_of_the_check_of_a_preset(xl: Counted) -> N
     assert sum(parts) == pytest.approx(expected, abs=0.05) and rows[-1].startswith(f"{sum(parts):.1f}"[:3])
 
 
+def test_muon_keeps_one_average_of_the_matrices_of_the_blocks(xl: Counted) -> None:
+    with_muon = with_values(load_preset(XL), {"diffusion.training.optimizer": "muon"})
+    adamw, muon = xl, count(with_muon, Workspace(Path()))
+    hidden = int(2 / 3 * 4 * 1152)
+    assert adamw.num_muon == 0 and muon.num_muon == 28 * 1152 * (3 * 1152 + 1152 + 3 * hidden)
+    sizes = [{row[0]: row[1] for row in estimate._memory_rows(each, device_named("H100"), 1)} for each in (adamw, muon)]
+    saved = float(sizes[0]["moments of the optimizer, adamw"]) - float(sizes[1]["moments of the optimizer, muon"])
+    assert saved == pytest.approx(4 * muon.num_muon / 1e9, abs=0.02)
+
+
 def test_the_command_says_what_it_assumes() -> None:
     said = run("--preset", "digits", "--device", "cpu")
     for part in ("parameters", "TFLOP", "GB on disk", "memory of a training step", "assumed"):

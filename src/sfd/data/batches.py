@@ -127,7 +127,7 @@ def in_batches(rows: Sequence[int], size: int) -> list[list[int]]:
 
 
 @contextmanager
-def read_images(
+def read_ahead(
     dataset: BatchedDataset[Batch], order: Sequence[list[int]], num_workers: int | None
 ) -> Iterator[Iterator[Batch]]:
     """:func:`read_batches` by as many processes as :func:`choose_workers` says."""

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfd.data.batches import BatchedDataset, in_batches, read_images
+from sfd.data.batches import BatchedDataset, in_batches, read_ahead
 from sfd.data.networks import Networks
 from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
 from sfd.data.transfer import Arriving, one_behind
@@ -139,7 +139,7 @@ def write_latents(
     with progress(f"latents of {split} images", "image", share_of(bounds, rank, world_size)) as shown:
         missing = missing_shards(folder, bounds, rank, world_size, shown)
         order = rows_to_read(range(len(rows)), bounds, missing, runtime.batch_size)
-        with read_images(
+        with read_ahead(
             images, [[rows[place] for place in places] for places in order], runtime.num_workers
         ) as batches:
             encoded = one_behind(map(start_batch, batches, order))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfd.data.batches import BatchedDataset, read_images
+from sfd.data.batches import BatchedDataset, read_ahead
 from sfd.encoders.judges.judge import Judge
 from sfd.errors import UserError
 from sfd.evaluation.fidelity import Features, extract
@@ -230,7 +230,7 @@ def fill(
         if any(store.lacks(names, start) for store in stores)
     ]
     order = [list(rows[start : start + size]) for start in starts]
-    with read_images(source.images, order, 0 if source.is_stream else first.num_workers) as batches:
+    with read_ahead(source.images, order, 0 if source.is_stream else first.num_workers) as batches:
         shown = track(batches, f"features of {names[0]}", "batch", len(starts))
         for start, chosen, images in zip(starts, order, shown, strict=True):
             views = source.views(images.to(first.device, non_blocking=True), chosen)

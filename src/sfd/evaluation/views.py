@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfd.class_mix import count_alike, interleave
-from sfd.data.batches import BatchedDataset, in_batches, read_images
+from sfd.data.batches import BatchedDataset, in_batches, read_ahead
 from sfd.data.images import ManifestImages
 from sfd.data.latents import views_of
 from sfd.encoders.judges.judge import Judge
@@ -70,7 +70,7 @@ def judge_images(
     if not rows:
         return extract(judge, [])  # which says that there are none
     order = in_batches(rows, batch_size)
-    with read_images(images, order, num_workers) as batches:
+    with read_ahead(images, order, num_workers) as batches:
         shown = track((batch.to(judge.device, non_blocking=True) for batch in batches), "judged", "batch", len(order))
         seen = [[extract(judge, [view]) for view in views_of(batch, mirror)] for batch in shown]
     return Features.joined([parts[view] for view in range(1 + mirror) for parts in seen])

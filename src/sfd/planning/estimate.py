@@ -25,6 +25,7 @@ from sfd.planning.needs import (
 )
 from sfd.precision import AUTO_BF16_ON_CPU
 from sfd.tables import as_text
+from sfd.training.optimizer import block_matrices
 from sfd.workspace import Workspace
 
 ORDER = list(STAGES)
@@ -76,11 +77,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Counted:
-    """What the networks of a params file compute per image, and how many images there are; None: it is not known."""
+    """What the networks of a params file compute per image, and how many images there are; None: it is not known.
+
+    ``num_muon``: parameters of the diffusion model that Muon trains, with one average each where AdamW keeps two moments.
+    """
 
     params: Params
     shape: LatentShape
     num_parameters: int
+    num_muon: int
     num_train: int | None
     train_step: int
     evaluation: int
@@ -109,10 +114,12 @@ def count(params: Params, workspace: Workspace) -> Counted:
     with torch.device("meta"):
         network = build_backbone(bench_config(resolved, shape))
     encode, decode = flops.texture(resolved, shape)
+    is_muon = resolved.diffusion.training.optimizer == "muon"
     return Counted(
         params=resolved,
         shape=shape,
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        num_muon=sum(weight.numel() for weight in block_matrices(network).values()) if is_muon else 0,
         num_train=num_training_images(params, workspace),
         train_step=flops.train_step(resolved, shape),
         evaluation=flops.evaluation(resolved, shape),
@@ -296,11 +303,10 @@ def _memory_rows(counted: Counted, device: Device, num_devices: int) -> Iterator
     batch = training.batch_size / num_devices / training.accumulation_steps
     activations = batch * image_gb(params, counted.shape, on_gpu=device.is_gpu)
     averages = 1 + len(training.more_ema_decays)
-    moments = 1 if training.optimizer == "muon" else 2
     parts = {
         "weights": 4 * number / share,
         "gradients": 4 * number / share,
-        f"moments of the optimizer, {training.optimizer}": 4 * moments * number / share,
+        f"moments of the optimizer, {training.optimizer}": (8 * number - 4 * counted.num_muon / 1e9) / share,
         "averages of the weights": 4 * averages * number / share,
         f"activations of {batch:g} images": activations,
     }

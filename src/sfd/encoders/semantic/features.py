@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfd.data.batches import BatchedDataset, in_batches, read_images
+from sfd.data.batches import BatchedDataset, in_batches, read_ahead
 from sfd.data.images import ImageBatch
 from sfd.data.latents import views_of
 from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
@@ -55,7 +55,7 @@ def write_features(
     with progress("features", "image", share_of(bounds, rank, world_size)) as shown:
         missing = missing_shards(folder, bounds, rank, world_size, shown)
         order = rows_to_read(chosen, bounds, missing, runtime.batch_size)
-        with read_images(images, order, runtime.num_workers) as batches:
+        with read_ahead(images, order, runtime.num_workers) as batches:
             encoded = one_behind(map(start_batch, batches))
             write_shards(folder, bounds, make, missing)
     return bounds
