@@ -393,7 +393,18 @@ SMALL: dict[str, Any] = {
 IN_ONE_PROCESS = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
 USING = ("features", "latents", "sample", "reference", "evaluate")
 TRAINING = ("encoder", "texture_vae", "semantic", "diffusion")
-ALL = ("scan", "prepare", *TRAINING[:2], "judge", "features", "semantic", "latents", "schedule", "diffusion", *USING[2:])
+ALL = (
+    "scan",
+    "prepare",
+    *TRAINING[:2],
+    "judge",
+    "features",
+    "semantic",
+    "latents",
+    "schedule",
+    "diffusion",
+    *USING[2:],
+)
 
 
 def stages(bench: Bench) -> None:
