@@ -79,9 +79,10 @@ def test_changed_options_and_lost_results_are_named_with_what_to_type(project: P
     shutil.rmtree(project.result("judge"))
     (project.result("features") / "fingerprint.json").write_text("{}")
     found = states()
-    assert found["diffusion"] == Finding(
-        "diffusion", "outdated", "schedule.tau was 0.3, is 0.1", "dvc repro diffusion", is_stale=True
+    assert found["schedule"] == Finding(
+        "schedule", "outdated", "schedule.tau was 0.3, is 0.1", "dvc repro schedule", is_stale=True
     )
+    assert (found["diffusion"].state, found["diffusion"].reason) == ("waits", "for schedule")
     assert (found["judge"].state, found["judge"].remedy) == ("missing", "dvc pull judge (or dvc checkout)")
     assert (found["features"].state, found["semantic"].reason) == ("altered", "for features")
     assert (found["sample"].state, found["sample"].reason) == ("waits", "for diffusion")

@@ -26,6 +26,7 @@ ALL_STAGES = [
     "features",
     "semantic",
     "latents",
+    "schedule",
     "diffusion",
     "sample",
 ]
@@ -177,7 +178,7 @@ def test_every_stage_is_a_finished_run_that_names_its_parents(project: Project) 
     assert diffusion.info.status == "FINISHED"
     tags, params = diffusion.data.tags, diffusion.data.params
     assert tags["sfd.parent.latents"] == runs["latents"].info.run_id
-    assert params["schedule.tau"] == "0.3" and params["diffusion.training.num_steps"] == "4"
+    assert runs["schedule"].data.params["schedule.tau"] == "0.3" and params["diffusion.training.num_steps"] == "4"
     assert {"velocity", "cosine", "repa", "total", "images"} <= set(diffusion.data.metrics)
     assert diffusion.inputs.dataset_inputs
 
