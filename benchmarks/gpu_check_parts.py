@@ -433,12 +433,15 @@ def make_small_project(folder: Path) -> None:
 
 
 def run_stages(project: Path, names: tuple[str, ...], visible: str) -> None:
-    """Runs stages in one process that sees these GPUs. Raises ``CalledProcessError`` if one of them fails."""
+    """Runs stages in one process that sees these GPUs. Ends this one with the last line of a stage that fails."""
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": visible,
         "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlruns/mlflow.db",
     }
-    subprocess.run([sys.executable, "-c", IN_ONE_PROCESS, *names], cwd=project, env=environment, check=True)
+    command = [sys.executable, "-c", IN_ONE_PROCESS, *names]
+    done = subprocess.run(command, cwd=project, env=environment, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"stages {names}: no message")
 
 
 def compare_results(bench: Bench, found: Path, expected: Path) -> None:
