@@ -45,9 +45,9 @@ def test_two_queued_experiments_keep_their_runs_and_versions_and_the_applied_one
     assert made == {
         (name, stage)
         for name in ("first", "second")
-        for stage in ("diffusion", "sample", "evaluate", "register", "repro")
+        for stage in ("schedule", "diffusion", "sample", "evaluate", "register", "repro")
     }
-    assert {run.data.params["schedule.tau"] for run in runs if run.data.tags["sfd.stage"] == "diffusion"} == {
+    assert {run.data.params["schedule.tau"] for run in runs if run.data.tags["sfd.stage"] == "schedule"} == {
         "0.1",
         "0.2",
     }

@@ -42,6 +42,7 @@ STAGES = (
     "features",
     "semantic",
     "latents",
+    "schedule",
     "diffusion",
     "sample",
 )

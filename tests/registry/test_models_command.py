@@ -36,7 +36,7 @@ HERE = Workspace(Path())
 
 pytestmark = pytest.mark.long
 
-STAGES = "scan prepare encoder texture_vae judge features semantic latents diffusion sample reference evaluate register".split()
+STAGES = "scan prepare encoder texture_vae judge features semantic latents schedule diffusion sample reference evaluate register".split()
 NAME = "sfd-digits"
 GOOD = {"metric.fd_digits_judge": "0.25", "metric.se_fd_digits_judge": "0.03", "metric.class_accuracy": "0.5"}
 WORSE = {"metric.fd_digits_judge": "0.5", "metric.se_fd_digits_judge": "0.04", "metric.class_accuracy": "0.5"}

@@ -28,6 +28,7 @@ STAGES = [
     "features",
     "semantic",
     "latents",
+    "schedule",
     "diffusion",
     "reference",
 ]
