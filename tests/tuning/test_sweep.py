@@ -148,6 +148,6 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_drawn(
     with pytest.raises(SystemExit):
         sweep(here, [ENDS])
     change(project, "schedule", tau=0.4)
-    with pytest.raises(UserError, match="made from other parameters"):
+    with pytest.raises(UserError, match="made from another section `schedule`"):
         sweep(here, [ENDS])
     assert drawn == []

@@ -13,6 +13,8 @@ from sfd.pipeline.code import Imports
 from sfd.workspace import Workspace
 
 PUBLISHED = "fingerprint.json"
+SCHEDULE = "schedule.json"
+"""What stage ``schedule`` leaves for later stages: the curve, and the section of the parameters that asked for it."""
 
 Facts = dict[str, Any]
 """What a result depends on, as JSON."""
@@ -322,10 +324,25 @@ def published(workspace: Workspace, name: str) -> dict[str, str]:
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
+def check_asked(folder: Path, params: Params) -> None:
+    """Raises :class:`UserError` unless ``schedule.json`` in ``folder`` was made from the section `schedule` of these parameters."""
+    file = folder / SCHEDULE
+    if not file.is_file():
+        raise UserError(f"{file} is missing; run `dvc repro schedule` first")
+    asked = json.loads(file.read_text(encoding="utf-8")).get("asked")
+    if asked != params.schedule.model_dump(mode="json"):
+        raise UserError(
+            f"{file} was made from another section `schedule` than that of params.yaml; run `dvc repro schedule` first"
+        )
+
+
 def check_current(workspace: Workspace, names: Iterable[str], params: Params) -> None:
     """Raises :class:`UserError` unless these stages are finished and made from these parameters."""
     for name in names:
         found = published_fingerprint(workspace, name)
+        if name == "schedule" or (name == "diffusion" and params.diffusion.source == "train"):
+            # The schedule takes part by its content, which is that of the last run of its stage.
+            check_asked(workspace.result("schedule"), params)
         if name not in OF_CONTENT and found != stage_fingerprint(workspace, name, params):
             raise UserError(
                 f"{workspace.result(name)} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"

@@ -16,11 +16,11 @@ from sfd.data.latents import LatentDataset
 from sfd.diffusion.learnt import LearntCurve
 from sfd.diffusion.schedule import CurveSchedule
 from sfd.diffusion.terms.velocity import energy_weights
-from sfd.errors import UserError
 from sfd.generation.model_config import check_format, read_schedule, write_schedule
 from sfd.generation.schedules import middle_schedule
 from sfd.params import DiffusionTrainingParams, LearntParams, Params, ScheduleParams
 from sfd.pictures import plot_learnt_curve, plot_schedule
+from sfd.pipeline.inputs import SCHEDULE, check_asked
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import check_shards
 from sfd.processes import barrier, rank
@@ -31,7 +31,6 @@ from sfd.training.curves import write_curve
 from sfd.training.loop import Callback, train
 from sfd.training.probe import Probe, ProbeTask
 
-NAME = "schedule.json"
 FORMAT = 1
 LOOKS = 50
 """How often the curve is noted on its way."""
@@ -56,11 +55,11 @@ def make_schedule(stage: Stage) -> None:
     if rank() == 0:
         record["schedule"] = write_schedule(params)
         text = json.dumps(record, indent=2) + "\n"
-        (stage.out / NAME).write_text(text, encoding="utf-8")
+        (stage.out / SCHEDULE).write_text(text, encoding="utf-8")
         # The curve alone: a longer training of the model follows the same one, and must be able to go on.
         stage.content = [hashlib.sha256(text.encode()).hexdigest()]
         plot_schedule(middle_schedule(params).times, stage.out / "schedule.png")
-        stage.log_artifacts(stage.out / NAME, stage.out / "schedule.png")
+        stage.log_artifacts(stage.out / SCHEDULE, stage.out / "schedule.png")
 
 
 def with_schedule(params: Params, folder: Path) -> Params:
@@ -69,15 +68,10 @@ def with_schedule(params: Params, folder: Path) -> Params:
     Raises:
         UserError: there is none, it is that of another section `schedule`, or its file has a format that this version cannot read.
     """
-    file = folder / NAME
-    if not file.is_file():
-        raise UserError(f"{file} is missing; run `dvc repro schedule` first")
+    file = folder / SCHEDULE
+    check_asked(folder, params)
     record = json.loads(file.read_text(encoding="utf-8"))
     check_format(file, record, FORMAT)
-    if record["asked"] != params.schedule.model_dump(mode="json"):
-        raise UserError(
-            f"{file} was made from another section `schedule` than that of params.yaml; run `dvc repro schedule` first"
-        )
     return params.model_copy(update={"schedule": read_schedule(record["schedule"])})
 
 

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from sfd.bench.measure import count_flops
-from sfd.bench.networks import LatentShape, bench_config, random_encoder, random_semantic, random_texture_vae
+from sfd.bench.networks import (
+    LatentShape,
+    bench_config,
+    bench_schedule,
+    random_encoder,
+    random_semantic,
+    random_texture_vae,
+)
 from sfd.bench.workloads import OneBatch, training_flops
 from sfd.diffusion.guidance import guided_velocity
 from sfd.encoders.judges.judge import judge_class
@@ -44,7 +51,9 @@ def evaluation(params: Params, shape: LatentShape) -> int:
 
 def evaluations(params: Params) -> int:
     """Evaluations of a network per image that sampling needs, those of guidance included. A weak model counts as much as the strong one."""
-    schedule = build_schedule(params.sample.schedule) if params.sample.schedule else middle_schedule(params.schedule)
+    schedule = (
+        build_schedule(params.sample.schedule) if params.sample.schedule else middle_schedule(bench_schedule(params))
+    )
     scales, calls = build_scales(params.sample.guidance), 0
 
     def network(x: Tensor, _t_tex: Tensor, _t_sem: Tensor) -> Tensor:
