@@ -381,7 +381,14 @@ SMALL: dict[str, Any] = {
     "features": {"max_images": 200},
     "evaluate": {"kid_subsets": 4, "kid_subset_size": 20},
     "sample": {"num_images": 60},
-    "quality": {"encoder_accuracy": None, "psnr_gain": None, "explained_variance": None, "judge_accuracy": None},
+    "quality": {
+        "images_per_class": None,
+        "scored_images": None,
+        "encoder_accuracy": None,
+        "psnr_gain": None,
+        "explained_variance": None,
+        "judge_accuracy": None,
+    },
     "runtime": {
         "encoder": {"log_every": 8},
         "texture_vae": {"log_every": 8},
@@ -413,7 +420,8 @@ def stages(bench: Bench) -> None:
         cpu, gpu = Path(name) / "cpu", Path(name) / "gpu"
         make_small_project(cpu)
         run_stages(cpu, ALL, "")
-        shutil.copytree(cpu, gpu, symlinks=True)
+        # The store of runs belongs to the folder that it was made in.
+        shutil.copytree(cpu, gpu, symlinks=True, ignore=shutil.ignore_patterns("mlruns"))
         visible = "" if bench.device.type == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0")
         run_stages(gpu, USING, visible)
         compare_results(bench, gpu / "results", cpu / "results")

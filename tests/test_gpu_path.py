@@ -91,7 +91,7 @@ def change(project: Project, **sections: dict[str, Any]) -> None:
 def test_every_stage_runs_on_the_gpu_and_trainings_multiply_in_bf16(project: Project, seen: dict[str, Seen]) -> None:
     for name in TRAINED:
         assert "bfloat16" in seen[name].dtypes(), name
-    for name in STAGES[2:]:
+    for name in set(STAGES[2:]) - {"schedule"}:  # which is given here, so nothing is computed
         assert seen[name].bytes_to_device > 0, name
         assert seen[name].products, name
     metrics = json.loads((project.result("evaluate") / "metrics.json").read_text())
