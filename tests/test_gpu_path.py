@@ -105,7 +105,7 @@ def test_every_stage_runs_on_the_gpu_and_trainings_multiply_in_bf16(project: Pro
 def test_fine_tunes_and_every_other_kind_of_network_run_on_the_gpu(project: Project) -> None:
     folder = project.folder / "first"
     shutil.copytree(project.result("diffusion") / "model", folder)
-    change(project, diffusion={"init_from": "first"}, sample={"sampler": "dopri5"})
+    change(project, diffusion={"init_from": "first", "training": {"warmup_steps": 1}}, sample={"sampler": "dopri5"})
     on_gpu(project, "diffusion")
     guidance = {"kind": "autoguidance", "weak_model": "first"}
     change(project, diffusion={"lora": {"rank": 2, "alpha": 2}}, sample={"guidance": guidance})
