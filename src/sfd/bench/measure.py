@@ -86,7 +86,10 @@ def peak_memory_gib() -> float:
 
 
 def matmul_ceiling(dtype: torch.dtype) -> float:
-    """Floating-point operations per second of the fastest of several products of two large square matrices in ``dtype``."""
+    """Floating-point operations per second of the fastest of several products of two large square matrices in ``dtype``.
+
+    Other work on the machine only slows them.
+    """
     size, device, number = (8192, "cuda", 20) if torch.cuda.is_available() else (2048, "cpu", 3)
     a, b = torch.randn(2, size, size, device=device).to(dtype).unbind()
     return 2 * size**3 / min(time_steps(lambda: torch.mm(a, b), number))

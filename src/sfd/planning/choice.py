@@ -269,7 +269,7 @@ def _quality(problem: Problem, size: str, steps: int, epochs: float) -> str:
     pixels = problem.params.data.image_size
     if not problem.has_gpu:
         said = (
-            "none sharp: faces, people and signs are recognisable, most animals and food are not"
+            "none sharp: simple things recognisable, detailed ones mostly not"
             if steps >= 5000 and size != "tiny"
             else "rough: colours and outlines, some things recognisable"
         )
