@@ -6,19 +6,21 @@
 
 Defaults are those of its README: ``Unet(dim=64, dim_mults=(1, 2, 4, 8))``, 1,000 time steps, batch 16, learning rate 1e-4. Its own
 number of steps, 700,000, is replaced by the hours. Samples are drawn by DDIM after the hours are over, in as many steps as
-``--sampling-steps`` says (its README: 250).
+``--sampling-steps`` says (its README: 250). Stopped by Ctrl-C, the same command goes on: the hours count training alone.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
 from PIL import Image
 
 SIDE, CHUNK_STEPS, SAMPLE_BATCH = 64, 20, 50
+SAVE_SECONDS = 300
 SEED = 0
 T = TypeVar("T")
 
@@ -36,10 +38,9 @@ def train(
     """Trains for the hours and draws samples."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 
-    torch.manual_seed(SEED)
     model = Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=torch.cuda.is_available())
     diffusion = GaussianDiffusion(model, image_size=SIDE, timesteps=1000, sampling_timesteps=sampling_steps)
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         diffusion,
         str(images),
@@ -49,22 +50,52 @@ def train(
         results_folder=str(out / "checkpoints"),
         amp=torch.cuda.is_available(),
     )
-    end = time.monotonic() + hours * 3600
-    while time.monotonic() < end:
-        trainer.train_num_steps += CHUNK_STEPS
-        trainer.train()
-    trainer.save("last")
+    _train_for(trainer, hours * 3600, out / "trained.json")
     print(f"{trainer.step} steps of batch {trainer.batch_size} in {hours} h")
-    draw = trainer.ema.ema_model.eval()
-    (out / "samples").mkdir()
+    seconds = _draw(trainer.ema.ema_model.eval(), num_samples, out / "samples")
+    print(f"{num_samples} samples: the last ones in {seconds:.0f} s")
+
+
+def _train_for(trainer: Any, seconds: float, record: Path) -> None:
+    """Trains until it has trained for these seconds, this time and before; saves every few minutes.
+
+    Args:
+        trainer: lucidrains' ``Trainer``.
+        seconds: of training in all.
+        record: JSON file with the seconds of the saved checkpoint.
+    """
+    spent = 0.0
+    if record.exists():
+        spent = json.loads(record.read_text())["seconds"]
+        trainer.load("last")
+    torch.manual_seed(SEED + trainer.step)
+    saved = spent
+    while spent < seconds:
+        start = time.monotonic()
+        trainer.train_num_steps = trainer.step + CHUNK_STEPS
+        trainer.train()
+        spent += time.monotonic() - start
+        if spent - saved > SAVE_SECONDS or spent >= seconds:
+            trainer.save("last")
+            record.write_text(json.dumps({"seconds": spent, "steps": trainer.step}))
+            saved = spent
+
+
+def _draw(model: Any, count: int, folder: Path) -> float:
+    """Draws the samples that the folder lacks, and returns the seconds that it took."""
+    folder.mkdir(exist_ok=True)
     start = time.monotonic()
-    for numbers in _batches(list(range(num_samples))):
+    for numbers in _batches(list(range(count))):
+        files = [folder / f"{number:06d}.png" for number in numbers]
+        if all(file.exists() for file in files):
+            continue
+        torch.manual_seed(SEED + numbers[0])
         with torch.inference_mode():
-            drawn = draw.sample(batch_size=len(numbers))
+            drawn = model.sample(batch_size=len(numbers))
         pixels = (drawn.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        for number, image in zip(numbers, pixels, strict=True):
-            Image.fromarray(image).save(out / "samples" / f"{number:06d}.png")
-    print(f"{num_samples} samples in {time.monotonic() - start:.0f} s")
+        for file, image in zip(files, pixels, strict=True):
+            Image.fromarray(image).save(file)
+    return time.monotonic() - start
 
 
 @app.command()

@@ -82,7 +82,7 @@ def test_changed_options_and_lost_results_are_named_with_what_to_type(project: P
     assert found["schedule"] == Finding(
         "schedule", "outdated", "schedule.tau was 0.3, is 0.1", "dvc repro schedule", is_stale=True
     )
-    assert (found["diffusion"].state, found["diffusion"].reason) == ("waits", "for schedule")
+    assert (found["diffusion"].state, found["diffusion"].reason) == ("waits", "for schedule, semantic, latents")
     assert (found["judge"].state, found["judge"].remedy) == ("missing", "dvc pull judge (or dvc checkout)")
     assert (found["features"].state, found["semantic"].reason) == ("altered", "for features")
     assert (found["sample"].state, found["sample"].reason) == ("waits", "for diffusion")
