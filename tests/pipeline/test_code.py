@@ -23,12 +23,11 @@ import json, sys
 from pathlib import Path
 from sfd.pipeline.code import Imports
 from sfd.pipeline.inputs import STAGES
-source, before = Path(sys.argv[1]), None
+source, before, imports = Path(sys.argv[1]), None, Imports()
 for edited in [None, *sys.argv[2:]]:
     if edited is not None:
         text = (source / edited).read_text()
-        (source / edited).write_text(text + "\\n")
-    imports = Imports()
+        (source / edited).write_text(text + "\\n")  # imports nothing else, so `imports` holds as it is
     codes = {name: imports.code(inputs.code) for name, inputs in STAGES.items()}
     if edited is None:
         before = codes

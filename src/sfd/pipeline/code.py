@@ -71,6 +71,8 @@ class Imports:
         except SourceSyntaxError as error:
             raise UserError(f"{error.filename}, line {error.lineno}: this is not Python; correct it") from None
         self.folder = Path(__file__).parents[1]
+        self.imported: dict[str, list[str]] = {}
+        self.versions: dict[str, str] = {}
         tables = {name: table for name, table in vars(names).items() if isinstance(table, dict)}
         self.tables = {
             name: [entry.path.partition(":")[0] for entry in table.values()]
@@ -91,9 +93,17 @@ class Imports:
             module = waiting.pop()
             if module not in modules:
                 modules.add(module)
-                waiting += self._imported_by(module)
+                if module not in self.imported:
+                    self.imported[module] = self._imported_by(module)
+                waiting += self.imported[module]
         own = {module: self._digest(module) for module in sorted(modules - LIBRARIES.keys())}
-        return own | {name: version(LIBRARIES[name]) for name in sorted(modules & LIBRARIES.keys())}
+        return own | {name: self._version(name) for name in sorted(modules & LIBRARIES.keys())}
+
+    def _version(self, name: str) -> str:
+        """Looked up once: a lookup costs as much as digests of hundreds of modules."""
+        if name not in self.versions:
+            self.versions[name] = version(LIBRARIES[name])
+        return self.versions[name]
 
     def _imported_by(self, module: str) -> list[str]:
         """What a module imports, the packages that it lies in, and what the tables name that it uses; nothing without effect."""
