@@ -167,9 +167,7 @@ class Project:
         for name in ("src", "stages", "tune", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml"):
             source, target = REPOSITORY / name, folder / name
             if source.is_dir():
-                shutil.copytree(
-                    source, target, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.egg-info")
-                )
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("cache", "tmp", "*.egg-info"))
             else:
                 shutil.copy(source, target)
         self.write_params(params)
