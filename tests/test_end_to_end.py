@@ -110,6 +110,7 @@ def test_nothing_changed_means_nothing_runs(project: Project) -> None:
     assert [line for line in output.splitlines() if line.startswith("Running")] == ["Running stage 'scan':"]
 
 
+@pytest.mark.long
 def test_an_option_of_prepare_that_changes_no_image_reruns_prepare_alone(project: Project) -> None:
     params = folder_params()
     params["data"]["max_rejected_fraction"] = 0.2
@@ -183,6 +184,7 @@ def test_every_stage_is_a_finished_run_that_names_its_parents(project: Project) 
     assert diffusion.inputs.dataset_inputs
 
 
+@pytest.mark.long
 def test_the_registered_model_answers_by_itself_and_refuses_an_unknown_class(project: Project) -> None:
     script = """
 import os, sys, hashlib

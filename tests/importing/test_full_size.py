@@ -33,6 +33,7 @@ def xl_file(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "out" / "model.safetensors").unlink(missing_ok=True)  # 2.7 GB, and pytest keeps the folder
 
 
+@pytest.mark.long
 def test_a_model_of_full_xl_size_is_imported_strictly_in_little_more_memory_than_it_is_large(xl_file: Path) -> None:
     out, numbers = xl_file.parent / "out", xl_file.parent / "latents_stats.pt"
     torch.save({"mean": torch.zeros(1, 48, 1, 1), "std": torch.ones(1, 48, 1, 1)}, numbers)
