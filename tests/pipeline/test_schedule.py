@@ -3,18 +3,21 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support import Project, finished_project
+from support import Project, finished_project, small_params
 
+from sfd.data.latents import LatentDataset
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
-from sfd.pipeline.inputs import published_fingerprint
-from sfd.pipeline.schedule import probe_training, with_schedule
+from sfd.params import Params, parse_params
+from sfd.pipeline.inputs import STAGES, published_fingerprint
+from sfd.pipeline.schedule import _build_task, probe_params, with_schedule
 from sfd.workspace import Workspace
 
 HERE = Workspace(Path())
@@ -109,7 +112,7 @@ def test_a_probe_that_is_killed_and_run_again_learns_the_same_curve_to_the_last_
     process = project.start("python", "stages/schedule.py", forked=True)
     second = HERE.work("schedule") / "probe-1" / "checkpoint.pt"
     while not second.is_file() and process.poll() is None:
-        pass
+        time.sleep(0.005)
     process.kill()
     process.communicate()
     run(project)
@@ -137,19 +140,65 @@ def test_what_does_not_change_the_curve_changes_nothing_for_later_stages(project
     assert published_fingerprint(HERE, "schedule") != before[0]
 
 
-def test_the_probe_trains_as_the_model_does_over_its_own_steps(project: Project) -> None:
-    change(
-        project,
-        schedule={"kind": "learnt", "learnt": {"probe_steps": 50}},
-        diffusion__loss={"timestep_sampling": "per_part"},
-        diffusion__training={"num_steps": 4000, "warmup_steps": 300, "warmup_from": 0.1, "weight_decay": 0.01},
-    )
-    params = HERE.load_params()
+def probed(**changes: Any) -> Params:
+    """The parameters of a probe of 50 steps; ``changes``: values of sections below `diffusion`."""
+    tree = small_params()
+    tree["runtime"]["diffusion"]["activation_checkpointing"] = "block"
+    tree["schedule"] |= {"kind": "learnt", "learnt": {"probe_steps": 50}}
+    tree["diffusion"]["loss"]["timestep_sampling"] = "per_part"
+    for section, values in changes.items():
+        tree["diffusion"][section] |= values
+    params = parse_params(tree)
     assert params.schedule.learnt is not None
-    made = probe_training(params, params.schedule.learnt)
+    return probe_params(params, params.schedule.learnt)
+
+
+def test_the_probe_trains_as_the_model_does_over_its_own_steps() -> None:
+    long = {"num_steps": 4000, "warmup_steps": 300, "warmup_from": 0.1, "weight_decay": 0.01, "beta2": 0.95}
+    made = probed(training=long).diffusion.training
     assert (made.num_steps, made.warmup_steps, made.warmup_from, made.decay) == (50, 5, 0.1, "cosine")
-    assert (made.batch_size, made.learning_rate) == (
-        params.diffusion.training.batch_size,
-        params.diffusion.training.learning_rate,
-    )
+    assert (made.batch_size, made.beta2) == (8, 0.95)
     assert (made.weight_decay, made.ema_decay) == (0.0, pytest.approx(0.8))
+
+
+CHANGED = {
+    "training": {
+        "num_steps": 9,
+        "batch_size": 16,
+        "optimizer": "muon",
+        "learning_rate": 2e-4,
+        "warmup_steps": 3,
+        "decay": "constant",
+        "beta2": 0.5,
+        "weight_decay": 0.5,
+        "ema_decay": 0.5,
+        "max_grad_norm": 0.5,
+        "accumulation_steps": 2,
+        "precision": "fp32",
+        "keep_every": 2,
+        "more_ema_decays": [0.25],
+    },
+    "loss": {
+        "velocity_weight": 2.0,
+        "semantic_weight": 1.5,
+        "channel_weights": "energy",
+        "cosine_weight": 0.5,
+        "repa_weight": 0.25,
+        "time_mean": 0.1,
+        "time_std": 0.9,
+    },
+}
+
+
+@pytest.mark.parametrize(("section", "key"), [(section, key) for section, keys in CHANGED.items() for key in keys])
+def test_the_stage_watches_an_option_of_the_model_if_and_only_if_its_probe_has_it(section: str, key: str) -> None:
+    changed = probed(**{section: {key: CHANGED[section][key]}})
+    assert (changed.diffusion != probed().diffusion) == (f"diffusion.{section}.{key}" in STAGES["schedule"].params)
+
+
+def test_a_probe_keeps_for_its_backward_pass_what_the_training_of_the_model_does(project: Project) -> None:
+    dataset = LatentDataset(project.result("latents") / "shards", with_features=False)
+    params = probed()
+    assert params.schedule.learnt is not None
+    network = _build_task(params, params.schedule.learnt, dataset, 0).network
+    assert {block.checkpointing for block in network.backbone.blocks} == {"block"}

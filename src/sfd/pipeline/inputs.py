@@ -29,6 +29,18 @@ class Inputs:
     code: tuple[str, ...] = ()
 
 
+PROBE_TRAINING = (
+    "batch_size",
+    "learning_rate",
+    "warmup_steps",
+    "warmup_from",
+    "beta2",
+    "max_grad_norm",
+    "accumulation_steps",
+    "precision",
+)
+"""Options of the model's training that the probe of a learnt schedule has, too. Not its length: a longer training follows the same curve."""
+
 STAGES: dict[str, Inputs] = {
     "prepare": Inputs(("seed", "data"), (), ("sfd.pipeline.prepare",)),
     "encoder": Inputs(("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",), ("sfd.pipeline.encoder",)),
@@ -56,7 +68,13 @@ STAGES: dict[str, Inputs] = {
         ("sfd.pipeline.latents",),
     ),
     "schedule": Inputs(
-        ("seed", "schedule", "diffusion.model", "diffusion.loss", "diffusion.training"),
+        (
+            "seed",
+            "schedule",
+            "diffusion.model",
+            *(f"diffusion.loss.{key}" for key in ("semantic_weight", "channel_weights", "time_mean", "time_std")),
+            *(f"diffusion.training.{key}" for key in PROBE_TRAINING),
+        ),
         ("latents",),
         ("sfd.pipeline.schedule",),
     ),
