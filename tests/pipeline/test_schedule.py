@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from support import Project, finished_project, small_params
 
-from sfd.data.latents import LatentDataset
+from sfd.data.latents import LatentBatch
+from sfd.diffusion.learnt import LearntCurve
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
+from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT
-from sfd.params import Params, parse_params
+from sfd.models.lightningdit_config import LightningDiTConfig
+from sfd.params import LossParams, Params, parse_params
 from sfd.pipeline.inputs import STAGES, published_fingerprint
-from sfd.pipeline.schedule import _build_task, probe_params, with_schedule
+from sfd.pipeline.schedule import probe_training, with_schedule
+from sfd.training.probe import Probe, ProbeTask
 from sfd.workspace import Workspace
 
 HERE = Workspace(Path())
@@ -141,66 +146,85 @@ def test_what_does_not_change_the_curve_changes_nothing_for_later_stages(project
     assert published_fingerprint(HERE, "schedule") != before[0]
 
 
-def probed(**changes: Any) -> Params:
-    """The parameters of a probe of 50 steps; ``changes``: values of sections below `diffusion`."""
-    tree = small_params()
-    tree["runtime"]["diffusion"]["activation_checkpointing"] = "block"
-    tree["schedule"] |= {"kind": "learnt", "learnt": {"probe_steps": 50}}
-    tree["diffusion"]["loss"]["timestep_sampling"] = "per_part"
-    for section, values in changes.items():
-        tree["diffusion"][section] |= values
-    params = parse_params(tree)
-    assert params.schedule.learnt is not None
-    return probe_params(params, params.schedule.learnt)
-
-
-def test_the_probe_trains_as_the_model_does_over_its_own_steps() -> None:
-    long = {"num_steps": 4000, "warmup_steps": 300, "warmup_from": 0.1, "weight_decay": 0.01, "beta2": 0.95}
-    made = probed(training=long).diffusion.training
-    assert (made.num_steps, made.warmup_steps, made.warmup_from, made.decay) == (50, 5, 0.1, "cosine")
-    assert (made.batch_size, made.beta2) == (8, 0.95)
-    assert made.weight_decay == 0.0 and made.ema_decay == pytest.approx(0.8)
-
-
 CHANGED = {
-    "training": {
-        "num_steps": 9,
-        "batch_size": 16,
-        "optimizer": "muon",
-        "learning_rate": 2e-4,
-        "warmup_steps": 3,
-        "decay": "constant",
-        "beta2": 0.5,
-        "weight_decay": 0.5,
-        "ema_decay": 0.5,
-        "max_grad_norm": 0.5,
-        "accumulation_steps": 2,
-        "precision": "fp32",
-        "keep_every": 2,
-        "more_ema_decays": [0.25],
-    },
-    "loss": {
-        "velocity_weight": 2.0,
-        "semantic_weight": 1.5,
-        "channel_weights": "energy",
-        "cosine_weight": 0.5,
-        "repa_weight": 0.25,
-        "time_mean": 0.1,
-        "time_std": 0.9,
-    },
+    "num_steps": 9,
+    "batch_size": 16,
+    "optimizer": "muon",
+    "learning_rate": 2e-4,
+    "warmup_steps": 3,
+    "decay": "constant",
+    "beta2": 0.5,
+    "weight_decay": 0.5,
+    "ema_decay": 0.5,
+    "max_grad_norm": 0.5,
+    "accumulation_steps": 2,
+    "precision": "fp32",
+    "keep_every": 2,
+    "more_ema_decays": [0.25],
 }
 
 
-@pytest.mark.parametrize(("section", "key"), [(section, key) for section, keys in CHANGED.items() for key in keys])
-def test_the_stage_watches_an_option_of_the_model_if_and_only_if_its_probe_has_it(section: str, key: str) -> None:
-    changed = probed(**{section: {key: CHANGED[section][key]}})
-    assert (changed.diffusion != probed().diffusion) == (f"diffusion.{section}.{key}" in STAGES["schedule"].params)
+def learning(**training: Any) -> Params:
+    """Parameters with a schedule that is to be learnt; ``training``: changes to that of the model."""
+    tree = small_params()
+    tree["schedule"] |= LEARNT
+    tree["diffusion"]["loss"]["timestep_sampling"] = "per_part"
+    tree["diffusion"]["training"] |= training
+    return parse_params(tree)
 
 
-def test_a_probe_keeps_for_its_backward_pass_what_the_training_of_the_model_does(project: Project) -> None:
-    dataset = LatentDataset(project.result("latents") / "shards", with_features=False)
-    params = probed()
+@pytest.mark.parametrize("key", CHANGED)
+def test_the_stage_watches_an_option_of_the_models_training_if_and_only_if_its_probe_has_it(key: str) -> None:
+    made = []
+    for params in (learning(), learning(**{key: CHANGED[key]})):
+        assert params.schedule.learnt is not None
+        made.append(probe_training(params, params.schedule.learnt))
+    assert (made[0] != made[1]) == (f"diffusion.training.{key}" in STAGES["schedule"].params)
+
+
+class Unread:
+    """A data set that is not read."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
+        raise NotImplementedError
+
+
+def test_the_stage_watches_the_options_of_the_loss_that_its_probe_reads() -> None:
+    read: set[str] = set()
+
+    class Watched(LossParams):
+        def __getattribute__(self, name: str) -> Any:
+            if name in LossParams.model_fields:
+                read.add(name)
+            return super().__getattribute__(name)
+
+    condition = ClassCondition.numbered(1)
+    config = LightningDiTConfig(4, 2, 16, 1, 2, condition, semantic_channels=1, two_times=True)
+    probe = Probe(LightningDiT(config), LearntCurve(4))
+    data = LatentBatch(torch.zeros(2, 2, 4, 4), torch.zeros(2, dtype=torch.int64))
+    task = ProbeTask(probe, Unread(), Watched(), 0.1, 0.1, 0)
+    task.losses(probe, data, task.noise(0, 2, torch.device("cpu")))
+    assert {f"diffusion.loss.{name}" for name in read} | {"diffusion.loss.channel_weights"} == {
+        key for key in STAGES["schedule"].params if key.startswith("diffusion.loss.")
+    }
+
+
+def test_the_probe_trains_as_the_model_does_over_its_own_steps(project: Project) -> None:
+    change(
+        project,
+        schedule={"kind": "learnt", "learnt": {"probe_steps": 50}},
+        diffusion__loss={"timestep_sampling": "per_part"},
+        diffusion__training={"num_steps": 4000, "warmup_steps": 300, "warmup_from": 0.1, "weight_decay": 0.01},
+    )
+    params = HERE.load_params()
     assert params.schedule.learnt is not None
-    backbone = _build_task(params, params.schedule.learnt, dataset, 0).network.backbone
-    assert isinstance(backbone, LightningDiT)
-    assert {block.checkpointing for block in backbone.blocks} == {"block"}
+    made = probe_training(params, params.schedule.learnt)
+    assert (made.num_steps, made.warmup_steps, made.warmup_from, made.decay) == (50, 5, 0.1, "cosine")
+    assert (made.batch_size, made.learning_rate) == (
+        params.diffusion.training.batch_size,
+        params.diffusion.training.learning_rate,
+    )
+    assert (made.weight_decay, made.ema_decay) == (0.0, pytest.approx(0.8))

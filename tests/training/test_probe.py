@@ -92,14 +92,15 @@ def heights(free: Tensor) -> Tensor:
     return curve.heights.detach()
 
 
-def test_a_curve_that_is_learnt_where_the_best_one_is_known_comes_to_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("energy_weight", [ENERGY_WEIGHT])
+def test_a_curve_that_is_learnt_where_the_best_one_is_known_comes_to_it(tmp_path: Path, energy_weight: float) -> None:
     best = minimize(
         lambda free: float(objective(torch.tensor(free))), np.zeros(PIECES + 1), method="Nelder-Mead",
         options={"xatol": 1e-3, "fatol": 1e-7, "maxiter": 4000},
     )  # fmt: skip
     loss = LossParams(semantic_weight=SEMANTIC_WEIGHT, cosine_weight=0.0, repa_weight=0.0)
     probe = Probe(BestPrediction(), LearntCurve(PIECES))  # type: ignore[arg-type]  # what a probe uses of a backbone
-    task = ProbeTask(probe, Pairs(), loss, ENERGY_WEIGHT, 0.0, seed=0)
+    task = ProbeTask(probe, Pairs(), loss, energy_weight, 0.0, seed=0)
     training = TrainingParams(
         num_steps=500, batch_size=128, learning_rate=0.05, warmup_steps=0, decay="cosine", ema_decay=0.98
     )

@@ -23,7 +23,7 @@ from sfd.pictures import plot_learnt_curve, plot_schedule
 from sfd.pipeline.inputs import SCHEDULE, check_asked
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import check_shards
-from sfd.processes import barrier, inference_device, rank
+from sfd.processes import barrier, rank
 from sfd.seeding import derive_seed
 from sfd.text_file import replace_text
 from sfd.training.backbone import build_network
@@ -79,15 +79,14 @@ def _learn(stage: Stage, learnt: LearntParams, number: int) -> dict[str, Any]:
     """One learnt curve: its ``knots``, and ``way``: rows of the step and :data:`WATCHED`. A finished one is read."""
     done = stage.work / f"curve-{number}.json"
     if not done.is_file():
-        params = probe_params(stage.params, learnt)
-        dataset = LatentDataset(stage.upstream("latents") / "shards", with_features=False)
+        params, dataset = stage.params, LatentDataset(stage.upstream("latents") / "shards", with_features=False)
         task = _build_task(params, learnt, dataset, number)
         prefix = "" if learnt.repeats == 1 else f"curve_{number}."
         work = stage.work / f"probe-{number}"
         work.mkdir(exist_ok=True)
         trained = train(
             task,
-            params.diffusion.training,
+            probe_training(params, learnt),
             params.seed,
             work,
             stage.mark,
@@ -104,45 +103,35 @@ def _learn(stage: Stage, learnt: LearntParams, number: int) -> dict[str, Any]:
 
 
 def _build_task(params: Params, learnt: LearntParams, dataset: LatentDataset, number: int) -> ProbeTask:
-    """The probe ``number``: its initial weights and all of its draws are its own. ``params``: those of :func:`probe_params`."""
+    """The probe ``number``: its initial weights and all of its draws are its own."""
     diffusion = params.diffusion
-    backbone = build_network(params, dataset, derive_seed(params.seed, "schedule/backbone", number))
-    backbone.checkpoint_activations(params.runtime.diffusion.activation_checkpointing)
+    model = diffusion.model.model_copy(update={"size": learnt.probe_size or diffusion.model.size})
+    loss = diffusion.loss.model_copy(update={"repa_weight": 0.0})  # the curve is judged by the velocity alone
+    changes = {"model": model, "loss": loss, "token_routing": None, "sparse_deep": None}
+    probed = params.model_copy(update={"diffusion": diffusion.model_copy(update=changes)})
+    backbone = build_network(probed, dataset, derive_seed(params.seed, "schedule/backbone", number))
     curve = LearntCurve(learnt.pieces, learnt.learning_rate / diffusion.training.learning_rate)
     weights = None
-    if diffusion.loss.channel_weights == "energy":
-        weights = energy_weights(dataset.statistics.std, dataset.index.semantic_channels).to(inference_device())
+    if loss.channel_weights == "energy":
+        weights = energy_weights(dataset.statistics.std, dataset.index.semantic_channels)
     return ProbeTask(
         Probe(backbone, curve),
         dataset,
-        diffusion.loss,
+        loss,
         learnt.energy_weight,
-        diffusion.model.class_dropout,
+        model.class_dropout,
         params.seed,
         weights,
         f"schedule/{number}",
     )
 
 
-def probe_params(params: Params, learnt: LearntParams) -> Params:
-    """The parameters with the probe's network, loss and training in place of the model's."""
-    diffusion = params.diffusion
-    changes = {
-        "model": diffusion.model.model_copy(update={"size": learnt.probe_size or diffusion.model.size}),
-        # The curve is judged by the velocity alone.
-        "loss": diffusion.loss.model_copy(update={"repa_weight": 0.0, "cosine_weight": 0.0, "velocity_weight": 1.0}),
-        "training": _probe_training(diffusion.training, learnt.probe_steps),
-        "token_routing": None,
-        "sparse_deep": None,
-    }
-    return params.model_copy(update={"diffusion": diffusion.model_copy(update=changes)})
-
-
-def _probe_training(training: DiffusionTrainingParams, steps: int) -> DiffusionTrainingParams:
-    """Batch, peak rate and warm-up of the model's training, over so many steps.
+def probe_training(params: Params, learnt: LearntParams) -> DiffusionTrainingParams:
+    """The probe's training: batch, peak rate and warm-up of the model's, over its own number of steps.
 
     The rate falls to 0 as a cosine, and the averaged knots are those of about the last tenth of the steps.
     """
+    steps, training = learnt.probe_steps, params.diffusion.training
     warmup = min(training.warmup_steps, steps // 10)
     return training.model_copy(
         update={

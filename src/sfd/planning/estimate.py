@@ -12,7 +12,6 @@ from sfd.models.backbone import build_backbone
 from sfd.names import SAMPLERS
 from sfd.params import Params, Precision, TrainingParams
 from sfd.pipeline.inputs import STAGES
-from sfd.pipeline.schedule import probe_params
 from sfd.pipeline.stage import PARALLEL
 from sfd.planning import flops
 from sfd.planning.devices import BF16, FLOAT32, READ_PER_CORE, Device, device_named, is_at_hand
@@ -153,7 +152,6 @@ def works(counted: Counted, device: Device) -> Iterator[Work]:
         yield from _reading(counted, counted.num_train, features, semantic[0], sum(judges.values()), device)
     step = (1 + flops.BACKWARD) * sum(semantic)
     yield _training("semantic", params.semantic.kind, params.semantic.training, step, device, runtime.semantic.compile)
-    yield _schedule(counted, device)
     yield _training(
         "diffusion",
         params.diffusion.model.size,
@@ -196,19 +194,6 @@ def _reading(counted: Counted, train: int, features: int, semantic: int, judges:
     judged = heldout + min(params.sample.num_images, train) + (views if params.evaluate.memorisation else 0)
     dtype = _dtype(runtime.evaluate.precision, device)
     yield Work("reference", f"judges {judged:,} images", judged, judges, judged, dtype=dtype)
-
-
-def _schedule(counted: Counted, device: Device) -> Work:
-    """A schedule that is given passes through; to learn one, probes are trained."""
-    params = counted.params
-    learnt = params.schedule.learnt
-    if learnt is None:
-        return Work("schedule", params.schedule.kind)
-    probed = probe_params(params, learnt)
-    training = probed.diffusion.training.model_copy(update={"num_steps": learnt.probe_steps * learnt.repeats})
-    step = flops.train_step(probed, counted.shape)
-    what = f"learnt, {learnt.repeats} x {probed.diffusion.model.size}"
-    return _training("schedule", what, training, step, device, params.runtime.diffusion.compile)
 
 
 def _training(
