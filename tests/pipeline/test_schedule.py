@@ -205,7 +205,9 @@ def test_the_stage_watches_the_options_of_the_loss_that_its_probe_reads() -> Non
     config = LightningDiTConfig(4, 2, 16, 1, 2, condition, semantic_channels=1, two_times=True)
     probe = Probe(LightningDiT(config), LearntCurve(4))
     data = LatentBatch(torch.zeros(2, 2, 4, 4), torch.zeros(2, dtype=torch.int64))
-    task = ProbeTask(probe, Unread(), Watched(), 0.1, 0.1, 0)
+    loss = Watched()
+    read.clear()  # of what its own rules looked at
+    task = ProbeTask(probe, Unread(), loss, 0.1, 0.1, 0)
     task.losses(probe, data, task.noise(0, 2, torch.device("cpu")))
     assert {f"diffusion.loss.{name}" for name in read} | {"diffusion.loss.channel_weights"} == {
         key for key in STAGES["schedule"].params if key.startswith("diffusion.loss.")
