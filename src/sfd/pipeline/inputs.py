@@ -29,18 +29,6 @@ class Inputs:
     code: tuple[str, ...] = ()
 
 
-PROBE_TRAINING = (
-    "batch_size",
-    "learning_rate",
-    "warmup_steps",
-    "warmup_from",
-    "beta2",
-    "max_grad_norm",
-    "accumulation_steps",
-    "precision",
-)
-"""Options of the model's training that the probe of a learnt schedule has, too. Not its length: a longer training follows the same curve."""
-
 STAGES: dict[str, Inputs] = {
     "prepare": Inputs(("seed", "data"), (), ("sfd.pipeline.prepare",)),
     "encoder": Inputs(("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",), ("sfd.pipeline.encoder",)),
@@ -72,8 +60,19 @@ STAGES: dict[str, Inputs] = {
             "seed",
             "schedule",
             "diffusion.model",
-            *(f"diffusion.loss.{key}" for key in ("semantic_weight", "channel_weights", "time_mean", "time_std")),
-            *(f"diffusion.training.{key}" for key in PROBE_TRAINING),
+            # What a learnt curve depends on; a longer training of the model follows the same one.
+            "diffusion.loss.semantic_weight",
+            "diffusion.loss.channel_weights",
+            "diffusion.loss.time_mean",
+            "diffusion.loss.time_std",
+            "diffusion.training.batch_size",
+            "diffusion.training.learning_rate",
+            "diffusion.training.warmup_steps",
+            "diffusion.training.warmup_from",
+            "diffusion.training.beta2",
+            "diffusion.training.max_grad_norm",
+            "diffusion.training.accumulation_steps",
+            "diffusion.training.precision",
         ),
         ("latents",),
         ("sfd.pipeline.schedule",),
