@@ -5,7 +5,7 @@ import sys
 import sfd.quiet  # noqa: F401
 from sfd.data.listing import write_listing
 from sfd.errors import UserError
-from sfd.pipeline.scan import check_packages, write_experiment, write_stage_codes
+from sfd.pipeline.scan import check_packages, check_stages, write_experiment, write_stage_codes
 from sfd.pipeline.stage import graph_params
 from sfd.registry.source import write_init_from
 from sfd.tracking import begin_repro
@@ -14,6 +14,7 @@ from sfd.workspace import Workspace
 try:
     workspace = Workspace.find()
     params = workspace.load_params()
+    check_stages(workspace, params)
     check_packages(params)
     write_listing(workspace.resolve_paths(params.data), workspace.listing)
     write_init_from(workspace, params.diffusion.init_from)

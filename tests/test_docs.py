@@ -20,8 +20,11 @@ from support import REPOSITORY
 
 from sfd import cli
 from sfd.params import describe_params
+from sfd.pipeline.inputs import STAGES
+from sfd.pipeline.stage import PARALLEL
 
 README = REPOSITORY / "README.md"
+DISTRIBUTED = REPOSITORY / "docs" / "distributed.md"
 PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
 ROOT: Any = typer.main.get_command(cli.app)
 OTHER_PROGRAMS = {"cat", "cd", "curl", "export", "git", "mlflow", "pip", "sed", "source"}
@@ -120,6 +123,13 @@ def check_dvc(words: list[str], folder: Path) -> None:
         assert not unknown, f"neither a stage nor a file: {unknown}"
 
 
+def left_out(stages: list[str]) -> list[str]:
+    """What one of these stages reads, and a launcher that runs them in this order would not have made."""
+    order = list(STAGES)
+    reads = [read for stage in stages for read in STAGES[stage].upstream]
+    return [read for read in reads if read not in stages and order.index(read) > order.index(stages[0])]
+
+
 def make_targets() -> set[str]:
     return set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
@@ -148,6 +158,7 @@ def check_script(script: str) -> None:
             launcher, *stages = [program, *arguments] if program != "sbatch" else arguments
             assert (folder / launcher).is_file(), launcher
             assert not [stage for stage in stages if not (REPOSITORY / f"stages/{stage}.py").is_file()], stages
+            assert not left_out(stages), left_out(stages)
         elif program.startswith("benchmarks/"):
             flags = {word for word in arguments if word.startswith("--")}
             options = (folder / program).with_suffix(".py").read_text(encoding="utf-8")
@@ -176,6 +187,7 @@ def test_every_command_of_a_block_exists_with_its_flags_stages_targets_and_files
         "python benchmarks/none.py",
         "benchmarks/gpu_check.sh --fast",
         "launch/torchrun.sh sampel",
+        "launch/torchrun.sh latents diffusion",
         "sdf show",
     ],
 )
@@ -228,6 +240,11 @@ def test_relative_links_and_pictures_exist(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.is_file(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_the_page_on_machines_names_every_stage_that_several_processes_share() -> None:
+    row = next(line for line in DISTRIBUTED.read_text(encoding="utf-8").splitlines() if line.startswith("| stages for"))
+    assert tuple(re.findall(r"`(\w+)`", row)) == PARALLEL
 
 
 def test_no_script_takes_the_name_of_a_module_that_other_scripts_beside_it_need() -> None:

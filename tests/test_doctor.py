@@ -151,6 +151,8 @@ def test_a_lock_file_with_a_conflict_and_a_folder_without_a_graph_say_so(tmp_pat
     assert "dvc.lock' is invalid" in found.reason and found.remedy == "git checkout --theirs dvc.lock, then dvc repro"
     (project.folder / "dvc.yaml").rename(tmp_path / "dvc.yaml")
     assert "no dvc.yaml" in states()["graph"].reason
+    (project.folder / "dvc.yaml").write_text((tmp_path / "dvc.yaml").read_text().replace("results/schedule, ", ""))
+    assert "`diffusion` does not name results/schedule" in states()["graph"].reason
 
 
 def test_what_git_does_not_have_yet_is_named(project: Project) -> None:

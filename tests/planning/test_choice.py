@@ -7,7 +7,7 @@ import pytest
 
 from sfd.data.report import DataReport
 from sfd.errors import UserError
-from sfd.params import Params, check_study, current_value, parse_params, parse_yaml
+from sfd.params import LearntParams, Params, check_study, current_value, parse_params, parse_yaml
 from sfd.params.yaml import merge
 from sfd.planning.choice import Plan, Problem, choose, costs, needed_hours
 from sfd.planning.draft import Draft, draft
@@ -249,3 +249,25 @@ def test_a_cost_grows_with_what_it_is_for() -> None:
         "reference",
         "evaluate",
     }
+
+
+@pytest.mark.parametrize(
+    ("learnt", "what", "seconds"),
+    [
+        ({"probe_steps": 500}, "learnt, 500 steps of XS", 500 * TIMES.step["XS"]),
+        ({"probe_steps": 500, "probe_size": "tiny", "repeats": 3}, "learnt, 1,500 steps of tiny", 1500 * 0.15),
+        ({"probe_steps": 100, "probe_size": "B"}, "learnt, 100 steps of B", 100 * 4 * TIMES.step["S"]),
+    ],
+)
+def test_a_schedule_that_is_to_be_learnt_has_the_price_of_its_probes(
+    learnt: dict[str, Any], what: str, seconds: float
+) -> None:
+    asked = problem(report(EMOJI), OFFLINE, TIMES)
+    schedule = asked.params.schedule.model_copy(update={"kind": "learnt", "learnt": LearntParams(**learnt)})
+    asked = replace(asked, params=asked.params.model_copy(update={"schedule": schedule}))
+    cost = next(cost for cost in costs(asked, "XS", 200, 2000, 0) if cost.stage == "schedule")
+    assert cost.what == what and cost.seconds == pytest.approx(TIMES.start + seconds)
+    given = next(
+        cost for cost in costs(problem(report(EMOJI), OFFLINE, TIMES), "XS", 200, 2000, 0) if cost.stage == "schedule"
+    )
+    assert given.seconds == TIMES.start

@@ -186,3 +186,20 @@ def test_a_few_real_steps_of_each_network_are_timed() -> None:
 def test_a_plan_that_has_no_project_names_the_way_to_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="or make one with `sfd init DIR`"):
         Workspace.find(tmp_path)
+
+
+def test_plan_keeps_a_schedule_that_is_to_be_learnt_and_counts_its_probes(project: Path) -> None:
+    file = project / "params.yaml"
+    text = file.read_text().replace("kind: offset\n  tau: 0.3", "kind: learnt\n  tau: 0.3")
+    text = text.replace("learnt: null", "learnt: {probe_steps: 300}")
+    file.write_text(text.replace("timestep_sampling: joint", "timestep_sampling: per_part"))
+    before = load_params(file)
+    shown = invoke("--project", project, "plan", "--hours", "1", "--apply")
+    params = load_params(file)
+    assert params.schedule == before.schedule
+    assert params.diffusion.loss.timestep_sampling == "per_part"
+    assert f"learnt, 300 steps of {params.diffusion.model.size}" in shown
+    costs = json.loads((project / "plan.json").read_text())["costs"]
+    assert costs["schedule"]["seconds"] == pytest.approx(
+        TIMES.start + 300 * TIMES.step[params.diffusion.model.size], abs=0.1
+    )

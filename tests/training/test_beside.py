@@ -163,6 +163,24 @@ def test_data_that_are_damaged_stop_the_training_and_reach_no_checkpoint(tmp_pat
     assert not (tmp_path / "checkpoint.pt").exists() and not task.begun[5].is_set()
 
 
+def test_a_loss_that_is_not_finite_is_told_with_its_reason_if_that_is_damaged_data(tmp_path: Path) -> None:
+    class Damaged(Numbers):
+        def __getitems__(self, indices: list[int]) -> Tensor:
+            return super().__getitems__(indices) * torch.nan
+
+    task, late = LineTask(), threading.Event()
+    task.dataset = Damaged()
+
+    def check() -> None:
+        late.wait(0.5)  # nobody sets it: the loss is seen first
+        raise UserError("shard 3 is damaged; rerun the stage that writes it")
+
+    with pytest.raises(UserError, match="shard 3 is damaged"):
+        run(task, 90, tmp_path, check=check)
+    with pytest.raises(UserError, match="the loss is not finite at step 1"):
+        run(task, 90, tmp_path)
+
+
 def test_a_training_that_is_finished_checks_nothing(tmp_path: Path) -> None:
     run(LineTask(), 3, tmp_path)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sfd.audit.findings import Attack, Crops, Neighbours, Samples, SizesOf
+from sfd.audit.findings import Attack, Crops, Neighbours, Samples, Size, SizesOf
 from sfd.audit.membership import CONFIDENCE, losses_of_images, separation
 from sfd.audit.report import describe, page, table
 from sfd.data.batches import in_batches, read_ahead
@@ -109,7 +109,7 @@ def find_samples(folder: Path, params: DataParams, runtime: ReadingRuntime) -> S
     return Samples(folder, list(sizes), version, refused, num_cropped, classes)
 
 
-def _look_at(images: SizesOf, runtime: ReadingRuntime) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+def _look_at(images: SizesOf, runtime: ReadingRuntime) -> tuple[dict[str, Size], dict[str, str]]:
     """Sizes of the files that are images, and for each of the others the reason why it was refused."""
     with read_ahead(images, in_batches(range(len(images)), runtime.batch_size), runtime.num_workers) as batches:
         found = dict(zip(images.files, chain.from_iterable(batches), strict=True))

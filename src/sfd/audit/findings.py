@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -60,6 +61,13 @@ class Crops:
             raise UserError(f"{file} has changed since the audit began ({reason}); run it again") from None
 
 
+class Size(NamedTuple):
+    """Of an image, pixels. On its way to pinned memory, older versions of torch turn a plain tuple into a list."""
+
+    width: int
+    height: int
+
+
 @dataclass(frozen=True)
 class SizesOf:
     """The sizes of files that may be images."""
@@ -71,14 +79,14 @@ class SizesOf:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[int, int] | str]:
-        """Width and height of each file, pixels, or why it is no image that can be used. All of it is decoded."""
+    def __getitems__(self, indices: list[int]) -> list[Size | str]:
+        """The size of each file, or why it is no image that can be used. All of it is decoded."""
         return [self._size(self.folder / self.files[index]) for index in indices]
 
-    def _size(self, file: Path) -> tuple[int, int] | str:
+    def _size(self, file: Path) -> Size | str:
         try:
             with open_regular(file) as stream:
-                return decode_rgb(stream, self.max_pixels).size
+                return Size(*decode_rgb(stream, self.max_pixels).size)
         except ImageRefused as reason:
             return str(reason)
 

@@ -16,7 +16,7 @@ from sfd.errors import UserError
 from sfd.params import Params, parse_yaml, select, to_tree
 from sfd.pipeline.inputs import differences
 from sfd.pipeline.quality import stopped
-from sfd.pipeline.scan import write_experiment, write_stage_codes
+from sfd.pipeline.scan import GRAPH_NAME, check_stages, write_experiment, write_stage_codes
 from sfd.registry.source import write_init_from
 from sfd.workspace import PARAMS_NAME, Workspace
 
@@ -59,13 +59,17 @@ class Graph:
 
 
 def check_graph(workspace: Workspace, params: Params) -> list[Finding]:
-    """One finding per stage, in the order of the graph; or one that says why DVC cannot be asked."""
-    if not (workspace.root / "dvc.yaml").is_file():
-        return [Finding("graph", "missing", f"there is no dvc.yaml in {workspace.root.resolve()}", is_stale=True)]
+    """One finding per stage, in the order of the graph; or one that says why DVC cannot be asked, or need not be."""
+    if not (workspace.root / GRAPH_NAME).is_file():
+        return [Finding("graph", "missing", f"there is no {GRAPH_NAME} in {workspace.root.resolve()}", is_stale=True)]
+    try:
+        check_stages(workspace, params)
+    except UserError as error:
+        return [Finding("graph", "outdated", str(error), is_stale=True)]
     answer = _ask_dvc(workspace)
     if isinstance(answer, Finding):
         return [answer]
-    stages, locked = (_read(workspace.root / name).get("stages", {}) for name in ("dvc.yaml", "dvc.lock"))
+    stages, locked = (_read(workspace.root / name).get("stages", {}) for name in (GRAPH_NAME, "dvc.lock"))
     graph = Graph(stages, locked, answer, to_tree(params))
     _scan(graph, workspace, params)
     found: dict[str, Finding] = {}
@@ -86,7 +90,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _ask_dvc(workspace: Workspace) -> dict[str, Any] | Finding:
     """`dvc status` as a mapping of stage to what is not current."""
     asked = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"],
+        [sys.executable, "-m", "dvc", "status", "--json", GRAPH_NAME],
         cwd=workspace.root,
         capture_output=True,
         text=True,

@@ -139,7 +139,7 @@ class ImageGenerator:
         self.weak = self.inference.place(weak) if weak is not None else None
         strong = self.inference.function(self.network)
         self._functions = strong, strong if self.weak is None else self.inference.function(self.weak)
-        self.statistics = ChannelStatistics(model.statistics.mean.to(self.device), model.statistics.std.to(self.device))
+        self.statistics = model.statistics.to(self.device)
 
     @classmethod
     def load(

@@ -127,7 +127,7 @@ def _read_image(file: Path) -> Image.Image:
     try:
         with Image.open(file) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow's, of a damaged PNG
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a damaged PNG
         reason = " ".join(str(error).split())
         raise UserError(f"{file} cannot be read ({reason}); make the samples again: `dvc repro -f -s sample`") from None
 

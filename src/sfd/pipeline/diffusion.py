@@ -160,10 +160,8 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     model = DiffusionModel(network, followed.schedule, dataset.statistics, dataset.index.networks)
     together = runtime.sharding == "ddp"
     grids = SampleGrids(model, stage, runtime.grid_images, together)
-    callbacks, read = (
-        [Callback(grids, runtime.grid_every, together=together), *_keep_weights(model, start, stage)],
-        [dataset],
-    )
+    callbacks = [Callback(grids, runtime.grid_every, together=together), *_keep_weights(model, start, stage)]
+    read = [dataset]
     if runtime.heldout_every is not None:
         read.append(_open_heldout(stage, dataset))
         heldout = HeldoutLoss(task, read[-1], runtime.heldout_images, together)

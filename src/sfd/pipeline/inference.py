@@ -9,6 +9,7 @@ from sfd.pipeline.stage import Stage
 from sfd.pipeline.work import COMPUTED_IN, has_work
 from sfd.precision import Inference
 from sfd.processes import barrier, rank
+from sfd.text_file import replace_text
 
 
 def start_inference(stage: Stage, *sections: Literal["features", "latents", "sample", "evaluate"]) -> list[Inference]:
@@ -38,4 +39,4 @@ def _begin(stage: Stage, now: dict[str, str]) -> None:
             f"{stage.name}: the interrupted run computed in another precision ({there}), so it starts from the beginning ({here})",
             file=sys.stderr,
         )
-    file.write_text(json.dumps(now), encoding="utf-8")
+    replace_text(file, json.dumps(now))

@@ -1,12 +1,16 @@
-"""Stage ``scan``: what must be installed; the code of every stage, as DVC can watch it wherever sfd is; whether this is an experiment."""
+"""Stage ``scan``: what must be there before other stages run; the code of every stage, as DVC can watch it wherever sfd is; whether this is
+an experiment."""
 
 import json
 
+from sfd.errors import UserError
 from sfd.names import weight_file
-from sfd.params import Params
+from sfd.params import Params, parse_yaml
 from sfd.pipeline.code import Imports, write_code
-from sfd.pipeline.inputs import STAGES
+from sfd.pipeline.inputs import STAGES, upstream_of
 from sfd.workspace import Workspace
+
+GRAPH_NAME = "dvc.yaml"
 
 
 def check_packages(params: Params) -> None:
@@ -17,6 +21,27 @@ def check_packages(params: Params) -> None:
     ):
         if source == "package" and name is not None:
             weight_file(section, name)
+
+
+def check_stages(workspace: Workspace, params: Params) -> None:
+    """A project keeps the graph of the version of sfd that made it.
+
+    Raises:
+        UserError: a stage of ``dvc.yaml`` reads the result of one that is not among its dependencies, so DVC would not run that one before.
+    """
+    file = workspace.root / GRAPH_NAME
+    if not file.is_file():  # stages can be run without DVC
+        return
+    tree = parse_yaml(file.read_text(encoding="utf-8"), str(file), accept_ambiguous=True) or {}
+    graph = tree.get("stages", {})
+    for name in (name for name in STAGES if name in graph):
+        named = {str(dep).split("/")[1] for dep in graph[name].get("deps", []) if str(dep).startswith("results/")}
+        missing = [read for read in upstream_of(name, params) if read not in named]
+        if missing:
+            raise UserError(
+                f"{file} is of another version of sfd: its stage `{name}` does not name results/{missing[0]}, which it reads; make a project with "
+                "`sfd init NEW`, and copy dvc.yaml, tune/dvc.yaml and stages/ from there"
+            )
 
 
 def write_stage_codes(workspace: Workspace) -> None:

@@ -190,7 +190,7 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
             start + train * (read + views * timings.encode),
             train * views * view_bytes / 1e9,
         ),
-        Cost("schedule", params.schedule.kind, start),
+        Cost("schedule", *_schedule(problem, size)),
         Cost(
             "diffusion",
             f"{size}, {steps:,} steps of batch {BATCH}",
@@ -219,6 +219,16 @@ def _frozen(source: str, training: TrainingParams | None, step: float, timings: 
         return f"from {source}", timings.start
     seconds = training.num_steps * (step + training.batch_size * timings.read)
     return f"trained here, {training.num_steps:,} steps", timings.start + seconds
+
+
+def _schedule(problem: Problem, size: str) -> tuple[str, float]:
+    """As :func:`_frozen`, of a model of this size. A schedule that is given passes through; to learn one, probes are trained."""
+    schedule, timings = problem.params.schedule, problem.timings
+    if schedule.learnt is None:
+        return schedule.kind, timings.start
+    probe_size, steps = schedule.learnt.probe_size or size, schedule.learnt.probe_steps * schedule.learnt.repeats
+    seconds = steps * timings.step_of(probe_size)
+    return f"learnt, {steps:,} steps of {probe_size}", timings.start + seconds
 
 
 def _judge(problem: Problem) -> tuple[str, float]:

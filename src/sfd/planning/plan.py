@@ -12,7 +12,7 @@ from sfd.data.detect import detect
 from sfd.data.prepare import look
 from sfd.data.report import DataReport
 from sfd.errors import UserError
-from sfd.params import DataParams, check_study, parse_params, parse_yaml, to_tree
+from sfd.params import DataParams, Params, check_study, parse_params, parse_yaml, to_tree
 from sfd.params.yaml import merge
 from sfd.planning.choice import Plan, Problem, choose
 from sfd.planning.draft import Tree, draft
@@ -65,7 +65,9 @@ class Planned:
         return {PLAN_NAME: page, COSTS_NAME: json.dumps({"hours": self.hours, "costs": costs}, indent=2) + "\n"}
 
 
-def plan(data: Tree, project: str, judge: str, hours: float, folder: Path, say: Say) -> Planned:
+def plan(
+    data: Tree, project: str, judge: str, hours: float, folder: Path, say: Say, kept: Tree | None = None
+) -> Planned:
     """Reads the images and the machine, times networks, and chooses.
 
     Args:
@@ -75,12 +77,13 @@ def plan(data: Tree, project: str, judge: str, hours: float, folder: Path, say: 
         hours: for the whole graph.
         folder: the project's, for its disk.
         say: takes what is being done.
+        kept: values of other sections that the plan takes as they are.
 
     Raises:
         UserError: the images cannot be read or are too few, or the hours or the disk are.
     """
     base: Tree = parse_yaml(render(PRESET), PRESET)
-    merge(base, {"data": data})
+    merge(base, {"data": data} | (kept or {}))
     say(f"reading {base['data']['root']} ...")
     first = dict(base["data"])
     report, read = _look(first)
@@ -158,7 +161,7 @@ def plan_project(workspace: Workspace, hours: float, apply: bool, say: Say) -> s
     params = workspace.load_params()
     name = workspace.model_name(params.register_)
     data = workspace.resolve_paths(params.data).model_dump(mode="json")
-    planned = plan(data, name, params.first_judge.name, hours, workspace.root, say)
+    planned = plan(data, name, params.first_judge.name, hours, workspace.root, say, _kept(params))
     new, difference = changed_params(planned, workspace)
     if not difference:
         return f"{planned.text()}\nparams.yaml has these values already"
@@ -168,6 +171,14 @@ def plan_project(workspace: Workspace, hours: float, apply: bool, say: Say) -> s
     for kept, text in planned.files(name).items():
         replace_text(workspace.root / kept, text)
     return f"{planned.text()}\n{difference}\n\nwritten to {workspace.params_file}"
+
+
+def _kept(params: Params) -> Tree:
+    """A schedule that is to be learnt, with the option that it needs: no plan chooses one, so none takes it back."""
+    if params.schedule.kind != "learnt":
+        return {}
+    loss = {"timestep_sampling": params.diffusion.loss.timestep_sampling}
+    return {"schedule": to_tree(params)["schedule"], "diffusion": {"loss": loss}}
 
 
 def plan_new(images: Path, project: str, hours: float, folder: Path, say: Say) -> Planned:

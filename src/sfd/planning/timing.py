@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 
 import torch
@@ -69,6 +70,12 @@ class Timings:
     tokens: int = 64
     latent_channels: int = 20
     feature_dim: int = 0
+
+    def step_of(self, size: str) -> float:
+        """Of a training step in any size: that of the nearest size in :attr:`step`, in proportion to the weights."""
+        weight = _weight(size)
+        nearest = min(self.step, key=lambda known: abs(log(_weight(known) / weight)))
+        return self.step[nearest] * weight / _weight(nearest)
 
 
 def time_networks(params: Params, sizes: tuple[str, ...], read: float) -> Timings:

@@ -262,7 +262,10 @@ def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Up
 
 def _digest(registered: RegisteredModel) -> str:
     """sha256 of weights and settings. The number of a version is not enough, because another store can have another model under it."""
-    digest = hashlib.sha256(registered.sample.model_dump_json().encode())
+    # Without what settings did not have before, so that older folders go on: the precision is compared by itself, and no version is sampled
+    # along a schedule that is yet to be learnt.
+    settings = registered.sample.model_dump_json(exclude={"precision": True, "schedule": {"learnt"}})
+    digest = hashlib.sha256(settings.encode())
     for network in (registered.images.network, registered.images.decoder):
         for name, tensor in network.state_dict().items():
             digest.update(name.encode())

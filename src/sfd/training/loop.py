@@ -402,6 +402,8 @@ class _Trainer(Generic[Batch, Draws]):
             raise self._diverged(f"the weights are not finite after step {self.state.step}")
 
     def _diverged(self, what: str) -> UserError:
+        if self.checked is not None:
+            self.checked.result()  # data that are damaged would be the reason
         self.checkpoint.settle()
         self.accelerator.wait_for_everyone()  # the others look at the file, too
         kept = (
