@@ -12,6 +12,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
@@ -169,6 +170,7 @@ class _Trainer(Generic[Batch, Draws]):
     ) -> None:
         form_group()
         bf16 = computing_type(params.precision, inference_device()) == torch.bfloat16
+        AcceleratorState._reset_state()  # else a process could not train in bf16 after a training in float32, as a study may
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.cuda.is_available())
         self.task, self.params, self.runtime, self.seed, self.log = task, params, runtime, seed, log
         self.rows = self._rows()
