@@ -11,10 +11,11 @@ import pytest
 import yaml
 from support import Project, finished_project
 
+from sfd.data.latents import LatentDataset
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
 from sfd.pipeline.inputs import published_fingerprint
-from sfd.pipeline.schedule import probe_training, with_schedule
+from sfd.pipeline.schedule import build_task, probe_training, with_schedule
 from sfd.workspace import Workspace
 
 HERE = Workspace(Path())
@@ -153,3 +154,13 @@ def test_the_probe_trains_as_the_model_does_over_its_own_steps(project: Project)
         params.diffusion.training.learning_rate,
     )
     assert (made.weight_decay, made.ema_decay) == (0.0, pytest.approx(0.8))
+
+
+def test_the_probe_keeps_for_its_backward_pass_what_runtime_says(project: Project) -> None:
+    change(project, schedule=LEARNT, diffusion__loss={"timestep_sampling": "per_part"})
+    change(project, runtime__diffusion={"activation_checkpointing": "block"})
+    params = HERE.load_params()
+    assert params.schedule.learnt is not None
+    dataset = LatentDataset(HERE.result("latents") / "shards", with_features=False)
+    blocks = build_task(params, params.schedule.learnt, dataset, 0).network.backbone.blocks
+    assert {block.checkpointing for block in blocks} == {"block"}

@@ -223,9 +223,12 @@ def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: i
     from peft import LoraConfig, LoraModel
 
     config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=network.block_layers)
-    told = [name for name, _ in network.named_parameters() if name.startswith(f"{network.embedding}.")]
+    # Without what stays as it was drawn, such as a mask token.
+    trainable = [name for name, weight in network.named_parameters() if weight.requires_grad]
+    reinitialised = {*moved.in_part, *moved.reinitialised}
     with seeded_initialisation(seed, "diffusion/lora"):
         adapters = LoraModel(network, config, "default")
-    for name in (*told, *moved.in_part, *moved.reinitialised):
-        network.get_parameter(name).requires_grad_(True)
+    for name in trainable:
+        if name in reinitialised or name.startswith(f"{network.embedding}."):
+            network.get_parameter(name).requires_grad_(True)
     return adapters
