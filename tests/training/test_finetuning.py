@@ -330,6 +330,15 @@ def test_beside_adapters_the_fusion_of_a_new_path_is_trained_and_its_mask_token_
     assert trainable == {PARTS[0], "fusion.weight", "fusion.bias"}
 
 
+def test_a_backbone_that_names_no_layers_for_adapters_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LightningDiT, "block_layers", "")
+    with pytest.raises(UserError, match="diffusion.lora .* backbone `lightningdit` names none .* set lora to null"):
+        start(lora=LoraParams(rank=2))
+    start()
+
+
 def test_without_adapters_all_weights_are_trained() -> None:
     begun, _ = start()
     assert begun.trainable == sum(p.numel() for name, p in begun.network.named_parameters() if name != "pos_embed")

@@ -37,7 +37,7 @@ from sfd.training.probe import Probe, ProbeTask
 from sfd.training.semantic_vae import SemanticTask
 from sfd.training.texture_vae import TextureVaeTask
 
-NUM_STEPS = 8
+NUM_STEPS = 5
 """The losses are logged after the last one. The first two may wait: states are made in them."""
 
 
