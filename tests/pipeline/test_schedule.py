@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pretended_cuda import pretended_cuda
 from support import Project, finished_project
 
 from sfd.data.latents import LatentDataset
@@ -16,6 +17,7 @@ from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
 from sfd.pipeline.inputs import published_fingerprint
 from sfd.pipeline.schedule import build_task, probe_training, with_schedule
+from sfd.training.probe import ProbeTask
 from sfd.workspace import Workspace
 
 HERE = Workspace(Path())
@@ -43,6 +45,15 @@ def change(project: Project, **sections: Any) -> None:
 def learn(project: Project) -> None:
     change(project, schedule=LEARNT, diffusion__loss={"timestep_sampling": "per_part"})
     run(project)
+
+
+def probe_task(project: Project, **loss: str) -> ProbeTask:
+    """The first probe of a learnt schedule."""
+    change(project, schedule=LEARNT, diffusion__loss={"timestep_sampling": "per_part"} | loss)
+    params = HERE.load_params()
+    assert params.schedule.learnt is not None
+    dataset = LatentDataset(HERE.result("latents") / "shards", with_features=False)
+    return build_task(params, params.schedule.learnt, dataset, 0)
 
 
 def run(project: Project, name: str = "schedule") -> str:
@@ -157,10 +168,12 @@ def test_the_probe_trains_as_the_model_does_over_its_own_steps(project: Project)
 
 
 def test_the_probe_keeps_for_its_backward_pass_what_runtime_says(project: Project) -> None:
-    change(project, schedule=LEARNT, diffusion__loss={"timestep_sampling": "per_part"})
     change(project, runtime__diffusion={"activation_checkpointing": "block"})
-    params = HERE.load_params()
-    assert params.schedule.learnt is not None
-    dataset = LatentDataset(HERE.result("latents") / "shards", with_features=False)
-    blocks = build_task(params, params.schedule.learnt, dataset, 0).network.backbone.blocks
+    blocks = probe_task(project).network.backbone.blocks
     assert {block.checkpointing for block in blocks} == {"block"}
+
+
+def test_weights_of_channels_are_sent_to_the_device_once_and_not_in_every_step(project: Project) -> None:
+    with pretended_cuda():
+        weights = probe_task(project, channel_weights="energy").channel_weights
+        assert weights is not None and weights.is_cuda

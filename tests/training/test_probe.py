@@ -27,7 +27,8 @@ class Pairs:
     """Texture and semantics of one channel each, standard normal with correlation COUPLING at every position."""
 
     def __init__(self) -> None:
-        self.drawn = torch.randn(NUM_IMAGES, 2, SIDE, SIDE, generator=generator(0, "pairs"))
+        each = [torch.randn(2, SIDE, SIDE, generator=generator(0, "pair", n)) for n in range(NUM_IMAGES)]
+        self.drawn = torch.stack(each)
         self.drawn[:, 0] = COUPLING * self.drawn[:, 1] + (1.0 - COUPLING**2) ** 0.5 * self.drawn[:, 0]
 
     def __len__(self) -> int:
