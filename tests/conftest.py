@@ -34,7 +34,9 @@ SLOWEST += (
 
 def pytest_configure(config: pytest.Config) -> None:
     """One server of warm programs for all workers; it imports nothing before a test asks for a program."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what tests and their processes import is compiled once, not in each
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # what tests and their processes import is compiled once, not in each
     sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
         folder = Path(tempfile.mkdtemp(prefix="sfd-tests-"))

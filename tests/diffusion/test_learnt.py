@@ -42,6 +42,19 @@ def test_from_where_the_semantics_are_done_their_time_is_one_and_no_knot_moves_i
     assert learnt.free.grad is not None and float(learnt.free.grad.abs().max()) == 0.0
 
 
+def test_under_autocast_the_curve_its_inverse_and_its_energy_are_computed_in_float32() -> None:
+    learnt, t = LearntCurve(4), torch.tensor([0.1, 0.4, 0.55, 0.9])
+    learnt.free.data = torch.tensor([0.3, -0.2, 0.1, 0.0, -0.4])
+
+    def values() -> list[torch.Tensor]:
+        return [learnt.knots, learnt.heights, learnt.texture_at(t), learnt.semantic_at(t), learnt.energy()]
+
+    expected = values()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = values()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
 def test_gradients_with_respect_to_the_knots_are_those_of_finite_differences() -> None:
     learnt = curve_of([0.2, -0.3, 0.5, 0.1])
     t = torch.tensor([0.11, 0.4, 0.52, 0.77, 0.93], dtype=torch.float64)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pretended_cuda import pretended_cuda
 from support import Project, finished_project, small_params
 
-from sfd.data.latents import LatentBatch
+from sfd.data.latents import LatentBatch, LatentDataset
 from sfd.diffusion.learnt import LearntCurve
 from sfd.errors import UserError
 from sfd.generation.model import read_model_folder
@@ -22,7 +23,7 @@ from sfd.models.lightningdit import LightningDiT
 from sfd.models.lightningdit_config import LightningDiTConfig
 from sfd.params import LossParams, Params, parse_params
 from sfd.pipeline.inputs import STAGES, published_fingerprint
-from sfd.pipeline.schedule import probe_training, with_schedule
+from sfd.pipeline.schedule import build_task, probe_training, with_schedule
 from sfd.training.probe import Probe, ProbeTask
 from sfd.workspace import Workspace
 
@@ -51,6 +52,15 @@ def change(project: Project, **sections: Any) -> None:
 def learn(project: Project) -> None:
     change(project, schedule=LEARNT, diffusion__loss={"timestep_sampling": "per_part"})
     run(project)
+
+
+def probe_task(project: Project, **loss: str) -> ProbeTask:
+    """The first probe of a learnt schedule."""
+    change(project, schedule=LEARNT, diffusion__loss={"timestep_sampling": "per_part"} | loss)
+    params = HERE.load_params()
+    assert params.schedule.learnt is not None
+    dataset = LatentDataset(HERE.result("latents") / "shards", with_features=False)
+    return build_task(params, params.schedule.learnt, dataset, 0)
 
 
 def run(project: Project, name: str = "schedule") -> str:
@@ -230,3 +240,15 @@ def test_the_probe_trains_as_the_model_does_over_its_own_steps(project: Project)
         params.diffusion.training.learning_rate,
     )
     assert (made.weight_decay, made.ema_decay) == (0.0, pytest.approx(0.8))
+
+
+def test_the_probe_keeps_for_its_backward_pass_what_runtime_says(project: Project) -> None:
+    change(project, runtime__diffusion={"activation_checkpointing": "block"})
+    blocks = probe_task(project).network.backbone.blocks
+    assert {block.checkpointing for block in blocks} == {"block"}
+
+
+def test_weights_of_channels_are_sent_to_the_device_once_and_not_in_every_step(project: Project) -> None:
+    with pretended_cuda():
+        weights = probe_task(project, channel_weights="energy").channel_weights
+        assert weights is not None and weights.is_cuda

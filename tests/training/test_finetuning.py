@@ -19,7 +19,7 @@ from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.params import DiffusionParams, DiffusionTrainingParams, LoraParams, LossParams, ScheduleParams, TrainingRuntime
 from sfd.seeding import generator
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
-from sfd.training.finetuning import Start, start_from, transfer
+from sfd.training.finetuning import Start, add_adapters, start_from, transfer
 from sfd.training.loop import Callback, log_nothing, train
 
 CLASSES = ("ape", "bee", "cow")
@@ -318,6 +318,25 @@ def test_parts_that_are_reinitialised_are_trained_beside_adapters() -> None:
     begun, _ = start(source=source, lora=LoraParams(rank=2))
     trainable = {name for name, value in begun.network.named_parameters() if value.requires_grad}
     assert {name for name in trainable if "lora_" not in name} == {PARTS[0], *TIMES}
+
+
+def test_beside_adapters_the_fusion_of_a_new_path_is_trained_and_its_mask_token_stays_as_it_was_drawn() -> None:
+    one_path = replace(CONFIG, depth=3)
+    network = fresh(replace(one_path, first_blocks=1, last_blocks=1))
+    moved = transfer(trained_model(one_path), network)
+    assert "mask_token" in moved.reinitialised
+    add_adapters(network, LoraParams(rank=2), moved, 0)
+    trainable = {name for name, value in network.named_parameters() if value.requires_grad and "lora_" not in name}
+    assert trainable == {PARTS[0], "fusion.weight", "fusion.bias"}
+
+
+def test_a_backbone_that_names_no_layers_for_adapters_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LightningDiT, "block_layers", "")
+    with pytest.raises(UserError, match="diffusion.lora .* backbone `lightningdit` names none .* set lora to null"):
+        start(lora=LoraParams(rank=2))
+    start()
 
 
 def test_without_adapters_all_weights_are_trained() -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d
 from sfd.data.images import ImageBatch
 from sfd.data.latents import ChannelStatistics, LatentBatch, write_latents
 from sfd.data.transfer import send
+from sfd.diffusion.learnt import LearntCurve
 from sfd.diffusion.schedule import CurveSchedule, OffsetRange, OffsetSchedule, PowerSchedule, Schedule
 from sfd.diffusion.terms.velocity import energy_weights
 from sfd.encoders.semantic.features import FeatureBatch
@@ -32,10 +33,11 @@ from sfd.seeding import generator
 from sfd.training.classifier import ClassifierTask
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.loop import log_nothing, train
+from sfd.training.probe import Probe, ProbeTask
 from sfd.training.semantic_vae import SemanticTask
 from sfd.training.texture_vae import TextureVaeTask
 
-NUM_STEPS = 8
+NUM_STEPS = 5
 """The losses are logged after the last one. The first two may wait: states are made in them."""
 
 
@@ -126,6 +128,14 @@ def test_neither_decoded_features_nor_weights_of_channels_wait(tmp_path: Path) -
         task.features_of = DecodedFeatures(Doubler(), statistics, 2)
         task.channel_weights = energy_weights(torch.arange(1.0, 7.0), 2).to("cuda")
     assert waits(task, tmp_path) == []
+
+
+def test_no_step_of_a_learnt_schedules_probe_waits(tmp_path: Path) -> None:
+    backbone = diffusion_task(OffsetSchedule(0.3), repa_weight=0.0).network
+    with pretended_cuda():
+        weights = energy_weights(torch.arange(1.0, 7.0), 2).to("cuda")
+    probe = Probe(backbone, LearntCurve(4))
+    assert waits(ProbeTask(probe, latents(), LossParams(), 0.02, 0.1, 0, weights), tmp_path) == []
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])

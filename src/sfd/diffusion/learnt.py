@@ -31,7 +31,8 @@ class LearntCurve(nn.Module):
     @property
     def heights(self) -> Tensor:
         """``t_tex`` where ``t_sem`` is 0, 1/K, ..., 1, ``(K + 1,)``; the last knot is not in it."""
-        return self.reach.to(self.free.dtype) @ self.knots
+        # No product of a matrix and a vector, which autocast would compute in bf16: heights, and above all their differences, need float32.
+        return (self.reach.to(self.free.dtype) * self.knots).sum(dim=1)
 
     def texture_at(self, t_sem: Tensor) -> Tensor:
         """``g(t_sem)``, of the same shape; ``t_sem`` lies strictly between 0 and 1."""

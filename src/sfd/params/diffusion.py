@@ -191,7 +191,7 @@ class DiffusionParams(Section):
     )
     sparse_deep: SparseDeepParams | None = Field(
         None,
-        description="the middle blocks are trained on a quarter of the tokens, and need weights of their own to be joined with the others; null: "
+        description="the middle blocks are trained on a part of the tokens, and need weights of their own to be joined with the others; null: "
         "there is one path",
     )
 

@@ -76,7 +76,6 @@ class ScheduleParams(Section):
         description="knot k of 0 to K: the fraction of texture's change that starts at t_sem = k/K and is spread uniformly over the rest "
         "(`curve`); normalised to sum 1",
     )
-
     learnt: LearntParams | None = Field(None, description="needed by kind `learnt`")
 
     @property

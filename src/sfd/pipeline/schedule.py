@@ -23,7 +23,7 @@ from sfd.pictures import plot_learnt_curve, plot_schedule
 from sfd.pipeline.inputs import SCHEDULE, check_asked
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import check_shards
-from sfd.processes import barrier, rank
+from sfd.processes import barrier, inference_device, rank
 from sfd.seeding import derive_seed
 from sfd.text_file import replace_text
 from sfd.training.backbone import build_network
@@ -80,7 +80,7 @@ def _learn(stage: Stage, learnt: LearntParams, number: int) -> dict[str, Any]:
     done = stage.work / f"curve-{number}.json"
     if not done.is_file():
         params, dataset = stage.params, LatentDataset(stage.upstream("latents") / "shards", with_features=False)
-        task = _build_task(params, learnt, dataset, number)
+        task = build_task(params, learnt, dataset, number)
         prefix = "" if learnt.repeats == 1 else f"curve_{number}."
         work = stage.work / f"probe-{number}"
         work.mkdir(exist_ok=True)
@@ -102,18 +102,19 @@ def _learn(stage: Stage, learnt: LearntParams, number: int) -> dict[str, Any]:
     return found
 
 
-def _build_task(params: Params, learnt: LearntParams, dataset: LatentDataset, number: int) -> ProbeTask:
-    """The probe ``number``: its initial weights and all of its draws are its own."""
+def build_task(params: Params, learnt: LearntParams, dataset: LatentDataset, number: int) -> ProbeTask:
+    """The probe ``number``: its initial weights and all of its draws are its own. It keeps for the backward pass what ``runtime`` says."""
     diffusion = params.diffusion
     model = diffusion.model.model_copy(update={"size": learnt.probe_size or diffusion.model.size})
     loss = diffusion.loss.model_copy(update={"repa_weight": 0.0})  # the curve is judged by the velocity alone
     changes = {"model": model, "loss": loss, "token_routing": None, "sparse_deep": None}
     probed = params.model_copy(update={"diffusion": diffusion.model_copy(update=changes)})
     backbone = build_network(probed, dataset, derive_seed(params.seed, "schedule/backbone", number))
+    backbone.checkpoint_activations(params.runtime.diffusion.activation_checkpointing)
     curve = LearntCurve(learnt.pieces, learnt.learning_rate / diffusion.training.learning_rate)
     weights = None
     if loss.channel_weights == "energy":
-        weights = energy_weights(dataset.statistics.std, dataset.index.semantic_channels)
+        weights = energy_weights(dataset.statistics.std, dataset.index.semantic_channels).to(inference_device())
     return ProbeTask(
         Probe(backbone, curve),
         dataset,

@@ -187,7 +187,7 @@ class Checkpoint:
         options = StateDictOptions(full_state_dict=self.sharded)
         set_model_state_dict(state.network, content["network"], options=options)
         set_model_state_dict(state.averaged, content["averaged"], options=options)
-        for average, weights in zip(state.more_averages, content.get("more_averages", []), strict=True):
+        for average, weights in zip(state.more_averages, content["more_averages"], strict=True):
             set_model_state_dict(average, weights, options=options)
         set_optimizer_state_dict(state.network, state.optimizers, content["optimizer"], options=options)
         sums, process = content["sums"].to(state.sums.device), self.accelerator.process_index

@@ -183,8 +183,8 @@ def start_from(
     """Prepares a freshly initialised network, and how ``dataset`` normalises its latents, for training on from ``source``.
 
     Raises:
-        UserError: the models do not fit, see :func:`transfer`; or the model was trained on latents of other networks than ``dataset``, and
-            ``params.other_networks`` does not allow that.
+        UserError: the models do not fit, see :func:`transfer`; the model was trained on latents of other networks than ``dataset``, and
+            ``params.other_networks`` does not allow that; or as :func:`add_adapters` does.
     """
     said = _check_latents(source, network, dataset, params)
     moved = transfer(source, network)
@@ -219,13 +219,24 @@ def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: i
     """Freezes the network but for the condition's embedding and what was re-initialised, and adds adapters in place; returns peft's tuner.
 
     An adapter is zero at first. The average of the weights holds the averages of its two factors.
+
+    Raises:
+        UserError: the backbone names no layers for adapters.
     """
     from peft import LoraConfig, LoraModel
 
+    if not network.block_layers:
+        raise UserError(
+            f"diffusion.lora adapts the layers of a backbone's blocks, but the backbone `{network.config.kind}` names none (`block_layers`): set "
+            "lora to null"
+        )
     config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=network.block_layers)
-    told = [name for name, _ in network.named_parameters() if name.startswith(f"{network.embedding}.")]
+    # Without what stays as it was drawn, such as a mask token.
+    trainable = [name for name, weight in network.named_parameters() if weight.requires_grad]
+    reinitialised = {*moved.in_part, *moved.reinitialised}
     with seeded_initialisation(seed, "diffusion/lora"):
         adapters = LoraModel(network, config, "default")
-    for name in (*told, *moved.in_part, *moved.reinitialised):
-        network.get_parameter(name).requires_grad_(True)
+    for name in trainable:
+        if name in reinitialised or name.startswith(f"{network.embedding}."):
+            network.get_parameter(name).requires_grad_(True)
     return adapters

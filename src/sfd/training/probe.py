@@ -80,7 +80,8 @@ class ProbeTask:
         channel_weights: Tensor | None = None,
         purpose: str = "schedule",
     ) -> None:
-        """``channel_weights``: as in :class:`sfd.diffusion.loss.Predicted`. ``purpose``: names the random draws."""
+        """``channel_weights``: as in :class:`sfd.diffusion.loss.Predicted`, on the device of the training. ``purpose``: names the random
+        draws."""
         self.network, self.dataset, self.config = network, dataset, network.backbone.config
         self.loss, self.class_dropout, self.seed, self.purpose = loss, class_dropout, seed, purpose
         self.channel_weights = channel_weights
@@ -104,12 +105,6 @@ class ProbeTask:
         condition = told(self.config.condition, data.class_indices, noise.dropout < self.class_dropout)
         velocity, energy = network(noise.x0, x1, noise.t, noise.by_texture, condition)
         chosen = 2.0 * noise.by_texture, 2.0 * ~noise.by_texture
-        weights = self.channel_weights
-        batch = Predicted(
-            velocity.float(),
-            x1 - noise.x0,
-            self.config.semantic_channels,
-            chosen,
-            channel_weights=None if weights is None else weights.to(x1.device, non_blocking=True),
-        )
+        target, semantic_channels = x1 - noise.x0, self.config.semantic_channels
+        batch = Predicted(velocity.float(), target, semantic_channels, chosen, channel_weights=self.channel_weights)
         return {"velocity": self.term(batch).mean(), "energy": energy - 1.0}
