@@ -379,6 +379,14 @@ def torchrun(what: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_trainings_of_both_precisions_follow_one_another_in_a_process(tmp_path: Path) -> None:
+    first, rounded, again = (
+        weights_of(run(diffusion_task(0), short(6, precision=precision), tmp_path / name))
+        for name, precision in (("first", "fp32"), ("rounded", "bf16"), ("again", "fp32"))
+    )
+    assert same(first, again) and not same(first, rounded)
+
+
 # --- resuming ---
 
 
