@@ -6,7 +6,7 @@
 #   launch/torchrun.sh diffusion sample       # the same again after a kill: finished stages are skipped, the killed one continues
 #
 # It works in the current folder, which holds params.yaml and dvc.yaml: the project's folder, or that of another graph, such as
-# presets/released-xl (../../launch/torchrun.sh sample evaluate).
+# presets/released-xl (../../launch/torchrun.sh sample reference evaluate).
 #
 # On several machines that share this folder, give the same command on each. NODE counts them from 0, and RENDEZVOUS is an address of
 # machine 0:

@@ -20,6 +20,7 @@ from support import REPOSITORY
 
 from sfd import cli
 from sfd.params import describe_params
+from sfd.pipeline.inputs import STAGES
 
 README = REPOSITORY / "README.md"
 PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -124,6 +125,18 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
+def before(stage: str) -> set[str]:
+    """The stages whose results it reads, directly or through others."""
+    upstream = STAGES[stage].upstream if stage in STAGES else ()
+    return set(upstream).union(*map(before, upstream))
+
+
+def left_out(stages: list[str]) -> set[str]:
+    """The stages that run after one of these and before another, and are not among them."""
+    needed = set().union(*map(before, stages))
+    return {stage for stage in needed - set(stages) if before(stage) & set(stages)}
+
+
 def check_script(script: str) -> None:
     """Checks every command of a block without running it. A block starts in the root of the repository.
 
@@ -148,6 +161,7 @@ def check_script(script: str) -> None:
             launcher, *stages = [program, *arguments] if program != "sbatch" else arguments
             assert (folder / launcher).is_file(), launcher
             assert not [stage for stage in stages if not (REPOSITORY / f"stages/{stage}.py").is_file()], stages
+            assert not left_out(stages), f"{stages} without {left_out(stages)}"
         elif program.startswith("benchmarks/"):
             flags = {word for word in arguments if word.startswith("--")}
             options = (folder / program).with_suffix(".py").read_text(encoding="utf-8")
@@ -176,6 +190,7 @@ def test_every_command_of_a_block_exists_with_its_flags_stages_targets_and_files
         "python benchmarks/none.py",
         "benchmarks/gpu_check.sh --fast",
         "launch/torchrun.sh sampel",
+        "launch/torchrun.sh latents diffusion",
         "sdf show",
     ],
 )
