@@ -16,7 +16,7 @@ from sfd.params import Params, with_values
 from sfd.planning import devices, estimate, flops
 from sfd.planning.devices import device_named
 from sfd.planning.estimate import Counted, Work, count, works
-from sfd.planning.needs import STATE_BYTES, image_gb
+from sfd.planning.needs import STATE_BYTES, image_gb, result_bytes
 from sfd.preset import load_preset, names
 from sfd.workspace import Workspace
 
@@ -221,6 +221,9 @@ def test_a_model_that_others_trained_takes_no_hours_and_no_memory_of_a_step(
         work for work in works(replace(counted_digits, params=given), device_named("H100")) if work.stage == "diffusion"
     )
     assert (work.what, work.flops) == ("file", 0.0)
+    number = counted_digits.num_parameters
+    assert result_bytes(given, counted_digits.shape, 1348, number)["diffusion"] == 4 * number
+    assert result_bytes(digits, counted_digits.shape, 1348, number)["diffusion"] > 30 * number
     assert "memory of a training step" not in estimate.estimate(given, Workspace(Path()), "H100", 1, False)
 
 

@@ -177,10 +177,11 @@ def result_bytes(params: Params, shape: LatentShape, num_train: int, num_paramet
     latent = 2 * prod(shape.latent) + (feature if params.latents.store_features else 0)
     training, sample = params.diffusion.training, params.sample
     kept = 0 if training.keep_every is None else training.num_steps // training.keep_every
+    on_the_way = 0 if params.diffusion.source == "file" else 2 * CHECKPOINT_BYTES + kept * WEIGHT_BYTES
     return {
         "features": stored * (1 + (params.data.mirror and params.features.mirror)) * seen,
         "latents": num_train * views * latent,
-        "diffusion": num_parameters * (2 * CHECKPOINT_BYTES + (1 + kept) * WEIGHT_BYTES),
+        "diffusion": num_parameters * (WEIGHT_BYTES + on_the_way),
         "sample": sample.num_images * PNG_BYTES * params.data.image_size**2,
         "register": num_parameters * WEIGHT_BYTES,
     }
