@@ -23,6 +23,7 @@ from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.network_files import network_digest
 from sfd.params import ComputedIn, GuidanceParams, Params
+from sfd.pipeline.diffusion import open_latents
 from sfd.pipeline.inputs import digest_facts
 from sfd.precision import cpu_flags, probe_cpu
 from sfd.text_file import replace_text
@@ -137,6 +138,7 @@ def main(
 def train_all(steps: int | None, seeds: int, num_images: int, file: Path) -> dict[str, Point]:
     """All points; those that ``file`` does not hold are trained and put there. Raises :class:`UserError` if the project lacks results."""
     chosen = {each: options(each, steps, num_images) for each in TYPES}
+    open_latents(chosen["fp32"], PROJECT.result("latents"))  # says in words what is missing
     judged, latents = PROJECT.judge(chosen["fp32"].first_judge.name), PROJECT.result("latents") / "shards/index.json"
     facts = {
         "params": chosen["fp32"].model_dump(mode="json", exclude={"runtime", "tracking"}),
