@@ -20,20 +20,21 @@ Row = dict[str, Any]
 PARTS_FILE = Path(__file__).with_name("gpu_check_parts.py")
 TORCH_ONLY: tuple[str, ...] = ("torch",)
 PARAMS = ("torch", "accelerate", "safetensors", "pydantic", "ruamel", "tqdm")
-STAGES = (*PARAMS, "timm", "diffusers", "mlflow", "pandas", "pandera", "pyarrow", "sklearn", "filelock", "grimp")
+BENCH = (*PARAMS, "timm")
+STAGES = (*BENCH, "diffusers", "mlflow", "pandas", "pandera", "pyarrow", "sklearn", "filelock", "grimp")
 PARTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "machine": (60, TORCH_ONLY),
     "network": (90, TORCH_ONLY),
     "samplers": (60, TORCH_ONLY),
     "processes": (60, TORCH_ONLY),
     "encoders": (60, ("torch", "timm")),
-    "train": (130, PARAMS),
+    "train": (130, BENCH),
     "pair": (100, TORCH_ONLY),
-    "sample": (80, PARAMS),
+    "sample": (80, BENCH),
     "stages": (220, STAGES),
     "vae": (60, ("torch", "diffusers")),
-    "latents": (60, (*PARAMS, "timm", "diffusers")),
-    "load": (40, PARAMS),
+    "latents": (60, (*BENCH, "diffusers")),
+    "load": (40, BENCH),
 }
 """Seconds that a part may take, and the modules that it needs, in the order in which they run: what needs least and says most comes first."""
 CPU_PATIENCE = 6

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -33,19 +33,20 @@ from sfd.models.lightningdit_config import LightningDiTConfig
 from sfd.models.tokens import Route, SparseDeep, TokenRouting
 from sfd.processes import inference_device
 from sfd.seeding import generator
-from sfd.sizes import SIZES
+from sfd.sizes import SIZES, ModelSize
 
 Call = Callable[[], object]
+Type = Literal["bfloat16", "float32"]
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def parts(
-    size: Annotated[str, typer.Option(help="size of the model")] = "S",
-    grid: Annotated[int, typer.Option(help="tokens along one side")] = 16,
-    batch_size: Annotated[int, typer.Option(help="images")] = 4,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32, of the matrix products")] = "bfloat16",
-    repeats: Annotated[int, typer.Option(help="timed calls of each way")] = 40,
+    size: Annotated[ModelSize, typer.Option(help="size of the model")] = "S",
+    grid: Annotated[int, typer.Option(min=1, help="tokens along one side")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="images")] = 4,
+    dtype: Annotated[Type, typer.Option(help="of the matrix products")] = "bfloat16",
+    repeats: Annotated[int, typer.Option(min=1, help="timed calls of each way")] = 40,
 ) -> None:
     """Prints a table: milliseconds of each way, and their ratio."""
     width, depth, heads = SIZES[size]
@@ -129,11 +130,11 @@ OPTIONS = [*((TOKENS[0], kind) for kind in CHECKPOINTING), *((tokens, "none") fo
 
 @app.command()
 def steps(
-    size: Annotated[str, typer.Option(help="size of the model")] = "S",
-    grid: Annotated[int, typer.Option(help="tokens along one side")] = 16,
-    batch_size: Annotated[int, typer.Option(help="images")] = 4,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32, of the matrix products")] = "bfloat16",
-    repeats: Annotated[int, typer.Option(help="timed steps of each option")] = 10,
+    size: Annotated[ModelSize, typer.Option(help="size of the model")] = "S",
+    grid: Annotated[int, typer.Option(min=1, help="tokens along one side")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="images")] = 4,
+    dtype: Annotated[Type, typer.Option(help="of the matrix products")] = "bfloat16",
+    repeats: Annotated[int, typer.Option(min=1, help="timed steps of each option")] = 10,
 ) -> None:
     """Prints a table: milliseconds, memory and operations of a step with each option."""
     shown = f"{size}, {grid**2} tokens, batch {batch_size}, {dtype} on {inference_device()}"

@@ -18,10 +18,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.network_files import network_digest
 from sfd.params import ComputedIn, GuidanceParams, Params
+from sfd.pipeline.diffusion import open_latents
 from sfd.pipeline.inputs import digest_facts
 from sfd.precision import cpu_flags, probe_cpu
 from sfd.text_file import replace_text
@@ -89,12 +91,12 @@ def count_evaluations(evaluator: CandidateEvaluator, model: DiffusionModel, para
 
 
 def read_points(file: Path, of: str) -> dict[str, Point]:
-    """The finished trainings, by precision and seed. Raises ``typer.BadParameter`` if they are of another project or of other options."""
+    """The finished trainings, by precision and seed. Raises :class:`UserError` if they are of another project or of other options."""
     if not file.is_file():
         return {}
     kept = json.loads(file.read_text(encoding="utf-8"))
     if kept["of"] != of:
-        raise typer.BadParameter(f"{file} holds trainings of other options or another project; name another --file")
+        raise UserError(f"{file} holds trainings of other options or another project; name another --file")
     found: dict[str, Point] = kept["points"]
     return found
 
@@ -126,7 +128,17 @@ def main(
     print(
         "GPU" if on_gpu else f"CPU with {', '.join(sorted(cpu_flags())) or 'no bf16'}; trial: {probe_cpu()}", flush=True
     )
+    try:
+        points = train_all(steps, seeds, num_images, file)
+    except UserError as problem:
+        raise SystemExit(f"error: {problem}") from None
+    print("\n" + "\n".join(table(points, seeds)))
+
+
+def train_all(steps: int | None, seeds: int, num_images: int, file: Path) -> dict[str, Point]:
+    """All points; those that ``file`` does not hold are trained and put there. Raises :class:`UserError` if the project lacks results."""
     chosen = {each: options(each, steps, num_images) for each in TYPES}
+    open_latents(chosen["fp32"], PROJECT.result("latents"))  # says in words what is missing
     judged, latents = PROJECT.judge(chosen["fp32"].first_judge.name), PROJECT.result("latents") / "shards/index.json"
     facts = {
         "params": chosen["fp32"].model_dump(mode="json", exclude={"runtime", "tracking"}),
@@ -143,7 +155,7 @@ def main(
                 points[name] = measure(evaluators[each], chosen[each], seed)
                 replace_text(file, json.dumps({"of": of, "points": points}, indent=1) + "\n")
             print(f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in points[name].items())}", flush=True)
-    print("\n" + "\n".join(table(points, seeds)))
+    return points
 
 
 if __name__ == "__main__":

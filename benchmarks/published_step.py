@@ -3,9 +3,11 @@
     git clone https://github.com/yuemingPAN/SFD /tmp/SFD
     pip install --target /tmp/einops einops                                     # which the published code imports
     PYTHONPATH=/tmp/einops python benchmarks/published_step.py /tmp/SFD         # S/1, batch 4: about 5 minutes on two CPU cores
-    PYTHONPATH=/tmp/einops python benchmarks/published_step.py /tmp/SFD --size XL --batch-size 32 --compile     # on a GPU
+    PYTHONPATH=/tmp/einops python benchmarks/published_step.py /tmp/SFD --size XL --batch-size 32 --compile --published-bf16     # on a GPU
 
-The published side is as shipped: float32, and its blocks under `torch.compile`, which needs a C++ compiler; `--eager` takes that away.
+The published side computes in float32, as its `inference.py` does (with TF32 on a GPU), and its blocks are under `torch.compile`, which needs
+a C++ compiler; `--eager` takes that away. Its `run_train.sh` asks accelerate for bf16: `--published-bf16` gives its training step that
+autocast, and belongs to a fair comparison of trainings wherever the device has bf16.
 Its step is that of its `train.py`: losses, backward pass, AdamW, the average of the weights parameter by parameter. Ours is the loop of
 stage `diffusion`; `--fp32` keeps it from bf16. Before anything is timed, both sides get the same weights and draws, and must give the same
 losses, velocities (in float32) and images of the data set.
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -119,9 +121,10 @@ class Published:
         finally:
             self.transport.sample, self.network.y_embedder.dropout_prob = drawn, dropout
 
-    def step(self, data: Any) -> float:
-        """One step; the loss is read at once, as there."""
-        losses = self.losses(data)
+    def step(self, data: Any, bf16: bool) -> float:
+        """One step; the loss is read at once, as there. ``bf16``: under autocast, which accelerate puts around the network."""
+        with torch.autocast(data.latents.device.type, torch.bfloat16, enabled=bf16):
+            losses = self.losses(data)
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         self.optimizer.step()
@@ -152,7 +155,14 @@ def check_losses(task: Any, published: Published, data: Any, device: torch.devic
 
 
 def time_training(
-    task: Any, training: Any, runtime: Any, published: Published, data: Any, pairs: int, device: torch.device
+    task: Any,
+    training: Any,
+    runtime: Any,
+    published: Published,
+    published_bf16: bool,
+    data: Any,
+    pairs: int,
+    device: torch.device,
 ) -> dict[str, list[float]]:
     """Seconds of each step of both sides. The published side takes its step after ours has ended."""
     from sfd.training.loop import train
@@ -164,7 +174,7 @@ def time_training(
         nonlocal started
         between = time.perf_counter()
         seconds["ours"].append(between - started)
-        published.step(data)
+        published.step(data, published_bf16)
         wait(device)
         seconds["published"].append(time.perf_counter() - between)
         if step == last:
@@ -180,6 +190,8 @@ def time_forward(
     ours: Any, published: nn.Module, data: Any, bf16: bool, compiled: bool, pairs: int, device: torch.device
 ) -> tuple[dict[str, list[float]], float]:
     """Seconds of each forward pass, as for sampling; and the largest difference of the velocities in float32 against the largest velocity."""
+    from sfd.precision import tf32
+
     ours.eval()
     published.eval()
     t_tex, t_sem = (torch.full((len(data.latents),), t, device=device) for t in (0.3, 0.6))
@@ -192,12 +204,13 @@ def time_forward(
             velocity: Tensor = called(data.latents, t_tex, t_sem, labels).velocity
         return velocity.float()
 
-    def their_pass() -> Tensor:
-        velocity: Tensor = published(data.latents, (t_tex, t_sem), labels)
+    def their_pass(exact: bool = False) -> Tensor:
+        with tf32(not exact, device):  # which inference.py allows
+            velocity: Tensor = published(data.latents, (t_tex, t_sem), labels)
         return velocity
 
     with torch.no_grad():
-        expected = their_pass()
+        expected = their_pass(exact=True)
         difference = float(
             (ours(data.latents, t_tex, t_sem, labels).velocity - expected).abs().max() / expected.abs().max()
         )
@@ -322,7 +335,7 @@ def report(name: str, seconds: dict[str, list[float]]) -> None:
 
 def main(
     folder: Annotated[Path, typer.Argument(metavar="PATH", help="A checkout of the published code.")],
-    size: Annotated[str, typer.Option(help="Size of the backbone: S, B, L, XL, 1p0B, 1p6B.")] = "S",
+    size: Annotated[Literal["S", "B", "L", "XL", "1p0B", "1p6B"], typer.Option(help="Size of the backbone.")] = "S",
     batch_size: Annotated[int, typer.Option(min=1)] = 4,
     pairs: Annotated[int, typer.Option(min=1, help="Timed calls of each side, of each kind.")] = 12,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of both loaders.")] = 0,
@@ -330,6 +343,10 @@ def main(
     fp32: Annotated[bool, typer.Option("--fp32", help="Ours in float32, too.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Ours with torch.compile.")] = False,
     eager: Annotated[bool, typer.Option("--eager", help="The published side without its torch.compile.")] = False,
+    published_bf16: Annotated[
+        bool,
+        typer.Option("--published-bf16", help="The published training step under autocast, as its run_train.sh asks."),
+    ] = False,
 ) -> None:
     """Checks that both sides compute the same, times them in turn, and prints the table."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -342,9 +359,14 @@ def main(
     forward, velocities = time_forward(task.network, published.network, data, not fp32, compiled, pairs, device)
     published.network.train()
     print("| per call, ms | published | ours | published / ours | quartiles |\n|---|---|---|---|---|")
-    kind = f"{size}/1, batch {batch_size}, published float32{' eager' * eager}, ours {'float32' if fp32 else 'bf16'}{' compiled' * compiled}"
-    report(f"training step, {kind}", time_training(task, training, runtime, published, data, pairs, device))
-    report(f"forward pass, {kind}", forward)
+    ours = f"ours {'float32' if fp32 else 'bf16'}{' compiled' * compiled}"
+    kinds = {
+        name: f"{size}/1, batch {batch_size}, published {name}{' eager' * eager}, {ours}"
+        for name in ("float32", "bf16")
+    }
+    seconds = time_training(task, training, runtime, published, published_bf16, data, pairs, device)
+    report(f"training step, {kinds['bf16' if published_bf16 else 'float32']}", seconds)
+    report(f"forward pass, {kinds['float32']}", forward)
     report(
         f"loader with features, batch {loader_batch}, {workers} workers",
         time_loader(data_set, loader_batch, workers, pairs),

@@ -51,8 +51,8 @@ def read_plainly(files: list[Path]) -> None:
 
 
 def main(
-    images: Annotated[int, typer.Option(help="number of files")] = 3000,
-    rounds: Annotated[int, typer.Option(help="rounds, each of which times every way once")] = 3,
+    images: Annotated[int, typer.Option(min=1, help="number of files")] = 3000,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds, each of which times every way once")] = 3,
 ) -> None:
     """Prints the median of images per second, each way."""
     torch.set_num_threads(1)

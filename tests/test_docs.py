@@ -158,7 +158,7 @@ def check_script(script: str) -> None:
             launcher, *stages = [program, *arguments] if program != "sbatch" else arguments
             assert (folder / launcher).is_file(), launcher
             assert not [stage for stage in stages if not (REPOSITORY / f"stages/{stage}.py").is_file()], stages
-            assert not left_out(stages), left_out(stages)
+            assert not left_out(stages), f"{stages} without {left_out(stages)}"
         elif program.startswith("benchmarks/"):
             flags = {word for word in arguments if word.startswith("--")}
             options = (folder / program).with_suffix(".py").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from sfd import cli
 from sfd.params import Params, with_values
 from sfd.planning import needs as module
 from sfd.planning.machine import Machine
-from sfd.planning.needs import Need, needs
+from sfd.planning.needs import Need, image_numbers, needs
 from sfd.preset import load_preset, names, render
 from sfd.workspace import Workspace
 
@@ -112,6 +112,20 @@ def test_images_of_ones_own_are_counted_and_their_number_decides_the_disk(tmp_pa
     assert lines["images"].found == "12 files" and not lines["images"].remedy and "GB" in lines["disk"].needed
     nowhere = with_values(photos, {"data.root": "elsewhere"})
     assert missing(nowhere, tmp_path, LAPTOP) == {"images"}
+
+
+def test_images_are_divided_as_the_folders_or_the_parameters_say_and_archives_are_not_counted(tmp_path: Path) -> None:
+    photos = load_preset("photos64")
+    draw_images(tmp_path / "images" / "train" / "a", 5, 1, vertical=False)
+    draw_images(tmp_path / "images" / "val" / "a", 2, 2, vertical=False)
+    splits = with_values(photos, {"data.layout": "splits"})
+    assert image_numbers(splits, Workspace(tmp_path)) == (5, 2)
+    by_share = with_values(photos, {"data.layout": "classes", "data.holdout_fraction": 0.25})
+    assert image_numbers(by_share, Workspace(tmp_path)) == (5, 2)
+    (tmp_path / "all.tar").touch()
+    archive = with_values(photos, {"data.source": "tar", "data.root": "all.tar", "data.layout": None})
+    assert image_numbers(archive, Workspace(tmp_path)) is None
+    assert found(archive, tmp_path, LAPTOP)["disk"].needed == "depends on the number of images"
 
 
 @pytest.mark.parametrize("name", names())

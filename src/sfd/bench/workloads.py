@@ -121,12 +121,15 @@ def _no_statistics(shape: LatentShape) -> ChannelStatistics:
     return ChannelStatistics(torch.zeros(shape.latent[0]), torch.ones(shape.latent[0]))
 
 
-def training_flops(params: Params, shape: LatentShape, image: OneBatch) -> int:
-    """Floating-point operations of the forward and backward pass of one image, counted from shapes alone."""
+def training_flops(params: Params, shape: LatentShape, image: OneBatch, at_step: int = 0) -> int:
+    """Floating-point operations of the forward and backward pass of one image, counted from shapes alone.
+
+    ``at_step``: the step of the training, from 0, that decides which tokens the blocks see.
+    """
     with torch.device("meta"):
         network = build_backbone(bench_config(params, shape))
     task = _task(params, network, image, shape)
-    drawn = image.batch, task.noise(0, 1, torch.device("cpu"))
+    drawn = image.batch, task.noise(at_step, 1, torch.device("cpu"))
     data, noise = tree_map_only(Tensor, lambda value: value.to("meta"), drawn)
 
     def step() -> None:

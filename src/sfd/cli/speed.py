@@ -7,6 +7,7 @@ import typer
 
 from sfd.cli.project import ParamsFile, project_of
 from sfd.errors import UserError
+from sfd.planning.devices import CPU, GPUS
 
 
 def bench(
@@ -45,7 +46,7 @@ def estimate(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="H200, H100, A100, L40S, 4090 or cpu; without it, the device at hand."),
+        typer.Option(metavar="NAME", help=f"{', '.join(GPUS)} or {CPU}; without it, the device at hand."),
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
     check: Annotated[bool, typer.Option("--check", help="Time a few steps here, too: a column compares them.")] = False,

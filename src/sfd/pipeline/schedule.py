@@ -104,14 +104,11 @@ def _learn(stage: Stage, learnt: LearntParams, number: int) -> dict[str, Any]:
 
 def build_task(params: Params, learnt: LearntParams, dataset: LatentDataset, number: int) -> ProbeTask:
     """The probe ``number``: its initial weights and all of its draws are its own. It keeps for the backward pass what ``runtime`` says."""
-    diffusion = params.diffusion
-    model = diffusion.model.model_copy(update={"size": learnt.probe_size or diffusion.model.size})
-    loss = diffusion.loss.model_copy(update={"repa_weight": 0.0})  # the curve is judged by the velocity alone
-    changes = {"model": model, "loss": loss, "token_routing": None, "sparse_deep": None}
-    probed = params.model_copy(update={"diffusion": diffusion.model_copy(update=changes)})
+    probed = probe_params(params, learnt)
+    model, loss, training = probed.diffusion.model, probed.diffusion.loss, probed.diffusion.training
     backbone = build_network(probed, dataset, derive_seed(params.seed, "schedule/backbone", number))
     backbone.checkpoint_activations(params.runtime.diffusion.activation_checkpointing)
-    curve = LearntCurve(learnt.pieces, learnt.learning_rate / diffusion.training.learning_rate)
+    curve = LearntCurve(learnt.pieces, learnt.learning_rate / training.learning_rate)
     weights = None
     if loss.channel_weights == "energy":
         weights = energy_weights(dataset.statistics.std, dataset.index.semantic_channels).to(inference_device())
@@ -125,6 +122,18 @@ def build_task(params: Params, learnt: LearntParams, dataset: LatentDataset, num
         weights,
         f"schedule/{number}",
     )
+
+
+def probe_params(params: Params, learnt: LearntParams) -> Params:
+    """The parameters with the probe's network and loss: its own size, and the velocity alone, which judges the curve."""
+    diffusion = params.diffusion
+    changes = {
+        "model": diffusion.model.model_copy(update={"size": learnt.probe_size or diffusion.model.size}),
+        "loss": diffusion.loss.model_copy(update={"repa_weight": 0.0}),
+        "token_routing": None,
+        "sparse_deep": None,
+    }
+    return params.model_copy(update={"diffusion": diffusion.model_copy(update=changes)})
 
 
 def probe_training(params: Params, learnt: LearntParams) -> DiffusionTrainingParams:

@@ -1,6 +1,7 @@
 """How fast devices compute: their data sheets, and the share of that which our jobs reached where it was measured."""
 
 import os
+import re
 from dataclasses import dataclass
 
 from sfd.errors import UserError
@@ -86,34 +87,27 @@ def device_named(name: str | None) -> Device:
     Raises:
         UserError: the table does not have it.
     """
-    if name is None:
-        name = _at_hand()
-    if name.lower() == CPU:
+    wanted = at_hand() if name is None else name
+    if wanted.lower() == CPU:
         return _cpu()
-    found = GPUS.get(name.upper())
+    found = GPUS.get(wanted.upper())
+    if found is None and name is None:
+        raise UserError(
+            f"the GPU here is {wanted}, which is none of {', '.join(GPUS)}; name the nearest one with --device"
+        )
     if found is None:
         raise UserError(f"--device {name} is none of {', '.join([*GPUS, CPU])}")
     return found
 
 
-def is_at_hand(device: Device) -> bool:
-    """Whether this machine computes with this device, so that it can be measured."""
-    return _at_hand() == device.name
-
-
-def _at_hand() -> str:
-    """The device that stages would use here. Raises :class:`UserError` for a GPU that the table does not have."""
+def at_hand() -> str:
+    """The name of the device that stages would use here; of a GPU that the table does not have, the one that torch says."""
     import torch
 
     if not torch.cuda.is_available():
         return CPU
     full = torch.cuda.get_device_name()
-    short = next((name for name in GPUS if name in full), None)
-    if short is None:
-        raise UserError(
-            f"the GPU here is {full}, which is none of {', '.join(GPUS)}; name the nearest one with --device"
-        )
-    return short
+    return next((name for name in GPUS if re.search(rf"\b{name}\b", full)), full)
 
 
 def _cpu() -> Device:

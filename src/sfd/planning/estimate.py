@@ -12,17 +12,12 @@ from sfd.models.backbone import build_backbone
 from sfd.names import SAMPLERS
 from sfd.params import Params, Precision, TrainingParams
 from sfd.pipeline.inputs import STAGES
+from sfd.pipeline.latents import HELDOUT_IMAGES
+from sfd.pipeline.schedule import probe_training
 from sfd.pipeline.stage import PARALLEL
-from sfd.planning import flops
-from sfd.planning.devices import BF16, FLOAT32, READ_PER_CORE, Device, device_named, is_at_hand
-from sfd.planning.needs import (
-    ACTIVATION_BYTES,
-    IMAGENET_TRAIN,
-    image_gb,
-    num_training_images,
-    result_bytes,
-    tokens,
-)
+from sfd.planning import devices, flops
+from sfd.planning.devices import BF16, FLOAT32, READ_PER_CORE, Device, device_named
+from sfd.planning.needs import ACTIVATION_BYTES, Numbers, image_gb, image_numbers, result_bytes, tokens
 from sfd.precision import AUTO_BF16_ON_CPU
 from sfd.tables import as_text
 from sfd.training.optimizer import block_matrices
@@ -32,10 +27,6 @@ ORDER = list(STAGES)
 """Of the stages in the graph."""
 START_SECONDS = 10.0
 """Importing and reading what a stage needs; by judgement."""
-IMAGENET_HELDOUT = 50_000
-"""Of ImageNet's validation set."""
-HELDOUT_LATENTS = 1000
-"""Held-out images that stage `latents` encodes."""
 CHECK_STEPS = 3
 CHECK_BATCH = 4
 """Measured steps, and images per step on a CPU, of ``--check``."""
@@ -69,15 +60,16 @@ class Work:
         return self.count * self.per_image
 
     def seconds(self, device: Device, num_devices: int) -> float:
-        """On so many devices: computing, or reading images beside it, whichever takes longer; and starting."""
+        """On so many devices, if its stage can be shared by them: starting, computing and reading images, which a GPU does at the same time."""
         computing = self.flops / device.flops(self.dtype, self.job)
         reading = self.reads / (READ_PER_CORE * device.cores)
-        return START_SECONDS + max(computing, reading) / num_devices
+        busy = max(computing, reading) if device.is_gpu else computing + reading
+        return START_SECONDS + busy / (num_devices if self.stage in PARALLEL else 1)
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What the networks of a params file compute per image, and how many images there are; None: it is not known.
+    """What the networks of a params file compute per image, and how many images of training and held out there are; None: it is not known.
 
     ``num_muon``: parameters of the diffusion model that Muon trains, with one average each where AdamW keeps two moments.
     """
@@ -86,8 +78,8 @@ class Counted:
     shape: LatentShape
     num_parameters: int
     num_muon: int
-    num_train: int | None
-    train_step: int
+    num_images: Numbers | None
+    train_step: float
     evaluation: int
     evaluations: int
     encode: int
@@ -97,14 +89,6 @@ class Counted:
     def draw(self) -> float:
         """Operations of drawing one image."""
         return self.evaluations * self.evaluation + self.decode
-
-    @property
-    def num_heldout(self) -> int:
-        """By the parameters."""
-        if self.num_train == IMAGENET_TRAIN:
-            return IMAGENET_HELDOUT
-        share = self.params.data.holdout_fraction
-        return round((self.num_train or 0) * share / (1 - share))
 
 
 def count(params: Params, workspace: Workspace) -> Counted:
@@ -120,7 +104,7 @@ def count(params: Params, workspace: Workspace) -> Counted:
         shape=shape,
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
         num_muon=sum(weight.numel() for weight in block_matrices(network).values()) if is_muon else 0,
-        num_train=num_training_images(params, workspace),
+        num_images=image_numbers(params, workspace),
         train_step=flops.train_step(resolved, shape),
         evaluation=flops.evaluation(resolved, shape),
         evaluations=flops.evaluations(resolved),
@@ -146,20 +130,18 @@ def works(counted: Counted, device: Device) -> Iterator[Work]:
     )
     yield _training("texture_vae", vae.source, vae.training, vae_step, device, runtime.texture_vae.compile)
     for each in params.judges:
-        step = (1 + flops.BACKWARD) * judges[each.name]
+        step = (1 + flops.BACKWARD) * judges[each.name] if each.source == "train" else 0
         yield _training("judge", f"{each.name}, {each.source}", each.training, step, device, runtime.judge.compile)
-    if counted.num_train is not None:
-        yield from _reading(counted, counted.num_train, features, semantic[0], sum(judges.values()), device)
-    step = (1 + flops.BACKWARD) * sum(semantic)
+    if counted.num_images is not None:
+        yield from _reading(counted, counted.num_images, features, semantic[0], list(judges.values()), device)
+    step = flops.semantic_step(params, sum(semantic))
     yield _training("semantic", params.semantic.kind, params.semantic.training, step, device, runtime.semantic.compile)
-    yield _training(
-        "diffusion",
-        params.diffusion.model.size,
-        params.diffusion.training,
-        counted.train_step,
-        device,
-        runtime.diffusion.compile,
-    )
+    yield _schedule(counted, device)
+    diffusion, compiled = params.diffusion, runtime.diffusion.compile
+    if diffusion.source == "file":
+        yield Work("diffusion", "file")
+    else:
+        yield _training("diffusion", diffusion.model.size, diffusion.training, counted.train_step, device, compiled)
     yield Work(
         "sample",
         f"{samples:,} images, {counted.evaluations} evaluations",
@@ -177,9 +159,22 @@ def works(counted: Counted, device: Device) -> Iterator[Work]:
     )
 
 
-def _reading(counted: Counted, train: int, features: int, semantic: int, judges: int, device: Device) -> Iterator[Work]:
-    """The stages that read the images. ``features``, ``semantic``, ``judges``: operations per image of these networks."""
-    params, runtime, heldout = counted.params, counted.params.runtime, counted.num_heldout
+def _schedule(counted: Counted, device: Device) -> Work:
+    """The probe of a learnt schedule, with all its repeats; nothing for a given one."""
+    params, learnt = counted.params, counted.params.schedule.learnt
+    if learnt is None:
+        return Work("schedule", params.schedule.kind)
+    size, training = learnt.probe_size or params.diffusion.model.size, probe_training(params, learnt)
+    training = training.model_copy(update={"num_steps": learnt.repeats * training.num_steps})
+    step = flops.probe_step(params, learnt, counted.shape)
+    return _training("schedule", f"learnt, {size}", training, step, device, params.runtime.diffusion.compile)
+
+
+def _reading(
+    counted: Counted, numbers: Numbers, features: int, semantic: int, judges: list[int], device: Device
+) -> Iterator[Work]:
+    """The stages that read the images. ``features``, ``semantic``, ``judges``: operations per image of these networks, of each judge."""
+    params, runtime, (train, heldout) = counted.params, counted.params.runtime, numbers
     views = train * (1 + params.data.mirror)
     yield Work("prepare", f"reads {train + heldout:,} images", reads=train + heldout)
     if params.semantic.kind != "none":
@@ -187,13 +182,18 @@ def _reading(counted: Counted, train: int, features: int, semantic: int, judges:
         both = seen * (1 + (params.data.mirror and params.features.mirror))
         dtype = _dtype(runtime.features.precision, device)
         yield Work("features", f"of {both:,} views", both, features, seen, dtype=dtype)
-    images = views + min(heldout, HELDOUT_LATENTS)
+    encoded = min(heldout, HELDOUT_IMAGES)
     per_view = counted.encode + params.latents.tiles**2 * features + semantic
     dtype = _dtype(runtime.latents.precision, device)
-    yield Work("latents", f"of {images:,} views", images, per_view, train, dtype=dtype)
-    judged = heldout + min(params.sample.num_images, train) + (views if params.evaluate.memorisation else 0)
+    yield Work("latents", f"of {views + encoded:,} views", views + encoded, per_view, train + encoded, dtype=dtype)
+    # All judges see the held-out images and the floors: training images, and their reconstructions. The first sees all training images
+    # where copies of them are looked for.
+    floor, everything = min(params.sample.num_images, train), params.evaluate.memorisation
+    first = heldout + floor + (views if everything else floor)
+    operations = first * judges[0] + (heldout + 2 * floor) * sum(judges[1:]) + floor * (counted.encode + counted.decode)
+    reads = heldout + floor + (train if everything else floor)
     dtype = _dtype(runtime.evaluate.precision, device)
-    yield Work("reference", f"judges {judged:,} images", judged, judges, judged, dtype=dtype)
+    yield Work("reference", f"judges {first:,} images", first, operations / max(1, first), reads, dtype=dtype)
 
 
 def _training(
@@ -244,19 +244,15 @@ def estimate(params: Params, workspace: Workspace, name: str | None, num_devices
         UserError: there is no such device, or ``check`` is asked for another device than the one at hand; or as :func:`count`.
     """
     device = device_named(name)
-    if check and not is_at_hand(device):
+    if check and device.name != devices.at_hand():
         raise UserError(f"--check measures this machine, and {device.name} is not its device; leave one of the two out")
     counted = count(params, workspace)
     in_order = sorted(works(counted, device), key=lambda work: ORDER.index(work.stage))
     measured = measured_seconds(counted.params, device) if check else {}
-    return "\n\n".join(
-        [
-            _head(counted),
-            as_text(list(_stage_rows(counted, in_order, device, num_devices, measured))),
-            as_text(list(_memory_rows(counted, device, num_devices))),
-            _assumptions(counted, in_order, device, num_devices),
-        ]
-    )
+    tables = [list(_stage_rows(counted, in_order, device, num_devices, measured))]
+    if params.diffusion.source == "train":
+        tables.append(list(_memory_rows(counted, device, num_devices)))
+    return "\n\n".join([_head(counted), *map(as_text, tables), _assumptions(counted, in_order, device, num_devices)])
 
 
 def _head(counted: Counted) -> str:
@@ -273,11 +269,12 @@ def _stage_rows(
     counted: Counted, in_order: list[Work], device: Device, num_devices: int, measured: dict[str, float]
 ) -> Iterator[list[str]]:
     """Of each stage; the last column is the measured time per image divided by the estimated one."""
-    sizes = result_bytes(counted.params, counted.shape, counted.num_train or 0, counted.num_parameters)
+    num_train = 0 if counted.num_images is None else counted.num_images[0]
+    sizes = result_bytes(counted.params, counted.shape, num_train, counted.num_parameters)
     yield ["stage", "what", "TFLOP", "hours", "GB on disk", *(["measured / estimated"] if measured else [])]
     hours = 0.0
     for work in in_order:
-        spent = work.seconds(device, num_devices if work.stage in PARALLEL else 1) / 3600
+        spent = work.seconds(device, num_devices) / 3600
         hours += spent
         row = [work.stage, work.what, f"{work.flops / 1e12:,.4g}" if work.flops else "-", f"{spent:,.3g}"]
         row.append(f"{sizes[work.stage] / 1e9:,.3g}" if sizes.get(work.stage) else "-")
@@ -324,12 +321,17 @@ def _assumptions(counted: Counted, in_order: list[Work], device: Device, num_dev
     lines = [
         f"{num_devices} x {device.name}: {device.bf16 / 1e12:,.4g} TFLOP/s in bf16 and {device.float32 / 1e12:,.4g} in float32 ({device.source}); "
         f"taken as reached, TFLOP/s: {speeds}",
-        f"images are read at {READ_PER_CORE:g} per second and CPU core, by {device.cores} cores per device, while networks compute",
+        f"images are read at {READ_PER_CORE:g} per second and CPU core, by {device.cores} cores per device"
+        + (", while networks compute" if device.is_gpu else ""),
         f"activations: {ACTIVATION_BYTES[device.is_gpu, counted.params.runtime.diffusion.compile]} bytes per image, block, token and channel, "
         "from measured peaks without activation checkpointing (docs/benchmarks.md)",
     ]
-    if counted.num_train is None:
+    if counted.num_images is None:
         lines.append("the number of images is not known, so the stages that read them are left out")
     if SAMPLERS[counted.params.sample.sampler].adaptive:
         lines.append(f"an adaptive sampler is taken to need {flops.ADAPTIVE_EVALUATIONS} evaluations per trajectory")
+    if counted.params.sample.guidance.kind == "autoguidance":
+        lines.append(
+            "the weak model of AutoGuidance is taken to cost as much as the model, so sampling takes less if it is smaller"
+        )
     return "assumed\n" + "\n".join(f"  {line}" for line in lines)

@@ -18,6 +18,7 @@ from sfd.bench.networks import (
 from sfd.bench.workloads import OneBatch, training_flops
 from sfd.diffusion.guidance import guided_velocity
 from sfd.encoders.judges.judge import judge_class
+from sfd.encoders.semantic.encoder import semantic_class
 from sfd.encoders.timm_networks import describe, judge_network, rebuild
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
@@ -25,8 +26,9 @@ from sfd.generation.images import build_sampler, build_scales
 from sfd.generation.schedules import build_schedule, middle_schedule
 from sfd.models.backbone import build_backbone
 from sfd.names import SAMPLERS
-from sfd.params import JudgeParams, Params
+from sfd.params import JudgeParams, LearntParams, Params
 from sfd.pipeline.diffusion import wants_features
+from sfd.pipeline.schedule import probe_params
 
 ADAPTIVE_EVALUATIONS = 100
 """Evaluations of the network per trajectory that an adaptive solver is taken to need; they depend on the weights. The digits need 120, guided."""
@@ -34,10 +36,23 @@ BACKWARD = 2
 """Operations of a backward pass, in forward passes; for the small networks, which are counted forward only."""
 
 
-def train_step(params: Params, shape: LatentShape) -> int:
-    """Of a training step of the diffusion model, per image: forward and backward."""
+def train_step(params: Params, shape: LatentShape) -> float:
+    """Of a training step of the diffusion model, per image: forward and backward.
+
+    On average over the training, whose last steps show all tokens to all blocks with ``diffusion.sparse_deep``.
+    """
     image = OneBatch(shape, 1, wants_features(params, "stored"), params.seed)
-    return training_flops(params, shape, image)
+    first, sparse = training_flops(params, shape, image), params.diffusion.sparse_deep
+    if sparse is None or sparse.full_token_steps == 0:
+        return first
+    steps = params.diffusion.training.num_steps
+    share = sparse.full_token_steps / steps
+    return (1 - share) * first + share * training_flops(params, shape, image, at_step=steps - 1)
+
+
+def probe_step(params: Params, learnt: LearntParams, shape: LatentShape) -> float:
+    """Of a step of the probe that learns the schedule, per image."""
+    return train_step(probe_params(params, learnt), shape)
 
 
 def evaluation(params: Params, shape: LatentShape) -> int:
@@ -69,8 +84,10 @@ def evaluations(params: Params) -> int:
 
 def features(params: Params) -> int:
     """Of the vision encoder, per view of an image; 0 where nothing needs it."""
-    if not params.needs_features:
-        return 0
+    return _encoder(params) if params.needs_features else 0
+
+
+def _encoder(params: Params) -> int:
     with torch.device("meta"):
         encoder = random_encoder(params.encoder, params.seed)
     return _count(partial(encoder, _image(params)))
@@ -101,13 +118,23 @@ def texture(params: Params, shape: LatentShape) -> tuple[int, int]:
 def texture_step(params: Params, both: int) -> int:
     """Of a training step of the texture VAE, or of the network on a fitted one, per image; 0 if none is trained. ``both``: of its two parts."""
     chosen = params.texture_vae
-    if chosen.training is None or not (chosen.source == "train" or chosen.is_fitted):
+    if not chosen.is_trained:
         return 0
+    # The features of the image and of its reconstruction, and back to the latter's pixels: the encoder is frozen.
+    compared = 3 * _encoder(params) if chosen.perceptual_weight > 0.0 else 0
     if chosen.source == "train":
-        return (1 + BACKWARD) * both
+        return (1 + BACKWARD) * both + compared
     with torch.device("meta"):
         network = ResidualDecoder(chosen.block_size, chosen.residual_width)
-    return (1 + BACKWARD) * _count(partial(network, _image(params).float()))
+    return (1 + BACKWARD) * _count(partial(network, _image(params).float())) + compared
+
+
+def semantic_step(params: Params, both: int) -> int:
+    """Of a training step of the semantic encoder, per view of an image; 0 if none is trained. ``both``: of its two parts."""
+    chosen = params.semantic
+    if chosen.kind == "none" or chosen.file is not None or not semantic_class(chosen.kind).is_trained:
+        return 0
+    return (1 + BACKWARD) * both
 
 
 def semantic(params: Params, shape: LatentShape) -> tuple[int, int]:

@@ -20,8 +20,12 @@ from sfd.sizes import SIZES
 from sfd.tables import as_text
 from sfd.workspace import Workspace
 
-IMAGENET_TRAIN = 1_281_167
-"""Training images of ImageNet, which are not counted: a walk through so many files takes minutes."""
+IMAGENET = 1_281_167, 50_000
+"""Training and validation images of ImageNet, which are not counted: a walk through so many files takes minutes."""
+DIGITS = 1797
+"""Images of the built-in data set."""
+Numbers = tuple[int, int]
+"""Of training and of held-out images."""
 SECTIONS = ("encoder", "texture_vae", "judges", "semantic", "diffusion", "sample", "evaluate")
 """Sections that may name files."""
 STATE_BYTES, CHECKPOINT_BYTES, WEIGHT_BYTES = 20, 16, 4
@@ -70,7 +74,8 @@ def check_preset(name: str, workspace: Workspace, own: Params | None) -> tuple[s
 
 def needs(params: Params, workspace: Workspace, machine: Machine) -> list[Need]:
     """Everything that the parameters need: files, disk, memory, hubs."""
-    images, num_train = _images(params, workspace)
+    images, numbers = _images(params, workspace)
+    num_train = None if numbers is None else numbers[0]
     shape = latent_shape(workspace.resolve_paths(params))
     with torch.device("meta"):
         network = build_backbone(bench_config(params, shape))
@@ -84,11 +89,11 @@ def needs(params: Params, workspace: Workspace, machine: Machine) -> list[Need]:
     ]
 
 
-def _images(params: Params, workspace: Workspace) -> tuple[list[Need], int | None]:
-    """The images, and the number of training images; None if it is not known."""
+def _images(params: Params, workspace: Workspace) -> tuple[list[Need], Numbers | None]:
+    """The images, and their numbers; None if these are not known."""
     data = params.data
     if data.source == "digits":
-        return [Need("images", "built in", "built in")], 1400
+        return [Need("images", "built in", "built in")], _divided(DIGITS, params)
     root = workspace.resolve(data.root)
     if data.source == "huggingface" and not root.exists():
         return [], None  # a name on the hub, see _hubs
@@ -98,21 +103,29 @@ def _images(params: Params, workspace: Workspace) -> tuple[list[Need], int | Non
             params
         )
     if data.layout == "splits":
-        return [_split_folders(root, needed)], _expected(params) or _count(root)
-    count = _expected(params) or _count(root)
-    found = "nothing in it" if count == 0 else f"{count:,} files" if _expected(params) is None else "a folder"
-    return [Need("images", needed, found, "put them there, or change data.root" if count == 0 else "")], count
+        return [_split_folders(root, needed)], _expected(params) or (_count(root, TRAIN), _count(root, HELDOUT))
+    count = _count(root)
+    found = "nothing in it" if count == 0 else f"{count:,} files"
+    remedy = "put them there, or change data.root" if count == 0 else ""
+    holds_one_each = data.source == "folder"  # the files of other sources hold many
+    return [Need("images", needed, found, remedy)], _divided(count, params) if holds_one_each else None
 
 
-def num_training_images(params: Params, workspace: Workspace) -> int | None:
-    """The number of training images, as nearly as it is known without reading them; None if it is not."""
+def image_numbers(params: Params, workspace: Workspace) -> Numbers | None:
+    """The numbers of training and held-out images, as nearly as they are known without reading them; None if they are not."""
     return _images(params, workspace)[1]
 
 
-def _expected(params: Params) -> int | None:
-    """ImageNet's number of training images, if the parameters read it as the presets do."""
+def _divided(count: int, params: Params) -> Numbers:
+    """``count`` images, divided as ``data.holdout_fraction`` says."""
+    heldout = round(params.data.holdout_fraction * count)
+    return count - heldout, heldout
+
+
+def _expected(params: Params) -> Numbers | None:
+    """ImageNet's numbers, if the parameters read it as the presets do."""
     is_imagenet = params.data.layout == "splits" and (params.tracking.experiment or "").startswith("sfd-imagenet")
-    return IMAGENET_TRAIN if is_imagenet else None
+    return IMAGENET if is_imagenet else None
 
 
 def _split_folders(root: Path, needed: str) -> Need:
@@ -125,8 +138,10 @@ def _split_folders(root: Path, needed: str) -> Need:
     return Need("images", needed, found, "" if all(counts.values()) else "put the images of both splits there")
 
 
-def _count(root: Path) -> int:
-    """Files at or below a path."""
+def _count(root: Path, split: str | None = None) -> int:
+    """Files at or below a path; of one split: in the folders of this one that are named so."""
+    if split is not None:
+        return sum(_count(folder) for folder in root.iterdir() if folder.is_dir() and split_of(folder.name) == split)
     return sum(len(files) for _, _, files in os.walk(root)) if root.is_dir() else 1
 
 
@@ -162,10 +177,11 @@ def result_bytes(params: Params, shape: LatentShape, num_train: int, num_paramet
     latent = 2 * prod(shape.latent) + (feature if params.latents.store_features else 0)
     training, sample = params.diffusion.training, params.sample
     kept = 0 if training.keep_every is None else training.num_steps // training.keep_every
+    on_the_way = 0 if params.diffusion.source == "file" else 2 * CHECKPOINT_BYTES + kept * WEIGHT_BYTES
     return {
         "features": stored * (1 + (params.data.mirror and params.features.mirror)) * seen,
         "latents": num_train * views * latent,
-        "diffusion": num_parameters * (2 * CHECKPOINT_BYTES + (1 + kept) * WEIGHT_BYTES),
+        "diffusion": num_parameters * (WEIGHT_BYTES + on_the_way),
         "sample": sample.num_images * PNG_BYTES * params.data.image_size**2,
         "register": num_parameters * WEIGHT_BYTES,
     }
