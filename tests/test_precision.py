@@ -17,6 +17,7 @@ SOURCE = Path(precision.__file__).parent
 TRAINED_HERE = {
     "bench/workloads.py",
     "pipeline/diffusion.py",
+    "pipeline/schedule.py",
     "pipeline/semantic.py",
     "pipeline/texture_vae.py",
     "planning/timing.py",
@@ -37,7 +38,7 @@ def unknown_machine() -> Iterator[None]:
     probe_cpu.cache_clear()
 
 
-def machine(patch: pytest.MonkeyPatch, flags: str, found: Probe | None, auto: bool = True) -> list[None]:
+def machine(patch: pytest.MonkeyPatch, flags: str, found: Probe | None) -> list[None]:
     """A CPU that announces ``flags`` and whose trial ends with ``found``; returns a list that grows with every trial."""
     tried: list[None] = []
 
@@ -47,14 +48,13 @@ def machine(patch: pytest.MonkeyPatch, flags: str, found: Probe | None, auto: bo
 
     patch.setattr(precision, "cpu_flags", lambda: frozenset(flags.split()))
     patch.setattr(precision, "probe_cpu", probe)
-    patch.setattr(precision, "AUTO_BF16_ON_CPU", auto)
     return tried
 
 
 def test_fp32_is_float32_everywhere_and_auto_on_a_cpu_is_float32_without_a_trial(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tried = machine(monkeypatch, "amx_bf16 avx512_bf16", FASTER, auto=precision.AUTO_BF16_ON_CPU)
+    tried = machine(monkeypatch, "amx_bf16 avx512_bf16", FASTER)
     choices: tuple[tuple[Precision, torch.device], ...] = (("fp32", CPU), ("fp32", CUDA), ("auto", CPU))
     assert [computing_type(*choice) for choice in choices] == [torch.float32] * 3 and not tried
 
@@ -62,25 +62,25 @@ def test_fp32_is_float32_everywhere_and_auto_on_a_cpu_is_float32_without_a_trial
 @pytest.mark.parametrize(
     ("flags", "found", "chosen"),
     [
-        ("avx512_bf16", FASTER, torch.bfloat16),
-        ("amx_bf16", FASTER, torch.bfloat16),
-        ("avx512_bf16", SLOWER, torch.float32),
-        ("amx_bf16", None, torch.float32),
-        ("", FASTER, torch.float32),
+        ("avx512_bf16", FASTER, True),
+        ("amx_bf16", FASTER, True),
+        ("avx512_bf16", SLOWER, False),
+        ("amx_bf16", None, False),
+        ("", FASTER, False),
     ],
 )
-def test_where_auto_may_choose_it_bf16_is_taken_on_a_cpu_that_announces_it_survives_it_and_is_faster_in_it(
-    monkeypatch: pytest.MonkeyPatch, flags: str, found: Probe | None, chosen: torch.dtype
+def test_bf16_pays_on_a_cpu_that_announces_it_survives_it_and_is_faster_in_it(
+    monkeypatch: pytest.MonkeyPatch, flags: str, found: Probe | None, chosen: bool
 ) -> None:
     tried = machine(monkeypatch, flags, found)
-    assert computing_type("auto", CPU) == chosen and len(tried) == bool(flags)
+    assert bf16_pays() == chosen and len(tried) == bool(flags)
 
 
 def test_bf16_is_obeyed_on_a_cpu_and_refused_in_words_where_a_trial_died_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, found in (("", None), ("avx512_bf16", None), ("amx_bf16", SLOWER)):
-        machine(monkeypatch, flags, found, auto=False)
+        machine(monkeypatch, flags, found)
         assert computing_type("bf16", CPU) == torch.bfloat16
-    machine(monkeypatch, "amx_bf16 avx512_bf16", None, auto=False)
+    machine(monkeypatch, "amx_bf16 avx512_bf16", None)
     with pytest.raises(
         UserError, match="ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment, or write precision: fp32"
     ):
@@ -171,13 +171,13 @@ def test_options_say_how_networks_are_called_and_records_by_what_they_were_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(precision, "inference_device", lambda: CPU)
-    machine(monkeypatch, "avx512_bf16", FASTER, auto=False)
+    machine(monkeypatch, "avx512_bf16", FASTER)
     runtime = InferenceRuntime(precision="bf16", compile="reduce-overhead")
     assert Inference.of(runtime) == Inference(CPU, torch.bfloat16, exact=False, mode="reduce-overhead")
     assert Inference.of(InferenceRuntime()) == Inference(CPU, exact=False)
     assert Inference.of(InferenceRuntime(precision="fp32")) == Inference.float32() == Inference(CPU, exact=True)
     assert Inference.recorded("fp32") == Inference(CPU) and Inference.recorded("bf16") == BF16
-    machine(monkeypatch, "amx_bf16", None, auto=False)
+    machine(monkeypatch, "amx_bf16", None)
     assert Inference.recorded("bf16").dtype == torch.float32, "a model of another machine is drawn from all the same"
 
 

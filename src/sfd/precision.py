@@ -2,7 +2,7 @@
 
 | ``precision`` | on a GPU | on a CPU |
 |---|---|---|
-| ``auto`` | bf16 where the GPU has it, else float32 | float32; bf16 if :data:`AUTO_BF16_ON_CPU` and :func:`bf16_pays` |
+| ``auto`` | bf16 where the GPU has it, else float32 | float32 |
 | ``bf16`` | bf16 | bf16 |
 | ``fp32`` | float32 without TF32 | float32 |
 
@@ -28,9 +28,6 @@ from torch.utils._pytree import tree_map_only
 from sfd.errors import UserError
 from sfd.params import CompileMode, ComputedIn, InferenceRuntime, Precision
 from sfd.processes import inference_device
-
-AUTO_BF16_ON_CPU = False
-"""Whether ``auto`` chooses bf16 on a CPU that has it. `benchmarks/precision.py` measures what that does to a model of the digits."""
 
 HAS_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """Flags of a processor that multiplies in bf16, as Linux names them. ``amx_bf16`` is the one that some virtual machines announce wrongly."""
@@ -87,7 +84,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def bf16_pays() -> bool:
-    """Whether this CPU announces bf16, survives it, and is faster in it than in float32."""
+    """Whether this CPU announces bf16, survives it, and is faster in it than in float32: in products of large matrices, if not in a training."""
     found = probe_cpu() if cpu_flags() else None
     return found is not None and found.bf16 < found.fp32
 
@@ -112,11 +109,8 @@ def computing_type(precision: Precision, device: torch.device) -> torch.dtype:
                 "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment, or write precision: fp32"
             )
         return torch.bfloat16
-    if device.type == "cpu":
-        pays = AUTO_BF16_ON_CPU and bf16_pays()
-    else:
-        pays = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if pays else torch.float32
+    has_bf16 = device.type != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 @contextmanager

@@ -189,6 +189,15 @@ def test_the_network_on_top_of_the_tokenizer_and_the_samples_take_their_share_an
     assert 200 <= params.sample.num_images < 700 and "would take more than 15%" in made.reasons["samples"]
 
 
+def test_a_size_that_a_cpu_trains_quicker_in_bf16_is_planned_so_and_the_others_are_not() -> None:
+    quicker = replace(TIMES, step=TIMES.step | {"XS": 0.3}, step_fp32={"XS": 0.4})
+    made, params = plan(report(EMOJI), OFFLINE, 2.0, quicker)
+    assert (params.diffusion.model.size, params.diffusion.training.precision) == ("XS", "bf16")
+    assert "a step takes 0.3 s, in float32 0.4 s" in made.reasons["precision"]
+    made, params = plan(report(EMOJI), OFFLINE, 2.0)
+    assert params.diffusion.training.precision == "auto" and "precision" not in made.reasons
+
+
 def test_more_passes_over_few_images_than_are_worth_it_are_not_planned() -> None:
     made, params = plan(report({"a": 100, "b": 100}), GPU, 24.0, FAST)
     assert made.hours < 24 and "not used up" in made.reasons["steps"] and "near copies" in made.quality

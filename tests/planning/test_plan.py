@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import draw_images, small_params
@@ -10,8 +11,8 @@ from typer.testing import CliRunner
 
 from sfd import cli
 from sfd.errors import UserError
-from sfd.params import load_params, parse_params
-from sfd.planning import plan
+from sfd.params import Params, load_params, parse_params
+from sfd.planning import plan, timing
 from sfd.planning.machine import Machine, read_machine
 from sfd.planning.timing import Timings, time_networks
 from sfd.workspace import Workspace
@@ -163,6 +164,24 @@ def test_this_machine_is_read_and_a_hub_that_is_off_does_not_answer(
     found = read_machine(tmp_path / "not" / "there")
     assert found.cores >= 1 and found.memory_gb > 1 and found.disk_gb > 0 and not found.has_hub
     assert "the model hub does not answer" in str(found)
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, ["XS", "S"]), (False, [])])
+def test_on_a_cpu_with_bf16_each_size_is_timed_in_both_precisions_and_larger_ones_follow(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: list[str]
+) -> None:
+    seconds = {"tiny": {"auto": 0.1, "bf16": 0.12}, "XS": {"auto": 0.4, "bf16": 0.32}}
+
+    def measure(params: Params, _batch: int | None, _steps: int) -> list[SimpleNamespace]:
+        model, training = params.diffusion.model, params.diffusion.training
+        return [SimpleNamespace(median_seconds=seconds[model.size][training.precision])]
+
+    monkeypatch.setattr(timing, "bf16_pays", lambda: has_bf16)
+    monkeypatch.setattr(timing, "measure_train", measure)
+    monkeypatch.setattr(timing, "_draw_seconds", lambda _params: 0.1)
+    step, _, step_fp32 = timing._time_sizes(parse_params(small_params()), ("tiny", "XS", "S"))
+    assert list(step_fp32) == expected and step["tiny"] == 0.1 and step["XS"] == (0.32 if has_bf16 else 0.4)
+    assert not has_bf16 or step_fp32["S"] / step["S"] == pytest.approx(0.4 / 0.32)
 
 
 @pytest.mark.long

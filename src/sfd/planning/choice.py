@@ -123,6 +123,9 @@ def choose(problem: Problem, hours: float) -> Plan:
         + ("what the hours leave" if steps < most else "more would only repeat them, so the hours are not used up"),
         "samples": f"{num_samples:,}: " + _why_samples(problem, num_samples),
     }
+    if size in problem.timings.step_fp32:
+        seconds, slower = problem.timings.step[size], problem.timings.step_fp32[size]
+        reasons["precision"] = f"bf16: this processor has it; a step takes {seconds:.2g} s, in float32 {slower:.2g} s"
     gates, reasons["gates"] = _gates(problem, num_samples)
     changes = _changes(problem, size, num_samples, steps, residual) | {"register": {"gates": gates}}
     return Plan(changes, reasons, all_costs, _quality(problem, size, steps, epochs))
@@ -261,6 +264,7 @@ def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual
         "weight_decay": 0.01,
         "ema_decay": round(min(0.9999, 1 - 20 / steps), 4),
         "max_grad_norm": 1.0,
+        "precision": "bf16" if size in problem.timings.step_fp32 else "auto",
     }
     changes.setdefault("sample", {})["num_images"] = num_samples
     every = max(50, round(60 / problem.timings.step[size], -1))

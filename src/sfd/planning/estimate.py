@@ -18,7 +18,6 @@ from sfd.pipeline.stage import PARALLEL
 from sfd.planning import devices, flops
 from sfd.planning.devices import BF16, FLOAT32, READ_PER_CORE, Device, device_named
 from sfd.planning.needs import ACTIVATION_BYTES, Numbers, image_gb, image_numbers, result_bytes, tokens
-from sfd.precision import AUTO_BF16_ON_CPU
 from sfd.tables import as_text
 from sfd.training.optimizer import block_matrices
 from sfd.workspace import Workspace
@@ -215,8 +214,7 @@ def _training(
 
 def _dtype(precision: Precision, device: Device) -> str:
     """As :func:`sfd.precision.computing_type` decides on a GPU with bf16, or on a CPU."""
-    is_auto = precision == "auto" and (device.is_gpu or AUTO_BF16_ON_CPU)
-    return BF16 if precision == "bf16" or is_auto else FLOAT32
+    return BF16 if precision == "bf16" or (precision == "auto" and device.is_gpu) else FLOAT32
 
 
 def measured_seconds(params: Params, device: Device) -> dict[str, float]:

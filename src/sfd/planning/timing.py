@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
 from sfd.params import Params, TrainingParams, with_values
 from sfd.pixels import to_pixels
-from sfd.precision import Inference
+from sfd.precision import Inference, bf16_pays
 from sfd.processes import inference_device
 from sfd.seeding import generator
 from sfd.sizes import SIZES
@@ -30,6 +30,8 @@ STEPS = 3
 """Measured steps of each kind, after as many to warm up; medians count."""
 SLOW_STEP = 0.3
 """After a step that took so many seconds, larger sizes are not timed: their time follows from their number of weights."""
+BF16_GAIN = 0.95
+"""A training is in bf16 on a CPU if a step takes at most this share of one in float32: small networks lose more by the casts than they gain."""
 BATCH = 16
 """Images per call of a frozen network."""
 _IMPORTS = "import mlflow, timm, diffusers, sfd.pipeline.stage"
@@ -42,7 +44,7 @@ class Timings:
     Attributes:
         start: a stage needs to start.
         read: reading an image.
-        step: a training step of the diffusion model, by size.
+        step: a training step of the diffusion model, by size, in the quicker precision.
         draw: drawing an image, by size.
         encode: making the latents of one view of an image.
         features: the encoder alone.
@@ -54,6 +56,7 @@ class Timings:
         tokens: latent positions of an image.
         latent_channels: of texture and semantics.
         feature_dim: channels of the encoder's features; 0 without.
+        step_fp32: a training step in float32 of the sizes that a CPU trains in bf16.
     """
 
     start: float
@@ -70,6 +73,7 @@ class Timings:
     tokens: int = 64
     latent_channels: int = 20
     feature_dim: int = 0
+    step_fp32: dict[str, float] = field(default_factory=dict)
 
     def step_of(self, size: str) -> float:
         """Of a training step in any size: that of the nearest size in :attr:`step`, in proportion to the weights."""
@@ -81,7 +85,7 @@ class Timings:
 def time_networks(params: Params, sizes: tuple[str, ...], read: float) -> Timings:
     """Times the networks of these parameters, and the diffusion model in each of the sizes. ``read``: seconds to read an image."""
     shape = latent_shape(params)
-    step, draw = _time_sizes(params, sizes)
+    step, draw, step_fp32 = _time_sizes(params, sizes)
     encoder_step = judge_step = 0.0
     if params.encoder.source == "train":
         encoder = TrainableEncoder(params.encoder, 2, params.seed)
@@ -104,23 +108,34 @@ def time_networks(params: Params, sizes: tuple[str, ...], read: float) -> Timing
         tokens=shape.grid**2,
         latent_channels=shape.latent[0],
         feature_dim=shape.feature_dim,
+        step_fp32=step_fp32,
     )
 
 
-def _time_sizes(params: Params, sizes: tuple[str, ...]) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds per training step, and per drawn image, by size."""
+def _time_sizes(params: Params, sizes: tuple[str, ...]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Seconds by size: ``step``, ``draw`` and ``step_fp32`` of :class:`Timings`."""
     step: dict[str, float] = {}
     draw: dict[str, float] = {}
+    step_fp32: dict[str, float] = {}
     largest = sizes[0]
+    tries_bf16 = inference_device().type == "cpu" and bf16_pays()
     for size in sizes:
         if step and step[largest] > SLOW_STEP:
-            ratio = _weight(size) / _weight(largest)
-            step[size], draw[size] = step[largest] * ratio, draw[largest] * ratio
+            for known in (step, draw, step_fp32):
+                if largest in known:
+                    known[size] = known[largest] * _weight(size) / _weight(largest)
             continue
         largest, sized = size, with_values(params, {"diffusion.model.size": size})
-        step[size] = measure_train(sized, None, STEPS)[0].median_seconds
-        draw[size] = _draw_seconds(sized)
-    return step, draw
+        step[size], draw[size] = _train_seconds(sized), _draw_seconds(sized)
+        if tries_bf16:
+            rounded = _train_seconds(with_values(sized, {"diffusion.training.precision": "bf16"}))
+            if rounded <= BF16_GAIN * step[size]:
+                step[size], step_fp32[size] = rounded, step[size]
+    return step, draw, step_fp32
+
+
+def _train_seconds(params: Params) -> float:
+    return measure_train(params, None, STEPS)[0].median_seconds
 
 
 def _weight(size: str) -> int:
