@@ -66,7 +66,7 @@ SHARED: Values = {
     "sample.step": None,
     "sample.ema_decay": None,
     "tune.kind": "training",
-    "tune.objectives": [],
+    "tune.objectives": ["fd"],
     "tune.repeats": 1,
 }
 LOOKS = 4

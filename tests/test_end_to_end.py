@@ -124,6 +124,7 @@ def test_an_option_of_prepare_that_changes_no_image_reruns_prepare_alone(project
     project.repro("prepare")
 
 
+@pytest.mark.long
 def test_a_caption_beside_an_image_reruns_prepare_alone(project: Project) -> None:
     caption = next((project.folder / "own images").rglob("*.png")).with_suffix(".txt")
     caption.write_text("stripes")

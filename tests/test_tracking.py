@@ -294,6 +294,7 @@ def test_no_thread_beside_the_main_one_changes_the_environment(project: Workspac
     assert [line for line in changes if not line.endswith("in MainThread")] == []
 
 
+@pytest.mark.long
 def test_training_goes_on_while_the_server_is_killed_and_every_point_arrives_once(
     project: Workspace, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,7 +90,9 @@ def test_who_looked_too_late_does_not_remove_the_lock_of_a_quicker_one(monkeypat
     assert names() == [LOCK]
 
 
-@pytest.mark.parametrize("is_left", [False, True], ids=["free", "left by a dead process"])
+@pytest.mark.parametrize(
+    "is_left", [pytest.param(False, id="free", marks=pytest.mark.long), pytest.param(True, id="left by a dead process")]
+)
 def test_of_processes_that_start_together_exactly_one_gets_the_lock(is_left: bool) -> None:
     if is_left:
         hold(pid=dead_pid())

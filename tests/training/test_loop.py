@@ -453,6 +453,7 @@ def end_group(process: "subprocess.Popen[str]", number: signal.Signals, times: i
 
 
 @pytest.mark.parametrize(("number", "times", "status"), [(signal.SIGTERM, 1, 143), (signal.SIGINT, 3, 130)])
+@pytest.mark.long
 def test_a_signal_to_all_processes_of_a_training_that_reads_ahead_loses_no_step_and_says_one_line(
     uninterrupted: list[bytes], tmp_path: Path, number: signal.Signals, times: int, status: int
 ) -> None:
