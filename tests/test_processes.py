@@ -16,7 +16,7 @@ import torch
 from sfd.data.shards import Shard, missing_shards, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 from sfd.pipeline.stage import stage
-from sfd.processes import barrier, claim_message, rank, terminable, world_size
+from sfd.processes import barrier, claim_message, in_one_piece, rank, terminable, world_size
 
 pytestmark = pytest.mark.long
 
@@ -210,6 +210,17 @@ def test_a_signal_to_end_shows_no_traceback_and_leaves_nothing_locked_whenever_i
     said, ended_later = done.stderr.splitlines(), found.count(-number)
     assert set(said) == {"interrupted"}, "no traceback"
     assert found.count(128 + number) <= len(said) <= found.count(128 + number) + ended_later, "one line each"
+
+
+def test_what_must_be_done_in_one_piece_is_done_before_a_signal_ends_the_program() -> None:
+    done = []
+    with pytest.raises(SystemExit) as ending, terminable():
+        with in_one_piece():
+            with in_one_piece():
+                os.kill(os.getpid(), signal.SIGTERM)
+            done.append("whole")
+        done.append("more")
+    assert ending.value.code == 128 + signal.SIGTERM and done == ["whole"]
 
 
 def test_after_a_block_that_sigterm_ends_the_handler_that_stood_before_is_back() -> None:

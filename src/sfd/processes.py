@@ -119,6 +119,29 @@ class Terminated(SystemExit):
         _ending.set()
 
 
+class _Held(threading.local):
+    """Of each thread, though only the main one gets signals: how many blocks of :func:`in_one_piece` it is in, and the first signal since."""
+
+    blocks = 0
+    number: int | None = None
+
+
+_held = _Held()
+
+
+@contextmanager
+def in_one_piece() -> Iterator[None]:
+    """A signal within the block raises :class:`Terminated` at its end instead: for what must not be left halfway, as a transaction."""
+    _held.blocks += 1
+    try:
+        yield
+    finally:
+        _held.blocks -= 1
+        if not _held.blocks and _held.number is not None:
+            number, _held.number = _held.number, None
+            raise Terminated(number)
+
+
 def say_at_once(line: str) -> None:
     """Prints a line on stderr from a signal's handler, which may have come in the middle of another print; in process 0 alone."""
     if rank() == 0:
@@ -145,19 +168,24 @@ def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None
 def terminable(said: str = "interrupted") -> Iterator[None]:
     """SIGTERM and Ctrl-C raise :class:`Terminated` in the block, once; later signals are ignored. Ctrl-C prints ``said``.
 
+    Within :func:`in_one_piece` they wait for its end.
+
     After the block the previous handlers are back. By default the process then ends at once and prints nothing, even if the interpreter
     is shutting down. Python may run a handler inside a destructor, which cannot pass an exception on and would print it: then the
     signal is sent again a moment later.
     """
     hook, lines = sys.unraisablehook, [said]
     _ending.clear()
+    _held.number = None
 
     def terminate(number: int, _frame: object) -> None:
         if _ending.is_set():
             return
         if number == signal.SIGINT and lines:
             say_at_once(lines.pop())
-        raise Terminated(number)
+        if not _held.blocks:
+            raise Terminated(number)
+        _held.number = number
 
     def send(number: int) -> None:
         _ending.clear()

@@ -22,6 +22,7 @@ from support import own_time, wait_until
 import sfd.seeding  # noqa: F401  (with torch once, here, instead of in every child)
 from sfd.errors import UserError, redact
 from sfd.params import TuneParams
+from sfd.processes import terminable
 from sfd.tuning import queue as tuning_queue
 from sfd.tuning.queue import INTERRUPTED, LOST, Queue, run
 from sfd.tuning.storage import check_storage, expand, open_storage
@@ -569,3 +570,22 @@ def test_storages_are_checked_before_optuna_is_imported(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["UserError", "False", "False"]
+
+
+def test_a_signal_in_a_transaction_waits_for_its_end(database: str) -> None:
+    import sqlalchemy
+
+    queue = create(database)
+
+    def end_program(_connection: sqlalchemy.Connection) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    study_id = queue.study._study_id
+    sqlalchemy.event.listen(sqlalchemy.Engine, "begin", end_program)
+    try:
+        with pytest.raises(SystemExit), terminable():
+            queue.storage.set_study_user_attr(study_id, "said", "whole")
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "begin", end_program)
+    queue.storage.set_study_user_attr(study_id, "then", "more")
+    assert open_storage(database).get_study_user_attrs(study_id).items() >= {"said": "whole", "then": "more"}.items()

@@ -1,5 +1,6 @@
 """The storage of a study: SQLite, a journal file or PostgreSQL. It is checked before Optuna is imported, then opened."""
 
+import functools
 import json
 import os
 import re
@@ -7,13 +8,15 @@ import sqlite3
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from sfd.errors import UserError, keep_secret, redact
 from sfd.params import JOURNAL, POSTGRES, SQLITE, VARIABLE, check_storage_address
+from sfd.processes import in_one_piece
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -159,11 +162,11 @@ def open_storage(url: str) -> "BaseStorage":
         from optuna.storages.journal import JournalFileBackend
 
         # Absolute, because the lock is a symbolic link to the path. A relative link leads nowhere, and is never recognised as stale.
-        return optuna.storages.JournalStorage(JournalFileBackend(str(_path(url).absolute())))
+        return _whole(optuna.storages.JournalStorage(JournalFileBackend(str(_path(url).absolute()))))
     tries = OPENING_TRIES
     while True:
         try:
-            return _open_database(url)
+            return _whole(_open_database(url))
         except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
             # Another worker may be creating the tables at the same time; then the next try finds them.
             tries -= 1
@@ -176,6 +179,23 @@ def open_storage(url: str) -> "BaseStorage":
                 f"tune.storage `{redact(url)}` holds tables of another Optuna version or program: {one_line(error)}; "
                 "name another one"
             ) from None
+
+
+def _whole(storage: "BaseStorage") -> "BaseStorage":
+    """The storage, whose operations a signal does not cut: half a transaction would keep its lock, and the next operation would not get it."""
+    from optuna.storages import BaseStorage
+
+    def whole(operation: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(operation)
+        def run(*arguments: Any, **named: Any) -> Any:
+            with in_one_piece():
+                return operation(*arguments, **named)
+
+        return run
+
+    for name in (name for name in dir(BaseStorage) if not name.startswith("_")):
+        setattr(storage, name, whole(getattr(storage, name)))
+    return storage
 
 
 def _open_database(url: str) -> "BaseStorage":
