@@ -30,8 +30,8 @@ def module() -> ModuleType:
     return loaded("gpu_check")
 
 
-def check(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    own = environment(forked=False)
+def check(*arguments: str, forked: bool = False) -> "subprocess.CompletedProcess[str]":
+    own = environment(forked=forked)
     return subprocess.run([str(SCRIPT), *arguments], env=own, capture_output=True, text=True)
 
 
@@ -139,7 +139,9 @@ def test_the_jobs_of_the_bench_need_no_other_packages_than_their_parts_name(tmp_
 @pytest.mark.long
 def test_every_stage_and_every_job_of_the_bench_pass_at_tiny_size(tmp_path: Path) -> None:
     target = tmp_path / "numbers.json"
-    done = check("--cpu", "--only", "machine,stages,train,sample,latents,load,encoders,vae", "--json", str(target))
+    done = check(
+        "--cpu", "--only", "machine,stages,train,sample,latents,load,encoders,vae", "--json", str(target), forked=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(target.read_text())["rows"]
     checks = {row["name"]: row for row in rows if row["kind"] == "check"}

@@ -12,7 +12,7 @@ from support import Project, finished_project, wait_until
 
 pytestmark = pytest.mark.long
 KILLS = 20
-NUM_STEPS = 500
+NUM_STEPS = 280
 
 
 def change(project: Project, num_steps: int = NUM_STEPS, **runtime: int) -> None:
