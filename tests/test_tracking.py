@@ -264,6 +264,7 @@ def test_a_refused_record_is_told_once_kept_and_does_not_hold_up_other_journals(
     assert [run.info.status for run in runs_of(project)] == ["RUNNING", "FINISHED"]
 
 
+@pytest.mark.long
 def test_a_killed_process_that_is_continued_gives_one_run_with_every_point_once(project: Workspace) -> None:
     def start_stage(first: int, pause_s: float) -> subprocess.Popen[bytes]:
         arguments = [str(project.root), str(first), "2000", str(pause_s)]

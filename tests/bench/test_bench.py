@@ -178,6 +178,7 @@ def test_what_cannot_be_measured_is_refused(
     assert (tmp_path / "taken.json").read_text() == "mine"
 
 
+@pytest.mark.long
 def test_the_numerics_are_measured_where_tracking_and_decoders_are_not_installed(file: Path) -> None:
     code = f"""
 import sys
