@@ -123,6 +123,7 @@ def test_interrupted_work_a_server_that_is_away_and_missing_records_are_told(
     assert (found["records"].remedy, found["records"].is_stale) == ("sfd sync", True)
 
 
+@pytest.mark.long
 def test_a_copied_project_without_git_gets_the_command_that_dvc_needs_and_then_works(project: Project) -> None:
     shutil.rmtree(project.folder / ".git")
     found = states()["graph"]

@@ -33,6 +33,8 @@ from sfd.seeding import generator
 from sfd.training.diffusion import DiffusionTask
 from sfd.training.loop import log_nothing, train
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module", autouse=True)
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
