@@ -1,6 +1,5 @@
 """The storage of a study: SQLite, a journal file or PostgreSQL. It is checked before Optuna is imported, then opened."""
 
-import functools
 import json
 import os
 import re
@@ -8,10 +7,9 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from sfd.errors import UserError, keep_secret, redact
@@ -185,16 +183,8 @@ def _whole(storage: "BaseStorage") -> "BaseStorage":
     """The storage, whose operations a signal does not cut: half a transaction would keep its lock, and the next operation would not get it."""
     from optuna.storages import BaseStorage
 
-    def whole(operation: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(operation)
-        def run(*arguments: Any, **named: Any) -> Any:
-            with in_one_piece():
-                return operation(*arguments, **named)
-
-        return run
-
     for name in (name for name in dir(BaseStorage) if not name.startswith("_")):
-        setattr(storage, name, whole(getattr(storage, name)))
+        setattr(storage, name, in_one_piece()(getattr(storage, name)))
     return storage
 
 
