@@ -400,26 +400,17 @@ SMALL: dict[str, Any] = {
 IN_ONE_PROCESS = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
 USING = ("features", "latents", "sample", "reference", "evaluate")
 TRAINING = ("encoder", "texture_vae", "semantic", "diffusion")
-ALL = (
-    "scan",
-    "prepare",
-    *TRAINING[:2],
-    "judge",
-    "features",
-    "semantic",
-    "latents",
-    "schedule",
-    "diffusion",
-    *USING[2:],
-)
 
 
 def stages(bench: Bench) -> None:
     """The whole graph on the CPU. Then its stages on the GPU: those that use networks with the CPU's, and those that train."""
+    from sfd.pipeline.inputs import COMMANDS, STAGES
+
+    made = [name for name in STAGES if name not in (*COMMANDS, "register")]
     with tempfile.TemporaryDirectory() as name:
         cpu, gpu = Path(name) / "cpu", Path(name) / "gpu"
         make_small_project(cpu)
-        run_stages(cpu, ALL, "")
+        run_stages(cpu, ("scan", *made), "")
         # The store of runs belongs to the folder that it was made in.
         shutil.copytree(cpu, gpu, symlinks=True, ignore=shutil.ignore_patterns("mlruns"))
         visible = "" if bench.device.type == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0")
