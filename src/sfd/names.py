@@ -102,6 +102,9 @@ JUDGES: Table = {
 }
 """Networks whose features score samples (``judges.N.kind``)."""
 
+TEXT_ENCODERS: Table = {}
+"""Frozen networks that turn captions into token embeddings."""
+
 
 @dataclass(frozen=True)
 class WeightPackage:

@@ -1,0 +1,1 @@
+"""Frozen text encoders: captions to token embeddings. One file per kind."""
