@@ -138,6 +138,34 @@ LEARNT: dict[str, Any] = {
             PLAIN | {"encoder.source": "none", "texture_vae.perceptual_weight": 1.0},
             ["perceptual_weight is 1", "encoder.source is `none`", "choose an encoder"],
         ),
+        (
+            {"texture_vae.source": "pca", "texture_vae.alignment.weight": 0.1},
+            [
+                "alignment.weight is 0.1",
+                "the latent of texture_vae.source `pca` is not trained here",
+                "or the source to `train`",
+            ],
+        ),
+        (
+            PLAIN | {"encoder.source": "none", "encoder.training": None, "texture_vae.alignment.weight": 0.1},
+            ["alignment.weight is 0.1", "encoder.source is `none`", "or choose an encoder"],
+        ),
+        (
+            {"texture_vae.alignment.weight": 0.1, "texture_vae.training.accumulation_steps": 2},
+            ["adaptive, a ratio over the whole batch", "accumulation_steps is 2: set it to 1", "adaptive to false"],
+        ),
+        (
+            {"texture_vae.alignment.weight": 0.1, "runtime.texture_vae.compile": True},
+            ["adaptive, which goes back", "runtime.texture_vae.compile is true", "adaptive to false"],
+        ),
+        (
+            {
+                "texture_vae.alignment.weight": 0.1,
+                "texture_vae.alignment.cosine_weight": 0.0,
+                "texture_vae.alignment.distance_weight": 0.0,
+            },
+            ["weight is 0.1, but cosine_weight and distance_weight are 0", "set weight to 0"],
+        ),
         ({"judges.0.training": None}, ["judges.0.training must be given"]),
         ({"diffusion.source": "file"}, ["diffusion.file must name the weights"]),
         ({"diffusion.file": "weights"}, ["diffusion.file is 'weights'", "`train`, which reads no file"]),
@@ -379,6 +407,13 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         {"texture_vae.source": "pca", "texture_vae.block_size": 16, "data.image_size": 64},
         {"texture_vae.source": "pca", "texture_vae.perceptual_weight": 0.5},
         {"texture_vae.perceptual_weight": 0.5, "texture_vae.adversarial_weight": 0.1},
+        {"texture_vae.alignment.weight": 0.1, "texture_vae.alignment.cosine_weight": 0.0},
+        {
+            "texture_vae.alignment.weight": 0.1,
+            "texture_vae.alignment.adaptive": False,
+            "texture_vae.training.accumulation_steps": 2,
+            "runtime.texture_vae.compile": True,
+        },
         BOTH | {"register.gates": {"fd_eye": {"limit": 1}, "fdr": {"improve": True}, "fdr_eye": {"improve": True}}},
         BOTH | ENCODER,
         BOTH | {"evaluate.cmmd": "eye", "register.gates": {"cmmd": {"limit": 1.0}}},

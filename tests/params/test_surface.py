@@ -214,6 +214,12 @@ semantic.num_heads
 semantic.source
 semantic.width
 texture_vae.adversarial_weight
+texture_vae.alignment.adaptive
+texture_vae.alignment.cosine_margin
+texture_vae.alignment.cosine_weight
+texture_vae.alignment.distance_margin
+texture_vae.alignment.distance_weight
+texture_vae.alignment.weight
 texture_vae.block_size
 texture_vae.channels
 texture_vae.file

@@ -1,6 +1,7 @@
 """Stage `texture_vae`: every source writes a model, its quality beside the linear yardstick, and a picture; and the graph works with it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,18 @@ def test_what_is_trained_on_top_sees_the_encoder_and_a_discriminator_where_they_
     assert curves[0] == "step,mse,l1,perceptual,adversarial,discriminator,total"
     model = load_texture_vae(project.result("texture_vae") / "model")
     assert isinstance(model, PcaTokenizer) and model.residual is not None and model.residual.width == 8
+
+
+def test_a_vae_aligned_with_the_encoder_needs_it_and_shows_how_near_it_comes(project: Project) -> None:
+    project.write_params(params_with({"alignment": {"weight": 0.1}}))
+    shutil.rmtree(project.result("encoder"), ignore_errors=True)
+    status, output = project.run("python", "stages/texture_vae.py")
+    assert status == 2 and "the result of stage `encoder` is missing" in output
+    run(project, "encoder", "texture_vae")
+    curves = (project.result("texture_vae") / "curves.csv").read_text().splitlines()
+    assert curves[0] == "step,mse,l1,kl,alignment,alignment_cosine,alignment_distance,total"
+    model = load_texture_vae(project.result("texture_vae") / "model")
+    assert model.latent_channels == 4 and not [name for name in model.state_dict() if "alignment" in name]
 
 
 @pytest.mark.long

@@ -30,6 +30,7 @@ from sfd.params import (
     TrainingRuntime,
 )
 from sfd.seeding import generator
+from sfd.training.alignment import Alignment
 from sfd.training.classifier import ClassifierTask
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.loop import log_nothing, train
@@ -148,6 +149,15 @@ def test_no_step_of_a_texture_vae_waits(tmp_path: Path) -> None:
     fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
     params = TextureVaeParams.model_validate(fields)
     assert waits(TextureVaeTask(params, TrainableAutoencoder(params, 0), images(), 16, 0), tmp_path) == []
+
+
+def test_no_step_of_an_aligned_texture_vae_waits_for_the_adaptive_weight(tmp_path: Path) -> None:
+    fields = {"source": "train", "channels": (8, 8), "layers_per_block": 1, "latent_channels": 4}
+    params = TextureVaeParams.model_validate(fields | {"alignment": {"weight": 0.1}})
+    alignment = Alignment(params.alignment, 4, 3, 0)
+    features = lambda pixels: pixels[:, :, ::4, ::4].flatten(2).transpose(1, 2)  # noqa: E731
+    task = TextureVaeTask(params, TrainableAutoencoder(params, 0), images(), 16, 0, features, alignment)
+    assert waits(task, tmp_path) == []
 
 
 def test_no_step_of_a_semantic_vae_waits(tmp_path: Path) -> None:

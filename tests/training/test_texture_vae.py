@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from striped import Stripes
 from torch import Tensor, nn
 
-from sfd.data.images import ImageBatch
 from sfd.encoders.texture_vae import TrainableAutoencoder, load_texture_vae
 from sfd.encoders.tokenizers.pca import PcaTokenizer
 from sfd.encoders.tokenizers.residual import ResidualDecoder
@@ -18,22 +18,6 @@ from sfd.training.loop import log_nothing, train
 from sfd.training.texture_vae import Discriminator, ResidualTask, TextureVaeTask
 
 TRAINING = {"num_steps": 80, "batch_size": 8, "learning_rate": 3e-3, "ema_decay": 0.0}
-
-
-class Stripes:
-    """Edges that blocks of 4 pixels with 6 components cannot follow, uint8."""
-
-    def __init__(self) -> None:
-        random = torch.Generator().manual_seed(0)
-        place, colour = torch.randint(0, 12, (64,), generator=random), torch.rand(64, 3, 1, 1, generator=random)
-        inside = (torch.arange(16) >= place[:, None]) & (torch.arange(16) < place[:, None] + 5)
-        self.images = (inside[:, None, None] * colour * 255).expand(-1, -1, 16, -1).to(torch.uint8).contiguous()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, indices: list[int]) -> ImageBatch:
-        return ImageBatch(self.images[indices], torch.zeros(len(indices), dtype=torch.int64))
 
 
 def params(**changes: Any) -> TextureVaeParams:
@@ -84,9 +68,9 @@ def test_the_perceptual_term_is_zero_for_equal_features_and_teaches_through_them
     task = ResidualTask(params(perceptual_weight=0.5), ResidualDecoder(4, 16), tokenizer(), Stripes(), 0, features)
     assert task.weights == {"mse": 1.0, "l1": 1.0, "perceptual": 0.5}
     pixels = to_pixels(Stripes().images[:4])
-    assert task.terms(pixels, pixels)["perceptual"].item() == pytest.approx(0.0, abs=1e-6)
+    assert task.terms(pixels, pixels, task.wanted(pixels))["perceptual"].item() == pytest.approx(0.0, abs=1e-6)
     other = torch.randn(pixels.shape).requires_grad_()
-    term = task.terms(pixels, other)["perceptual"]
+    term = task.terms(pixels, other, task.wanted(pixels))["perceptual"]
     assert 0.0 < term.item() < 2.0 and bool(torch.autograd.grad(term, other)[0].any())
 
 

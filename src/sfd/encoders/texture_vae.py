@@ -114,11 +114,11 @@ class TrainableAutoencoder(nn.Module):
                 norm_num_groups=math.gcd(8, *params.channels),
             )
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels ``(B, 3, S, S)``, noise of the latent's shape -> reconstruction and KL per image ``(B,)``."""
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels ``(B, 3, S, S)``, noise of the latent's shape -> reconstruction, KL per image ``(B,)``, and the latent that was decoded."""
         posterior = self.autoencoder.encode(pixels).latent_dist
-        reconstruction = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
-        return reconstruction, posterior.kl()
+        latent = posterior.mean + posterior.std * noise
+        return self.autoencoder.decode(latent).sample, posterior.kl(), latent
 
 
 def load_pretrained(params: TextureVaeParams) -> TextureVae:

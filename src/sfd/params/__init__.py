@@ -19,6 +19,7 @@ from sfd.params.grid import check_patch_size, check_token_groups, shared_grid
 from sfd.params.judging import known_metrics
 from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
+    AlignmentParams,
     DataParams,
     EncoderParams,
     FeaturesParams,
@@ -77,6 +78,7 @@ __all__ = [
     "PREVIOUS",
     "SQLITE",
     "VARIABLE",
+    "AlignmentParams",
     "CompileMode",
     "ComputedIn",
     "DataParams",

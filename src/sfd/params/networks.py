@@ -171,6 +171,39 @@ class EncoderParams(Section):
     training: TrainingParams | None = Field(None, description="needed by `train`")
 
 
+class AlignmentParams(Section):
+    """Alignment of the texture latent with the encoder's patch features (``train``), the mechanism of VA-VAE."""
+
+    weight: float = Field(
+        0.0,
+        ge=0.0,
+        description="weight of both terms together, beside the errors of pixels; 0: none. Published (arXiv 2501.01423): 0.1, adaptive",
+    )
+    cosine_weight: float = Field(
+        1.0, ge=0.0, description="of the term that compares each position of the latent with its feature"
+    )
+    cosine_margin: float = Field(
+        0.5, ge=0.0, le=2.0, description="how far below 1 the cosine of the two may stay at no cost"
+    )
+    distance_weight: float = Field(
+        1.0, ge=0.0, description="of the term that compares the cosines between all positions of an image"
+    )
+    distance_margin: float = Field(0.25, ge=0.0, le=2.0, description="by how much these may differ at no cost")
+    adaptive: bool = Field(
+        True,
+        description="multiply the weight by the ratio of the gradients' lengths at the encoder's last layer, that of the errors of pixels "
+        "over that of the alignment, in every step",
+    )
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        if self.weight > 0.0 and self.cosine_weight == self.distance_weight == 0.0:
+            raise ValueError(
+                f"weight is {self.weight:g}, but cosine_weight and distance_weight are 0: raise one of them, or set weight to 0"
+            )
+        return self
+
+
 class TextureVaeParams(Section):
     """The frozen autoencoder that makes texture latents and decodes them to pixels."""
 
@@ -213,6 +246,10 @@ class TextureVaeParams(Section):
     adversarial_weight: float = Field(
         0.0, ge=0.0, description="weight of the hinge loss of a patch discriminator, which is trained beside"
     )
+    alignment: AlignmentParams = Field(
+        default_factory=lambda: AlignmentParams.model_validate({}),
+        description="alignment of the latent with the encoder's patch features of the same image",
+    )
     training: TrainingParams | None = Field(
         None,
         description="needed by `train`. `pca`: the training of a network that removes the edges of blocks; null: none",
@@ -222,6 +259,11 @@ class TextureVaeParams(Section):
     def is_trained(self) -> bool:
         """Whether something of it is trained here step by step."""
         return self.source == "train" or (self.is_fitted and self.training is not None)
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether a term of its loss needs the encoder's features."""
+        return self.perceptual_weight > 0.0 or self.alignment.weight > 0.0
 
     @property
     def is_fitted(self) -> bool:

@@ -18,6 +18,7 @@ from sfd.params.judging import (
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
+from sfd.params.texture_rules import check_alignment, check_reconstruction, check_tokenizer
 from sfd.params.token_rules import check_full_token_steps, check_path_drop, check_repa_projector, check_tokens
 from sfd.sizes import SIZES
 
@@ -53,35 +54,6 @@ def _check_frozen_networks(params: Params) -> None:
             raise ValueError(f"{name}.source is `train`, so {name}.training must be given")
         if section.source == "pretrained" and section.name is None:
             raise ValueError(f"{name}.source is `pretrained`, so {name}.name must be given")
-
-
-def _check_tokenizer(params: Params) -> None:
-    """A block of pixels has three components per pixel, and what is trained on top of it works on half blocks."""
-    vae = params.texture_vae
-    if vae.source == "pca" and vae.latent_channels > 3 * vae.block_size**2:
-        raise ValueError(
-            f"texture_vae.latent_channels {vae.latent_channels} must be at most 3 * texture_vae.block_size^2 = {3 * vae.block_size**2}"
-        )
-    if vae.is_fitted and vae.training is not None and vae.block_size % 2:
-        raise ValueError(
-            f"texture_vae.block_size {vae.block_size} must be even where texture_vae.training is given: change it, or set training to null"
-        )
-
-
-def _check_reconstruction(params: Params) -> None:
-    """The weights of the texture VAE's loss weigh something."""
-    vae = params.texture_vae
-    for name in ("perceptual_weight", "adversarial_weight"):
-        if getattr(vae, name) > 0.0 and not vae.is_trained:
-            raise ValueError(
-                f"texture_vae.{name} is {getattr(vae, name):g}, but texture_vae.source `{vae.source}` trains nothing here: set it to 0"
-                + (", or give texture_vae.training" if vae.is_fitted else "")
-            )
-    if vae.perceptual_weight > 0.0 and params.encoder.source == "none":
-        raise ValueError(
-            f"texture_vae.perceptual_weight is {vae.perceptual_weight:g}, which compares the encoder's features, but encoder.source is `none`: "
-            "set the weight to 0, or choose an encoder"
-        )
 
 
 def _check_packages(params: Params) -> None:
@@ -396,8 +368,9 @@ RULES = (
     _check_files,
     _check_frozen_networks,
     _check_packages,
-    _check_tokenizer,
-    _check_reconstruction,
+    check_tokenizer,
+    check_reconstruction,
+    check_alignment,
     check_judges,
     check_judge_is_another,
     _check_grid,

@@ -135,10 +135,10 @@ COMMANDS = ("evaluate_steps", "sweep", "tune")
 
 def upstream_of(name: str, params: Params) -> tuple[str, ...]:
     """The stages whose results a stage reads. Weights from a file are not trained, so they need no latents; the texture VAE needs an
-    encoder for the perceptual term alone, and a schedule that is given needs nothing."""
+    encoder for the terms that compare features, and a schedule that is given needs nothing."""
     if name == "diffusion" and params.diffusion.source == "file":
         return ("texture_vae",)
-    if name == "texture_vae" and params.texture_vae.perceptual_weight == 0.0:
+    if name == "texture_vae" and not params.texture_vae.needs_encoder:
         return ("prepare",)
     if name == "schedule" and params.schedule.kind != "learnt":
         return ()

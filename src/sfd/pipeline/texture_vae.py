@@ -14,7 +14,7 @@ from sfd.encoders import texture_vae as texture_vaes
 from sfd.encoders.tokenizers.pca import PcaTokenizer
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.tokenizers.tokenizer import Tokenizer
-from sfd.encoders.vision import load_encoder
+from sfd.encoders.vision import VisionEncoder, load_encoder
 from sfd.evaluation.reconstruction import psnr, ssim
 from sfd.names import TOKENIZERS, load
 from sfd.params import TextureVaeParams
@@ -26,6 +26,7 @@ from sfd.pipeline.training import train_stage
 from sfd.precision import Inference
 from sfd.processes import inference_device
 from sfd.seeding import generator
+from sfd.training.alignment import Alignment
 from sfd.training.texture_vae import Features, ResidualTask, TextureVaeTask
 
 FIT_IMAGES = 5000
@@ -86,7 +87,11 @@ def _make(data: Prepared, stage: Stage) -> texture_vaes.TextureVae:
     if params.source != "train":
         return texture_vaes.load_pretrained(stage.workspace.resolve_paths(params))
     network = texture_vaes.TrainableAutoencoder(params, seed)
-    task = TextureVaeTask(params, network, images, size, seed, _features(stage))
+    encoder = _encoder(stage)
+    alignment = None
+    if encoder is not None and params.alignment.weight > 0.0:
+        alignment = Alignment(params.alignment, params.latent_channels, encoder.feature_dim, seed)
+    task = TextureVaeTask(params, network, images, size, seed, _features(encoder), alignment)
     train_stage(task, params.training, runtime, stage).copy_to(task.network)
     return texture_vaes.KlVae(network.autoencoder).eval()
 
@@ -98,18 +103,22 @@ def _fit(params: TextureVaeParams, images: ManifestImages, stage: Stage) -> Toke
     if params.training is not None:
         residual = ResidualDecoder.initialised(tokenizer.factor, params.residual_width, stage.params.seed)
         frozen = tokenizer.to(inference_device())
-        task = ResidualTask(params, residual, frozen, images, stage.params.seed, _features(stage))
+        task = ResidualTask(params, residual, frozen, images, stage.params.seed, _features(_encoder(stage)))
         train_stage(task, params.training, stage.params.runtime.texture_vae, stage).copy_to(task.network)
         tokenizer.residual = residual
     return tokenizer.eval()
 
 
-def _features(stage: Stage) -> Features | None:
-    """The encoder's features for the perceptual term, if it has a weight."""
-    if stage.params.texture_vae.perceptual_weight == 0.0:
+def _encoder(stage: Stage) -> VisionEncoder | None:
+    """The encoder, if a term of the loss needs its features."""
+    if not stage.params.texture_vae.needs_encoder:
         return None
-    encoder = load_encoder(stage.upstream("encoder") / "model").to(inference_device())
-    return lambda pixels: encoder.features((pixels + 1.0) / 2.0)
+    return load_encoder(stage.upstream("encoder") / "model").to(inference_device())
+
+
+def _features(encoder: VisionEncoder | None) -> Features | None:
+    """Its features of pixels in [-1, 1]."""
+    return None if encoder is None else lambda pixels: encoder.features((pixels + 1.0) / 2.0)
 
 
 def _spread(images: ManifestImages, most: int) -> Iterator[Tensor]:

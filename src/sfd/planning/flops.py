@@ -120,8 +120,13 @@ def texture_step(params: Params, both: int) -> int:
     chosen = params.texture_vae
     if not chosen.is_trained:
         return 0
-    # The features of the image and of its reconstruction, and back to the latter's pixels: the encoder is frozen.
-    compared = 3 * _encoder(params) if chosen.perceptual_weight > 0.0 else 0
+    compared = _encoder(params) if chosen.needs_encoder else 0
+    if chosen.perceptual_weight > 0.0:
+        compared *= 3  # the features of the reconstruction as well, and back to its pixels: the encoder is frozen
+    if chosen.alignment.weight > 0.0 and chosen.alignment.adaptive:
+        compared += (
+            BACKWARD * both // 2
+        )  # the gradient of the reconstruction at the encoder's end: once more through the decoder
     if chosen.source == "train":
         return (1 + BACKWARD) * both + compared
     with torch.device("meta"):

@@ -255,7 +255,7 @@ def _hubs(params: Params, machine: Machine) -> Iterator[Need]:
 
 def _repositories(params: Params) -> Iterator[tuple[str, str]]:
     """Section and repository on the model hub of every pretrained network, and the images' if they have one."""
-    if params.encoder.source == "pretrained" and params.needs_features:
+    if params.encoder.source == "pretrained" and (params.needs_features or params.texture_vae.needs_encoder):
         yield "encoder", f"timm/{params.encoder.name}"
     if params.texture_vae.source == "pretrained":
         yield "texture_vae", str(params.texture_vae.name)

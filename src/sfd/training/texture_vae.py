@@ -1,6 +1,8 @@
-"""Training of a texture VAE, or of the network on top of a fitted tokenizer: errors of pixels and features, and a discriminator."""
+"""Training of a texture VAE, or of the network on top of a fitted tokenizer: errors of pixels and features, a discriminator, and
+the alignment of the latent with features."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from sfd.encoders.tokenizers.tokenizer import Tokenizer
 from sfd.params import TextureVaeParams
 from sfd.pixels import to_pixels
 from sfd.seeding import generator, seeded_initialisation
+from sfd.training.alignment import Alignment, gradient_ratio
 
 Features = Callable[[Tensor], Tensor]
 """Pixels ``(B, 3, S, S)`` in [-1, 1] -> features ``(B, N, D)`` of a frozen network, with gradients."""
@@ -47,12 +50,14 @@ class Discriminator(nn.Sequential):
         }
 
 
-class WithDiscriminator(nn.Module):
-    """A network and its discriminator, which are trained together."""
+class WithOthers(nn.Module):
+    """A network, and others that are trained beside it (its discriminator, the map of its alignment)."""
 
-    def __init__(self, network: nn.Module, discriminator: Discriminator) -> None:
+    def __init__(self, network: nn.Module, **others: nn.Module) -> None:
         super().__init__()
-        self.network, self.discriminator = network, discriminator
+        self.network = network
+        for name, other in others.items():
+            self.add_module(name, other)
 
     def forward(self, *inputs: Tensor) -> object:
         """That of the network."""
@@ -75,24 +80,33 @@ class _ReconstructionTask:
         dataset: BatchedDataset[ImageBatch],
         seed: int,
         features: Features | None,
+        alignment: Alignment | None = None,
     ) -> None:
         self.dataset, self.seed, self.features = dataset, seed, features
         self.network = network
         self.discriminator: Discriminator | None = None
         self.weights: Mapping[str, float] = {"mse": 1.0, "l1": 1.0}
-        if features is not None:
+        others: dict[str, nn.Module] = {} if alignment is None else {"alignment": alignment}
+        self.is_perceptual = features is not None and params.perceptual_weight > 0.0
+        if self.is_perceptual:
             self.weights = {**self.weights, "perceptual": params.perceptual_weight}
         if params.adversarial_weight > 0.0:
-            self.discriminator = Discriminator(seed)
-            self.network = WithDiscriminator(network, self.discriminator)
+            self.discriminator = others["discriminator"] = Discriminator(seed)
             self.weights = {**self.weights, "adversarial": params.adversarial_weight, "discriminator": 1.0}
+        if others:
+            self.network = WithOthers(network, **others)
 
-    def terms(self, pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Batch means."""
+    def wanted(self, pixels: Tensor) -> Tensor | None:
+        """The features of the images themselves; None where no term needs them."""
+        if self.features is None:
+            return None
+        with torch.no_grad():
+            return self.features(pixels)
+
+    def terms(self, pixels: Tensor, reconstruction: Tensor, wanted: Tensor | None) -> dict[str, Tensor]:
+        """Batch means. ``wanted``: what :meth:`wanted` said."""
         found = {"mse": mse_loss(reconstruction, pixels), "l1": l1_loss(reconstruction, pixels)}
-        if self.features is not None:
-            with torch.no_grad():
-                wanted = self.features(pixels)
+        if self.is_perceptual and self.features is not None and wanted is not None:
             found["perceptual"] = (1.0 - cosine_similarity(self.features(reconstruction), wanted, dim=-1)).mean()
         if self.discriminator is not None:
             found |= self.discriminator.terms(pixels, reconstruction)
@@ -100,7 +114,10 @@ class _ReconstructionTask:
 
 
 class TextureVaeTask(_ReconstructionTask):
-    """An autoencoder, with a small KL term. ``features``: for the perceptual term; None: without it."""
+    """An autoencoder, with a small KL term.
+
+    ``features``: for the perceptual term and the alignment; None: without them. ``alignment``: the map of the latter, and its losses.
+    """
 
     def __init__(
         self,
@@ -110,11 +127,18 @@ class TextureVaeTask(_ReconstructionTask):
         image_size: int,
         seed: int,
         features: Features | None = None,
+        alignment: Alignment | None = None,
     ) -> None:
-        super().__init__(params, network, dataset, seed, features)
+        super().__init__(params, network, dataset, seed, features, alignment)
+        self.alignment = alignment
+        self.last_layer: Any = network.autoencoder.encoder.conv_out
         grid = image_size // 2 ** (len(params.channels) - 1)
         self.latent_shape = (params.latent_channels, grid, grid)
         self.weights = {**self.weights, "kl": params.kl_weight}
+        if alignment is not None:
+            # The last two are shown only: they are in the first one.
+            shown = {"alignment_cosine": 0.0, "alignment_distance": 0.0}
+            self.weights = {**self.weights, "alignment": alignment.params.weight, **shown}
 
     def noise(self, step: int, batch_size: int, device: torch.device) -> Tensor:
         """The noise of a sample of the latent, ``(B, C, H, W)``."""
@@ -124,8 +148,24 @@ class TextureVaeTask(_ReconstructionTask):
     def losses(self, network: nn.Module, data: ImageBatch, noise: Tensor) -> dict[str, Tensor]:
         """The terms, batch means. The classes are not used."""
         pixels = to_pixels(data.images)
-        reconstruction, kl = network(pixels, noise)
-        return {**self.terms(pixels, reconstruction), "kl": kl.mean()}
+        reconstruction, kl, latent = network(pixels, noise)
+        wanted = self.wanted(pixels)
+        found = {**self.terms(pixels, reconstruction, wanted), "kl": kl.mean()}
+        if self.alignment is not None and wanted is not None:
+            found |= self._aligned(self.alignment, latent, wanted, found)
+        return found
+
+    def _aligned(
+        self, alignment: Alignment, latent: Tensor, wanted: Tensor, found: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The terms of the alignment, the first one with its adaptive weight. ``found``: the other terms."""
+        params = alignment.params
+        cosine, distance = alignment.terms(latent, wanted)
+        loss = params.cosine_weight * cosine + params.distance_weight * distance
+        if params.adaptive:
+            of_pixels = [self.weights[name] * found[name] for name in ("mse", "l1", "perceptual") if name in found]
+            loss = gradient_ratio(torch.stack(of_pixels).sum(), loss, self.last_layer.weight) * loss
+        return {"alignment": loss, "alignment_cosine": cosine.detach(), "alignment_distance": distance.detach()}
 
 
 class ResidualTask(_ReconstructionTask):
@@ -152,4 +192,4 @@ class ResidualTask(_ReconstructionTask):
         pixels = to_pixels(data.images)
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
             decoded = self.tokenizer.decode_pixels(self.tokenizer.encode_pixels(pixels))
-        return self.terms(pixels, network(decoded))
+        return self.terms(pixels, network(decoded), self.wanted(pixels))
