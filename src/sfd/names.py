@@ -204,6 +204,7 @@ HIGHER_IS_BETTER = {
     "class_accuracy_heldout": True,
     "memorised_fraction": False,
     "num_images": True,
+    "evaluations": False,
     "seconds_per_image": False,
 }
 """By kind of metric: `fd` stands for every `fd_JUDGE`, and so do `fdr` and `is`; a floor has the kind of its metric."""

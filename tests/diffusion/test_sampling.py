@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -200,3 +201,36 @@ def test_a_sampler_without_a_step_is_refused() -> None:
     with pytest.raises(ValueError, match="num_steps is 0"):
         Sampler(Euler, 0)
     Sampler(Euler, 1)
+
+
+def test_steps_lie_where_they_are_told_and_even_times_are_what_no_times_are() -> None:
+    velocity, schedule = Straight(), OffsetSchedule(0.25)
+    placed = Sampler(Euler, 3, times=(0.0, 0.1, 0.6))
+    assert torch.allclose(placed(velocity, X0, schedule, SEMANTIC), X1, rtol=0, atol=1e-13)
+    assert velocity.times == [pytest.approx((max(0.0, 1.25 * u - 0.25), min(1.0, 1.25 * u))) for u in (0.0, 0.1, 0.6)]
+    even = Sampler(Euler, 4, times=(0.0, 0.25, 0.5, 0.75))
+    assert torch.equal(even(curved, X0, schedule, SEMANTIC), sampler("euler", 4)(curved, X0, schedule, SEMANTIC))
+
+
+def test_a_solver_that_moves_steps_onto_borders_moves_those_it_is_told_too() -> None:
+    velocity = Straight()
+    Sampler(load(SAMPLERS, "ab2"), 4, times=(0.0, 0.1, 0.25, 0.7))(velocity, X0, OffsetSchedule(0.25), SEMANTIC)
+    assert velocity.times[2] == pytest.approx((0.0, 0.25))  # 0.25 of the progress was nearest to the border at 0.2
+    assert velocity.times[3] == pytest.approx((0.75, 1.0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"times": (0.1, 0.5)},
+        {"times": (0.0, 0.0)},
+        {"times": (0.0, 1.0)},
+        {"times": (0.0,)},
+        {"times": (0.0, 0.5), "published_rule": True},
+        {"times": (0.0, 0.5), "timestep_shift": 0.5},
+    ],
+)
+def test_times_that_bound_no_steps_are_refused(wrong: dict[str, Any]) -> None:
+    Sampler(Euler, 2, times=(0.0, 0.5))
+    with pytest.raises(ValueError, match="times"):
+        Sampler(Euler, 2, **wrong)

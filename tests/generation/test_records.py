@@ -183,6 +183,7 @@ def test_another_format_is_refused_with_the_remedy(number: object, tmp_path: Pat
         {"schedule": {"tau": 0.2}, "class_mix": "natural"},
         {"other_networks": True},
         {"precision": "bf16"},
+        {"sampler": "ab2", "num_steps": 2, "times": [0.0, 0.4]},
         {"schedule": {"kind": "curve", "knots": [0.0, 1.0]}, "rule": "published", "timestep_shift": 0.5},
     ],
 )

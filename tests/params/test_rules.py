@@ -43,6 +43,7 @@ NO_CONDITION = {
 """A model that is told nothing, by itself."""
 
 
+PLACED = {"sample.times": [0.0, 0.4], "sample.num_steps": 2}
 LEARNT: dict[str, Any] = {
     "schedule.kind": "learnt",
     "schedule.learnt": {},
@@ -53,6 +54,13 @@ LEARNT: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        (PLACED | {"sample.times": [0.1, 0.5]}, ["times begin with 0.1", "begin with 0"]),
+        (PLACED | {"sample.times": [0.0, 0.5, 0.5]}, ["times must increase, but 0.5 follows 0.5"]),
+        (PLACED | {"sample.num_steps": 3}, ["times are 2, but num_steps is 3", "set num_steps to 2"]),
+        (PLACED | {"sample.times": [0.0, 1.0]}, ["less than 1"]),
+        (PLACED | {"sample.timestep_shift": 0.5}, ["so does timestep_shift 0.5", "times to null"]),
+        (PLACED | {"sample.rule": "published"}, ["times need rule `exact`"]),
+        (PLACED | {"sample.sampler": "dopri5"}, ["sampler `dopri5` chooses its own"]),
         (
             {"data.image_size": 64},
             ["share one grid", "data.image_size 64 / 8 = 8", "= 4", "set encoder.input_size to 64"],
@@ -384,6 +392,8 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
 @pytest.mark.parametrize(
     "changes",
     [
+        PLACED,
+        PLACED | {"sample.sampler": "heun"},
         {"data.image_size": 64, "encoder.input_size": 64},
         {"semantic.kind": "pca", "semantic.training": None, "semantic.latent_channels": 96, "semantic.num_heads": 3},
         {"semantic.kind": "pca", "schedule.kind": "sync"},

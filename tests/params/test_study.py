@@ -30,6 +30,21 @@ UNCONDITIONAL = {
 TRAINING = {"tune.kind": "training", "tune.space": {"schedule.tau": {"low": 0.0, "high": 1.0}}}
 STEPS = "sample.num_steps"
 SCALE = "sample.guidance.scale_texture"
+TIMES = "sample.times"
+FRONT: dict[str, Any] = {
+    "tune.objectives": ["fd", "evaluations"],
+    "tune.pruner": "none",
+    "tune.space": {TIMES: {"low": 2, "high": 6}},
+}
+NEAR: dict[str, Any] = {
+    "schedule.kind": "learnt",
+    "schedule.learnt": {},
+    "diffusion.loss.timestep_sampling": "per_part",
+    "tune.kind": "training",
+    "tune.start": ["learnt"],
+    "tune.space": {"schedule.knots": {"low": -1.0, "high": 1.0}},
+}
+"""A search around the learnt curve."""
 
 
 def space(key: str, **values: Any) -> dict[str, Any]:
@@ -90,6 +105,65 @@ def space(key: str, **values: Any) -> dict[str, Any]:
             space("sample.class_mix", choices=["balanced", "natural"]),
             ["`sample.class_mix` changes what samples are compared with"],
             space(STEPS, low=5, high=10),
+        ),
+        (
+            {"tune.objectives": ["evaluations"]},
+            ["`evaluations` alone is best with the fewest steps", "add a metric of quality"],
+            FRONT,
+        ),
+        (
+            FRONT | {"tune.space": {STEPS: {"low": 2, "high": 6}}, "tune.start": ["even"]},
+            ["`even` tries even steps", "tune.space has no `sample.times`"],
+            FRONT | {"tune.start": ["even"]},
+        ),
+        (
+            space(TIMES, low=1, high=6),
+            ["numbers of steps are whole, from 2 to 100", "{low: 2, high: 6}"],
+            space(TIMES, choices=[2, 4, 8]),
+        ),
+        (
+            {"tune.space": {TIMES: {"low": 2, "high": 6}, STEPS: {"low": 2, "high": 6}}},
+            ["`sample.times` searches the number of steps, too"],
+            {"tune.space": {TIMES: {"low": 2, "high": 6}, SCALE: {"low": 1.0, "high": 2.0}}},
+        ),
+        (
+            {"tune.space": {TIMES: {"low": 2, "high": 6}, "sample.sampler": {"choices": ["ab2", "dopri5"]}}},
+            ["tune.space.sample.sampler: dopri5 does not go together with `sample.times`"],
+            {"tune.space": {TIMES: {"low": 2, "high": 6}, "sample.sampler": {"choices": ["ab2", "heun"]}}},
+        ),
+        (
+            space(TIMES, low=2, high=6) | {"sample.timestep_shift": 0.5},
+            ["so does timestep_shift 0.5"],
+            space(TIMES, low=2, high=6),
+        ),
+        (
+            FRONT | {"tune.start": ["even"], "tune.trials": 4},
+            ["tune.trials is 4, but tune.start has 5 starting points"],
+            FRONT | {"tune.start": ["even"], "tune.trials": 5},
+        ),
+        (
+            FRONT | {"tune.start": ["even", "even"]},
+            ["tune.start", "name one twice"],
+            FRONT | {"tune.start": ["even"]},
+        ),
+        (NEAR | {"tune.start": []}, ["belong together", "`learnt` is not among tune.start"], NEAR),
+        (NEAR | {"tune.space": {STEPS: {"low": 2, "high": 6}}}, ["tune.space has no `schedule.knots`"], NEAR),
+        (
+            NEAR | {"schedule.kind": "offset", "schedule.learnt": None},
+            ["the curve of stage `schedule`, but schedule.kind is `offset`"],
+            NEAR,
+        ),
+        (NEAR | {"tune.kind": "sampling"}, ["`schedule.knots` cannot be searched by a study of kind `sampling`"], NEAR),
+        (
+            NEAR | space("schedule.knots", low=0.5, high=1.0),
+            ["need low and high around 0"],
+            NEAR | space("schedule.knots", low=-0.5, high=0.0),
+        ),
+        (
+            NEAR
+            | {"tune.space": {"schedule.knots": {"low": -1.0, "high": 1.0}, "schedule.gamma": {"low": 1, "high": 2}}},
+            ["so `schedule.gamma` would change nothing"],
+            NEAR | {"tune.space": {"schedule.knots": {"low": -1.0, "high": 1.0}, STEPS: {"low": 5, "high": 6}}},
         ),
         (TRAINING | {"tune.refine_steps": 10}, ["tune.refine_steps", "set it to 0"], TRAINING),
         (

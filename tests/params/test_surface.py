@@ -192,6 +192,7 @@ sample.rule
 sample.sampler
 sample.schedule
 sample.step
+sample.times
 sample.timestep_shift
 schedule.gamma
 schedule.kind
@@ -248,6 +249,7 @@ tune.space.KEY.high
 tune.space.KEY.log
 tune.space.KEY.low
 tune.space.KEY.step
+tune.start
 tune.storage
 tune.study
 tune.trials

@@ -13,14 +13,16 @@ import optuna
 import pytest
 import yaml
 from matplotlib import pyplot
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from sfd.errors import UserError
 from sfd.tuning.figures import draw_study, short_names
+from sfd.tuning.front import front_table
 from sfd.tuning.report import choose, table, write_report
+from sfd.tuning.space import settle
 
 TAU = "sample.schedule.tau"
 SPACE: dict[str, BaseDistribution] = {
@@ -312,3 +314,86 @@ def test_short_names_stay_apart() -> None:
     keys = ["sample.guidance.scale_texture", "schedule.tau", TAU, "schedule.knots.0", "schedule.knots.1"]
     assert list(short_names(keys).values()) == ["scale_texture", "schedule.tau", TAU, "knots.0", "knots.1"]
     assert short_names([TAU]) == {TAU: "tau"}
+
+
+def front_study(confirm: bool = True) -> Study:
+    """Distances by evaluations: trials 0 to 2 have even steps, 3 to 5 are better with steps elsewhere, and 6 is beaten."""
+    space: dict[str, BaseDistribution] = {
+        "sample.times.steps": IntDistribution(2, 4),
+        **{f"sample.times.quarter_{n}": FloatDistribution(-1.5, 1.5) for n in (1, 2, 3)},
+    }
+    study = empty_study(("fd", "evaluations"))
+    study.set_user_attr("baseline", {"sample.times": None})
+    for number, (steps, bend, fd) in enumerate(
+        [(2, 0.0, 3.0), (3, 0.0, 2.0), (4, 0.0, 1.0), (2, -0.5, 2.5), (3, -0.5, 1.5), (4, -0.5, 0.8), (3, 1.0, 4.0)]
+    ):
+        values = {"sample.times.steps": steps} | {f"sample.times.quarter_{n}": bend for n in (1, 2, 3)}
+        settled = settle(values, None)
+        scores = [[fd, fd + 0.1, fd - 0.1], [2.0 * steps] * 3]
+        add(study, TrialState.COMPLETE, values, scores, space, settings=settled, seconds=1.0 + number)
+    if confirm:
+        study.set_user_attr("confirmation", dict(confirmed_points()))
+    return study
+
+
+def confirmed_points() -> Iterator[tuple[str, Any]]:
+    for number, name in ((5, "best (trial 5)"), (3, "trial 3"), (4, "trial 4")):
+        for ending, more in (("", 0.0), (", even steps", 0.3)):
+            fd = [3.0 - number / 2 + more + noise * (1 + more) for noise in (0.0, 0.01, 0.02, 0.01)]
+            yield name + ending, {"params": {}, "values": {"fd": fd, "evaluations": [4.0 * number - 8] * 4}}
+    yield "params.yaml", {"params": {}, "values": {"fd": [1.0, 1.1, 1.0, 1.1], "evaluations": [14.0] * 4}}
+
+
+def test_a_front_has_a_row_a_point_that_says_what_its_steps_gain_over_even_ones(tmp_path: Path) -> None:
+    study = front_study()
+    found = front_table(study)
+    assert found is not None and [row[0] for row in found.rows] == ["3", "4", "5"], "the cheapest first"
+    assert found.head[:3] == ["trial", "evaluations", "fd"] and found.head[-2:] == ["times", "num_steps"]
+    assert [row[1] for row in found.rows] == ["4", "6", "8"]
+    assert all(
+        row[3].startswith(f"{fd}") and row[5] == "better" for row, fd in zip(found.rows, (1.5, 1.0, 0.5), strict=True)
+    )
+    assert found.rows[0][-2].startswith("[0, 0.") and found.rows[0][-1] == "2"
+    text = table(study)
+    assert "Pareto front:" in text and "Verdict on fd: best (trial 5) is better beyond noise than params.yaml" in text
+    assert "trial 4" not in next(line for line in text.splitlines() if line.startswith("Verdict on fd"))
+    files = write_report(study, tmp_path)
+    assert [file.name for file in files].count("front_fd_evaluations.png") == 1
+    assert "curve_sample.times.steps.png" not in {file.name for file in files if "quarter" in file.name}
+    assert "<h2>Pareto front</h2>" in files[0].read_text()
+    assert front_table(front_study(confirm=False)) is not None and front_table(full_study()) is None
+
+
+def test_a_point_of_the_front_is_picked_by_a_limit() -> None:
+    study = front_study()
+    assert [choose(study, None, f"evaluations={limit}").number for limit in (4, 7.5, 100)] == [3, 4, 5]
+    assert choose(study, None, "fd=2.0").number == 4, "the fewest evaluations that are good enough"
+
+
+@pytest.mark.parametrize(
+    ("number", "within", "message"),
+    [
+        (None, "evaluations=3", "no point of the front is that good; their evaluations are 4, 6, 8"),
+        (None, "evaluations", "must be OBJECTIVE=LIMIT, e.g. evaluations=4"),
+        (None, "kid=3", "has the objectives fd, evaluations"),
+        (4, "evaluations=6", "--trial and --within both choose"),
+    ],
+)
+def test_a_limit_that_picks_nothing_is_refused(number: int | None, within: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        choose(front_study(), number, within)
+
+
+def test_one_objective_has_no_front_to_pick_from() -> None:
+    with pytest.raises(UserError, match="this chooses by one of several"):
+        choose(full_study(), None, "fd=2")
+
+
+def test_the_values_of_lists_that_are_searched_as_a_whole_are_those_of_params_yaml(tmp_path: Path) -> None:
+    study = empty_study()
+    values = {"sample.times.steps": 2} | {f"sample.times.quarter_{n}": 0.0 for n in (1, 2, 3)}
+    space: dict[str, BaseDistribution] = {key: FloatDistribution(-2.0, 5.0) for key in values}
+    add(study, TrialState.COMPLETE, values, [[1.0, 1.1, 1.2]], space, settings=settle(values, None))
+    write_report(study, tmp_path)
+    assert yaml.safe_load((tmp_path / "best.yaml").read_text()) == {"sample": {"times": [0.0, 0.5], "num_steps": 2}}
+    assert "[0.0, 0.5]" in (tmp_path / "report.html").read_text()

@@ -1,5 +1,6 @@
 """The search space: what may be searched, and with which values."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from support import REPOSITORY
 
 from sfd.errors import UserError
-from sfd.params import Params, check_study, current_value, parse_params, with_values
-from sfd.tuning.space import distributions
+from sfd.params import Params, check_study, current_value, even_times, parse_params, start_values, with_values
+from sfd.tuning.space import BEND, bent_times, changed_knots, distributions, settle
 
 
 def params(space: dict[str, Any], kind: str = "sampling", **sections: Any) -> Params:
@@ -23,6 +24,7 @@ def params(space: dict[str, Any], kind: str = "sampling", **sections: Any) -> Pa
     return parse_params(tree)
 
 
+DIGITS_LOSS = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["diffusion"]["loss"]
 SHARED = {"schedule": {"tau": {"low": 0.0, "high": 1.0}}, "sample": {"schedule": {"tau": 0.5}}}
 TUNABLE = {
     "schedule.tau": {"low": 0.0, "high": 1.0},
@@ -139,3 +141,43 @@ def test_values_replace_keys_in_sections_lists_and_sections_that_are_null() -> N
     assert filled.sample.schedule is not None and filled.sample.schedule.tau == 0.3
     assert current_value(plain, "sample.schedule.tau") is None
     assert current_value(plain, "schedule.knots.1") == 0.75
+
+
+@pytest.mark.parametrize("number", [2, 3, 6, 50])
+def test_places_of_steps_are_in_order_whatever_is_proposed_and_even_in_the_middle(number: int) -> None:
+    for quarters in itertools.product((-BEND, 0.0, BEND), repeat=3):
+        times = bent_times(number, quarters)
+        assert len(times) == number and times[0] == 0.0
+        assert all(a < b for a, b in itertools.pairwise([*times, 1.0]))
+    assert bent_times(number, (0.0, 0.0, 0.0)) == even_times(number)
+    early = bent_times(number, (-BEND, -BEND, 0.0))
+    assert all(a < b for a, b in zip(early[1:], even_times(number)[1:], strict=True)), "short steps at the beginning"
+
+
+def test_a_study_of_places_proposes_them_for_any_number_of_steps_and_begins_with_even_ones() -> None:
+    study = params({"sample.times": {"low": 2, "high": 4}})
+    assert set(distributions(study)) == {"sample.times.steps", *(f"sample.times.quarter_{n}" for n in (1, 2, 3))}
+    begun = start_values(with_values(study, {"tune.start": ["even"]}))
+    settled = [settle(values, None) for values in begun]
+    assert settled == [{"sample.times": even_times(n), "sample.num_steps": n} for n in (2, 3, 4)]
+    bent = settle(begun[2] | {"sample.times.quarter_1": 1.0, "sample.guidance.scale_texture": 1.5}, None)
+    assert with_values(study, bent).sample.times == tuple(bent["sample.times"])
+    assert bent["sample.guidance.scale_texture"] == 1.5 and len(bent) == 3
+
+
+def test_a_study_around_the_learnt_curve_begins_with_it_and_changes_each_knot() -> None:
+    learnt = {"kind": "learnt", "learnt": {"pieces": 3}}
+    near = params(
+        {"schedule.knots": {"low": -1.0, "high": 1.0}},
+        "training",
+        schedule=learnt,
+        diffusion={"loss": DIGITS_LOSS | {"timestep_sampling": "per_part"}},
+    )
+    near = with_values(near, {"tune.start": ["learnt"]})
+    assert set(distributions(near)) == {f"schedule.knots.change_{n}" for n in range(4)}
+    (start,), curve = start_values(near), (0.1, 0.2, 0.3, 0.4)
+    found = settle(start, curve)
+    assert found == {"schedule.kind": "curve", "schedule.knots": list(curve), "schedule.learnt": None}
+    assert with_values(near, found).schedule.knots == curve
+    more = changed_knots(curve, (0.0, 0.0, 0.0, 1.0))
+    assert sum(more) == pytest.approx(1.0) and more[3] > 0.4 and more[0] / more[1] == pytest.approx(0.5)

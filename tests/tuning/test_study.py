@@ -1,5 +1,6 @@
 """`sfd tune` as users run it: on a trained project, with real DVC, MLflow, Optuna and processes."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 from postgres import postgres_server
 from support import IN_ONE_PROCESS, Project, draw_images, small_params, wait_until
 
+from sfd.errors import UserError
 from sfd.tuning.evaluator import halves
 from sfd.tuning.storage import expand
 from sfd.tuning.study import tune
@@ -202,6 +204,56 @@ def test_several_objectives_have_a_front_and_no_best(project: Project) -> None:
     assert status == 2 and "--trial" in output and "Traceback" not in output
     number = study.best_trials[0].number
     assert project.run("sfd", "tune", "apply", "guidance", "--trial", str(number))[0] == 0
+
+
+def test_places_of_few_steps_are_searched_from_even_ones_and_a_point_of_the_front_is_applied(project: Project) -> None:
+    places = {"space": {"sample.times": {"low": 2, "high": 3}}, "start": ["even"], "objectives": ["fd", "evaluations"]}
+    change(project, tune=places | {"trials": 4})
+    tune(Workspace.find())
+    study = load(project)
+    assert [trial.user_attrs["settings"]["sample.times"] for trial in study.trials[:2]] == [[0, 0.5], [0, 1 / 3, 2 / 3]]
+    for trial in study.trials:
+        steps = trial.user_attrs["settings"]["sample.num_steps"]
+        assert trial.values[1] == 2 * steps == 2 * trial.params["sample.times.steps"], "guided steps evaluate twice"
+    front = {trial.number for trial in study.best_trials}
+    confirmed = {name.partition(", even")[0] for name in study.user_attrs["confirmation"]}
+    assert confirmed - {"params.yaml", "tau = 0.3", "tau = 0"} == {
+        next(name for name in (f"best (trial {n})", f"trial {n}") if name in confirmed) for n in front
+    }
+    assert (project.result("tune") / "front_fd_evaluations.png").is_file()
+    assert project.run("sfd", "tune", "apply", "guidance", "--within", "evaluations=1")[0] == 2
+    status, output = project.run("sfd", "tune", "apply", "guidance", "--within", "evaluations=4")
+    assert status == 0 and "num_steps: 2" in output, output
+    applied = Workspace.find().load_params().sample
+    assert applied.num_steps == 2 and applied.times is not None and len(applied.times) == 2
+
+
+def test_the_learnt_curve_is_tried_first_and_then_its_neighbourhood(project: Project) -> None:
+    learnt = {"kind": "learnt", "tau": 0.3, "learnt": {"probe_steps": 4, "pieces": 2}}
+    loss = small_params()["diffusion"]["loss"] | {"timestep_sampling": "per_part"}
+    near = {"kind": "training", "start": ["learnt"], "space": {"schedule.knots": {"low": -1.0, "high": 1.0}}}
+    change(
+        project,
+        schedule=learnt,
+        sample={"schedule": None},
+        diffusion={"loss": loss},
+        tune=near | {"trials": 2, "repeats": 1},
+    )
+    with pytest.raises(UserError, match="run `dvc repro schedule` first"):
+        tune(Workspace.find())
+    status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "schedule")
+    assert status == 0, output
+    tune(Workspace.find())
+    found = json.loads((project.result("schedule") / "schedule.json").read_text())["schedule"]["knots"]
+    first, second = (trial.user_attrs["settings"] for trial in load(project).trials)
+    assert first["schedule.knots"] == found and first["schedule.kind"] == "curve"
+    assert sum(second["schedule.knots"]) == pytest.approx(1.0) and second["schedule.knots"] != found
+    confirmed = load(project).user_attrs["confirmation"]
+    assert {"params.yaml", "tau = 0.3", "tau = 0"} < set(confirmed)
+    status, output = project.run("sfd", "tune", "apply", "guidance", "--trial", "0")
+    assert status == 0, output
+    applied = Workspace.find().load_params().schedule
+    assert (applied.kind, list(applied.knots), applied.learnt) == ("curve", found, None)
 
 
 def test_values_that_do_not_fit_together_fail_their_trial_and_not_the_study(project: Project) -> None:

@@ -217,11 +217,18 @@ def apply(
     context: typer.Context,
     name: StudyName,
     trial: Annotated[int | None, typer.Option(help="The trial's number; without it, the best one.")] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OBJECTIVE=LIMIT",
+            help="Of several objectives: the point of the front that is best in the first other one within this limit, e.g. evaluations=4.",
+        ),
+    ] = None,
 ) -> None:
     """Write the values of a study's best trial into params.yaml and show what changed."""
     from sfd.tuning.study import apply_study
 
-    typer.echo(apply_study(_workspace(context), name, trial))
+    typer.echo(apply_study(_workspace(context), name, trial, within))
 
 
 @app.command()

@@ -29,7 +29,13 @@ from sfd.seeding import derive_seed
 
 def build_sampler(params: SampleParams) -> Sampler:
     """The sampler that the parameters describe."""
-    return Sampler(load(SAMPLERS, params.sampler), params.num_steps, params.uses_published_rule, params.timestep_shift)
+    return Sampler(
+        load(SAMPLERS, params.sampler),
+        params.num_steps,
+        params.uses_published_rule,
+        params.timestep_shift,
+        params.times,
+    )
 
 
 def build_scales(params: GuidanceParams) -> GuidanceScales:
@@ -115,6 +121,8 @@ class ImageGenerator:
     """Draws images. An image depends on its condition and its seed, and not on the other images of its batch.
 
     This holds up to rounding, and with an adaptive sampler up to its tolerance.
+
+    ``evaluated``: evaluations of a network so far, each counted once an image: two where a step is guided.
     """
 
     def __init__(
@@ -140,6 +148,7 @@ class ImageGenerator:
         strong = self.inference.function(self.network)
         self._functions = strong, strong if self.weak is None else self.inference.function(self.weak)
         self.statistics = model.statistics.to(self.device)
+        self.evaluated = 0
 
     @classmethod
     def load(
@@ -203,8 +212,8 @@ class ImageGenerator:
         texture = self.statistics.restore(latent)[:, : config.in_channels - config.semantic_channels]
         return self.decoder.decode(texture).cpu()
 
-    @staticmethod
     def _velocity(
+        self,
         network: Callable[..., Output],
         condition: Tensor,
         x: Tensor,
@@ -212,6 +221,7 @@ class ImageGenerator:
         t_sem: Tensor,
         skip_deep: bool = False,
     ) -> Tensor:
+        self.evaluated += len(x)
         skipped = {"skip_deep": True} if skip_deep else {}
         return network(x, t_tex, t_sem, condition, **skipped).velocity
 

@@ -14,8 +14,8 @@ from sfd.params import ComputedIn, GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
 """Files without a format number are older. They have the same keys, but the oldest lack ``schedule``. ``class_mix`` is there only if it is not
-balanced, ``other_networks`` only if it is true, and ``precision`` only if it is not float32. Ends of guidance came later: without them, guidance
-goes on to the end."""
+balanced, ``other_networks`` only if it is true, ``times`` only if it is not null, and ``precision`` only if it is not float32. Ends of guidance
+came later: without them, guidance goes on to the end."""
 
 
 class Settings(SampleParams):
@@ -51,6 +51,7 @@ def _to_record(settings: Settings) -> dict[str, Any]:
     guidance = settings.guidance
     mix = {} if settings.class_mix == BALANCED else {"class_mix": settings.class_mix}
     others = {"other_networks": True} if settings.other_networks else {}
+    times = {} if settings.times is None else {"times": list(settings.times)}
     precision = {} if settings.precision == "fp32" else {"precision": settings.precision}
     return {
         "format": FORMAT,
@@ -62,6 +63,7 @@ def _to_record(settings: Settings) -> dict[str, Any]:
         "num_steps": settings.num_steps,
         "rule": settings.rule,
         "timestep_shift": settings.timestep_shift,
+        **times,
         "schedule": None if settings.schedule is None else write_schedule(settings.schedule),
         **others,
         "guidance": {
@@ -90,6 +92,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
         num_steps=record["num_steps"],
         rule=record["rule"],
         timestep_shift=record["timestep_shift"],
+        times=record.get("times"),
         schedule=None if schedule is None else read_schedule(schedule),
         other_networks=record.get("other_networks", False),
         guidance=GuidanceParams(

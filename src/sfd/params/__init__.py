@@ -58,11 +58,17 @@ from sfd.params.schedule import LearntParams, ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.study import (
     JOURNAL,
+    KNOTS,
     POSTGRES,
     SQLITE,
+    TIME_PARTS,
+    TIMES,
     check_storage_address,
     check_study,
+    even_times,
     holds_whole_numbers,
+    knot_parts,
+    start_values,
 )
 from sfd.params.tokens import SparseDeepParams, TokenRoutingParams
 from sfd.params.types import ComputedIn, FilePath, Fraction, OneOf, Positive, Precision, Scale, Section
@@ -72,11 +78,14 @@ from sfd.sizes import ModelSize
 __all__ = [
     "CHAMPION",
     "JOURNAL",
+    "KNOTS",
     "LOCK_ENDING",
     "MAX_MODEL_NAME",
     "POSTGRES",
     "PREVIOUS",
     "SQLITE",
+    "TIMES",
+    "TIME_PARTS",
     "VARIABLE",
     "AlignmentParams",
     "CompileMode",
@@ -133,7 +142,9 @@ __all__ = [
     "describe_params",
     "dump_params",
     "dump_tree",
+    "even_times",
     "holds_whole_numbers",
+    "knot_parts",
     "known_metrics",
     "load_params",
     "parse_params",
@@ -143,6 +154,7 @@ __all__ = [
     "select",
     "shared_grid",
     "shown",
+    "start_values",
     "to_tree",
     "with_values",
 ]

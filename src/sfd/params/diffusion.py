@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -253,6 +254,13 @@ class SampleParams(Section):
         "start, as in the publication",
     )
     timestep_shift: float = Field(0.0, ge=0.0, le=10.0, description="s maps progress v to s*v / (1 + (s-1)*v); 0: off")
+    times: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] | None = Field(
+        None,
+        strict=False,
+        min_length=1,
+        description="the progress at which each step begins, along the schedule's curve: increasing, from 0, as many as `num_steps`, with "
+        "timestep_shift 0. Solvers that move steps onto borders of the schedule still do. null: even steps",
+    )
     schedule: ScheduleParams | None = Field(
         None,
         description="schedule to sample with; null: the one of training. Another one needs a range in `schedule.tau`",
@@ -268,3 +276,35 @@ class SampleParams(Section):
     def uses_published_rule(self) -> bool:
         """Whether steps carry the parts as in the publication."""
         return self.rule == "published"
+
+    @model_validator(mode="after")
+    def _check_times(self) -> "SampleParams":
+        times = self.times
+        if times is None:
+            return self
+        if times[0] != 0.0:
+            raise ValueError(
+                f"times begin with {times[0]:g}, but the first step begins at the noise: let them begin with 0"
+            )
+        wrong = next((pair for pair in pairwise(times) if pair[0] >= pair[1]), None)
+        if wrong is not None:
+            raise ValueError(
+                f"times must increase, but {wrong[1]:g} follows {wrong[0]:g}: put them in order, each once"
+            )
+        if len(times) != self.num_steps:
+            raise ValueError(
+                f"times are {len(times)}, but num_steps is {self.num_steps}: set num_steps to {len(times)}, or times to null"
+            )
+        if self.timestep_shift != 0.0:
+            raise ValueError(
+                f"times say where the steps lie, and so does timestep_shift {self.timestep_shift:g}: set it to 0, or times to null"
+            )
+        if self.uses_published_rule:
+            raise ValueError(
+                "times need rule `exact`: the published rule counts steps of one length; set rule to it, or times to null"
+            )
+        if SAMPLERS[self.sampler].adaptive:
+            raise ValueError(
+                f"times say where the steps lie, but sampler `{self.sampler}` chooses its own: take another, or set times to null"
+            )
+        return self

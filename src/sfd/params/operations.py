@@ -176,7 +176,7 @@ VARIABLE = re.compile(r"\$\{(\w+)\}")
 PASSWORD = re.compile(r"://[^:@/]*:[^@]+@|[?&](ssl)?password=[^&]", re.IGNORECASE)
 """A password in an address whose variables were taken out."""
 
-OBJECTIVES = ("fd", "fid", "fdr", "kid", "class_accuracy", "seconds_per_image")
+OBJECTIVES = ("fd", "fid", "fdr", "kid", "class_accuracy", "evaluations", "seconds_per_image")
 """What a study can improve, beside `fd_NAME`."""
 Objective = Annotated[str, Field(pattern=rf"^({'|'.join(OBJECTIVES)}|fd_\w[\w.-]*)$")]
 
@@ -194,7 +194,8 @@ class TuneParams(Section):
         strict=False,
         min_length=1,
         description="metrics to improve: `fd`, the distance on the first judge (`fid` if that is Inception-v3), `fd_NAME` on another judge, "
-        "`fdr`, `kid`, `class_accuracy` or `seconds_per_image`. Whether lower or higher is better follows from the metric",
+        "`fdr`, `kid`, `class_accuracy`, `evaluations` (of networks, per image) or `seconds_per_image`. Whether lower or higher is better follows "
+        "from the metric",
     )
     trials: Positive = Field(20, description="trials of the study, over all workers and restarts")
     minutes: float = Field(
@@ -231,9 +232,17 @@ class TuneParams(Section):
         15,
         description="seconds between a worker's signs of life. After four missing ones another worker repeats its trial, once",
     )
+    start: tuple[Literal["learnt", "even"], ...] = Field(
+        (),
+        strict=False,
+        description="settings that are tried first. `learnt`: the curve of stage `schedule`, around which `schedule.knots` are searched; `even`: "
+        "even steps, for each number of steps of `sample.times`",
+    )
     space: dict[str, SpaceParams] = Field(
         min_length=1,
-        description="dotted key to `{low, high}` (with `step` or `log`) or `{choices}`; a number at the end of a key picks an entry of a list",
+        description="dotted key to `{low, high}` (with `step` or `log`) or `{choices}`; a number at the end of a key picks an entry of a list. "
+        "`sample.times`: the numbers of steps, whose places are searched; `schedule.knots`: by how much the logarithm of each knot may differ "
+        "from the learnt curve's",
     )
 
     @model_validator(mode="after")

@@ -21,6 +21,9 @@ SECTIONS = {"sampling": ("sample",), "training": ("schedule", "diffusion", "samp
 MAX_COMBINATIONS = 500
 """A value is refused when it fits none of at most so many combinations of the other keys' ends."""
 
+TIMES, KNOTS = "sample.times", "schedule.knots"
+"""Lists that are searched as a whole: what the space says of them is not a value of theirs."""
+
 SQLITE, JOURNAL, POSTGRES = "sqlite:///", "journal://", "postgresql://"
 _TEXT = r"(?:[^:@/?#%\[\]\s]|%[0-9A-Fa-f]{2})"
 _SERVER = re.compile(
@@ -102,6 +105,10 @@ def _check_objectives(params: Params) -> None:
     tune = params.tune
     if len(set(tune.objectives)) < len(tune.objectives):
         raise UserError(f"tune.objectives {list(tune.objectives)} name one twice: remove it")
+    if tune.objectives == ("evaluations",):
+        raise UserError(
+            "tune.objectives: `evaluations` alone is best with the fewest steps, whatever they draw: add a metric of quality, e.g. `fd`"
+        )
     if len(tune.objectives) > 1 and tune.pruner != "none":
         raise UserError(
             f"tune.pruner `{tune.pruner}` needs a single objective, but tune.objectives has {len(tune.objectives)}: set it to `none`"
@@ -142,6 +149,8 @@ def _check_space(params: Params) -> None:
                 f"tune.space: `{key}` cannot be searched by a study of kind `{tune.kind}`, whose trials change only "
                 f"{', '.join(f'`{name}`' for name in SECTIONS[tune.kind])}; remove it, or change tune.kind"
             )
+        if key in (TIMES, KNOTS):
+            continue
         for value in ends(tune.space[key]):
             _check_value(params, key, value)
         step = tune.space[key].step
@@ -149,6 +158,69 @@ def _check_space(params: Params) -> None:
             raise UserError(
                 f"tune.space.{key}: step is {step:g}, but the key holds whole numbers: make it a whole number"
             )
+
+
+def _check_times(params: Params) -> None:
+    """Places of steps are searched for some numbers of steps, with a solver that takes the steps that it is told."""
+    tune, space = params.tune, params.tune.space.get(TIMES)
+    if "even" in tune.start and space is None:
+        raise UserError(
+            f"tune.start: `even` tries even steps where their places are searched, but tune.space has no `{TIMES}`: add it, or remove `even`"
+        )
+    if space is None:
+        return
+    for number in ends(space):
+        if type(number) is not int or not 2 <= number <= 100 or space.log or space.step not in (None, 1):
+            raise UserError(
+                f"tune.space.{TIMES}: the numbers of steps are whole, from 2 to 100, without step or log: write e.g. {{low: 2, high: 6}}"
+            )
+        if "sample.num_steps" in tune.space:
+            raise UserError(f"tune.space: `{TIMES}` searches the number of steps, too: remove `sample.num_steps`")
+        values = {TIMES: even_times(number), "sample.num_steps": number}
+        with_values(params, values)
+        for key, other in tune.space.items():
+            for value in () if key in (TIMES, KNOTS) else ends(other):
+                if fits(params, {key: value}) and not fits(params, values | {key: value}):
+                    raise UserError(
+                        f"tune.space.{key}: {value} does not go together with `{TIMES}`: remove one of them"
+                    )
+
+
+def _check_knots(params: Params) -> None:
+    """The neighbourhood of a learnt curve needs that curve, and is all that is searched of the schedule."""
+    tune, space = params.tune, params.tune.space.get(KNOTS)
+    if ("learnt" in tune.start) != (space is not None):
+        said = "`learnt` is not among tune.start" if space is not None else f"tune.space has no `{KNOTS}`"
+        raise UserError(
+            f"tune.start `learnt` and tune.space `{KNOTS}` belong together, and {said}: give both, e.g. {KNOTS}: {{low: -1.0, high: 1.0}}, or "
+            "neither"
+        )
+    if space is None:
+        return
+    if params.schedule.kind != "learnt":
+        raise UserError(
+            f"tune.start: `learnt` is the curve of stage `schedule`, but schedule.kind is `{params.schedule.kind}`: set it to `learnt`, or remove "
+            "both"
+        )
+    if space.choices is not None or space.step is not None or space.log or not ends(space)[0] <= 0 <= ends(space)[1]:
+        raise UserError(
+            f"tune.space.{KNOTS}: differences from the learnt curve need low and high around 0, without step or log: write e.g. "
+            "{low: -1.0, high: 1.0}"
+        )
+    more = next((key for key in tune.space if key.startswith("schedule.") and key != KNOTS), None)
+    if more is not None:
+        raise UserError(f"tune.space: `{KNOTS}` makes the whole schedule, so `{more}` would change nothing: remove it")
+
+
+def _check_start(params: Params) -> None:
+    """All starting points are tried."""
+    tune = params.tune
+    if len(set(tune.start)) < len(tune.start):
+        raise UserError(f"tune.start {list(tune.start)} name one twice: remove it")
+    if tune.trials < len(start_values(params)):
+        raise UserError(
+            f"tune.trials is {tune.trials}, but tune.start has {len(start_values(params))} starting points: raise it to more than that"
+        )
 
 
 RULES = (
@@ -161,6 +233,9 @@ RULES = (
     _check_step,
     _check_decay,
     _check_space,
+    _check_times,
+    _check_knots,
+    _check_start,
 )
 
 
@@ -193,7 +268,7 @@ def _check_value(params: Params, key: str, value: Any) -> None:
 
 def combinations(params: Params, but: str) -> Iterator[dict[str, Any]]:
     """Values of all searched keys except ``but``: combinations of their ends, at most :data:`MAX_COMBINATIONS`."""
-    others = {key: ends(space) for key, space in params.tune.space.items() if key != but}
+    others = {key: ends(space) for key, space in params.tune.space.items() if key not in (but, TIMES, KNOTS)}
     return (dict(zip(others, values, strict=True)) for values in islice(product(*others.values()), MAX_COMBINATIONS))
 
 
@@ -210,3 +285,32 @@ def fits(params: Params, values: Mapping[str, Any]) -> bool:
     except UserError:
         return False
     return True
+
+
+def even_times(number: int) -> list[float]:
+    """Where even steps begin."""
+    return [n / number for n in range(number)]
+
+
+def start_values(params: Params) -> list[dict[str, float]]:
+    """What Optuna is given for each starting point: the names of :func:`sfd.tuning.space.distributions`, of lists that are searched as a whole."""
+    tune, found = params.tune, list[dict[str, float]]()
+    for name in tune.start:
+        if name == "learnt":
+            found.append({f"{KNOTS}.{part}": 0.0 for part in knot_parts(params)})
+        else:
+            space = tune.space[TIMES]
+            numbers = space.choices or range(int(ends(space)[0]), int(ends(space)[1]) + 1)
+            bends = {f"{TIMES}.{part}": 0.0 for part in TIME_PARTS}
+            found += [{f"{TIMES}.steps": int(number)} | bends for number in numbers]
+    return found
+
+
+TIME_PARTS = ("quarter_1", "quarter_2", "quarter_3")
+"""Logarithms of how far the first three quarters of the steps go along the curve; that of the fourth is 0."""
+
+
+def knot_parts(params: Params) -> list[str]:
+    """A name for each knot of the learnt curve."""
+    assert params.schedule.learnt is not None
+    return [f"change_{number}" for number in range(params.schedule.learnt.pieces + 1)]

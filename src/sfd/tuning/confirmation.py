@@ -5,9 +5,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sfd.errors import UserError
-from sfd.params import Params, TauRange, with_values
+from sfd.params import TIMES, Params, TauRange, even_times, with_values
 from sfd.seeding import derive_seed
+from sfd.tuning.cells import BEST
 from sfd.tuning.evaluator import CONFIRMATION, CandidateEvaluator
+from sfd.tuning.front import EVEN, front
+from sfd.tuning.space import settings
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -44,17 +47,33 @@ def candidates(study: "Study", params: Params) -> dict[str, dict[str, Any]]:
     best = min(
         study.best_trials, key=lambda trial: trial.values[0] * (1 if study.directions[0].name == "MINIMIZE" else -1)
     )
-    found: dict[str, dict[str, Any]] = {f"best (trial {best.number})": dict(best.params), "params.yaml": {}}
+    found: dict[str, dict[str, Any]] = {f"{BEST} (trial {best.number})": settings(best), "params.yaml": {}}
+    if "evaluations" in params.tune.objectives:
+        found |= _of_front(study, best.number)
     if params.tune.kind == "sampling" and not isinstance(params.schedule.tau, TauRange):
         return found  # the model was trained for one offset only
     section = "schedule" if params.tune.kind == "training" else "sample.schedule"
     for tau in BASELINE_TAUS:
-        values = {f"{section}.kind": "offset", f"{section}.tau": tau}
+        values: dict[str, Any] = {f"{section}.kind": "offset", f"{section}.tau": tau}
+        if section == "schedule" and params.schedule.learnt is not None:
+            values["schedule.learnt"] = None
         try:
             with_values(params, values)
         except UserError:
             continue  # the model does not cover this offset
         found[f"tau = {tau:g}"] = values
+    return found
+
+
+def _of_front(study: "Study", best: int) -> dict[str, dict[str, Any]]:
+    """The other points of the front, and each point with even steps where it has others."""
+    found: dict[str, dict[str, Any]] = {}
+    for trial in front(study):
+        name = f"{BEST} (trial {trial.number})" if trial.number == best else f"trial {trial.number}"
+        values = settings(trial)
+        found |= {name: values}
+        if TIMES in values and values[TIMES] != even_times(len(values[TIMES])):
+            found[f"{name}{EVEN}"] = values | {TIMES: even_times(len(values[TIMES]))}
     return found
 
 

@@ -143,8 +143,8 @@ class CandidateEvaluator:
 
         ``purpose``: ``STUDY`` or ``CONFIRMATION``, which decides the half of the held-out images and the seeds.
         Metrics: ``fd`` (``fid`` if the first judge is Inception), ``kid``, ``precision``, ``recall``; ``class_accuracy`` if that judge knows
-        the classes and the model draws them; ``fd_NAME`` of other judges and ``fdr`` where they are objectives; and ``seconds_per_image`` of
-        sampling.
+        the classes and the model draws them; ``fd_NAME`` of other judges and ``fdr`` where they are objectives; ``evaluations`` of networks per
+        image; and ``seconds_per_image`` of sampling.
         """
         values = model.condition.plan(params.tune.num_images, params.sample.class_mix)
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)

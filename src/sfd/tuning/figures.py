@@ -1,10 +1,9 @@
 """Pictures of a study. Equal studies give equal bytes.
 
-Optuna draws history, importance, slice, contour and Pareto front, and this module changes their style. It draws the curves itself,
+Optuna draws history, importance, slice and contour, and this module changes their style. It draws the curves itself,
 because they show standard errors and the confirmation, which Optuna does not know.
 """
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from sfd.params import KNOTS, TIME_PARTS
 from sfd.pictures import FAINT, GAP_COLOUR, INK, PALETTE, PAPER, plain_axes, save_figure
 from sfd.statistics import estimate
 
@@ -73,8 +73,6 @@ def draw_study(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
                 pictures.append(draw(view, folder / f"{name}{suffix}.png"))
             except _CannotDraw as error:
                 not_drawn.append(f"{name.capitalize()} is not drawn: {error}.")
-    if len(objectives) > 1:
-        pictures = _draw_fronts(study, objectives, folder) + pictures
     return pictures, list(dict.fromkeys(not_drawn))
 
 
@@ -122,7 +120,7 @@ class _View:
         return [
             key
             for key, kind in self.distributions.items()
-            if not isinstance(kind, CategoricalDistribution) or _is_numeric(kind)
+            if (not isinstance(kind, CategoricalDistribution) or _is_numeric(kind)) and not _is_part(key)
         ]
 
     def is_log(self, key: str) -> bool:
@@ -142,6 +140,11 @@ class _View:
 
 def _is_numeric(kind: CategoricalDistribution) -> bool:
     return all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in kind.choices)
+
+
+def _is_part(key: str) -> bool:
+    """Whether it is one of many numbers that together say what a list is."""
+    return key.rpartition(".")[2] in TIME_PARTS or key.startswith(f"{KNOTS}.change_")
 
 
 def _draw_curve(view: _View, key: str, path: Path) -> Picture:
@@ -168,12 +171,12 @@ def _draw_curve(view: _View, key: str, path: Path) -> Picture:
     )
     if view.is_log(key):
         axes.set_xscale("log")
-    _few_ticks(axes.xaxis, view.is_log(key))
-    _few_ticks(axes.yaxis)
+    few_ticks(axes.xaxis, view.is_log(key))
+    few_ticks(axes.yaxis)
     # matplotlib lists lines before points, whatever was drawn first.
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda place: [TRIALS, *confirmation].index(labels[place]))
-    _legend(figure, [handles[place] for place in order], [labels[place] for place in order])
+    legend(figure, [handles[place] for place in order], [labels[place] for place in order])
     save_figure(figure, path)
     title = "The tau curve" if key.split(".")[-1] == "tau" else f"{view.objective} against {key}"
     more = (
@@ -235,10 +238,10 @@ def _draw_history(view: _View, path: Path) -> Picture:
         for line in axes.lines:
             line.set(color=PALETTE[1], alpha=1.0, drawstyle="steps-post")
         axes.set_xlim(-0.5, view.trials[-1].number + 0.5)
-        _few_ticks(axes.xaxis, whole=True)
-        _few_ticks(axes.yaxis)
+        few_ticks(axes.xaxis, whole=True)
+        few_ticks(axes.yaxis)
         handles, _ = axes.get_legend_handles_labels()
-        _legend(figure, handles, ["trial", "best so far"][: len(handles)])
+        legend(figure, handles, ["trial", "best so far"][: len(handles)])
         save_figure(figure, path)
     return Picture(path, f"{view.objective} of the complete trials, in their order.")
 
@@ -262,7 +265,7 @@ def _draw_importance(view: _View, path: Path) -> Picture:
         for bar in axes.patches:
             bar.set_facecolor(PALETTE[0])
         axes.set_xlim(0, 1.12 * max(axes.get_xlim()[1] / 1.12, max(bar.get_width() for bar in axes.patches)))  # type: ignore[attr-defined]
-        _few_ticks(axes.xaxis)
+        few_ticks(axes.xaxis)
         save_figure(_figure_of(axes), path)
     return Picture(path, f"Importance of each key for {view.objective} (PED-ANOVA); with few trials a rough guess.")
 
@@ -284,8 +287,8 @@ def _draw_slice(view: _View, path: Path) -> Picture:
                 left, right = axes.get_xlim()
                 axes.set_xlim(left - 0.3, right + 0.3)
             else:
-                _few_ticks(axes.xaxis, view.is_log(key), most=3)
-            _few_ticks(axes.yaxis)
+                few_ticks(axes.xaxis, view.is_log(key), most=3)
+            few_ticks(axes.yaxis)
         figure = _figure_of(all_axes[0])
         _restyle_colorbar(figure.axes[-1], "trial", whole=True)
         save_figure(figure, path)
@@ -311,7 +314,7 @@ def _draw_contour(view: _View, path: Path) -> Picture:
                 key = axis.get_label_text()
                 axis.set_label_text(view.names.get(key, ""))
                 if key and not isinstance(view.distributions[key], CategoricalDistribution):
-                    _few_ticks(axis, view.is_log(key), most=4)
+                    few_ticks(axis, view.is_log(key), most=4)
             axes.label_outer()
         figure = _figure_of(all_axes.flat[0])
         if len(figure.axes) > all_axes.size:
@@ -321,42 +324,6 @@ def _draw_contour(view: _View, path: Path) -> Picture:
         path,
         f"{view.objective} over pairs of {_listed(view, keys)}: interpolated between the complete trials (dots).",
         len(keys) > 2,
-    )
-
-
-def _draw_fronts(study: Study, objectives: list[str], folder: Path) -> list[Picture]:
-    """The Pareto front, seen along each pair of objectives."""
-    pairs = list(itertools.combinations(range(len(objectives)), 2))
-    return [
-        _draw_front(study, objectives, pair, folder / f"front_{'_'.join(objectives[n] for n in pair)}.png")
-        for pair in pairs
-    ]
-
-
-def _draw_front(study: Study, objectives: list[str], pair: tuple[int, int], path: Path) -> Picture:
-    from optuna.visualization.matplotlib import plot_pareto_front
-
-    first, second = pair
-    labels = [with_direction(objectives[number], study.directions[number]) for number in pair]
-    with _optuna_drawing():
-        axes = plot_pareto_front(
-            study, target_names=labels, targets=lambda trial: (trial.values[first], trial.values[second])
-        )
-        figure = _figure_of(axes)
-        axes.legend_.remove()  # type: ignore[union-attr]
-        _restyle(axes)
-        _few_ticks(axes.xaxis)
-        _few_ticks(axes.yaxis)
-        handles, _ = axes.get_legend_handles_labels()
-        for points, colour in zip(axes.collections, [PALETTE[0], PALETTE[1]][-len(handles) :], strict=True):
-            points.set_color(colour)
-        for trial in study.best_trials:
-            place = trial.values[first], trial.values[second]
-            axes.annotate(str(trial.number), place, xytext=(5, 4), textcoords="offset points", fontsize=9, color=INK)
-        _legend(figure, handles, ["other trials", "Pareto front"][-len(handles) :])
-        save_figure(figure, path)
-    return Picture(
-        path, "Pareto front: no other trial is better in all objectives at once. The numbers are trial numbers."
     )
 
 
@@ -416,15 +383,15 @@ def _restyle_colorbar(axes: "Axes", label: str, whole: bool = False) -> None:
     axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
     axes.set_ylabel(label, color=INK, size=10)
     axes.grid(False)
-    _few_ticks(axes.yaxis, whole=whole)
+    few_ticks(axes.yaxis, whole=whole)
 
 
-def _legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
+def legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Below the axes, where it hides nothing."""
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
 
 
-def _few_ticks(axis: "Axis", log: bool = False, whole: bool = False, most: int = 5) -> None:
+def few_ticks(axis: "Axis", log: bool = False, whole: bool = False, most: int = 5) -> None:
     """Allows at most ``most`` intervals between the numbers on an axis, and writes 0.05 rather than 5 x 10^-2."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 

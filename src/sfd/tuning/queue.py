@@ -19,9 +19,9 @@ import threading
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sfd.errors import UserError, redact
 from sfd.params import TuneParams
@@ -106,8 +106,10 @@ class Queue:
         """Number of trials by state (``COMPLETE``, ``PRUNED``, ``FAIL``, ``RUNNING``, ``WAITING``), and ``WITHDRAWN`` ones."""
         return dict(Counter("WITHDRAWN" if _withdrawn(trial) else trial.state.name for trial in self.trials()))
 
-    def fill(self, trials: int) -> None:
+    def fill(self, trials: int, starts: Sequence[Mapping[str, Any]] = ()) -> None:
         """Fills the queue with slots 0 to ``trials`` - 1, and withdraws waiting trials of higher slots.
+
+        The first slots get the values of ``starts``; what these lack is proposed.
 
         A slot whose worker was interrupted is enqueued again, with the same params. A slot whose trial failed counts as done.
         """
@@ -119,7 +121,8 @@ class Queue:
                 self._finish(trial.number, TrialState.FAIL, reason=f"{WITHDRAWN}tune.trials is {trials} now")
         for slot in range(trials):
             if slot not in slots:
-                self.study.enqueue_trial({}, user_attrs={"slot": slot, "attempt": 1, "after": None})
+                values = dict(starts[slot]) if slot < len(starts) else {}
+                self.study.enqueue_trial(values, user_attrs={"slot": slot, "attempt": 1, "after": None})
             elif _last_reason(slots[slot]) == INTERRUPTED:
                 self._repeat(slots[slot][-1], slots[slot][-1].user_attrs["attempt"])
 

@@ -3,61 +3,71 @@
 import base64
 import csv
 import importlib.resources
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from sfd.errors import UserError
 from sfd.params import dump_tree
-from sfd.statistics import Comparison, Direction, Estimate, compare, estimate
-from sfd.tables import as_text
+from sfd.statistics import estimate
+from sfd.tuning.cells import (
+    BEST,
+    Table,
+    comparison,
+    confirmation_repeats,
+    number_text,
+    objectives_of,
+    score,
+    state_of,
+    text_of,
+    verdict_text,
+    with_error,
+    with_interval,
+)
 from sfd.tuning.figures import BASELINE, Picture, draw_study, short_names, with_direction
-
-BEST, MARK = "best", "*"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells as text. ``kinds``: for each row ``best``, or the trial's state, or an empty string."""
-
-    head: list[str]
-    rows: list[list[str]]
-    kinds: list[str]
+from sfd.tuning.front import EVEN, draw_fronts, front_table, pick
+from sfd.tuning.space import settings
 
 
 def table(study: Study) -> str:
     """Trials, confirmation and verdicts as plain text. Trials have one row each, by number; ``*`` marks the best, or the Pareto front."""
-    parts = [f"Study {study.study_name}: {_headline(study)}", _as_text(_trial_table(study))]
+    parts = [f"Study {study.study_name}: {_headline(study)}", text_of(_trial_table(study))]
+    points = front_table(study)
+    if points is not None:
+        parts.append(f"Pareto front:\n{text_of(points)}")
     confirmed = _confirmation_table(study)
     if confirmed is not None:
-        parts.append(f"Confirmation with {_confirmation_repeats(study)} fresh seeds:\n{_as_text(confirmed)}")
+        parts.append(f"Confirmation with {confirmation_repeats(study)} fresh seeds:\n{text_of(confirmed)}")
     return "\n\n".join([*parts, "\n".join(_sentences(study))]) + "\n"
 
 
-def choose(study: Study, number: int | None) -> FrozenTrial:
-    """The trial with this number, or the best one if ``number`` is None.
+def choose(study: Study, number: int | None, within: str | None = None) -> FrozenTrial:
+    """The trial with this number; or of a front what :func:`sfd.tuning.front.pick` says of ``within``; or the best one.
 
     Raises:
-        UserError: no trial is complete; the trial does not exist or is not complete; or there is no number, and the study has several
+        UserError: no trial is complete; the trial does not exist or is not complete; or neither is given, and the study has several
             objectives.
     """
     complete = {trial.number: trial for trial in study.get_trials(states=(TrialState.COMPLETE,))}
     if not complete:
         raise UserError(f"study {study.study_name} has no complete trial yet; run `sfd tune`")
+    if within is not None:
+        if number is not None:
+            raise UserError("--trial and --within both choose a trial: give one of them")
+        return pick(study, within)
     if number is None:
         if len(study.directions) > 1:
-            front = ", ".join(str(trial.number) for trial in sorted(study.best_trials, key=lambda trial: trial.number))
+            points = ", ".join(str(trial.number) for trial in sorted(study.best_trials, key=lambda trial: trial.number))
             raise UserError(
-                f"study {study.study_name} has several objectives, so no single best trial; choose one of its Pareto front with --trial: {front}"
+                f"study {study.study_name} has several objectives, so no single best trial; choose one of its Pareto front with --trial: {points}, "
+                "or with --within, e.g. --within {objectives_of(study)[-1][0]}=LIMIT"
             )
         return complete[study.best_trial.number]
     if number not in complete:
-        states = {trial.number: _state(trial) for trial in study.get_trials(deepcopy=False)}
+        states = {trial.number: state_of(trial) for trial in study.get_trials(deepcopy=False)}
         what = f"is {states[number]}" if number in states else "does not exist"
         raise UserError(
             f"trial {number} of study {study.study_name} {what}; choose a complete one: {', '.join(map(str, complete))}"
@@ -73,6 +83,7 @@ def write_report(study: Study, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures, not_drawn = draw_study(study, folder)
+    pictures = draw_fronts(study, folder) + pictures
     files = [folder / "report.html", folder / "trials.csv"]
     files[0].write_text(_page(study, pictures, not_drawn), encoding="utf-8")
     _write_csv(study, files[1])
@@ -80,10 +91,6 @@ def write_report(study: Study, folder: Path) -> list[Path]:
         files.append(folder / "best.yaml")
         files[-1].write_text(_best_yaml(study), encoding="utf-8")
     return [*files, *(picture.path for picture in pictures)]
-
-
-def _objectives(study: Study) -> list[tuple[str, StudyDirection]]:
-    return list(zip(study.user_attrs["objectives"], study.directions, strict=True))
 
 
 def _best_numbers(study: Study) -> list[int]:
@@ -94,71 +101,32 @@ def _best_numbers(study: Study) -> list[int]:
 
 
 def _headline(study: Study) -> str:
-    states = [_state(trial) for trial in study.get_trials(deepcopy=False)]
+    states = [state_of(trial) for trial in study.get_trials(deepcopy=False)]
     counts = [
         f"{states.count(name)} {name}"
         for name in ("complete", "pruned", "failed", "running", "waiting")
         if name in states
     ]
-    what = ", ".join(with_direction(*pair) for pair in _objectives(study))
+    what = ", ".join(with_direction(*pair) for pair in objectives_of(study))
     return f"{what}; trials: {', '.join(counts) or 'none'}"
-
-
-def _state(trial: FrozenTrial) -> str:
-    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
 
 
 def _trial_table(study: Study) -> Table:
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
     names = short_names(dict.fromkeys(key for trial in trials for key in trial.params))
-    objectives = [name for name, _ in _objectives(study)]
+    objectives = [name for name, _ in objectives_of(study)]
     best = _best_numbers(study)
     rows, kinds = [], []
     for trial in trials:
         done = trial.user_attrs.get("values", {})
-        scores = [_score(done.get(name, []), study.user_attrs["repeats"]) for name in objectives]
-        values = [_number(trial.params[key]) if key in trial.params else "" for key in names]
+        scores = [score(done.get(name, []), study.user_attrs["repeats"]) for name in objectives]
+        values = [number_text(trial.params[key]) if key in trial.params else "" for key in names]
         seconds, reason = trial.user_attrs.get("seconds"), str(trial.user_attrs.get("reason", ""))
         rows.append(
-            [str(trial.number), _state(trial), *scores, *values, "" if seconds is None else f"{seconds:.0f}", reason]
+            [str(trial.number), state_of(trial), *scores, *values, "" if seconds is None else f"{seconds:.0f}", reason]
         )
-        kinds.append(BEST if trial.number in best else _state(trial))
+        kinds.append(BEST if trial.number in best else state_of(trial))
     return Table(["trial", "state", *objectives, *names.values(), "seconds", "reason"], rows, kinds)
-
-
-def _score(values: Sequence[float], repeats: int) -> str:
-    """Mean and standard error; also the number of finished repeats if some are missing."""
-    if not values:
-        return ""
-    return _with_error(estimate(values)) + (f" ({len(values)} of {repeats})" if len(values) < repeats else "")
-
-
-def _with_error(found: Estimate) -> str:
-    """Mean and standard error, both rounded to two digits of the error."""
-    decimals = _decimals(found)
-    if decimals is None:
-        return f"{found.mean:.4g}"
-    return f"{found.mean:.{decimals}f} ± {found.error:.{decimals}f}"
-
-
-def _with_interval(found: Estimate) -> str:
-    """Mean difference and its 95 % interval."""
-    decimals = _decimals(found)
-    if decimals is None or found.interval is None:
-        return f"{found.mean:+.3g}"
-    low, high = found.interval
-    return f"{found.mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}]"
-
-
-def _decimals(found: Estimate) -> int | None:
-    """Decimal places that show two digits of the standard error; None if the error is only rounding."""
-    if found.error is None or found.error <= 1e-9 * max(1.0, abs(found.mean)):
-        return None
-    return max(0, 1 - math.floor(math.log10(found.error)))
-
-
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _reference(study: Study) -> str:
@@ -166,21 +134,6 @@ def _reference(study: Study) -> str:
     names = list(study.user_attrs["confirmation"])
     best = [name for name in names if name.startswith("best")]
     return best[0] if best else BASELINE if BASELINE in names else names[0]
-
-
-def _confirmation_repeats(study: Study) -> int:
-    """The largest number of repeats of any candidate. One whose scoring was interrupted, or still runs, has fewer."""
-    confirmation: dict[str, Any] = study.user_attrs["confirmation"]
-    return max(len(values) for candidate in confirmation.values() for values in candidate["values"].values())
-
-
-def _comparison(study: Study, name: str, other: str, objective: str, direction: StudyDirection) -> Comparison:
-    """Compares two candidates over the repeats that both have. Repeat k has the same seed in both."""
-    confirmation: dict[str, Any] = study.user_attrs["confirmation"]
-    sense: Direction = "minimize" if direction == StudyDirection.MINIMIZE else "maximize"
-    mine, theirs = (confirmation[candidate]["values"][objective] for candidate in (name, other))
-    count = min(len(mine), len(theirs))
-    return compare(mine[:count], theirs[:count], sense)
 
 
 def _confirmation_table(study: Study) -> Table | None:
@@ -193,20 +146,16 @@ def _confirmation_table(study: Study) -> Table | None:
     reference = _reference(study)
     head = ["candidate"]
     rows = [[name] for name in confirmation]
-    for objective, direction in _objectives(study):
+    for objective, direction in objectives_of(study):
         head += [objective, f"{objective} minus {reference.split(' (')[0]}'s [95 %]", "verdict"]
         for row, (name, candidate) in zip(rows, confirmation.items(), strict=True):
-            row.append(_score(candidate["values"][objective], _confirmation_repeats(study)))
+            row.append(score(candidate["values"][objective], confirmation_repeats(study)))
             if name == reference:
                 row += ["", ""]
                 continue
-            found = _comparison(study, name, reference, objective, direction)
-            row += [_with_interval(found.difference), _verdict(found)]
+            found = comparison(study, name, reference, objective, direction)
+            row += [with_interval(found.difference), verdict_text(found)]
     return Table(head, rows, [BEST if name == reference else "" for name in confirmation])
-
-
-def _verdict(found: Comparison) -> str:
-    return f"{found.verdict}: {found.reason}" if found.reason else found.verdict
 
 
 def _sentences(study: Study) -> list[str]:
@@ -225,18 +174,23 @@ def verdicts(study: Study) -> list[str]:
         return ["There is no confirmation with fresh seeds yet: the best of several trials looks better than it is."]
     reference = _reference(study)
     sentences = []
-    for objective, direction in _objectives(study):
+    for objective, direction in objectives_of(study):
         grouped: dict[str, list[str]] = {}
         for name in confirmation:
-            if name != reference:
-                found = _comparison(study, reference, name, objective, direction)
-                grouped.setdefault(_verdict(found), []).append(f"{name} ({_with_interval(found.difference)})")
+            if name != reference and not _is_of_front(study, name):
+                found = comparison(study, reference, name, objective, direction)
+                grouped.setdefault(verdict_text(found), []).append(f"{name} ({with_interval(found.difference)})")
         said = [f"{WORDS[verdict]} {_joined(names)}" for verdict, names in grouped.items()]
         sentences.append(f"Verdict on {objective}: {reference} {'; it '.join(said) or 'stands alone'}.")
     best = _best_numbers(study)
     if len(study.directions) == 1 and reference.startswith("best") and f"trial {best[0]})" not in reference:
         sentences.append(f"Trial {best[0]} is the best now, but it is not confirmed.")
     return [*sentences, "In brackets: the mean difference over the same seeds, and its 95 % interval (Student's t)."]
+
+
+def _is_of_front(study: Study, name: str) -> bool:
+    """Whether a confirmed candidate is there for the table of the front."""
+    return "evaluations" in study.user_attrs["objectives"] and (name.startswith("trial ") or name.endswith(EVEN))
 
 
 WORDS = {
@@ -251,16 +205,10 @@ def _joined(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _as_text(content: Table) -> str:
-    """The table as text, with a column of marks before it."""
-    marks = [MARK if kind == BEST else "" for kind in content.kinds]
-    return as_text([["", *content.head], *([mark, *row] for mark, row in zip(marks, content.rows, strict=True))])
-
-
 def _write_csv(study: Study, file: Path) -> None:
     """One row per trial with full keys, by number; metrics as ``metrics.NAME``."""
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
-    objectives = [name for name, _ in _objectives(study)]
+    objectives = [name for name, _ in objectives_of(study)]
     rows = []
     for trial in trials:
         attrs = trial.user_attrs
@@ -290,12 +238,12 @@ def _write_csv(study: Study, file: Path) -> None:
 def _best_yaml(study: Study) -> str:
     best, objective = study.best_trial, study.user_attrs["objectives"][0]
     nested: dict[str, Any] = {}
-    for key, value in best.params.items():
+    for key, value in settings(best).items():
         place = nested
         for part in key.split(".")[:-1]:
             place = place.setdefault(part, {})
         place[key.split(".")[-1]] = value
-    score = _with_error(estimate(best.user_attrs["values"][objective]))
+    score = with_error(estimate(best.user_attrs["values"][objective]))
     head = f"# Study {study.study_name}, trial {best.number}: {objective} {score}. A number as key is an index into a list.\n"
     return head + dump_tree(nested)
 
@@ -311,9 +259,11 @@ def _page(study: Study, pictures: list[Picture], not_drawn: list[str]) -> str:
         headline=_headline(study),
         sentences=_sentences(study),
         trials=_trial_table(study),
+        front=front_table(study),
         confirmation=_confirmation_table(study),
-        confirmation_repeats=_confirmation_repeats(study) if study.user_attrs.get("confirmation") else 0,
+        confirmation_repeats=confirmation_repeats(study) if study.user_attrs.get("confirmation") else 0,
         baseline=study.user_attrs["baseline"],
+        best_values=settings(study.best_trial) if len(study.directions) == 1 and pictures else {},
         best=study.best_trial if len(study.directions) == 1 and pictures else None,
         pictures=list(zip(pictures, images, strict=True)),
         not_drawn=not_drawn,

@@ -55,7 +55,8 @@ class SampleScorer:
 
         Image i has the seed that stage ``sample`` gives it if the stage has ``seed``. Only the first images are kept in memory.
         Metrics: those of :func:`sfd.evaluation.fidelity.compare` by the first judge; ``class_accuracy`` if it knows the classes and the
-        model draws them; ``fd_NAME`` of the ``others``; and ``seconds_per_image`` of sampling.
+        model draws them; ``fd_NAME`` of the ``others``; ``evaluations`` of networks per image, and ``seconds_per_image`` of
+        sampling.
 
         Args:
             references: of the judges, in their order; those of judges that are not asked may be missing at the end.
@@ -82,6 +83,7 @@ class SampleScorer:
             if judge.name in others:
                 found = FeatureStatistics.of(features[judge.name].features)
                 metrics[distance_name(judge.name)] = found.distance(reference.statistics)
+        metrics["evaluations"] = images.evaluated / len(values)
         metrics["seconds_per_image"] = drawn.seconds / len(values)
         pictures = torch.cat(shown)
         return Repeat(metrics, pictures, [model.condition.label(value) for value in values[: len(pictures)]])

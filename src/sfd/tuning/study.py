@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError, redact
 from sfd.names import is_higher_better
-from sfd.params import Params, TuneParams, check_study, current_value, select, to_tree
+from sfd.params import TIMES, Params, TuneParams, check_study, current_value, select, start_values, to_tree
 from sfd.pipeline.inputs import STAGES, published
 from sfd.pipeline.stage import Stage, stage
 from sfd.tuning.queue import Queue, run
-from sfd.tuning.space import check_upstream, upstream
+from sfd.tuning.space import check_upstream, settings, upstream
 from sfd.tuning.storage import check_storage, resolve_storage
 from sfd.workspace import Workspace
 
@@ -66,10 +66,10 @@ def report_study(workspace: Workspace, name: str) -> str:
     return f"{table(study)}\n\npage: {folder / 'report.html'}"
 
 
-def apply_study(workspace: Workspace, name: str, trial: int | None) -> str:
+def apply_study(workspace: Workspace, name: str, trial: int | None, within: str | None = None) -> str:
     """Writes the values of a trial into params.yaml; returns the diff and the verdicts of the confirmation.
 
-    ``trial``: its number; None for the best one.
+    ``trial``: its number; None for the best one. ``within``: ``OBJECTIVE=LIMIT``, for the best point of a front within that limit.
 
     Raises:
         UserError: there is no such study or completed trial, or the values do not fit params.yaml. The file is then not changed.
@@ -78,9 +78,9 @@ def apply_study(workspace: Workspace, name: str, trial: int | None) -> str:
     from sfd.tuning.report import choose, verdicts
 
     study = _load_study(workspace, name)
-    chosen = choose(study, trial)
+    chosen = choose(study, trial, within)
     file = workspace.params_file
-    difference = apply_values(file, chosen.params) or f"{file} has the values of trial {chosen.number} already\n"
+    difference = apply_values(file, settings(chosen)) or f"{file} has the values of trial {chosen.number} already\n"
     return "\n".join([difference, *verdicts(study)])
 
 
@@ -114,7 +114,8 @@ def reports(params: Params) -> int:
 def signature(workspace: Workspace, params: Params) -> str:
     """sha256 of everything that all trials of one study share. Trials with another signature cannot join the study."""
     tree = to_tree(params)
-    for key in (*params.tune.space, "sample.num_images", *(f"tune.{name}" for name in BUDGET)):
+    also = ["sample.num_steps"] if TIMES in params.tune.space else []
+    for key in (*params.tune.space, *also, "sample.num_images", *(f"tune.{name}" for name in BUDGET)):
         way, _, last = key.rpartition(".")
         node = select(tree, way)
         if isinstance(node, list):
@@ -152,7 +153,7 @@ def _run_study(current: Stage) -> None:
     )
     parent = current.run.wait_for_run_id(PARENT_WAIT_S)
     queue.study.set_user_attr("mlflow_run_id", parent)
-    queue.fill(params.tune.trials)
+    queue.fill(params.tune.trials, start_values(params))
     evaluator = _take_trials(workspace, queue, params, parent)
     if not any(trial.state.name == "COMPLETE" for trial in queue.trials()):
         reasons = [trial.user_attrs["reason"] for trial in queue.trials() if "reason" in trial.user_attrs]

@@ -9,12 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sfd.generation.model import DiffusionModel
-from sfd.params import Params, with_values
+from sfd.params import KNOTS, Params, as_yaml, with_values
 from sfd.pictures import labelled_grid, save_png
+from sfd.pipeline.schedule import with_schedule
 from sfd.tracking import Run, start_run
 from sfd.tuning.evaluator import STUDY, CandidateEvaluator
 from sfd.tuning.scorer import Repeat
-from sfd.tuning.space import distributions
+from sfd.tuning.space import SETTINGS, distributions, settle
 from sfd.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class Trials:
         self.workspace, self.params, self.evaluator = workspace, params, evaluator
         self.study_id, self.parent = study_id, parent
         self.space = distributions(params)
+        self.learnt: tuple[float, ...] | None = None
+        if KNOTS in params.tune.space:
+            self.learnt = with_schedule(params, workspace.result("schedule")).schedule.knots
 
     def __call__(self, trial: "Trial") -> list[float]:
         """The mean of every objective over ``tune.repeats``.
@@ -42,7 +46,10 @@ class Trials:
             optuna.TrialPruned: the study's pruner ended it.
             UserError: the values do not fit together, or the training diverged.
         """
-        values = propose(trial, self.space)
+        proposed = propose(trial, self.space)
+        values = settle(proposed, self.learnt)
+        if values != proposed:
+            trial.set_user_attr(SETTINGS, values)
         prefix = f"trial-{trial.number:04d}-"
         with (
             self._tracked(trial, values) as run,
@@ -145,7 +152,9 @@ def propose(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> dict[str
 def describe(trial: "Trial", values: Mapping[str, Any]) -> str:
     """The trial's scores so far and its values, as one line for the terminal."""
     scores = [f"{name} {trial.user_attrs['metrics'][name]:.4g}" for name in trial.user_attrs.get("values", {})]
-    tried = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
+    tried = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {as_yaml(value)}" for key, value in values.items()
+    ]
     return ", ".join([*scores, *tried])
 
 
