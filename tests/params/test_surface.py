@@ -43,6 +43,8 @@ NETWORK.training.precision
 NETWORK.training.warmup_from
 NETWORK.training.warmup_steps
 NETWORK.training.weight_decay
+data.caption_column
+data.captions
 data.duplicates
 data.holdout_fraction
 data.image_column
@@ -57,6 +59,7 @@ data.revision
 data.root
 data.source
 data.split
+data.uncaptioned
 diffusion.file
 diffusion.init_from
 diffusion.init_statistics

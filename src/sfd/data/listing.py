@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sfd.data.sources.common import line_of
 from sfd.data.sources.source import open_source
+from sfd.errors import UserError
 from sfd.params import DataParams
 
 
@@ -23,4 +25,11 @@ def write_listing(params: DataParams, file: Path) -> None:
 
 def read_listing(params: DataParams) -> Any:
     """What :func:`write_listing` writes. Raises :class:`UserError` as it does."""
-    return open_source(params, Path()).listing()
+    found = open_source(params, Path()).listing()
+    if not isinstance(params.captions, Path):
+        return found
+    if not params.captions.is_file():
+        raise UserError(
+            f"data.captions {params.captions} does not exist; correct the path, or set data.captions to null"
+        )
+    return found | {"captions": line_of(str(params.captions), params.captions.name)}

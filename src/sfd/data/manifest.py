@@ -34,6 +34,14 @@ def _content_is_unambiguous(rows: pd.DataFrame) -> pd.Series:
     return (same_content["split"].transform("nunique") == 1) & (same_content["label"].transform("nunique") == 1)
 
 
+def _are_captions(captions: pd.Series) -> pd.Series:
+    return captions.map(
+        lambda texts: (
+            isinstance(texts, list) and len(texts) > 0 and all(isinstance(text, str) and text for text in texts)
+        )
+    )
+
+
 SCHEMA = pa.DataFrameSchema(
     {
         "path": pa.Column(str, pa.Check(is_relative, error="relative to the image root"), unique=True),
@@ -46,6 +54,10 @@ SCHEMA = pa.DataFrameSchema(
         "sha256": pa.Column(str, pa.Check.str_matches(SHA256)),
         # Of images in archives: where their bytes begin. It is no part of the digest, because packing again changes no image.
         "offset": pa.Column("int64", pa.Check.ge(0), required=False),
+        # Where `data.captions` asks for them.
+        "captions": pa.Column(
+            object, pa.Check(_are_captions, error="one or more texts that are not empty"), required=False
+        ),
     },
     checks=[
         pa.Check(lambda rows: len(rows) > 0, error="at least one image"),
@@ -100,6 +112,8 @@ def read_manifest(folder: Path) -> pd.DataFrame:
         raise UserError(f"{path} does not exist; run stage `prepare` first (`dvc repro prepare`)") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a Parquet file ({error}); rerun stage `prepare`") from None
+    if "captions" in rows:
+        rows["captions"] = pd.Series([list(texts) for texts in rows["captions"]], index=rows.index, dtype=object)
     return validate_manifest(rows)
 
 
@@ -111,9 +125,10 @@ def write_manifest(rows: pd.DataFrame, folder: Path) -> None:
 
 
 def digest(rows: pd.DataFrame) -> str:
-    """The data digest, 64 hex digits: sha256 over path, label, split and sha256 of all rows, whatever their order."""
+    """The data digest, 64 hex digits: sha256 over path, label, split, sha256 and captions of all rows, whatever their order."""
     result = hashlib.sha256()
-    for row in sorted(rows[["path", "label", "split", "sha256"]].itertuples(index=False, name=None)):
+    parts = ["path", "label", "split", "sha256", *(["captions"] if "captions" in rows else [])]
+    for row in sorted(rows[parts].itertuples(index=False, name=None)):
         result.update(json.dumps(row).encode() + b"\n")
     return result.hexdigest()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sfd.data.captions import CAPTIONS_NAME, UNCAPTIONED_NAME, Captioned, caption_images
 from sfd.data.manifest import FILE_NAME, HELDOUT, SCHEMA, TRAIN, digest, split_by_content, write_manifest
 from sfd.data.report import NEAR_NAME, REPORT_NAME, TABLE_NAME, DataReport, make_report
 from sfd.data.report_picture import PICTURE_NAME, write_picture
@@ -46,13 +47,25 @@ def prepare(params: DataParams, seed: int, out: Path) -> Summary:
     source = open_source(params, out)
     source.check_root()
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (FILE_NAME, SUMMARY_NAME, REPORT_NAME, TABLE_NAME, NEAR_NAME, PICTURE_NAME):
+    for stale in (
+        FILE_NAME,
+        SUMMARY_NAME,
+        REPORT_NAME,
+        TABLE_NAME,
+        NEAR_NAME,
+        PICTURE_NAME,
+        CAPTIONS_NAME,
+        UNCAPTIONED_NAME,
+    ):
         (out / stale).unlink(missing_ok=True)
     scan = source.scan()
     found, rejected = _used(scan, params)
+    captioned = _captioned(source, found, out)
+    if captioned is not None:
+        found, rejected = captioned.found, rejected + (captioned.uncaptioned if params.uncaptioned == "drop" else [])
     pd.DataFrame(rejected, columns=["path", "reason"]).to_csv(out / REJECTED_NAME, index=False)
     rows = _checked_rows(source, scan, found, seed, f"listed in {out / REJECTED_NAME}")
-    report, near = make_report(scan, rows, rejected, params.image_size)
+    report, near = make_report(scan, rows, rejected, params.image_size, None if captioned is None else captioned.facts)
     report.write(out)
     near.to_csv(out / NEAR_NAME, index=False)
     write_picture(report, rows, source, out / PICTURE_NAME)
@@ -75,9 +88,25 @@ def look(params: DataParams, seed: int = 0) -> DataReport:
         source.check_root()
         scan = source.scan()
     found, rejected = _used(scan, params)
+    captioned = _captioned(source, found, None)
+    found = found if captioned is None else captioned.found
     shown = ", ".join(f"{item.path} ({item.reason})" for item in rejected[:_SHOWN]) or "none"
     rows = _checked_rows(source, scan, found, seed, f"such as {shown}")
-    return make_report(scan, rows, rejected, params.image_size)[0]
+    return make_report(scan, rows, rejected, params.image_size, None if captioned is None else captioned.facts)[0]
+
+
+def _captioned(source: DataSource, found: list[Found], out: Path | None) -> Captioned | None:
+    """The images with their captions; None if `data.captions` is null or there are no images, which is refused later.
+
+    ``out``: where images without a caption are listed, in ``uncaptioned.csv``; None: nothing is written.
+
+    Raises:
+        UserError: as :func:`sfd.data.captions.caption_images`.
+    """
+    if source.params.captions is None or not found:
+        return None
+    told, words = source.read_captions(found)
+    return caption_images(found, told, words, source.params, out)
 
 
 def _used(scan: Scan, params: DataParams) -> tuple[list[Found], list[Rejected]]:
@@ -166,6 +195,11 @@ def _check_split_folders(found: list[Found]) -> None:
 def _manifest(found: list[Found], holdout_fraction: float, seed: int) -> pd.DataFrame:
     rows = pd.DataFrame(found)
     index_of = {label: index for index, label in enumerate(sorted(set(rows["label"])))}
+    rows = (
+        rows.drop(columns="captions")
+        if not any(item.captions for item in found)
+        else rows.assign(captions=rows["captions"].map(list))
+    )
     rows["class_index"] = rows["label"].map(index_of).astype("int64")
     if rows["split"].isna().any():
         rows["split"] = split_by_content(rows, holdout_fraction, seed)

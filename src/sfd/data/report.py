@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sfd.data.captions import CaptionFacts
 from sfd.data.near import Thumbnails, find_near
 from sfd.data.sources.source import Found, Rejected, Scan
 from sfd.names import HELDOUT, TRAIN
@@ -36,6 +37,7 @@ class DataReport:
         passed_over: number of companions and system files by kind.
         refused: number of refused files by reason.
         notes: what a user may not expect, a sentence each.
+        captions: what the captions are like; None if there are none.
     """
 
     layout: str
@@ -51,6 +53,7 @@ class DataReport:
     passed_over: dict[str, int]
     refused: dict[str, int]
     notes: list[str]
+    captions: CaptionFacts | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -88,6 +91,7 @@ class DataReport:
             f"{self.near_within} like another of their split; {_count(self.copies, 'exact copy', 'exact copies')}",
             f"passed over: {_counted(self.passed_over)}; refused: {_counted(self.refused)}",
         ]
+        lines += [] if self.captions is None else self.captions.lines()
         return lines + [f"note: {note}" for note in self.notes]
 
     def table(self) -> pd.DataFrame:
@@ -95,16 +99,19 @@ class DataReport:
         return pd.DataFrame([{"class": name, **splits} for name, splits in self.counts.items()])
 
     def write(self, folder: Path) -> None:
-        """Writes ``report.json`` and ``report.csv``."""
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-        (folder / REPORT_NAME).write_text(text, encoding="utf-8")
+        """Writes ``report.json`` and ``report.csv``; and ``captions.json`` if there are captions."""
+        facts = asdict(self)
+        del facts["captions"]
+        (folder / REPORT_NAME).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.captions is not None:
+            self.captions.write(folder)
         self.table().to_csv(folder / TABLE_NAME, index=False)
 
     @classmethod
     def read(cls, folder: Path) -> "DataReport":
         """The report that :meth:`write` wrote."""
         facts = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
-        return cls(**facts | {"shorter_side": tuple(facts["shorter_side"])})
+        return cls(**facts | {"shorter_side": tuple(facts["shorter_side"]), "captions": CaptionFacts.read(folder)})
 
     def _smallest_and_largest(self) -> str:
         totals = {name: sum(splits.values()) for name, splits in self.counts.items()}
@@ -117,7 +124,7 @@ class DataReport:
 
 
 def make_report(
-    scan: Scan, rows: pd.DataFrame, rejected: Sequence[Rejected], image_size: int
+    scan: Scan, rows: pd.DataFrame, rejected: Sequence[Rejected], image_size: int, captions: CaptionFacts | None = None
 ) -> tuple[DataReport, pd.DataFrame]:
     """The report, and the near duplicates across the split.
 
@@ -126,6 +133,7 @@ def make_report(
         rows: the manifest.
         rejected: all that are refused, copies that are dropped among them.
         image_size: `data.image_size`.
+        captions: what the captions are like.
 
     Returns:
         The report; and a table with columns ``heldout`` and ``train`` (paths) and ``difference`` (mean of thumbnails, in
@@ -154,7 +162,8 @@ def make_report(
         copies=len(scan.found) - len({item.sha256 for item in scan.found}),
         passed_over=dict(scan.passed_over),
         refused=dict(refused.most_common()),
-        notes=[*scan.notes, *_notes(counts, len(near), image_size, float(shorter.median()))],
+        notes=[*scan.notes, *_notes(counts, len(near), image_size, float(shorter.median()), captions is not None)],
+        captions=captions,
     )
     return report, near
 
@@ -175,15 +184,17 @@ def _near_duplicates(of_path: dict[str, Found], rows: pd.DataFrame) -> tuple[pd.
     return pd.DataFrame(pairs), within
 
 
-def _notes(counts: dict[str, dict[str, int]], num_near: int, image_size: int, median: float) -> list[str]:
+def _notes(
+    counts: dict[str, dict[str, int]], num_near: int, image_size: int, median: float, has_captions: bool
+) -> list[str]:
     notes = []
     totals = {name: sum(splits.values()) for name, splits in counts.items()}
     small, large = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
-    if len(totals) == 1:
+    if len(totals) == 1 and not has_captions:
         notes.append(
             "there is one class, so there is nothing to tell a model about an image: diffusion.model.condition `none` fits"
         )
-    elif totals[large] > _UNEQUAL * totals[small]:
+    elif len(totals) > 1 and totals[large] > _UNEQUAL * totals[small]:
         notes.append(f"the classes are unequal: {large!r} has {totals[large]} images and {small!r} {totals[small]}")
     if num_near:
         notes.append(

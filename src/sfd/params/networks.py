@@ -1,5 +1,6 @@
 """Sections of the images, of the frozen networks, and of the latents that diffusion trains on."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -45,6 +46,23 @@ class DataParams(Section):
         min_length=1,
         description="column of classes, as numbers or names (`huggingface`, `labels`); in `labels`, `label` also stands for `class` and `category`",
     )
+    captions: Literal["auto"] | FilePath | None = Field(
+        None,
+        union_mode="left_to_right",
+        description="what is told of each image, for `diffusion.model.condition: text`. null: nothing; `auto`: what lies with the images: "
+        "`NAME.txt` beside them, a caption per line, else a table (`folder`); NAME.txt or a key of NAME.json, else a table (`tar`); a column "
+        "(`huggingface`). A file: a table with one or more lines per image, .csv, .tsv, .jsonl, .json (also COCO's) or .txt (`folder`, `tar`)",
+    )
+    caption_column: str = Field(
+        "caption",
+        min_length=1,
+        description="column or JSON key of captions, which may hold a list; several are joined by `+`. `caption` also stands for the usual names, "
+        "such as `text` or `prompt`, and for `caption_1`, `caption_2`",
+    )
+    uncaptioned: Literal["error", "drop", "class"] = Field(
+        "error",
+        description="images without a caption, where others have some. `error`: stop; `drop`: leave them out; `class`: take the name of the class",
+    )
     revision: str | None = Field(
         None,
         min_length=1,
@@ -77,6 +95,7 @@ class DataParams(Section):
                 raise ValueError(
                     f"{key} is '{value}', but source is `{self.source}`, and only `{source}` reads it: set {key} to null"
                 )
+        self._check_captions()
         if self.layout == "classes" and self.labels is not None:
             raise ValueError(
                 f"layout is `classes`, but labels '{self.labels}' gives the classes, too: set one of them to null"
@@ -86,6 +105,17 @@ class DataParams(Section):
                 f"image_column and label_column are both {self.image_column!r}; name the column of images and that of classes"
             )
         return self
+
+    def _check_captions(self) -> None:
+        if self.captions is None and self.uncaptioned != "error":
+            raise ValueError(
+                f"uncaptioned is `{self.uncaptioned}`, but captions is null: set captions to `auto` or a file, or uncaptioned to `error`"
+            )
+        if isinstance(self.captions, Path) and self.source == "huggingface":
+            raise ValueError(
+                f"captions is '{self.captions}', but source is `huggingface`, which has them in a column: set captions to `auto`, and name the "
+                "column in caption_column"
+            )
 
 
 class TrainingParams(Section):

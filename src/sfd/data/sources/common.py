@@ -13,11 +13,13 @@ from typing import TypeVar
 
 from sfd.data.files import ImageRefused
 from sfd.data.layout import FolderLayout
-from sfd.data.sources.source import DataSource, Found, Rejected, Scan
+from sfd.data.sources.source import DataSource, Found, Rejected, Scan, Told
 from sfd.errors import UserError
 from sfd.progress import track
 
 _FILES_IN_FLIGHT = 1024
+MAX_CAPTION_BYTES = 2**16
+"""Of the captions of one image."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -154,6 +156,17 @@ def check_name(name: str) -> None:
         raise UserError(
             f"this Python reads names as {sys.getfilesystemencoding()}, so {name!a} would become another name; set PYTHONUTF8=1"
         )
+
+
+def told_by(data: bytes, name: str) -> Told:
+    """The captions in a text file of UTF-8, one per line. ``name``: of the file, for the reason why there are none."""
+    if len(data) > MAX_CAPTION_BYTES:
+        return Told((), f"{name} has more than {MAX_CAPTION_BYTES} bytes")
+    try:
+        lines = tuple(line for line in data.decode("utf-8-sig").splitlines() if line.strip())
+    except UnicodeDecodeError:
+        return Told((), f"{name} is not UTF-8")
+    return Told(lines, "" if lines else f"{name} is empty")
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,9 @@ from sfd.data.companions import kind_of_file, kind_of_folder
 from sfd.data.files import FolderStore, ImageRefused, read_whole
 from sfd.data.layout import FolderLayout
 from sfd.data.sources.arrangement import LOOSE, Arrangement, arrange
+from sfd.data.sources.caption_table import CaptionTable, find_tables, joined
 from sfd.data.sources.common import (
+    MAX_CAPTION_BYTES,
     Outcome,
     check_folder,
     check_name,
@@ -20,8 +22,9 @@ from sfd.data.sources.common import (
     list_folder,
     nfc,
     printable,
+    told_by,
 )
-from sfd.data.sources.source import DataSource, Rejected, Scan
+from sfd.data.sources.source import DataSource, Found, Rejected, Scan, Told
 from sfd.data.sources.table import Labels, LabelTable, check_table
 from sfd.errors import UserError
 
@@ -69,6 +72,19 @@ class FolderSource(DataSource):
                 f"read all of them without classes, name a table of their classes in data.labels, or make one subfolder per class, as in "
                 f"{self.root / 'cat' / '1.png'} (refused files are {listed})"
             )
+
+    def read_captions(self, found: list[Found]) -> tuple[list[Told], str]:
+        """As :class:`DataSource` says. `auto`: `NAME.txt` or `NAME.caption` beside the images, a caption per line, else tables
+        (:func:`sfd.data.sources.caption_table.find_tables`)."""
+        files = [item.path for item in found]
+        if isinstance(self.params.captions, Path):
+            table = CaptionTable.read(self.params.captions, self.params)
+            return table.captions_of(self.root, files), table.words
+        beside = list(in_threads(lambda file: _text_beside(self.root / file), files))
+        tables = [] if any(told.texts for told in beside) else find_tables(self.root, self.params)
+        if tables:
+            return joined(tables, self.root, files), ", ".join(table.words for table in tables)
+        return beside, "in text files beside the images"
 
     def open_store(self, manifest: "pd.DataFrame") -> FolderStore:
         """As :class:`DataSource` says."""
@@ -214,6 +230,14 @@ def _examine(root: Path, relative: Path, arrangement: Arrangement, labels: Label
     except ImageRefused as refusal:
         return Rejected(path, str(refusal)), label
     return replace(found, split=split), label
+
+
+def _text_beside(image: Path) -> Told:
+    """The lines of the text file that is named as the image."""
+    for name in dict.fromkeys((image.with_suffix(".txt"), image.with_suffix(".caption"), Path(f"{image}.txt"))):
+        if name.is_file():
+            return told_by(name.read_bytes()[: MAX_CAPTION_BYTES + 1], name.name)
+    return Told((), "no text file beside it")
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfd.data.files import ImageRefused
+from sfd.data.sources.arrangement import NO_CLASS
+from sfd.data.sources.caption_table import caption_columns, texts_in
 from sfd.data.sources.common import (
     Outcome,
     check_folder,
@@ -17,7 +19,7 @@ from sfd.data.sources.common import (
     list_folder,
     nfc,
 )
-from sfd.data.sources.source import DataSource, Rejected, Scan
+from sfd.data.sources.source import DataSource, Found, Rejected, Scan, Told
 from sfd.errors import UserError
 from sfd.params import DataParams
 
@@ -52,6 +54,20 @@ class HuggingfaceSource(DataSource):
     def scan(self) -> Scan:
         """As :func:`scan_dataset` says."""
         return replace(scan_dataset(self.params), layout="rows of a data set")
+
+    def read_captions(self, found: list[Found]) -> tuple[list[Told], str]:
+        """The cells of the columns of captions, a text or a list of texts in each."""
+        dataset = _open(self.params)
+        columns = caption_columns(self.params.caption_column, dataset.column_names)
+        if not columns:
+            raise UserError(
+                f"data.captions is `auto`, but {self.params.root} has no column `{self.params.caption_column}`, but "
+                f"{', '.join(f'`{name}`' for name in dataset.column_names)}; name the column of captions in data.caption_column"
+            )
+        cells = [dataset[name] for name in columns]
+        rows = [int(item.path.rpartition("/")[2]) for item in found]
+        told = [Told(texts_in([column[row] for column in cells]), "its cell is empty") for row in rows]
+        return told, f"column {' and '.join(f'`{name}`' for name in columns)}"
 
     def open_store(self, manifest: "pd.DataFrame") -> "HuggingfaceStore":
         """As :class:`DataSource` says."""
@@ -93,7 +109,8 @@ def scan_dataset(params: DataParams) -> Scan:
 
 
 def _outcomes(dataset: "Dataset", params: DataParams) -> Iterator[Outcome]:
-    name_of = _class_names(dataset.features[params.label_column])
+    has_classes = params.label_column in dataset.column_names
+    name_of = _class_names(dataset.features[params.label_column]) if has_classes else lambda _: NO_CLASS
 
     def examine(entry: tuple[int, Any, object]) -> Outcome:
         row, cell, value = entry
@@ -106,7 +123,8 @@ def _outcomes(dataset: "Dataset", params: DataParams) -> Iterator[Outcome]:
 
     for start in range(0, len(dataset), _ROWS_AT_ONCE):
         part = dataset[start : start + _ROWS_AT_ONCE]
-        cells, values = part[params.image_column], part[params.label_column]
+        cells = part[params.image_column]
+        values = part[params.label_column] if has_classes else [None] * len(cells)
         yield from in_threads(examine, zip(range(start, start + len(cells)), cells, values, strict=True))
 
 
@@ -138,11 +156,19 @@ def _file_in(cell: Any) -> bytes:
 
 
 def open_dataset(params: DataParams) -> "Dataset":
-    """The rows of ``data.split`` with two columns, the image not decoded. Nothing is copied into memory.
+    """The rows of ``data.split`` with two columns, the image not decoded. Nothing is copied into memory. Captioned images need no class.
 
     Raises:
         UserError: the data set, a split or a column is missing, the image column holds no images, or the hub cannot be reached.
     """
+    dataset = _open(params)
+    return dataset.select_columns(
+        [name for name in (params.image_column, params.label_column) if name in dataset.column_names]
+    )
+
+
+def _open(params: DataParams) -> "Dataset":
+    """As :func:`open_dataset`, with all columns."""
     import pyarrow as pa
     from datasets import Image, concatenate_datasets
     from datasets.exceptions import DatasetsError
@@ -150,7 +176,6 @@ def open_dataset(params: DataParams) -> "Dataset":
     try:
         dataset = concatenate_datasets([_load_split(params, split) for split in params.split.split("+")])
         _check_columns(dataset, params)
-        dataset = dataset.select_columns([params.image_column, params.label_column])
         return dataset.cast_column(params.image_column, Image(decode=False))
     except (OSError, ValueError, RuntimeError, TypeError, pa.ArrowException, DatasetsError) as error:
         raise UserError(
@@ -187,7 +212,9 @@ def _load_split(params: DataParams, split: str) -> "Dataset":
 
 
 def _check_columns(dataset: "Dataset", params: DataParams) -> None:
-    for key in ("image_column", "label_column"):
+    is_given = params.label_column != DataParams.model_fields["label_column"].default
+    needed = ["image_column", *(["label_column"] if params.captions is None or is_given else [])]
+    for key in needed:
         name = getattr(params, key)
         if name not in dataset.column_names:
             raise UserError(

@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from sfd import names
 from sfd.data.files import ImageStore
@@ -33,6 +33,7 @@ class Found:
         thumbnail: as :func:`sfd.data.near.thumbnail` says.
         is_transparent: whether a pixel was not fully opaque.
         split: ``train`` or ``heldout`` where the folder that holds the image says so; None: it is drawn.
+        captions: what is told of it, where `data.captions` asks for that.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Found:
     thumbnail: bytes = field(kw_only=True)
     is_transparent: bool = field(kw_only=True)
     split: str | None = field(default=None, kw_only=True)
+    captions: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class Rejected:
 
     path: str
     reason: str
+
+
+class Told(NamedTuple):
+    """What is told of an image: captions as they are written, or why there are none."""
+
+    texts: tuple[str, ...]
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,16 @@ class DataSource(ABC):
                 f"{self.root} has no usable image ({len(scan.rejected)} are refused, {listed}; passed over: {scan.passed_over_words}); "
                 f"point data.root at {self.expected_root}"
             )
+
+    def read_captions(self, found: list[Found]) -> tuple[list[Told], str]:  # noqa: ARG002  # as every source
+        """What is told of each of these images, by `data.captions`; and where that comes from, in words.
+
+        Raises:
+            UserError: the source has no captions, or what holds them cannot be read.
+        """
+        raise UserError(
+            f"data.captions is `{self.params.captions}`, but data.source `{self.params.source}` has no captions; set it to null"
+        )
 
     @abstractmethod
     def open_store(self, manifest: "pd.DataFrame") -> ImageStore:

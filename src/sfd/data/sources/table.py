@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 from sfd.data.files import ImageRefused
 from sfd.data.sources.common import class_of, nfc
@@ -102,9 +102,10 @@ class LabelTable:
         """
         check_table(file)
         ending = file.suffix.lower()
-        read = _json_rows if ending == ".jsonl" else _text_rows if ending == ".txt" else _csv_rows
+        read = json_rows if ending == ".jsonl" else text_rows if ending == ".txt" else csv_rows
         try:
-            rows = list(read(file))
+            with file.open(newline="", encoding="utf-8-sig") as stream:
+                rows = list(read(stream, f"data.labels {file}"))
         except UnicodeDecodeError:
             raise UserError(f"data.labels {file} is not UTF-8; save it as UTF-8") from None
         if not rows:
@@ -152,7 +153,7 @@ class LabelTable:
         found: dict[str, Row] = {}
         clashes = []
         for row in self.rows:
-            name = _plain(row.name, root) if row.name else f"(line {row.line})"
+            name = plain_name(row.name, root) if row.name else f"(line {row.line})"
             first = found.setdefault(name, row)
             if first.label != row.label:
                 clashes.append(f"{row.name} in lines {first.line} ({first.label}) and {row.line} ({row.label})")
@@ -170,7 +171,7 @@ class LabelTable:
             yield nfc(path.with_suffix("").as_posix())
 
 
-def _plain(name: str, root: Path) -> str:
+def plain_name(name: str, root: Path) -> str:
     """A path as a row has it, with slashes, relative to the root if it lies below it."""
     path = PurePosixPath(nfc(name.replace("\\", "/")))
     absolute = PurePosixPath(os.path.abspath(root))
@@ -180,55 +181,59 @@ def _plain(name: str, root: Path) -> str:
 Cells = Mapping[str, Any]
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, Cells]]:
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        header = stream.readline()
-        stream.seek(0)
-        reader = csv.DictReader(stream, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+def csv_rows(stream: TextIO, place: str, separators: str = ",;\t") -> Iterator[tuple[int, Cells]]:
+    """Number and cells of each line. The most frequent of the separators in the first line, which names the columns, is taken.
+
+    ``place``: the option and the file, for messages. Raises :class:`UserError` naming a line that cannot be read.
+    """
+    header = stream.readline()
+    stream.seek(0)
+    reader = csv.DictReader(stream, delimiter=max(separators, key=header.count), skipinitialspace=True)
+    try:
+        for cells in reader:
+            if None in cells:
+                raise UserError(
+                    f"line {reader.line_num} of {place} has more cells than the first line names columns; put cells that "
+                    "hold the separator in double quotes, and name the columns in the first line"
+                )
+            yield reader.line_num, {name.strip(): cell for name, cell in cells.items()}
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of {place} cannot be read: {error}; correct it") from None
+
+
+def json_rows(stream: TextIO, place: str) -> Iterator[tuple[int, Cells]]:
+    """As :func:`csv_rows`, of a file with one JSON object per line."""
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
         try:
-            for cells in reader:
-                if None in cells:
-                    raise UserError(
-                        f"line {reader.line_num} of data.labels {file} has more cells than the first line names columns; put cells that "
-                        "hold the separator in double quotes, and name the columns in the first line"
-                    )
-                yield reader.line_num, {name.strip(): cell for name, cell in cells.items()}
-        except csv.Error as error:
+            cells = json.loads(line)
+        except (ValueError, RecursionError):
+            cells = None
+        if not isinstance(cells, dict):
             raise UserError(
-                f"line {reader.line_num} of data.labels {file} cannot be read: {error}; correct it"
-            ) from None
+                f"line {number} of {place} is no JSON object; write one object per line, such as "
+                '{"file_name": "1.png", "label": "cat"}'
+            )
+        yield number, cells
 
 
-def _json_rows(file: Path) -> Iterator[tuple[int, Cells]]:
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                cells = json.loads(line)
-            except (ValueError, RecursionError):
-                cells = None
-            if not isinstance(cells, dict):
-                raise UserError(
-                    f"line {number} of data.labels {file} is no JSON object; write one object per line, such as "
-                    '{"file_name": "1.png", "label": "cat"}'
-                )
-            yield number, cells
+def text_rows(
+    stream: TextIO, place: str, second: Sequence[str] = CLASS_COLUMNS, example: str = "class, such as `1.png cat`"
+) -> Iterator[tuple[int, Cells]]:
+    """As :func:`csv_rows`, of lines with a file's name and what is told of it, which become the columns `file` and `label`.
 
-
-def _text_rows(file: Path) -> Iterator[tuple[int, Cells]]:
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            pair = _PAIR.fullmatch(line.strip("\r\n"))
-            if pair is None:
-                raise UserError(
-                    f"line {number} of data.labels {file} is no pair; write a file's name, a blank and its class, such as `1.png cat`"
-                )
-            name, label = pair["file"].strip("\"'"), pair["label"].strip("\"'")
-            if name.lower() not in FILE_COLUMNS or label.lower() not in CLASS_COLUMNS:  # else it names the columns
-                yield number, {"file": name, "label": label}
+    ``second``: usual names of the second column; a line that names the columns is passed over. ``example``: ends the message about a bad line.
+    """
+    for number, line in enumerate(stream, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        pair = _PAIR.fullmatch(line.strip("\r\n"))
+        if pair is None:
+            raise UserError(f"line {number} of {place} is no pair; write a file's name, a blank and its {example}")
+        name, label = pair["file"].strip("\"'"), pair["label"].strip("\"'")
+        if name.lower() not in FILE_COLUMNS or label.lower() not in second:  # else it names the columns
+            yield number, {"file": name, "label": label}
 
 
 def _column(file: Path, option: str, wanted: str, usual: Sequence[str], columns: Sequence[str]) -> str:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from sfd.data.companions import kind_of_file, kind_of_folder
 from sfd.data.files import ImageRefused, max_file_bytes, open_regular
+from sfd.data.sources.arrangement import NO_CLASS
+from sfd.data.sources.caption_table import CaptionTable, find_tables, joined
 from sfd.data.sources.common import (
     Outcome,
     check_folder,
@@ -30,7 +32,7 @@ from sfd.data.sources.common import (
     nfc,
     printable,
 )
-from sfd.data.sources.source import DataSource, Found, Rejected, Scan
+from sfd.data.sources.source import DataSource, Found, Rejected, Scan, Told
 from sfd.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ SEPARATOR = "#"
 MAX_OPEN_ARCHIVES = 64
 """In each process that reads images."""
 
-_MAX_LABEL_BYTES = 2**20
+MAX_LABEL_BYTES = 2**20
 _MAX_HEADER_BYTES = 2**20
 _MAX_READ_BYTES = 2**31 - 4096
 """One call of pread gives no more on Linux."""
@@ -72,7 +74,7 @@ class TarSource(DataSource):
 
     def scan(self) -> Scan:
         """As :func:`scan_archives` says."""
-        return replace(scan_archives(self.root, self.params.max_pixels), layout="tar archives")
+        return replace(scan_archives(self.root, self.params.max_pixels, self._no_class), layout="tar archives")
 
     def check_scan(self, scan: Scan, listed: str) -> None:
         """As :class:`DataSource` says. A refused archive counts as one file, but thousands of images are missing with it."""
@@ -84,6 +86,28 @@ class TarSource(DataSource):
                 f"files are {listed})"
             )
         super().check_scan(scan, listed)
+
+    @property
+    def _no_class(self) -> str | None:
+        """The class of an image without one: captioned images need none."""
+        return None if self.params.captions is None else NO_CLASS
+
+    def read_captions(self, found: list[Found]) -> tuple[list[Told], str]:
+        """As :class:`DataSource` says. `auto`: the lines of `NAME.txt` or a key of `NAME.json` in the archives, else tables in them or beside
+        them. A table's names are those of members."""
+        members = [item.path.partition(SEPARATOR)[2] for item in found]
+        if isinstance(self.params.captions, Path):
+            table = CaptionTable.read(self.params.captions, self.params)
+            return table.captions_of(self.root, members), table.words
+        from sfd.data.sources.tar_captions import archived_captions
+
+        folder = self.root if self.root.is_dir() else self.root.parent
+        told, tables = archived_captions(folder, [item.path for item in found], self.params)
+        if not any(each.texts for each in told):
+            tables = tables or find_tables(folder, self.params)
+            if tables:
+                return joined(tables, folder, members), ", ".join(table.words for table in tables)
+        return told, "members of the archives"
 
     def open_store(self, manifest: "pd.DataFrame") -> "TarStore":
         """As :class:`DataSource` says."""
@@ -98,7 +122,9 @@ class FoundMember(Found):
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
+    """A file in an archive: its name, where its bytes begin, and how many they are."""
+
     name: str
     offset: int
     size: int
@@ -113,7 +139,7 @@ class _Member:
 class _Sample:
     """Members by extension, and why the sample cannot be used, if so."""
 
-    members: dict[str, _Member] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict)
     problem: str | None = None
 
     @property
@@ -122,7 +148,7 @@ class _Sample:
         return self.problem is None and all(member.kind is not None for member in self.members.values())
 
 
-def scan_archives(root: Path, max_pixels: int) -> Scan:
+def scan_archives(root: Path, max_pixels: int, no_class: str | None = None) -> Scan:
     """Decodes the image of every sample once; each sample ends in ``found`` or, with its reason, in ``rejected``.
 
     The class is the number in the sample's ``.cls`` member, else ``label`` in its ``.json``, else the folder in ``CLASS/NAME.jpg``.
@@ -133,10 +159,11 @@ def scan_archives(root: Path, max_pixels: int) -> Scan:
     Args:
         root: a folder with files ``*.tar`` directly in it, or one such file.
         max_pixels: as in :func:`sfd.data.decoding.decode_rgb`.
+        no_class: the class of an image without one; None: such an image is refused.
     """
     passed_over: Counter[str] = Counter()
     scan = collect(
-        outcome for archive in _archives(root) for outcome in _scan_archive(archive, max_pixels, passed_over)
+        outcome for archive in _archives(root) for outcome in _scan_archive(archive, max_pixels, passed_over, no_class)
     )
     return replace(scan, passed_over=dict(passed_over.most_common()))
 
@@ -148,7 +175,7 @@ def _archives(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.name.lower().endswith(suffixes))
 
 
-def _scan_archive(archive: Path, max_pixels: int, passed_over: Counter[str]) -> Iterator[Outcome]:
+def _scan_archive(archive: Path, max_pixels: int, passed_over: Counter[str], no_class: str | None) -> Iterator[Outcome]:
     name = printable(archive.name)
     try:
         if name != archive.name or SEPARATOR in name:
@@ -161,7 +188,7 @@ def _scan_archive(archive: Path, max_pixels: int, passed_over: Counter[str]) -> 
     wrapper = _wrapper(samples)
     with file:
         yield from in_threads(
-            lambda entry: _examine(file.fileno(), name, entry[0], entry[1], wrapper, max_pixels),
+            lambda entry: _examine(file.fileno(), name, entry[0], entry[1], wrapper, max_pixels, no_class),
             sorted(samples.items()),
         )
 
@@ -176,11 +203,11 @@ def _wrapper(samples: Iterable[str]) -> str:
 def _index(archive: Path, passed_over: Counter[str]) -> dict[str, _Sample]:
     """All samples of an archive by key. Companions without an image are counted. Raises :class:`ImageRefused` if it is not whole."""
     samples: dict[str, _Sample] = {}
-    for member in _members(archive):
+    for member in members_of(archive):
         name = member.name.removeprefix("./")
         if member.isdir():
             continue
-        system = _system_kind(name)
+        system = system_kind(name)
         if system is not None:
             passed_over[system] += 1
             continue
@@ -190,14 +217,14 @@ def _index(archive: Path, passed_over: Counter[str]) -> dict[str, _Sample]:
         sample = samples.setdefault(f"{folder}{slash}{stem or file}", _Sample())
         if extension in sample.members:
             sample.problem = f"two members with one name: {printable(name)}"
-        sample.members[extension] = _Member(name, member.offset_data, member.size)
+        sample.members[extension] = Member(name, member.offset_data, member.size)
         sample.problem = _refusal(member, name) or sample.problem
     for key in [key for key, sample in samples.items() if sample.is_companion]:
         passed_over.update(str(member.kind) for member in samples.pop(key).members.values())
     return samples
 
 
-def _system_kind(name: str) -> str | None:
+def system_kind(name: str) -> str | None:
     """The kind of a system file, or of the folder that it lies in."""
     *folders, file = name.split("/")
     kind = next(filter(None, map(kind_of_folder, (folder for folder in folders if folder.strip(".")))), None)
@@ -226,7 +253,7 @@ class _HeaderReader(io.BufferedReader):
         return super().read(size)
 
 
-def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
+def members_of(archive: Path) -> Iterator[tarfile.TarInfo]:
     """All members in their order. Raises :class:`ImageRefused` if the archive is compressed, damaged or ends early."""
     with _HeaderReader(open_regular(archive).detach()) as file:
         if _COMPRESSED.match(file.read(10)):
@@ -261,22 +288,24 @@ def _check_end(file: io.BufferedReader, offset: int) -> None:
             raise ImageRefused(f"damaged archive: data behind its end mark at byte {offset}; were several joined?")
 
 
-def _examine(descriptor: int, archive: str, key: str, sample: _Sample, wrapper: str, max_pixels: int) -> Outcome:
+def _examine(
+    descriptor: int, archive: str, key: str, sample: _Sample, wrapper: str, max_pixels: int, no_class: str | None
+) -> Outcome:
     path, label = f"{archive}{SEPARATOR}{printable(key)}", None
     try:
         if sample.problem is not None:
             raise ImageRefused(sample.problem)
         image = _image(sample)
         path = f"{archive}{SEPARATOR}{image.name}"
-        label = _label(descriptor, sample, image.name.removeprefix(wrapper))
-        data = _read(descriptor, image, min(max_file_bytes(max_pixels), _MAX_READ_BYTES))
+        label = _label(descriptor, sample, image.name.removeprefix(wrapper), no_class)
+        data = read_member(descriptor, image, min(max_file_bytes(max_pixels), _MAX_READ_BYTES))
         found = describe(path, str(label), data, max_pixels)
     except ImageRefused as refusal:
         return Rejected(path, str(refusal)), label
     return FoundMember(**vars(found), offset=image.offset), label
 
 
-def _image(sample: _Sample) -> _Member:
+def _image(sample: _Sample) -> Member:
     images = [extension for extension in sample.members if extension in IMAGE_EXTENSIONS]
     if not images:
         raise ImageRefused(f"no image among its members: {', '.join(map(repr, sample.members))}")
@@ -285,19 +314,21 @@ def _image(sample: _Sample) -> _Member:
     return sample.members[images[0]]
 
 
-def _label(descriptor: int, sample: _Sample, image_name: str) -> int | str:
+def _label(descriptor: int, sample: _Sample, image_name: str, no_class: str | None) -> int | str:
     """The class, by the rule of :func:`scan_archives`. Raises :class:`ImageRefused` if there is none or it cannot be read."""
     if "cls" in sample.members:
-        text = _read(descriptor, sample.members["cls"], _MAX_LABEL_BYTES)
+        text = read_member(descriptor, sample.members["cls"], MAX_LABEL_BYTES)
         return _number(text.decode("utf-8-sig", "backslashreplace").strip())
     if "json" in sample.members:
         try:
-            facts = json.loads(_read(descriptor, sample.members["json"], _MAX_LABEL_BYTES))
+            facts = json.loads(read_member(descriptor, sample.members["json"], MAX_LABEL_BYTES))
         except (ValueError, RecursionError):
             raise ImageRefused("label: its .json is not JSON") from None
         if isinstance(facts, dict) and "label" in facts:
             return class_of(facts["label"])
     folders = image_name.split("/")[:-1]
+    if no_class is not None and (len(folders) != 1 or not folders[0]):
+        return no_class
     if len(folders) != 1 or not folders[0]:
         raise ImageRefused("no label: neither .cls, nor `label` in .json, nor exactly one folder as in CLASS/NAME.jpg")
     return nfc(folders[0])
@@ -309,7 +340,7 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _read(descriptor: int, member: _Member, max_bytes: int) -> bytes:
+def read_member(descriptor: int, member: Member, max_bytes: int) -> bytes:
     if member.size > max_bytes:
         raise ImageRefused(f"too large: {PurePosixPath(member.name).name} has {member.size} bytes, at most {max_bytes}")
     return os.pread(descriptor, member.size, member.offset)
