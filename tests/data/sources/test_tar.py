@@ -418,7 +418,7 @@ def test_reading_headers_keeps_no_member_in_memory(tmp_path: Path) -> None:
     """``tarfile`` would keep a kilobyte of each, and a shard may hold a million."""
     pack(tmp_path / "a.tar", {f"cat/{number}.png": b"" for number in range(4000)})
     tracemalloc.start()
-    count = sum(1 for _ in archives._members(tmp_path / "a.tar"))
+    count = sum(1 for _ in archives.members_of(tmp_path / "a.tar"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 4000 and peak < 500_000
