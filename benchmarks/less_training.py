@@ -16,34 +16,22 @@ It works on the finished stages of a project with stored features. For a folder 
 A training that is finished is kept in ``--points``. Stopped, the same command goes on with the next one. The best two together come last.
 """
 
-import hashlib
 import itertools
 import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
+import trainings
 import typer
+from trainings import Point, Values, save_json
 
-from sfd.data.manifest import TRAIN
 from sfd.errors import UserError
-from sfd.evaluation.fidelity import Reference
-from sfd.generation.model import DiffusionModel
-from sfd.params import Params, as_yaml, to_tree, with_values
+from sfd.params import Params, with_values
 from sfd.pictures import PALETTE, plain_numbers, plain_pair, save_figure
-from sfd.pipeline.diffusion import open_latents
-from sfd.pipeline.reference import open_kept
-from sfd.seeding import derive_seed
 from sfd.statistics import compare, estimate
-from sfd.tuning.evaluator import CandidateEvaluator
 from sfd.workspace import Workspace
-
-Values = dict[str, Any]
-Point = dict[str, float]
-"""``step``, ``images``, ``seconds`` of training, and the distance ``fd`` at one moment of a training."""
 
 PROJECT = Workspace(Path())
 BASE = "base"
@@ -71,14 +59,7 @@ SHARED: Values = {
 }
 LOOKS = 4
 """Moments of a training at which its distance is measured, equally far apart; the last one is its end."""
-ROUNDS, TIMED_STEPS = 3, 20
-
-
-def now() -> float:
-    """Seconds, when a GPU has done all that it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+ROUNDS = 3
 
 
 def options(changes: Values, steps: int, report_every: int, num_images: int) -> Params:
@@ -92,49 +73,20 @@ def options(changes: Values, steps: int, report_every: int, num_images: int) -> 
 
 
 class Trainings:
-    """What all trainings share: the latents, the judge with its features of the training images, and the decoder."""
+    """The trainings of the project, by what a method changes."""
 
     def __init__(self, num_images: int) -> None:
-        self.num_images, base = num_images, options({}, LOOKS, 1, num_images)
-        self.evaluator = CandidateEvaluator(PROJECT, base)
-        store = open_kept(PROJECT, self.evaluator.judges)[0]
-        self.reference = Reference.of(store.read(TRAIN, sorted(store.rows[TRAIN])))
-        latents = open_latents(base, PROJECT.result("latents"))
-        self.tokens = (latents.index.grid // base.diffusion.model.patch_size) ** 2
-        made_from = [as_yaml(to_tree(base)), *(shard.sha256 for shard in latents.reader.shards)]
-        self.digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
+        self.num_images = num_images
+        self.project = trainings.Trainings(PROJECT, options({}, LOOKS, 1, num_images), "less_training")
 
     def seconds_per_step(self, changes: Values) -> float:
-        """The time of one step, over :data:`TIMED_STEPS` steps after as many others."""
-        moments: list[float] = []
-        params = options(changes, 2 * TIMED_STEPS + 1, TIMED_STEPS, self.num_images)
-        with tempfile.TemporaryDirectory() as work:
-            self.evaluator.train(params, 0, Path(work), lambda _model, _step: moments.append(now()))
-        return (moments[1] - moments[0]) / TIMED_STEPS
+        """The time of one step."""
+        return self.project.seconds_per_step(options(changes, LOOKS, 1, self.num_images))
 
     def run(self, changes: Values, seed: int, steps: int) -> list[Point]:
         """One training, measured at :data:`LOOKS` moments."""
-        params = options(changes, steps, steps // LOOKS, self.num_images)
-        found: list[Point] = []
-        began, looking = now(), 0.0
-
-        def look(model: DiffusionModel, step: int) -> None:
-            nonlocal looking
-            paused = now()
-            images, seconds = step * params.diffusion.training.batch_size, paused - began - looking
-            found.append({"step": step, "images": images, "seconds": seconds, "fd": self.distance(model, params, seed)})
-            looking += now() - paused
-
         with tempfile.TemporaryDirectory() as work:
-            model = self.evaluator.train(params, seed, Path(work), look)
-        look(model, steps)
-        return found
-
-    def distance(self, model: DiffusionModel, params: Params, seed: int) -> float:
-        """The Frechet distance of samples from the training images."""
-        values = model.condition.plan(self.num_images, params.sample.class_mix)
-        noise = derive_seed(params.seed, "less_training", seed)
-        return self.evaluator.scorer.score(model, params, values, noise, [self.reference]).metrics["fd"]
+            return self.project.run(options(changes, steps, steps // LOOKS, self.num_images), seed, Path(work))
 
 
 class Kept:
@@ -155,11 +107,7 @@ class Kept:
 
     def save(self) -> None:
         """Writes the file in one rename."""
-        content = {"setup": self.setup, "seconds_per_step": self.seconds, "points": self.points}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.file.with_suffix(".part")
-        fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(self.file)
+        save_json(self.file, {"setup": self.setup, "seconds_per_step": self.seconds, "points": self.points})
 
     def steps(self, method: str) -> int:
         """As many steps as take the wall time of the setup, a multiple of :data:`LOOKS`."""
@@ -174,7 +122,7 @@ class Kept:
         return [points[-1]["fd"] for points in self.of(method)]
 
 
-def time_all(trainings: Trainings, kept: Kept) -> None:
+def time_all(project: Trainings, kept: Kept) -> None:
     """Times the steps of all methods and pairs, in turns, so that a slower minute of the machine meets all of them."""
     variants = METHODS | PAIRS
     if set(kept.seconds) == set(variants):
@@ -182,17 +130,17 @@ def time_all(trainings: Trainings, kept: Kept) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(ROUNDS):
         for name, changes in variants.items():
-            seconds[name].append(trainings.seconds_per_step(changes))
+            seconds[name].append(project.seconds_per_step(changes))
     kept.seconds = {name: statistics.median(values) for name, values in seconds.items()}
     kept.save()
 
 
-def train_all(trainings: Trainings, kept: Kept, variants: dict[str, Values]) -> None:
+def train_all(project: Trainings, kept: Kept, variants: dict[str, Values]) -> None:
     """The trainings that are not kept yet."""
     for seed, (name, changes) in itertools.product(range(kept.setup["seeds"]), variants.items()):
         key = f"{name}, seed {seed}"
         if key not in kept.points:
-            kept.points[key] = trainings.run(changes, seed, kept.steps(name))
+            kept.points[key] = project.run(changes, seed, kept.steps(name))
             kept.save()
         last = kept.points[key][-1]
         print(f"{key}: {last['step']:,} steps in {last['seconds'] / 60:.1f} min, FD {last['fd']:.2f}", flush=True)
@@ -263,18 +211,18 @@ def main(
 ) -> None:
     """Prints one table and draws one picture."""
     try:
-        trainings = Trainings(num_images)
+        project = Trainings(num_images)
         setup: dict[str, Any] = {"minutes": minutes, "seeds": seeds, "num_images": num_images}
-        setup |= {"methods": METHODS, "project": trainings.digest}
+        setup |= {"methods": METHODS, "project": project.project.digest}
         kept = Kept(points, setup)
-        time_all(trainings, kept)
-        train_all(trainings, kept, METHODS)
+        time_all(project, kept)
+        train_all(project, kept, METHODS)
         together = best_pair(kept)
-        train_all(trainings, kept, {together: PAIRS[together]})
+        train_all(project, kept, {together: PAIRS[together]})
     except UserError as problem:
         raise SystemExit(f"error: {problem}") from None
     names = [*METHODS, together]
-    print(f"\n{minutes:g} minutes per training, {seeds} seeds, {trainings.tokens} tokens, {num_images} samples\n")
+    print(f"\n{minutes:g} minutes per training, {seeds} seeds, {project.project.tokens} tokens, {num_images} samples\n")
     print(table(kept, names))
     draw(kept, names, picture)
 

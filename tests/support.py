@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -250,6 +252,13 @@ class Project:
 
     def result(self, name: str) -> Path:
         return self.folder / "results" / name
+
+
+def benchmark(name: str) -> ModuleType:
+    """The module of a script in benchmarks/, which may import others there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+        return importlib.import_module(name)
 
 
 IN_ONE_PROCESS = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"

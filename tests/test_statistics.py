@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sfd.statistics import compare, estimate
+from sfd.statistics import compare, estimate, smallest_effect
 
 
 def test_mean_error_and_interval_are_the_textbooks() -> None:
@@ -56,3 +56,21 @@ def test_equal_candidates_are_called_different_in_one_study_of_twenty() -> None:
         compare(a.tolist(), b.tolist(), "minimize").verdict != "not told apart" for a, b in zip(*draws, strict=True)
     )
     assert 30 <= wrong <= 70
+
+
+def test_the_smallest_effect_is_that_of_the_textbook_and_shrinks_with_repeats() -> None:
+    # Standard deviation 1 and three repeats: (4.3027 + 1.0607) / sqrt(3).
+    assert smallest_effect([[-1.0, 0.0, 1.0]]) == pytest.approx(3.0966, abs=1e-3)
+    assert smallest_effect([[4.0, 5.0, 6.0], [1.0, 1.0, 1.0]]) == pytest.approx(3.0966 / math.sqrt(2.0), abs=1e-3)
+    more = smallest_effect([[-1.0, 0.0, 1.0] * 5])
+    assert more is not None and more < 1.0
+    assert smallest_effect([[3.0], []]) is None
+
+
+def test_an_effect_of_that_size_is_found_about_as_often_as_promised() -> None:
+    random, size = np.random.default_rng(0), smallest_effect([[-1.0, 0.0, 1.0] * 2])
+    assert size is not None
+    spread = float(np.std([-1.0, 0.0, 1.0] * 2, ddof=1))
+    draws = random.normal(size, spread, (2000, 6))
+    share = np.mean([compare(list(row), [0.0] * 6, "maximize").verdict == "better" for row in draws])
+    assert 0.7 < share < 0.9

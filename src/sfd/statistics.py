@@ -66,3 +66,28 @@ def compare(candidate: Sequence[float], other: Sequence[float], direction: Direc
         return Comparison(difference, "not told apart")
     is_better = (difference.mean < 0.0) == (direction == "minimize")
     return Comparison(difference, "better" if is_better else "worse")
+
+
+def smallest_effect(differences: Sequence[Sequence[float]], power: float = 0.8) -> float | None:
+    """The smallest true difference that a share ``power`` of such experiments tells from 0 by :func:`compare`.
+
+    With a common standard deviation s of the paired differences within a candidate, and n repeats each, it is
+    ``(t(0.975, n - 1) + t(power, n - 1)) * s / sqrt(n)``, the usual approximation. s is pooled over the candidates, since that of a few
+    repeats is not known well; n is the smallest number of repeats.
+
+    Args:
+        differences: of each candidate, one per repeat. Those with a single repeat do not count.
+
+    Returns:
+        None if no candidate has two repeats.
+    """
+    from scipy import stats
+
+    several = [list(each) for each in differences if len(each) > 1]
+    if not several:
+        return None
+    squares = sum(float(np.var(each, ddof=1)) * (len(each) - 1) for each in several)
+    spread = math.sqrt(squares / sum(len(each) - 1 for each in several))
+    repeats = min(map(len, several))
+    quantiles = stats.t.ppf([0.5 + CONFIDENCE / 2, power], repeats - 1)
+    return float(quantiles.sum()) * spread / math.sqrt(repeats)

@@ -1,14 +1,12 @@
 """benchmarks/less_training.py: what is kept of a comparison that is stopped, and what is made of its points."""
 
-import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, benchmark
 
 from sfd.errors import UserError
 
@@ -16,12 +14,8 @@ SETUP = {"minutes": 10.0, "seeds": 2, "num_images": 60}
 
 
 @pytest.fixture(scope="module")
-def module() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("less_training", REPOSITORY / "benchmarks" / "less_training.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    yield made
+def module() -> ModuleType:
+    return benchmark("less_training")
 
 
 class Trainings:
