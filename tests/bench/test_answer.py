@@ -203,10 +203,10 @@ def tiny() -> list[str]:
 @pytest.mark.long
 def test_a_tiny_grid_is_stopped_by_every_signal_and_goes_on_to_the_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "answer.py"), "--out", str(out), "--seeds", "2"]
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "answer.py"), "--out", str(out), "--seeds", "1"]
     command += [
         "--points",
-        "sync,tau-0.3,tuned,learnt,redi-tau-0.3,none,va-vae-sync",
+        "sync,tuned,learnt,none,va-vae-sync",
         "--steps",
         "16",
         "--num-images",
@@ -243,10 +243,10 @@ def test_a_tiny_grid_is_stopped_by_every_signal_and_goes_on_to_the_report(tmp_pa
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert (folder / "points" / "sync-seed-0.json").stat().st_mtime_ns == changed, "what is finished is kept"
-    assert len(list((folder / "points").glob("*.json"))) == 14
+    assert len(list((folder / "points").glob("*.json"))) == 5
     assert not list((folder / "work").glob("*"))
     assert [look["step"] for look in first["looks"]] == list(range(2, 17, 2))
-    assert "| digits-train | va-vae-sync | 2 |" in output and (out / "answer.png").is_file()
+    assert "| digits-train | va-vae-sync | 1 |" in output and (out / "answer.png").is_file()
     search = json.loads((folder / "search.json").read_text())
     assert [len(row) for row in search.values()] == [8, 4, 2]
     again = subprocess.run([*command, "--dry-run"], env=environment(forked=False), capture_output=True, text=True)
