@@ -104,7 +104,7 @@ def rows_of(finished: Sequence[Finished], points: Sequence[str]) -> dict[str, li
     return found
 
 
-def _shown(value: Estimate, digits: int = 2) -> str:
+def _shown(value: Estimate, digits: int = 3) -> str:
     """The mean, and half of its 95 % interval."""
     interval = value.interval
     return f"{value.mean:.{digits}f}" + ("" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.{digits}f}")
@@ -115,7 +115,7 @@ def _reached(row: Row, target: float) -> str:
     if not found:
         return "not reached"
     missing = len(row.trainings) - len(found)
-    return _shown(estimate([images / 1000 for images in found]), 0) + (f" ({missing} not)" if missing else "")
+    return _shown(estimate([images / 1000 for images in found]), 1) + (f" ({missing} not)" if missing else "")
 
 
 def _table(combination: str, rows: Sequence[Row]) -> list[str]:
@@ -135,7 +135,7 @@ def _table(combination: str, rows: Sequence[Row]) -> list[str]:
 def _notes(combination: str, rows: Sequence[Row]) -> list[str]:
     """What the table leaves out: the floors, the texture VAEs, the target, and the smallest effect."""
     first = next(iter(rows[0].trainings.values())).content
-    floors = ", ".join(f"{name} {value:.2f}" for name, value in first["floors"].items())
+    floors = ", ".join(f"{name} {value:.3f}" for name, value in first["floors"].items())
     psnr = {row.point: next(iter(row.trainings.values())).content["texture_vae"]["psnr"] for row in rows}
     vaes = ", ".join(
         f"{value:.1f} dB (`{'`, `'.join(name for name in psnr if psnr[name] == value)}`)"
@@ -149,12 +149,12 @@ def _notes(combination: str, rows: Sequence[Row]) -> list[str]:
     if base is None:
         return [*lines, f"`{SYNC}` is not finished, so there is nothing to compare with."]
     lines.append(
-        f"Images are counted until the distance by the first judge is {base.mean(0).mean:.2f}, that of `{SYNC}` at its end."
+        f"Images are counted until the distance by the first judge is {base.mean(0).mean:.3f}, that of `{SYNC}` at its end."
     )
     for judge, name in enumerate(NAMES):
         smallest = smallest_effect([row.differences(judge) for row in rows if row.point != SYNC])
         lines.append(
-            f"Smallest effect by the {name}: one that 80 % of such experiments find has a difference of {smallest:.2f}, "
+            f"Smallest effect by the {name}: one that 80 % of such experiments find has a difference of {smallest:.3f}, "
             f"{100 * smallest / base.mean(judge).mean:.0f} % of the distance of `{SYNC}`."
             if smallest is not None
             else f"Smallest effect by the {name}: not known, for it needs two seeds of `{SYNC}` and of another point."
@@ -174,10 +174,8 @@ def report(finished: Sequence[Finished], points: Sequence[str]) -> str:
         lines += _table(combination, rows)
     lines += [
         "",
-        "± is half of the 95 % interval of the mean over the seeds (Student's t). Differences are within a seed; `better` and `worse`",
-    ]
-    lines += [
-        "are said where their interval excludes 0. The tables say nothing of how the differences add up over many points."
+        "± is half of the 95 % interval of the mean over the seeds (Student's t). Differences are within a seed; `better` and",
+        "`worse` are said where their interval excludes 0, without a correction for the number of points.",
     ]
     for combination, rows in found.items():
         lines += ["", "\n".join(_notes(combination, rows))]
@@ -214,6 +212,7 @@ def _bars(axes: Any, places: Sequence[int], values: Sequence[Estimate]) -> None:
     halves = [0.0 if value.interval is None else value.interval[1] - value.mean for value in values]
     means = [value.mean for value in values]
     axes.errorbar(means, list(places), xerr=halves, fmt="o", color=PALETTE[0], markersize=4, capsize=3, linewidth=1.6)
+    axes.locator_params(axis="x", nbins=5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
     axes.grid(axis="x", color=GAP_COLOUR, linewidth=0.8)

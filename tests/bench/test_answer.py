@@ -163,11 +163,13 @@ def test_the_report_compares_within_a_seed_and_says_what_could_have_been_seen(
     finished = [reports.Finished("digits-train", each) for each in found]
     text = reports.write_report(finished, ["sync", "tau-0.3"], tmp_path)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| digits-train")]
-    assert rows[0][1:3] == ["sync", "3"] and rows[0][6] == "-" and rows[0][3].startswith("11.00 ± ")
-    assert rows[1][6] == "-2.00 ± 0.00, better" and rows[1][7] == "1.00 ± 2.48, not told apart"
-    assert rows[0][8].startswith("2 ± ") and rows[1][8].startswith("1 ± 0")
-    assert "Smallest effect by the first judge: one that 80 % of such experiments find has a difference of 0.00" in text
-    assert "PSNR of 30.0 dB (`sync`, `tau-0.3`)" in text and "fd_a 1.50, fd_b 0.50" in text
+    assert rows[0][1:3] == ["sync", "3"] and rows[0][6] == "-" and rows[0][3].startswith("11.000 ± ")
+    assert rows[1][6] == "-2.000 ± 0.000, better" and rows[1][7] == "1.000 ± 2.484, not told apart"
+    assert rows[0][8].startswith("2.0") and rows[1][8].startswith("1.")
+    assert (
+        "Smallest effect by the first judge: one that 80 % of such experiments find has a difference of 0.000" in text
+    )
+    assert "PSNR of 30.0 dB (`sync`, `tau-0.3`)" in text and "fd_a 1.500, fd_b 0.500" in text
     assert (tmp_path / "answer.png").stat().st_size > 1000 and (tmp_path / "report.md").read_text() == text
 
 
@@ -176,7 +178,7 @@ def test_a_report_of_one_seed_or_without_sync_promises_nothing(reports: ModuleTy
     assert "`sync` is not finished, so there is nothing to compare with" in reports.report(alone, ["sync", "tau-0.3"])
     both = [*alone, reports.Finished("digits-train", content("sync", 0, [2.0, 1.5]))]
     text = reports.report(both, ["sync", "tau-0.3"])
-    assert "-0.50, not told apart" in text and "not known, for it needs two seeds" in text
+    assert "-0.500, not told apart" in text and "not known, for it needs two seeds" in text
     assert reports.write_report([], ["sync"], tmp_path) == "No training is finished yet.\n"
 
 
