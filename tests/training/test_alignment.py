@@ -1,11 +1,14 @@
 """Alignment of the texture latent with features: both losses by hand, their gradients, the adaptive weight, and trainings with and without."""
 
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from striped import Stripes
+from support import environment
 from torch import Tensor, nn
 
 from sfd.encoders.texture_vae import TrainableAutoencoder
@@ -65,6 +68,32 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_and_has_limits() -> None:
     ratio = gradient_ratio((layer**2).sum(), 2.0 * layer[0], layer)
     assert ratio.item() == pytest.approx(10.0 / (2.0 + 1e-4)) and not ratio.requires_grad
     assert gradient_ratio(1e9 * layer.sum(), 0.0 * layer.sum(), layer).item() == 1e8
+
+
+TWO_PROCESSES = """
+import torch
+from sfd.processes import form_group, rank
+from sfd.training.alignment import gradient_ratio
+
+form_group()
+layer = torch.tensor([1.0, 2.0]).requires_grad_()
+rows = torch.tensor([[1.0, 0.5], [-0.5, 3.0]])[rank()]
+print("ratio", gradient_ratio((layer * rows).sum() ** 2, (layer.square() * rows).sum(), layer).item())
+"""
+
+
+@pytest.mark.long
+def test_several_processes_have_the_ratio_of_the_whole_batch(tmp_path: Path) -> None:
+    script = tmp_path / "ratio.py"
+    script.write_text(TWO_PROCESSES)
+    command = ["torchrun", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, env=environment(forked=False), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    layer, rows = torch.tensor([1.0, 2.0]).requires_grad_(), torch.tensor([[1.0, 0.5], [-0.5, 3.0]])
+    of_batch = ((rows @ layer) ** 2).mean(), (rows @ layer.square()).mean()
+    whole = gradient_ratio(*of_batch, layer).item()
+    found = [float(value) for value in re.findall(r"ratio ([\d.]+)", done.stdout)]
+    assert found == pytest.approx([whole, whole], rel=1e-5)
 
 
 class Frozen:
