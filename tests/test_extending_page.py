@@ -112,7 +112,7 @@ def test_backbone_and_condition_are_built_saved_loaded_and_sampled(tmp_path: Pat
     fields = {"model": model, "loss": {"repa_weight": 0.0}, "training": {"num_steps": 1}}
     params = DiffusionParams.model_validate(fields)
     condition = condition_of(params, ["cat-siamese", "dog-beagle", "dog-poodle"])
-    assert condition.choices == ["cat", "dog"] and condition.of_classes(torch.tensor([2, 0, 1])).tolist() == [1, 0, 1]
+    assert condition.choices == ["cat", "dog"] and condition.of_images(torch.tensor([2, 0, 1])).tolist() == [1, 0, 1]
     assert condition.columns([1, 0]) == {"group": ["dog", "cat"]}
     shape: dict[str, Any] = {"grid": 4, "texture_channels": 4, "semantic_channels": 2, "feature_dim": 8}
     network = initialised_backbone(backbone_config(params, ScheduleParams(), condition, **shape), 0)

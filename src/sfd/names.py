@@ -63,6 +63,7 @@ BACKBONES: Table = {
 CONDITIONS: Table = {
     "class": Entry("sfd.models.conditions:ClassCondition", "its class"),
     "none": Entry("sfd.models.conditions:NoCondition", "nothing"),
+    "text": Entry("sfd.models.text_condition:TextCondition", "its caption"),
 }
 """What a model is told about an image (``diffusion.model.condition``)."""
 

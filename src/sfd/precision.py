@@ -23,7 +23,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sfd.errors import UserError
 from sfd.params import CompileMode, ComputedIn, InferenceRuntime, Precision
@@ -231,10 +231,10 @@ class _OneSize(Generic[P, T]):
         self.sizes: dict[tuple[torch.Size, ...], int] = {}
 
     def __call__(self, *inputs: P.args, **named: P.kwargs) -> T:
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        tensors = [value for value in tree_leaves(inputs) if isinstance(value, Tensor)]
         shapes, count = tuple(tensor.shape[1:] for tensor in tensors), len(tensors[0])
         size = self.sizes[shapes] = max(count, self.sizes.get(shapes, 0))
-        filled: Any = [_filled(value, size) if isinstance(value, Tensor) else value for value in inputs]
+        filled: Any = tree_map_only(Tensor, lambda value: _filled(value, size), inputs)
         torch.compiler.cudagraph_mark_step_begin()
         found = self.compiled(*filled, **named)
         # The next call of a CUDA graph writes over what this one gave.

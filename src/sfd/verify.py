@@ -204,7 +204,9 @@ def _verify_run(
     scales, semantic_channels = _scales(run), model.config.semantic_channels
     weak, weak_y = guide, y
     if "cfg_scale" in run:
-        weak, weak_y = model, model.config.condition.null(len(y))
+        null = model.config.condition.null(len(y))
+        assert isinstance(null, Tensor)  # of a class
+        weak, weak_y = model, null
     if weak is None and scales.active:
         raise ValueError(
             f"run {name} is guided by a weak model, so the key guide_model and its weights guide.* are needed"

@@ -18,7 +18,8 @@ from sfd.encoders.texture_vae import KlVae
 from sfd.generation.images import ImageGenerator, build_sampler
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone, Facts, Output
-from sfd.models.conditions import ClassCondition, Condition
+from sfd.models.conditions import ClassCondition, Condition, TextFacts, Told
+from sfd.models.words import Words
 from sfd.params import DiffusionParams, SampleParams, ScheduleParams
 from sfd.precision import Inference
 from sfd.seeding import generator
@@ -33,10 +34,15 @@ class ParityCondition(ClassCondition):
     kind: ClassVar[str] = "parity"
 
     @classmethod
-    def from_data(cls, classes: Sequence[str], counts: Sequence[int] | None = None) -> Self:  # noqa: ARG003
+    def from_data(
+        cls,
+        classes: Sequence[str],  # noqa: ARG003
+        counts: Sequence[int] | None = None,  # noqa: ARG003
+        text: TextFacts | None = None,  # noqa: ARG003
+    ) -> Self:
         return cls(("even", "odd"))
 
-    def of_classes(self, class_indices: Tensor) -> Tensor:
+    def of_images(self, class_indices: Tensor, words: Words | None = None) -> Tensor:  # noqa: ARG002
         return class_indices % 2
 
 
@@ -77,7 +83,7 @@ class LinearBackbone(Backbone):
         self.y_embedder = config.condition.embedding(config.in_channels)
 
     def forward(
-        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor, with_projection: bool = False
+        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Told, with_projection: bool = False
     ) -> Output:
         velocity = self.layer(x) * (1.0 + t_tex + t_sem)[:, None, None, None]
         if self.y_embedder is not None:

@@ -84,7 +84,9 @@ diffusion.model.backbone
 diffusion.model.class_dropout
 diffusion.model.condition
 diffusion.model.patch_size
+diffusion.model.shared_modulation
 diffusion.model.size
+diffusion.model.text_attention
 diffusion.model.use_qknorm
 diffusion.model.use_rmsnorm
 diffusion.model.use_rope
@@ -183,6 +185,7 @@ sample.ema_decay
 sample.guidance.end_semantic
 sample.guidance.end_texture
 sample.guidance.kind
+sample.guidance.negative_prompt
 sample.guidance.scale_semantic
 sample.guidance.scale_texture
 sample.guidance.start_semantic
@@ -191,6 +194,7 @@ sample.guidance.weak_model
 sample.num_images
 sample.num_steps
 sample.other_networks
+sample.prompts
 sample.rule
 sample.sampler
 sample.schedule

@@ -61,7 +61,7 @@ def image_losses(
     device. ``semantic_weight``: see :func:`sfd.diffusion.terms.velocity.velocity_loss`.
     """
     schedule, channels = middle_schedule(model.schedule_params), model.network.config.semantic_channels
-    condition = model.condition.of_classes(class_indices)
+    condition = model.condition.of_images(class_indices)
     total = torch.zeros(len(latents), dtype=torch.float64)
     draws = list(product(PROGRESS, range(DRAWS)))
     for number, (u, _) in enumerate(draws):

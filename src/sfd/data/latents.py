@@ -14,6 +14,8 @@ from sfd.data.networks import Networks
 from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
 from sfd.data.transfer import Arriving, one_behind
 from sfd.errors import UserError
+from sfd.models.conditions import TextFacts
+from sfd.models.words import Words
 from sfd.network_files import write_tensors
 from sfd.params import ComputedIn, LatentsParams, ReadingRuntime
 from sfd.progress import progress
@@ -179,11 +181,13 @@ class LatentBatch(NamedTuple):
         latents: normalised composite latents, float32 ``(B, C, H, W)``.
         class_indices: the class of each image, int64 ``(B,)``.
         features: the encoder's patch features, fp16 as they are stored, ``(B, N, D)``; None unless they are stored and wanted.
+        words: a caption of each image; None unless they are stored.
     """
 
     latents: Tensor
     class_indices: Tensor
     features: Tensor | None = None
+    words: Words | None = None
 
 
 class LatentDataset:
@@ -194,6 +198,8 @@ class LatentDataset:
         self.reader = ShardReader(folder, LatentsIndex)
         self.statistics = ChannelStatistics.load(folder / STATISTICS)
         self.with_features = with_features
+        self.null_words: Words | None = None
+        self.text_facts: TextFacts | None = None
 
     @property
     def index(self) -> LatentsIndex:

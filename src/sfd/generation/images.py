@@ -13,12 +13,13 @@ from sfd.data.networks import TEXTURE_VAE, WORDS, check_networks
 from sfd.diffusion.guidance import GuidanceScales, guided_velocity
 from sfd.diffusion.sampling import Sampler
 from sfd.diffusion.schedule import Schedule
+from sfd.encoders.text.encoder import TextEncoder, load_text_encoder
 from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_schedule
 from sfd.models.backbone import Backbone, BackboneConfig, Output
-from sfd.models.conditions import Value
+from sfd.models.conditions import Condition, Encode, Told, Value
 from sfd.names import SAMPLERS, load
 from sfd.network_files import network_digest
 from sfd.params import GuidanceParams, SampleParams
@@ -86,6 +87,25 @@ def check_decoder(model: DiffusionModel, folder: Path, other_networks: bool) -> 
     )
 
 
+def load_words(folder: Path, model: DiffusionModel, other_networks: bool) -> TextEncoder | None:
+    """The text encoder in ``folder`` for a model that is told words; None for any other, which needs no such folder.
+
+    Raises:
+        UserError: it is missing, or is not that of the model's training, unless ``other_networks`` allows that.
+    """
+    recorded: str | None = getattr(model.condition, "encoder", None)
+    if model.condition.words is None:
+        return None
+    encoder = load_text_encoder(folder)
+    found = network_digest(folder)
+    if recorded not in (None, found) and not other_networks:
+        raise UserError(
+            f"the model was told words of another text encoder ({recorded[:12] if recorded else ''}) than that in {folder} ({found[:12]}); use the "
+            "text encoder of its training, or set sample.other_networks to true"
+        )
+    return encoder
+
+
 def load_weak(folder: Path, strong: DiffusionModel, other_networks: bool) -> Backbone:
     """The weak model of AutoGuidance, for a model that it guides.
 
@@ -131,9 +151,12 @@ class ImageGenerator:
         decoder: TextureVae,
         weak: Backbone | None = None,
         inference: Inference | None = None,
+        words: TextEncoder | None = None,
+        encode: Encode | None = None,
     ) -> None:
         """``weak``: the weak model of AutoGuidance; without it, guidance uses the null value of the condition. ``inference``: how the networks
-        are called; None: in float32.
+        are called; None: in float32. ``words``: the text encoder of a model that is told words, which always computes in float32; ``encode``:
+        what takes its place where its words are known before.
 
         Raises:
             UserError: the weak model draws other latents, has another condition, or has another number of times.
@@ -149,6 +172,8 @@ class ImageGenerator:
         self._functions = strong, strong if self.weak is None else self.inference.function(self.weak)
         self.statistics = model.statistics.to(self.device)
         self.evaluated = 0
+        self.words = None if words is None else words.to(self.device)
+        self.encode = encode if self.words is None else self.words.encode
 
     @classmethod
     def load(
@@ -158,17 +183,21 @@ class ImageGenerator:
         weak_folder: Path | None = None,
         other_networks: bool = False,
         inference: Inference | None = None,
+        text_folder: Path | None = None,
     ) -> "ImageGenerator":
         """Reads the results of the stages ``diffusion`` and ``texture_vae``, and the weak model of AutoGuidance.
 
+        ``text_folder``: of the text encoder, which a model that is told words needs, and no other model.
+
         Raises:
-            UserError: the model was trained on latents of another texture VAE, or the weak model on other latents, unless ``other_networks``
-                allows that; or as the constructor does.
+            UserError: the model was trained on latents of another texture VAE, or the weak model on other latents, or the words are of another
+                text encoder, unless ``other_networks`` allows that; or as the constructor does.
         """
         model = DiffusionModel.load(model_folder)
         check_decoder(model, decoder_folder, other_networks)
         weak = load_weak(weak_folder, model, other_networks) if weak_folder is not None else None
-        return cls(model, load_texture_vae(decoder_folder), weak, inference)
+        words = None if text_folder is None else load_words(text_folder, model, other_networks)
+        return cls(model, load_texture_vae(decoder_folder), weak, inference, words)
 
     @torch.no_grad()
     def __call__(
@@ -179,6 +208,7 @@ class ImageGenerator:
         scales: GuidanceScales,
         schedule: Schedule | None = None,
         path_drop: bool = False,
+        negative_prompt: str | None = None,
     ) -> Tensor:
         """Draws images uint8 ``(B, 3, S, S)``, on the CPU.
 
@@ -187,20 +217,26 @@ class ImageGenerator:
             schedule: the schedule to sample along; None: the one of the training.
             path_drop: the weak velocity is that of the network without its middle blocks, and of the null value where there is one
                 (SPRINT, :mod:`sfd.models.tokens`).
+            negative_prompt: takes the null value's place in the weak velocity, of a model that is told words.
 
         Raises:
             UserError: the condition has no such value; guidance needs a null value and there is none; or the model was trained with
                 a range of offsets and ``schedule`` does not choose one.
         """
         config = self.network.config
-        condition = config.condition.batch(values, self.device)
+        condition = self._told(config.condition, values)
         shape = (config.in_channels, config.input_size, config.input_size)
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
             self.device
         )
         weak_condition = condition
         if scales.active and self.weak is None and (config.condition.has_null or not path_drop):
-            weak_condition = config.condition.null(len(values), self.device)
+            # The null value of words is the empty prompt.
+            weak_condition = (
+                config.condition.null(len(values), self.device, self.encode)
+                if negative_prompt is None
+                else self._told(config.condition, [negative_prompt] * len(values))
+            )
         strong, weak = self._functions
         velocity = guided_velocity(
             partial(self._velocity, strong, condition),
@@ -212,10 +248,14 @@ class ImageGenerator:
         texture = self.statistics.restore(latent)[:, : config.in_channels - config.semantic_channels]
         return self.decoder.decode(texture).cpu()
 
+    def _told(self, condition: Condition, values: Sequence[Value]) -> Told:
+        """The network's argument for these values."""
+        return condition.batch(values, self.device, self.encode)
+
     def _velocity(
         self,
         network: Callable[..., Output],
-        condition: Tensor,
+        condition: Told,
         x: Tensor,
         t_tex: Tensor,
         t_sem: Tensor,
@@ -255,4 +295,4 @@ class ImageGenerator:
             count = len(values[rows])
             spare = batch_size - count if fill else 0
             batch = [*values[rows], *[values[0]] * spare], [*seeds[rows], *[seeds[0]] * spare]
-            yield self(*batch, sampler, scales, schedule, path_drop)[:count]
+            yield self(*batch, sampler, scales, schedule, path_drop, params.guidance.negative_prompt)[:count]

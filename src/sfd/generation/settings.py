@@ -14,8 +14,8 @@ from sfd.params import ComputedIn, GuidanceParams, Positive, SampleParams
 
 FORMAT = 1
 """Files without a format number are older. They have the same keys, but the oldest lack ``schedule``. ``class_mix`` is there only if it is not
-balanced, ``other_networks`` only if it is true, ``times`` only if it is not null, and ``precision`` only if it is not float32. Ends of guidance
-came later: without them, guidance goes on to the end."""
+balanced, ``other_networks`` only if it is true, ``times`` only if it is not null, and ``precision`` only if it is not float32. ``prompts`` and
+``negative_prompt`` are there only if they were given. Ends of guidance came later: without them, guidance goes on to the end."""
 
 
 class Settings(SampleParams):
@@ -59,6 +59,7 @@ def _to_record(settings: Settings) -> dict[str, Any]:
         **mix,
         "batch_size": settings.batch_size,
         **precision,
+        **({} if settings.prompts is None else {"prompts": str(settings.prompts)}),
         "sampler": settings.sampler,
         "num_steps": settings.num_steps,
         "rule": settings.rule,
@@ -69,6 +70,7 @@ def _to_record(settings: Settings) -> dict[str, Any]:
         "guidance": {
             "kind": guidance.kind,
             "weak_model": None if guidance.weak_model is None else str(guidance.weak_model),
+            **({} if guidance.negative_prompt is None else {"negative_prompt": guidance.negative_prompt}),
             "scale_texture": guidance.scale_texture,
             "scale_semantic": guidance.scale_semantic,
             "start_texture": guidance.start_texture,
@@ -88,6 +90,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
         class_mix=record.get("class_mix", BALANCED),
         batch_size=record["batch_size"],
         precision=record.get("precision", "fp32"),
+        prompts=record.get("prompts"),
         sampler=record["sampler"],
         num_steps=record["num_steps"],
         rule=record["rule"],
@@ -98,6 +101,7 @@ def _from_record(record: dict[str, Any]) -> Settings:
         guidance=GuidanceParams(
             kind=guidance["kind"],
             weak_model=guidance["weak_model"],
+            negative_prompt=guidance.get("negative_prompt"),
             scale_texture=guidance["scale_texture"],
             scale_semantic=guidance["scale_semantic"],
             start_texture=guidance["start_texture"],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfd.errors import UserError
 from sfd.models.checkpointing import Checkpointing
-from sfd.models.conditions import Condition
+from sfd.models.conditions import Condition, Told
 from sfd.names import BACKBONES, load
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor, with_projection: bool = False
+        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Told, with_projection: bool = False
     ) -> Output:
         """``x`` ``(B, C, H, W)``, times ``(B,)`` in [0, 1], condition as :meth:`sfd.models.conditions.Condition.batch` gives it."""
 

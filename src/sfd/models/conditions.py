@@ -1,22 +1,30 @@
 """Conditions: what a model is told about an image.
 
 A condition is one object. It defines how its values enter the network, how tables hold them, and how clients name them. Each image is
-drawn for one value: the index of a class, or None where there is nothing to choose.
+drawn for one value: the index of a class, a prompt, or None where there is nothing to choose. The condition of words is in
+:mod:`sfd.models.text_condition`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from sfd.class_mix import BALANCED, ClassMix, interleave
 from sfd.errors import UserError
+from sfd.models.words import Words
 from sfd.names import CONDITIONS, load
 
 Value = int | str | None
 """What one image is drawn for, as plain JSON holds it."""
+
+Told = Tensor | Words
+"""The argument ``condition`` of a network: class indices ``(B,)``, or words."""
+
+Encode = Callable[[Sequence[str]], Words]
+"""A frozen text encoder: texts -> words."""
 
 NO_CLASS = "no class"
 """The null class among the names of classes."""
@@ -25,13 +33,42 @@ NAMED_CLASSES = 50
 """The most classes that an error lists."""
 
 
+class WordsShape(NamedTuple):
+    """The words that a network is told: ``length`` tokens of ``width`` numbers each, padded."""
+
+    width: int
+    length: int
+
+
+class TextFacts(NamedTuple):
+    """What a condition of words needs to know of its data set.
+
+    Attributes:
+        width: numbers per token E of the text encoder.
+        max_tokens: the most tokens of a text; longer ones are cut.
+        encoder: digest of the text encoder; None where it is not known.
+        examples: captions of held-out images.
+    """
+
+    width: int
+    max_tokens: int
+    encoder: str | None = None
+    examples: tuple[str, ...] = ()
+
+
 class Condition(Protocol):
     """What code outside this module needs to know of a condition.
 
-    ``kind``: its name in :data:`sfd.names.CONDITIONS`, ``params.yaml`` and ``config.json``.
+    ``kind``: its name in :data:`sfd.names.CONDITIONS`, ``params.yaml`` and ``config.json``. ``asked_as``: the key of a request that holds its
+    value.
     """
 
     kind: ClassVar[str]
+    asked_as: ClassVar[str]
+
+    @property
+    def words(self) -> WordsShape | None:
+        """The shape of the words that a network is told; None: its argument ``condition`` is a tensor."""
 
     @property
     def has_null(self) -> bool:
@@ -42,8 +79,13 @@ class Condition(Protocol):
         """Names of the values that a client can choose from; None if there is nothing to choose."""
 
     @classmethod
-    def from_data(cls, classes: Sequence[str], counts: Sequence[int] | None = None) -> Self:
-        """The condition of a data set with these classes. ``counts``: training images per class; None: not known."""
+    def from_data(
+        cls, classes: Sequence[str], counts: Sequence[int] | None = None, text: TextFacts | None = None
+    ) -> Self:
+        """The condition of a data set with these classes.
+
+        ``counts``: training images per class; None: not known. ``text``: what is known of its captions; None: it has none.
+        """
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -58,13 +100,16 @@ class Condition(Protocol):
     def rows(self) -> dict[str, list[str]]:
         """Names of the rows of each table of the embedding, by parameter name. Fine-tuning copies rows by these names."""
 
-    def of_classes(self, class_indices: Tensor) -> Tensor:
-        """Class indices ``(B,)`` of the data set's images -> the argument ``condition`` of the network, with first dimension B."""
+    def of_images(self, class_indices: Tensor, words: Words | None = None) -> Told:
+        """Class indices ``(B,)`` and captions of the data set's images -> the argument ``condition`` of the network."""
 
-    def batch(self, values: Sequence[Value], device: torch.device | str = "cpu") -> Tensor:
-        """Values -> the argument ``condition`` of the network. Raises :class:`UserError` for a value that does not exist."""
+    def batch(self, values: Sequence[Value], device: torch.device | str = "cpu", encode: Encode | None = None) -> Told:
+        """Values -> the argument ``condition`` of the network, on ``device``.
 
-    def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+        ``encode``: the text encoder, which a condition of words needs. Raises :class:`UserError` for a value that does not exist.
+        """
+
+    def null(self, count: int, device: torch.device | str = "cpu", encode: Encode | None = None) -> Told:
         """The null value, ``count`` times, as :meth:`batch` gives it. Raises :class:`UserError` if there is none."""
 
     def plan(self, num_images: int, mix: ClassMix = BALANCED) -> list[Value]:
@@ -89,6 +134,14 @@ class Condition(Protocol):
 
     def to_request(self, value: Value) -> str | None:
         """What a client sends to get this value; None: it sends nothing."""
+
+
+def placeholder(condition: Condition, count: int) -> Told:
+    """An argument ``condition`` of a network of the right shape, for measuring; its values mean nothing."""
+    shape = condition.words
+    if shape is None:
+        return condition.batch(condition.plan(count))
+    return Words(torch.zeros(count, *reversed(shape)), torch.ones(count, shape.length, dtype=torch.bool))
 
 
 def read_condition(kind: str, config: dict[str, Any]) -> Condition:
@@ -121,6 +174,8 @@ class ClassCondition:
     counts: tuple[int, ...] | None = None
 
     kind: ClassVar[str] = "class"
+    asked_as: ClassVar[str] = "class"
+    words: ClassVar[None] = None
 
     @classmethod
     def numbered(cls, num_classes: int, has_null: bool = True) -> Self:
@@ -128,7 +183,12 @@ class ClassCondition:
         return cls(tuple(str(index) for index in range(num_classes)), has_null)
 
     @classmethod
-    def from_data(cls, classes: Sequence[str], counts: Sequence[int] | None = None) -> Self:
+    def from_data(
+        cls,
+        classes: Sequence[str],
+        counts: Sequence[int] | None = None,
+        text: TextFacts | None = None,  # noqa: ARG003  # as every condition
+    ) -> Self:
         return cls(tuple(classes), counts=None if counts is None else tuple(counts))
 
     @classmethod
@@ -152,10 +212,15 @@ class ClassCondition:
     def rows(self) -> dict[str, list[str]]:
         return {"embedding_table.weight": [*self.names, *([NO_CLASS] if self.has_null else [])]}
 
-    def of_classes(self, class_indices: Tensor) -> Tensor:
+    def of_images(self, class_indices: Tensor, words: Words | None = None) -> Tensor:  # noqa: ARG002  # as every condition
         return class_indices
 
-    def batch(self, values: Sequence[Value], device: torch.device | str = "cpu") -> Tensor:
+    def batch(
+        self,
+        values: Sequence[Value],
+        device: torch.device | str = "cpu",
+        encode: Encode | None = None,  # noqa: ARG002  # as every condition
+    ) -> Tensor:
         return torch.tensor([self._row(value) for value in values], device=device)
 
     def _row(self, value: Value) -> int:
@@ -165,7 +230,12 @@ class ClassCondition:
             raise UserError(f"class index {value} is not in 0..{len(self.names) - 1}")
         return value
 
-    def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+    def null(
+        self,
+        count: int,
+        device: torch.device | str = "cpu",
+        encode: Encode | None = None,  # noqa: ARG002  # as every condition
+    ) -> Tensor:
         if not self.has_null:
             raise UserError(
                 "this model has no null class, which classifier-free guidance needs: set sample.guidance.kind to none"
@@ -215,11 +285,18 @@ class NoCondition:
     """No condition: the model is told only the times. The only value is None."""
 
     kind: ClassVar[str] = "none"
+    asked_as: ClassVar[str] = "class"
+    words: ClassVar[None] = None
     has_null: ClassVar[bool] = False
     choices: ClassVar[None] = None
 
     @classmethod
-    def from_data(cls, classes: Sequence[str], counts: Sequence[int] | None = None) -> Self:  # noqa: ARG003  # as every condition
+    def from_data(
+        cls,
+        classes: Sequence[str],  # noqa: ARG003  # as every condition
+        counts: Sequence[int] | None = None,  # noqa: ARG003
+        text: TextFacts | None = None,  # noqa: ARG003
+    ) -> Self:
         return cls()
 
     @classmethod
@@ -237,16 +314,26 @@ class NoCondition:
     def rows(self) -> dict[str, list[str]]:
         return {}
 
-    def of_classes(self, class_indices: Tensor) -> Tensor:
+    def of_images(self, class_indices: Tensor, words: Words | None = None) -> Tensor:  # noqa: ARG002  # as every condition
         return torch.zeros_like(class_indices)
 
-    def batch(self, values: Sequence[Value], device: torch.device | str = "cpu") -> Tensor:
+    def batch(
+        self,
+        values: Sequence[Value],
+        device: torch.device | str = "cpu",
+        encode: Encode | None = None,  # noqa: ARG002  # as every condition
+    ) -> Tensor:
         given = next((value for value in values if value is not None), None)
         if given is not None:
             raise UserError(f"this model draws images without a class, but is given {given!r}; give None")
         return torch.zeros(len(values), dtype=torch.int64, device=device)
 
-    def null(self, count: int, device: torch.device | str = "cpu") -> Tensor:  # noqa: ARG002  # as every condition
+    def null(
+        self,
+        count: int,  # noqa: ARG002  # as every condition
+        device: torch.device | str = "cpu",  # noqa: ARG002
+        encode: Encode | None = None,  # noqa: ARG002
+    ) -> Tensor:
         raise UserError(
             "condition `none` has no null value, which classifier-free guidance needs: set sample.guidance.kind to none"
         )

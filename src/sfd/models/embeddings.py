@@ -58,6 +58,12 @@ class Rotation(NamedTuple):
         """The rotation of the tokens at ``positions`` ``(B, K)``."""
         return Rotation(self.cos[positions][:, None], self.sin[positions][:, None])
 
+    def behind(self, count: int) -> "Rotation":
+        """The rotation of the same tokens behind ``count`` others that do not turn."""
+        shape = (*self.cos.shape[:-2], count, self.cos.shape[-1])
+        cos, sin = self.cos.new_ones(shape), self.sin.new_zeros(shape)
+        return Rotation(torch.cat([cos, self.cos], dim=-2), torch.cat([sin, self.sin], dim=-2))
+
 
 class RotaryEmbedding(nn.Module):
     """2D rotary embedding: the first half of a head turns with the row index, the second with the column index."""

@@ -1,26 +1,31 @@
 """LightningDiT (arXiv 2501.01423) with two times (arXiv 2512.04926). Parameter names are those of the published weights.
 
-Legend of shapes: B images, C channels, H x W latent positions, N tokens, D hidden width, F encoder feature width.
+Legend of shapes: B images, C channels, H x W latent positions, N tokens, L tokens of a text, D hidden width, F encoder feature width.
 """
 
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from sfd.models.backbone import Axis, Backbone, Output, channel_names
-from sfd.models.blocks import Block, FinalLayer
+from sfd.models.blocks import Block, CrossAttention, FinalLayer, TextEmbedder
 from sfd.models.checkpointing import Checkpointing
+from sfd.models.conditions import Told
 from sfd.models.embeddings import PatchEmbedding, RotaryEmbedding, Rotation, TimestepEmbedder, sincos_embedding
 from sfd.models.lightningdit_config import LightningDiTConfig
 from sfd.models.projector import ConvProjector, build_projector
+from sfd.models.text_condition import PooledWords
 from sfd.models.tokens import Route, put_back, take
+from sfd.models.words import Words
 
 
 class LightningDiT(Backbone):
     """Velocity of a composite latent, given the times of its parts and a condition.
 
-    Without a condition embedding, the blocks are modulated by the times alone.
+    Without a condition embedding, the blocks are modulated by the times alone. A condition of words is told in two ways: its mean token is added
+    to the times' embedding, and the blocks see all its tokens, by cross-attention or in the image's sequence.
     """
 
     config_type = LightningDiTConfig
@@ -34,10 +39,11 @@ class LightningDiT(Backbone):
         "use_rope",
         "use_rmsnorm",
         "use_shift",
+        "shared_modulation",
     )
     computed = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
     routes_tokens = True
-    block_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(w12|w3|fc1|fc2))"
+    block_layers = r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q|kv|proj)|mlp\.(w12|w3|fc1|fc2))"
     config: LightningDiTConfig
 
     def __init__(self, config: LightningDiTConfig) -> None:
@@ -51,6 +57,11 @@ class LightningDiT(Backbone):
         else:
             self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = config.condition.embedding(width)
+        words = config.condition.words
+        self.text_embedder = None if words is None else TextEmbedder(words.width, width)
+        self.t_block = None
+        if config.shared_modulation:
+            self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, config.modulation_parts * width))
         self.pos_embed = nn.Parameter(sincos_embedding(width, config.grid), requires_grad=False)
         self.feat_rope = RotaryEmbedding(width // config.num_heads, config.grid) if config.use_rope else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
@@ -74,7 +85,7 @@ class LightningDiT(Backbone):
         x: Tensor,
         t_tex: Tensor,
         t_sem: Tensor,
-        condition: Tensor,
+        condition: Told,
         with_projection: bool = False,
         route: Route | None = None,
         skip_deep: bool = False,
@@ -86,22 +97,31 @@ class LightningDiT(Backbone):
         """
         tokens = self._embed(x)
         modulation = self._modulation(t_tex, t_sem, condition)
+        shared = modulation if self.t_block is None else self.t_block(modulation)
+        words, text = self._read(condition, tokens)
         rotation = None if self.feat_rope is None else self.feat_rope(product_type(tokens))
         projection = None
 
         def run(tokens: Tensor, first: int, last: int, rotation: Rotation | None) -> Tensor:
-            """Blocks ``first`` to ``last``, counted from 1."""
-            nonlocal projection
+            """Blocks ``first`` to ``last``, counted from 1. Words in the image's sequence come before its tokens, and do not turn."""
+            nonlocal projection, text
+            length, seen = 0, None
+            if text is not None:
+                length, seen = text.length, pad(text.mask, (0, tokens.shape[1]), value=True)
+                tokens = torch.cat([text.tokens, tokens], dim=1)
+                rotation = None if rotation is None else rotation.behind(length)
             for number in range(first, last + 1):
-                tokens = self.blocks[number - 1](tokens, modulation, rotation)
+                tokens = self.blocks[number - 1](tokens, shared, rotation, words, seen)
                 if with_projection and number == self.config.repa_depth:
-                    projection = self.repa_projector(tokens)
-            return tokens
+                    projection = self.repa_projector(tokens[:, length:])
+            if text is not None:
+                text = text._replace(tokens=tokens[:, :length])
+            return tokens[:, length:]
 
         first, last = self._middle(route)
         tokens = run(tokens, 1, first - 1, rotation)
         if first <= last:
-            kept, shallow = None if route is None else route.kept, tokens
+            kept, shallow, before = None if route is None else route.kept, tokens, text
             if skip_deep:
                 deep = self.mask_token.to(shallow).expand_as(shallow)
             elif kept is None:
@@ -111,6 +131,9 @@ class LightningDiT(Backbone):
                 others = self.mask_token.to(shallow).expand_as(shallow) if self.has_deep_path else shallow
                 deep = put_back(others, kept, deep)
             tokens = self._fuse(deep, shallow, route) if self.has_deep_path else deep
+            if text is not None and before is not None and route is not None and route.without_deep is not None:
+                tokens_of_text = torch.where(route.without_deep[:, None, None], before.tokens, text.tokens)
+                text = text._replace(tokens=tokens_of_text)
             tokens = run(tokens, last + 1, len(self.blocks), rotation)
         return Output(self._unpatchify(self.final_layer(tokens, modulation)), projection)
 
@@ -118,6 +141,13 @@ class LightningDiT(Backbone):
         """Tokens with their positions. Under autocast the sum over the blocks is float32, even where weights are gathered in bf16."""
         tokens = self.x_embedder(x) + self.pos_embed
         return tokens.float() if is_in_autocast(tokens) else tokens
+
+    def _read(self, condition: Told, tokens: Tensor) -> tuple[Words | None, Words | None]:
+        """The words that blocks look at by cross-attention, and those in the image's sequence."""
+        if self.text_embedder is None or not isinstance(condition, Words):
+            return None, None
+        found = self.text_embedder(condition)
+        return (found, None) if self.config.has_cross_attention else (None, found.to(dtype=tokens.dtype))
 
     def _middle(self, route: Route | None) -> tuple[int, int]:
         """The first and the last block, counted from 1, of those that may see a part of the tokens; ``(depth + 1, depth)``: none."""
@@ -131,7 +161,7 @@ class LightningDiT(Backbone):
             deep = torch.where(route.without_deep[:, None, None], self.mask_token.to(deep), deep)
         return self.fusion(torch.cat([deep, shallow], dim=-1)).to(shallow.dtype)
 
-    def _modulation(self, t_tex: Tensor, t_sem: Tensor, condition: Tensor) -> Tensor:
+    def _modulation(self, t_tex: Tensor, t_sem: Tensor, condition: Told) -> Tensor:
         """What modulates every block: the embeddings of times and condition, ``(B, D)``."""
         if self.config.two_times:
             time = torch.cat([self.t_embedder_sem(t_sem), self.t_embedder_tex(t_tex)], dim=-1)
@@ -147,7 +177,10 @@ class LightningDiT(Backbone):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Self:
-        """The publication's initialisation: Xavier; normal of std 0.02 for class tables and time embedders; zero for adaLN and output."""
+        """The publication's initialisation: Xavier; normal of std 0.02 for class tables and time embedders; zero for adaLN and output.
+
+        Zero, too: cross-attention's output, so that a model without words can be the start, and the layer of the mean word.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -161,8 +194,12 @@ class LightningDiT(Backbone):
             for layer in embedder.mlp:
                 if isinstance(layer, nn.Linear):
                     nn.init.normal_(layer.weight, std=0.02, generator=generator)
-        for layer in (*self.blocks, self.final_layer):
-            nn.init.zeros_(layer.adaLN_modulation[1].weight)
+        for module in self.modules():
+            if isinstance(module, CrossAttention | PooledWords):
+                nn.init.zeros_(module.proj.weight)
+        for name, weight in self.named_parameters():
+            if "adaLN_modulation" in name or name.startswith("t_block"):
+                nn.init.zeros_(weight)
         nn.init.zeros_(self.final_layer.linear.weight)
         if self.has_deep_path:
             nn.init.normal_(self.mask_token, std=0.02, generator=generator)

@@ -1,7 +1,7 @@
 """The configuration of a LightningDiT: shape, and which parts it has."""
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from sfd.models.backbone import Facts
 from sfd.models.conditions import Condition
@@ -11,6 +11,9 @@ from sfd.sizes import SIZES
 if TYPE_CHECKING:
     from sfd.params import ModelParams
 
+TextAttention = Literal["cross", "in_context"]
+"""How the tokens of an image meet those of a text: by cross-attention in each block, or as one sequence."""
+
 
 @dataclass(frozen=True)
 class LightningDiTConfig:
@@ -19,6 +22,8 @@ class LightningDiTConfig:
     ``two_times``: one timestep embedder per part, else a single one. ``first_blocks``, ``last_blocks``: how many blocks at the start and at
     the end see all tokens, where those in between are a path of their own (SPRINT, :mod:`sfd.models.tokens`); 0: there is one path.
     ``repa_projector``: one of :data:`sfd.models.projector.PROJECTORS`; a record without it, as all older ones, has the ``mlp``.
+    ``text_attention``: counts only with a condition of words. ``shared_modulation``: one modulation for all blocks, and a table in each
+    (adaLN-single, arXiv 2310.00426).
     """
 
     kind: ClassVar[str] = "lightningdit"
@@ -43,10 +48,16 @@ class LightningDiTConfig:
     first_blocks: int = 0
     last_blocks: int = 0
     repa_projector: str = "mlp"
+    text_attention: TextAttention = "cross"
+    shared_modulation: bool = False
 
     def __post_init__(self) -> None:
         if self.repa_projector not in PROJECTORS:
             raise ValueError(f"repa_projector is {self.repa_projector!r}, but must be {' or '.join(PROJECTORS)}")
+        if self.text_attention not in get_args(TextAttention):
+            raise ValueError(
+                f"text_attention is {self.text_attention!r}, but must be {' or '.join(get_args(TextAttention))}"
+            )
 
     @property
     def grid(self) -> int:
@@ -58,6 +69,16 @@ class LightningDiTConfig:
         """Whether the blocks between the first and the last ones are a path of their own."""
         return self.first_blocks > 0
 
+    @property
+    def has_cross_attention(self) -> bool:
+        """Whether blocks look at words."""
+        return self.condition.words is not None and self.text_attention == "cross"
+
+    @property
+    def modulation_parts(self) -> int:
+        """Vectors that modulate a block."""
+        return 6 if self.use_shift else 4
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``config.json``, without the condition. What newer versions added is there only where it is in use."""
         left_out = {"condition"}
@@ -65,6 +86,10 @@ class LightningDiTConfig:
             left_out |= {"first_blocks", "last_blocks"}
         if self.repa_projector == "mlp":
             left_out |= {"repa_projector"}
+        if self.text_attention == "cross":
+            left_out |= {"text_attention"}
+        if not self.shared_modulation:
+            left_out |= {"shared_modulation"}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
 
     @classmethod
@@ -104,4 +129,6 @@ class LightningDiTConfig:
             first_blocks=first_blocks,
             last_blocks=last_blocks,
             repa_projector=facts.repa_projector,
+            text_attention=params.text_attention,
+            shared_modulation=params.shared_modulation,
         )

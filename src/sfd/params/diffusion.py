@@ -32,7 +32,18 @@ class ModelParams(Section):
     use_rope: bool = Field(True, description="2D rotary embedding on queries and keys")
     use_shift: bool = Field(True, description="adaLN with shift")
     condition: Annotated[str, OneOf(CONDITIONS)] = Field("class", description="what the model is told about an image")
-    class_dropout: Fraction = Field(0.1, description="share of images trained with the null class")
+    class_dropout: Fraction = Field(
+        0.1, description="share of images trained with the null value: the null class, or the empty caption"
+    )
+    text_attention: Literal["cross", "in_context"] = Field(
+        "cross",
+        description="how blocks see the words of condition `text`. `cross`: cross-attention after self-attention in each block (PixArt-alpha); "
+        "`in_context`: the words' tokens join the image's",
+    )
+    shared_modulation: bool = Field(
+        False,
+        description="one modulation by times and condition for all blocks, and a table in each (adaLN-single, PixArt-alpha); false: one per block",
+    )
 
 
 class LossParams(Section):
@@ -213,11 +224,17 @@ class GuidanceParams(Section):
 
     kind: Literal["none", "cfg", "autoguidance", "path_drop"] = Field(
         "none",
-        description="source of the weak velocity. `none`: no guidance; `cfg`: the same model with the null class; `autoguidance`: a weaker model; "
-        "`path_drop`: the same model with the null class and without its middle blocks, which costs less (needs a model of `diffusion.sparse_deep`)",
+        description="source of the weak velocity. `none`: no guidance; `cfg`: the same model with the null class, or the negative prompt; "
+        "`autoguidance`: a weaker model; `path_drop`: as `cfg`, but without the model's middle blocks, which costs less (needs a model of "
+        "`diffusion.sparse_deep`)",
     )
     weak_model: FilePath | None = Field(
         None, description="folder of the weaker model (config.json, model.safetensors) for `autoguidance`"
+    )
+    negative_prompt: str | None = Field(
+        None,
+        max_length=2000,
+        description="what a model with condition `text` is steered away from by `cfg` and `path_drop`; null: the empty caption",
     )
     scale_texture: Scale = Field(1.0, description="scale on texture channels; 1: unguided")
     scale_semantic: Scale = Field(1.0, description="scale on semantic channels; 1: unguided")
@@ -245,6 +262,11 @@ class SampleParams(Section):
         BALANCED,
         description="how many of them are of each class. `balanced`: equally many (the papers); `natural`: in the proportions of the training "
         "images. The images that samples are compared with get the same mix",
+    )
+    prompts: FilePath | None = Field(
+        None,
+        description="text file with a prompt per line, which images are drawn for in turn by a model with condition `text`; null: captions of "
+        "held-out images",
     )
     sampler: Annotated[str, OneOf(SAMPLERS)] = Field("dopri5", description="solver of the sampling ODE")
     num_steps: Positive = Field(50, description="steps of the sampler; an adaptive one chooses its own")

@@ -97,7 +97,7 @@ def known_metrics(params: Params) -> list[str]:
     known += with_floors("density", "coverage") if options.density else []
     known += with_floors("cmmd") if options.cmmd else []
     absent = [] if options.memorisation else ["memorised_fraction"]
-    absent += ["class_accuracy"] if params.diffusion.model.condition == "none" else []
+    absent += ["class_accuracy"] if params.diffusion.model.condition in ("none", "text") else []
     return [metric for metric in known if metric not in absent]
 
 
@@ -124,9 +124,10 @@ def check_gates(params: Params) -> None:
     """Gates refer to metrics that the evaluation gives."""
     gates, known, of_encoder = params.register_.gates, known_metrics(params), encoder_metrics(params)
     for metric, gate in gates.items():
-        if metric == "class_accuracy" and params.diffusion.model.condition == "none":
+        if metric == "class_accuracy" and params.diffusion.model.condition in ("none", "text"):
             raise ValueError(
-                "register.gates.class_accuracy needs samples of known classes, but diffusion.model.condition is `none`: remove the gate"
+                "register.gates.class_accuracy needs samples of known classes, but diffusion.model.condition is "
+                f"`{params.diffusion.model.condition}`: remove the gate"
             )
         if metric in of_encoder:
             raise ValueError(

@@ -20,6 +20,7 @@ from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
 from sfd.params.texture_rules import check_alignment, check_reconstruction, check_tokenizer
 from sfd.params.token_rules import check_full_token_steps, check_path_drop, check_repa_projector, check_tokens
+from sfd.params.word_rules import check_words
 from sfd.sizes import SIZES
 
 
@@ -388,6 +389,7 @@ RULES = (
     check_full_token_steps,
     _check_optimizer,
     _check_condition,
+    check_words,
     _check_guidance,
     check_path_drop,
     _check_sampling_schedule,

@@ -76,9 +76,10 @@ def _check_accuracy(params: Params) -> None:
         raise UserError(
             "tune.objectives: `class_accuracy` needs a judge that knows the classes, but judges.0.kind is `inception`: remove it"
         )
-    if params.diffusion.model.condition == "none":
+    if params.diffusion.model.condition in ("none", "text"):
         raise UserError(
-            "tune.objectives: `class_accuracy` needs samples of known classes, but diffusion.model.condition is `none`: remove it"
+            "tune.objectives: `class_accuracy` needs samples of known classes, but diffusion.model.condition is "
+            f"`{params.diffusion.model.condition}`: remove it"
         )
 
 

@@ -96,6 +96,7 @@ def build_task(
         features_of,
         weights,
         build_routing(diffusion, dataset.index.grid),
+        dataset.null_words,
     )
 
 

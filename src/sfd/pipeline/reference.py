@@ -35,7 +35,10 @@ def open_kept(workspace: Workspace, judges: list[Judge]) -> list[FeatureStore]:
 def planned_classes(params: Params, data: Prepared) -> list[int] | None:
     """The class index of each image that stage ``sample`` will draw, as the parameters say; None if the model is told no class."""
     counts = data.images(TRAIN).class_indices.bincount(minlength=data.num_classes).tolist()
-    condition: Condition = load(CONDITIONS, params.diffusion.model.condition).from_data(data.summary.classes, counts)
+    named: type[Condition] = load(CONDITIONS, params.diffusion.model.condition)
+    if named.asked_as != "class":
+        return None
+    condition = named.from_data(data.summary.classes, counts)
     values = condition.plan(params.sample.num_images, params.sample.class_mix)
     found: list[int] | None = condition.columns(values).get("class_index")
     return found

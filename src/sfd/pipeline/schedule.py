@@ -121,6 +121,7 @@ def build_task(params: Params, learnt: LearntParams, dataset: LatentDataset, num
         params.seed,
         weights,
         f"schedule/{number}",
+        dataset.null_words,
     )
 
 

@@ -25,6 +25,7 @@ from sfd.encoders.vision import TrainableEncoder
 from sfd.generation.images import build_sampler, build_scales
 from sfd.generation.schedules import build_schedule, middle_schedule
 from sfd.models.backbone import build_backbone
+from sfd.models.conditions import placeholder
 from sfd.names import SAMPLERS
 from sfd.params import JudgeParams, LearntParams, Params
 from sfd.pipeline.diffusion import wants_features
@@ -60,7 +61,7 @@ def evaluation(params: Params, shape: LatentShape) -> int:
     with torch.device("meta"):
         network = build_backbone(bench_config(params, shape)).eval()
     x, t = torch.empty(1, *shape.latent, device="meta"), torch.empty(1, device="meta")
-    condition = network.config.condition.batch(network.config.condition.plan(1), torch.device("cpu")).to("meta")
+    condition = placeholder(network.config.condition, 1).to("meta")
     return _count(partial(network, x, t, t, condition))
 
 

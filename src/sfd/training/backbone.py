@@ -3,7 +3,7 @@
 from sfd.data.latents import LatentDataset
 from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, Facts, build_backbone, config_from_params
-from sfd.models.conditions import Condition
+from sfd.models.conditions import Condition, TextFacts
 from sfd.models.tokens import Routing, SparseDeep, TokenRouting
 from sfd.names import BACKBONES, CONDITIONS, load
 from sfd.params import DiffusionParams, Params, ScheduleParams, check_patch_size, check_token_groups
@@ -11,9 +11,14 @@ from sfd.seeding import generator
 from sfd.training.diffusion import needs_features
 
 
-def condition_of(params: DiffusionParams, classes: list[str], counts: list[int] | None = None) -> Condition:
-    """The condition that the parameters name, for a data set with these classes, of which there are ``counts`` training images."""
-    condition: Condition = load(CONDITIONS, params.model.condition).from_data(classes, counts)
+def condition_of(
+    params: DiffusionParams, classes: list[str], counts: list[int] | None = None, text: TextFacts | None = None
+) -> Condition:
+    """The condition that the parameters name, for a data set with these classes, of which there are ``counts`` training images.
+
+    ``text``: what is known of its captions.
+    """
+    condition: Condition = load(CONDITIONS, params.model.condition).from_data(classes, counts, text)
     return condition
 
 
@@ -95,7 +100,7 @@ def build_network(params: Params, dataset: LatentDataset, seed: int) -> Backbone
     config = backbone_config(
         params.diffusion,
         params.schedule,
-        condition_of(params.diffusion, index.classes, index.class_counts),
+        condition_of(params.diffusion, index.classes, index.class_counts, dataset.text_facts),
         grid=index.grid,
         texture_channels=index.texture_channels,
         semantic_channels=index.semantic_channels,

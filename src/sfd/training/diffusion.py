@@ -18,9 +18,11 @@ from sfd.diffusion.schedule import (
     sample_progress_per_part,
 )
 from sfd.encoders.tiles import join_tokens, map_to_tokens, split_tokens
+from sfd.errors import UserError
 from sfd.models.backbone import Backbone
-from sfd.models.conditions import Condition
+from sfd.models.conditions import Condition, Told
 from sfd.models.tokens import Route, Routing
+from sfd.models.words import Words
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
@@ -94,7 +96,7 @@ class DiffusionTask:
 
     ``features_of``: gives the encoder's features for a batch of latents, where the data set does not hold them. ``channel_weights``: as
     in :class:`sfd.diffusion.loss.Predicted`, on the device of the training. ``routing``: what the middle blocks see, for a network that
-    ``routes_tokens``; None: all tokens.
+    ``routes_tokens``; None: all tokens. ``null_words``: the empty caption, for a condition of words.
     """
 
     purpose = "diffusion"
@@ -110,8 +112,9 @@ class DiffusionTask:
         features_of: Callable[[Tensor], Tensor] | None = None,
         channel_weights: Tensor | None = None,
         routing: Routing | None = None,
+        null_words: Words | None = None,
     ) -> None:
-        self.routing = routing
+        self.routing, self.null_words = routing, null_words
         self.network, self.dataset, self.config = network, dataset, network.config
         self.features_of, self.channel_weights = features_of, channel_weights
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
@@ -155,7 +158,9 @@ class DiffusionTask:
         """The terms, batch means."""
         x1 = data.latents
         semantic_channels = self.config.semantic_channels
-        condition = told(self.config.condition, data.class_indices, noise.dropout < self.class_dropout)
+        if self.null_words is not None and self.null_words.mask.device != x1.device:
+            self.null_words = self.null_words.to(x1.device)  # once, so that no step waits for it
+        condition = told(self.config.condition, data, noise.dropout < self.class_dropout, self.null_words)
         xt = interpolate(noise.x0, x1, noise.t_tex, noise.t_sem, semantic_channels)
         route = self._route(noise)
         output = network(xt, noise.t_tex, noise.t_sem, condition, with_projection=self.needs_features, **route)
@@ -180,10 +185,22 @@ class DiffusionTask:
         return {"route": Route(noise.kept, self.routing.first_blocks, self.routing.last_blocks, noise.without_deep)}
 
 
-def told(condition: Condition, class_indices: Tensor, dropped: Tensor) -> Tensor:
-    """What the network is told: the condition of each image, or its null value for the ones that are ``dropped`` ``(B,)``."""
-    values = condition.of_classes(class_indices)
+def told(condition: Condition, data: LatentBatch, dropped: Tensor, null_words: Words | None = None) -> Told:
+    """What the network is told: the condition of each image, or its null value for the ones that are ``dropped`` ``(B,)``.
+
+    ``null_words``: the empty caption, on the images' device, which a condition of words needs.
+    """
+    values = condition.of_images(data.class_indices, data.words)
     if not condition.has_null:
         return values
+    if isinstance(values, Words):
+        if null_words is None:
+            raise UserError(
+                "the latents do not hold the empty caption, which dropped captions become: make stage `latents` again"
+            )
+        empty = condition.of_images(data.class_indices[:1], null_words)
+        assert isinstance(empty, Words)
+        return values.replaced(dropped, empty)
     null = condition.null(len(values), values.device)
+    assert isinstance(null, Tensor)
     return torch.where(dropped.reshape(-1, *[1] * (values.ndim - 1)), null, values)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -24,13 +25,17 @@ from sfd.training.loop import Trained
 
 @dataclass(frozen=True)
 class Transfer:
-    """Names of tensors, by what became of them; ``in_part`` says of each what was re-initialised."""
+    """Names of tensors, by what became of them; ``in_part`` says of each what was re-initialised.
+
+    ``from_null``: those of the copied ones that hold the row of the null class (:func:`_start_as_null`).
+    """
 
     copied: tuple[str, ...]
     in_part: dict[str, str]
     resized: tuple[str, ...]
     reinitialised: tuple[str, ...]
     unused: tuple[str, ...]
+    from_null: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
         """A line for each fate that any tensor had."""
@@ -42,6 +47,11 @@ class Transfer:
             ("unused", self.unused),
         ):
             lines += [f"{fate}: {_modules(names)}"] if names else []
+        if self.from_null:
+            lines.append(
+                f"words in place of classes: {', '.join(self.from_null)} is the row of the null class; before words have an effect, the network is "
+                "told what that model is told without a class"
+            )
         return lines
 
     def save(self, file: Path) -> None:
@@ -92,15 +102,44 @@ def transfer(source: DiffusionModel, network: Backbone) -> Transfer:
             copied.append(name)
         else:
             (resized if name in network.computed else reinitialised).append(name)
+    from_null = _start_as_null(source.network, network)
+    copied += from_null
+    reinitialised = [name for name in reinitialised if name not in from_null]
     unused = [name for name in old if name not in {*copied, *in_part, *resized}]
-    return Transfer(tuple(copied), in_part, tuple(resized), tuple(reinitialised), tuple(unused))
+    return Transfer(
+        tuple(copied), in_part, tuple(resized), tuple(reinitialised), tuple(unused), from_null=tuple(from_null)
+    )
+
+
+def _start_as_null(source: Backbone, network: Backbone) -> list[str]:
+    """Where words take the place of classes, the null class becomes what is added to the times before any word has an effect.
+
+    A network whose words have no effect at first, as a fresh LightningDiT's with cross-attention, then starts as ``source`` is when it is told
+    no class. Returns the names of the tensors that were set.
+    """
+    theirs, ours = source.config.condition, network.config.condition
+    table, bias = (
+        each.state_dict().get(f"{each.embedding}.{name}")
+        for each, name in ((source, "embedding_table.weight"), (network, "proj.bias"))
+    )
+    if ours.words is None or theirs.words is not None or not theirs.has_null or table is None or bias is None:
+        return []
+    if table.shape[1:] != bias.shape:
+        return []
+    bias.copy_(table[-1])
+    return [f"{network.embedding}.proj.bias"]
 
 
 def _check_backbone(source: Backbone, network: Backbone) -> None:
     theirs, ours = source.config, network.config
     there, here = ({"backbone": config.kind} | config.to_dict() for config in (theirs, ours))
     shared = ("backbone", *(network.shared_options if theirs.kind == ours.kind else ()))
-    differ = [f"{key} is {there[key]} there and {here[key]} here" for key in shared if there[key] != here[key]]
+    # A record leaves out what older versions did not know, where it is not in use.
+    differ = [
+        f"{key} is {there.get(key, False)} there and {here.get(key, False)} here"
+        for key in shared
+        if there.get(key, False) != here.get(key, False)
+    ]
     if differ:
         raise UserError(
             f"diffusion.init_from: the backbones differ ({', '.join(differ)}); set diffusion.model to that of the model to start from"
@@ -186,6 +225,7 @@ def start_from(
         UserError: the models do not fit, see :func:`transfer`; the model was trained on latents of other networks than ``dataset``, and
             ``params.other_networks`` does not allow that; or as :func:`add_adapters` does.
     """
+    _check_text_encoder(source, network, params)
     said = _check_latents(source, network, dataset, params)
     moved = transfer(source, network)
     new = dataset.statistics
@@ -215,6 +255,17 @@ def _check_latents(source: DiffusionModel, network: Backbone, dataset: LatentDat
     )
 
 
+def _check_text_encoder(source: DiffusionModel, network: Backbone, params: DiffusionParams) -> None:
+    """Raises :class:`UserError` if both models are told words, of different text encoders, and ``params`` does not allow that."""
+    there, here = (getattr(each.config.condition, "encoder", None) for each in (source.network, network))
+    if there is None or here is None or there == here or params.other_networks:
+        return
+    raise UserError(
+        f"the model of diffusion.init_from {params.init_from} was told words of another text encoder ({there[:12]}) than results/text has "
+        f"({here[:12]}), so that its words would mean other things: use that text encoder, or set diffusion.other_networks to true"
+    )
+
+
 def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: int) -> Any:
     """Freezes the network but for the condition's embedding and what was re-initialised, and adds adapters in place; returns peft's tuner.
 
@@ -230,10 +281,18 @@ def add_adapters(network: Backbone, params: LoraParams, moved: Transfer, seed: i
             f"diffusion.lora adapts the layers of a backbone's blocks, but the backbone `{network.config.kind}` names none (`block_layers`): set "
             "lora to null"
         )
-    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=network.block_layers)
+    reinitialised = {*moved.in_part, *moved.reinitialised}
+    # New layers, such as the first cross-attention of a model that was told classes, are trained in full.
+    new = [
+        layer
+        for layer, _ in network.named_modules()
+        if f"{layer}.weight" in reinitialised and re.fullmatch(network.block_layers, layer)
+    ]
+    config = LoraConfig(
+        r=params.rank, lora_alpha=params.alpha, target_modules=network.block_layers, exclude_modules=new or None
+    )
     # Without what stays as it was drawn, such as a mask token.
     trainable = [name for name, weight in network.named_parameters() if weight.requires_grad]
-    reinitialised = {*moved.in_part, *moved.reinitialised}
     with seeded_initialisation(seed, "diffusion/lora"):
         adapters = LoraModel(network, config, "default")
     for name in trainable:

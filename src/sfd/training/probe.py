@@ -17,6 +17,7 @@ from sfd.diffusion.loss import Predicted, interpolate
 from sfd.diffusion.schedule import sample_logit_normal
 from sfd.diffusion.terms.velocity import VelocityTerm
 from sfd.models.backbone import Backbone
+from sfd.models.words import Words
 from sfd.params import LossParams
 from sfd.seeding import generator
 from sfd.training.diffusion import told
@@ -79,9 +80,11 @@ class ProbeTask:
         seed: int,
         channel_weights: Tensor | None = None,
         purpose: str = "schedule",
+        null_words: Words | None = None,
     ) -> None:
         """``channel_weights``: as in :class:`sfd.diffusion.loss.Predicted`, on the device of the training. ``purpose``: names the random
-        draws."""
+        draws. ``null_words``: the empty caption, for a condition of words."""
+        self.null_words = null_words
         self.network, self.dataset, self.config = network, dataset, network.backbone.config
         self.loss, self.class_dropout, self.seed, self.purpose = loss, class_dropout, seed, purpose
         self.channel_weights = channel_weights
@@ -102,7 +105,9 @@ class ProbeTask:
     def losses(self, network: nn.Module, data: LatentBatch, noise: ProbeDraws) -> dict[str, Tensor]:
         """The terms, batch means."""
         x1 = data.latents
-        condition = told(self.config.condition, data.class_indices, noise.dropout < self.class_dropout)
+        if self.null_words is not None and self.null_words.mask.device != x1.device:
+            self.null_words = self.null_words.to(x1.device)
+        condition = told(self.config.condition, data, noise.dropout < self.class_dropout, self.null_words)
         velocity, energy = network(noise.x0, x1, noise.t, noise.by_texture, condition)
         chosen = 2.0 * noise.by_texture, 2.0 * ~noise.by_texture
         target, semantic_channels = x1 - noise.x0, self.config.semantic_channels

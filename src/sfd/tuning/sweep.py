@@ -89,7 +89,7 @@ def _with_images(params: Params, num_images: int | None) -> Params:
 def _check_metric(metric: str, params: Params) -> None:
     """Raises :class:`UserError` unless a sweep measures this metric of the samples."""
     judge, floors = params.first_judge, ("_heldout", "_reconstruction")
-    knows = judge.kind != "inception" and params.diffusion.model.condition != "none"
+    knows = judge.kind != "inception" and params.diffusion.model.condition not in ("none", "text")
     known = [name for name in metric_names(judge.name, knows) if not name.endswith(floors)]
     known = [name for name in known if name not in ("kid_std", "num_images", "memorised_fraction")] + [SPEED]
     known += ["density", "coverage"] if params.evaluate.density else []
