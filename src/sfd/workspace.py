@@ -22,6 +22,7 @@ from sfd.params import (
     DataParams,
     Params,
     RegisterParams,
+    SampleParams,
     TrackingParams,
     load_params,
     registered_model,
@@ -178,6 +179,17 @@ class Workspace:
         """The folder of the weights that section ``sample`` draws from."""
         decay = params.sample.ema_decay
         return self.model(params.sample.step, None if decay == params.diffusion.training.ema_decay else decay)
+
+    @property
+    def text_encoder(self) -> Path:
+        """The folder of the text encoder that stage ``text`` left, where a model is told words."""
+        return self.result("text") / "model"
+
+    def resolve_sample(self, params: Params) -> SampleParams:
+        """Section ``sample`` with its paths resolved."""
+        resolved = self.resolve_paths(params.sample)
+        assert isinstance(resolved, SampleParams)
+        return resolved
 
     def judge(self, name: str) -> Path:
         """The folder of a judge that stage ``judge`` made."""

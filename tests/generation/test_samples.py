@@ -33,7 +33,7 @@ class Stops:
 def draw(out: Path, batch_size: int, images: Any = MODEL.images) -> Tensor:
     params = MODEL.sample.model_copy(update={"num_images": NUM_IMAGES})
     table = write_samples(out, images, params, batch_size, 0, 0, 1)
-    finish_samples(out, table, MODEL.images.model.condition, params.class_mix)
+    finish_samples(out, table, MODEL.images.model.condition, params)
     return read_images(out, table["file"].tolist())
 
 

@@ -29,6 +29,7 @@ from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule
 from sfd.models.backbone import Backbone, build_backbone
+from sfd.models.conditions import Value, placeholder_encoder
 from sfd.params import Params
 from sfd.pipeline.diffusion import wants_features
 from sfd.precision import Inference, computing_type
@@ -159,8 +160,8 @@ def measure_sample(
     model = DiffusionModel(network, bench_schedule(params), _no_statistics(shape))
     decoder = random_texture_vae(params.texture_vae, params.seed) if with_decoder else NoDecoder()
     # For AutoGuidance, this model also stands in for the weak one, which would cost less.
-    images = ImageGenerator(model, decoder, inference=inference)
-    values = model.condition.plan(count)
+    images = ImageGenerator(model, decoder, inference=inference, encode=placeholder_encoder(model.condition))
+    values: list[Value] = [None] * count if model.condition.words else model.condition.plan(count)
     seeds = [image_seed(params.seed, index) for index in range(count)]
 
     def step() -> None:

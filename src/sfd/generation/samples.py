@@ -7,10 +7,10 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
-from sfd.class_mix import ClassMix
 from sfd.data.images import to_tensor_uint8
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
+from sfd.generation.prompts import plan_values
 from sfd.models.conditions import Condition, Value
 from sfd.params import ComputedIn, SampleParams
 from sfd.pictures import labelled_grid, save_png
@@ -22,6 +22,8 @@ PART = ".part"
 """Ending of an image that is not whole yet."""
 GRID_PER_CLASS, GRID_CLASSES = 10, 10
 """Size of the sample grid."""
+GRID_PROMPTS = 24
+"""Prompts in the grid of a model that is told words."""
 
 
 def plan(values: list[Value], condition: Condition, seed: int) -> pd.DataFrame:
@@ -43,15 +45,31 @@ def write_samples(
 
     A batch whose images are all there is not drawn again. Others are drawn whole, because products round by the shape of their batch.
 
+    ``params``: with its paths resolved.
+
     Raises:
-        UserError: as :meth:`Condition.plan` does.
+        UserError: as :func:`plan_values` does.
     """
-    condition = images.model.condition
-    values = condition.plan(params.num_images, params.class_mix)
-    table = plan(values, condition, seed)
+    values = plan_values(images.model.condition, params)
+    table = plan(values, images.model.condition, seed)
+    draw_images(out, table, values, images, params, batch_size, rank, world_size)
+    return table
+
+
+def draw_images(
+    out: Path,
+    table: pd.DataFrame,
+    values: list[Value],
+    images: ImageGenerator,
+    params: SampleParams,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+) -> None:
+    """Draws the images of a table, with a value each, into ``out/images``, as :func:`write_samples` says."""
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(rank * batch_size, params.num_images, world_size * batch_size)
+    starts = range(rank * batch_size, len(table), world_size * batch_size)
     for start in track(starts, "sample", "batch", len(starts)):
         rows = table.iloc[start : start + batch_size]
         if all((folder / file).exists() for file in rows["file"]):
@@ -61,18 +79,17 @@ def write_samples(
             part = folder / f"{file}{PART}"
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(part, format="png")
             part.replace(folder / file)
-    return table
 
 
-def finish_samples(out: Path, table: pd.DataFrame, condition: Condition, mix: ClassMix) -> Path:
+def finish_samples(out: Path, table: pd.DataFrame, condition: Condition, params: SampleParams) -> Path:
     """Writes ``samples.csv`` and a grid with one value of the condition per row, when all images are there; returns the grid's file.
 
-    ``mix``: that of the table.
+    ``params``: those of the table, with their paths resolved.
     """
     for part in (out / "images").glob(f"*{PART}"):
         part.unlink()  # of a run that was killed while it wrote the image
     table.to_csv(out / TABLE, index=False)
-    values = condition.plan(len(table), mix)
+    values = plan_values(condition, params)
     rows, per_row = _choose_shown(values)
     labels = [condition.label(values[row]) for row in rows]
     save_png(labelled_grid(read_images(out, table["file"].iloc[rows].tolist()), labels, per_row), out / "grid.png")
@@ -86,7 +103,8 @@ def _choose_shown(values: list[Value]) -> tuple[list[int], int]:
         members.setdefault(value, []).append(row)
     if None in members:
         return list(range(min(len(values), GRID_PER_CLASS * GRID_CLASSES))), GRID_PER_CLASS
-    shown = [rows[:GRID_PER_CLASS] for rows in list(members.values())[:GRID_CLASSES]]
+    most = GRID_PROMPTS if any(isinstance(value, str) for value in members) else GRID_CLASSES
+    shown = [rows[:GRID_PER_CLASS] for rows in list(members.values())[:most]]
     return [row for rows in shown for row in rows], max(map(len, shown))
 
 
@@ -151,8 +169,8 @@ def read_table(folder: Path) -> pd.DataFrame:
     if not (folder / TABLE).is_file():
         raise UserError(f"{folder / TABLE} is missing; run `dvc repro sample` first")
     try:
-        # A class may be called NA or null.
-        table = pd.read_csv(folder / TABLE, dtype={"file": str, "class": str}, keep_default_na=False)
+        # A class may be called NA or null, and so may a prompt.
+        table = pd.read_csv(folder / TABLE, dtype={"file": str, "class": str, "prompt": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder / TABLE} is no table ({reason}); make it again: `dvc repro -f -s sample`") from None

@@ -138,10 +138,18 @@ class Condition(Protocol):
 
 def placeholder(condition: Condition, count: int) -> Told:
     """An argument ``condition`` of a network of the right shape, for measuring; its values mean nothing."""
+    encode = placeholder_encoder(condition)
+    return condition.batch(condition.plan(count)) if encode is None else encode([""] * count)
+
+
+def placeholder_encoder(condition: Condition) -> Encode | None:
+    """What takes the place of a text encoder for measuring; None for a condition that needs none."""
+    if condition.words is None:
+        return None
     shape = condition.words
-    if shape is None:
-        return condition.batch(condition.plan(count))
-    return Words(torch.zeros(count, *reversed(shape)), torch.ones(count, shape.length, dtype=torch.bool))
+    return lambda texts: Words(
+        torch.zeros(len(texts), *reversed(shape)), torch.ones(len(texts), shape.length, dtype=torch.bool)
+    )
 
 
 def read_condition(kind: str, config: dict[str, Any]) -> Condition:

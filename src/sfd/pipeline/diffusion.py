@@ -21,10 +21,13 @@ from sfd.diffusion.terms.velocity import energy_weights
 from sfd.encoders.semantic.encoder import load_semantic
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
-from sfd.generation.images import ImageGenerator, image_seed
+from sfd.generation.images import ImageGenerator, image_seed, load_words
 from sfd.generation.model import DiffusionModel
+from sfd.generation.prompts import KnownWords
+from sfd.generation.samples import GRID_PROMPTS
 from sfd.generation.schedules import build_training_schedule, middle_schedule
 from sfd.models.backbone import Backbone
+from sfd.models.text_condition import NO_WORDS
 from sfd.names import HELDOUT
 from sfd.network_files import network_digest
 from sfd.params import Params, registered_model
@@ -274,11 +277,19 @@ class SampleGrids:
         self.together = together
         self.model, self.stage, self.folder = model, stage, stage.out / GRIDS
         self.decoder = load_texture_vae(stage.upstream("texture_vae") / "model")
+        if model.condition.words is not None:
+            num_images = min(num_images, GRID_PROMPTS)
         # As many of each value as fit, value by value.
         planned = Counter(model.condition.plan(num_images))
         self.per_row = min(planned.values())
         self.values = [value for value in planned for _ in range(self.per_row)]
         self.seeds = [image_seed(stage.params.seed, n) for n in range(len(self.values))]
+        self.encode = self._know_words()
+
+    def _know_words(self) -> KnownWords | None:
+        """The prompts of the grids and the empty one, so that the text encoder takes no memory of the training."""
+        words = load_words(self.stage.workspace.text_encoder, self.model, other_networks=False)
+        return None if words is None else KnownWords(words.encode, [*map(str, self.values), NO_WORDS])
 
     def __call__(self, network: nn.Module, step: int) -> None:
         """Draws one grid; process 0 writes and logs it."""
@@ -305,7 +316,7 @@ class SampleGrids:
         model = replace(self.model, network=network)
         was_training = network.training
         network.eval()
-        images = ImageGenerator(model, self.decoder)(
+        images = ImageGenerator(model, self.decoder, encode=self.encode)(
             self.values[part],
             self.seeds[part],
             GRID_SAMPLER,

@@ -135,8 +135,9 @@ def _score(current: Stage, weights: Weights, sampling: Inference, judging: Infer
         return
     params, drawn = current.params, current.work / "drawn" / weights.name
     images = load_generator(current, current.workspace.model(weights.step, weights.decay), sampling)
-    table = write_samples(drawn, images, params.sample, params.runtime.sample.batch_size, params.seed, 0, 1)
-    grid = finish_samples(drawn, table, images.model.condition, params.sample.class_mix)
+    sample = current.workspace.resolve_sample(params)
+    table = write_samples(drawn, images, sample, params.runtime.sample.batch_size, params.seed, 0, 1)
+    grid = finish_samples(drawn, table, images.model.condition, sample)
     evaluation = open_evaluation(current, drawn, current.work / "features", judging)
     evaluation.extract()
     metrics, _ = evaluation.measure(drawn)

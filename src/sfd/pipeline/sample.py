@@ -11,7 +11,7 @@ from sfd.processes import barrier, rank, world_size
 
 
 def load_generator(stage: Stage, model: Path, inference: Inference) -> ImageGenerator:
-    """The model in this folder with its decoder, and with the weak model that the parameters name."""
+    """The model in this folder with its decoder, its text encoder if it is told words, and the weak model that the parameters name."""
     weak = stage.params.sample.guidance.weak_model
     return ImageGenerator.load(
         model,
@@ -19,18 +19,20 @@ def load_generator(stage: Stage, model: Path, inference: Inference) -> ImageGene
         stage.workspace.resolve(weak) if weak else None,
         stage.params.sample.other_networks,
         inference,
+        stage.workspace.text_encoder,
     )
 
 
 def make_samples(stage: Stage) -> None:
     """Draws this process's share of the images; process 0 writes the table, the grid and the facts."""
     params, size = stage.params.sample, stage.params.runtime.sample.batch_size
+    resolved = stage.workspace.resolve_sample(stage.params)
     (inference,) = start_inference(stage, "sample")
     images = load_generator(stage, stage.workspace.sampled_model(stage.params), inference)
-    table = write_samples(stage.out, images, params, size, stage.params.seed, rank(), world_size())
+    table = write_samples(stage.out, images, resolved, size, stage.params.seed, rank(), world_size())
     barrier()
     if rank() == 0:
         facts = write_facts(stage.out, table, params, stage.params.seed, inference.computed_in)
-        grid = finish_samples(stage.out, table, images.model.condition, params.class_mix)
+        grid = finish_samples(stage.out, table, images.model.condition, resolved)
         stage.log_artifacts(grid, stage.out / "samples.csv", facts)
         stage.log({"num_images": len(table)})

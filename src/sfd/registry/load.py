@@ -124,5 +124,6 @@ def load_registered(workspace: Workspace, name: str, which: str) -> RegisteredMo
             folders.get("weak_model"),
             sample.other_networks,
             Inference.recorded(sample.precision),
+            folders.get("text_encoder"),
         )
     return RegisteredModel(name, version, images, sample)

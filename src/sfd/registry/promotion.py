@@ -161,7 +161,7 @@ def _pass_smoke(workspace: Workspace, version: VersionInfo, recorded: Smoke) -> 
     """Prints the result of the smoke test. Raises :class:`PromotionRefused` if it fails; it cannot be forced."""
     try:
         uri, what = f"models:/{version.name}/{version.version}", f"{version} of model `{version.name}`"
-        said = check_smoke(recorded, run_smoke(workspace, uri, what, recorded.labels))
+        said = check_smoke(recorded, run_smoke(workspace, uri, what, recorded.labels, recorded.column))
     except UserError as error:
         raise PromotionRefused(f"the smoke test fails: {error}") from None
     print(f"\nsmoke test: {said}", flush=True)

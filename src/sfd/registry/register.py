@@ -14,13 +14,14 @@ from sfd.generation.model import read_model_folder
 from sfd.generation.samples import sampled_in
 from sfd.generation.settings import Settings, write_settings
 from sfd.models.conditions import Condition
+from sfd.network_files import read_config
 from sfd.params import Params
 from sfd.pipeline.code import Imports
 from sfd.pipeline.inputs import STAGES, digest_path, published_fingerprint, stage_fingerprint
 from sfd.pipeline.stage import Stage, stage
 from sfd.registry.load import open_registry, set_default_store
-from sfd.registry.requests import MODELS_OWN_TAU
-from sfd.registry.smoke import as_rows, choose_labels, run_smoke
+from sfd.registry.requests import MODELS_OWN_PROMPT, MODELS_OWN_TAU
+from sfd.registry.smoke import as_rows, choose_labels, column_of, run_smoke
 from sfd.registry.versions import (
     DATA,
     DIGEST,
@@ -107,13 +108,16 @@ def register_results(current: Stage, expected: Registration | None = None) -> "M
 
 
 def model_folders(workspace: Workspace, params: Params) -> dict[str, Path]:
-    """What goes into a version, by name: ``diffusion``, ``texture_vae``, and with AutoGuidance ``weak_model``."""
+    """What goes into a version, by name: ``diffusion``, ``texture_vae``, with AutoGuidance ``weak_model``, and ``text_encoder`` of a model that
+    is told words."""
     folders = {
         "diffusion": workspace.sampled_model(params),
         "texture_vae": workspace.result("texture_vae") / "model",
     }
     if params.sample.guidance.weak_model is not None:
         folders["weak_model"] = workspace.resolve(params.sample.guidance.weak_model)
+    if _condition(folders).words is not None:
+        folders["text_encoder"] = workspace.text_encoder
     return folders
 
 
@@ -145,7 +149,8 @@ def register(
     else:
         model_id = log_model(workspace, sample, folders, run_id, registration.digest)
         _log_metrics(workspace, run_id, model_id, tags)
-        smoke = run_smoke(workspace, f"models:/{model_id}", "the model", choose_labels(_condition(folders)))
+        condition = _condition(folders)
+        smoke = run_smoke(workspace, f"models:/{model_id}", "the model", choose_labels(condition), column_of(condition))
         named = {} if workspace.dvc_experiment is None else {EXPERIMENT: workspace.dvc_experiment.name}
         facts = {SMOKE: smoke.to_tag(), DIGEST: registration.digest}
         version = create_version(workspace, name, model_id, tags | facts | named)
@@ -226,12 +231,20 @@ def log_model(workspace: Workspace, sample: Settings, folders: dict[str, Path], 
                 python_model=str(Path(__file__).with_name("pyfunc.py")),
                 artifacts={name: str(folder) for name, folder in folders.items()} | {"sample": str(settings)},
                 code_paths=[str(CODE)],
-                pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
+                pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in _requirements(folders)],
                 signature=_signature(condition),
-                input_example=pd.DataFrame(as_rows(choose_labels(condition)[:1])),
+                input_example=pd.DataFrame(as_rows(choose_labels(condition)[:1], column_of(condition))),
                 tags={f"sfd.{DIGEST}": digest},
             )
     return str(info.model_id)
+
+
+def _requirements(folders: dict[str, Path]) -> tuple[str, ...]:
+    """Packages that a version of these networks needs."""
+    words = folders.get("text_encoder")
+    if words is None or read_config(words)["kind"] != "transformers":
+        return REQUIREMENTS
+    return (*REQUIREMENTS, "transformers", "tokenizers")
 
 
 def _log_metrics(workspace: Workspace, run_id: str, model_id: str, tags: dict[str, str]) -> None:
@@ -276,19 +289,23 @@ def describe(evaluated: Path, prepared: Path) -> dict[str, str]:
 
 
 def _signature(condition: Condition) -> Any:
-    """Columns and parameters. Where there is nothing to choose, a label is let through, so that the model refuses it in words."""
+    """Columns and parameters. Where there is nothing to choose, a label is let through, so that the model refuses it in words.
+
+    A model that is told words has the column ``prompt`` in the label's place, and the parameter ``negative_prompt``.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    inputs = Schema(
-        [ColSpec(DataType.string, "label", required=condition.choices is not None), ColSpec(DataType.long, "seed")]
-    )
+    is_asked = condition.choices is not None or condition.words is not None
+    inputs = Schema([ColSpec(DataType.string, column_of(condition), required=is_asked), ColSpec(DataType.long, "seed")])
+    words = [] if condition.words is None else [ParamSpec("negative_prompt", DataType.string, MODELS_OWN_PROMPT)]
     params = ParamSchema(
         [
             ParamSpec("num_steps", DataType.long, 0),
             ParamSpec("scale_texture", DataType.double, 0.0),
             ParamSpec("scale_semantic", DataType.double, 0.0),
             ParamSpec("tau", DataType.double, MODELS_OWN_TAU),
+            *words,
         ]
     )
     return ModelSignature(inputs, Schema([ColSpec(DataType.binary, "png")]), params)

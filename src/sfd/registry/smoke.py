@@ -23,21 +23,26 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Smoke:
-    """Images of some labels (None: without one), with seeds 0, 1, ...: the digest of their pixels, and what they were made on."""
+    """Images of some labels (None: without one), with seeds 0, 1, ...: the digest of their pixels, and what they were made on.
+
+    ``column``: see :func:`column_of`; a record without it, as all older ones, has that of labels.
+    """
 
     labels: tuple[str | None, ...]
     sha256: str
     device: str
+    column: str = "label"
 
     def to_tag(self) -> str:
         """As JSON."""
-        return json.dumps(asdict(self))
+        facts = asdict(self)
+        return json.dumps(facts if self.column != "label" else {key: facts[key] for key in facts if key != "column"})
 
     @classmethod
     def from_tag(cls, tag: str) -> "Smoke":
         """Inverse of :meth:`to_tag`."""
         tree = json.loads(tag)
-        return cls(tuple(tree["labels"]), tree["sha256"], tree["device"])
+        return cls(tuple(tree["labels"]), tree["sha256"], tree["device"], tree.get("column", "label"))
 
 
 def choose_labels(condition: "Condition") -> tuple[str | None, ...]:
@@ -45,20 +50,25 @@ def choose_labels(condition: "Condition") -> tuple[str | None, ...]:
     return tuple(condition.to_request(value) for value in condition.plan(NUM_IMAGES))
 
 
-def as_rows(labels: Sequence[str | None]) -> list[dict[str, str | int]]:
-    """Rows to ask a registered model for: label and seed, or the seed alone."""
-    return [{"seed": seed} if label is None else {"label": label, "seed": seed} for seed, label in enumerate(labels)]
+def column_of(condition: "Condition") -> str:
+    """The column of a registered model's rows that says what to draw."""
+    return "label" if condition.words is None else condition.asked_as
 
 
-def run_smoke(workspace: Workspace, uri: str, what: str, labels: Sequence[str | None]) -> Smoke:
+def as_rows(labels: Sequence[str | None], column: str = "label") -> list[dict[str, str | int]]:
+    """Rows to ask a registered model for: label and seed, or the seed alone. ``column``: of the labels."""
+    return [{"seed": seed} if label is None else {column: label, "seed": seed} for seed, label in enumerate(labels)]
+
+
+def run_smoke(workspace: Workspace, uri: str, what: str, labels: Sequence[str | None], column: str = "label") -> Smoke:
     """Draws the images from a logged or registered artifact, with its own settings and code, in a fresh process.
 
-    ``uri``: its address. ``what``: what messages call it.
+    ``uri``: its address. ``what``: what messages call it. ``column``: of the labels, see :func:`column_of`.
 
     Raises:
         UserError: it cannot be loaded, does not answer with one image per row, or needs code that it does not carry.
     """
-    request = json.dumps({"model": uri, "rows": as_rows(labels)})
+    request = json.dumps({"model": uri, "rows": as_rows(labels, column)})
     process = subprocess.run(
         # -P keeps this folder off the path of the script, which lies in it.
         [sys.executable, "-P", str(Path(__file__).with_name("smoke_process.py"))],
@@ -77,7 +87,7 @@ def run_smoke(workspace: Workspace, uri: str, what: str, labels: Sequence[str | 
         raise UserError(f"{what} answers {len(labels)} rows with {found['images']} images")
     if Path(found["code"]).is_relative_to(Path(__file__).parents[1]):
         raise UserError(f"{what} does not carry its code: it ran with {found['code']}, so it would not run elsewhere")
-    return Smoke(tuple(labels), found["sha256"], found["device"])
+    return Smoke(tuple(labels), found["sha256"], found["device"], column)
 
 
 def check_smoke(recorded: Smoke, found: Smoke) -> str:

@@ -19,7 +19,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
+from sfd.errors import UserError
 from sfd.generation.schedules import build_schedule
+from sfd.models.conditions import Condition, Value
 from sfd.names import SAMPLERS
 from sfd.params import GuidanceParams, ScheduleParams, describe_mistakes
 from sfd.pictures import PHASE_COLOURS, SEMANTIC_COLOUR, TEXTURE_COLOUR, phase_borders
@@ -39,6 +41,9 @@ MAX_MISTAKES, MAX_MISTAKE_LENGTH = 3, 250
 READ = ["GET", "HEAD"]
 CURVE_POINTS = 101
 """Points of the schedule's curves, besides its borders."""
+
+EXAMPLES = 12
+"""Prompts that the page offers."""
 
 CLIENT_GONE = 499
 """Status of a request whose client has gone, as nginx counts it. Only the metrics show it."""
@@ -158,6 +163,7 @@ def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
         "version": model.version,
         "alias": service.options.alias,
         "classes": condition.choices,
+        **({} if condition.words is None else {"prompts": [str(value) for value in _examples(condition)]}),
         "sampler": sample.sampler,
         "defaults": {
             "steps": None if SAMPLERS[sample.sampler].adaptive else sample.num_steps,
@@ -172,6 +178,14 @@ def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
         },
         "tau": {"free": True, "low": free.low, "high": free.high} if free else {"free": False},
     }
+
+
+def _examples(condition: Condition) -> list[Value]:
+    """Captions of held-out images for a client to begin with; none where the model's record holds none."""
+    try:
+        return list(dict.fromkeys(condition.plan(EXAMPLES)))
+    except UserError:
+        return []
 
 
 def describe_schedule(params: ScheduleParams) -> dict[str, Any]:

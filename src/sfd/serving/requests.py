@@ -3,7 +3,7 @@
 import base64
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
@@ -33,10 +33,13 @@ class PartScales(Section):
 class GenerateRequest(Section):
     """The body of ``POST /generate``. What is absent is as the version was registered; image k has seed ``seed + k``.
 
-    ``class_``: what a model that knows classes must be given, and another must not.
+    ``class_``: what a model that knows classes must be given, and another must not. ``prompt``: the same of a model that is told words, where the
+    empty string is no words. ``negative_prompt``: what such a model's images are guided away from.
     """
 
     class_: str | int | None = Field(None, alias="class")
+    prompt: str | None = None
+    negative_prompt: str | None = None
     count: Positive = 1
     seed: int = Field(0, ge=0, le=MAX_SEED)
     steps: Positive | None = None
@@ -66,15 +69,21 @@ class GenerateRequest(Section):
         return self
 
 
+HEADER_CHARACTERS = 200
+"""Characters of a class or a prompt that a header repeats."""
+
+
 @dataclass(frozen=True)
 class Order:
-    """A request that a version can fulfil. ``settings`` has the request's values in place of the registered ones."""
+    """A request that a version can fulfil. ``settings`` has the request's values in place of the registered ones. ``note``: what its answer
+    says besides."""
 
     model: RegisteredModel
     value: Value
     seeds: Sequence[int]
     settings: SampleParams
     format: Literal["png", "zip", "json"]
+    note: str | None = None
 
     @property
     def condition(self) -> Condition:
@@ -107,12 +116,39 @@ def place_order(request: GenerateRequest, model: RegisteredModel, max_images: in
         "scale_texture": guidance.texture,
         "scale_semantic": guidance.semantic,
         "tau": request.tau,
+        "negative_prompt": request.negative_prompt,
     }
     settings = apply_request(
         model.sample, model.images.model, {key: value for key, value in given.items() if value is not None}
     )
-    value = model.images.model.condition.from_request(request.class_)
-    return Order(model, value, range(request.seed, request.seed + request.count), settings, request.format)
+    value = _asked_value(request, model.images.model.condition)
+    note = describe_cuts(model, {"prompt": value, "negative_prompt": request.negative_prompt})
+    return Order(model, value, range(request.seed, request.seed + request.count), settings, request.format, note)
+
+
+def _asked_value(request: GenerateRequest, condition: Condition) -> Value:
+    """What to draw. Raises ``ValueError`` if it is asked for under the key of another kind of model, or is no value."""
+    asked = {"class": request.class_, "prompt": request.prompt}
+    given = asked.pop(condition.asked_as)
+    for key, value in asked.items():
+        if value is not None:
+            known = "draws images for prompts" if condition.words is not None else "is told no words"
+            raise ValueError(f"this model {known}; leave `{key}` out")
+    return condition.from_request(given)
+
+
+def describe_cuts(model: RegisteredModel, prompts: Mapping[str, Value]) -> str | None:
+    """Which prompts are longer than the model reads, in words; None if none is."""
+    encoder, said = model.images.words, []
+    for name, prompt in prompts.items():
+        if encoder is None or not isinstance(prompt, str):
+            continue
+        number = encoder.num_tokens(prompt)
+        if number > encoder.max_tokens:
+            said.append(
+                f"`{name}` is {number} tokens long, but the model reads {encoder.max_tokens}: the end had no effect"
+            )
+    return "; ".join(said) or None
 
 
 def answer(order: Order, pngs: Sequence[bytes]) -> Response:
@@ -121,7 +157,8 @@ def answer(order: Order, pngs: Sequence[bytes]) -> Response:
     headers = {
         "X-SFD-Model": quote(order.model.name),
         "X-SFD-Version": order.model.version,
-        **({} if given is None else {"X-SFD-Class": quote(given)}),
+        **({} if given is None else {f"X-SFD-{order.condition.asked_as.title()}": quote(given[:HEADER_CHARACTERS])}),
+        **({} if order.note is None else {"X-SFD-Note": quote(order.note, safe=" `,;:")}),
         "X-SFD-Seed": str(order.seeds[0]),
     }
     if order.format == "png":
@@ -132,6 +169,7 @@ def answer(order: Order, pngs: Sequence[bytes]) -> Response:
         {"seed": seed, "png": base64.b64encode(png).decode()} for seed, png in zip(order.seeds, pngs, strict=True)
     ]
     facts = {"model": order.model.name, "version": order.model.version}
+    facts |= {} if order.note is None else {"note": order.note}
     # Columns of a table of one image, of which there is one per answer.
     told = {name: column[0] for name, column in reversed(order.condition.columns([order.value]).items())}
     return JSONResponse(facts | told | {"images": images}, headers=headers)

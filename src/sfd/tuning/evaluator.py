@@ -21,6 +21,7 @@ from sfd.evaluation.fidelity import FeatureStatistics, Reference
 from sfd.evaluation.views import choose, choose_like, choose_mix
 from sfd.generation.images import check_decoder
 from sfd.generation.model import DiffusionModel
+from sfd.generation.prompts import plan_values
 from sfd.models.backbone import Backbone, build_backbone
 from sfd.names import FDR, INCEPTION, distance_name
 from sfd.params import Params
@@ -94,6 +95,8 @@ class CandidateEvaluator:
     def _sampled_classes(self, data: Prepared) -> list[int] | None:
         """The classes of the samples of every repeat; None if they have none, or others than the data set."""
         params, train = self.params, data.images(TRAIN)
+        if params.diffusion.model.condition == "text":
+            return None
         counts = train.class_indices.bincount(minlength=data.num_classes).tolist()
         condition = condition_of(params.diffusion, data.summary.classes, counts)
         if self.trained is not None:
@@ -146,7 +149,8 @@ class CandidateEvaluator:
         the classes and the model draws them; ``fd_NAME`` of other judges and ``fdr`` where they are objectives; ``evaluations`` of networks per
         image; and ``seconds_per_image`` of sampling.
         """
-        values = model.condition.plan(params.tune.num_images, params.sample.class_mix)
+        sample = self.workspace.resolve_sample(params).model_copy(update={"num_images": params.tune.num_images})
+        values = plan_values(model.condition, sample)
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
         scored = self.scorer.score(model, params, values, seed, self.references[purpose], self._asked())
         metrics, first = scored.metrics, self.judges[0].name

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from sfd.encoders.judges.judge import Judge
+from sfd.encoders.text.encoder import TextEncoder
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.evaluation.fidelity import Features, FeatureStatistics, Reference, class_accuracy, compare, extract
-from sfd.generation.images import ImageGenerator, image_seed, load_weak
+from sfd.generation.images import ImageGenerator, image_seed, load_weak, load_words
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone
 from sfd.models.conditions import Value
@@ -39,6 +40,7 @@ class SampleScorer:
         """``inference``: how samples are drawn. Raises :class:`UserError` if the texture VAE is missing or damaged."""
         self.workspace, self.inference = workspace, inference
         self._weak_models: dict[Path, Backbone] = {}
+        self._words: TextEncoder | None = None
         self.judges = list(judges)
         self.decoder = inference.place(load_texture_vae(workspace.result("texture_vae") / "model"))
 
@@ -64,7 +66,9 @@ class SampleScorer:
         """
         weak, size = params.sample.guidance.weak_model, params.runtime.evaluate.batch_size
         guide = self._weak_model(weak, model, params.sample.other_networks) if weak else None
-        images = ImageGenerator(model, self.decoder, guide, self.inference)
+        if model.condition.words is not None and self._words is None:
+            self._words = load_words(self.workspace.text_encoder, model, params.sample.other_networks)
+        images = ImageGenerator(model, self.decoder, guide, self.inference, self._words)
         seeds = [image_seed(seed, i) for i in range(len(values))]
         drawn = _Timed(images.sample(values, seeds, params.sample, params.runtime.sample.batch_size))
         shown: list[Tensor] = []

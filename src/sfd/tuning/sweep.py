@@ -12,6 +12,7 @@ from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.protocol import Evaluation
 from sfd.generation.images import check_decoder
 from sfd.generation.model import DiffusionModel
+from sfd.generation.prompts import plan_values
 from sfd.generation.samples import TABLE, plan
 from sfd.names import distance_name, inception_score_name, is_higher_better, is_metric, metric_names, nearest, too_few
 from sfd.params import Params, as_yaml, to_tree, with_values
@@ -122,7 +123,7 @@ class _Sweep:
         scorer = SampleScorer(current.workspace, judges, self.sampling)
         model = DiffusionModel.load(current.workspace.sampled_model(params))
         check_decoder(model, current.upstream("texture_vae") / "model", params.sample.other_networks)
-        values = model.condition.plan(params.sample.num_images, params.sample.class_mix)
+        values = plan_values(model.condition, current.workspace.resolve_sample(params))
         planned = current.work / "planned"
         planned.mkdir(exist_ok=True)
         plan(values, model.condition, params.seed).to_csv(planned / TABLE, index=False)
