@@ -284,7 +284,7 @@ def finished_project(factory: pytest.TempPathFactory) -> Project:
         made = Project(folder, params)
         draw_images(folder / "images" / "quer", 40, 1, vertical=False)
         draw_images(folder / "images" / "hoch ü", 40, 2, vertical=True)
-        stages = ["scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents"]
+        stages = ["scan", "prepare", "encoder", "text", "texture_vae", "judge", "features", "semantic", "latents"]
         status, output = made.run(
             "python",
             "-c",

@@ -57,7 +57,7 @@ def bash_blocks() -> list[Block]:
 def option_names() -> list[str]:
     """The names in the generated table, those of every network and those of `sample.schedule` written out."""
     names = re.findall(r"^\| `([\w.]+)`", describe_params(), re.MULTILINE)
-    networks = ("encoder", "texture_vae", "judge", "judges.N", "semantic", "diffusion")
+    networks = ("encoder", "text", "texture_vae", "judge", "judges.N", "semantic", "diffusion")
     names += [name.replace("NETWORK", network) for name in names if "NETWORK" in name for network in networks]
     return [*names, *(f"sample.{name}" for name in names if name.startswith("schedule."))]
 

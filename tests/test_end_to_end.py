@@ -21,6 +21,7 @@ ALL_STAGES = [
     "scan",
     "prepare",
     "encoder",
+    "text",
     "texture_vae",
     "judge",
     "features",

@@ -37,6 +37,7 @@ STAGES = (
     "scan",
     "prepare",
     "encoder",
+    "text",
     "texture_vae",
     "judge",
     "features",

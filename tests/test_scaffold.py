@@ -205,6 +205,7 @@ def shrink(file: Path) -> None:
     small = small_params()
     for name in (
         "encoder",
+        "text",
         "texture_vae",
         "features",
         "latents",

@@ -103,8 +103,13 @@ JUDGES: Table = {
 }
 """Networks whose features score samples (``judges.N.kind``)."""
 
-TEXT_ENCODERS: Table = {}
-"""Frozen networks that turn captions into token embeddings."""
+TEXT_ENCODERS: Table = {
+    "small": Entry("sfd.encoders.text.small:SmallTextEncoder", "a small transformer, trained here"),
+    "transformers": Entry(
+        "sfd.encoders.text.pretrained:PretrainedTextEncoder", "a model of the library `transformers`"
+    ),
+}
+"""Frozen networks that turn captions into token embeddings: the kinds that stage ``text`` writes."""
 
 
 @dataclass(frozen=True)

@@ -285,6 +285,17 @@ def plot_pca_features(features: Tensor, reconstruction: Tensor, images: Tensor, 
     save_png(_table(rows, captions, ("image", "features", "reconstruction"), _cell(images)), path)
 
 
+def plot_captions(images: Tensor, own: Sequence[str], nearest: Sequence[Sequence[str]], path: Path) -> None:
+    """Each image (3, H, W) uint8 beside its caption and those that are found for it; its own among these is marked."""
+    found = [
+        ", ".join(f"[{text[:40]}]" if text == mine else text[:40] for text in texts)
+        for mine, texts in zip(own, nearest, strict=True)
+    ]
+    captions = [f"{mine[:60]}  |  {texts}" for mine, texts in zip(own, found, strict=True)]
+    rows = [(image,) for image in images]
+    save_png(_table(rows, captions, ("",), _cell(images)), path)
+
+
 def _table(
     rows: Sequence[Sequence[Tensor]], captions: Sequence[str], titles: Sequence[str], cell: tuple[int, int]
 ) -> Image.Image:

@@ -27,7 +27,7 @@ FILES = [
     *(REPOSITORY / f"presets/{name}.yaml" for name in ("digits", "imagenet256-sfd-xl")),
 ]
 """The complete ones; see tests/test_preset.py for the overlays."""
-NETWORKS = ["encoder", "texture_vae", "judges.N", "semantic", "diffusion"]
+NETWORKS = ["encoder", "texture_vae", "judges.N", "text", "semantic", "diffusion"]
 KEYS = """
 NETWORK.training.accumulation_steps
 NETWORK.training.batch_size
@@ -149,6 +149,7 @@ quality.judge_accuracy
 quality.psnr_gain
 quality.scored_images
 quality.ssim_gain
+quality.text_retrieval
 register.alias
 register.gates.KEY.improve
 register.gates.KEY.limit
@@ -221,6 +222,15 @@ semantic.latent_channels
 semantic.num_heads
 semantic.source
 semantic.width
+text.depth
+text.file
+text.max_tokens
+text.name
+text.num_heads
+text.shard_size
+text.source
+text.vocabulary
+text.width
 texture_vae.adversarial_weight
 texture_vae.alignment.adaptive
 texture_vae.alignment.cosine_margin
@@ -320,6 +330,7 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     dumped["diffusion"]["token_routing"] = TokenRoutingParams().model_dump()
     dumped["diffusion"]["sparse_deep"] = SparseDeepParams(full_token_steps=0).model_dump()
     dumped["schedule"]["learnt"] = LearntParams().model_dump()
+    dumped["text"]["training"] = dumped["encoder"]["training"]
     assert sorted(leaves(dumped)) == sorted(expanded)
 
 

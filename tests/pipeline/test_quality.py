@@ -24,6 +24,7 @@ GOOD: dict[str, dict[str, float]] = {
     "prepare": {"smallest_class": 10, "compared_images": 200, "needed_images": 200},
     "encoder": {"heldout_accuracy": 0.61, "classes": 2},
     "texture_vae": {"psnr": 24.5, "linear_psnr": 24.5, "ssim": 0.8, "linear_ssim": 0.8},
+    "text": {"heldout_retrieval": 0.04, "chance": 0.01},
     "semantic": {"explained_variance": 0.2},
     "judge": {"heldout_accuracy": 0.38, "classes": 10},
 }
@@ -33,6 +34,10 @@ POOR: dict[str, tuple[dict[str, float], str]] = {
     "encoder_accuracy": ({"heldout_accuracy": 0.59}, "held-out accuracy is 0.590 in 2 classes"),
     "psnr_gain": ({"psnr": 15.2}, "PSNR is 15.20 dB, and that of the linear yardstick 24.50 dB"),
     "ssim_gain": ({"ssim": 0.7}, "SSIM is 0.700, and that of the linear yardstick 0.800"),
+    "text_retrieval": (
+        {"heldout_retrieval": 0.02},
+        "0.020 of the held-out images find their caption first, and 0.010 by chance",
+    ),
     "explained_variance": ({"explained_variance": 0.1}, "keep 0.100 of the features' variance"),
     "judge_accuracy": ({"heldout_accuracy": 0.1}, "held-out accuracy is 0.100 in 10 classes"),
 }

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from sfd import cli
 from sfd.errors import UserError
+from sfd.names import CONDITIONS
 from sfd.params import Params, load_params, parse_params
 from sfd.planning import plan, timing
 from sfd.planning.machine import Machine, read_machine
@@ -222,3 +223,20 @@ def test_plan_keeps_a_schedule_that_is_to_be_learnt_and_counts_its_probes(projec
     assert costs["schedule"]["seconds"] == pytest.approx(
         TIMES.start + 300 * TIMES.step[params.diffusion.model.size], abs=0.1
     )
+
+
+@pytest.mark.skipif("text" not in CONDITIONS, reason="no model can be told words yet")
+def test_init_with_captions_plans_a_model_that_is_told_words(tmp_path: Path, images: Path) -> None:
+    for file in images.rglob("*.png"):
+        file.with_suffix(".txt").write_text(f"a {file.parent.name} stripe")
+    shown = invoke("init", tmp_path / "words", "--images", images, "--captions", "auto", "--hours", "1")
+    assert "captions: 160 of 160 images (100.0%) have some, 1 per image" in shown
+    assert "condition: text: 160 of 160 images have captions" in shown and "text encoder: a small transformer" in shown
+    params = load_params(tmp_path / "words" / "params.yaml")
+    assert (params.data.captions, params.diffusion.model.condition) == ("auto", "text")
+    assert params.text.training is not None and params.sample.guidance.kind == "cfg"
+    assert "text" in json.loads((tmp_path / "words" / "plan.json").read_text())["costs"]
+    with pytest.raises(UserError, match="t.csv does not exist"):
+        invoke("init", tmp_path / "other", "--images", images, "--captions", images / "t.csv")
+    with pytest.raises(UserError, match="--captions needs --images"):
+        invoke("init", tmp_path / "other", "--captions", "auto")

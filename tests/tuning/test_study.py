@@ -25,6 +25,7 @@ STAGES = [
     "scan",
     "prepare",
     "encoder",
+    "text",
     "texture_vae",
     "judge",
     "features",

@@ -54,6 +54,13 @@ def init(
             help="Plan for these: a folder of images, a .tar, or a data set. Without it: the built-in digits.",
         ),
     ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|FILE",
+            help="A model that is told words: `auto` finds the captions with the images, or name a table (needs --images).",
+        ),
+    ] = None,
     hours: Hours = 2.0,
     name: Annotated[
         str | None, typer.Option(help="Of the model, the experiment and the judge; without it, the folder's name.")
@@ -66,13 +73,15 @@ def init(
     from sfd.scaffold import check_free, first_params, make_project, project_files, project_name
 
     project = project_name(folder, name)
+    if images is None and captions is not None:
+        raise UserError("--captions needs --images: the built-in digits have no captions")
     if images is None:
         typer.echo(make_project(folder, project, {"params.yaml": first_params(project)}, git))
         return
     from sfd.planning.plan import COSTS_NAME, PLAN_NAME, new_params, plan_new
 
     check_free(folder, [PLAN_NAME, COSTS_NAME, *project_files()])
-    planned = plan_new(images, project, hours, folder, _progress)
+    planned = plan_new(images, project, hours, folder, _progress, captions)
     files = {"params.yaml": new_params(planned, project, folder)} | planned.files(project)
     typer.echo(f"{planned.text()}\n{make_project(folder, project, files, git)}")
 

@@ -40,6 +40,8 @@ ENDED = re.compile(
 class BatchedDataset(Protocol[Batch_co]):
     """A data set that fetches a whole batch at once.
 
+    In a training, one with ``counts_epochs = True`` gets numbers that go on over the epochs (:class:`sfd.training.order.SeededBatchSampler`).
+
     A batch is a tensor, or a ``NamedTuple`` of tensors (or None), with the images along the first dimension.
     """
 

@@ -202,6 +202,10 @@ class ShardReader(Generic[Facts]):
             found.append(self._file(number).read(name, row, None if views is None else views[n]))
         return found
 
+    def span(self, name: str, image: int, start: int, count: int) -> Tensor:
+        """Entries ``start`` to ``start + count`` of the first dimension of tensor ``name`` in the shard that holds an image."""
+        return self._file(bisect_right(self._ends, image)).span(name, start, count)
+
     def _file(self, number: int) -> "_OpenShard":
         if number not in self._open:
             try:
@@ -226,11 +230,22 @@ class _OpenShard:
 
     def read(self, name: str, row: int, view: int | None) -> Tensor:
         """A row of the tensor's first dimension, or an entry of the row's first dimension."""
-        dtype, shape, start = self.tensors[name]
-        place, shape = (row, shape[1:]) if view is None else (row * shape[1] + view, shape[2:])
+        shape = self.tensors[name][1]
+        if view is None:
+            return self._at(name, row * math.prod(shape[1:]), shape[1:])
+        return self._at(name, (row * shape[1] + view) * math.prod(shape[2:]), shape[2:])
+
+    def span(self, name: str, start: int, count: int) -> Tensor:
+        """Entries of the tensor's first dimension, one behind the other."""
+        inner = self.tensors[name][1][1:]
+        return self._at(name, start * math.prod(inner), (count, *inner))
+
+    def _at(self, name: str, place: int, shape: tuple[int, ...]) -> Tensor:
+        """The values behind the first ``place`` values of the tensor."""
+        dtype, _, start = self.tensors[name]
         num_bytes = math.prod(shape) * dtype.itemsize
         data = bytearray(num_bytes)
-        first = start + place * num_bytes
+        first = start + place * dtype.itemsize
         if os.preadv(self.stream.fileno(), [data], first) != num_bytes:
             raise UserError(f"{self.stream.name} was cut short while it was read; rerun the stage that writes it")
         return torch.frombuffer(data, dtype=dtype).reshape(shape)

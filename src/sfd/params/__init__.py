@@ -70,6 +70,7 @@ from sfd.params.study import (
     knot_parts,
     start_values,
 )
+from sfd.params.text import TextParams
 from sfd.params.tokens import SparseDeepParams, TokenRoutingParams
 from sfd.params.types import ComputedIn, FilePath, Fraction, OneOf, Positive, Precision, Scale, Section
 from sfd.params.yaml import as_yaml, dump_tree, parse_yaml, read_tree
@@ -125,6 +126,7 @@ __all__ = [
     "SpaceParams",
     "SparseDeepParams",
     "TauRange",
+    "TextParams",
     "TextureVaeParams",
     "TokenRoutingParams",
     "TrackingParams",

@@ -26,6 +26,10 @@ class QualityParams(Section):
     ssim_gain: float | None = Field(
         None, description="held-out SSIM of the tokenizer minus that of the linear yardstick (stage `texture_vae`)"
     )
+    text_retrieval: Fraction | None = Field(
+        0.02,
+        description="share of the held-out images that find their caption first among those of 100 images; 0 is chance, 1 is perfect (stage `text`)",
+    )
     explained_variance: float | None = Field(
         0.2, le=1.0, description="share of the features' variance that the semantic latents keep (stage `semantic`)"
     )

@@ -18,6 +18,7 @@ from sfd.params.judging import (
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
 from sfd.params.schedule import ScheduleParams, TauRange
 from sfd.params.schema import Params
+from sfd.params.text import TextParams
 from sfd.params.texture_rules import check_alignment, check_reconstruction, check_tokenizer
 from sfd.params.token_rules import check_full_token_steps, check_path_drop, check_repa_projector, check_tokens
 from sfd.params.word_rules import check_words
@@ -26,11 +27,14 @@ from sfd.sizes import SIZES
 
 def _check_files(params: Params) -> None:
     """Weights are named exactly where they are read from a file."""
-    sections: dict[str, EncoderParams | TextureVaeParams | JudgeParams | SemanticParams | DiffusionParams] = {
+    sections: dict[
+        str, EncoderParams | TextureVaeParams | JudgeParams | SemanticParams | TextParams | DiffusionParams
+    ] = {
         "encoder": params.encoder,
         "texture_vae": params.texture_vae,
         **judge_sections(params),
         "semantic": params.semantic,
+        "text": params.text,
         "diffusion": params.diffusion,
     }
     for name, section in sections.items():
@@ -288,6 +292,28 @@ def _check_condition(params: Params) -> None:
         )
 
 
+def _check_text(params: Params) -> None:
+    """A model that is told words has captions and a text encoder; the text encoder's section fits together."""
+    text, is_told = params.text, params.diffusion.model.condition == "text"
+    if (text.source == "pretrained") != (text.name is not None):
+        raise ValueError("text.name is needed by text.source `pretrained`, and by no other source")
+    if text.width % text.num_heads and text.source == "train":
+        raise ValueError(f"text.width {text.width} must be a multiple of text.num_heads {text.num_heads}")
+    if not is_told:
+        return
+    if params.data.captions is None:
+        raise ValueError(
+            "diffusion.model.condition is `text`, but data.captions is null: set it to `auto` or to a table of captions"
+        )
+    if text.source == "train" and text.training is None:
+        raise ValueError("text.source is `train`, so text.training must be given")
+    if text.source == "train" and params.encoder.source == "none":
+        raise ValueError(
+            "text.source is `train`, which learns from the vision encoder's features, but encoder.source is `none`: choose an encoder, or a text "
+            "encoder that others trained"
+        )
+
+
 def _check_guidance(params: Params) -> None:
     """Guidance needs a weak velocity; without guidance its options keep their defaults."""
     guidance, model = params.sample.guidance, params.diffusion.model
@@ -394,6 +420,7 @@ RULES = (
     check_path_drop,
     _check_sampling_schedule,
     _check_learnt,
+    _check_text,
     check_reference,
     check_cmmd,
     check_gates,

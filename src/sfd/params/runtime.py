@@ -98,6 +98,7 @@ class RuntimeParams(Section):
     encoder: TrainingRuntime = _TRAINING
     texture_vae: TrainingRuntime = _TRAINING
     judge: TrainingRuntime = _TRAINING
+    text: TrainingRuntime = _TRAINING
     features: ReadingRuntime = _READING
     semantic: TrainingRuntime = _TRAINING
     latents: ReadingRuntime = _READING

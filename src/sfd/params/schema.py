@@ -19,6 +19,7 @@ from sfd.params.operations import EvaluateParams, RegisterParams, TrackingParams
 from sfd.params.quality import QualityParams
 from sfd.params.runtime import RuntimeParams
 from sfd.params.schedule import ScheduleParams
+from sfd.params.text import TextParams
 from sfd.params.types import Section, paths_in
 
 
@@ -30,6 +31,7 @@ class Params(Section):
     encoder: EncoderParams
     texture_vae: TextureVaeParams
     judges: tuple[JudgeParams, ...] = Field(strict=False, min_length=1, description="")
+    text: TextParams = TextParams.model_validate({})
     features: FeaturesParams
     semantic: SemanticParams
     latents: LatentsParams

@@ -34,10 +34,12 @@ LIBRARIES = {
     "simplejpeg": "simplejpeg",
     "sklearn": "scikit-learn",
     "timm": "timm",
+    "tokenizers": "tokenizers",
     "torch": "torch",
     "torch_fidelity": "torch-fidelity",
     "torchdiffeq": "torchdiffeq",
     "torchvision": "torchvision",
+    "transformers": "transformers",
 }
 """The libraries that decide numbers, by the name that is imported."""
 

@@ -32,6 +32,11 @@ class Inputs:
 STAGES: dict[str, Inputs] = {
     "prepare": Inputs(("seed", "data"), (), ("sfd.pipeline.prepare",)),
     "encoder": Inputs(("seed", "data.image_size", "data.mirror", "encoder"), ("prepare",), ("sfd.pipeline.encoder",)),
+    "text": Inputs(
+        ("seed", "data.image_size", "text", "diffusion.model.condition"),
+        ("prepare", "encoder"),
+        ("sfd.pipeline.text",),
+    ),
     "texture_vae": Inputs(
         ("seed", "data.image_size", "texture_vae"), ("prepare", "encoder"), ("sfd.pipeline.texture_vae",)
     ),
@@ -79,10 +84,10 @@ STAGES: dict[str, Inputs] = {
     ),
     "diffusion": Inputs(
         ("seed", "diffusion"),
-        ("semantic", "latents", "texture_vae", "schedule"),
+        ("semantic", "latents", "texture_vae", "schedule", "text"),
         ("sfd.pipeline.diffusion", "sfd.registry.source"),
     ),
-    "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae"), ("sfd.pipeline.sample",)),
+    "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae", "text"), ("sfd.pipeline.sample",)),
     "reference": Inputs(
         (
             "seed",
@@ -104,7 +109,7 @@ STAGES: dict[str, Inputs] = {
     ),
     "register": Inputs(
         ("sample", "register.name", "register.alias"),
-        ("prepare", "texture_vae", "diffusion", "sample", "evaluate"),
+        ("prepare", "texture_vae", "diffusion", "sample", "evaluate", "text"),
         ("sfd.registry.register", "sfd.registry.pyfunc", "sfd.registry.smoke_process"),
     ),
     "evaluate_steps": Inputs(
@@ -135,14 +140,18 @@ COMMANDS = ("evaluate_steps", "sweep", "tune")
 
 def upstream_of(name: str, params: Params) -> tuple[str, ...]:
     """The stages whose results a stage reads. Weights from a file are not trained, so they need no latents; the texture VAE needs an
-    encoder for the terms that compare features, and a schedule that is given needs nothing."""
+    encoder for the terms that compare features, a schedule that is given needs nothing, and only a model that is told words needs a text
+    encoder."""
+    needed = STAGES[name].upstream
+    if params.diffusion.model.condition != "text":
+        needed = () if name == "text" else tuple(read for read in needed if read != "text")
     if name == "diffusion" and params.diffusion.source == "file":
         return ("texture_vae",)
     if name == "texture_vae" and not params.texture_vae.needs_encoder:
         return ("prepare",)
     if name == "schedule" and params.schedule.kind != "learnt":
         return ()
-    return STAGES[name].upstream
+    return needed
 
 
 def stage_fingerprint(workspace: Workspace, name: str, params: Params, upstream: tuple[str, ...] | None = None) -> str:
@@ -360,7 +369,8 @@ def check_current(workspace: Workspace, names: Iterable[str], params: Params) ->
         if name == "schedule" or (name == "diffusion" and params.diffusion.source == "train"):
             # The schedule takes part by its content, which is that of the last run of its stage.
             check_asked(workspace.result("schedule"), params)
-        if name not in OF_CONTENT and found != stage_fingerprint(workspace, name, params):
+        is_of_content = name in OF_CONTENT or (name == "text" and params.diffusion.model.condition != "text")
+        if not is_of_content and found != stage_fingerprint(workspace, name, params):
             raise UserError(
                 f"{workspace.result(name)} was made from other parameters than those in params.yaml; run `dvc repro {name}` first"
             )

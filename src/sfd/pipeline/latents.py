@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 
-from sfd.data.latents import STATISTICS, LatentsIndex, channel_statistics, write_latents
+from sfd.data.latents import STATISTICS, LatentsIndex, channel_statistics, heldout_rows, write_latents
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.networks import START_REMEDY, Networks, check_networks, compared_at_start, read_networks
 from sfd.data.prepared import Prepared
@@ -14,9 +14,6 @@ from sfd.pipeline.inference import start_inference
 from sfd.pipeline.prepare import open_prepared
 from sfd.pipeline.stage import Stage
 from sfd.processes import barrier, rank, world_size
-
-HELDOUT_IMAGES = 1000
-"""The most held-out images that are encoded. Stage ``diffusion`` measures its loss on them; of ImageNet, with features, they take 0.4 GB."""
 
 
 def make_latents(stage: Stage) -> None:
@@ -79,13 +76,9 @@ def _check_start(stage: Stage, networks: Networks, semantic_channels: int) -> No
 
 
 def _write_heldout(stage: Stage, data: Prepared, encode: CompositeEncoder) -> tuple[list[tuple[int, int]], list[int]]:
-    """This process's share of the held-out latents, unmirrored; returns the bounds of the shards and the images of each class.
-
-    The images are evenly spaced, because they are stored class by class.
-    """
+    """This process's share of the held-out latents, unmirrored; returns the bounds of the shards and the images of each class."""
     images = data.images(HELDOUT)
-    number, first_draw = min(HELDOUT_IMAGES, len(images)), 2 * len(data.images(TRAIN))
-    rows = [n * len(images) // number for n in range(number)]
+    first_draw, rows = 2 * len(data.images(TRAIN)), heldout_rows(len(images))
     bounds = write_latents(
         stage.out / HELDOUT,
         images,

@@ -87,6 +87,15 @@ CHECKS: dict[str, tuple[Check, ...]] = {
             "raise texture_vae.training.num_steps or texture_vae.channels, or set texture_vae.source to `pca`, the yardstick itself",
         ),
     ),
+    "text": (
+        Check(
+            "text_retrieval",
+            lambda values: (values["heldout_retrieval"] - values["chance"]) / (1.0 - values["chance"]),
+            "{heldout_retrieval:.3f} of the held-out images find their caption first, and {chance:.3f} by chance",
+            "raise text.training.num_steps, look at results/prepare/captions.json and at captions.png, or take a text encoder that others trained "
+            "(text.source)",
+        ),
+    ),
     "semantic": (
         Check(
             "explained_variance",

@@ -172,6 +172,7 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
         Cost("scan", "looks at names and code", start),
         Cost("prepare", f"reads {train + heldout:,} images", start + (train + heldout) * read),
         Cost("encoder", *_frozen(params.encoder.source, params.encoder.training, timings.encoder_step, timings)),
+        *_text(problem),
         Cost(
             "texture_vae",
             params.texture_vae.source + (f", and {residual:,} steps of the network on top" if residual else ""),
@@ -222,6 +223,20 @@ def _frozen(source: str, training: TrainingParams | None, step: float, timings: 
         return f"from {source}", timings.start
     seconds = training.num_steps * (step + training.batch_size * timings.read)
     return f"trained here, {training.num_steps:,} steps", timings.start + seconds
+
+
+def _text(problem: Problem) -> tuple[Cost, ...]:
+    """As :func:`_frozen`, where the model is told words. The encoder sees each image once, and each caption's tokens are stored."""
+    params, timings, draft = problem.params, problem.timings, problem.draft
+    if params.diffusion.model.condition != "text":
+        return ()
+    what, seconds = f"from {params.text.source}", timings.start
+    if params.text.source == "train" and params.text.training is not None:
+        what = f"trained here, {params.text.training.num_steps:,} steps"
+        seconds += params.text.training.num_steps * timings.text_step
+    seconds += (draft.num_train + draft.num_heldout) * (timings.read + timings.features)
+    most = 2 * params.text.width * params.text.max_tokens * draft.num_train
+    return (Cost("text", what, seconds, most / 1e9),)
 
 
 def _schedule(problem: Problem, size: str) -> tuple[str, float]:

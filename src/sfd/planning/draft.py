@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from sfd.data.captions import CaptionFacts
 from sfd.data.report import DataReport
 from sfd.errors import UserError
 from sfd.names import TRAIN
@@ -30,6 +31,8 @@ FEATURE_IMAGES = 2000
 """Images that the semantic components are fitted to: many times as many tokens as the features have channels."""
 SEMANTIC_CHANNELS = 8
 """They keep a quarter of the variance of features on emoji; 4 keep less than stage ``semantic`` asks for."""
+TEXT_STEPS = 1000
+"""Of the training of a text encoder; with 4,000 captions more teach it by heart."""
 CHANNELS = 24
 """Of the principal components."""
 RESIDUAL_STEPS = (2500, 1000)
@@ -155,6 +158,9 @@ def _mirror(made: Draft) -> None:
 
 def _condition(made: Draft, report: DataReport) -> None:
     totals = [sum(splits.values()) for splits in report.counts.values()]
+    if report.captions is not None:
+        _words(made, report.captions)
+        return
     if len(totals) == 1:
         made.choose(
             "condition",
@@ -173,6 +179,34 @@ def _condition(made: Draft, report: DataReport) -> None:
         f"class, of {len(totals)}, guided by 1.5; samples in {mix} proportions: {why}",
         diffusion={"model": {"condition": "class", "class_dropout": 0.1}},
         sample={"class_mix": mix, "guidance": {"kind": "cfg", "scale_texture": 1.5, "scale_semantic": 1.5}},
+    )
+
+
+def _words(made: Draft, captions: CaptionFacts) -> None:
+    total = captions.images + captions.uncaptioned
+    low, middle, high = captions.per_image
+    each = f"{low} each" if low == high else f"{low} to {high} each, median {middle}"
+    made.choose(
+        "condition",
+        f"text: {captions.images} of {total} images have captions ({each}; {captions.length[1]} words in the median, {captions.vocabulary} different "
+        "words), guided by 3",
+        diffusion={"model": {"condition": "text", "class_dropout": 0.1}},
+        sample={"class_mix": "balanced", "guidance": {"kind": "cfg", "scale_texture": 3.0, "scale_semantic": 3.0}},
+    )
+    training = {
+        "num_steps": TEXT_STEPS,
+        "batch_size": 256,
+        "learning_rate": 1e-3,
+        "warmup_steps": 50,
+        "decay": "cosine",
+    }
+    training |= {"beta2": 0.99, "weight_decay": 0.1, "ema_decay": 0.99, "max_grad_norm": 1.0, "precision": "auto"}
+    most = min(256, max(16, 4 * captions.length[2]))
+    made.choose(
+        "text encoder",
+        f"a small transformer, trained here with the captions against the encoder's features, {TEXT_STEPS:,} steps; {most} tokens of a caption are "
+        "kept. One that others trained knows more words (text.source)",
+        text={"source": "train", "max_tokens": most, "training": training},
     )
 
 

@@ -7,14 +7,15 @@ import torch
 
 from sfd.bench.networks import LatentShape, bench_config, latent_shape
 from sfd.bench.workloads import measure_latents, measure_sample, measure_train
+from sfd.data.latents import HELDOUT_IMAGES
 from sfd.errors import UserError
 from sfd.models.backbone import build_backbone
 from sfd.names import SAMPLERS
 from sfd.params import Params, Precision, TrainingParams
 from sfd.pipeline.inputs import STAGES
-from sfd.pipeline.latents import HELDOUT_IMAGES
 from sfd.pipeline.schedule import probe_training
 from sfd.pipeline.stage import PARALLEL
+from sfd.pipeline.text_encoder import MOST_IMAGES
 from sfd.planning import devices, flops
 from sfd.planning.devices import BF16, FLOAT32, READ_PER_CORE, Device, device_named
 from sfd.planning.needs import ACTIVATION_BYTES, Numbers, image_gb, image_numbers, result_bytes, tokens
@@ -127,6 +128,9 @@ def works(counted: Counted, device: Device) -> Iterator[Work]:
         device,
         runtime.encoder.compile,
     )
+    if params.diffusion.model.condition == "text":
+        text = params.text
+        yield _training("text", text.source, text.training, flops.text_step(params), device, runtime.text.compile)
     yield _training("texture_vae", vae.source, vae.training, vae_step, device, runtime.texture_vae.compile)
     for each in params.judges:
         step = (1 + flops.BACKWARD) * judges[each.name] if each.source == "train" else 0
@@ -176,6 +180,9 @@ def _reading(
     params, runtime, (train, heldout) = counted.params, counted.params.runtime, numbers
     views = train * (1 + params.data.mirror)
     yield Work("prepare", f"reads {train + heldout:,} images", reads=train + heldout)
+    if params.diffusion.model.condition == "text" and params.encoder.source != "none":
+        seen = min(train, MOST_IMAGES) + min(heldout, HELDOUT_IMAGES)
+        yield Work("text", f"features of {seen:,} images", seen, flops.encoder_features(params), seen)
     if params.semantic.kind != "none":
         seen = min(train, params.features.max_images)
         both = seen * (1 + (params.data.mirror and params.features.mirror))

@@ -19,6 +19,7 @@ from sfd.bench.workloads import OneBatch, training_flops
 from sfd.diffusion.guidance import guided_velocity
 from sfd.encoders.judges.judge import judge_class
 from sfd.encoders.semantic.encoder import semantic_class
+from sfd.encoders.text.small import TextTransformer
 from sfd.encoders.timm_networks import describe, judge_network, rebuild
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
@@ -88,6 +89,11 @@ def features(params: Params) -> int:
     return _encoder(params) if params.needs_features else 0
 
 
+def encoder_features(params: Params) -> int:
+    """Of the vision encoder, per image, whatever needs it."""
+    return _encoder(params)
+
+
 def _encoder(params: Params) -> int:
     with torch.device("meta"):
         encoder = random_encoder(params.encoder, params.seed)
@@ -101,6 +107,17 @@ def encoder_step(params: Params) -> int:
     with torch.device("meta"):
         network = TrainableEncoder(params.encoder, 2, params.seed)
     return (1 + BACKWARD) * _count(partial(network, _image(params).float()))
+
+
+def text_step(params: Params) -> int:
+    """Of a training step of a text encoder that is trained here, per caption; 0 if none is."""
+    chosen = params.text
+    if params.diffusion.model.condition != "text" or chosen.source != "train":
+        return 0
+    with torch.device("meta"):
+        network = TextTransformer(chosen.vocabulary, chosen.max_tokens, chosen.width, chosen.depth, chosen.num_heads)
+        ids = torch.zeros(1, chosen.max_tokens, dtype=torch.int64)
+    return (1 + BACKWARD) * _count(partial(network, ids, torch.ones_like(ids, dtype=torch.bool)))
 
 
 def texture(params: Params, shape: LatentShape) -> tuple[int, int]:

@@ -26,7 +26,7 @@ DIGITS = 1797
 """Images of the built-in data set."""
 Numbers = tuple[int, int]
 """Of training and of held-out images."""
-SECTIONS = ("encoder", "texture_vae", "judges", "semantic", "diffusion", "sample", "evaluate")
+SECTIONS = ("encoder", "text", "texture_vae", "judges", "semantic", "diffusion", "sample", "evaluate")
 """Sections that may name files."""
 STATE_BYTES, CHECKPOINT_BYTES, WEIGHT_BYTES = 20, 16, 4
 """Per parameter: while it is trained (weights, gradient, average, two moments), in a checkpoint, and in a model; float32."""
@@ -178,7 +178,9 @@ def result_bytes(params: Params, shape: LatentShape, num_train: int, num_paramet
     training, sample = params.diffusion.training, params.sample
     kept = 0 if training.keep_every is None else training.num_steps // training.keep_every
     on_the_way = 0 if params.diffusion.source == "file" else 2 * CHECKPOINT_BYTES + kept * WEIGHT_BYTES
+    text, is_told = params.text, params.diffusion.model.condition == "text"
     return {
+        **({"text": 2 * num_train * text.max_tokens * text.width} if is_told else {}),
         "features": stored * (1 + (params.data.mirror and params.features.mirror)) * seen,
         "latents": num_train * views * latent,
         "diffusion": num_parameters * (WEIGHT_BYTES + on_the_way),

@@ -30,7 +30,7 @@ PRESET = "photos64"
 CPU_SIZES, GPU_SIZES = ("tiny", "XS", "S"), ("XS", "S", "B")
 PLAN_NAME, COSTS_NAME = "plan.md", "plan.json"
 """What a project keeps of its plan: the page, and the seconds and GB per stage."""
-PLANNED = ("encoder", "texture_vae", "features", "semantic", "latents", "schedule", "evaluate")
+PLANNED = ("encoder", "text", "texture_vae", "features", "semantic", "latents", "schedule", "evaluate")
 """Sections that a plan sets as a whole."""
 
 Say = Callable[[str], object]
@@ -117,7 +117,11 @@ def new_params(planned: Planned, project: str, folder: Path) -> str:
     """The text of the params.yaml of a new project in ``folder``. Images that lie in it are named relative to it."""
     text, home = render(PRESET), folder.resolve()
     data = planned.params["data"]
-    inside = {key: Path(data[key]) for key in ("root", "labels") if data[key] and Path(data[key]).is_relative_to(home)}
+    inside = {
+        key: Path(data[key])
+        for key in ("root", "labels", "captions")
+        if data[key] and Path(data[key]).is_relative_to(home)
+    }
     places = {"data": {key: str(path.relative_to(home)) for key, path in inside.items()}}
     names = {
         "register": {"name": project},
@@ -181,9 +185,15 @@ def _kept(params: Params) -> Tree:
     return {"schedule": to_tree(params)["schedule"], "diffusion": {"loss": loss}}
 
 
-def plan_new(images: Path, project: str, hours: float, folder: Path, say: Say) -> Planned:
-    """The plan of a new project for a folder, an archive or a data set of images. Raises :class:`UserError` as :func:`plan`."""
-    return plan(detect(images), project, judge_name(project), hours, folder, say)
+def plan_new(images: Path, project: str, hours: float, folder: Path, say: Say, captions: str | None = None) -> Planned:
+    """The plan of a new project for a folder, an archive or a data set of images.
+
+    ``captions``: `auto` or a table, for a model that is told words; None: none. Raises :class:`UserError` as :func:`plan`.
+    """
+    data = detect(images)
+    if captions is not None:
+        data["captions"] = captions if captions == "auto" else str(Path(captions).expanduser().resolve())
+    return plan(data, project, judge_name(project), hours, folder, say)
 
 
 def _look(data: dict[str, Any]) -> tuple[DataReport, float]:

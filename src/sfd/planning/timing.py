@@ -17,6 +17,7 @@ from sfd.bench.measure import time_steps
 from sfd.bench.networks import LatentShape, latent_shape, random_encoder
 from sfd.bench.workloads import measure_latents, measure_sample, measure_train
 from sfd.encoders.judges.judge import judge_class, load_judge
+from sfd.encoders.text.small import TextTransformer
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
 from sfd.params import Params, TrainingParams, with_values
@@ -52,6 +53,7 @@ class Timings:
         encoder_step: a training step of an encoder that is trained here; else 0.
         judge_step: the same of the judge.
         tokenizer_step: the same of the network on top of principal components.
+        text_step: the same of a text encoder.
         fit: a view's share in fitting the semantic components.
         tokens: latent positions of an image.
         latent_channels: of texture and semantics.
@@ -69,6 +71,7 @@ class Timings:
     encoder_step: float = 0.0
     judge_step: float = 0.0
     tokenizer_step: float = 0.0
+    text_step: float = 0.0
     fit: float = 0.0
     tokens: int = 64
     latent_channels: int = 20
@@ -104,6 +107,7 @@ def time_networks(params: Params, sizes: tuple[str, ...], read: float) -> Timing
         encoder_step=encoder_step,
         judge_step=judge_step,
         tokenizer_step=_tokenizer_step_seconds(params),
+        text_step=_text_step_seconds(params),
         fit=_fit_seconds(shape),
         tokens=shape.grid**2,
         latent_channels=shape.latent[0],
@@ -206,14 +210,29 @@ def _tokenizer_step_seconds(params: Params) -> float:
 
 def _step_seconds(network: nn.Module, params: Params, training: TrainingParams | None) -> float:
     """A training step of a small network: forward, backward, AdamW."""
-    network.train().to(inference_device())
-    optimizer = torch.optim.AdamW(network.parameters())
     assert training is not None  # a rule of the parameters
     pixels = to_pixels(_images(params, training.batch_size))
+    return _update_seconds(network, lambda: network(pixels))
+
+
+def _text_step_seconds(params: Params) -> float:
+    """A training step of a text encoder, on captions of a third of the most tokens; 0 where none is trained."""
+    text = params.text
+    if params.diffusion.model.condition != "text" or text.source != "train" or text.training is None:
+        return 0.0
+    network = TextTransformer(text.vocabulary, text.max_tokens, text.width, text.depth, text.num_heads)
+    shape = (text.training.batch_size, max(2, text.max_tokens // 3))
+    ids, mask = (torch.ones(shape, dtype=dtype, device=inference_device()) for dtype in (torch.int64, torch.bool))
+    return _update_seconds(network, lambda: network(ids, mask))
+
+
+def _update_seconds(network: nn.Module, forward: Callable[[], Tensor]) -> float:
+    network.train().to(inference_device())
+    optimizer = torch.optim.AdamW(network.parameters())
 
     def step() -> None:
         optimizer.zero_grad()
-        network(pixels).square().mean().backward()
+        forward().square().mean().backward()
         optimizer.step()
 
     return _median(step)

@@ -329,6 +329,7 @@ WITHOUT: dict[str, str] = {
     "judges.0.name": "its name in metrics",
     "features": OURS,
     "features.shard_size": NO_RESULT,
+    "text": "what a model is told words by; none of these is",
     "semantic": NOT_READ,
     "semantic.training": "torch's default, or nothing to train",
     "latents": OURS,

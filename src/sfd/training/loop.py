@@ -227,7 +227,14 @@ class _Trainer(Generic[Batch, Draws]):
     def _run_steps(self, callbacks: Sequence[Callback], check: Callable[[], None]) -> None:
         params, runtime, state, size = self.params, self.runtime, self.state, self.params.batch_size
         order = SeededBatchSampler(
-            self.seed, self.task.purpose, len(self.task.dataset), size, state.step, params.num_steps, self.rows
+            self.seed,
+            self.task.purpose,
+            len(self.task.dataset),
+            size,
+            state.step,
+            params.num_steps,
+            self.rows,
+            getattr(self.task.dataset, "counts_epochs", False),
         )
         self.interval_start = (state.step, time.perf_counter())
         shown = progress(self.task.purpose, "image", params.num_steps * size, state.step * size)

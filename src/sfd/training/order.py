@@ -14,11 +14,22 @@ class SeededBatchSampler(Sampler[list[int]]):
 
     The endless sequence of samples is a new permutation per epoch, seeded by the epoch; a batch may span two epochs.
     Process ``rank`` takes its share of the rows of every batch, so the batch is the same on any number of processes.
+
+    ``counts_epochs``: a sample's number goes on from epoch to epoch, as ``epoch * num_samples + index``, for data sets that draw something for it.
     """
 
     def __init__(
-        self, seed: int, purpose: str, num_samples: int, batch_size: int, start_step: int, num_steps: int, rows: slice
+        self,
+        seed: int,
+        purpose: str,
+        num_samples: int,
+        batch_size: int,
+        start_step: int,
+        num_steps: int,
+        rows: slice,
+        counts_epochs: bool = False,
     ) -> None:
+        self.counts_epochs = counts_epochs
         self.seed, self.purpose, self.num_samples = seed, purpose, num_samples
         self.batch_size, self.start_step, self.num_steps, self.rows = batch_size, start_step, num_steps, rows
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
@@ -33,7 +44,13 @@ class SeededBatchSampler(Sampler[list[int]]):
     def batch(self, step: int) -> list[int]:
         """Sample indices of the whole batch of ``step``, over all processes."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [int(self._order(p // self.num_samples)[p % self.num_samples]) for p in positions]
+        size = self.num_samples
+        indices = [int(self._order(p // size)[p % size]) for p in positions]
+        return (
+            [index + p // size * size for index, p in zip(indices, positions, strict=True)]
+            if self.counts_epochs
+            else indices
+        )
 
     def _order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

@@ -1,0 +1,154 @@
+"""Token embeddings of captions: written in shards beside the latents, ragged; read as words, one caption per image and sample.
+
+Legend of shapes: n images, C captions, T tokens in a shard; E numbers per token.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sfd.data.batches import in_batches
+from sfd.data.shards import Shard, ShardReader, missing_shards, shard_bounds, write_index, write_shards
+from sfd.errors import UserError
+from sfd.models.words import Words, stack_words
+from sfd.network_files import write_tensors
+from sfd.progress import progress
+from sfd.seeding import derive_seed
+
+TOKENS, SPANS, CAPTIONS = "tokens", "spans", "captions"
+"""Tensors of a shard: all tokens, fp16 ``(T, E)``; first token and number of tokens of each caption, int64 ``(C, 2)``; first caption and number
+of captions of each image, int64 ``(n, 2)``."""
+NULL = "null.safetensors"
+"""The tokens of the empty caption, fp16 ``(L, E)``, in the folder above the shards."""
+EXAMPLES = 1000
+"""The most captions that the index has as examples."""
+BATCH = 256
+Encode = Callable[[list[str]], Words]
+
+
+@dataclass(frozen=True)
+class TokensIndex:
+    """What holds for all stored captions.
+
+    Attributes:
+        width: E.
+        max_tokens: the most tokens of a caption.
+        encoder: digest of the text encoder.
+        num_captions: all captions.
+        truncated: captions that the encoder cut.
+        examples: captions of held-out images, evenly spaced.
+    """
+
+    width: int
+    max_tokens: int
+    encoder: str
+    num_captions: int
+    truncated: int
+    examples: list[str]
+
+
+def write_tokens(
+    folder: Path, captions: Sequence[Sequence[str]], encode: Encode, shard_size: int, what: str
+) -> list[tuple[int, int]]:
+    """Writes the tokens of all captions of all images; returns the bounds of the shards. A shard that is there is kept.
+
+    Args:
+        folder: of the shards.
+        captions: of each image, one or more.
+        encode: texts to words.
+        shard_size: images per shard.
+        what: names the images in the line of progress.
+
+    Raises:
+        UserError: a token is NaN, or infinite in fp16.
+    """
+    bounds = shard_bounds(len(captions), shard_size)
+
+    def make(start: int, end: int) -> Shard:
+        texts = [text for image in captions[start:end] for text in image]
+        parts: list[Tensor] = []
+        lengths: list[int] = []
+        for batch in in_batches(range(len(texts)), BATCH):
+            words = encode([texts[number] for number in batch])
+            tokens = words.tokens[words.mask].half().cpu()
+            if not tokens.isfinite().all():
+                raise UserError(
+                    f"a token of the captions of {what} {start} to {end - 1} is not finite in fp16; take another text encoder"
+                )
+            parts.append(tokens)
+            lengths += words.mask.sum(dim=1).tolist()
+        shown.update(end - start)
+        return {
+            TOKENS: torch.cat(parts),
+            SPANS: _spans(lengths),
+            CAPTIONS: _spans([len(image) for image in captions[start:end]]),
+        }
+
+    with progress(f"captions of {what}", "image", len(captions)) as shown:
+        write_shards(folder, bounds, make, missing_shards(folder, bounds, 0, 1, shown))
+    return bounds
+
+
+def close_tokens(folder: Path, bounds: list[tuple[int, int]], facts: TokensIndex, null: Words) -> None:
+    """Writes the index of the shards, and the empty caption beside their folder. ``null``: a single text."""
+    write_tensors(folder.parent / NULL, {TOKENS: null.tokens[0][null.mask[0]].half().cpu()})
+    write_index(folder, bounds, facts)
+
+
+def examples_of(captions: Sequence[Sequence[str]]) -> list[str]:
+    """Different captions, evenly spaced, at most :data:`EXAMPLES`."""
+    texts = list(dict.fromkeys(text for image in captions for text in image))
+    number = min(EXAMPLES, len(texts))
+    return [texts[n * len(texts) // number] for n in range(number)]
+
+
+def _spans(lengths: Sequence[int]) -> Tensor:
+    """First place and length of things that lie one behind the other, int64 ``(N, 2)``."""
+    counts = torch.tensor(lengths, dtype=torch.int64)
+    return torch.stack([counts.cumsum(0) - counts, counts], dim=1)
+
+
+class TextTokens:
+    """The stored captions of a set of images.
+
+    Attributes:
+        reader: of the shards; whether they are whole, ``reader.check`` says.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        """Opens the shards in ``folder``. Raises :class:`UserError` if one is missing."""
+        self.reader = ShardReader(folder, TokensIndex)
+        self.seed = seed
+        self.null_words = stack_words([load_file(folder.parent / NULL)[TOKENS]])
+
+    @property
+    def facts(self) -> TokensIndex:
+        """What holds for all captions."""
+        return self.reader.facts
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def words(self, images: Sequence[int], numbers: Sequence[int]) -> Words:
+        """A caption of each of these images, fp16, padded to the longest. Which one, depends on the seed and the sample's number alone.
+
+        Args:
+            images: places of the images.
+            numbers: of the samples, which go on over the epochs; so every epoch draws anew.
+        """
+        return stack_words([self._caption(image, number) for image, number in zip(images, numbers, strict=True)])
+
+    def _caption(self, image: int, number: int) -> Tensor:
+        first, count = self.reader.rows(CAPTIONS, [image])[0].tolist()
+        chosen = first + (choose_caption(self.seed, number, count))
+        start, length = self.reader.span(SPANS, image, chosen, 1)[0].tolist()
+        return self.reader.span(TOKENS, image, start, length)
+
+
+def choose_caption(seed: int, number: int, count: int) -> int:
+    """Which of ``count`` captions the sample of this number has."""
+    return derive_seed(seed, "caption", number) % count if count > 1 else 0

@@ -1,0 +1,139 @@
+"""Text encoders: the small one that is trained here, and those of the library `transformers`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from sfd.encoders.text.encoder import TextEncoder, load_text_encoder
+from sfd.encoders.text.pretrained import PretrainedTextEncoder
+from sfd.encoders.text.small import SmallTextEncoder, train_tokenizer
+from sfd.errors import UserError
+from sfd.network_files import network_digest
+
+TEXTS = ["a red apple", "", "緑の りんご 🍏 and a very long description of it"]
+
+
+def small(seed: int = 0) -> SmallTextEncoder:
+    tokenizer = train_tokenizer(["a red apple", "a green apple"] * 3, 300)
+    built = SmallTextEncoder.build(tokenizer, max_tokens=8, width=16, depth=2, num_heads=2, seed=seed)
+    built.network.eval()
+    return built
+
+
+def tokenizer_of_hub(folder: Path, with_end: bool) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["a red apple", "a green apple"], trainer)
+    if with_end:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def t5() -> torch.nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    return T5ForConditionalGeneration(config)
+
+
+def clip() -> torch.nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    text = SIZES | {
+        "vocab_size": 300,
+        "max_position_embeddings": 20,
+        "eos_token_id": 1,
+        "bos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=SIZES | {"image_size": 16, "patch_size": 8}))
+
+
+def bert() -> torch.nn.Module:
+    from transformers import BertConfig, BertModel
+
+    return BertModel(BertConfig(vocab_size=300, max_position_embeddings=20, **SIZES))
+
+
+def gemma() -> torch.nn.Module:
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    return GemmaForCausalLM(GemmaConfig(vocab_size=300, num_key_value_heads=1, head_dim=8, **SIZES))
+
+
+def write(folder: Path, make: Callable[[], torch.nn.Module], with_end: bool = True) -> str:
+    make().save_pretrained(folder)
+    tokenizer_of_hub(folder, with_end)
+    return str(folder)
+
+
+def check(encoder: TextEncoder, folder: Path) -> None:
+    """What is asked of every text encoder."""
+    words = encoder.encode(TEXTS)
+    assert words.tokens.shape == (3, words.length, encoder.width) and words.tokens.dtype == torch.float32
+    assert words.mask.any(dim=1).all() and words.length == encoder.max_tokens
+    assert words.tokens[~words.mask].abs().sum() == 0
+    needed = [encoder.num_tokens(text) for text in TEXTS]
+    assert words.mask.sum(dim=1).tolist() == [min(number, encoder.max_tokens) for number in needed]
+    assert needed[2] > encoder.max_tokens
+    alone = encoder.encode(TEXTS[:1])
+    torch.testing.assert_close(alone.tokens[0], words.tokens[0, : alone.length], atol=1e-5, rtol=1e-4)
+    encoder.save(folder)
+    again = load_text_encoder(folder)
+    assert torch.equal(again.encode(TEXTS).tokens, words.tokens) and again.max_tokens == encoder.max_tokens
+    assert len(network_digest(folder)) == 64
+
+
+def test_the_small_encoder_gives_words_and_is_saved_and_loaded(tmp_path: Path) -> None:
+    check(small(), tmp_path / "a")
+    small().save(tmp_path / "b")
+    small(seed=1).save(tmp_path / "c")
+    files = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "abc"]
+    assert files[0] == files[1] != files[2]
+
+
+def test_any_script_is_bytes_where_the_vocabulary_lacks_it_and_case_does_not_count() -> None:
+    encoder = small()
+    assert encoder.ids("A RED apple") == encoder.ids("a red apple") != encoder.ids("a green apple")
+    assert encoder.num_tokens("緑") > 3 and encoder.ids("緑") != encoder.ids("赤")
+    assert encoder.ids("") == encoder.ids("  ") and len(encoder.ids("")) == 1
+
+
+@pytest.mark.parametrize(("make", "with_end"), [(t5, True), (clip, True), (bert, True), (gemma, False)])
+def test_encoders_of_the_library_give_words_and_are_saved_and_loaded(
+    make: Callable[[], torch.nn.Module], with_end: bool, tmp_path: Path
+) -> None:
+    encoder = PretrainedTextEncoder.open(write(tmp_path / "hub", make, with_end), 8, "text.file")
+    assert encoder.width == 16
+    check(encoder, tmp_path / "saved")
+
+
+def test_what_is_no_text_encoder_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="text.file .*nothing gives no text encoder: .* name the folder in text.file"):
+        PretrainedTextEncoder.open(str(tmp_path / "nothing"), 8, "text.file")
+    name = write(tmp_path / "hub", clip)
+    with pytest.raises(UserError, match="text.max_tokens is 77, but .* takes 20; lower it"):
+        PretrainedTextEncoder.open(name, 77, "text.file")
+    small().save(tmp_path / "small")
+    (tmp_path / "small" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="do not describe a text encoder of kind `small`.*rerun stage `text`"):
+        load_text_encoder(tmp_path / "small")
+    (tmp_path / "hub" / "config.json").write_text('{"kind": "other"}')
+    with pytest.raises(UserError, match="kind is 'other', but must be one of small, transformers"):
+        load_text_encoder(tmp_path / "hub")
