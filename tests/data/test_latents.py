@@ -22,7 +22,9 @@ from sfd.data.latents import (
     write_latents,
 )
 from sfd.data.shards import ShardReader, shard_bounds, write_index, write_shards
+from sfd.data.text_tokens import TextTokens, TokensIndex, close_tokens, write_tokens
 from sfd.errors import UserError
+from sfd.models.words import Words, stack_words
 from sfd.params import LatentsParams, ReadingRuntime
 from sfd.pipeline.stage import stage
 from sfd.processes import barrier, rank, world_size
@@ -217,7 +219,7 @@ def test_the_batch_size_does_not_change_what_is_stored_beyond_rounding(tmp_path:
 
 def test_the_data_set_serves_mean_0_and_deviation_1_with_the_right_classes(tmp_path: Path) -> None:
     dataset = LatentDataset(write(tmp_path), with_features=True)
-    latents, labels, features = dataset.__getitems__(list(range(len(dataset))))
+    latents, labels, features, _ = dataset.__getitems__(list(range(len(dataset))))
     assert features is not None
     assert latents.dtype == torch.float32 and features.dtype == torch.float16
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-4)
@@ -228,13 +230,42 @@ def test_the_data_set_serves_mean_0_and_deviation_1_with_the_right_classes(tmp_p
 
 def test_samples_are_image_and_view_in_the_order_asked_for(tmp_path: Path) -> None:
     dataset = LatentDataset(write(tmp_path), with_features=True)
-    latents, labels, features = dataset.__getitems__([45, 0, 7])
+    latents, labels, features, _ = dataset.__getitems__([45, 0, 7])
     assert features is not None
     for n, (image, view) in enumerate([(22, 1), (0, 0), (3, 1)]):
         raw = dataset.reader.rows("latents", [image])[0][view].float()
         torch.testing.assert_close(dataset.statistics.restore(latents)[n], raw)
         assert torch.equal(features[n], dataset.reader.rows("features", [image])[0][view])
     assert labels.tolist() == [2, 0, 0]
+
+
+def letters(texts: list[str]) -> Words:
+    return stack_words([torch.tensor([[float(ord(letter))] for letter in text]) for text in texts])
+
+
+def captions_of(folder: Path, num_images: int = NUM_IMAGES) -> TextTokens:
+    """Two captions per image: its number, and a longer text."""
+    texts = [[chr(65 + image), chr(65 + image) + "bc"] for image in range(num_images)]
+    bounds = write_tokens(folder / "shards", texts, letters, 10, "images")
+    close_tokens(folder / "shards", bounds, TokensIndex(1, 3, "", 2 * num_images, 0, []), letters(["."]))
+    return TextTokens(folder / "shards", seed=0)
+
+
+def test_each_image_comes_with_one_of_its_captions_which_every_epoch_draws_anew(tmp_path: Path) -> None:
+    folder = write(tmp_path / "latents")
+    dataset = LatentDataset(folder, with_features=False, text=captions_of(tmp_path / "text"))
+    plain = LatentDataset(folder, with_features=False)
+    assert dataset.counts_epochs and not plain.counts_epochs and plain.__getitems__([0]).words is None
+    drawn = []
+    for epoch in range(8):
+        batch = dataset.__getitems__([epoch * len(dataset) + index for index in (45, 0, 7)])
+        assert torch.equal(batch.latents, plain.__getitems__([45, 0, 7]).latents)
+        assert batch.words is not None and batch.words.tokens[:, 0, 0].tolist() == [65 + 22, 65, 65 + 3]
+        drawn.append(batch.words.mask.sum(dim=1).tolist())
+    assert {length for lengths in drawn for length in lengths} == {1, 3} and len({tuple(each) for each in drawn}) > 2
+    assert dataset.null_words is not None and dataset.null_words.tokens.tolist() == [[[float(ord("."))]]]
+    with pytest.raises(UserError, match="has captions of 5 images, but .* has 23 images; run `dvc repro`"):
+        LatentDataset(folder, with_features=False, text=captions_of(tmp_path / "fewer", 5))
 
 
 def test_a_damaged_shard_is_named_by_the_check_of_the_data_set(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sfd.encoders.tokenizers.tokenizer import Tokenizer
 from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze, with_patches
 from sfd.errors import UserError
 from sfd.models.backbone import Backbone, BackboneConfig, build_backbone
+from sfd.models.conditions import TextFacts
 from sfd.names import TOKENIZERS, load
 from sfd.params import EncoderParams, Params, ScheduleParams, TextureVaeParams
 from sfd.precision import Inference
@@ -137,9 +138,15 @@ def random_semantic(params: Params, feature_dim: int) -> SemanticEncoder:
     return semantic_class(params.semantic.kind).build(params.semantic, feature_dim, params.seed).eval()
 
 
+def text_of(params: Params) -> TextFacts | None:
+    """What the parameters say of captions; None if the model is told no words."""
+    text = params.text
+    return TextFacts(text.width, text.max_tokens) if params.diffusion.model.condition == "text" else None
+
+
 def bench_config(params: Params, shape: LatentShape) -> BackboneConfig:
     """The backbone for these latents. Raises :class:`UserError` if its patches or REPA do not fit them."""
-    condition = condition_of(params.diffusion, [str(index) for index in range(shape.num_classes)])
+    condition = condition_of(params.diffusion, [str(index) for index in range(shape.num_classes)], text=text_of(params))
     return backbone_config(
         params.diffusion,
         params.schedule,

@@ -20,6 +20,7 @@ from sfd.bench.networks import (
     random_composite_encoder,
     random_semantic,
     random_texture_vae,
+    text_of,
 )
 from sfd.data.batches import choose_workers, read_batches
 from sfd.data.latents import STATISTICS, ChannelStatistics, LatentBatch, LatentDataset, LatentsIndex
@@ -29,7 +30,8 @@ from sfd.generation.images import ImageGenerator, image_seed
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_training_schedule
 from sfd.models.backbone import Backbone, build_backbone
-from sfd.models.conditions import Value, placeholder_encoder
+from sfd.models.conditions import TextFacts, Value, placeholder_encoder
+from sfd.models.words import stack_words
 from sfd.params import Params
 from sfd.pipeline.diffusion import wants_features
 from sfd.precision import Inference, computing_type
@@ -42,14 +44,18 @@ from sfd.training.order import SeededBatchSampler
 
 
 class OneBatch:
-    """A data set in memory that returns the same random batch every time."""
+    """A data set in memory that returns the same random batch every time. Its captions have all the tokens that they can have."""
 
-    def __init__(self, shape: LatentShape, batch_size: int, with_features: bool, seed: int) -> None:
+    def __init__(
+        self, shape: LatentShape, batch_size: int, with_features: bool, seed: int, text: TextFacts | None = None
+    ) -> None:
         random = generator(seed, "bench/latents")
+        self.null_words = None if text is None else stack_words([torch.zeros(1, text.width)])
         self.batch = LatentBatch(
             torch.randn(batch_size, *shape.latent, generator=random),
             torch.randint(shape.num_classes, (batch_size,), generator=random),
             torch.randn(batch_size, *shape.features, generator=random) if with_features else None,
+            None if text is None else stack_words([torch.ones(text.max_tokens, text.width)] * batch_size),
         )
 
     def __len__(self) -> int:
@@ -80,11 +86,13 @@ def measure_train(params: Params, batch_size: int | None, num_steps: int) -> lis
     # The loop waits for the device where it logs.
     runtime = params.runtime.diffusion.model_copy(update={"checkpoint_every": training.num_steps, "log_every": 1})
     with_features = wants_features(params, "stored")
-    dataset = OneBatch(shape, training.batch_size, with_features, params.seed)
+    dataset = OneBatch(shape, training.batch_size, with_features, params.seed, text_of(params))
     network = random_backbone(params, shape)
     network.checkpoint_activations(runtime.activation_checkpointing)
     task = _task(params, network, dataset, shape)
-    flops = training.batch_size * training_flops(params, shape, OneBatch(shape, 1, with_features, params.seed))
+    flops = training.batch_size * training_flops(
+        params, shape, OneBatch(shape, 1, with_features, params.seed, text_of(params))
+    )
     ends: list[float] = []
 
     def log(_metrics: dict[str, float], step: int) -> None:
@@ -114,7 +122,10 @@ def _task(params: Params, network: Backbone, dataset: OneBatch, shape: LatentSha
         features_of = DecodedFeatures(decoder, _no_statistics(shape).to(device), shape.semantic_channels, tiles)
     dropout = diffusion.model.class_dropout
     routing = build_routing(diffusion, shape.grid)
-    return DiffusionTask(network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of, routing=routing)
+    words = dataset.null_words
+    return DiffusionTask(
+        network, dataset, diffusion.loss, schedule, dropout, params.seed, features_of, routing=routing, null_words=words
+    )
 
 
 def _no_statistics(shape: LatentShape) -> ChannelStatistics:

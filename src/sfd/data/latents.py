@@ -12,6 +12,7 @@ from torch import Tensor
 from sfd.data.batches import BatchedDataset, in_batches, read_ahead
 from sfd.data.networks import Networks
 from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
+from sfd.data.text_tokens import TextTokens, TokensIndex
 from sfd.data.transfer import Arriving, one_behind
 from sfd.errors import UserError
 from sfd.models.conditions import TextFacts
@@ -189,7 +190,7 @@ class LatentBatch(NamedTuple):
         latents: normalised composite latents, float32 ``(B, C, H, W)``.
         class_indices: the class of each image, int64 ``(B,)``.
         features: the encoder's patch features, fp16 as they are stored, ``(B, N, D)``; None unless they are stored and wanted.
-        words: a caption of each image; None unless they are stored.
+        words: a caption of each image, fp16 as it is stored; None where a model is told no words.
     """
 
     latents: Tensor
@@ -198,31 +199,53 @@ class LatentBatch(NamedTuple):
     words: Words | None = None
 
 
-class LatentDataset:
-    """Normalised composite latents for training, one sample per view."""
+def text_facts(facts: TokensIndex) -> TextFacts:
+    """What a condition of words is made of."""
+    return TextFacts(facts.width, facts.max_tokens, facts.encoder, tuple(facts.examples))
 
-    def __init__(self, folder: Path, with_features: bool) -> None:
-        """Raises :class:`UserError` naming a shard that is missing. Whether they are whole, ``reader.check`` says."""
+
+class LatentDataset:
+    """Normalised composite latents for training, one sample per view.
+
+    With captions, a sample's number goes on over the epochs, and each epoch draws a caption anew.
+    """
+
+    def __init__(self, folder: Path, with_features: bool, text: TextTokens | None = None) -> None:
+        """Raises :class:`UserError` naming a shard that is missing. Whether they are whole, ``reader.check`` says.
+
+        ``text``: the captions of the same images; None: a model is told no words.
+        """
         self.reader = ShardReader(folder, LatentsIndex)
         self.statistics = ChannelStatistics.load(folder / STATISTICS)
-        self.with_features = with_features
-        self.null_words: Words | None = None
-        self.text_facts: TextFacts | None = None
+        self.with_features, self.text = with_features, text
+        self.null_words = None if text is None else text.null_words
+        self.text_facts = None if text is None else text_facts(text.facts)
+        if text is not None and len(text) != len(self.reader):
+            raise UserError(
+                f"{text.reader.folder} has captions of {len(text)} images, but {folder} has {len(self.reader)} images; run `dvc repro`"
+            )
 
     @property
     def index(self) -> LatentsIndex:
         """What holds for all latents."""
         return self.reader.facts
 
+    @property
+    def counts_epochs(self) -> bool:
+        """As :class:`sfd.data.batches.BatchedDataset` says."""
+        return self.text is not None
+
     def __len__(self) -> int:
         return len(self.reader) * self.index.num_views
 
-    def __getitems__(self, indices: list[int]) -> LatentBatch:
-        """These samples, with features if they are wanted."""
+    def __getitems__(self, numbers: list[int]) -> LatentBatch:
+        """The samples of these numbers, with features if they are wanted."""
+        indices = [number % len(self) for number in numbers]
         images = [index // self.index.num_views for index in indices]
         latents = self.statistics.normalise(self._pick(LATENTS, images, indices).float())
         features = self._pick(FEATURES, images, indices) if self.with_features else None
-        return LatentBatch(latents, torch.stack(self.reader.rows(LABELS, images)), features)
+        words = None if self.text is None else self.text.words(images, numbers)
+        return LatentBatch(latents, torch.stack(self.reader.rows(LABELS, images)), features, words)
 
     def _pick(self, name: str, images: list[int], indices: list[int]) -> Tensor:
         views = [index % self.index.num_views for index in indices]

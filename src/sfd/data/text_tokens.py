@@ -16,6 +16,7 @@ from sfd.data.shards import Shard, ShardReader, missing_shards, shard_bounds, wr
 from sfd.errors import UserError
 from sfd.models.words import Words, stack_words
 from sfd.network_files import write_tensors
+from sfd.params import Params
 from sfd.progress import progress
 from sfd.seeding import derive_seed
 
@@ -147,6 +148,19 @@ class TextTokens:
         chosen = first + (choose_caption(self.seed, number, count))
         start, length = self.reader.span(SPANS, image, chosen, 1)[0].tolist()
         return self.reader.span(TOKENS, image, start, length)
+
+
+def open_captions(params: Params, latents: Path, shards: str = "shards") -> TextTokens | None:
+    """The captions of the images whose latents stage ``latents`` left in this folder; stage ``text`` left them beside it.
+
+    Args:
+        params: None is given unless their condition is `text`.
+        latents: the folder of the latents.
+        shards: which of its folders: `shards` or `heldout`.
+    """
+    if params.diffusion.model.condition != "text":
+        return None
+    return TextTokens(latents.with_name("text") / shards, params.seed)
 
 
 def choose_caption(seed: int, number: int, count: int) -> int:

@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sfd.data.latents import LatentDataset
 from sfd.data.networks import TEXTURE_VAE, check_networks
+from sfd.data.text_tokens import open_captions
 from sfd.diffusion.guidance import GuidanceScales
 from sfd.diffusion.samplers.euler import Euler
 from sfd.diffusion.sampling import Sampler
@@ -51,8 +53,9 @@ GRID_SAMPLER = Sampler(Euler, num_steps=50)
 
 
 def open_latents(params: Params, folder: Path) -> LatentDataset:
-    """The latents that stage ``latents`` left, with features if the loss needs the stored ones."""
-    return LatentDataset(folder / "shards", wants_features(params, "stored"))
+    """The latents that stage ``latents`` left in ``folder``, with features if the loss needs the stored ones, and with the captions that stage
+    ``text`` left beside if the model is told words."""
+    return LatentDataset(folder / "shards", wants_features(params, "stored"), open_captions(params, folder))
 
 
 def wants_features(params: Params, target: str) -> bool:
@@ -185,7 +188,7 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
         callbacks,
         runtime.sharding,
         params.training.more_ema_decays,
-        partial(check_shards, stage.workspace, "latents", [each.reader for each in read]),
+        partial(_check_read, stage.workspace, read),
     )
     if rank() != 0:
         return
@@ -205,10 +208,17 @@ def train_diffusion(stage: Stage, source: Path | None) -> None:
     stage.log_artifacts(*write_curve(stage.out, trained.curve))
 
 
+def _check_read(workspace: Workspace, read: Sequence[LatentDataset]) -> None:
+    """Checks the shards of latents and of captions. Raises :class:`UserError` as :func:`check_shards` does."""
+    check_shards(workspace, "latents", [each.reader for each in read])
+    check_shards(workspace, "text", [each.text.reader for each in read if each.text is not None])
+
+
 def _open_heldout(stage: Stage, dataset: LatentDataset) -> LatentDataset:
     """Latents of held-out images, normalised as those that the model is trained on."""
     wanted = wants_features(stage.params, "stored")
-    heldout = LatentDataset(stage.upstream("latents") / HELDOUT, wanted)
+    folder = stage.upstream("latents")
+    heldout = LatentDataset(folder / HELDOUT, wanted, open_captions(stage.params, folder, HELDOUT))
     heldout.statistics = dataset.statistics
     return heldout
 

@@ -79,7 +79,7 @@ STAGES: dict[str, Inputs] = {
             "diffusion.training.accumulation_steps",
             "diffusion.training.precision",
         ),
-        ("latents",),
+        ("latents", "text"),
         ("sfd.pipeline.schedule",),
     ),
     "diffusion": Inputs(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd.data.latents import LatentDataset
+from sfd.data.text_tokens import open_captions
 from sfd.diffusion.learnt import LearntCurve
 from sfd.diffusion.schedule import CurveSchedule
 from sfd.diffusion.terms.velocity import energy_weights
@@ -79,7 +80,8 @@ def _learn(stage: Stage, learnt: LearntParams, number: int) -> dict[str, Any]:
     """One learnt curve: its ``knots``, and ``way``: rows of the step and :data:`WATCHED`. A finished one is read."""
     done = stage.work / f"curve-{number}.json"
     if not done.is_file():
-        params, dataset = stage.params, LatentDataset(stage.upstream("latents") / "shards", with_features=False)
+        params, folder = stage.params, stage.upstream("latents")
+        dataset = LatentDataset(folder / "shards", with_features=False, text=open_captions(params, folder))
         task = build_task(params, learnt, dataset, number)
         prefix = "" if learnt.repeats == 1 else f"curve_{number}."
         work = stage.work / f"probe-{number}"

@@ -14,6 +14,7 @@ from sfd.bench.networks import (
     random_encoder,
     random_semantic,
     random_texture_vae,
+    text_of,
 )
 from sfd.bench.workloads import OneBatch, training_flops
 from sfd.diffusion.guidance import guided_velocity
@@ -43,7 +44,7 @@ def train_step(params: Params, shape: LatentShape) -> float:
 
     On average over the training, whose last steps show all tokens to all blocks with ``diffusion.sparse_deep``.
     """
-    image = OneBatch(shape, 1, wants_features(params, "stored"), params.seed)
+    image = OneBatch(shape, 1, wants_features(params, "stored"), params.seed, text_of(params))
     first, sparse = training_flops(params, shape, image), params.diffusion.sparse_deep
     if sparse is None or sparse.full_token_steps == 0:
         return first
