@@ -45,6 +45,12 @@ NEAR: dict[str, Any] = {
     "tune.space": {"schedule.knots": {"low": -1.0, "high": 1.0}},
 }
 """A search around the learnt curve."""
+HALVING: dict[str, Any] = {
+    "tune.kind": "training",
+    "tune.pruner": "none",
+    "tune.halving": {"base_steps": 400, "first_steps": 100},
+    "tune.space": {"schedule.tau": {"low": 0.0, "high": 0.8, "step": 0.2}},
+}
 
 
 def space(key: str, **values: Any) -> dict[str, Any]:
@@ -164,6 +170,57 @@ def space(key: str, **values: Any) -> dict[str, Any]:
             | {"tune.space": {"schedule.knots": {"low": -1.0, "high": 1.0}, "schedule.gamma": {"low": 1, "high": 2}}},
             ["so `schedule.gamma` would change nothing"],
             NEAR | {"tune.space": {"schedule.knots": {"low": -1.0, "high": 1.0}, STEPS: {"low": 5, "high": 6}}},
+        ),
+        (HALVING | {"tune.kind": "sampling"}, ["tune.space: `schedule.tau` cannot be searched"], HALVING),
+        (
+            HALVING | {"tune.objectives": ["fd", "kid"]},
+            ["ranks by a single objective", "has 2"],
+            HALVING | {"tune.objectives": ["kid"]},
+        ),
+        (
+            HALVING | {"tune.pruner": "hyperband"},
+            ["tune.halving ends poor candidates itself", "tune.pruner is `hyperband`"],
+            HALVING,
+        ),
+        (
+            HALVING | {"tune.space": {"schedule.tau": {"low": 0.0, "high": 1.0}}},
+            ["tune.space.schedule.tau: tune.halving needs its values one by one"],
+            HALVING | {"tune.space": {"schedule.tau": {"choices": [0.0, 0.1, 0.5]}}},
+        ),
+        (
+            HALVING | {"tune.space": HALVING["tune.space"] | {STEPS: {"choices": [5, 6]}}},
+            ["`sample.num_steps` is no part of the schedule"],
+            HALVING,
+        ),
+        (
+            HALVING | {"tune.space": {"schedule.tau": {"choices": [0.0, 0.3]}}},
+            ["tune.space has 2 candidates", "compares 3 to 100"],
+            HALVING | {"tune.space": {"schedule.tau": {"choices": [0.0, 0.3, 0.6]}}},
+        ),
+        (
+            HALVING | {"tune.space": {"schedule.kind": {"choices": ["offset", "power", "sync"]}}},
+            ["`sync` is another network than that of the shared start"],
+            HALVING | {"tune.space": {"schedule.kind": {"choices": ["offset", "power", "curve"]}}},
+        ),
+        (
+            HALVING | {"tune.space": HALVING["tune.space"] | {"schedule.gamma": {"choices": [1.0, 2.0]}}},
+            ["have the same schedule of kind `offset`", "remove what does not change it"],
+            HALVING | {"schedule.kind": "power", "tune.space": {"schedule.gamma": {"choices": [1.0, 2.0, 3.0]}}},
+        ),
+        (
+            HALVING | {"schedule.kind": "sync"},
+            ["schedule.kind is `sync`, but the shared start", "network with two times"],
+            HALVING | {"schedule.tau": {"low": 0.0, "high": 1.0}, "sample.schedule": {"tau": 0.5}},
+        ),
+        (
+            HALVING | {"tune.halving": {"base_steps": 400, "first_steps": 301}},
+            ["last 2 candidates for 1604 steps (400 + 301 * 2^2)", "num_steps 1600"],
+            HALVING | {"tune.halving": {"base_steps": 400, "first_steps": 300}},
+        ),
+        (
+            HALVING | {"diffusion.sparse_deep": {"first_blocks": 1, "last_blocks": 1, "full_token_steps": 200}},
+            ["with diffusion.sparse_deep the last steps depend on their length"],
+            HALVING,
         ),
         (TRAINING | {"tune.refine_steps": 10}, ["tune.refine_steps", "set it to 0"], TRAINING),
         (

@@ -9,6 +9,7 @@ from changed_params import DIGITS, leaves
 from support import REPOSITORY
 
 from sfd.params import (
+    HalvingParams,
     LearntParams,
     LoraParams,
     ModelSize,
@@ -251,6 +252,8 @@ texture_vae.source
 tracking.experiment
 tracking.required
 tune.confirm_repeats
+tune.halving.base_steps
+tune.halving.first_steps
 tune.heartbeat_seconds
 tune.kind
 tune.minutes
@@ -331,6 +334,7 @@ def test_the_keys_are_exactly_these_so_that_growth_is_a_decision() -> None:
     dumped["diffusion"]["sparse_deep"] = SparseDeepParams(full_token_steps=0).model_dump()
     dumped["schedule"]["learnt"] = LearntParams().model_dump()
     dumped["text"]["training"] = dumped["encoder"]["training"]
+    dumped["tune"]["halving"] = HalvingParams(base_steps=1, first_steps=1).model_dump()
     assert sorted(leaves(dumped)) == sorted(expanded)
 
 

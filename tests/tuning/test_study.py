@@ -10,11 +10,15 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from postgres import postgres_server
 from support import IN_ONE_PROCESS, Project, draw_images, small_params, wait_until
 
 from sfd.errors import UserError
-from sfd.tuning.evaluator import halves
+from sfd.generation.model import DiffusionModel
+from sfd.params import Params, with_values
+from sfd.tuning.evaluator import CandidateEvaluator, halves
+from sfd.tuning.halving import WarmStarts
 from sfd.tuning.storage import expand
 from sfd.tuning.study import tune
 from sfd.workspace import Workspace
@@ -255,6 +259,100 @@ def test_the_learnt_curve_is_tried_first_and_then_its_neighbourhood(project: Pro
     assert status == 0, output
     applied = Workspace.find().load_params().schedule
     assert (applied.kind, list(applied.knots), applied.learnt) == ("curve", found, None)
+
+
+def halve(project: Project, name: str = "halving", **tuned: Any) -> None:
+    """Three offsets, halved from a start along the range of all."""
+    halving = {
+        "study": name,
+        "kind": "training",
+        "repeats": 1,
+        "halving": {"base_steps": 2, "first_steps": 1},
+        "space": {"schedule.tau": {"choices": [0.0, 0.3, 0.6]}},
+    }
+    change(project, tune=halving | tuned)
+
+
+def scores(study: optuna.Study) -> dict[int, tuple[int, int, float]]:
+    """By slot: round, candidate and distance."""
+    complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    return {
+        trial.user_attrs["slot"]: (trial.user_attrs["round"], trial.user_attrs["candidate"], trial.values[0])
+        for trial in complete
+    }
+
+
+def test_halving_goes_on_where_it_was_interrupted_and_the_last_two_are_confirmed_from_scratch(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halve(project)
+    tune(Workspace.find())
+    whole = load(project, "halving")
+    assert [(place, number) for place, number, _ in scores(whole).values()][:3] == [(0, 0), (0, 1), (0, 2)]
+    assert len(scores(whole)) == 5 and {place for place, _, _ in scores(whole).values()} == {0, 1}
+    confirmed = whole.user_attrs["confirmation"]
+    assert [name.split(" (")[0] for name in confirmed] == ["best", "second"]
+    assert all(len(found["values"]["fd"]) == 2 for found in confirmed.values())
+    assert (project.result("tune") / "rounds.png").is_file()
+    assert not list((project.folder / ".sfd" / "tune").iterdir()), "passing work is removed"
+
+    halve(project, "stopped", minutes=1e-6)
+    with pytest.raises(SystemExit):
+        tune(Workspace.find())
+    halve(project, "stopped")
+    train, calls = WarmStarts.model, list[str]()
+
+    def killed(self: WarmStarts, candidate: Params, name: str, steps: int) -> DiffusionModel:
+        calls.append(name)
+        if len(calls) == 4:  # in the second round, and between two steps
+            train(self, candidate, name, steps)
+            raise KeyboardInterrupt
+        return train(self, candidate, name, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WarmStarts, "model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(Workspace.find())
+    tune(Workspace.find())
+    again = load(project, "stopped")
+    assert scores(again) == scores(whole)
+    best = [next(iter(study.user_attrs["confirmation"].values())) for study in (whole, again)]
+    assert best[0] == best[1], "the same schedule, and the same fresh trainings"
+    status, output = project.run("sfd", "tune", "apply", "stopped")
+    assert status == 0, output
+    applied = Workspace.find().load_params()
+    assert (applied.schedule.tau, applied.sample.schedule) == (best[0]["params"]["schedule.tau"], None)
+
+
+def test_a_candidate_that_goes_on_is_the_same_to_the_last_bit_as_one_that_was_longer_from_the_beginning(
+    project: Project,
+) -> None:
+    halve(project)
+    workspace = Workspace.find()
+    params = workspace.load_params()
+    starts = WarmStarts(params, CandidateEvaluator(workspace, params), project.folder / "warm")
+    candidate = with_values(params, {"schedule.tau": 0.6, "sample.schedule": None})
+    first = starts.model(candidate, "a", 1).network.state_dict()
+    longer = starts.model(candidate, "a", 2).network.state_dict()
+    whole = starts.model(candidate, "b", 2).network.state_dict()
+    other = starts.model(with_values(candidate, {"schedule.tau": 0.0}), "c", 2).network.state_dict()
+    assert all(torch.equal(longer[name], whole[name]) for name in whole)
+    assert any(not torch.equal(first[name], longer[name]) for name in whole)
+    assert any(not torch.equal(other[name], longer[name]) for name in whole)
+
+
+def test_minutes_that_run_out_end_halving_with_the_place_and_a_worker_can_do_all_rounds(project: Project) -> None:
+    tracking = {"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"]}
+    halve(project, minutes=1e-6)
+    status, output = project.run("sfd", "tune", **tracking)
+    assert status == 2 and "study `halving` is not over: round 1 (1 steps after 2 shared ones) has 0 of 3" in output
+    assert "the same command continues" in output and "Traceback" not in output
+    halve(project)
+    status, output = project.run("sfd", "tune", "--worker", **tracking)
+    assert status == 0 and "5 complete" in output, output
+    status, output = project.run("sfd", "tune", **tracking)
+    assert status == 0 and "Rounds:" in output and "from scratch" in output, output
+    assert len(load(project, "halving").trials) == 5
 
 
 def test_values_that_do_not_fit_together_fail_their_trial_and_not_the_study(project: Project) -> None:

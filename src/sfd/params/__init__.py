@@ -16,6 +16,7 @@ from sfd.params.diffusion import (
     registered_model,
 )
 from sfd.params.grid import check_patch_size, check_token_groups, shared_grid
+from sfd.params.halving import candidate_values, candidates, round_sizes, round_steps
 from sfd.params.judging import known_metrics
 from sfd.params.mistakes import describe_mistakes, shown
 from sfd.params.networks import (
@@ -37,6 +38,7 @@ from sfd.params.operations import (
     VARIABLE,
     EvaluateParams,
     GateParams,
+    HalvingParams,
     RegisterParams,
     SpaceParams,
     TrackingParams,
@@ -101,6 +103,7 @@ __all__ = [
     "Fraction",
     "GateParams",
     "GuidanceParams",
+    "HalvingParams",
     "InferenceRuntime",
     "JudgeParams",
     "LatentsParams",
@@ -134,6 +137,8 @@ __all__ = [
     "TrainingRuntime",
     "TuneParams",
     "as_yaml",
+    "candidate_values",
+    "candidates",
     "check_patch_size",
     "check_sampling_schedule",
     "check_storage_address",
@@ -153,6 +158,8 @@ __all__ = [
     "parse_yaml",
     "read_tree",
     "registered_model",
+    "round_sizes",
+    "round_steps",
     "select",
     "shared_grid",
     "shown",

@@ -181,6 +181,18 @@ OBJECTIVES = ("fd", "fid", "fdr", "kid", "class_accuracy", "evaluations", "secon
 Objective = Annotated[str, Field(pattern=rf"^({'|'.join(OBJECTIVES)}|fd_\w[\w.-]*)$")]
 
 
+class HalvingParams(Section):
+    """Successive halving of the schedules in ``tune.space``: all go on from one training, and after each round the better half goes on."""
+
+    base_steps: Positive = Field(
+        description="steps of the training from which all candidates go on, along the section `schedule` as it stands"
+    )
+    first_steps: Positive = Field(
+        description="steps of each candidate in the first round, along its own schedule. Each round doubles the steps since the shared start, "
+        "until two candidates are left, which are then trained from scratch"
+    )
+
+
 class TuneParams(Section):
     """An Optuna study (``sfd tune``)."""
 
@@ -237,6 +249,11 @@ class TuneParams(Section):
         strict=False,
         description="settings that are tried first. `learnt`: the curve of stage `schedule`, around which `schedule.knots` are searched; `even`: "
         "even steps, for each number of steps of `sample.times`",
+    )
+    halving: HalvingParams | None = Field(
+        None,
+        description="compare the schedules of `space`, given by `choices` or a `step`, by successive halving (`training`). `trials` and `sampler` "
+        "then say nothing, and the learning rate is constant after its warm-up. null: an ordinary search",
     )
     space: dict[str, SpaceParams] = Field(
         min_length=1,

@@ -10,6 +10,7 @@ from typing import Any
 
 from sfd.errors import UserError
 from sfd.names import FDR, INCEPTION, distance_name, kind_of, nearest
+from sfd.params.halving import check_halving
 from sfd.params.judging import encoder_metrics
 from sfd.params.operations import VARIABLE, SpaceParams
 from sfd.params.parse import with_values
@@ -218,7 +219,7 @@ def _check_start(params: Params) -> None:
     tune = params.tune
     if len(set(tune.start)) < len(tune.start):
         raise UserError(f"tune.start {list(tune.start)} name one twice: remove it")
-    if tune.trials < len(start_values(params)):
+    if tune.trials < len(start_values(params)) and tune.halving is None:
         raise UserError(
             f"tune.trials is {tune.trials}, but tune.start has {len(start_values(params))} starting points: raise it to more than that"
         )
@@ -237,6 +238,7 @@ RULES = (
     _check_times,
     _check_knots,
     _check_start,
+    check_halving,
 )
 
 

@@ -10,6 +10,7 @@ from sfd.seeding import derive_seed
 from sfd.tuning.cells import BEST
 from sfd.tuning.evaluator import CONFIRMATION, CandidateEvaluator
 from sfd.tuning.front import EVEN, front
+from sfd.tuning.rounds import confirmed_names, is_halving
 from sfd.tuning.space import settings
 
 if TYPE_CHECKING:
@@ -43,7 +44,12 @@ def confirm(study: "Study", params: Params, evaluator: CandidateEvaluator, folde
 
 
 def candidates(study: "Study", params: Params) -> dict[str, dict[str, Any]]:
-    """The values of each candidate, by its name. If there is a Pareto front, the best trial is the one that is best in the first objective."""
+    """The values of each candidate, by its name. Of a halving study, those of its last round.
+
+    If there is a Pareto front, the best trial is the one that is best in the first objective.
+    """
+    if is_halving(study):
+        return {name: settings(trial) for name, trial in confirmed_names(study).items()}
     best = min(
         study.best_trials, key=lambda trial: trial.values[0] * (1 if study.directions[0].name == "MINIMIZE" else -1)
     )

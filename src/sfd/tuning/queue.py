@@ -115,10 +115,14 @@ class Queue:
         """
         from optuna.trial import TrialState
 
-        slots = _by_slot(self.trials())
-        for trial in itertools.chain(*slots.values()):
+        for trial in itertools.chain(*by_slot(self.trials()).values()):
             if trial.state == TrialState.WAITING and trial.user_attrs["slot"] >= trials and self._take(trial):
                 self._finish(trial.number, TrialState.FAIL, reason=f"{WITHDRAWN}tune.trials is {trials} now")
+        self.extend(trials, starts)
+
+    def extend(self, trials: int, starts: Sequence[Mapping[str, Any]] = ()) -> None:
+        """:meth:`fill`, which takes nothing away."""
+        slots = by_slot(self.trials())
         for slot in range(trials):
             if slot not in slots:
                 values = dict(starts[slot]) if slot < len(starts) else {}
@@ -145,7 +149,7 @@ class Queue:
                 if self._finish(trial.number, TrialState.FAIL, reason=LOST):
                     dead.append(trial)
         # Also trials that an observer failed, if it was killed before it could enqueue the second attempt.
-        ended = [slot[-1] for slot in _by_slot(trials).values() if _last_reason(slot) == LOST]
+        ended = [slot[-1] for slot in by_slot(trials).values() if _last_reason(slot) == LOST]
         for trial in dead + ended:
             if trial.user_attrs["attempt"] == 1:
                 self._repeat(trial, 2)
@@ -296,7 +300,7 @@ def _withdrawn(trial: "FrozenTrial") -> bool:
     return trial.state.name == "FAIL" and str(trial.user_attrs.get("reason", "")).startswith(WITHDRAWN)
 
 
-def _by_slot(trials: list["FrozenTrial"]) -> dict[int, list["FrozenTrial"]]:
+def by_slot(trials: list["FrozenTrial"]) -> dict[int, list["FrozenTrial"]]:
     """The trials of each slot by number, without withdrawn ones."""
     slots = defaultdict(list)
     for trial in trials:
@@ -308,6 +312,14 @@ def _by_slot(trials: list["FrozenTrial"]) -> dict[int, list["FrozenTrial"]]:
 def _attempt_key(trial: "FrozenTrial") -> tuple[int, int | None]:
     """Equal for two trials that do the same work, so that one of them is superfluous."""
     return trial.user_attrs["slot"], trial.user_attrs["after"]
+
+
+def is_done(trials: list["FrozenTrial"]) -> bool:
+    """Whether a slot with these trials is not run again, unless somebody interrupted it: one is complete, or the last failed for good."""
+    if any(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials):
+        return True
+    reason = _last_reason(trials)
+    return reason is not None and reason != INTERRUPTED and (reason != LOST or trials[-1].user_attrs["attempt"] > 1)
 
 
 def _last_reason(trials: list["FrozenTrial"]) -> str | None:

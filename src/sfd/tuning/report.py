@@ -29,12 +29,15 @@ from sfd.tuning.cells import (
 )
 from sfd.tuning.figures import BASELINE, Picture, draw_study, short_names, with_direction
 from sfd.tuning.front import EVEN, draw_fronts, front_table, pick
+from sfd.tuning.rounds import describe_rounds, draw_rounds, is_halving, leaders, rounds_table
 from sfd.tuning.space import settings
 
 
 def table(study: Study) -> str:
     """Trials, confirmation and verdicts as plain text. Trials have one row each, by number; ``*`` marks the best, or the Pareto front."""
     parts = [f"Study {study.study_name}: {_headline(study)}", text_of(_trial_table(study))]
+    if is_halving(study):
+        parts.append(f"Rounds:\n{text_of(rounds_table(study))}")
     points = front_table(study)
     if points is not None:
         parts.append(f"Pareto front:\n{text_of(points)}")
@@ -63,9 +66,14 @@ def choose(study: Study, number: int | None, within: str | None = None) -> Froze
             points = ", ".join(str(trial.number) for trial in sorted(study.best_trials, key=lambda trial: trial.number))
             raise UserError(
                 f"study {study.study_name} has several objectives, so no single best trial; choose one of its Pareto front with --trial: {points}, "
-                "or with --within, e.g. --within {objectives_of(study)[-1][0]}=LIMIT"
+                f"or with --within, e.g. --within {objectives_of(study)[-1][0]}=LIMIT"
             )
-        return complete[study.best_trial.number]
+        best = leaders(study)
+        if not best:
+            raise UserError(
+                f"study {study.study_name} has no best trial until its last round is over: {describe_rounds(study)}; run `sfd tune`"
+            )
+        return best[0]
     if number not in complete:
         states = {trial.number: state_of(trial) for trial in study.get_trials(deepcopy=False)}
         what = f"is {states[number]}" if number in states else "does not exist"
@@ -82,22 +90,23 @@ def write_report(study: Study, folder: Path) -> list[Path]:
     no other file and no network.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures, not_drawn = draw_study(study, folder)
-    pictures = draw_fronts(study, folder) + pictures
+    if is_halving(study):
+        pictures, not_drawn = draw_rounds(study, folder / "rounds.png"), list[str]()
+    else:
+        pictures, not_drawn = draw_study(study, folder)
+        pictures = draw_fronts(study, folder) + pictures
     files = [folder / "report.html", folder / "trials.csv"]
     files[0].write_text(_page(study, pictures, not_drawn), encoding="utf-8")
     _write_csv(study, files[1])
-    if len(study.directions) == 1 and pictures:
+    if len(study.directions) == 1 and leaders(study):
         files.append(folder / "best.yaml")
         files[-1].write_text(_best_yaml(study), encoding="utf-8")
     return [*files, *(picture.path for picture in pictures)]
 
 
 def _best_numbers(study: Study) -> list[int]:
-    """Numbers of the best trial or of the Pareto front; empty if no trial is complete."""
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        return []
-    return sorted(trial.number for trial in (study.best_trials if len(study.directions) > 1 else [study.best_trial]))
+    """Numbers of the best trial or of the Pareto front; empty if there is none yet."""
+    return sorted(trial.number for trial in leaders(study))
 
 
 def _headline(study: Study) -> str:
@@ -183,7 +192,7 @@ def verdicts(study: Study) -> list[str]:
         said = [f"{WORDS[verdict]} {_joined(names)}" for verdict, names in grouped.items()]
         sentences.append(f"Verdict on {objective}: {reference} {'; it '.join(said) or 'stands alone'}.")
     best = _best_numbers(study)
-    if len(study.directions) == 1 and reference.startswith("best") and f"trial {best[0]})" not in reference:
+    if len(study.directions) == 1 and best and reference.startswith("best") and f"trial {best[0]})" not in reference:
         sentences.append(f"Trial {best[0]} is the best now, but it is not confirmed.")
     return [*sentences, "In brackets: the mean difference over the same seeds, and its 95 % interval (Student's t)."]
 
@@ -236,7 +245,7 @@ def _write_csv(study: Study, file: Path) -> None:
 
 
 def _best_yaml(study: Study) -> str:
-    best, objective = study.best_trial, study.user_attrs["objectives"][0]
+    (best,), objective = leaders(study), study.user_attrs["objectives"][0]
     nested: dict[str, Any] = {}
     for key, value in settings(best).items():
         place = nested
@@ -253,6 +262,7 @@ def _page(study: Study, pictures: list[Picture], not_drawn: list[str]) -> str:
 
     template = importlib.resources.files("sfd.tuning").joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    best = next(iter(leaders(study)), None) if len(study.directions) == 1 else None
     images = [base64.b64encode(picture.path.read_bytes()).decode() for picture in pictures]
     return environment.from_string(template).render(
         name=study.study_name,
@@ -263,8 +273,9 @@ def _page(study: Study, pictures: list[Picture], not_drawn: list[str]) -> str:
         confirmation=_confirmation_table(study),
         confirmation_repeats=confirmation_repeats(study) if study.user_attrs.get("confirmation") else 0,
         baseline=study.user_attrs["baseline"],
-        best_values=settings(study.best_trial) if len(study.directions) == 1 and pictures else {},
-        best=study.best_trial if len(study.directions) == 1 and pictures else None,
+        best_values={} if best is None else settings(best),
+        rounds_of_halving=rounds_table(study) if is_halving(study) else None,
+        best=best,
         pictures=list(zip(pictures, images, strict=True)),
         not_drawn=not_drawn,
     )

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Literal
 
 from sfd.errors import UserError, redact
 from sfd.names import is_higher_better
-from sfd.params import TIMES, Params, TuneParams, check_study, current_value, select, start_values, to_tree
+from sfd.params import (
+    TIMES,
+    Params,
+    TuneParams,
+    candidates,
+    check_study,
+    current_value,
+    select,
+    start_values,
+    to_tree,
+)
 from sfd.pipeline.inputs import STAGES, published
 from sfd.pipeline.stage import Stage, stage
 from sfd.tuning.queue import Queue, run
@@ -140,6 +150,7 @@ def _check_signature(workspace: Workspace, queue: Queue, params: Params) -> None
 def _run_study(current: Stage) -> None:
     from sfd.tuning.confirmation import confirm
     from sfd.tuning.report import table, write_report
+    from sfd.tuning.rounds import leaders
     from sfd.tuning.runs import settle_runs
     from sfd.tuning.trials import work_folder
 
@@ -153,20 +164,45 @@ def _run_study(current: Stage) -> None:
     )
     parent = current.run.wait_for_run_id(PARENT_WAIT_S)
     queue.study.set_user_attr("mlflow_run_id", parent)
-    queue.fill(params.tune.trials, start_values(params))
+    if params.tune.halving is None:
+        queue.fill(params.tune.trials, start_values(params))
     evaluator = _take_trials(workspace, queue, params, parent)
     if not any(trial.state.name == "COMPLETE" for trial in queue.trials()):
-        reasons = [trial.user_attrs["reason"] for trial in queue.trials() if "reason" in trial.user_attrs]
-        raise UserError(f"no trial of study `{params.tune.study}` was completed: {'; '.join(reasons[:3])}")
+        if params.tune.halving is not None:
+            _check_over(queue, params)
+        raise UserError(f"no trial of study `{params.tune.study}` was completed: {'; '.join(_reasons(queue)[:3])}")
+    _check_over(queue, params)
     confirm(queue.study, params, evaluator, work_folder(workspace, study_id))
     files = write_report(queue.study, current.out)
     settle_runs(workspace, queue, params.tracking, parent)
-    best = queue.study.best_trials[0]
+    best = leaders(queue.study)[0]
     current.log({f"best/{name}": value for name, value in zip(params.tune.objectives, best.values, strict=True)})
     current.log_artifacts(*files)
     shutil.rmtree(work_folder(workspace, study_id))  # also what killed workers left there
     print(table(queue.study))
     print(describe_counts(queue, params))
+
+
+def _reasons(queue: Queue) -> list[str]:
+    return [trial.user_attrs["reason"] for trial in queue.trials() if "reason" in trial.user_attrs]
+
+
+def _check_over(queue: Queue, params: Params) -> None:
+    """Raises :class:`UserError` if the last round of a halving study is not over: until then there is no best schedule."""
+    from sfd.tuning.rounds import describe_rounds, rounds_of
+
+    if params.tune.halving is None:
+        return
+    current = rounds_of(queue.study)[-1]
+    if current.last and current.over and not current.found:
+        raise UserError(
+            f"no training of round {current.place + 1} of study `{params.tune.study}` was completed: {'; '.join(_reasons(queue)[-2:])}"
+        )
+    if not (current.last and current.over):
+        raise UserError(
+            f"study `{params.tune.study}` is not over: {describe_rounds(queue.study)}, and tune.minutes is {params.tune.minutes:g}; the same "
+            f"command continues, and `sfd tune report {params.tune.study}` shows the rounds so far"
+        )
 
 
 def open_study(workspace: Workspace, params: Params) -> Queue:
@@ -186,19 +222,25 @@ def open_study(workspace: Workspace, params: Params) -> Queue:
     study.set_user_attr("baseline", {key: current_value(params, key) for key in tune.space})
     study.set_user_attr("num_images", tune.num_images)
     study.set_user_attr("repeats", tune.repeats)
+    if tune.halving is not None:
+        study.set_user_attr("halving", tune.halving.model_dump() | {"candidates": candidates(params)})
     return queue
 
 
 def _take_trials(workspace: Workspace, queue: Queue, params: Params, parent: str | None) -> "CandidateEvaluator":
     """Runs trials until the queue is empty or ``tune.minutes`` are over; returns the evaluator."""
     from sfd.tuning.evaluator import CandidateEvaluator
+    from sfd.tuning.halving import HalvingTrials, run_rounds
     from sfd.tuning.trials import Trials
 
     deadline = time.monotonic() + 60.0 * params.tune.minutes
     evaluator = CandidateEvaluator(workspace, params)
     queue.study.set_user_attr("num_reference", evaluator.num_reference)
     try:
-        run(queue, Trials(workspace, params, evaluator, queue.study.user_attrs["id"], parent), deadline)
+        if params.tune.halving is None:
+            run(queue, Trials(workspace, params, evaluator, queue.study.user_attrs["id"], parent), deadline)
+        else:
+            run_rounds(queue, HalvingTrials(workspace, params, evaluator, queue, parent), deadline)
     except (KeyboardInterrupt, SystemExit):
         print(f"{describe_counts(queue, params)}; the same command continues")
         raise

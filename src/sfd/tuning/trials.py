@@ -47,7 +47,7 @@ class Trials:
             UserError: the values do not fit together, or the training diverged.
         """
         proposed = propose(trial, self.space)
-        values = settle(proposed, self.learnt)
+        values = self.settled(proposed)
         if values != proposed:
             trial.set_user_attr(SETTINGS, values)
         prefix = f"trial-{trial.number:04d}-"
@@ -57,7 +57,7 @@ class Trials:
         ):
             folder = Path(own)
             candidate = with_values(self.params, values)
-            model = self._model(trial, candidate, folder, run)
+            model = self.model(trial, candidate, folder, run)
             found: list[Repeat] = []
             for repeat in range(self.params.tune.repeats):
                 found.append(self.evaluator.score(model, candidate, STUDY, repeat))
@@ -71,7 +71,13 @@ class Trials:
             run.log_metrics({f"objective/{name}": value for name, value in means.items()})
         return list(means.values())
 
-    def _model(self, trial: "Trial", candidate: Params, folder: Path, run: Run) -> DiffusionModel:
+    def settled(self, proposed: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of params.yaml that Optuna's stand for."""
+        return settle(proposed, self.learnt)
+
+    def model(self, trial: "Trial", candidate: Params, folder: Path, run: Run) -> DiffusionModel:
+        """The candidate's model. ``folder``: for temporary files of this trial."""
+
         def look(model: DiffusionModel, step: int) -> None:
             scored = self.evaluator.score(model, candidate, STUDY, 0)
             run.log_metrics({f"intermediate/{name}": value for name, value in scored.metrics.items()}, step)
