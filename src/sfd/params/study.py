@@ -10,7 +10,7 @@ from typing import Any
 
 from sfd.errors import UserError
 from sfd.names import FDR, INCEPTION, distance_name, kind_of, nearest
-from sfd.params.halving import check_halving
+from sfd.params.halving import candidate_values, check_halving
 from sfd.params.judging import encoder_metrics
 from sfd.params.operations import VARIABLE, SpaceParams
 from sfd.params.parse import with_values
@@ -263,9 +263,9 @@ def ends(space: SpaceParams) -> list[Any]:
 def _check_value(params: Params, key: str, value: Any) -> None:
     """A value must fit the parameters as they are, or together with some values of the other keys."""
     try:
-        with_values(params, {key: value})
+        with_values(params, _in_trial(params, {key: value}))
     except UserError as error:
-        if not any(fits(params, values | {key: value}) for values in combinations(params, key)):
+        if not any(fits(params, _in_trial(params, values | {key: value})) for values in combinations(params, key)):
             raise UserError(f"tune.space.{key}: {error}") from None
 
 
@@ -278,7 +278,12 @@ def combinations(params: Params, but: str) -> Iterator[dict[str, Any]]:
 def holds_whole_numbers(params: Params, key: str) -> bool:
     """Whether a searched interval's key refuses fractions; such a key refuses even 2.0."""
     low = float(ends(params.tune.space[key])[0])
-    return not any(fits(params, values | {key: low}) for values in ({}, *combinations(params, key)))
+    return not any(fits(params, _in_trial(params, values | {key: low})) for values in ({}, *combinations(params, key)))
+
+
+def _in_trial(params: Params, values: dict[str, Any]) -> dict[str, Any]:
+    """What a trial with these values changes in params.yaml."""
+    return values if params.tune.halving is None else candidate_values(params, values)
 
 
 def fits(params: Params, values: Mapping[str, Any]) -> bool:
