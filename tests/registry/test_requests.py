@@ -20,6 +20,12 @@ def test_without_values_the_registered_settings_stay_and_given_ones_take_their_p
     assert (changed.guidance.scale_texture, changed.guidance.scale_semantic) == (1.5, 2.0)
 
 
+def test_places_of_steps_stay_with_their_number_and_another_number_of_steps_is_even() -> None:
+    placed = Settings.model_validate(SAMPLE | {"num_steps": 2, "times": [0.0, 0.3]})
+    assert apply_request(placed, FIXED, {"num_steps": 2, "scale_semantic": 2.0}).times == (0.0, 0.3)
+    assert (apply_request(placed, FIXED, {"num_steps": 5}).times, placed.times) == (None, (0.0, 0.3))
+
+
 def test_guidance_of_an_unguided_version_is_classifier_free_and_a_scale_of_one_leaves_it_unguided() -> None:
     assert apply_request(UNGUIDED, FIXED, {"scale_texture": 2.0}).guidance.kind == "cfg"
     assert apply_request(UNGUIDED, FIXED, {"scale_texture": 1.0, "scale_semantic": 1.0}) == UNGUIDED

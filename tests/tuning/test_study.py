@@ -20,7 +20,7 @@ from sfd.params import Params, with_values
 from sfd.tuning.evaluator import CandidateEvaluator, halves
 from sfd.tuning.halving import WarmStarts
 from sfd.tuning.storage import expand
-from sfd.tuning.study import tune
+from sfd.tuning.study import signature, tune
 from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
@@ -304,7 +304,7 @@ def test_halving_goes_on_where_it_was_interrupted_and_the_last_two_are_confirmed
 
     def killed(self: WarmStarts, candidate: Params, name: str, steps: int) -> DiffusionModel:
         calls.append(name)
-        if len(calls) == 4:  # in the second round, and between two steps
+        if len(calls) == 4:  # in the second round, before the trained model is scored
             train(self, candidate, name, steps)
             raise KeyboardInterrupt
         return train(self, candidate, name, steps)
@@ -339,6 +339,8 @@ def test_a_candidate_that_goes_on_is_the_same_to_the_last_bit_as_one_that_was_lo
     assert all(torch.equal(longer[name], whole[name]) for name in whole)
     assert any(not torch.equal(first[name], longer[name]) for name in whole)
     assert any(not torch.equal(other[name], longer[name]) for name in whole)
+    other_start = with_values(params, {"schedule.tau": {"low": 0.0, "high": 0.9}})
+    assert signature(workspace, other_start) != signature(workspace, params), "the candidates would not be comparable"
 
 
 def test_minutes_that_run_out_end_halving_with_the_place_and_a_worker_can_do_all_rounds(project: Project) -> None:

@@ -31,6 +31,8 @@ def apply_request(registered: "Settings", model: "DiffusionModel", given: Mappin
             raise ValueError(
                 f"the number of steps cannot be chosen: this model samples with {registered.sampler}, which chooses them"
             )
+        if given["num_steps"] != registered.num_steps:
+            tree["times"] = None  # they are of the registered number of steps; others are even
         tree["num_steps"] = given["num_steps"]
     scales = {key: given[key] for key in ("scale_texture", "scale_semantic") if key in given}
     tree["guidance"] |= scales

@@ -124,8 +124,10 @@ def reports(params: Params) -> int:
 def signature(workspace: Workspace, params: Params) -> str:
     """sha256 of everything that all trials of one study share. Trials with another signature cannot join the study."""
     tree = to_tree(params)
+    # The shared start of a halving study follows the schedule that params.yaml has.
+    searched = [] if params.tune.halving is not None else list(params.tune.space)
     also = ["sample.num_steps"] if TIMES in params.tune.space else []
-    for key in (*params.tune.space, *also, "sample.num_images", *(f"tune.{name}" for name in BUDGET)):
+    for key in (*searched, *also, "sample.num_images", *(f"tune.{name}" for name in BUDGET)):
         way, _, last = key.rpartition(".")
         node = select(tree, way)
         if isinstance(node, list):
