@@ -20,6 +20,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,13 +128,10 @@ def halve(trainings: Trainings, kept: Kept, taus: list[float], seed: int) -> lis
     ranking, going, before = list[float](), list(taus), 0
     for place, size in enumerate(round_sizes(len(taus))):
         until = round_steps(halving.first_steps, place)
-        scores = {
-            tau: kept.point(
-                f"halving seed {seed} round {place} tau {tau:g}",
-                lambda tau=tau, before=before, until=until: trainings.goes_on(tau, seed, before, until),
-            )["fd"]
-            for tau in going[:size]
-        }
+        scores = dict[float, float]()
+        for tau in going[:size]:
+            name = f"halving seed {seed} round {place} tau {tau:g}"
+            scores[tau] = kept.point(name, partial(trainings.goes_on, tau, seed, before, until))["fd"]
         going, before = sorted(scores, key=lambda tau: scores[tau]), until
         dropped = going[math.ceil(len(going) / 2) :] if len(going) > 2 else going
         ranking = [*dropped, *ranking]
@@ -202,9 +200,7 @@ def main(
     rankings = [halve(trainings, kept, taus, seed) for seed in range(seeds)]
     for seed in range(seeds):
         for each in taus:
-            kept.point(
-                f"separate tau {each:g} seed {seed}", lambda each=each, seed=seed: trainings.separate(each, seed)
-            )
+            kept.point(f"separate tau {each:g} seed {seed}", partial(trainings.separate, each, seed))
     halving = trainings.params.tune.halving
     assert halving is not None
     print(report(kept, taus, seeds, rankings, halving.base_steps))

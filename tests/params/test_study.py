@@ -213,9 +213,9 @@ def space(key: str, **values: Any) -> dict[str, Any]:
             HALVING | {"schedule.tau": {"low": 0.0, "high": 1.0}, "sample.schedule": {"tau": 0.5}},
         ),
         (
-            HALVING | {"tune.halving": {"base_steps": 400, "first_steps": 301}},
-            ["last 2 candidates for 1604 steps (400 + 301 * 2^2)", "num_steps 1600"],
-            HALVING | {"tune.halving": {"base_steps": 400, "first_steps": 300}},
+            HALVING | {"tune.halving": {"base_steps": 400, "first_steps": 701}},
+            ["last 2 candidates for 3204 steps (400 + 701 * 2^2)", "num_steps 3200"],
+            HALVING | {"tune.halving": {"base_steps": 400, "first_steps": 700}},
         ),
         (
             HALVING | {"diffusion.sparse_deep": {"first_blocks": 1, "last_blocks": 1, "full_token_steps": 200}},

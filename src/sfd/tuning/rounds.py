@@ -124,7 +124,7 @@ def rounds_table(study: Study) -> Table:
             "" if trial is None else score(trial.user_attrs["values"][objective], study.user_attrs["repeats"])
             for trial in trials
         ]
-        name = None if trials[-1] is None else named.get(trials[-1].number)
+        name = "" if trials[-1] is None else named.get(trials[-1].number, "")
         values = confirmation.get(name, {}).get("values", {}).get(objective, [])
         if confirmation:
             cells.append(score(values, confirmation_repeats(study)))
