@@ -60,6 +60,8 @@ def draw_study(study: Study, folder: Path) -> tuple[list[Picture], list[str]]:
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         return [], ["There are no pictures yet: no trial is complete."]
     for index, objective in enumerate(objectives):
+        if objective == "evaluations":
+            continue  # they follow from the values, and the front shows them
         view = _View(study, index, objective)
         suffix = f"_{objective}" if len(objectives) > 1 else ""
         pictures += [_draw_curve(view, key, folder / f"curve_{key}{suffix}.png") for key in view.numeric_keys()]

@@ -185,7 +185,7 @@ def _draw_front(study: Study, pair: Sequence[int], path: Path) -> Picture:
         if found:
             x, y = ([estimate(values[objectives[n][0]]).mean for values in found] for n in (across, up))
             axes.plot(x, y, "sD"[number], color=PALETTE[2 + number], markersize=7, markerfacecolor="none", label=label)
-    few_ticks(axes.xaxis)
+    few_ticks(axes.xaxis, whole=objectives[across][0] == "evaluations")
     few_ticks(axes.yaxis)
     legend(figure, *axes.get_legend_handles_labels())
     save_figure(figure, path)
