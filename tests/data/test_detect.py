@@ -20,6 +20,14 @@ FOUND: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
         "pets",
         {"source": "folder"},
     ),
+    "images of which a few were sorted into a folder": (
+        FLAT | images("female/"),
+        "",
+        {"source": "folder", "layout": "flat"},
+    ),
+    "a few images beside class folders": (CAT_DOG | images("", 2), "", {"source": "folder"}),
+    "images beside their masks": (FLAT | images("masks/"), "", {"source": "folder"}),
+    "images beside a split": (FLAT | images("val/"), "", {"source": "folder"}),
     "a table beside the images": (FLAT | TABLE, "", {"source": "folder", "labels": "labels.csv"}),
     "a table beside a folder of images": (
         images("images/", 4) | {"metadata.csv": f"file_name,label\n{ROWS}"},

@@ -106,6 +106,18 @@ RIGHT = {
         IN_CAT_DOG,
         {".json": 1, ".xml": 1, ".npy": 1, ".html": 1, ".pdf": 1, "LICENSE": 1},
     ),
+    "a file per image of a kind that nobody knows, and one of them for all": Case(
+        CAT_DOG | {"cat/0.png.mcmeta": "{}", "dog/0.png.mcmeta": "{}", "dog/1.kra": "x", "pack.xyz": "", "tools/a.zig": "x"},
+        IN_CAT_DOG,
+        {".mcmeta": 2, ".kra": 1, ".xyz": 1, ".zig": 1},
+    ),
+    "a few images sorted into a folder, said to be no class": Case(
+        FLAT | images("female/"),
+        {"image": (5, 1)},
+        options={"layout": "flat"},
+        layout="one folder without classes",
+        note="4 images lie directly in the folder and 2 in subfolders (`female`), which are no classes",
+    ),
     "a folder of companions is no class": Case(CAT_DOG | {"notes/a/b.txt": "x"}, IN_CAT_DOG, {".txt": 1}),
     "files of other formats": Case(
         images("cat/", 1, 0, ".tiff") | images("cat/", 1, 1, ".gif") | images("dog/", 1, 0, ".avif")
@@ -249,7 +261,8 @@ WRONG = {
         CAT_DOG | {"cat/x.HEIC": b"\0\0\0\x18ftypheic" + bytes(60)},
         "1 of 5 files .* most often: HEIC, which needs the package pillow-heif",
     ),
-    "a file of unknown kind": Wrong(CAT_DOG | {"cat/x.xyz": "text"}, "1 of 5 files .* not an image"),
+    "a file without an ending that is no image": Wrong(CAT_DOG | {"cat/x": "text"}, "1 of 5 files .* not an image"),
+    "nothing but drawings of a kind that is not read": Wrong({"cat/0.svg": "<svg/>", "cat/1.svg": "<svg/>"}, "has no images .passed over: 2 .svg"),
     "an image without a row": Wrong(FLAT | {"4.png": 4} | TABLE, "1 of 5 files .* no label", BY_TABLE),
     "a row without an image": Wrong(
         FLAT | {"labels.csv": f"file,label\n{ROWS}9.png,cat\n"}, "1 of 5 files .*9.png .no such file: line 6", BY_TABLE

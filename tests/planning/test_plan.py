@@ -101,6 +101,42 @@ def test_what_is_refused_leaves_no_folder(tmp_path: Path, images: Path, argument
     assert not (tmp_path / "emo").exists()
 
 
+def test_what_names_cannot_tell_about_the_images_can_be_said_to_init(tmp_path: Path) -> None:
+    draw_images(tmp_path / "pictures" / "2019", 80, 1, vertical=False)
+    draw_images(tmp_path / "pictures" / "2020", 80, 2, vertical=True)
+    (tmp_path / "pictures" / "broken.png").write_text("text")
+    told = ("--set", "data.layout=flat", "--set", "data.max_rejected_fraction=0.1")
+    shown = invoke("init", tmp_path / "emo", "--images", tmp_path / "pictures", "--hours", "1", *told)
+    data = load_params(tmp_path / "emo" / "params.yaml").data
+    assert (data.layout, data.max_rejected_fraction) == ("flat", 0.1)
+    assert "160 in subfolders (`2019`, `2020`), which are no classes" in shown
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("data.layout", "must be data.KEY=VALUE, where KEY is one of layout, labels"),
+        ("layout=flat", "must be data.KEY=VALUE"),
+        ("data.image_size=32", "params.yaml has all other options"),
+        ("data.layout=heap", "section `data`: `layout` is 'heap'"),
+        ("data.max_rejected_fraction=2", "section `data`: `max_rejected_fraction` is 2"),
+    ],
+)
+def test_what_is_no_option_that_reads_images_is_refused(tmp_path: Path, images: Path, setting: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        invoke("init", tmp_path / "emo", "--images", images, "--set", setting)
+
+
+def test_a_refusal_before_there_is_a_project_says_how_to_give_the_option_that_it_names(
+    tmp_path: Path, images: Path
+) -> None:
+    folder = next(path for path in sorted(images.iterdir()) if path.is_dir())
+    (folder / "broken.png").write_text("text")
+    (folder / "broken too.png").write_text("text")
+    with pytest.raises(UserError, match="sfd init ... --set data.max_rejected_fraction=VALUE"):
+        invoke("init", tmp_path / "emo", "--images", images)
+
+
 def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "read_machine", lambda _folder: replace(MACHINE, disk_gb=0.01))
     with pytest.raises(UserError, match="the plan takes 0.* GB, but the disk has 0.01 GB left: free some"):

@@ -62,6 +62,14 @@ def init(
         ),
     ] = None,
     hours: Hours = 2.0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="An option of `data` that reads the images, such as data.layout=flat; more than once for more.",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Of the model, the experiment and the judge; without it, the folder's name.")
     ] = None,
@@ -81,7 +89,7 @@ def init(
     from sfd.planning.plan import COSTS_NAME, PLAN_NAME, new_params, plan_new
 
     check_free(folder, [PLAN_NAME, COSTS_NAME, *project_files()])
-    planned = plan_new(images, project, hours, folder, _progress, captions)
+    planned = plan_new(images, settings or [], project, hours, folder, _progress, captions)
     files = {"params.yaml": new_params(planned, project, folder)} | planned.files(project)
     typer.echo(f"{planned.text()}\n{make_project(folder, project, files, git)}")
 

@@ -1,9 +1,13 @@
 """What lies beside images and is none: captions, tables, and files that systems and programs leave. It is passed over and counted.
 
-A name decides, so that such a file is never read. Everything else is an image or is refused, by its content.
+A name decides, so that such a file is never read. A file with an ending that is known neither here nor as that of an image counts as a
+companion unless its first bytes are those of an image. Everything else is an image or is refused, by its content.
 """
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
+"""What the names of images end with. An image may also have another ending, or none."""
 
 ENDINGS = frozenset(
     (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm")
@@ -48,6 +52,23 @@ def kind_of_file(name: str) -> str | None:
     if name.lower() in DOCUMENTS:
         return name
     return ending if ending in ENDINGS else None
+
+
+def kind_by_content(file: Path) -> str | None:
+    """The kind of a file that :func:`kind_of_file` does not know: its ending, if neither that nor the first bytes are those of an image.
+
+    So ``leaves.png.mcmeta`` is a companion of kind ``.mcmeta``, and ``photo.2019`` may be an image. None also if the file cannot be read.
+    """
+    from sfd.data.decoding import PREFIX_BYTES, looks_like_image
+
+    ending = file.suffix.lower()
+    if not ending or ending in IMAGE_ENDINGS or not file.is_file():
+        return None
+    try:
+        with file.open("rb") as stream:
+            return None if looks_like_image(stream.read(PREFIX_BYTES)) else ending
+    except OSError:
+        return None  # who reads the image refuses it, with the reason
 
 
 def kind_of_folder(name: str) -> str | None:

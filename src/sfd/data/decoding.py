@@ -41,7 +41,9 @@ _AVIF_BRANDS = (b"avif", b"avis")
 _SHARED_BRANDS = (b"mif1", b"msf1")
 """Of AVIF and of HEIC; the compatible brands behind tell which."""
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
-_PREFIX_BYTES = 64
+PREFIX_BYTES = 64
+"""So many of the first bytes of a file tell its format."""
+NOT_AN_IMAGE = "not an image"
 _SURELY_ALLOWED = 2**26
 """Pixels; fewer than Pillow's own limit."""
 
@@ -104,7 +106,7 @@ def _decoded(data: bytes, max_pixels: int, *, check_whole: bool) -> Decoded:
     if not data:
         raise ImageRefused("empty file")
     try:
-        reader = _reader_of(data[:_PREFIX_BYTES])
+        reader = _reader_of(data[:PREFIX_BYTES])
         picture = _picture_of(reader, data, max_pixels)
         with _open(reader, picture.data, max_pixels) as image:
             if check_whole:
@@ -144,7 +146,16 @@ def _reader_of(prefix: bytes) -> Reader:
     for name, (_, accept) in sorted(Image.OPEN.items()):
         if len(prefix) >= 16 and accept is not None and accept(prefix[:16]):
             raise ImageRefused(f"format not allowed: {name}, only {ALLOWED_FORMATS}")
-    raise ImageRefused("not an image")
+    raise ImageRefused(NOT_AN_IMAGE)
+
+
+def looks_like_image(prefix: bytes) -> bool:
+    """Whether a file with these first bytes is an image by its format, be it one that is not read here."""
+    try:
+        _reader_of(prefix)
+    except ImageRefused as refusal:
+        return str(refusal) != NOT_AN_IMAGE
+    return True
 
 
 def _heic_reader() -> Reader:

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from sfd.data.companions import kind_of_file, kind_of_folder
-from sfd.data.sources.arrangement import split_of
+from sfd.data.companions import IMAGE_ENDINGS, kind_of_file, kind_of_folder
+from sfd.data.sources.arrangement import holds_drawings, split_of
 from sfd.data.sources.table import TABLE_ENDINGS, LabelTable
 from sfd.errors import UserError
 from sfd.params import DataParams
@@ -15,12 +15,12 @@ _NO_IMAGE = (".arrow", ".lock")
 
 
 def detect(path: Path) -> dict[str, object]:
-    """The options of section `data` that read this path: always `source` and `root`, and `labels` where a table gives the classes.
+    """The options of section `data` that read this path: always `source` and `root`, `labels` where a table gives the classes, and `layout`.
 
     An archive or a folder of `*.tar` is `tar`; a folder of `save_to_disk` or of parquet files is `huggingface`; all else, and all that
     holds image files, is `folder`. A folder that holds nothing but one other folder is entered, as archives that were unpacked have one.
     A table beside the images counts if it is the only one that names files and classes, and if there are no class folders. The paths are
-    absolute.
+    absolute. Where most images lie beside the folders, as if a few had been sorted into them later, these are no classes: `layout` is `flat`.
 
     Raises:
         UserError: the path does not exist, is a file that is no tar archive, or cannot be read.
@@ -49,8 +49,20 @@ def _detect_folder(root: Path) -> dict[str, object]:
             if any(folder.glob("*.tar")):
                 return {"source": "tar", "root": str(folder)}
     tables = _label_tables(inner)
-    labels: dict[str, object] = {"labels": str(tables[0])} if len(tables) == 1 else {}
-    return {"source": "folder", "root": str(inner), **labels}
+    found: dict[str, object] = {"source": "folder", "root": str(inner)}
+    if len(tables) == 1:
+        return found | {"labels": str(tables[0])}
+    return found | ({"layout": "flat"} if _is_mostly_loose(inner) else {})
+
+
+def _is_mostly_loose(root: Path) -> bool:
+    """Whether more images lie directly in a folder than in its subfolders, and these are named neither like splits nor like masks."""
+    folders, files = _inside(root)
+    if not folders or any(split_of(folder.name) or holds_drawings(folder.name) for folder in folders):
+        return False
+    loose = sum(file.suffix.lower() in IMAGE_ENDINGS for file in files)
+    inner = (file for folder in folders for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
+    return loose > sum(1 for _ in inner)
 
 
 def _holds_images(root: Path) -> bool:

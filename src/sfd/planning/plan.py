@@ -2,17 +2,22 @@
 
 import difflib
 import json
+import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from sfd.data.detect import detect
 from sfd.data.prepare import look
 from sfd.data.report import DataReport
 from sfd.errors import UserError
 from sfd.params import DataParams, Params, check_study, parse_params, parse_yaml, to_tree
+from sfd.params.parse import describe_mistakes
 from sfd.params.yaml import merge
 from sfd.planning.choice import Plan, Problem, choose
 from sfd.planning.draft import Tree, draft
@@ -30,6 +35,19 @@ PRESET = "photos64"
 CPU_SIZES, GPU_SIZES = ("tiny", "XS", "S"), ("XS", "S", "B")
 PLAN_NAME, COSTS_NAME = "plan.md", "plan.json"
 """What a project keeps of its plan: the page, and the seconds and GB per stage."""
+SETTABLE = (
+    "layout",
+    "labels",
+    "image_column",
+    "label_column",
+    "caption_column",
+    "missing_captions",
+    "split",
+    "revision",
+    "max_rejected_fraction",
+    "max_pixels",
+)
+"""Options of section `data` that a plan takes as they are; it chooses the others itself."""
 PLANNED = ("encoder", "text", "texture_vae", "features", "semantic", "latents", "schedule", "evaluate")
 """Sections that a plan sets as a whole."""
 
@@ -185,15 +203,54 @@ def _kept(params: Params) -> Tree:
     return {"schedule": to_tree(params)["schedule"], "diffusion": {"loss": loss}}
 
 
-def plan_new(images: Path, project: str, hours: float, folder: Path, say: Say, captions: str | None = None) -> Planned:
+def plan_new(
+    images: Path,
+    settings: Sequence[str],
+    project: str,
+    hours: float,
+    folder: Path,
+    say: Say,
+    captions: str | None = None,
+) -> Planned:
     """The plan of a new project for a folder, an archive or a data set of images.
 
-    ``captions``: `auto` or a table, for a model that is told words; None: none. Raises :class:`UserError` as :func:`plan`.
+    ``settings``: options of section `data` as ``data.KEY=VALUE``, in place of what the path seems to need. ``captions``: `auto` or a table, for
+    a model that is told words; None: none.
+
+    Raises:
+        UserError: as :func:`plan`; or a setting is none.
     """
-    data = detect(images)
+    data = detect(images) | read_settings(settings)
     if captions is not None:
         data["captions"] = captions if captions == "auto" else str(Path(captions).expanduser().resolve())
-    return plan(data, project, judge_name(project), hours, folder, say)
+    try:
+        DataParams.model_validate({"image_size": 32} | data)
+    except ValidationError as error:
+        raise UserError("; ".join(f"section `data`: {text}" for text in describe_mistakes(error, DataParams))) from None
+    try:
+        return plan(data, project, judge_name(project), hours, folder, say)
+    except UserError as error:
+        named = sorted({key for key in SETTABLE if re.search(rf"\bdata\.{key}\b", str(error))})
+        if not named:
+            raise
+        raise UserError(f"{error} (before there is a project: `sfd init ... --set data.{named[0]}=VALUE`)") from None
+
+
+def read_settings(settings: Sequence[str]) -> Tree:
+    """Options of section `data` from ``data.KEY=VALUE``, where VALUE is YAML. Raises :class:`UserError` for others."""
+    found: Tree = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        key = name.removeprefix("data.")
+        if not equals or key == name or key not in SETTABLE:
+            raise UserError(
+                f"--set {setting!r} must be data.KEY=VALUE, where KEY is one of {', '.join(SETTABLE)}; params.yaml has all other options "
+                "once the project is made"
+            )
+        found[key] = parse_yaml(f"value: {value}", f"--set {name}")["value"]
+        if key == "labels" and found[key] is not None:
+            found[key] = os.path.abspath(os.path.expanduser(str(found[key])))
+    return found
 
 
 def _look(data: dict[str, Any]) -> tuple[DataReport, float]:

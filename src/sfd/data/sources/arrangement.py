@@ -1,6 +1,7 @@
 """What the subfolders of a folder of images mean: classes, or splits above classes, or nothing."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from sfd.names import HELDOUT, TRAIN
 NO_CLASS = "image"
 """The one class of images that have none."""
 LOOSE = "not in a class folder"
+SHOWN_FOLDERS = 5
+"""Subfolders that a note names."""
 
 _ENDING = r"[ _-]?(set|data|split|images|imgs|\d{4})?"
 _SPLITS = {
@@ -32,6 +35,11 @@ _DRAWN = re.compile(
 def split_of(name: str) -> str | None:
     """The split that a folder of this name holds: ``train`` as in `train` or `training_set`, ``heldout`` as in `val` or `test2017`."""
     return next((split for split, pattern in _SPLITS.items() if pattern.fullmatch(name)), None)
+
+
+def holds_drawings(name: str) -> bool:
+    """Whether a folder of this name holds what was drawn over images: masks, depth, annotations."""
+    return _DRAWN.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def arrange(
     if has_table:
         return Arrangement("images in one folder", 0)
     if layout == "flat" or (layout is None and files and all(len(path.parts) == 1 for path in files)):
-        return Arrangement("one folder without classes", 0)
+        return Arrangement("one folder without classes", 0, notes=_flat_notes(files))
     if layout is None:
         _refuse_masks(root, folders, "classes")
         _refuse_several_sets(root, folders)
@@ -135,7 +143,7 @@ def _arrange_splits(root: Path, files: Sequence[Path], folders: set[str], has_ta
 
 def _refuse_masks(root: Path, names: set[str], layout: str) -> None:
     """Raises :class:`UserError` if the folders that would be classes are one of images and others of what was drawn over them."""
-    drawn = {name for name in names if _DRAWN.fullmatch(name)}
+    drawn = {name for name in names if holds_drawings(name)}
     images = [name for name in names - drawn if _IMAGES.fullmatch(name)]
     if drawn and images and len(names) == len(drawn) + len(images):
         raise UserError(
@@ -153,6 +161,18 @@ def _refuse_several_sets(root: Path, folders: set[str]) -> None:
             f"{root} holds {_named(found)}, which are named like the splits of several sets, and not like classes; make each set a class "
             f"(`{first}` becomes `{found[first][1]}/{found[first]['set']}`), name one set alone, or set data.layout to `classes` if they are classes"
         )
+
+
+def _flat_notes(files: Sequence[Path]) -> tuple[str, ...]:
+    """Images in subfolders of a folder whose images have no classes."""
+    inner = Counter(path.parts[0] for path in files if len(path.parts) > 1)
+    if not inner:
+        return ()
+    shown = _named(name for name, _ in inner.most_common(SHOWN_FOLDERS))
+    return (
+        f"{len(files) - inner.total()} images lie directly in the folder and {inner.total()} in subfolders ({shown}"
+        f"{', ...' if len(inner) > SHOWN_FOLDERS else ''}), which are no classes: data.layout is `flat`",
+    )
 
 
 def _wrapper_notes(root: Path, files: Sequence[Path], folders: set[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfd.data.companions import kind_of_file, kind_of_folder
+from sfd.data.companions import kind_by_content, kind_of_file, kind_of_folder
 from sfd.data.files import FolderStore, ImageRefused, read_whole
 from sfd.data.layout import FolderLayout
 from sfd.data.sources.arrangement import LOOSE, Arrangement, arrange
@@ -188,7 +188,7 @@ def _walk(root: Path) -> _Walk:
             if (folder == root and entry.name in own_names) or entry.name == ".gitkeep":
                 continue
             is_folder = entry.is_dir()
-            kind = kind_of_folder(entry.name) if is_folder else kind_of_file(entry.name)
+            kind = kind_of_folder(entry.name) if is_folder else kind_of_file(entry.name) or kind_by_content(entry)
             if kind is not None:
                 walk.pass_over(relative, kind)
             elif (reason := _link_refusal(entry, real_root, followed)) is not None:

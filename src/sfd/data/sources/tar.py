@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sfd.data.companions import kind_of_file, kind_of_folder
+from sfd.data.companions import IMAGE_ENDINGS, kind_of_file, kind_of_folder
 from sfd.data.files import ImageRefused, max_file_bytes, open_regular
 from sfd.data.sources.arrangement import NO_CLASS
 from sfd.data.sources.caption_table import CaptionTable, find_tables, joined
@@ -38,7 +38,7 @@ from sfd.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "heic", "heif")
+IMAGE_EXTENSIONS = tuple(ending.removeprefix(".") for ending in IMAGE_ENDINGS)
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 SEPARATOR = "#"
 """Between archive and member in the manifest's paths."""
