@@ -16,8 +16,7 @@ from sfd.data.detect import detect
 from sfd.data.prepare import look
 from sfd.data.report import DataReport
 from sfd.errors import UserError
-from sfd.params import DataParams, Params, check_study, parse_params, parse_yaml, to_tree
-from sfd.params.parse import describe_mistakes
+from sfd.params import DataParams, Params, check_study, describe_mistakes, parse_params, parse_yaml, to_tree
 from sfd.params.yaml import merge
 from sfd.planning.choice import Plan, Problem, choose
 from sfd.planning.draft import Tree, draft
