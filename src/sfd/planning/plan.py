@@ -40,7 +40,7 @@ SETTABLE = (
     "image_column",
     "label_column",
     "caption_column",
-    "missing_captions",
+    "uncaptioned",
     "split",
     "revision",
     "max_rejected_fraction",
