@@ -11,6 +11,7 @@ from sfd.names import (
     metric_names,
     reference_of,
     with_floors,
+    word_metrics,
 )
 
 
@@ -53,3 +54,24 @@ def test_the_distance_of_samples_has_an_error_and_is_the_main_one_but_its_floors
     assert has_error("fd_digits_judge") and has_error("fid") and not has_error("fd_heldout") and not has_error("kid")
     assert main_distance(dict.fromkeys([*names[::-1], "se_fd_digits_judge"], 0.0)) == "fd_digits_judge"
     assert main_distance(dict.fromkeys(metric_names("inception", knows_classes=False), 0.0)) == "fid"
+
+
+def test_metrics_of_words_have_a_direction_an_error_and_what_stands_beside_them_has_none() -> None:
+    names = word_metrics(has_memorisation=True, has_clip=True, has_swaps=True)
+    assert len(names) == len(set(names)) == 4 * 4 + 3 + 2 + 3
+    higher = {name for name in names if is_higher_better(name)}
+    assert {"text_recall_5", "text_recall_10_chance", "clip_score", "swap_accuracy_heldout"} <= higher
+    assert not {"text_rank", "text_rank_mirrored", "memorised_pairs", "memorised_pairs_chance"} & higher
+    assert {name for name in names if has_error(name)} == {
+        *("text_recall_1", "text_recall_5", "text_recall_10", "text_rank"),
+        *("clip_score", "memorised_pairs", "swap_accuracy"),
+    }
+    assert reference_of("text_recall_5", "VIRTUAL.npz") == reference_of("text_rank_chance", "VIRTUAL.npz") == HELDOUT
+    assert reference_of("swap_accuracy", "VIRTUAL.npz") is reference_of("clip_score_heldout", "VIRTUAL.npz") is None
+    assert main_distance(dict.fromkeys([*names, "fd_eye"], 0.0)) == "fd_eye"
+
+
+def test_metrics_of_words_are_known_only_where_they_are_measured() -> None:
+    names = word_metrics(has_memorisation=False)
+    assert "text_recall_1_mirrored" in names
+    assert not {name for name in names if name.startswith(("clip", "memorised", "swap"))}

@@ -100,6 +100,7 @@ JUDGES: Table = {
         "a network of timm that others trained, with a linear classifier fitted here on class labels",
     ),
     "inception": Entry("sfd.encoders.judges.inception:InceptionJudge", "Inception-v3 as FID defines it"),
+    "clip": Entry("sfd.encoders.judges.clip:ClipJudge", "a CLIP of transformers, which also gives `clip_score`"),
 }
 """Networks whose features score samples (``judges.N.kind``)."""
 
@@ -186,6 +187,31 @@ FLOOR_METRICS = ("fd", "kid", "precision", "recall", "density", "coverage", "cmm
 _KIND_OF_FLOOR = {f"{kind}_{floor}": kind for floor in FLOORS for kind in FLOOR_METRICS}
 INCEPTION = "inception"
 
+RECALLED = (1, 5, 10)
+"""The k of `text_recall_K`."""
+CHANCE, MIRRORED = "chance", "mirrored"
+"""Endings of what a metric of words gives for shuffled prompts, and for flipped real images."""
+CLIP_SCORE, MEMORISED_PAIRS, SWAP_ACCURACY, TEXT_RANK = "clip_score", "memorised_pairs", "swap_accuracy", "text_rank"
+RETRIEVAL = {**{f"text_recall_{k}": True for k in RECALLED}, TEXT_RANK: False}
+"""Metrics of words by retrieval, and whether higher is better."""
+WORD_METRICS = {**RETRIEVAL, CLIP_SCORE: True, MEMORISED_PAIRS: False, SWAP_ACCURACY: True}
+"""Metrics of a model that is told words, and whether higher is better."""
+ENDINGS = {
+    **dict.fromkeys(RETRIEVAL, (CHANCE, "heldout", MIRRORED)),
+    CLIP_SCORE: (CHANCE, "heldout"),
+    MEMORISED_PAIRS: (CHANCE,),
+    SWAP_ACCURACY: (CHANCE, "heldout"),
+}
+"""What stands beside each of them: what shuffled prompts give, and real images in the samples' place."""
+_KIND_OF_FLOOR |= {f"{kind}_{ending}": kind for kind, endings in ENDINGS.items() for ending in endings}
+
+
+def word_metrics(has_memorisation: bool = True, has_clip: bool = False, has_swaps: bool = False) -> list[str]:
+    """The metrics of a model that is told words, with what chance and real images give."""
+    absent = {MEMORISED_PAIRS: not has_memorisation, CLIP_SCORE: not has_clip, SWAP_ACCURACY: not has_swaps}
+    kinds = [kind for kind in WORD_METRICS if not absent.get(kind, False)]
+    return [key for kind in kinds for key in (kind, *(f"{kind}_{ending}" for ending in ENDINGS[kind]))]
+
 
 def with_floors(*metrics: str) -> list[str]:
     """Metrics and their floors."""
@@ -209,17 +235,18 @@ HIGHER_IS_BETTER = {
     "class_accuracy": True,
     "class_accuracy_heldout": True,
     "memorised_fraction": False,
+    **WORD_METRICS,
     "num_images": True,
     "evaluations": False,
     "seconds_per_image": False,
 }
 """By kind of metric: `fd` stands for every `fd_JUDGE`, and so do `fdr` and `is`; a floor has the kind of its metric."""
 
-AGAINST_HELDOUT = ("fd", "fdr", "cmmd")
+AGAINST_HELDOUT = ("fd", "fdr", "cmmd", *RETRIEVAL)
 AGAINST_REFERENCE = ("fid", "sfid", "kid", "kid_std", "precision", "recall", "density", "coverage")
 """Kinds of metric that compare with held-out images, and with what `evaluate.reference` says: a published reference is of Inception-v3."""
 
-MEASURED_WITH_ERROR = ("fd", "fid", "fdr", "precision", "recall", "class_accuracy", "memorised_fraction")
+MEASURED_WITH_ERROR = ("fd", "fid", "fdr", "precision", "recall", "class_accuracy", "memorised_fraction", *WORD_METRICS)
 ERROR_PREFIX = "se_"
 """`se_METRIC` is the standard error of METRIC. It is a prefix, so that what begins with `fd_` or `is_` is always a metric."""
 COUNT_PREFIX = "n_"
@@ -289,14 +316,14 @@ def has_error(metric: str) -> bool:
 
 
 def is_floor(metric: str) -> bool:
-    """Whether it scores real images."""
+    """Whether it scores real images, or shuffled prompts."""
     return metric in _KIND_OF_FLOOR or metric.endswith(tuple(f"_{floor}" for floor in FLOORS))
 
 
 def reference_of(metric: str, reference: str) -> str | None:
     """What a metric compares with, where `evaluate.reference` is ``reference``; None for one that compares with nothing."""
     kind = kind_of(metric)
-    is_of_first = metric in _KIND_OF_FLOOR and kind != "cmmd"
+    is_of_first = metric in _KIND_OF_FLOOR and kind not in ("cmmd", *WORD_METRICS)
     if kind in AGAINST_REFERENCE or is_of_first or metric in (FDR, ratio_name(INCEPTION)):
         return reference
     return HELDOUT if kind in AGAINST_HELDOUT else None

@@ -21,6 +21,12 @@ PRETRAINED_JUDGE = {
     "judges.0.name": "inception",
     "judges.0.training": None,
 }
+CLIP: dict[str, Any] = {
+    "judges": [
+        BOTH["judges"][0],
+        {"kind": "clip", "source": "pretrained", "name": "clip", "model": "openai/clip-vit-base-patch32"},
+    ]
+}
 SPARSE = {"first_blocks": 1, "last_blocks": 1, "full_token_steps": 200}
 PATH_DROP = {"diffusion.sparse_deep": SPARSE, "sample.guidance.kind": "path_drop"}
 ODD_GRID = {"data.image_size": 24, "encoder.input_size": 24}
@@ -235,6 +241,11 @@ LEARNT: dict[str, Any] = {
         (BOTH | ENCODER | {"register.gates": {"fdr_eye": {"limit": 1}}}, ["fdr_eye", "by the encoder"]),
         (BOTH | ENCODER | {"register.gates": {"fdr": {"limit": 1}}}, ["no metric `fdr`"]),
         ({"register.gates": {"fdr": {"limit": 1}}, "judges": BOTH["judges"][:1]}, ["no metric `fdr`"]),
+        (
+            CLIP | {"judges.1.source": "train"},
+            ["judges.1.kind is `clip`", "judges.1.source is `train`", "`pretrained`"],
+        ),
+        (CLIP | {"judges.1.model": None}, ["judges.1.kind is `clip`, so judges.1.model must name a CLIP"]),
         ({"evaluate.cmmd": "digits_judge"}, ["evaluate.cmmd is `digits_judge`", "no judge of kind `timm`", "to null"]),
         (BOTH | {"evaluate.cmmd": "eyes"}, ["evaluate.cmmd is `eyes`", "the nearest is `eye`"]),
         (BOTH | ENCODER | {"evaluate.cmmd": "eye"}, ["there is none: add one"]),
@@ -427,6 +438,8 @@ def test_options_that_do_not_fit_each_other_are_refused(changes: dict[str, Any],
         BOTH | {"register.gates": {"fd_eye": {"limit": 1}, "fdr": {"improve": True}, "fdr_eye": {"improve": True}}},
         BOTH | ENCODER,
         BOTH | {"evaluate.cmmd": "eye", "register.gates": {"cmmd": {"limit": 1.0}}},
+        CLIP | {"evaluate.cmmd": "clip"},
+        CLIP | {"judges.1.source": "file", "judges.1.file": "clip", "judges.1.model": None},
         {"evaluate.density": True, "register.gates": {"coverage": {"limit": 0.5}, "density_heldout": {"limit": 0.5}}},
         {"evaluate.memorisation": False, "register.gates": {}},
         PRETRAINED_JUDGE | FID_GATE,

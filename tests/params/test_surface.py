@@ -125,8 +125,12 @@ evaluate.min_images.inception_score
 evaluate.min_images.kid
 evaluate.min_images.memorised_fraction
 evaluate.min_images.precision
+evaluate.min_images.swap_accuracy
+evaluate.min_images.text_agreement
 evaluate.neighbours
 evaluate.reference
+evaluate.swap_images
+evaluate.swaps
 features.crop
 features.max_images
 features.mirror

@@ -6,7 +6,9 @@ from sfd.encoders.judges.judge import Judge
 from sfd.names import (
     COUNT_PREFIX,
     FDR,
+    SWAP_ACCURACY,
     TOO_FEW_PREFIX,
+    WORD_METRICS,
     distance_name,
     is_metric,
     kind_of,
@@ -39,6 +41,8 @@ def least_images(metric: str, params: EvaluateParams, judge: Judge) -> int | Non
         "class_accuracy": limits.class_accuracy,
         "class_accuracy_heldout": limits.class_accuracy,
         "memorised_fraction": limits.memorised_fraction,
+        **dict.fromkeys(WORD_METRICS, limits.text_agreement),
+        SWAP_ACCURACY: limits.swap_accuracy,
     }.get(kind)
     return limit
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from sfd.data.images import Pixels
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.encoders.judges.judge import Judge
@@ -26,12 +27,17 @@ from sfd.evaluation.memorisation import Memorisation, memorisation
 from sfd.evaluation.originals import EVERYTHING, RECONSTRUCTIONS, Kept, Originals, holding
 from sfd.evaluation.reference import ReferenceBatch
 from sfd.evaluation.several import ratios, score_distance
+from sfd.evaluation.swaps import SwapScores, score_swaps
 from sfd.evaluation.views import NUM_CLOSEST, choose_mix, picture_nearest
+from sfd.evaluation.words import Prompts, Scores
 from sfd.generation.samples import SampledImages, read_images, read_table
+from sfd.generation.swaps import SWAPS, read_swaps
 from sfd.names import (
+    CLIP_SCORE,
     FDR,
     FLOORS,
     INCEPTION,
+    MIRRORED,
     distance_name,
     floor_name,
     ratio_name,
@@ -105,6 +111,11 @@ class Evaluation:
             raise UserError(". ".join([str(error), *found.comparison.notes])) from None
         return found
 
+    @cached_property
+    def words(self) -> Prompts | None:
+        """The prompts of the samples and the captions of the images; None if the model is told no words."""
+        return Prompts.of(self.table, self.comparison.data, self.comparison.seed)
+
     @property
     def comparison(self) -> Comparison:
         """That of the first judge."""
@@ -122,6 +133,9 @@ class Evaluation:
         fill(self.stores, [SAMPLES], range(len(files)), drawn, {first.name: EVERYTHING})
         self.originals.fill(self.stores, self.kept)
         self.extract_reference()
+        if self.words is not None and self.words.asked.rows:
+            rows, read = sorted(set(self.words.mirrored)), Pixels(self.comparison.heldout)
+            fill(self.stores[:1], [MIRRORED], rows, Source(read, lambda images, _rows: [images.flip(-1)]))
 
     def extract_reference(self) -> None:
         """Extracts this process's share of what the first judge sees of the images that samples are compared with, unless it is kept."""
@@ -154,8 +168,8 @@ class Evaluation:
         )
 
     def measure(self, out: Path) -> tuple[dict[str, float], list[Path]]:
-        """Writes ``metrics.json``, ``measurement.json``, ``classes.csv`` and, about memorisation, ``nearest.csv`` and ``nearest.png``;
-        returns the metrics and the files.
+        """Writes ``metrics.json``, ``measurement.json``, ``classes.csv``, about memorisation ``nearest.csv`` and ``nearest.png``, and about words
+        ``text.json``, ``text.csv`` and ``swaps.csv``; returns the metrics and the files.
 
         ``measurement.json`` records how the metrics were measured. Only metrics with equal records can be compared.
         """
@@ -170,11 +184,14 @@ class Evaluation:
         for judge, each in zip(self.judges[1:], sets[1:], strict=True):
             metrics |= score_distance(judge.name, each, spreads[judge.name])
         metrics |= ratios(metrics, spreads, self.counted) | self._cmmd(sets)
-        metrics |= count_images(metrics, self._counts(sets[0]), self.params, first, self.judges[1:])
+        words, counts = Scores(), self._counts(sets[0])
+        of_words = self._score_words(words, memorised, out)
+        metrics |= words.all_metrics()
+        metrics |= count_images(metrics, counts | words.counts, self.params, first, self.judges[1:])
         files = {"metrics.json": metrics, "measurement.json": self._measurement()}
         for name, content in files.items():
             (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        made = [out / name for name in files]
+        made = [*(out / name for name in files), *of_words]
         if sets[0].sample_labels is not None and first.knows_classes:
             made.append(out / "classes.csv")
             class_table(first, sets[0], self.comparison.data.summary.classes, self.params).to_csv(made[-1], index=False)
@@ -194,6 +211,55 @@ class Evaluation:
         train = holding(stores, TRAIN, range(len(comparison.train))).blocks(self.originals.training_sets)
         heldout = holding(stores, HELDOUT, self._like).read(HELDOUT, self._like).features
         return memorisation(self.stores[0].read(SAMPLES).features, train, heldout, device=self.stores[0].device)
+
+    def _score_words(self, scores: Scores, memorised: Memorisation | None, out: Path) -> list[Path]:
+        """Adds the scores of a model that is told words, and writes what is known beside them; returns the files."""
+        words, first = self.words, self.judges[0]
+        if words is None:
+            return []
+        heldout, device = self.comparison.heldout, self.stores[0].device
+        samples, real = self.stores[0].read(SAMPLES), self._seen(0, HELDOUT, range(len(heldout))).features
+        train = next(store for store in (self.kept[0], self.stores[0]) if store is not None and TRAIN in store.rows)
+        found = None
+        if words.asked.rows:
+            flipped = _read_rows(self.stores[0], MIRRORED, words.mirrored)
+            found = words.score_retrieval(
+                scores,
+                samples.features,
+                real,
+                flipped,
+                lambda rows: _read_rows(train, TRAIN, rows),
+                train.rows[TRAIN],
+                device,
+            )
+            words.score_classes(scores, first, samples, heldout.class_indices)
+        if memorised is not None:
+            words.score_pairs(scores, memorised)
+        clip = self._clip
+        if clip is not None:
+            embedded = self._seen(clip, HELDOUT, range(len(heldout))).features
+            words.score_clip(scores, self.judges[clip], self.stores[clip].read(SAMPLES).features, embedded)
+        files = self._score_swaps(words, scores, out)
+        return [*words.write(out, scores, found, heldout.paths), *files]
+
+    @property
+    def _clip(self) -> int | None:
+        """The place of the first judge that embeds texts."""
+        return next((place for place, judge in enumerate(self.judges) if judge.embeds_texts), None)
+
+    @cached_property
+    def _swaps(self) -> pd.DataFrame | None:
+        """The table of attribute swaps that stage `sample` drew; None if it drew none."""
+        return read_swaps(self.samples)
+
+    def _score_swaps(self, words: Prompts, scores: Scores, out: Path) -> list[Path]:
+        if self._swaps is None:
+            return []
+        real = [(self.comparison.heldout, words.heldout), (self.comparison.train, words.train)]
+        found: SwapScores = score_swaps(self.samples, self._swaps, real, self.comparison.seed)
+        found.add_to(scores)
+        found.table.to_csv(out / "swaps.csv", index=False)
+        return [out / "swaps.csv"]
 
     def _cmmd(self, sets: Sequence[Sets]) -> dict[str, float]:
         """The kernel distance on the judge that the parameters name, and its floors."""
@@ -233,7 +299,8 @@ class Evaluation:
     def _measurement(self) -> dict[str, object]:
         """The first judge, the type it computes in, the number and size of images, their class mix (a digest of the number per class), the
         reference (its name, and a digest of the sha256 of its images in order, or of its file), and all options that change a metric; and the
-        digests of the other judges, `judge_digest.NAME`, on which no metric but their own and `fdr` rests."""
+        digests of the other judges, `judge_digest.NAME`, on which no metric but their own and `fdr` rests. Of words: digests of the prompts, and of
+        the attribute swaps, on which `swap_accuracy` alone rests; and the judge of the CLIP score."""
         comparison = self.comparison
         rows = "\n".join(comparison.heldout.sha256[row] for row in comparison.heldout_rows)
         asked = comparison.asked
@@ -254,4 +321,16 @@ class Evaluation:
         }
         if others:
             record |= {f"judge_digest.{judge.name}": judge.digest for judge in others} | {FDR: ", ".join(self.counted)}
+        if self.words is not None:
+            record["prompts"] = self.words.digest()
+            record |= {} if self._clip is None else {CLIP_SCORE: self.judges[self._clip].name}
+        if self._swaps is not None:
+            record[SWAPS] = hashlib.sha256(self._swaps.to_csv(index=False).encode()).hexdigest()
         return record | ({} if self.params.cmmd is None else {"cmmd": self.params.cmmd})
+
+
+def _read_rows(store: FeatureStore, name: str, rows: Sequence[int]) -> torch.Tensor:
+    """Features of a set by rows in any order, which may repeat."""
+    held = sorted(set(rows))
+    place_of = {row: place for place, row in enumerate(held)}
+    return store.read(name, held).features[[place_of[row] for row in rows]]

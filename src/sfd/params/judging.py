@@ -10,6 +10,7 @@ from sfd.names import (
     nearest,
     ratio_name,
     with_floors,
+    word_metrics,
 )
 from sfd.params.networks import JudgeParams
 from sfd.params.schema import Params
@@ -47,6 +48,13 @@ def _check_judge(key: str, judge: JudgeParams) -> None:
             f"{key}.kind is `timm`, whose weights others trained, but {key}.source is `train`: set it to `pretrained`, `file` or `package`, "
             f"or {key}.kind to `resnet`"
         )
+    if judge.kind == "clip" and judge.source not in ("pretrained", "file"):
+        raise ValueError(
+            f"{key}.kind is `clip`, which is downloaded or read from a folder, but {key}.source is `{judge.source}`: set {key}.source to "
+            "`pretrained` or `file`"
+        )
+    if judge.kind == "clip" and judge.source == "pretrained" and judge.model is None:
+        raise ValueError(f"{key}.kind is `clip`, so {key}.model must name a CLIP of the model hub")
     if judge.kind == "timm" and judge.model is None:
         raise ValueError(f"{key}.kind is `timm`, so {key}.model must name a network of timm")
 
@@ -88,11 +96,18 @@ def check_reference(params: Params) -> None:
         )
 
 
+def _word_metrics(params: Params) -> list[str]:
+    if not params.is_told_words:
+        return []
+    has_clip = any(judge.kind == "clip" for judge in params.judges)
+    return word_metrics(params.evaluate.memorisation, has_clip, params.evaluate.swaps is not None)
+
+
 def known_metrics(params: Params) -> list[str]:
     """The metrics that the evaluation gives, but those that rest on the encoder's own features."""
     first, options = params.first_judge, params.evaluate
     others = [judge.name for judge in params.counted_judges[1:]]
-    known = metric_names(first.name, first.kind != "inception")
+    known = metric_names(first.name, first.kind != "inception") + _word_metrics(params)
     known += distance_names(first.name, others, has_mean=len(others) > 0)
     known += with_floors("density", "coverage") if options.density else []
     known += with_floors("cmmd") if options.cmmd else []
@@ -112,11 +127,20 @@ def check_cmmd(params: Params) -> None:
     name = params.evaluate.cmmd
     if name is None:
         return
-    known = [judge.name for judge in params.counted_judges if judge.kind == "timm"]
+    known = [judge.name for judge in params.counted_judges if judge.kind in ("timm", "clip")]
     if name not in known:
         said = f"the nearest is `{nearest(name, known)}`" if known else "there is none: add one"
         raise ValueError(
-            f"evaluate.cmmd is `{name}`, which is no judge of kind `timm` in `judges` (but the encoder): {said}, or set it to null"
+            f"evaluate.cmmd is `{name}`, which is no judge of kind `timm` or `clip` in `judges` (but the encoder): {said}, or set it to null"
+        )
+
+
+def check_swaps(params: Params) -> None:
+    """Colours are swapped in prompts, which only a model that is told words has."""
+    if params.evaluate.swaps is not None and not params.is_told_words:
+        raise ValueError(
+            f"evaluate.swaps puts words into prompts, but diffusion.model.condition is `{params.diffusion.model.condition}`: set it to `text`, "
+            "or evaluate.swaps to null"
         )
 
 

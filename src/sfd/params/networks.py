@@ -313,21 +313,25 @@ class JudgeParams(Section):
 
     kind: Annotated[str, OneOf(JUDGES)] = Field(description="the network")
     source: Literal["pretrained", "file", "package", "train"] = Field(
-        description="where weights come from. `pretrained`: downloaded (`inception`, `timm`); `file`: a file (`inception`, `timm`); "
+        description="where weights come from. `pretrained`: downloaded (`inception`, `timm`, `clip`); `file`: a file (`inception`, `timm`) or folder "
+        "(`clip`); "
         "`package`: an installed package (`timm`, extra `offline`); `train`: trained here (`resnet`)"
     )
     name: str = Field(
         pattern=r"^\w[\w.-]*$", description="name in metric keys, as in `fd_NAME`; Inception must be called `inception`"
     )
     model: str | None = Field(
-        None, min_length=1, description="timm model (`timm`); another network, or other weights, than the encoder's"
+        None,
+        min_length=1,
+        description="timm model (`timm`); another network, or other weights, than the encoder's. Name of a CLIP on the model hub (`clip`)",
     )
     input_size: int = Field(
         224, ge=8, le=1024, description="side of the network's input, pixels; images are resized bicubically (`timm`)"
     )
     file: FilePath | None = Field(
         None,
-        description="weights file for `file` (`inception`: torch-fidelity's .pth; `timm`: .safetensors, or .pth without pickled objects)",
+        description="weights file for `file` (`inception`: torch-fidelity's .pth; `timm`: .safetensors, or .pth without pickled objects; `clip`: "
+        "folder as transformers writes it)",
     )
     channels: tuple[Positive, ...] = Field(
         (16, 32, 64, 64),

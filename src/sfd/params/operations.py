@@ -3,8 +3,9 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from sfd.names import nearest
 from sfd.params.types import FilePath, Positive, Section
 
 
@@ -26,6 +27,15 @@ class MinImagesParams(Section):
         100,
         description="samples, and held-out images, whose nearest 1 % are the limit",
     )
+    text_agreement: Positive | None = Field(
+        100,
+        description="what samples of words are scored by: `text_recall_K`, `text_rank` (samples, and held-out images), `clip_score`, "
+        "`memorised_pairs`",
+    )
+    swap_accuracy: Positive | None = Field(50, description="images that `evaluate.swaps` asks for")
+
+
+ColourWords = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
 
 
 class EvaluateParams(Section):
@@ -47,9 +57,45 @@ class EvaluateParams(Section):
     density: bool = Field(False, description="density and coverage, beside precision and recall")
     cmmd: str | None = Field(
         None,
-        description="judge that gives `cmmd`, a kernel distance: a CLIP of timm, by its name in `judges`; null: none",
+        description="judge that gives `cmmd`, a kernel distance: a CLIP, by its name in `judges`; null: none",
+    )
+    swaps: dict[str, ColourWords] | None = Field(
+        None,
+        min_length=1,
+        description="whether a colour in the prompt becomes the colour of the picture: template with one `{}` to colour words that are put there, as "
+        '`{"a {} heart": [red, blue, green]}`. Words are colours of CSS. Stage `sample` draws the images, for a model that is told words. '
+        "null: not tested",
+    )
+    swap_images: Positive = Field(
+        8, description="images per template and word of `evaluate.swaps`, of the same seeds for every word"
     )
     min_images: MinImagesParams = MinImagesParams.model_validate({})
+
+    @field_validator("swaps")
+    @classmethod
+    def _check_swaps(cls, swaps: dict[str, ColourWords] | None) -> dict[str, ColourWords] | None:
+        for template, words in (swaps or {}).items():
+            _check_swap(template, words)
+        return swaps
+
+
+def _check_swap(template: str, words: ColourWords) -> None:
+    """A template has one place, and its words are colours that differ."""
+    from PIL import ImageColor
+
+    if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
+        raise ValueError(f"template {template!r} must have exactly one place `{{}}` for the word, and no other brace")
+    known = {name for name in ImageColor.colormap if name.isalpha()}
+    strange = next((word for word in words if word not in known), None)
+    if strange is not None:
+        raise ValueError(
+            f"{strange!r} of template {template!r} is no colour of CSS; nearest: `{nearest(strange, sorted(known))}`"
+        )
+    colours: dict[tuple[int, ...], str] = {}
+    for word in words:
+        other = colours.setdefault(ImageColor.getrgb(word), word)
+        if other != word or words.count(word) > 1:
+            raise ValueError(f"template {template!r} has {other!r} and {word!r}, which are one colour: remove one")
 
 
 CHAMPION, PREVIOUS = "champion", "previous"

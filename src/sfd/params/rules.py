@@ -13,6 +13,7 @@ from sfd.params.judging import (
     check_judge_is_another,
     check_judges,
     check_reference,
+    check_swaps,
     judge_sections,
 )
 from sfd.params.networks import EncoderParams, JudgeParams, SemanticParams, TextureVaeParams
@@ -422,6 +423,7 @@ RULES = (
     _check_learnt,
     _check_text,
     check_reference,
+    check_swaps,
     check_cmmd,
     check_gates,
 )

@@ -65,6 +65,11 @@ class Params(Section):
         return [judge for judge in self.judges if not self.is_encoder(judge)]
 
     @property
+    def is_told_words(self) -> bool:
+        """Whether the model draws for prompts."""
+        return self.diffusion.model.condition == "text"
+
+    @property
     def needs_features(self) -> bool:
         """Whether anything reads the vision encoder's features: the semantic latents, or REPA through stored features."""
         return self.semantic.kind != "none" or self.latents.store_features

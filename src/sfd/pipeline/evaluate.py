@@ -41,7 +41,8 @@ def tell(evaluation: Evaluation, metrics: dict[str, float]) -> None:
         for judge in evaluation.judges
         if judge.name not in evaluation.counted
     ]
-    for line in [*evaluation.comparison.notes, *flagged]:
+    words = [evaluation.words.note] if evaluation.words is not None and evaluation.words.note is not None else []
+    for line in [*evaluation.comparison.notes, *words, *flagged]:
         print(f"evaluate: {line}", file=sys.stderr)
 
 

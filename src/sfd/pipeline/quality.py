@@ -165,7 +165,9 @@ def count_images(params: Params, manifest: "pd.DataFrame") -> dict[str, float]:
     if params.diffusion.model.condition == "class":
         wanted = interleave(counts if params.sample.class_mix == NATURAL else [1] * len(counts), number)
         compared = count_alike(wanted, *sets)
-    limits = [limit for limit in params.evaluate.min_images.model_dump().values() if limit is not None]
+    # Swaps have images of their own.
+    absent = {"swap_accuracy", *(() if params.is_told_words else ("text_agreement",))}
+    limits = [limit for limit in params.evaluate.min_images.model_dump(exclude=absent).values() if limit is not None]
     return {
         "smallest_class": float(min(counts)),
         "compared_images": float(compared),

@@ -18,6 +18,7 @@ from sfd.bench.networks import (
 )
 from sfd.bench.workloads import OneBatch, training_flops
 from sfd.diffusion.guidance import guided_velocity
+from sfd.encoders.judges.clip import clip_images
 from sfd.encoders.judges.judge import judge_class
 from sfd.encoders.semantic.encoder import semantic_class
 from sfd.encoders.text.small import TextTransformer
@@ -183,6 +184,8 @@ def judge(params: Params, chosen: JudgeParams) -> int:
         if chosen.source == "train":
             network = judge_class(chosen.kind).trainable(chosen, 2, params.seed).eval()
             return _count(partial(network, _image(params).float()))
+        if chosen.kind == "clip":
+            return _count(clip_images(chosen))
         network = rebuild(describe(judge_network(chosen)))
         return _count(partial(network, torch.empty(1, 3, chosen.input_size, chosen.input_size)))
 

@@ -264,5 +264,7 @@ def _repositories(params: Params) -> Iterator[tuple[str, str]]:
     for judge in params.judges:
         if judge.kind == "timm" and judge.source == "pretrained":
             yield "judges", f"timm/{judge.model}"
+        if judge.kind == "clip" and judge.source == "pretrained":
+            yield "judges", str(judge.model)
     if params.data.source == "huggingface" and not Path(params.data.root).expanduser().exists():
         yield "images", f"datasets/{params.data.root}"

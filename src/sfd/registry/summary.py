@@ -3,12 +3,12 @@
 import json
 
 from sfd.errors import UserError
-from sfd.names import FLOORS, main_distance, too_few
+from sfd.names import ENDINGS, FLOORS, WORD_METRICS, main_distance, too_few
 from sfd.registry.versions import REGISTRATION_NAME, find_registered, read_registration
 from sfd.tracking import Store
 from sfd.workspace import Workspace
 
-SHOWN = ("fdr", "class_accuracy", "precision", "recall", "memorised_fraction", "num_images")
+SHOWN = ("fdr", "class_accuracy", "precision", "recall", "memorised_fraction", *WORD_METRICS, "num_images")
 
 
 def summarise(workspace: Workspace) -> str:
@@ -28,6 +28,14 @@ def summarise(workspace: Workspace) -> str:
     floors = ", ".join(f"{name} {metrics[f'fd_{name}']:.3f}" for name in reversed(FLOORS))
     numbers = ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
     flagged = [f"{key} {said}" for key in (distance, *SHOWN) if (said := too_few(key, metrics))]
+    beside = {
+        key: [ending for ending in ENDINGS[key] if f"{key}_{ending}" in metrics] for key in ENDINGS if key in metrics
+    }
+    words = [
+        f"words    {key}: " + ", ".join(f"{ending} {metrics[f'{key}_{ending}']:.4g}" for ending in endings)
+        for key, endings in beside.items()
+        if endings
+    ]
     few = [f"flagged  {', '.join(flagged)}: no gate on them passes; `evaluate.min_images`"] if flagged else []
     steps = [f"{step:,}" for step in workspace.kept_steps()]
     kept = [f"steps    weights after {', '.join(steps)} steps: `sample.step`, `sfd evaluate-steps`"] if steps else []
@@ -35,6 +43,7 @@ def summarise(workspace: Workspace) -> str:
         [
             f"samples  {grid} ({grid.parent / 'images'}: one PNG each)",
             f"metrics  {metrics_file}: {distance} {metrics[distance]:.3f} (floors: {floors}), {numbers}",
+            *words,
             *few,
             f"model    {_describe_version(workspace)}",
             *kept,

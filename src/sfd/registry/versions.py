@@ -7,7 +7,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sfd.errors import UserError
-from sfd.names import FDR, HELDOUT, INCEPTION, distance_name, ratio_name, with_floors
+from sfd.names import (
+    CLIP_SCORE,
+    FDR,
+    HELDOUT,
+    INCEPTION,
+    SWAP_ACCURACY,
+    distance_name,
+    kind_of,
+    ratio_name,
+    with_floors,
+)
 from sfd.params import CHAMPION, RegisterParams
 from sfd.registry.load import find_version, open_registry
 from sfd.registry.smoke import Smoke
@@ -29,6 +39,10 @@ PRECISION = "precision"
 """Below ``measured.``: the type in which the judge computed."""
 OTHERS, CMMD = "judge_digest.", "cmmd"
 """Below ``measured.``: the digest of a judge beside the first, by name; and the judge of the kernel distance of this name."""
+SWAPS = "swaps"
+"""Below ``measured.``: a digest of the attribute swaps."""
+OF_ONE_METRIC = {CMMD: CMMD, CLIP_SCORE: CLIP_SCORE, SWAPS: SWAP_ACCURACY}
+"""Keys below ``measured.`` that concern one kind of metric alone, and that kind."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +186,12 @@ def measured_alike(metric: str, version: VersionInfo, other: VersionInfo) -> boo
     """Whether the judges of a metric are the same in two versions whose first judge is the same."""
     mine, theirs = version.measured, other.measured
     if metric == FDR:
-        return {key: mine[key] for key in mine if _is_of_others(key) and key != CMMD} == {
-            key: theirs[key] for key in theirs if _is_of_others(key) and key != CMMD
+        return {key: mine[key] for key in mine if _is_of_others(key) and key not in OF_ONE_METRIC} == {
+            key: theirs[key] for key in theirs if _is_of_others(key) and key not in OF_ONE_METRIC
         }
-    if metric in with_floors(CMMD):
-        name = mine.get(CMMD)
-        return name == theirs.get(CMMD) and _same_digest(str(name), mine, theirs)
+    key = next((key for key, kind in OF_ONE_METRIC.items() if kind == kind_of(metric)), None)
+    if key is not None:
+        return mine.get(key) == theirs.get(key) and _same_digest(str(mine.get(key)), mine, theirs)
     names = {key.removeprefix(OTHERS) for key in (*mine, *theirs) if key.startswith(OTHERS)}
     return all(
         _same_digest(name, mine, theirs)
@@ -191,5 +205,5 @@ def _same_digest(name: str, mine: Mapping[str, str], theirs: Mapping[str, str]) 
 
 
 def _is_of_others(key: str) -> bool:
-    """Whether a key of the record says which judges there were beside the first."""
-    return key.startswith(OTHERS) or key in (FDR, CMMD)
+    """Whether a key of the record concerns some metrics alone."""
+    return key.startswith(OTHERS) or key == FDR or key in OF_ONE_METRIC

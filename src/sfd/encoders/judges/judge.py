@@ -2,6 +2,7 @@
 ``names.JUDGES``."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ class Judge(InferenceNetwork, ABC):
         num_spatial_features: S, the size of the spatial features that sFID needs; 0 if it has none.
         fits_classes: whether stage ``judge`` calls :meth:`fit_classes` where the data set has several classes.
         classes: how many classes of the data set its logits score; None if they score other classes, or if it has no logits.
+        embeds_texts: whether its features of an image can be compared with :meth:`embed_texts`.
     """
 
     kind: ClassVar[str]
@@ -36,6 +38,7 @@ class Judge(InferenceNetwork, ABC):
     num_spatial_features: int = 0
     fits_classes: ClassVar[bool] = False
     classes: int | None
+    embeds_texts: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -43,6 +46,10 @@ class Judge(InferenceNetwork, ABC):
 
     def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """As :meth:`forward`, and spatial features ``(B, S)``. Only a judge with ``num_spatial_features`` above 0 implements it."""
+        raise NotImplementedError
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> features ``(P, D)`` float32 on the CPU. Only a judge with ``embeds_texts`` implements it."""
         raise NotImplementedError
 
     @property
