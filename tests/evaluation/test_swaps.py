@@ -1,5 +1,6 @@
 """Colour words and the colours of pictures."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from sfd.evaluation.colours import colour_of, named_colour, shown_colour, to_lab
 from sfd.evaluation.swaps import score_swaps
 from sfd.evaluation.words import Scores
-from sfd.generation.swaps import finish_swaps, plan_swaps, read_swaps
+from sfd.generation.swaps import finish_swaps, plan_swaps, read_swaps, write_swaps
 
 COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "brown", "black"]
 
@@ -72,6 +73,18 @@ def test_every_word_of_a_template_has_the_same_seeds() -> None:
     assert plan_swaps(SWAPS, 3, seed=1)["seed"].tolist() != table["seed"].tolist()
 
 
+class Painter:
+    """A model that draws the colour of each prompt, but circles always in green. It counts what it draws."""
+
+    def __init__(self) -> None:
+        self.drawn: list[int] = []
+
+    def sample(self, prompts: list[str], seeds: list[int], *_: object) -> Iterator[Tensor]:
+        self.drawn += seeds
+        colours = ["green" if "circle" in prompt else prompt.split()[1] for prompt in prompts]
+        yield torch.stack([blot(colour) for colour in colours])
+
+
 def paint(folder: Path, table: pd.DataFrame, colours: list[str]) -> None:
     """What stage `sample` would leave of a model that draws these colours."""
     (folder / "swaps/images").mkdir(parents=True)
@@ -79,10 +92,24 @@ def paint(folder: Path, table: pd.DataFrame, colours: list[str]) -> None:
         Image.fromarray(blot(colour).permute(1, 2, 0).numpy()).save(folder / "swaps/images" / file)
 
 
+def test_processes_share_the_images_and_what_is_there_is_not_drawn_again(tmp_path: Path) -> None:
+    table, painters = plan_swaps(SWAPS, 4, seed=0), [Painter(), Painter(), Painter()]
+    for rank in (0, 1):
+        write_swaps(tmp_path, painters[rank], table, None, 3, rank, 2)  # type: ignore[arg-type]
+    assert painters[0].drawn + painters[1].drawn != [] and len(painters[0].drawn) + len(painters[1].drawn) == 20
+    kept = {file.name: file.read_bytes() for file in (tmp_path / "swaps/images").iterdir()}
+    assert sorted(kept) == table["file"].tolist()
+    (tmp_path / "swaps/images/000004.png").unlink()
+    (tmp_path / "swaps/images/000009.png.part").touch()
+    write_swaps(tmp_path, painters[2], table, None, 3, 0, 1)  # type: ignore[arg-type]
+    finish_swaps(tmp_path, table)
+    assert painters[2].drawn == table["seed"].tolist()[3:6], "the batch of the missing image"
+    assert {file.name: file.read_bytes() for file in (tmp_path / "swaps/images").iterdir()} == kept
+
+
 def test_the_accuracy_is_counted_beside_chance_and_real_images(tmp_path: Path) -> None:
     table = plan_swaps(SWAPS, 4, seed=0)
-    # Hearts have the colour of the prompt, and circles are always green.
-    paint(tmp_path, table, ["green" if "circle" in prompt else prompt.split()[1] for prompt in table["prompt"]])
+    write_swaps(tmp_path, Painter(), table, None, 5, 0, 1)  # type: ignore[arg-type]
     assert read_swaps(tmp_path) is None
     finish_swaps(tmp_path, table)
     found = read_swaps(tmp_path)

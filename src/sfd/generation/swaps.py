@@ -4,7 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
+from sfd.generation.images import ImageGenerator
+from sfd.generation.samples import PART
+from sfd.params import SampleParams
+from sfd.progress import track
 from sfd.seeding import derive_seed
 
 SWAPS = "swaps"
@@ -29,8 +34,35 @@ def plan_swaps(swaps: Swaps, images_per_word: int, seed: int) -> pd.DataFrame:
     return table
 
 
+def write_swaps(
+    out: Path,
+    images: ImageGenerator,
+    table: pd.DataFrame,
+    params: SampleParams,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+) -> None:
+    """Draws this process's share of the images of :func:`plan_swaps` to ``out/swaps/images``, as
+    :func:`sfd.generation.samples.write_samples` does."""
+    folder = out / SWAPS / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(rank * batch_size, len(table), world_size * batch_size)
+    for start in track(starts, "swaps", "batch", len(starts)):
+        rows = table.iloc[start : start + batch_size]
+        if all((folder / file).exists() for file in rows["file"]):
+            continue
+        (pixels,) = images.sample(rows["prompt"].tolist(), rows["seed"].tolist(), params, batch_size)
+        for file, image in zip(rows["file"], pixels, strict=True):
+            part = folder / f"{file}{PART}"
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(part, format="png")
+            part.replace(folder / file)
+
+
 def finish_swaps(out: Path, table: pd.DataFrame) -> Path:
     """Writes the table, when all images are there; returns its file."""
+    for part in (out / SWAPS / "images").glob(f"*{PART}"):
+        part.unlink()  # of a run that was killed while it wrote the image
     table.to_csv(out / SWAPS / TABLE, index=False)
     return out / SWAPS / TABLE
 

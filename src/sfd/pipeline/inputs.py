@@ -87,7 +87,11 @@ STAGES: dict[str, Inputs] = {
         ("semantic", "latents", "texture_vae", "schedule", "text"),
         ("sfd.pipeline.diffusion", "sfd.registry.source"),
     ),
-    "sample": Inputs(("seed", "sample"), ("diffusion", "texture_vae", "text"), ("sfd.pipeline.sample",)),
+    "sample": Inputs(
+        ("seed", "sample", "evaluate.swaps", "evaluate.swap_images"),
+        ("diffusion", "texture_vae", "text"),
+        ("sfd.pipeline.sample",),
+    ),
     "reference": Inputs(
         (
             "seed",

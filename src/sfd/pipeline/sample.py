@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sfd.generation.images import ImageGenerator
 from sfd.generation.samples import finish_samples, write_facts, write_samples
+from sfd.generation.swaps import finish_swaps, plan_swaps, write_swaps
 from sfd.pipeline.inference import start_inference
 from sfd.pipeline.stage import Stage
 from sfd.precision import Inference
@@ -36,3 +37,16 @@ def make_samples(stage: Stage) -> None:
         grid = finish_samples(stage.out, table, images.model.condition, resolved)
         stage.log_artifacts(grid, stage.out / "samples.csv", facts)
         stage.log({"num_images": len(table)})
+    make_swaps(stage, images)
+
+
+def make_swaps(stage: Stage, images: ImageGenerator) -> None:
+    """Draws this process's share of the attribute swaps of `evaluate.swaps`, if there are any; process 0 writes their table."""
+    asked, size = stage.params.evaluate, stage.params.runtime.sample.batch_size
+    if asked.swaps is None:
+        return
+    table = plan_swaps(asked.swaps, asked.swap_images, stage.params.seed)
+    write_swaps(stage.out, images, table, stage.params.sample, size, rank(), world_size())
+    barrier()
+    if rank() == 0:
+        stage.log_artifacts(finish_swaps(stage.out, table))
