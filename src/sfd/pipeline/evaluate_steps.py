@@ -13,7 +13,7 @@ from pathlib import Path
 from sfd.errors import UserError
 from sfd.evaluation.protocol import SAMPLES
 from sfd.generation.samples import finish_samples, write_samples
-from sfd.names import distance_name, is_higher_better, nearest, too_few
+from sfd.names import SWAP_ACCURACY, distance_name, is_higher_better, kind_of, nearest, too_few
 from sfd.params import Params, known_metrics
 from sfd.pictures import plot_curves
 from sfd.pipeline.evaluate import open_evaluation
@@ -28,7 +28,7 @@ from sfd.workspace import Workspace, average_name
 
 NAME = "evaluate_steps"
 CURVE = "curve.csv"
-SHOWN = ("class_accuracy", "precision", "recall")
+SHOWN = ("class_accuracy", "text_recall_5", "precision", "recall")
 """Metrics that the printed table has beside the chosen one."""
 
 Row = Mapping[str, float]
@@ -72,6 +72,8 @@ def evaluate_steps(workspace: Workspace, metric: str | None = None) -> str:
         for weights in kept:
             _score(current, weights, sampling, judging)
         rows = {weights: _read(current, weights) for weights in kept}
+        if any(metric not in row for row in rows.values()):
+            raise UserError(f"--metric {metric} was not measured, see {current.out / 'metrics'}: choose another metric")
         _write_curve(current, rows, metric)
     return _report(workspace, params, rows, metric)
 
@@ -101,7 +103,8 @@ def best_weights(workspace: Workspace, metric: str | None = None) -> dict[str, o
 
 def _known_metric(params: Params, metric: str | None) -> str:
     """The metric, or the distance if it is None. Raises :class:`UserError` if the judge gives no such metric."""
-    first, known = params.first_judge.name, known_metrics(params)
+    # Attribute swaps are drawn by stage `sample` alone.
+    first, known = params.first_judge.name, [each for each in known_metrics(params) if kind_of(each) != SWAP_ACCURACY]
     if metric is not None and metric not in known:
         raise UserError(
             f"--metric {metric}: judge `{first}` gives no such metric; nearest metric: `{nearest(metric, known)}`"
