@@ -40,7 +40,7 @@ class ClipJudge(Judge):
 
         self.name, self.digest, self.classes = config["name"], digest, config["classes"]
         self.network: Any = CLIPModel(CLIPConfig.from_dict(config["network"]))
-        self.num_features: int = self.network.config.projection_dim
+        self.num_features = config["network"]["projection_dim"]
         self.preprocessing, self.tokenizer = Preprocessing(config["preprocessing"], antialias=True), tokenizer
         self.head = nn.Linear(self.num_features, self.classes) if self.classes is not None else None
 
