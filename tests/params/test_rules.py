@@ -242,8 +242,8 @@ LEARNT: dict[str, Any] = {
         (BOTH | ENCODER | {"register.gates": {"fdr": {"limit": 1}}}, ["no metric `fdr`"]),
         ({"register.gates": {"fdr": {"limit": 1}}, "judges": BOTH["judges"][:1]}, ["no metric `fdr`"]),
         (
-            CLIP | {"judges.1.source": "train"},
-            ["judges.1.kind is `clip`", "judges.1.source is `train`", "`pretrained`"],
+            CLIP | {"judges.1.source": "package"},
+            ["judges.1.kind is `clip`", "is `package`", "`pretrained`"],
         ),
         (CLIP | {"judges.1.model": None}, ["judges.1.kind is `clip`, so judges.1.model must name a CLIP"]),
         ({"evaluate.cmmd": "digits_judge"}, ["evaluate.cmmd is `digits_judge`", "no judge of kind `timm`", "to null"]),
