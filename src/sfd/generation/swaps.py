@@ -17,7 +17,7 @@ SWAPS = "swaps"
 TABLE = "swaps.csv"
 
 Swaps = Mapping[str, Sequence[str]]
-"""``evaluate.swaps``: template with one place to colour words."""
+"""``evaluate.swap_words``: template with one place to colour words."""
 
 
 def plan_swaps(swaps: Swaps, images_per_word: int, seed: int) -> pd.DataFrame:

@@ -124,8 +124,6 @@ def _kind_text(kind: Any) -> str:
         return _type_text(FieldInfo.from_annotation(kind))
     if get_origin(kind) is tuple:
         return f"list of {_kind_text(get_args(kind)[0]).split(',')[0]}"
-    if get_origin(kind) is dict:
-        return f"mapping to {_kind_text(get_args(kind)[1])}"
     if get_args(kind):
         return " or ".join(_kind_text(option) for option in get_args(kind))
     return {type(None): "null", TauRange: "{low, high}", Path: "path"}.get(kind, getattr(kind, "__name__", str(kind)))

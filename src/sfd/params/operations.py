@@ -35,9 +35,6 @@ class MinImagesParams(Section):
     swap_accuracy: Positive | None = Field(50, description="images that `evaluate.swaps` asks for")
 
 
-ColourWords = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
-
-
 class EvaluateParams(Section):
     """Scores of the samples against held-out images, or against published statistics."""
 
@@ -59,32 +56,49 @@ class EvaluateParams(Section):
         None,
         description="judge that gives `cmmd`, a kernel distance: a CLIP, by its name in `judges`; null: none",
     )
-    swaps: dict[str, ColourWords] | None = Field(
+    swaps: tuple[str, ...] | None = Field(
         None,
+        strict=False,
         min_length=1,
-        description="whether a colour in the prompt becomes the colour of the picture: template with one `{}` to colour words that are put there, as "
-        '`{"a {} heart": [red, blue, green]}`. Words are colours of CSS. Stage `sample` draws the images, for a model that is told words. '
-        "null: not tested",
+        description="whether a colour in the prompt becomes the colour of the picture: prompts with one place for colour words, as "
+        "`a {red, blue, green} heart`. Words are colours of CSS. Stage `sample` draws the images, for a model that is told words. null: not tested",
     )
     swap_images: Positive = Field(
-        8, description="images per template and word of `evaluate.swaps`, of the same seeds for every word"
+        8, description="images per word of `evaluate.swaps`, of the same seeds for every word"
     )
     min_images: MinImagesParams = MinImagesParams.model_validate({})
 
     @field_validator("swaps")
     @classmethod
-    def _check_swaps(cls, swaps: dict[str, ColourWords] | None) -> dict[str, ColourWords] | None:
-        for template, words in (swaps or {}).items():
-            _check_swap(template, words)
+    def _check_swaps(cls, swaps: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        templates = [_words_of(swap)[0] for swap in swaps or ()]
+        twice = next((template for template in templates if templates.count(template) > 1), None)
+        if twice is not None:
+            raise ValueError(f"template {twice!r} is there twice: write all its words in one")
         return swaps
 
+    @property
+    def swap_words(self) -> dict[str, tuple[str, ...]]:
+        """By template of `swaps`, with `{}` where a word is put, its colour words."""
+        return dict(_words_of(swap) for swap in self.swaps or ())
 
-def _check_swap(template: str, words: ColourWords) -> None:
-    """A template has one place, and its words are colours that differ."""
+
+def _words_of(swap: str) -> tuple[str, tuple[str, ...]]:
+    """``a {red, blue} heart`` -> ``a {} heart``, (red, blue). Raises ``ValueError`` unless it has one place, and its words are colours."""
+    found = re.fullmatch(r"([^{}]*)\{([^{}]*)\}([^{}]*)", swap)
+    if found is None:
+        raise ValueError(f"{swap!r} must have exactly one place for words, as in `a {{red, blue}} heart`")
+    template, words = f"{found[1]}{{}}{found[3]}", tuple(word.strip() for word in found[2].split(","))
+    if len(words) < 2:
+        raise ValueError(f"{swap!r} must have two words or more to swap, as in `a {{red, blue}} heart`")
+    _check_colours(template, words)
+    return template, words
+
+
+def _check_colours(template: str, words: tuple[str, ...]) -> None:
+    """Raises ``ValueError`` unless the words are colours that differ."""
     from PIL import ImageColor
 
-    if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
-        raise ValueError(f"template {template!r} must have exactly one place `{{}}` for the word, and no other brace")
     known = {name for name in ImageColor.colormap if name.isalpha()}
     strange = next((word for word in words if word not in known), None)
     if strange is not None:

@@ -45,7 +45,7 @@ def make_swaps(stage: Stage, images: ImageGenerator) -> None:
     asked, size = stage.params.evaluate, stage.params.runtime.sample.batch_size
     if asked.swaps is None:
         return
-    table = plan_swaps(asked.swaps, asked.swap_images, stage.params.seed)
+    table = plan_swaps(asked.swap_words, asked.swap_images, stage.params.seed)
     write_swaps(stage.out, images, table, stage.params.sample, size, rank(), world_size())
     barrier()
     if rank() == 0:
