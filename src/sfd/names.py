@@ -57,6 +57,7 @@ LOSS_TERMS: Table = {
 
 BACKBONES: Table = {
     "lightningdit": Entry("sfd.models.lightningdit:LightningDiT", "LightningDiT (arXiv 2501.01423)"),
+    "flux2": Entry("sfd.models.flux2:Flux2", "Flux2 with two times, as in SeFi-Image (arXiv 2606.22568)"),
 }
 """Networks that predict the velocity (``diffusion.model.backbone``)."""
 

@@ -131,7 +131,14 @@ def _entries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "condition"),
-    [("linear", "class"), ("linear", "none"), ("linear", "parity"), ("lightningdit", "parity")],
+    [
+        ("linear", "class"),
+        ("linear", "none"),
+        ("linear", "parity"),
+        ("lightningdit", "parity"),
+        ("flux2", "parity"),
+        ("flux2", "none"),
+    ],
 )
 def test_a_toy_is_trained_saved_loaded_and_sampled(backbone: str, condition: str, tmp_path: Path) -> None:
     dropout = 0.0 if condition == "none" else 0.5

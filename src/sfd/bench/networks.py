@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from sfd.encoders.composite import CompositeEncoder
+from sfd.encoders.flux2_vae import PATCH
 from sfd.encoders.semantic.encoder import SemanticEncoder, semantic_class
-from sfd.encoders.texture_vae import KlVae, TextureVae, TrainableAutoencoder, load_pretrained
+from sfd.encoders.texture_vae import FLUX2, KlVae, TextureVae, TrainableAutoencoder, load_pretrained
 from sfd.encoders.timm_networks import describe, encoder_network, rebuild
 from sfd.encoders.tokenizers.tokenizer import Tokenizer
 from sfd.encoders.vision import TrainableEncoder, VisionEncoder, freeze, with_patches
@@ -66,7 +67,8 @@ def _texture_channels(params: TextureVaeParams) -> int:
     """Channels of the texture latent: from the VAE's own ``config.json`` if it is there, else from the parameters."""
     config = Path(params.file or "") / "config.json"
     if params.source == "file" and config.is_file():
-        return int(json.loads(config.read_text(encoding="utf-8"))["latent_channels"])
+        found = json.loads(config.read_text(encoding="utf-8"))
+        return int(found["latent_channels"]) * (PATCH**2 if found.get("_class_name") == FLUX2 else 1)
     return params.latent_channels
 
 

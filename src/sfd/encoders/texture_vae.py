@@ -1,4 +1,5 @@
-"""The frozen texture VAE: a diffusers ``AutoencoderKL`` (by name, from a folder, or trained here), or a tokenizer that is fitted here."""
+"""The frozen texture VAE: a diffusers ``AutoencoderKL`` (by name, from a folder, or trained here), one of Flux2 from a folder, or a tokenizer
+that is fitted here."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,6 +16,9 @@ from sfd.params import TextureVaeParams
 from sfd.pixels import to_pixels, to_uint8
 from sfd.precision import InferenceNetwork
 from sfd.seeding import seeded_initialisation
+
+FLUX2 = "AutoencoderKLFlux2"
+"""The class of diffusers that ``config.json`` of Flux2's autoencoder names."""
 
 
 class TextureVae(InferenceNetwork, ABC):
@@ -122,7 +126,7 @@ class TrainableAutoencoder(nn.Module):
 
 
 def load_pretrained(params: TextureVaeParams) -> TextureVae:
-    """An ``AutoencoderKL`` by its hub name, or what a folder holds: one in diffusers' layout, or a tokenizer that was fitted by sfd.
+    """An ``AutoencoderKL`` by its hub name, or what a folder holds: one in diffusers' layout, also of Flux2, or a tokenizer that was fitted by sfd.
 
     Raises:
         UserError: the hub cannot be reached, or the folder holds no such model.
@@ -130,8 +134,10 @@ def load_pretrained(params: TextureVaeParams) -> TextureVae:
     from diffusers import AutoencoderKL
 
     folder = params.file if params.source == "file" else None
-    if folder is not None and (folder / CONFIG).is_file() and "kind" in read_config(folder):
-        return load_texture_vae(folder)
+    if folder is not None and (folder / CONFIG).is_file():
+        config = read_config(folder)
+        if "kind" in config or config.get("_class_name") == FLUX2:
+            return load_texture_vae(folder)
     origin = folder or params.name
     try:
         return KlVae(AutoencoderKL.from_pretrained(origin, local_files_only=params.source == "file")).eval()
@@ -146,14 +152,21 @@ def load_pretrained(params: TextureVaeParams) -> TextureVae:
 
 
 def load_texture_vae(folder: Path) -> TextureVae:
-    """Inverse of :meth:`TextureVae.save`, in evaluation mode. A tokenizer's ``config.json`` has a ``kind``, that of diffusers has none.
+    """Inverse of :meth:`TextureVae.save`, in evaluation mode. A tokenizer's ``config.json`` has a ``kind``, that of diffusers a ``_class_name``.
 
     Raises:
         UserError: ``config.json`` is missing, or the files of a tokenizer do not fit.
     """
     vae: TextureVae
-    if "kind" in read_config(folder):
+    config = read_config(folder)
+    if "kind" in config:
         vae = read_implementation(folder, TOKENIZERS).load(folder)
+    elif config.get("_class_name") == FLUX2:
+        from diffusers import AutoencoderKLFlux2
+
+        from sfd.encoders.flux2_vae import Flux2Vae
+
+        vae = Flux2Vae(AutoencoderKLFlux2.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32))
     else:
         from diffusers import AutoencoderKL
 

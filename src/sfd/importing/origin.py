@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from sfd.data.networks import ENCODER, SEMANTIC, SHOWN, TEXTURE_VAE, WORDS, Networks
 from sfd.encoders.semantic.encoder import load_semantic
-from sfd.encoders.texture_vae import TextureVae, load_texture_vae
+from sfd.encoders.texture_vae import FLUX2, TextureVae, load_texture_vae
 from sfd.encoders.vision import load_encoder
 from sfd.errors import UserError
 from sfd.models.lightningdit_config import LightningDiTConfig
@@ -63,7 +63,7 @@ def describe_networks(networks: Networks) -> list[str]:
 def _load_texture_vae(folder: Path) -> TextureVae:
     """:func:`load_texture_vae`, after a look at the record: diffusers would look for pickled weights in a folder of something else."""
     config = read_config(folder)
-    if "kind" not in config and config.get("_class_name") != "AutoencoderKL":
+    if "kind" not in config and config.get("_class_name") not in ("AutoencoderKL", FLUX2):
         raise UserError(f"{folder} holds no texture VAE; name a folder of `sfd import` or results/texture_vae/model")
     return load_texture_vae(folder)
 

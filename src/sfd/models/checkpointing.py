@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 Checkpointing = Literal["none", "block", "selective"]
 """``none``: everything is kept; ``block``: the block's input alone; ``selective``: the input, and the results of products and attention, which
 cost most to compute. The gradients have the same bytes."""
+
+Made = TypeVar("Made")
 
 _OPERATIONS = torch.ops.aten
 KEPT = [
@@ -25,8 +26,8 @@ KEPT = [
 """Operations whose results ``selective`` keeps."""
 
 
-def checkpointed(kind: Checkpointing, compute: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """``compute(*arguments)``, which draws no random numbers."""
+def checkpointed(kind: Checkpointing, compute: Callable[..., Made], *arguments: object) -> Made:
+    """``compute(*arguments)``, a tensor or a tuple of tensors, which draws no random numbers."""
     if kind == "none" or not torch.is_grad_enabled():
         return compute(*arguments)
     if kind == "block":

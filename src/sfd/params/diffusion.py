@@ -24,6 +24,7 @@ class ModelParams(Section):
     size: ModelSize = Field(
         description="width x depth x heads: "
         + ", ".join(f"{name} {width}x{depth}x{heads}" for name, (width, depth, heads) in SIZES.items())
+        + ". Backbone `lightningdit` has those from tiny to 1p6B, `flux2` tiny and those from 0p5b on"
     )
     patch_size: int = Field(1, ge=1, le=2, description="side of one token, latent positions")
     use_rmsnorm: bool = Field(True, description="RMSNorm; else LayerNorm without parameters")

@@ -251,7 +251,8 @@ class TextureVaeParams(Section):
     name: str | None = Field(None, description="hub name (`pretrained`)")
     file: FilePath | None = Field(
         None,
-        description="folder in diffusers layout (config.json, *.safetensors), or one that this stage wrote, for `file`",
+        description="folder in diffusers layout (config.json, *.safetensors; AutoencoderKL or AutoencoderKLFlux2), or one that this stage wrote, "
+        "for `file`",
     )
     block_size: int = Field(
         8, ge=2, le=32, description="side of a pixel block, which becomes one latent position (`pca`)"

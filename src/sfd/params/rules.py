@@ -5,6 +5,7 @@ with a line that names the rule, the value and the remedy.
 """
 
 from sfd.names import WEIGHT_PACKAGES
+from sfd.params.backbone_rules import check_backbone
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
 from sfd.params.grid import check_patch_size, check_token_groups, shared_grid
 from sfd.params.judging import (
@@ -401,6 +402,7 @@ RULES = (
     check_alignment,
     check_judges,
     check_judge_is_another,
+    check_backbone,
     _check_grid,
     _check_heads,
     _check_semantic,
