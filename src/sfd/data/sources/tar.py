@@ -341,6 +341,7 @@ def _number(text: str) -> int:
 
 
 def read_member(descriptor: int, member: Member, max_bytes: int) -> bytes:
+    """The content of a member of the archive that is open as ``descriptor``. Raises :class:`ImageRefused` if it is larger than ``max_bytes``."""
     if member.size > max_bytes:
         raise ImageRefused(f"too large: {PurePosixPath(member.name).name} has {member.size} bytes, at most {max_bytes}")
     return os.pread(descriptor, member.size, member.offset)
