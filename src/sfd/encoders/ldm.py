@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from sfd.encoders.autoencoder_kl import import_autoencoder
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
@@ -18,10 +20,8 @@ def autoencoder_from_ldm(state: dict[str, Tensor]) -> "AutoencoderKL":
         RuntimeError: the weights do not fit exactly; torch lists keys that are missing, extra or of another shape.
         KeyError: ``state`` is not an LDM autoencoder at all.
     """
-    from diffusers import AutoencoderKL
-
     config = ldm_config(state)
-    model = AutoencoderKL(**config)
+    model = import_autoencoder()(**config)
     model.load_state_dict(rename_ldm_keys(state, num_levels=len(config["block_out_channels"])), strict=True)
     return model.eval()
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfd.encoders.autoencoder_kl import import_autoencoder
 from sfd.errors import UserError
 from sfd.names import TOKENIZERS
 from sfd.network_files import CONFIG, read_config, read_implementation, with_default_mode
@@ -104,12 +105,10 @@ class TrainableAutoencoder(nn.Module):
     """A small, freshly initialised ``AutoencoderKL`` with the forward pass that training needs."""
 
     def __init__(self, params: TextureVaeParams, seed: int) -> None:
-        from diffusers import AutoencoderKL
-
         super().__init__()
-        levels = len(params.channels)
+        autoencoder_kl, levels = import_autoencoder(), len(params.channels)
         with seeded_initialisation(seed, "texture_vae/initialisation"):
-            self.autoencoder: Any = AutoencoderKL(
+            self.autoencoder: Any = autoencoder_kl(
                 block_out_channels=list(params.channels),
                 down_block_types=["DownEncoderBlock2D"] * levels,
                 up_block_types=["UpDecoderBlock2D"] * levels,
@@ -131,8 +130,6 @@ def load_pretrained(params: TextureVaeParams) -> TextureVae:
     Raises:
         UserError: the hub cannot be reached, or the folder holds no such model.
     """
-    from diffusers import AutoencoderKL
-
     folder = params.file if params.source == "file" else None
     if folder is not None and (folder / CONFIG).is_file():
         config = read_config(folder)
@@ -140,7 +137,7 @@ def load_pretrained(params: TextureVaeParams) -> TextureVae:
             return load_texture_vae(folder)
     origin = folder or params.name
     try:
-        return KlVae(AutoencoderKL.from_pretrained(origin, local_files_only=params.source == "file")).eval()
+        return KlVae(import_autoencoder().from_pretrained(origin, local_files_only=params.source == "file")).eval()
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         remedy = (
@@ -168,7 +165,5 @@ def load_texture_vae(folder: Path) -> TextureVae:
 
         vae = Flux2Vae(AutoencoderKLFlux2.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32))
     else:
-        from diffusers import AutoencoderKL
-
-        vae = KlVae(AutoencoderKL.from_pretrained(folder, local_files_only=True))
+        vae = KlVae(import_autoencoder().from_pretrained(folder, local_files_only=True))
     return vae.eval().requires_grad_(False)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -118,6 +117,8 @@ def load_network(wanted: Wanted) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         UserError: timm has no such network, or the weights cannot be had or do not fit.
     """
+    import timm
+
     config = describe(wanted)
     overlay = _weights(wanted)
     try:
@@ -152,6 +153,8 @@ def _is_clip(known: Any) -> bool:
 
 def _known(wanted: Wanted) -> Any:
     """timm's record of the network."""
+    import timm
+
     try:
         known = timm.get_pretrained_cfg(wanted.name)
     except RuntimeError:
@@ -166,6 +169,8 @@ def _known(wanted: Wanted) -> Any:
 
 def rebuild(config: Mapping[str, Any]) -> nn.Module:
     """The network of a configuration, without a classifier and in evaluation mode; its weights are still to be loaded."""
+    import timm
+
     outputs = config.get("projection", 0)
     network: nn.Module = timm.create_model(config["name"], num_classes=outputs, **config["arguments"])
     return network.eval()
@@ -179,6 +184,8 @@ def _weights(wanted: Wanted) -> dict[str, Any] | None:
 
 
 def _weights_of_package(wanted: Wanted) -> dict[str, Tensor]:
+    import timm
+
     package, file = WEIGHT_PACKAGES[wanted.name], weight_file(wanted.section, wanted.name)
     if not file.is_file() or file_digest(file) != package.sha256:
         raise UserError(

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
@@ -93,6 +92,8 @@ class TrainableEncoder(nn.Module):
     """A small ViT with a classifier on the mean of its patch features, so that the feature of every patch is trained."""
 
     def __init__(self, params: EncoderParams, num_outputs: int, seed: int) -> None:
+        import timm
+
         super().__init__()
         self.input_size = params.input_size
         with seeded_initialisation(seed, "encoder/initialisation"):

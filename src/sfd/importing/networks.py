@@ -11,6 +11,7 @@ from torch import nn
 
 from sfd.data.latents import ChannelStatistics
 from sfd.data.sources.common import nfc
+from sfd.encoders.autoencoder_kl import import_autoencoder
 from sfd.encoders.ldm import ldm_config, rename_ldm_keys
 from sfd.encoders.semantic.encoder import save_semantic
 from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
@@ -350,13 +351,12 @@ def read_texture_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) -> 
 
 def _build_autoencoder(weights: Weights) -> tuple["AutoencoderKL", dict[str, Any]]:
     """On the meta device; renames the weights."""
-    from diffusers import AutoencoderKL
-
+    autoencoder_kl = import_autoencoder()
     try:
         config = ldm_config(weights.state)
         weights.state = rename_ldm_keys(weights.state, num_levels=len(config["block_out_channels"]))
         with torch.device("meta"):
-            return AutoencoderKL(**config).eval(), config
+            return autoencoder_kl(**config).eval(), config
     except KeyError as error:
         raise UserError(
             f"{weights.source} is no whole LDM autoencoder: {error.args[0]} is missing or not known"

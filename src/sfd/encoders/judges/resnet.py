@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +24,8 @@ class ResnetJudge(Judge):
     def __init__(
         self, name: str, digest: str, channels: tuple[int, ...], num_outputs: int, classes: int | None
     ) -> None:
+        import timm
+
         super().__init__()
         self.name, self.digest, self.classes, self.num_features = name, digest, classes, channels[-1]
         self.resnet = timm.create_model(BASE, num_classes=num_outputs, **_arguments(channels))
@@ -40,6 +41,8 @@ class ResnetJudge(Judge):
     @classmethod
     def trainable(cls, params: JudgeParams, num_outputs: int, seed: int) -> nn.Module:
         """As :class:`Judge` says."""
+        import timm
+
         with seeded_initialisation(seed, "judge/initialisation"):
             network: nn.Module = timm.create_model(BASE, num_classes=num_outputs, **_arguments(params.channels))
         return network

@@ -1,0 +1,44 @@
+"""The import of diffusers' ``AutoencoderKL`` without the libraries that other models of diffusers need.
+
+Where peft and transformers are installed, diffusers imports both with any of its models. On a slow core that takes as long as the import of
+torch, and half of the stages, every registered model and every server load a texture VAE.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+FOR_OTHER_MODELS = ("peft", "transformers")
+"""What diffusers looks for and does without; an autoencoder has neither adapters nor text encoders."""
+
+
+def import_autoencoder() -> "type[AutoencoderKL]":
+    """The class ``AutoencoderKL``."""
+    if "diffusers" in sys.modules:  # it has looked for them already
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL
+    with not_found(*FOR_OTHER_MODELS):
+        from diffusers import AutoencoderKL
+    return AutoencoderKL
+
+
+@contextmanager
+def not_found(*packages: str) -> Iterator[None]:
+    """Within the block, an import of these packages says that they are not there; those that are imported already stay.
+
+    Python does so for a name that ``sys.modules`` maps to None.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            if sys.modules.get(name, name) is None:
+                del sys.modules[name]
