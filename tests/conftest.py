@@ -55,9 +55,10 @@ SERVER = pytest.StashKey[warm.Warm]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first."""
+    """The slowest files first, then the others that have long tests: what is left for the end is short, so no worker waits for another."""
     rank = {name: number for number, name in enumerate(SLOWEST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    has_long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank) + (item.path not in has_long)))
 
 
 @pytest.hookimpl(tryfirst=True)
