@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from served import ask
-from support import REPOSITORY, draw_images, small_params
+from support import REPOSITORY, draw_images, environment, small_params
 from typer.testing import CliRunner
 
 from sfd import cli
@@ -99,7 +99,8 @@ def test_within_a_git_repository_no_other_one_is_made_and_without_git_dvc_is_tol
         if not folder.exists():
             assert "without git" in init(folder, "--no-git")
         assert ("no_scm = true" in (folder / ".dvc/config").read_text()) == (folder.name == "alone")
-        listed = subprocess.run(["dvc", "stage", "list"], cwd=folder, capture_output=True, text=True)
+        command = ["dvc", "stage", "list"]
+        listed = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
         assert listed.returncode == 0 and "diffusion" in listed.stdout, listed.stderr
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import environment
 from torch import Tensor
 
 from sfd import cli
@@ -20,7 +21,6 @@ from sfd.verify import SINGLE, TRAJECTORY, Check, report, verify
 
 DATA = Path(__file__).parent / "data/conformance"
 STEMS = sorted(str(file.with_suffix("")) for file in DATA.glob("*.safetensors"))
-SFD = Path(sys.executable).with_name("sfd")
 INPUTS = {"x0", "x1", "t", "y", "features", "noise", "sample_y", "images"}
 
 Tensors = dict[str, Tensor]
@@ -53,10 +53,15 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
+def run_alone(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """``sfd verify`` in a process of its own."""
+    return subprocess.run(["sfd", "verify", *arguments], env=environment(), capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, dict[str, Any]]]:
     """What ``sfd verify --json`` says of all recorded vectors, in a process of its own."""
-    run = subprocess.run([SFD, "verify", *STEMS, "--json"], capture_output=True, text=True)
+    run = run_alone(*STEMS, "--json")
     assert run.returncode == 0, run.stderr
     parsed: dict[str, dict[str, dict[str, Any]]] = json.loads(run.stdout)
     return parsed
@@ -160,7 +165,7 @@ def test_a_failure_is_exit_status_1_and_FAIL_in_the_table_and_null_in_json_where
 
 def test_a_failing_vector_ends_the_real_command_with_status_1(tmp_path: Path) -> None:
     stem = edited(tmp_path, "lightningdit_sync", shift("velocity", 1.0))
-    run = subprocess.run([SFD, "verify", stem], capture_output=True, text=True)
+    run = run_alone(stem)
     assert run.returncode == 1
     assert any("velocity" in line and line.endswith("FAIL") for line in run.stdout.splitlines())
 
@@ -320,7 +325,7 @@ def test_a_mistake_ends_in_one_line_and_exit_status_2(
 
 
 def test_a_mistake_ends_the_real_command_without_a_traceback(tmp_path: Path) -> None:
-    run = subprocess.run([SFD, "verify", broken_json(tmp_path)], capture_output=True, text=True)
+    run = run_alone(broken_json(tmp_path))
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
 
