@@ -6,7 +6,7 @@ torch, and half of the stages, every registered model and every server load a te
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,13 +18,11 @@ FOR_OTHER_MODELS = ("peft", "transformers")
 
 def import_autoencoder() -> "type[AutoencoderKL]":
     """The class ``AutoencoderKL``."""
-    if "diffusers" in sys.modules:  # it has looked for them already
+    # A diffusers that is imported already has looked for them.
+    with nullcontext() if "diffusers" in sys.modules else not_found(*FOR_OTHER_MODELS):
         from diffusers import AutoencoderKL
-
-        return AutoencoderKL
-    with not_found(*FOR_OTHER_MODELS):
-        from diffusers import AutoencoderKL
-    return AutoencoderKL
+    found: type[AutoencoderKL] = AutoencoderKL
+    return found
 
 
 @contextmanager
