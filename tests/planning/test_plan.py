@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from sfd import cli
 from sfd.errors import UserError
-from sfd.names import CONDITIONS
 from sfd.params import Params, load_params, parse_params
 from sfd.planning import plan, timing
 from sfd.planning.machine import Machine, read_machine
@@ -261,7 +260,6 @@ def test_plan_keeps_a_schedule_that_is_to_be_learnt_and_counts_its_probes(projec
     )
 
 
-@pytest.mark.skipif("text" not in CONDITIONS, reason="no model can be told words yet")
 def test_init_with_captions_plans_a_model_that_is_told_words(tmp_path: Path, images: Path) -> None:
     for file in images.rglob("*.png"):
         file.with_suffix(".txt").write_text(f"a {file.parent.name} stripe")
