@@ -17,8 +17,10 @@ from sfd import preset
 from sfd.data.latents import LatentBatch
 from sfd.errors import UserError
 from sfd.generation.schedules import build_training_schedule
+from sfd.models.backbone import build_backbone
 from sfd.models.conditions import ClassCondition
-from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.flux2_config import Flux2Config
+from sfd.models.lightningdit_config import LightningDiTConfig
 from sfd.params import Params, ScheduleParams, check_study, load_params, parse_params, with_values
 from sfd.preset import list_presets, load_preset, names, render, top_comments
 from sfd.training.backbone import backbone_config
@@ -76,7 +78,7 @@ class NoData:
         raise NotImplementedError
 
 
-def backbone(params: Params, num_classes: int, feature_dim: int) -> LightningDiTConfig:
+def backbone(params: Params, num_classes: int, feature_dim: int) -> LightningDiTConfig | Flux2Config:
     """The backbone for the latents that the parameters describe."""
     config = backbone_config(
         params.diffusion,
@@ -87,7 +89,7 @@ def backbone(params: Params, num_classes: int, feature_dim: int) -> LightningDiT
         semantic_channels=0 if params.semantic.kind == "none" else params.semantic.latent_channels,
         feature_dim=feature_dim,
     )
-    assert isinstance(config, LightningDiTConfig)
+    assert isinstance(config, LightningDiTConfig | Flux2Config)
     return config
 
 
@@ -140,7 +142,7 @@ def test_register_names_are_all_different_so_that_baselines_are_not_versions_of_
 def test_a_backbone_has_the_published_number_of_parameters(name: str) -> None:
     params = load_preset(name)
     with torch.device("meta"):
-        network = LightningDiT(backbone(params, num_classes=1000, feature_dim=params.encoder.width))
+        network = build_backbone(backbone(params, num_classes=1000, feature_dim=params.encoder.width))
     counts = {key: value.numel() for key, value in network.named_parameters()}
     if IMAGENET[name] is not None:
         assert round(sum(n for key, n in counts.items() if "repa" not in key) / 1e6) == IMAGENET[name]
@@ -157,7 +159,7 @@ def test_a_digits_sized_twin_learns_from_a_step(name: str) -> None:
     params = parse_params(twin(load_preset(name)))
     config = backbone(params, num_classes=3, feature_dim=params.encoder.width)
     random = torch.Generator().manual_seed(0)
-    network = LightningDiT(config).initialise(random)
+    network = build_backbone(config).initialise(random)
     # A learnt schedule is a curve when the model is trained.
     schedule = ScheduleParams.model_validate({"kind": "curve"}) if params.schedule.kind == "learnt" else params.schedule
     task = DiffusionTask(network, NoData(), params.diffusion.loss, build_training_schedule(schedule), 0.1, params.seed)

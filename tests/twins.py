@@ -7,7 +7,7 @@ from support import small_params
 
 from sfd.params import Params
 
-MODEL = ("patch_size", "use_rmsnorm", "use_qknorm", "use_swiglu", "use_rope", "use_shift")
+MODEL = ("backbone", "patch_size", "use_rmsnorm", "use_qknorm", "use_swiglu", "use_rope", "use_shift")
 LOSS = (
     "velocity_weight",
     "semantic_weight",

@@ -1,9 +1,10 @@
 """Flux2: what diffusers computes in the conventions of SeFi-Image, its sizes, its text, its initialisation."""
 
+import copy
 import math
 import re
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,29 +13,21 @@ from support import small_params
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from sfd.bench.networks import latent_shape
 from sfd.models.backbone import build_backbone, config_from_dict
 from sfd.models.checkpointing import Checkpointing
 from sfd.models.conditions import ClassCondition, NoCondition
 from sfd.models.flux2 import Flux2
 from sfd.models.flux2_config import Flux2Config
+from sfd.models.text_condition import TextCondition
 from sfd.models.words import Words, stack_words
-from sfd.params import parse_params
+from sfd.params import LoraParams, parse_params
+from sfd.planning.flops import evaluation, train_step
 from sfd.seeding import generator
 from sfd.sizes import FLUX2_DOUBLE_BLOCKS, FLUX2_HEAD_WIDTH, SIZES
+from sfd.training.finetuning import Transfer, add_adapters
 
 KINDS: tuple[Checkpointing, ...] = get_args(Checkpointing)
-
-
-class Shape(NamedTuple):
-    width: int
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class Text(NoCondition):
-    """Words of 7 numbers per token."""
-
-    words: Shape = Shape(7, 5)
 
 
 SMALL = Flux2Config(
@@ -43,7 +36,7 @@ SMALL = Flux2Config(
     num_heads=2,
     double_blocks=2,
     single_blocks=2,
-    condition=Text(),
+    condition=TextCondition(7, 5),
     head_width=16,
     semantic_channels=2,
     two_times=True,
@@ -192,7 +185,7 @@ def parameters(size: str, channels: int, text: int) -> int:
 def test_the_published_sizes_have_so_many_parameters(size: str, text: int, count: int) -> None:
     width, depth, heads = SIZES[size]
     assert width == heads * FLUX2_HEAD_WIDTH
-    double, told = FLUX2_DOUBLE_BLOCKS[size], Text(Shape(text, 512))
+    double, told = FLUX2_DOUBLE_BLOCKS[size], TextCondition(text, 512)
     with torch.device("meta"):
         network = Flux2(Flux2Config(64, 144, heads, double, depth - double, told, semantic_channels=16, two_times=True))
     assert sum(p.numel() for p in network.parameters()) == parameters(size, 144, text) == count
@@ -242,6 +235,29 @@ def test_adapters_and_muon_get_the_layers_inside_the_blocks_and_no_others() -> N
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     found = {name for name in linear if re.fullmatch(Flux2.block_layers, name)}
     assert found == {name for name in linear if "transformer_blocks." in name}
+
+
+def test_adapters_are_merged_into_ordinary_weights() -> None:
+    model, x, text = randomised(SMALL), inputs(SMALL), words(4, 2, 1)
+    names, expected = list(model.state_dict()), model(*x, text).velocity
+    tuner = add_adapters(model, LoraParams(rank=2), Transfer((), {}, (), (), ()), 0)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and all(".lora_" in name for name in trained)
+    assert torch.equal(model(*x, text).velocity, expected), "an adapter is zero at first"
+    with torch.no_grad():
+        for value in trained.values():
+            value += 0.1
+    adapted = model(*x, text).velocity
+    copied: Any = copy.deepcopy(tuner)
+    copied.merge_and_unload()
+    assert list(copied.model.state_dict()) == names and not torch.allclose(adapted, expected, atol=1e-2)
+    torch.testing.assert_close(copied.model(*x, text).velocity, adapted, rtol=1e-4, atol=1e-4)
+
+
+def test_operations_are_counted_from_shapes_alone() -> None:
+    params = parse_params(with_model(backbone="flux2", size="tiny"))
+    shape = latent_shape(params)
+    assert evaluation(params, shape) > 0 and train_step(params, shape) > 2 * evaluation(params, shape)
 
 
 def test_channels_are_named_in_the_order_of_the_weights() -> None:

@@ -154,7 +154,9 @@ def sync(context: typer.Context) -> None:
 
 @app.command("import")
 def import_weights(
-    source: Annotated[Path, typer.Argument(help="A published .pt, .ckpt or .safetensors file.")],
+    source: Annotated[
+        Path, typer.Argument(help="A published .pt, .ckpt or .safetensors file, or a folder of SeFi-Image (diffusion).")
+    ],
     out: Annotated[Path, typer.Argument(help="The folder to make: a new or empty one.")],
     kind: Annotated[Literal["diffusion", "semantic-vae", "texture-vae"], typer.Option(help="What the file holds.")],
     statistics: Annotated[
@@ -171,7 +173,11 @@ def import_weights(
     ] = None,
     tau: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="The offset of its training; else 0.3 with two times, and none with one."),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="The offset of its training; else 0.3 with two times (SeFi-Image: 0.1), and none with one.",
+        ),
     ] = None,
     knots: Annotated[
         str | None,

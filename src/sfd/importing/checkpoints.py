@@ -25,12 +25,15 @@ WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 COUNTER = "n_averaged"
 """Beside the weights of torch's AveragedModel: how many were averaged."""
 
+SEFI = "dual_time_embed.semantic_embedder.linear_1.weight"
+"""A key that the weights of SeFi-Image have and those of other diffusion models do not."""
+
 TELLTALES = {
-    "diffusion": "x_embedder.proj.weight",
-    "semantic-vae": "encoder.1.attn.in_proj_weight",
-    "texture-vae": "encoder.conv_in.weight",
+    "diffusion": ("x_embedder.proj.weight", SEFI),
+    "semantic-vae": ("encoder.1.attn.in_proj_weight",),
+    "texture-vae": ("encoder.conv_in.weight",),
 }
-"""A key that the weights of a kind have and those of other kinds do not."""
+"""Keys one of which the weights of a kind have and those of other kinds do not."""
 
 
 @dataclass
@@ -164,7 +167,7 @@ def _check_kind(source: Path, content: Any, kind: str) -> None:
     if not isinstance(content, Mapping):
         return
     parts = [{_bare(str(key)) for key in part} for part in (content, *content.values()) if isinstance(part, Mapping)]
-    looks = [other for other, telltale in TELLTALES.items() if any(telltale in part for part in parts)]
+    looks = [other for other, keys in TELLTALES.items() if any(key in part for key in keys for part in parts)]
     if looks and kind not in looks:
         raise UserError(f"{source} looks like a {looks[0]}, not like a {kind}: give --kind {looks[0]}, or another file")
 

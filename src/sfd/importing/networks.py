@@ -18,9 +18,12 @@ from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
 from sfd.encoders.texture_vae import KlVae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
-from sfd.importing.checkpoints import Weights, load_strictly, pick_weights, read_checkpoint
+from sfd.importing.checkpoints import SEFI, Weights, load_strictly, pick_weights, read_checkpoint
 from sfd.importing.origin import describe_networks, read_latent_networks
+from sfd.importing.sefi import config_from_weights as config_of_sefi
+from sfd.importing.sefi import joined, read_facts, read_folder, root_of
 from sfd.models.conditions import ClassCondition
+from sfd.models.flux2 import Flux2
 from sfd.models.lightningdit import LightningDiT
 from sfd.models.lightningdit_config import LightningDiTConfig
 from sfd.models.published import config_from_weights
@@ -46,7 +49,8 @@ class DiffusionFacts:
     Attributes:
         statistics: files with ``mean`` and ``std`` of the latents' channels: of all in one, or of texture's and of semantics'.
         semantic_channels: None: as many as the second file of statistics has; else 16 for a model of two times, and 0 for one of one.
-        tau: the offset that it was trained with. None: 0.3 for a model of two times; one of one time is synchronous.
+        tau: the offset that it was trained with. None: 0.3 for a model of two times, and for SeFi-Image what its ``sefi_config.yaml`` says, or
+            0.1; one of one time is synchronous.
         classes: file with one class name per line, in the order of their indices. None: the indices are the names, and the last row of the
             class table is the null class.
         texture_vae, encoder, semantic_vae: folders of the networks that its latents came from, whose digests the model then records. None: not
@@ -113,7 +117,7 @@ def import_weights(
             "a diffusion model draws normalised latents, so the statistics that restore them are part of it: give --statistics "
             "latents_stats.pt --statistics latents_sv_stats.pt, which the published code keeps beside its latents"
         )
-    content = read_checkpoint(source)
+    content = read_folder(source) if kind == "diffusion" and source.is_dir() else read_checkpoint(source)
     if kind == "diffusion":
         imported = read_diffusion(source, content, facts, drop)
     elif kind == "semantic-vae":
@@ -131,12 +135,14 @@ def import_weights(
 
 
 def read_diffusion(source: Path, content: Any, facts: DiffusionFacts, drop: tuple[str, ...] = ()) -> Imported:
-    """A LightningDiT of the published code: a file with ``ema`` or ``model``, or a plain state dict.
+    """A LightningDiT of the published code: a file with ``ema`` or ``model``, or a plain state dict; or the transformer of SeFi-Image.
 
     Raises:
         UserError: the weights do not fit strictly, or what the user says of them contradicts them; or a folder holds no such network.
     """
     weights = pick_weights(source, content, "diffusion", ("ema", "model"), drop)
+    if SEFI in weights.state:
+        return _read_sefi(weights, facts)
     parts = [_read_statistics(file) for file in facts.statistics]
     two_times = "t_embedder_sem.mlp.0.weight" in weights.state
     semantic_channels = _semantic_channels(facts, [len(part.mean) for part in parts], two_times)
@@ -158,6 +164,44 @@ def read_diffusion(source: Path, content: Any, facts: DiffusionFacts, drop: tupl
         network.config = replace(config, condition=ClassCondition(tuple(names), has_null_class))
     networks = read_latent_networks(facts.texture_vae, facts.encoder, facts.semantic_vae, config)
     said = [*_describe(network.config, schedule), *describe_networks(networks)]
+    return Imported(network, weights, DiffusionModel(network, schedule, statistics, networks).save, said)
+
+
+def _read_sefi(weights: Weights, facts: DiffusionFacts) -> Imported:
+    """The transformer of SeFi-Image. Raises as :func:`read_diffusion`."""
+    if facts.classes is not None:
+        raise UserError(f"{weights.source} draws images for texts and not for classes: leave --classes out")
+    root = root_of(weights.source)
+    beside, parts = read_facts(root), [_read_statistics(file) for file in facts.statistics]
+    counted = _semantic_channels(facts, [len(part.mean) for part in parts], two_times=True)
+    semantic_channels = counted if len(parts) == 2 or facts.semantic_channels is not None else beside.semantic_channels
+    schedule = _schedule(facts, two_times=True, usual=beside.tau)
+    try:
+        config = config_of_sefi(weights.state, semantic_channels, beside)
+        with torch.device("meta"):
+            network = Flux2(config)
+    except ValueError as error:
+        raise UserError(f"{weights.source} holds no SeFi-Image that is known here: {error}") from error
+    what = (
+        f"a SeFi-Image of {config.double_blocks} double and {config.single_blocks} single blocks, {config.width} wide"
+    )
+    load_strictly(network, weights, what)
+    statistics, from_vae = joined(parts, semantic_channels, root)
+    if len(statistics.mean) != config.in_channels:
+        raise UserError(
+            f"the statistics are of {len(statistics.mean)} channels, but the model has {config.in_channels}: give those of texture and those of "
+            f"semantics, in this order, or semantics' alone ({semantic_channels}) if {root / 'vae'} holds texture's"
+        )
+    networks = read_latent_networks(facts.texture_vae, facts.encoder, facts.semantic_vae, config)
+    words = config.condition.words
+    said = [
+        f"Flux2: {config.double_blocks} double and {config.single_blocks} single blocks, {config.width} wide, {config.num_heads} heads",
+        f"latents {config.in_channels} x {config.input_size} x {config.input_size}, the last {semantic_channels} semantic; two times, "
+        f"{_lead(schedule)}",
+        *([] if words is None else [f"texts of {words.length} tokens, {words.width} numbers each"]),
+        *([f"texture's statistics: those of {root / 'vae'}"] if from_vae else []),
+        *describe_networks(networks),
+    ]
     return Imported(network, weights, DiffusionModel(network, schedule, statistics, networks).save, said)
 
 
@@ -188,12 +232,7 @@ def _check_against_weights(
 def _describe(config: LightningDiTConfig, schedule: ScheduleParams) -> list[str]:
     """The network in words, and what was assumed of it."""
     parts = [name.removeprefix("use_") for name, value in config.to_dict().items() if name.startswith("use_") and value]
-    curve = (
-        f"tau {schedule.tau}"
-        if schedule.kind == "offset"
-        else f"the curve of knots {', '.join(f'{knot:g}' for knot in schedule.knots)}"
-    )
-    lead = f"two times, {curve}" if config.two_times else "one time"
+    lead = f"two times, {_lead(schedule)}" if config.two_times else "one time"
     said = [
         f"{config.depth} blocks, {config.hidden_size} wide, {config.num_heads} heads, patch {config.patch_size}, {', '.join(parts)}",
         f"latents {config.in_channels} x {config.input_size} x {config.input_size}, the last {config.semantic_channels} semantic; {lead}",
@@ -203,6 +242,14 @@ def _describe(config: LightningDiTConfig, schedule: ScheduleParams) -> list[str]
         kind = "a 3x3 convolution" if config.repa_projector == "conv" else f"{config.repa_width} wide"
         said.append(f"REPA projector: {kind}, to features of {config.feature_dim}")
     return said
+
+
+def _lead(schedule: ScheduleParams) -> str:
+    """How semantics lead, in words."""
+    if schedule.kind != "offset":
+        return f"the curve of knots {', '.join(f'{knot:g}' for knot in schedule.knots)}"
+    covered = schedule.tau_range
+    return f"tau {schedule.tau}" if covered is None else f"tau {covered.low:g} to {covered.high:g}"
 
 
 def parse_knots(text: str) -> tuple[float, ...]:
@@ -216,7 +263,10 @@ def parse_knots(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def _schedule(facts: DiffusionFacts, two_times: bool) -> ScheduleParams:
+def _schedule(
+    facts: DiffusionFacts, two_times: bool, usual: float | tuple[float, float] = PUBLISHED_TAU
+) -> ScheduleParams:
+    """``usual``: the offset, or the range of offsets, where the user names none."""
     tau, knots = facts.tau, facts.knots
     if tau is not None and knots is not None:
         raise UserError(f"--tau {tau:g} and --knots name two schedules of one training: leave one of them out")
@@ -227,7 +277,8 @@ def _schedule(facts: DiffusionFacts, two_times: bool) -> ScheduleParams:
         return ScheduleParams.model_validate({"kind": "sync"})
     if knots is not None:
         return ScheduleParams.model_validate({"kind": "curve", "knots": knots})
-    return ScheduleParams.model_validate({"kind": "offset", "tau": PUBLISHED_TAU if tau is None else tau})
+    known = {"low": usual[0], "high": usual[1]} if isinstance(usual, tuple) else usual
+    return ScheduleParams.model_validate({"kind": "offset", "tau": known if tau is None else tau})
 
 
 def _semantic_channels(facts: DiffusionFacts, counts: list[int], two_times: bool) -> int:
@@ -251,7 +302,8 @@ def _semantic_channels(facts: DiffusionFacts, counts: list[int], two_times: bool
 def _read_statistics(file: Path) -> ChannelStatistics:
     """Mean and standard deviation of channels, of any shape with the channels alone in it. Raises :class:`UserError`."""
     content = read_checkpoint(file)
-    found = [content.get(key) if isinstance(content, Mapping) else None for key in ("mean", "std")]
+    stored = content if isinstance(content, Mapping) else {}
+    found = [stored.get(key, stored.get(f"{key}_broadcast")) for key in ("mean", "std")]
     mean, std = (value.flatten().float() if isinstance(value, torch.Tensor) else None for value in found)
     if mean is None or std is None or mean.shape != std.shape:
         raise UserError(f"{file} holds no statistics: tensors `mean` and `std` of the same shape are needed")

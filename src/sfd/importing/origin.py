@@ -9,6 +9,7 @@ from sfd.encoders.semantic.encoder import load_semantic
 from sfd.encoders.texture_vae import FLUX2, TextureVae, load_texture_vae
 from sfd.encoders.vision import load_encoder
 from sfd.errors import UserError
+from sfd.models.flux2_config import Flux2Config
 from sfd.models.lightningdit_config import LightningDiTConfig
 from sfd.network_files import network_digest, read_config
 
@@ -18,7 +19,7 @@ Network = TypeVar("Network")
 
 
 def read_latent_networks(
-    texture_vae: Path | None, encoder: Path | None, semantic_vae: Path | None, config: LightningDiTConfig
+    texture_vae: Path | None, encoder: Path | None, semantic_vae: Path | None, config: LightningDiTConfig | Flux2Config
 ) -> Networks:
     """The digests of the networks in these folders, as far as they are given.
 

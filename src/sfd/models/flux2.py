@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sfd.models.backbone import Axis, Backbone, Output, channel_names
 from sfd.models.checkpointing import Checkpointing, checkpointed
+from sfd.models.conditions import Told
 from sfd.models.flux2_config import NUM_AXES, Flux2Config
 from sfd.models.lightningdit import is_in_autocast
 from sfd.models.projector import ConvProjector, build_projector
@@ -61,7 +62,7 @@ class Flux2(Backbone):
 
         super().__init__()
         self.config = config
-        words = getattr(config.condition, "words", None)
+        words = config.condition.words
         self.backbone: Any = Flux2Transformer2DModel(
             in_channels=config.in_channels,
             num_layers=config.double_blocks,
@@ -88,7 +89,7 @@ class Flux2(Backbone):
             )
 
     def forward(
-        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Tensor | Words, with_projection: bool = False
+        self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Told, with_projection: bool = False
     ) -> Output:
         """As :meth:`sfd.models.backbone.Backbone.forward`. A model with a single time reads ``t_tex``. Padding of the words is not attended to."""
         time = self.dual_time_embed(1.0 - (t_sem if self.config.two_times else t_tex), 1.0 - t_tex)
@@ -118,7 +119,7 @@ class Flux2(Backbone):
                 projection = self.repa_projector(tokens[:, length:])
         return tokens[:, length:], projection
 
-    def _read(self, condition: Tensor | Words, image: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _read(self, condition: Told, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """The text as tokens ``(B, L, D)``, and which tokens of text and image are attended to, ``(B, 1, 1, L + N)``; None: all."""
         if isinstance(condition, Words):
             mask = torch.cat([condition.mask, condition.mask.new_ones(image.shape[:2])], dim=1)

@@ -53,6 +53,11 @@ class Flux2Config:
             raise ValueError(f"repa_projector is {self.repa_projector!r}, but must be {' or '.join(PROJECTORS)}")
 
     @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.input_size
+
+    @property
     def width(self) -> int:
         """Hidden width D."""
         return self.num_heads * self.head_width

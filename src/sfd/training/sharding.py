@@ -4,6 +4,7 @@ Weights are gathered block by block while they are needed. Products are those of
 """
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +47,9 @@ def _without_storage(network: nn.Module) -> nn.Module:
 def shard(network: nn.Module, device: torch.device, use_bf16: bool, compile_blocks: bool) -> None:
     """Splits the network's weights among all processes, in place.
 
-    Each entry of a ``ModuleList`` (a transformer's blocks) is gathered alone, and the rest of the network together. With ``use_bf16``, weights
-    are gathered in bf16 and gradients are summed in float32. Inputs keep their type, because times need float32: under autocast, each
-    operation casts what it can take in bf16.
+    Each entry of an outermost ``ModuleList`` (a transformer's blocks) is gathered alone, and the rest of the network together. With
+    ``use_bf16``, weights are gathered in bf16 and gradients are summed in float32. Inputs keep their type, because times need float32: under
+    autocast, each operation casts what it can take in bf16.
 
     ``compile_blocks``: compile each block by itself. Weights are gathered and given up between the blocks, so that the whole network would not
     be one graph.
@@ -59,12 +60,20 @@ def shard(network: nn.Module, device: torch.device, use_bf16: bool, compile_bloc
         else MixedPrecisionPolicy()
     )
     mesh = init_device_mesh(device.type, (world_size(),))
-    for part in [part for part in network.modules() if isinstance(part, nn.ModuleList)]:
-        for block in part:
-            if compile_blocks:
-                block.compile()
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+    for block in list(_blocks(network)):
+        if compile_blocks:
+            block.compile()
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, mp_policy=policy)
+
+
+def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The entries of its module lists, but for lists inside entries."""
+    for part in network.children():
+        if isinstance(part, nn.ModuleList):
+            yield from part
+        else:
+            yield from _blocks(part)
 
 
 def local(value: Tensor) -> Tensor:
