@@ -14,6 +14,7 @@ from support import REPOSITORY
 from twins import twin
 
 from sfd import preset
+from sfd.bench.networks import bench_config, latent_shape
 from sfd.data.latents import LatentBatch
 from sfd.errors import UserError
 from sfd.generation.schedules import build_training_schedule
@@ -101,10 +102,10 @@ PHOTOS = ("photos256", "photos256-finetune", "photos64")
 
 
 def test_the_presets_are_exactly_these() -> None:
-    assert names() == ["digits", "digits-learnt", *IMAGENET, *PHOTOS]
+    assert names() == ["digits", "digits-learnt", *IMAGENET, *PHOTOS, "sefi-1b"]
 
 
-@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("name", (*PHOTOS, "sefi-1b"))
 def test_a_preset_for_photos_says_what_it_needs_costs_and_gives(name: str) -> None:
     shown = top_comments(render(name))
     assert {"Needs", "Gives", "Before the first run"} <= set(re.findall(r"^# ([A-Z][\w ]*): ", shown, re.MULTILINE))
@@ -152,6 +153,16 @@ def test_a_backbone_has_the_published_number_of_parameters(name: str) -> None:
         )
         shapes = {key: list(value.shape) for key, value in network.named_parameters() if key != "pos_embed"}
         assert shapes.items() <= RELEASED[EXACT[name]]["state_dict"].items()
+
+
+def test_the_preset_of_sefi_image_has_its_shape_and_number_of_parameters() -> None:
+    params = load_preset("sefi-1b")
+    shape = latent_shape(params)
+    assert shape.latent == (144, 64, 64)
+    with torch.device("meta"):
+        network = build_backbone(bench_config(params, shape))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_177_621_504
+    assert network.config.condition.words == (6144, 512)
 
 
 @pytest.mark.parametrize("name", names())

@@ -11,11 +11,11 @@ from sfd.published.results import RESULTS, Result
 from sfd.published.table import mistakes, page, rows
 from sfd.published.values import RUNS, SOURCES, WITHOUT
 
-IMAGENET = [name for name in names() if name.startswith("imagenet")]
+COMPARED = [name for name in names() if name.startswith(("imagenet", "sefi"))]
 
 
-def test_every_imagenet_preset_has_a_published_run_or_says_that_there_is_none() -> None:
-    assert sorted(RUNS) == IMAGENET
+def test_every_preset_of_a_paper_has_a_published_run_or_says_that_there_is_none() -> None:
+    assert sorted(RUNS) == COMPARED
     assert all(run.values or run.name.startswith("none") or run.inherits for run in RUNS.values())
 
 
@@ -24,7 +24,7 @@ def test_the_page_is_what_the_command_prints_now() -> None:
     assert written.strip() == page().strip(), "run `sfd preset published > docs/published-values.md`"
 
 
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", COMPARED)
 def test_every_value_has_a_published_one_or_a_word_on_it_and_every_difference_has_a_reason(name: str) -> None:
     assert mistakes(name, load_preset(name)) == []
 

@@ -1,4 +1,4 @@
-"""The page of published results and values: every value of every ImageNet preset beside the published one, and why it differs."""
+"""The page of published results and values: every value of the presets of published runs beside the published one, and why it differs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -170,8 +170,9 @@ def _pair(values: tuple[float | None, float | None]) -> str:
 
 _HEAD = (
     "# Presets beside the publications\n\n"
-    "Every value of every ImageNet preset beside the published one. `sfd preset published` prints this page from `src/sfd/published/`, which "
-    "holds each published value once, with its source. **Bold** text says why a preset differs. Where nothing comparable is published, the "
+    "Every value of every ImageNet preset, and of SeFi-Image's, beside the published one. `sfd preset published` prints this page from "
+    "`src/sfd/published/`, which holds each published value once, with its source. **Bold** text says why a preset differs. Where nothing "
+    "comparable is published, the "
     "last column says what the value is."
 )
 

@@ -1,4 +1,4 @@
-"""The published values of the ImageNet presets, each once, with its source, and with the reason where the preset differs.
+"""The published values of the ImageNet presets and of SeFi-Image's, each once, with its source, and with the reason where the preset differs.
 
 Facts from papers and public code; ``sfd.published.table`` compares them with the presets.
 """
@@ -10,6 +10,7 @@ PAPER = "arXiv 2512.04926"
 LWD = "arXiv 2606.19662"
 CODE = "SFD's training code, December 2025"
 CONFIG = "SFD's published configurations"
+SEFI_CODE = "SeFi-Image's public code"
 ADM = "ADM's evaluator (arXiv 2105.05233)"
 
 SOURCES: dict[str, str] = {
@@ -21,6 +22,7 @@ SOURCES: dict[str, str] = {
     "arXiv 2501.01423": "the paper of LightningDiT and VA-VAE, and the configuration `lightningdit_xl_vavae_f16d32` of its repository",
     "arXiv 2504.16064": "the paper of ReDi",
     LWD: "the paper of LWD",
+    SEFI_CODE: "github.com/jmliu206/SeFi-Image (arXiv 2606.22568): the networks, sampling, and the fine-tuning of 1B by adapters",
 }
 """Source to what it is."""
 
@@ -192,6 +194,71 @@ _NO_SEMANTICS = {
     "diffusion.loss.repa_weight": Published(0.0, PAPER),
 }
 
+_SEFI = {
+    "data.image_size": 1024,
+    "encoder.source": "pretrained",
+    "encoder.name": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "encoder.input_size": 896,
+    "encoder.patch_size": 14,
+    "encoder.width": 1024,
+    "encoder.depth": 24,
+    "encoder.num_heads": 16,
+    "texture_vae.source": "file",
+    "texture_vae.latent_channels": 128,
+    "text.source": "pretrained",
+    "text.name": "Qwen/Qwen3-VL-2B-Instruct",
+    "text.width": 6144,
+    "text.max_tokens": 512,
+    "semantic.kind": "semvae",
+    "semantic.source": "file",
+    "semantic.latent_channels": 16,
+    "semantic.width": 1024,
+    "semantic.depth": 4,
+    "semantic.num_heads": 8,
+    "latents.semantic_posterior": "mean",
+    "schedule.kind": "offset",
+    "schedule.tau": 0.1,
+    "diffusion.model.backbone": "flux2",
+    "diffusion.model.size": "1b",
+    "diffusion.model.condition": "text",
+    "diffusion.model.class_dropout": 0.1,
+    "diffusion.loss.velocity_weight": 1.0,
+    "diffusion.loss.semantic_weight": 1.0,
+    "diffusion.loss.cosine_weight": 0.0,
+    "diffusion.loss.repa_weight": 0.0,
+    "diffusion.loss.timestep_sampling": "joint",
+    "diffusion.loss.time_mean": -1.532,
+    "diffusion.loss.time_std": 1.0,
+    "diffusion.lora.rank": 16,
+    "diffusion.lora.alpha": 16,
+    "diffusion.training.num_steps": 10_000,
+    "diffusion.training.batch_size": 8,
+    "diffusion.training.optimizer": "adamw",
+    "diffusion.training.learning_rate": 1e-4,
+    "diffusion.training.warmup_steps": 1000,
+    "diffusion.training.decay": "constant",
+    "diffusion.training.beta2": 0.999,
+    "diffusion.training.weight_decay": 0.01,
+    "diffusion.training.ema_decay": 0.0,
+    "diffusion.training.max_grad_norm": 1.0,
+    "sample.sampler": "euler",
+    "sample.num_steps": 50,
+    "sample.rule": "exact",
+    "sample.timestep_shift": 0.3,
+    "sample.guidance.kind": "cfg",
+    "sample.guidance.scale_texture": 4.0,
+    "sample.guidance.scale_semantic": 4.0,
+}
+SEFI_1B = Run(
+    "SeFi-Image-1B-Base, trained on by adapters",
+    {key: Published(value, SEFI_CODE) for key, value in _SEFI.items()}
+    | {
+        "seed": Published(4237, SEFI_CODE, "the seed of the other presets"),
+        "diffusion.training.precision": Published("bf16", SEFI_CODE, BF16),
+    },
+    inherits=False,
+)
+
 RUNS: dict[str, Run] = {
     "imagenet256-sfd-xl": SFD_XL,
     "imagenet256-sfd-xl-lr2e-4": Run(
@@ -311,6 +378,7 @@ RUNS: dict[str, Run] = {
         },
         inherits=False,
     ),
+    "sefi-1b": SEFI_1B,
 }
 """Preset to the published run that it stands for."""
 
@@ -329,7 +397,7 @@ WITHOUT: dict[str, str] = {
     "judges.0.name": "its name in metrics",
     "features": OURS,
     "features.shard_size": NO_RESULT,
-    "text": "what a model is told words by; none of these is",
+    "text": "read by models that are told words alone",
     "semantic": NOT_READ,
     "semantic.training": "torch's default, or nothing to train",
     "latents": OURS,
