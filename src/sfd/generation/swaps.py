@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from sfd.generation.images import ImageGenerator
-from sfd.generation.samples import PART
+from sfd.generation.samples import PART, draw_images
 from sfd.params import SampleParams
-from sfd.progress import track
 from sfd.seeding import derive_seed
 
 SWAPS = "swaps"
@@ -43,20 +41,8 @@ def write_swaps(
     rank: int,
     world_size: int,
 ) -> None:
-    """Draws this process's share of the images of :func:`plan_swaps` to ``out/swaps/images``, as
-    :func:`sfd.generation.samples.write_samples` does."""
-    folder = out / SWAPS / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(rank * batch_size, len(table), world_size * batch_size)
-    for start in track(starts, "swaps", "batch", len(starts)):
-        rows = table.iloc[start : start + batch_size]
-        if all((folder / file).exists() for file in rows["file"]):
-            continue
-        (pixels,) = images.sample(rows["prompt"].tolist(), rows["seed"].tolist(), params, batch_size)
-        for file, image in zip(rows["file"], pixels, strict=True):
-            part = folder / f"{file}{PART}"
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(part, format="png")
-            part.replace(folder / file)
+    """Draws this process's share of the images of :func:`plan_swaps` to ``out/swaps/images``."""
+    draw_images(out / SWAPS, table, table["prompt"].tolist(), images, params, batch_size, rank, world_size)
 
 
 def finish_swaps(out: Path, table: pd.DataFrame) -> Path:

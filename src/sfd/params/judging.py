@@ -112,7 +112,7 @@ def known_metrics(params: Params) -> list[str]:
     known += with_floors("density", "coverage") if options.density else []
     known += with_floors("cmmd") if options.cmmd else []
     absent = [] if options.memorisation else ["memorised_fraction"]
-    absent += ["class_accuracy"] if params.diffusion.model.condition in ("none", "text") else []
+    absent += ["class_accuracy"] if params.diffusion.model.condition == "none" else []
     return [metric for metric in known if metric not in absent]
 
 
@@ -135,6 +135,18 @@ def check_cmmd(params: Params) -> None:
         )
 
 
+def check_clip(params: Params) -> None:
+    """The CLIP that scores prompts is not the one that the model was told them by."""
+    text = params.text
+    for key, judge in judge_sections(params).items():
+        same = (judge.source, judge.model, judge.file) == (text.source, text.name, text.file)
+        if judge.kind == "clip" and params.is_told_words and same:
+            raise ValueError(
+                f"{key} is the CLIP {judge.file or judge.model}, which is the text encoder, too: choose another one, because a model cannot be "
+                "judged by the network that it was told its prompts by"
+            )
+
+
 def check_swaps(params: Params) -> None:
     """Colours are swapped in prompts, which only a model that is told words has."""
     if params.evaluate.swaps is not None and not params.is_told_words:
@@ -148,10 +160,9 @@ def check_gates(params: Params) -> None:
     """Gates refer to metrics that the evaluation gives."""
     gates, known, of_encoder = params.register_.gates, known_metrics(params), encoder_metrics(params)
     for metric, gate in gates.items():
-        if metric == "class_accuracy" and params.diffusion.model.condition in ("none", "text"):
+        if metric == "class_accuracy" and params.diffusion.model.condition == "none":
             raise ValueError(
-                "register.gates.class_accuracy needs samples of known classes, but diffusion.model.condition is "
-                f"`{params.diffusion.model.condition}`: remove the gate"
+                "register.gates.class_accuracy needs samples of known classes, but diffusion.model.condition is `none`: remove the gate"
             )
         if metric in of_encoder:
             raise ValueError(

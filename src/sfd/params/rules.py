@@ -9,6 +9,7 @@ from sfd.params.backbone_rules import check_backbone
 from sfd.params.diffusion import DiffusionParams, GuidanceParams, registered_model
 from sfd.params.grid import check_patch_size, check_token_groups, shared_grid
 from sfd.params.judging import (
+    check_clip,
     check_cmmd,
     check_gates,
     check_judge_is_another,
@@ -426,6 +427,7 @@ RULES = (
     _check_text,
     check_reference,
     check_swaps,
+    check_clip,
     check_cmmd,
     check_gates,
 )

@@ -1,0 +1,83 @@
+"""A project whose model is told words, scored from end to end: agreement, memorised pairs, a CLIP and attribute swaps."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support import IN_ONE_PROCESS, Project, draw_images, small_params
+from tiny_clip import write_clip
+from typer.testing import CliRunner
+
+from sfd import cli
+from sfd.names import word_metrics
+from sfd.params import known_metrics, load_params
+
+pytestmark = pytest.mark.long
+
+STAGES = (
+    *("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "text", "latents", "schedule"),
+    *("diffusion", "sample", "reference", "evaluate", "register"),
+)
+CLIP = {"kind": "clip", "source": "file", "name": "clip", "file": "clip", "training": None}
+SWAPS = ["a {red, blue} bar"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Stripes with captions beside them, of which some are shared; every stage has run."""
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "images", "captions": "auto"}
+    params["text"] |= {"width": 16, "depth": 1, "num_heads": 2, "vocabulary": 300, "max_tokens": 8, "shard_size": 20}
+    params["text"]["training"] = params["encoder"]["training"] | {"num_steps": 4, "batch_size": 8}
+    params["diffusion"]["model"]["condition"] = "text"
+    params["judges"].append(CLIP)
+    params["evaluate"] |= {"swaps": SWAPS, "swap_images": 3}
+    params["register"]["gates"] = {
+        "text_recall_5": {"limit": 0.0, "improve": True},
+        "memorised_pairs": {"limit": 1.0},
+        "swap_accuracy": {"limit": 0.0},
+        "class_accuracy": {"limit": 0.0},
+    }
+    made = Project(tmp_path_factory.mktemp("words") / "project", params)
+    for name, seed, vertical in (("lying", 1, False), ("upright", 2, True)):
+        draw_images(made.folder / "images" / name, 40, seed, vertical)
+        for file in (made.folder / "images" / name).glob("*.png"):
+            file.with_suffix(".txt").write_text(f"{name} bar number {file.stem[-1]}\n")
+    write_clip(made.folder / "clip")
+    status, output = made.run("python", "-c", IN_ONE_PROCESS, *STAGES)
+    assert status == 0, output
+    with made.entered():
+        yield made
+
+
+def test_every_metric_of_words_is_there_and_has_what_it_is_compared_with(project: Project) -> None:
+    metrics = json.loads((project.result("evaluate") / "metrics.json").read_text())
+    expected = set(word_metrics(has_memorisation=True, has_clip=True, has_swaps=True)) - {"swap_accuracy_heldout"}
+    assert expected <= set(metrics)
+    assert {f"se_{name}" for name in ("text_recall_5", "text_rank", "clip_score", "swap_accuracy")} <= set(metrics)
+    assert {"class_accuracy", "class_accuracy_heldout", "fd_digits_judge", "fd_clip", "fdr"} <= set(metrics)
+    assert set(known_metrics(load_params(Path("params.yaml")))) - set(metrics) <= {"swap_accuracy_heldout"}
+    assert metrics["swap_accuracy_chance"] == 0.5 and metrics["n_swap_accuracy"] == 6
+
+
+def test_swaps_of_one_seed_lie_beside_the_samples_and_are_judged_one_by_one(project: Project) -> None:
+    table = pd.read_csv(project.result("sample") / "swaps/swaps.csv")
+    assert table["prompt"].tolist() == ["a red bar"] * 3 + ["a blue bar"] * 3
+    assert table["seed"].tolist() == table["seed"].tolist()[:3] * 2
+    images = sorted(file.name for file in (project.result("sample") / "swaps/images").iterdir())
+    assert images == table["file"].tolist()
+    judged = pd.read_csv(project.result("evaluate") / "swaps.csv")
+    assert list(judged) == [*table, "shown", "right"] and len(judged) == 6
+
+
+def test_the_summary_shows_the_scores_beside_chance(project: Project) -> None:  # noqa: ARG001  # which this process works in
+    shown = CliRunner().invoke(cli.app, ["show"])
+    assert shown.exception is None, shown.output
+    assert "text_recall_5: chance" in shown.output and "memorised_pairs" in shown.output
+
+
+def test_two_samplings_of_one_model_are_measured_alike_only_with_the_same_prompts(project: Project) -> None:
+    record = json.loads((project.result("evaluate") / "measurement.json").read_text())
+    assert len(record["prompts"]) == len(record["swaps"]) == 64 and record["clip_score"] == "clip"
