@@ -76,7 +76,7 @@ class Gate:
 
     def __init__(self, model: RegisteredModel) -> None:
         self.real = model.images
-        self.model, self.network = model.images.model, model.images.network
+        self.model, self.network, self.words = model.images.model, model.images.network, model.images.words
         self.open = threading.Event()
         self.entered = threading.Event()
         self.calls: list[list[int]] = []

@@ -24,7 +24,7 @@ SURFACE = {
     "evaluate-steps": ["--apply", "--metric"],
     "export": [],
     "export npz": ["out", "samples"],
-    "init": ["--git", "--hours", "--images", "--name", "--no-git", "folder"],
+    "init": ["--captions", "--git", "--hours", "--images", "--name", "--no-git", "--set", "folder"],
     "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],
     "import": [
         "--classes",
@@ -73,7 +73,7 @@ SURFACE = {
     "sweep": ["--apply", "--images", "--metric", "axes"],
     "sync": [],
     "tune": ["--worker"],
-    "tune apply": ["--trial", "name"],
+    "tune apply": ["--trial", "--within", "name"],
     "tune report": ["name"],
     "verify": ["--json", "stems"],
 }

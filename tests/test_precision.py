@@ -19,6 +19,7 @@ TRAINED_HERE = {
     "pipeline/diffusion.py",
     "pipeline/schedule.py",
     "pipeline/semantic.py",
+    "pipeline/text_encoder.py",
     "pipeline/texture_vae.py",
     "planning/timing.py",
     "training/loop.py",

@@ -49,6 +49,6 @@ def test_what_a_marker_names_is_passed_over_and_anything_else_beside_the_classes
     (root / "table.csv").touch()
     (root / "notes.txt").touch()
     assert prepare(read(root), 0, tmp_path / "out").num_rejected == 0
-    (root / "other.xyz").touch()
+    (root / "other").touch()
     with pytest.raises(UserError, match=r"1 of 9 files .*not in a class folder"):
         prepare(read(root), 0, tmp_path / "out")

@@ -11,6 +11,9 @@ from sfd.models.text_condition import read_prompt
 from sfd.models.words import Words
 from sfd.params import SampleParams
 
+GRID_PROMPTS = 24
+"""Prompts in a grid of a model that is told words."""
+
 
 def read_prompts(file: Path) -> list[str]:
     """The prompts of a text file, one per line; empty lines are passed over.

@@ -10,7 +10,7 @@ from torch import Tensor
 from sfd.data.images import to_tensor_uint8
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
-from sfd.generation.prompts import plan_values
+from sfd.generation.prompts import GRID_PROMPTS, plan_values
 from sfd.models.conditions import Condition, Value
 from sfd.params import ComputedIn, SampleParams
 from sfd.pictures import labelled_grid, save_png
@@ -22,8 +22,6 @@ PART = ".part"
 """Ending of an image that is not whole yet."""
 GRID_PER_CLASS, GRID_CLASSES = 10, 10
 """Size of the sample grid."""
-GRID_PROMPTS = 24
-"""Prompts in the grid of a model that is told words."""
 
 
 def plan(values: list[Value], condition: Condition, seed: int) -> pd.DataFrame:

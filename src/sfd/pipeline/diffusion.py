@@ -25,8 +25,7 @@ from sfd.encoders.texture_vae import load_texture_vae
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed, load_words
 from sfd.generation.model import DiffusionModel
-from sfd.generation.prompts import KnownWords
-from sfd.generation.samples import GRID_PROMPTS
+from sfd.generation.prompts import GRID_PROMPTS, KnownWords
 from sfd.generation.schedules import build_training_schedule, middle_schedule
 from sfd.models.backbone import Backbone
 from sfd.models.text_condition import NO_WORDS

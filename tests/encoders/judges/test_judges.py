@@ -203,6 +203,6 @@ def test_a_new_kind_of_judge_is_made_loaded_and_scores_without_touching_another_
 def test_a_folder_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     write_config(tmp_path, {"kind": "resnets"})
     with pytest.raises(
-        UserError, match="kind is 'resnets', but must be one of resnet, timm, inception; rerun the stage"
+        UserError, match="kind is 'resnets', but must be one of resnet, timm, inception, clip; rerun the stage"
     ):
         load_judge(tmp_path)
