@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from sfd.encoders.autoencoder_kl import import_autoencoder
 from sfd.encoders.composite import CompositeEncoder
 from sfd.encoders.flux2_vae import PATCH
 from sfd.encoders.semantic.encoder import SemanticEncoder, semantic_class
@@ -102,7 +101,7 @@ def random_texture_vae(params: TextureVaeParams, seed: int) -> TextureVae:
         tokenizer: type[Tokenizer] = load(TOKENIZERS, params.source)
         return tokenizer.build(params).eval()
     try:
-        autoencoder_kl = import_autoencoder()
+        from diffusers import AutoencoderKL
     except ImportError:
         raise UserError("the texture VAE needs the package diffusers: install it, or leave the VAE out") from None
     if params.source == "train":
@@ -113,7 +112,7 @@ def random_texture_vae(params: TextureVaeParams, seed: int) -> TextureVae:
     # LDM's f16 autoencoders have attention at their lowest resolution; its f8 ones have it only in the middle block.
     lowest = "Attn" if levels >= 5 else ""
     with seeded_initialisation(seed, "bench/texture_vae"):
-        autoencoder = autoencoder_kl(
+        autoencoder = AutoencoderKL(
             block_out_channels=list(params.channels),
             down_block_types=["DownEncoderBlock2D"] * (levels - 1) + [f"{lowest}DownEncoderBlock2D"],
             up_block_types=[f"{lowest}UpDecoderBlock2D"] + ["UpDecoderBlock2D"] * (levels - 1),

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sfd.encoders.autoencoder_kl import import_autoencoder
-
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
@@ -21,7 +19,9 @@ def autoencoder_from_ldm(state: dict[str, Tensor]) -> "AutoencoderKL":
         KeyError: ``state`` is not an LDM autoencoder at all.
     """
     config = ldm_config(state)
-    model = import_autoencoder()(**config)
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL(**config)
     model.load_state_dict(rename_ldm_keys(state, num_levels=len(config["block_out_channels"])), strict=True)
     return model.eval()
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfd.encoders.autoencoder_kl import import_autoencoder
 from sfd.errors import UserError
 from sfd.names import TOKENIZERS
 from sfd.network_files import CONFIG, read_config, read_implementation, with_default_mode
@@ -106,9 +105,11 @@ class TrainableAutoencoder(nn.Module):
 
     def __init__(self, params: TextureVaeParams, seed: int) -> None:
         super().__init__()
-        autoencoder_kl, levels = import_autoencoder(), len(params.channels)
+        from diffusers import AutoencoderKL
+
+        levels = len(params.channels)
         with seeded_initialisation(seed, "texture_vae/initialisation"):
-            self.autoencoder: Any = autoencoder_kl(
+            self.autoencoder: Any = AutoencoderKL(
                 block_out_channels=list(params.channels),
                 down_block_types=["DownEncoderBlock2D"] * levels,
                 up_block_types=["UpDecoderBlock2D"] * levels,
@@ -135,9 +136,11 @@ def load_pretrained(params: TextureVaeParams) -> TextureVae:
         config = read_config(folder)
         if "kind" in config or config.get("_class_name") == FLUX2:
             return load_texture_vae(folder)
+    from diffusers import AutoencoderKL
+
     origin = folder or params.name
     try:
-        return KlVae(import_autoencoder().from_pretrained(origin, local_files_only=params.source == "file")).eval()
+        return KlVae(AutoencoderKL.from_pretrained(origin, local_files_only=params.source == "file")).eval()
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         remedy = (
@@ -165,5 +168,7 @@ def load_texture_vae(folder: Path) -> TextureVae:
 
         vae = Flux2Vae(AutoencoderKLFlux2.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32))
     else:
-        vae = KlVae(import_autoencoder().from_pretrained(folder, local_files_only=True))
+        from diffusers import AutoencoderKL
+
+        vae = KlVae(AutoencoderKL.from_pretrained(folder, local_files_only=True))
     return vae.eval().requires_grad_(False)

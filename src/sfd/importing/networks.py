@@ -11,7 +11,6 @@ from torch import nn
 
 from sfd.data.latents import ChannelStatistics
 from sfd.data.sources.common import nfc
-from sfd.encoders.autoencoder_kl import import_autoencoder
 from sfd.encoders.ldm import ldm_config, rename_ldm_keys
 from sfd.encoders.semantic.encoder import save_semantic
 from sfd.encoders.semantic.semvae import SemVae, SemVaeConfig
@@ -403,12 +402,13 @@ def read_texture_vae(source: Path, content: Any, drop: tuple[str, ...] = ()) -> 
 
 def _build_autoencoder(weights: Weights) -> tuple["AutoencoderKL", dict[str, Any]]:
     """On the meta device; renames the weights."""
-    autoencoder_kl = import_autoencoder()
+    from diffusers import AutoencoderKL
+
     try:
         config = ldm_config(weights.state)
         weights.state = rename_ldm_keys(weights.state, num_levels=len(config["block_out_channels"]))
         with torch.device("meta"):
-            return autoencoder_kl(**config).eval(), config
+            return AutoencoderKL(**config).eval(), config
     except KeyError as error:
         raise UserError(
             f"{weights.source} is no whole LDM autoencoder: {error.args[0]} is missing or not known"
