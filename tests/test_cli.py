@@ -25,7 +25,16 @@ SURFACE = {
     "export": [],
     "export npz": ["out", "samples"],
     "init": ["--captions", "--git", "--hours", "--images", "--name", "--no-git", "--set", "folder"],
-    "generate": ["--drop-memorised", "--min-confidence", "--per-class", "--report", "--seed", "--version", "out"],
+    "generate": [
+        "--drop-memorised",
+        "--min-confidence",
+        "--per-class",
+        "--prompts",
+        "--report",
+        "--seed",
+        "--version",
+        "out",
+    ],
     "import": [
         "--classes",
         "--drop",

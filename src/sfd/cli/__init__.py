@@ -323,12 +323,19 @@ def generate(
             "--drop-memorised", help="Reject images that are nearer to a training image than 99 % of held-out ones."
         ),
     ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text file with a prompt per line, for a model that is told words; else held-out captions."
+        ),
+    ] = None,
     with_report: Annotated[
         bool,
         typer.Option("--report", help="Then train the judge's network on real, generated and all images, and compare."),
     ] = False,
 ) -> None:
     """Write a balanced data set of generated images: class folders and samples.parquet. Interrupted, it continues."""
+    from sfd.generation.prompts import read_prompts
     from sfd.synthetic.generate import GenerateOptions, Upstream
     from sfd.synthetic.generate import generate as make
     from sfd.synthetic.report import check_report, report
@@ -336,7 +343,8 @@ def generate(
     upstream = Upstream.load(_workspace(context))
     if with_report:
         check_report(upstream)
-    typer.echo(make(out, GenerateOptions(per_class, version, seed, min_confidence, drop_memorised), upstream))
+    told = None if prompts is None else tuple(read_prompts(prompts))
+    typer.echo(make(out, GenerateOptions(per_class, version, seed, min_confidence, drop_memorised, told), upstream))
     if with_report:
         typer.echo(report(out, upstream))
 

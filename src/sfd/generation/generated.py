@@ -24,6 +24,7 @@ SCHEMA = pa.DataFrameSchema(
         "file": pa.Column(str, pa.Check(is_relative, error="relative to the folder"), unique=True),
         "class": pa.Column(str, pa.Check.str_length(min_value=1)),
         "class_index": pa.Column("int64", pa.Check.ge(0)),
+        "prompt": pa.Column(str, required=False),
         "seed": pa.Column("int64", pa.Check.ge(0)),
         "model": pa.Column(str, pa.Check.str_length(min_value=1)),
         "model_version": pa.Column(str, pa.Check.str_matches(r"^[0-9]+\Z")),
@@ -41,7 +42,7 @@ SCHEMA = pa.DataFrameSchema(
 )
 """``confidence``: the judge's probability of the class, null if the judge knows no classes. ``nearest_distance``: distance in judge
 features to the training image ``nearest_file``. ``sha256``: of the file. The model's version draws the image again from ``seed`` and
-``class``."""
+``class``, or ``prompt`` of a model that is told words."""
 
 
 def is_generated(root: Path) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from sfd.errors import UserError
 from sfd.models.conditions import Condition, Encode, Value
-from sfd.models.text_condition import read_prompt
+from sfd.models.text_condition import TextCondition, read_prompt
 from sfd.models.words import Words
 from sfd.params import SampleParams
 
@@ -54,6 +54,22 @@ def plan_values(condition: Condition, params: SampleParams) -> list[Value]:
         )
     prompts = read_prompts(params.prompts)
     return [prompts[n % len(prompts)] for n in range(params.num_images)]
+
+
+def prompts_to_draw(condition: Condition, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The prompts that a model draws in turn: those that are given, else captions of its record; None for one that is told no words.
+
+    Raises:
+        UserError: prompts are given to a model that is told none, or there are none.
+    """
+    if not isinstance(condition, TextCondition):
+        if given is not None:
+            raise UserError("--prompts is for models that are told words, and this one is not; leave the option out")
+        return None
+    found = tuple(given or condition.examples)
+    if not found:
+        raise UserError("the model's record holds no captions of held-out images to draw for: give --prompts")
+    return found
 
 
 class KnownWords:

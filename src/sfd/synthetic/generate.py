@@ -32,7 +32,8 @@ from sfd.evaluation.fidelity import Features, extract
 from sfd.evaluation.memorisation import copy_limit, nearest
 from sfd.evaluation.views import judge_images
 from sfd.generation.generated import LAYOUT, TABLE, validate_table_of
-from sfd.models.conditions import Condition
+from sfd.generation.prompts import prompts_to_draw
+from sfd.models.conditions import Condition, TextFacts, Value
 from sfd.params import Params
 from sfd.pipeline.inputs import check_current, published_fingerprint
 from sfd.pipeline.prepare import open_prepared
@@ -60,7 +61,8 @@ class GenerateOptions:
     """Options of the command. ``version``: a number or an alias.
 
     ``min_confidence``: the least probability that the judge must give the requested class; None keeps all images.
-    ``drop_memorised``: reject images that lie nearer to a training image than the limit of the memorisation check.
+    ``drop_memorised``: reject images that lie nearer to a training image than the limit of the memorisation check. ``prompts``: drawn in turn by
+    a model that is told words; None: the captions of held-out images in its record.
     """
 
     per_class: int
@@ -68,6 +70,7 @@ class GenerateOptions:
     seed: int
     min_confidence: float | None
     drop_memorised: bool
+    prompts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Upstream:
     @property
     def condition(self) -> Condition:
         """What models of this data set are told about an image."""
-        return condition_of(self.params.diffusion, self.data.summary.classes)
+        words = TextFacts(self.params.text.width, self.params.text.max_tokens)
+        return condition_of(self.params.diffusion, self.data.summary.classes, text=words)
 
     @property
     def classes(self) -> list[str]:
@@ -203,6 +207,7 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
         upstream.workspace, upstream.workspace.model_name(upstream.params.register_), options.version
     )
     _check_model(registered, upstream)
+    prompts_to_draw(registered.images.model.condition, options.prompts)
     command = _command(options, registered, upstream)
     _check_command(out, command)
     work = out / HIDDEN / "work"
@@ -249,6 +254,10 @@ def _some(classes: list[str] | None) -> str:
 def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> dict[str, object]:
     """Everything that the images and their table depend on, as the file COMMAND records it."""
     facts = asdict(options) | {"version": registered.version, "model": registered.name}
+    if options.prompts is None:
+        del facts["prompts"]
+    else:
+        facts["prompts"] = list(options.prompts)
     return facts | {
         "classes": upstream.classes,
         "mirror": upstream.params.data.mirror,
@@ -348,6 +357,14 @@ class _Draw:
     ) -> None:
         self.out, self.work, self.options, self.registered, self.scorer = out, work, options, registered, scorer
         self.limit = scorer.limit() if options.drop_memorised else None
+        self.prompts = prompts_to_draw(registered.images.model.condition, options.prompts)
+
+    def _values(self, names: list[str], numbers: list[int]) -> list[Value]:
+        """What candidates are drawn for: their classes, or the prompts in turn."""
+        if self.prompts is not None:
+            return [self.prompts[number % len(self.prompts)] for number in numbers]
+        condition = self.registered.images.model.condition
+        return [None if condition.choices is None else condition.from_request(name) for name in names]
 
     def __call__(self, counts: ClassCounts) -> pd.DataFrame:
         """The next batch: one row per candidate, with the table's columns and ``kept``."""
@@ -355,8 +372,7 @@ class _Draw:
         classes, numbers = [index for index, _ in candidates], [number for _, number in candidates]
         names = [counts.classes[index] for index in classes]
         seeds = [derive_seed(self.options.seed, f"generate/{name}", k) for name, k in zip(names, numbers, strict=True)]
-        condition = self.registered.images.model.condition
-        values = [None if condition.choices is None else condition.from_request(name) for name in names]
+        values = self._values(names, numbers)
         sample = self.registered.sample
         (images,) = self.registered.images.sample(values, seeds, sample, sample.batch_size, fill=True)
         files = [png_bytes(image) for image in images]
@@ -367,6 +383,7 @@ class _Draw:
             "seed": seeds,
             "model": self.registered.name,
             "model_version": self.registered.version,
+            **({} if self.prompts is None else {"prompt": values}),
         }
         digests = [hashlib.sha256(file).hexdigest() for file in files]
         rows = pd.concat([pd.DataFrame(facts), self.scorer(images, classes)], axis=1).assign(sha256=digests)
