@@ -254,11 +254,8 @@ def _some(classes: list[str] | None) -> str:
 def _command(options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> dict[str, object]:
     """Everything that the images and their table depend on, as the file COMMAND records it."""
     facts = asdict(options) | {"version": registered.version, "model": registered.name}
-    if options.prompts is None:
-        del facts["prompts"]
-    else:
-        facts["prompts"] = list(options.prompts)
     return facts | {
+        "prompts": None if options.prompts is None else list(options.prompts),
         "classes": upstream.classes,
         "mirror": upstream.params.data.mirror,
         "data set": published_fingerprint(upstream.workspace, "prepare"),
