@@ -12,6 +12,7 @@ from sfd.cli.project import ParamsFile
 from sfd.cli.project import project_of as _workspace
 from sfd.cli.speed import bench, estimate
 from sfd.cli.sweep import sweep
+from sfd.cli.synthetic import audit, generate
 from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name, redact
 from sfd.serving.options import ServerOptions
 
@@ -23,6 +24,8 @@ app.add_typer(presets, name="preset")
 app.command()(sweep)
 app.command()(bench)
 app.command()(estimate)
+app.command()(generate)
+app.command()(audit)
 
 
 @app.callback()
@@ -302,64 +305,6 @@ def serve(
         from sfd.serving.server import serve as run_server
 
         run_server(workspace, options, token, listener)
-
-
-@app.command()
-def generate(
-    context: typer.Context,
-    out: Annotated[
-        Path, typer.Argument(help="The folder to make: a new or empty one, or one that this command has begun.")
-    ],
-    per_class: Annotated[int, typer.Option(min=1, help="Images of every class.")] = 100,
-    version: Annotated[str, typer.Option(help="The registered model's version: its number or an alias.")] = "champion",
-    seed: Annotated[int, typer.Option(min=0, help="Every image derives from it.")] = 0,
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Keep images whose class the judge gives at least this probability."),
-    ] = None,
-    drop_memorised: Annotated[
-        bool,
-        typer.Option(
-            "--drop-memorised", help="Reject images that are nearer to a training image than 99 % of held-out ones."
-        ),
-    ] = False,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="A text file with a prompt per line, for a model that is told words; else held-out captions."
-        ),
-    ] = None,
-    with_report: Annotated[
-        bool,
-        typer.Option("--report", help="Then train the judge's network on real, generated and all images, and compare."),
-    ] = False,
-) -> None:
-    """Write a balanced data set of generated images: class folders and samples.parquet. Interrupted, it continues."""
-    from sfd.generation.prompts import read_prompts
-    from sfd.synthetic.generate import GenerateOptions, Upstream
-    from sfd.synthetic.generate import generate as make
-    from sfd.synthetic.report import check_report, report
-
-    upstream = Upstream.load(_workspace(context))
-    if with_report:
-        check_report(upstream)
-    told = None if prompts is None else tuple(read_prompts(prompts))
-    typer.echo(make(out, GenerateOptions(per_class, version, seed, min_confidence, drop_memorised, told), upstream))
-    if with_report:
-        typer.echo(report(out, upstream))
-
-
-@app.command()
-def audit(
-    context: typer.Context,
-    samples: Annotated[
-        Path, typer.Argument(help="results/sample, a folder of `sfd generate`, or any folder of images.")
-    ],
-) -> None:
-    """Look for copies of training images among samples, and attack the model by its loss; writes results/audit."""
-    from sfd.audit.audit import audit as run
-
-    typer.echo(run(_workspace(context), samples))
 
 
 export = typer.Typer(no_args_is_help=True, help="Hand results to other programs.")

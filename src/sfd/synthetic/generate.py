@@ -17,7 +17,6 @@ from itertools import chain, cycle, islice, repeat
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -42,6 +41,7 @@ from sfd.precision import Inference
 from sfd.progress import progress
 from sfd.registry.load import RegisteredModel, load_registered
 from sfd.seeding import derive_seed
+from sfd.synthetic.finish import batch_files, finish
 from sfd.training.backbone import condition_of
 from sfd.workspace import Workspace
 
@@ -221,7 +221,7 @@ def generate(out: Path, options: GenerateOptions, upstream: Upstream) -> str:
         _write(out / HIDDEN / COMMAND, json.dumps(command, indent=2, ensure_ascii=False).encode() + b"\n", work)
         if not LAYOUT.is_complete(out):
             _draw(out, work, options, registered, upstream)
-            _finish(out, work, upstream.classes, options.per_class)
+            finish(out, work, upstream.classes, options.per_class)
         shutil.rmtree(work)
     return _describe(out, registered, options, upstream.classes)
 
@@ -331,7 +331,7 @@ def _write(file: Path, content: bytes, work: Path) -> None:
 def _draw(out: Path, work: Path, options: GenerateOptions, registered: RegisteredModel, upstream: Upstream) -> None:
     """Draws batches until every class has its images. The rows of a batch are written to ``work`` after its images; then it counts."""
     counts = ClassCounts(upstream.classes, options.per_class, [0] * len(upstream.classes), [0] * len(upstream.classes))
-    for file in _batch_files(work):
+    for file in batch_files(work):
         counts.add(pd.read_parquet(file))
     counts.check_shares()
     for name in upstream.classes:
@@ -402,30 +402,6 @@ class _Draw:
         if self.limit is not None:
             accepted &= rows["nearest_distance"] >= self.limit
         return accepted
-
-
-def _batch_files(work: Path) -> list[Path]:
-    return sorted(work.glob("batch-*.parquet"))
-
-
-def _finish(out: Path, work: Path, classes: list[str], per_class: int) -> None:
-    """Writes the table, batch by batch. Raises :class:`UserError` unless every class folder holds ``per_class`` files."""
-    for name in classes:
-        count = sum(1 for _ in os.scandir(out / name))
-        if count != per_class:
-            raise UserError(
-                f"{out / name} holds {count} files instead of the {per_class} that were made; remove {out} and generate it again"
-            )
-    temporary = work / "unfinished"
-    writer = None
-    for file in _batch_files(work):
-        rows = pd.read_parquet(file)
-        kept = pa.Table.from_pandas(rows[rows["kept"]].drop(columns="kept"), preserve_index=False)
-        writer = writer or pq.ParquetWriter(temporary, kept.schema)
-        writer.write_table(kept)
-    assert writer is not None, "a complete folder has a batch"
-    writer.close()
-    temporary.replace(out / TABLE)
 
 
 def _describe(out: Path, registered: RegisteredModel, options: GenerateOptions, classes: list[str]) -> str:
