@@ -1,9 +1,11 @@
 """Order of the tests, their independence of it, and the programs that all of them start."""
 
+import math
 import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -32,8 +34,14 @@ SLOWEST += (
 """Files that take longest, the longest first: a worker that began one of them last would keep the others waiting."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--minutes", type=float, help="tests whose turn comes later are skipped, and counted as that")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """One server of warm programs for all workers; it imports nothing before a test asks for a program."""
+    minutes = config.getoption("--minutes")
+    config.stash[DEADLINE] = math.inf if minutes is None else time.monotonic() + 60 * minutes
     os.environ.pop(
         "PYTHONDONTWRITEBYTECODE", None
     )  # what tests and their processes import is compiled once, not in each
@@ -52,6 +60,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 SERVER = pytest.StashKey[warm.Warm]()
+DEADLINE = pytest.StashKey[float]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,8 +71,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Draws without a seed of their own, and the store that MLflow uses, do not depend on the tests before."""
+    if time.monotonic() > item.config.stash[DEADLINE]:
+        pytest.skip("its turn came after the minutes of --minutes")
     torch.manual_seed(0)
     told = sys.modules.get("mlflow.tracking._tracking_service.utils")
     if told is not None:
