@@ -88,9 +88,13 @@ def test_there_is_a_twin_for_each_mechanism_that_the_presets_name() -> None:
 
 def test_a_twin_trains_samples_and_is_scored_by_its_own_mechanisms(finished: tuple[Project, dict[str, Any]]) -> None:
     project, tree = finished
-    model, loss = read(project.result("diffusion/model/config.json"))["model"], tree["diffusion"]["loss"]
+    record, loss = read(project.result("diffusion/model/config.json")), tree["diffusion"]["loss"]
+    model = record["model"]
     channels = 0 if tree["semantic"]["kind"] == "none" else 2
-    assert {key: model[key] for key in MODEL} == {key: tree["diffusion"]["model"][key] for key in MODEL}
+    assert record["backbone"] == tree["diffusion"]["model"]["backbone"]
+    if record["backbone"] == "lightningdit":
+        parts = [key for key in MODEL if key != "backbone"]
+        assert {key: model[key] for key in parts} == {key: tree["diffusion"]["model"][key] for key in parts}
     assert (model["semantic_channels"], model["in_channels"]) == (channels, 4 + channels)
     assert (model["two_times"], model["repa_depth"] > 0) == (
         tree["schedule"]["kind"] != "sync",

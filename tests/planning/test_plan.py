@@ -1,6 +1,7 @@
 """``sfd init --images`` and ``sfd plan``: from a folder to parameters, and back into a file with comments."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,6 +271,21 @@ def test_init_with_captions_plans_a_model_that_is_told_words(tmp_path: Path, ima
     assert (params.data.captions, params.diffusion.model.condition) == ("auto", "text")
     assert params.text.training is not None and params.sample.guidance.kind == "cfg"
     assert "text" in json.loads((tmp_path / "words" / "plan.json").read_text())["costs"]
+    draw_images(images / "schräg", 120, 3, vertical=False)
+    unequal = invoke(
+        "init",
+        tmp_path / "more",
+        "--images",
+        images,
+        "--captions",
+        "auto",
+        "--hours",
+        "1",
+        "--set",
+        "data.uncaptioned=class",
+    )
+    held_out = re.search(r"held out: (\d+) of", unequal)
+    assert held_out is not None and f"compared with about {held_out[1]} held-out images" in unequal
     with pytest.raises(UserError, match="t.csv does not exist"):
         invoke("init", tmp_path / "other", "--images", images, "--captions", images / "t.csv")
     with pytest.raises(UserError, match="--captions needs --images"):

@@ -130,9 +130,9 @@ def _scores(made: Draft, report: DataReport) -> None:
             f"{len(small)} with fewer than {SMALL_CLASS} training images ({', '.join(small[:3])}): stage prepare stops at them; add images, join "
             "them, leave them out, or lower quality.images_per_class"
         )
-    mix = made.changes.get("sample", {}).get("class_mix")
+    has_equal_classes = report.captions is None and made.changes.get("sample", {}).get("class_mix") == "balanced"
     shares = [sum(splits.values()) / report.num_images for splits in report.counts.values()]
-    count = made.num_heldout if mix != "balanced" else int(min(shares) * len(shares) * made.num_heldout)
+    count = int(min(shares) * len(shares) * made.num_heldout) if has_equal_classes else made.num_heldout
     enough = count >= NEEDED_REFERENCE
     made.choose(
         "scores",
