@@ -203,6 +203,7 @@ def tiny() -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_a_tiny_grid_is_stopped_by_every_signal_and_goes_on_to_the_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "answer.py"), "--out", str(out), "--seeds", "1"]
