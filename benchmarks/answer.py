@@ -208,6 +208,12 @@ class Combination:
         save_json(self.file(point, seed), content)
         shutil.rmtree(work)
 
+    def tidy(self) -> None:
+        """Removes the work folders of trainings that were stopped after their file was written."""
+        for folder in (self.folder / "work").glob("*"):
+            if (self.folder / "points" / f"{folder.name}.json").is_file():
+                shutil.rmtree(folder)
+
 
 def _quality(workspace: Workspace) -> Any:
     return json.loads((workspace.result("texture_vae") / "quality.json").read_text(encoding="utf-8"))
@@ -315,6 +321,8 @@ def _minutes(each: Combination) -> float | None:
 
 def run_all(combinations: Sequence[Combination], points: Sequence[str], seeds: int) -> None:
     """All trainings that are left, seed by seed."""
+    for each in combinations:
+        each.tidy()
     for seed in range(seeds):
         for each in combinations:
             for point, number in each.left(points, seeds):
