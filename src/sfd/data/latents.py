@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfd.data.batches import BatchedDataset, in_batches, read_ahead
+from sfd.data.batches import BatchedDataset, evenly_spaced, in_batches, read_ahead
 from sfd.data.networks import Networks
 from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
 from sfd.data.text_tokens import TextTokens, TokensIndex
@@ -93,9 +93,8 @@ class ChannelStatistics:
 
 
 def heldout_rows(total: int) -> list[int]:
-    """The rows of the held-out images that are encoded, evenly spaced, because they are stored class by class. ``total``: of all."""
-    number = min(HELDOUT_IMAGES, total)
-    return [n * total // number for n in range(number)]
+    """The rows of the held-out images that are encoded, evenly spaced. ``total``: of all."""
+    return evenly_spaced(total, HELDOUT_IMAGES)
 
 
 def views_of(images: Tensor, mirror: bool) -> list[Tensor]:
@@ -168,14 +167,10 @@ class _Encoded(NamedTuple):
 
 
 def channel_statistics(reader: ShardReader[Any], max_images: int) -> ChannelStatistics:
-    """Statistics of at most ``max_images`` images, all views, summed in float64.
-
-    The images are evenly spaced, because images are stored class by class: the first ones would be of a few classes only.
-    """
-    num_images = min(max_images, len(reader))
+    """Statistics of at most ``max_images`` images, evenly spaced, all views, summed in float64."""
     total, squares, count = torch.zeros(1), torch.zeros(1), 0
-    for n in range(num_images):
-        latent = reader.rows(LATENTS, [n * len(reader) // num_images])[0].double()
+    for row in evenly_spaced(len(reader), max_images):
+        latent = reader.rows(LATENTS, [row])[0].double()
         total, squares = total + latent.sum(dim=(0, 2, 3)), squares + latent.square().sum(dim=(0, 2, 3))
         count += latent.numel() // latent.shape[1]
     mean = total / count

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfd.data.batches import in_batches
+from sfd.data.batches import evenly_spaced, in_batches
 from sfd.data.shards import Shard, ShardReader, missing_shards, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 from sfd.models.words import Words, stack_words
@@ -103,8 +103,7 @@ def close_tokens(folder: Path, bounds: list[tuple[int, int]], facts: TokensIndex
 def examples_of(captions: Sequence[Sequence[str]]) -> list[str]:
     """Different captions, evenly spaced, at most :data:`EXAMPLES`."""
     texts = list(dict.fromkeys(text for image in captions for text in image))
-    number = min(EXAMPLES, len(texts))
-    return [texts[n * len(texts) // number] for n in range(number)]
+    return [texts[place] for place in evenly_spaced(len(texts), EXAMPLES)]
 
 
 def _spans(lengths: Sequence[int]) -> Tensor:

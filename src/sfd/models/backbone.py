@@ -5,7 +5,7 @@ Legend of shapes: B images, C channels, H x W latent positions, N tokens, F enco
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
@@ -172,6 +172,13 @@ class Backbone(nn.Module, ABC):
     def named_axes(self) -> dict[str, Axis]:
         """Tensors whose entries belong to channels of the composite or to values of the condition, by parameter name."""
         return {}
+
+
+def check_keys(config_type: type[Any], values: dict[str, Any]) -> None:
+    """Raises ``ValueError`` naming the keys of a record that are no fields of the configuration, a dataclass."""
+    unknown = set(values) - {field.name for field in fields(config_type)}
+    if unknown:
+        raise ValueError(f"unknown keys in the model's configuration: {', '.join(sorted(unknown))}")
 
 
 def config_from_params(params: "ModelParams", facts: Facts) -> BackboneConfig:

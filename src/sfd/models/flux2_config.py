@@ -3,9 +3,9 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from sfd.models.backbone import Facts
+from sfd.models.backbone import Facts, check_keys
 from sfd.models.conditions import Condition
-from sfd.models.projector import PROJECTORS
+from sfd.models.projector import check_projector
 from sfd.sizes import FLUX2_DOUBLE_BLOCKS, FLUX2_HEAD_WIDTH, SIZES
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class Flux2Config:
             raise ValueError(
                 f"double_blocks is {self.double_blocks} and single_blocks is {self.single_blocks}, but each must be above 0"
             )
-        if self.repa_projector not in PROJECTORS:
-            raise ValueError(f"repa_projector is {self.repa_projector!r}, but must be {' or '.join(PROJECTORS)}")
+        check_projector(self.repa_projector)
 
     @property
     def grid(self) -> int:
@@ -74,9 +73,7 @@ class Flux2Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any], condition: Condition) -> Self:
         """Inverse of :meth:`to_dict`. Raises ``ValueError`` for an unknown key, ``TypeError`` for a missing one."""
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown keys in the model's configuration: {', '.join(sorted(unknown))}")
+        check_keys(cls, values)
         return cls(**values, condition=condition)
 
     @classmethod

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from sfd.models.backbone import Facts
+from sfd.models.backbone import Facts, check_keys
 from sfd.models.conditions import Condition
-from sfd.models.projector import PROJECTORS
+from sfd.models.projector import check_projector
 from sfd.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class LightningDiTConfig:
     shared_modulation: bool = False
 
     def __post_init__(self) -> None:
-        if self.repa_projector not in PROJECTORS:
-            raise ValueError(f"repa_projector is {self.repa_projector!r}, but must be {' or '.join(PROJECTORS)}")
+        check_projector(self.repa_projector)
         if self.text_attention not in get_args(TextAttention):
             raise ValueError(
                 f"text_attention is {self.text_attention!r}, but must be {' or '.join(get_args(TextAttention))}"
@@ -98,9 +97,7 @@ class LightningDiTConfig:
 
         A record without ``first_blocks`` and ``last_blocks``, as all older ones, has one path.
         """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown keys in the model's configuration: {', '.join(sorted(unknown))}")
+        check_keys(cls, values)
         return cls(**values, condition=condition)
 
     @classmethod

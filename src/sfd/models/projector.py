@@ -6,6 +6,12 @@ PROJECTORS = ("mlp", "conv")
 """Kinds of projectors, as ``config.json`` names them."""
 
 
+def check_projector(kind: str) -> None:
+    """Raises ``ValueError`` unless it is one of :data:`PROJECTORS`."""
+    if kind not in PROJECTORS:
+        raise ValueError(f"repa_projector is {kind!r}, but must be {' or '.join(PROJECTORS)}")
+
+
 def build_projector(kind: str, width: int, hidden_width: int, feature_dim: int, grid: int) -> nn.Module:
     """A module from hidden states ``(B, N, width)`` to ``(B, N, feature_dim)``, not initialised.
 

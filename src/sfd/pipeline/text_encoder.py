@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sfd.data.batches import read_ahead
+from sfd.data.batches import evenly_spaced, in_batches, read_ahead
 from sfd.data.images import ManifestImages
 from sfd.data.latents import heldout_rows
 from sfd.data.manifest import HELDOUT, TRAIN
@@ -63,7 +63,7 @@ def make_text_encoder(stage: Stage) -> None:
     """
     data = open_prepared(stage.workspace, stage.params)
     captions = {split: _captions(data, split) for split in (TRAIN, HELDOUT)}
-    chosen = {TRAIN: _spaced(len(captions[TRAIN]), MOST_IMAGES), HELDOUT: heldout_rows(len(captions[HELDOUT]))}
+    chosen = {TRAIN: evenly_spaced(len(captions[TRAIN]), MOST_IMAGES), HELDOUT: heldout_rows(len(captions[HELDOUT]))}
     seen = {
         split: _Captioned([captions[split][row] for row in rows], _features(stage, data.images(split), rows, split))
         for split, rows in chosen.items()
@@ -93,11 +93,6 @@ def _captions(data: Prepared, split: str) -> list[list[str]]:
         raise UserError("the manifest has no captions; set data.captions and run `dvc repro prepare`")
     found: list[list[str]] = data.manifest.loc[data.manifest["split"] == split, "captions"].tolist()
     return found
-
-
-def _spaced(total: int, most: int) -> list[int]:
-    number = min(total, most)
-    return [n * total // number for n in range(number)]
 
 
 def _features(stage: Stage, images: ManifestImages, rows: list[int], split: str) -> Tensor | None:
@@ -203,7 +198,7 @@ def _quality(
     """Share of the held-out images that find their caption first among those of 100 images, the same by chance, and a picture."""
     assert train.features is not None and heldout.features is not None
     seed = stage.params.seed
-    places = _spaced(len(train.captions), PROBED_IMAGES)
+    places = evenly_spaced(len(train.captions), PROBED_IMAGES)
     known = _pooled(TextTokens(stage.out / "shards", seed), [chosen[TRAIN][place] for place in places])
     asked = _pooled(TextTokens(stage.out / HELDOUT, seed), list(range(len(heldout.captions))))
     predict = _linear_map(known, _standardised(train.features, train.features)[places])
@@ -227,8 +222,7 @@ def _quality(
 def _pooled(tokens: TextTokens, images: list[int]) -> Tensor:
     """The mean token of a caption of each image, float64 ``(N, E)``. The caption is that of the sample of the image's number."""
     parts = []
-    for start in range(0, len(images), 256):
-        part = images[start : start + 256]
+    for part in in_batches(images, 256):
         words = tokens.words(part, part)
         parts.append(pooled(words.tokens.double(), words.mask))
     return torch.cat(parts)
@@ -254,7 +248,7 @@ class _Linear:
 
 def _picture(stage: Stage, data: Prepared, similar: Tensor, texts: list[str], rows: list[int]) -> None:
     """Some held-out images, each with its caption and with those that are nearest to it."""
-    places = _spaced(len(texts), SHOWN)
+    places = evenly_spaced(len(texts), SHOWN)
     images = data.images(HELDOUT).__getitems__([rows[place] for place in places]).images
     nearest = [
         list(dict.fromkeys(texts[n] for n in similar[:, place].argsort(descending=True).tolist()))[:3]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from sfd.data.batches import evenly_spaced, in_batches
 from sfd.data.images import ManifestImages
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
@@ -122,11 +123,9 @@ def _features(encoder: VisionEncoder | None) -> Features | None:
 
 
 def _spread(images: ManifestImages, most: int) -> Iterator[Tensor]:
-    """At most so many images, evenly spaced since they are stored class by class; in batches."""
-    count = min(most, len(images))
-    chosen = [n * len(images) // count for n in range(count)]
-    for start in range(0, count, BATCH):
-        yield images.__getitems__(chosen[start : start + BATCH]).images
+    """At most so many images, evenly spaced, in batches."""
+    for rows in in_batches(evenly_spaced(len(images), most), BATCH):
+        yield images.__getitems__(rows).images
 
 
 def _measure(

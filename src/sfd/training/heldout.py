@@ -4,7 +4,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from sfd.data.batches import each_tensor, in_batches
+from sfd.data.batches import each_tensor, evenly_spaced, in_batches
 from sfd.data.latents import LatentDataset
 from sfd.precision import Inference
 from sfd.processes import rank, world_size
@@ -25,10 +25,8 @@ class HeldoutLoss:
     def __init__(self, task: DiffusionTask, dataset: LatentDataset, num_images: int, together: bool = False) -> None:
         """``num_images``: the most that are used of the data set; they are evenly spaced. ``together``: all processes call it and share the
         work."""
-        number = min(num_images, len(dataset))
         self.task, self.dataset, self.inference = task, dataset, Inference.float32()
-        rows = [n * len(dataset) // number for n in range(number)]
-        self.batches = in_batches(rows, BATCH_SIZE)
+        self.batches = in_batches(evenly_spaced(len(dataset), num_images), BATCH_SIZE)
         self.share = slice(rank(), None, world_size()) if together else slice(None)
         self.together = together
 
