@@ -148,3 +148,19 @@ def test_every_preset_can_take_the_place_of_the_digits_with_images_of_ones_own(n
     file = own(tmp_path / "params.yaml", data=DATA)
     use(name, file, force=False)
     assert load_params(file).data.root == "/photos"
+
+
+@pytest.mark.parametrize(("captions", "kept"), [(None, "auto"), ("words.csv", "words.csv")])
+def test_a_preset_of_words_looks_for_captions_where_ones_own_data_named_none(
+    captions: str | None, kept: str, tmp_path: Path
+) -> None:
+    file = own(tmp_path / "params.yaml", data=DATA | {"captions": captions})
+    said = use("sefi-1b", file, force=False)
+    assert ("captions: auto, which this preset needs" in said) == (captions is None)
+    assert str(load_params(file).data.captions) == kept
+
+
+def test_a_preset_of_classes_leaves_captions_as_they_are(tmp_path: Path) -> None:
+    file = own(tmp_path / "params.yaml", data=DATA)
+    use("imagenet256-sfd-b", file, force=False)
+    assert load_params(file).data.captions is None

@@ -93,11 +93,13 @@ def with_own_data(new: Params, own: Params) -> Params:
     return with_values(new, {f"data.{key}": value for key, value in changes.get("data", {}).items()})
 
 
-def _data(old: Params, _new: Params, presets: list[Params]) -> tuple[Tree, str]:
-    """All of ``data`` but the size of images, which belongs to the preset's networks."""
+def _data(old: Params, new: Params, presets: list[Params]) -> tuple[Tree, str]:
+    """All of ``data`` but the size of images, which belongs to the preset's networks, and captions where the preset alone reads them."""
     own = old.data.model_dump(exclude={"image_size"})
     if any(own == preset.data.model_dump(exclude={"image_size"}) for preset in presets):
         return {}, ""
+    if new.diffusion.model.condition == "text" and own["captions"] is None:
+        return {"data": own | {"captions": "auto"}}, "data (but image_size, and captions: auto, which this preset needs)"
     return {"data": own}, "data (but image_size)"
 
 
