@@ -99,7 +99,9 @@ def _data(old: Params, new: Params, presets: list[Params]) -> tuple[Tree, str]:
     if any(own == preset.data.model_dump(exclude={"image_size"}) for preset in presets):
         return {}, ""
     if new.diffusion.model.condition == "text" and own["captions"] is None:
-        return {"data": own | {"captions": "auto"}}, "data (but image_size, and captions: auto, which this preset needs)"
+        return {
+            "data": own | {"captions": "auto"}
+        }, "data (but image_size, and captions: auto, which this preset needs)"
     return {"data": own}, "data (but image_size)"
 
 

@@ -227,8 +227,11 @@ semantic.latent_channels
 semantic.num_heads
 semantic.source
 semantic.width
+text.attend_padding
+text.chat_template
 text.depth
 text.file
+text.hidden_layers
 text.max_tokens
 text.name
 text.num_heads

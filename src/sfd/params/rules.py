@@ -302,6 +302,11 @@ def _check_text(params: Params) -> None:
         raise ValueError("text.name is needed by text.source `pretrained`, and by no other source")
     if text.width % text.num_heads and text.source == "train":
         raise ValueError(f"text.width {text.width} must be a multiple of text.num_heads {text.num_heads}")
+    for option in ("hidden_layers", "chat_template", "attend_padding"):
+        if text.source == "train" and getattr(text, option):
+            raise ValueError(
+                f"text.{option} is for a model of the library `transformers`, but text.source is `train`: remove it, or take another source"
+            )
     if not is_told:
         return
     if params.data.captions is None:

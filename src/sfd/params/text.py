@@ -1,6 +1,6 @@
 """Section ``text``: the frozen text encoder of a model that is told words."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,21 @@ class TextParams(Section):
     width: Positive = Field(
         128,
         description="numbers per token (`train`; else checked against the model, as 768 for CLIP ViT-L and 4096 for T5-XXL)",
+    )
+    hidden_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (),
+        strict=False,
+        description="layers whose hidden states lie side by side in a token, 0 for the embeddings before the first (a model of `transformers`); "
+        "empty: the last one's",
+    )
+    chat_template: bool = Field(
+        False,
+        description="put a text into the tokenizer's chat template, as a user's turn with the beginning of an answer (a model of `transformers`)",
+    )
+    attend_padding: bool = Field(
+        False,
+        description="pad every text to max_tokens, and let the diffusion model attend to the padding, too, as SeFi-Image and Flux2 do (a model of "
+        "`transformers`)",
     )
     depth: Positive = Field(3, description="blocks of the transformer (`train`)")
     num_heads: Positive = Field(4, description="attention heads (`train`)")

@@ -18,7 +18,7 @@ from sfd.data.prepared import Prepared
 from sfd.data.shards import Shard, missing_shards, rows_to_read, shard_bounds, shard_name, write_shards
 from sfd.data.text_tokens import TextTokens, TokensIndex, choose_caption, close_tokens, examples_of, write_tokens
 from sfd.encoders.text.encoder import TextEncoder, load_text_encoder
-from sfd.encoders.text.pretrained import PretrainedTextEncoder
+from sfd.encoders.text.pretrained import PretrainedTextEncoder, Reading
 from sfd.encoders.text.small import SmallTextEncoder, train_tokenizer
 from sfd.encoders.vision import load_encoder
 from sfd.errors import UserError
@@ -128,11 +128,17 @@ def _save(stage: Stage, seen: _Captioned, captions: Sequence[Sequence[str]]) -> 
         return
     given, option = (params.name, "text.name") if params.source == "pretrained" else (None, "text.file")
     path = None if params.file is None else stage.workspace.resolve(params.file)
+    reading = Reading(params.hidden_layers, params.chat_template, params.attend_padding)
     encoder: TextEncoder
     if path is not None and (path / "config.json").is_file() and _is_ours(path):
         encoder = load_text_encoder(path)
+        if reading not in (Reading(), getattr(encoder, "reading", Reading())):
+            raise UserError(
+                f"{path} was written by stage `text`, and reads texts in its own way: remove text.hidden_layers, text.chat_template and "
+                "text.attend_padding"
+            )
     else:
-        encoder = PretrainedTextEncoder.open(str(given or path), params.max_tokens, option)
+        encoder = PretrainedTextEncoder.open(str(given or path), params.max_tokens, option, reading)
     _check_sizes(params, encoder, str(given or path))
     encoder.save(folder)
 

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from sfd.encoders.text.encoder import TextEncoder, load_text_encoder
-from sfd.encoders.text.pretrained import PretrainedTextEncoder
+from sfd.encoders.text.pretrained import PretrainedTextEncoder, Reading
 from sfd.encoders.text.small import SmallTextEncoder, train_tokenizer
 from sfd.errors import UserError
 from sfd.network_files import network_digest
@@ -77,6 +77,40 @@ def gemma() -> torch.nn.Module:
     return GemmaForCausalLM(GemmaConfig(vocab_size=300, num_key_value_heads=1, head_dim=8, **SIZES))
 
 
+def qwen3_vl() -> torch.nn.Module:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    text = SIZES | {
+        "vocab_size": 300,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rope_parameters": rope,
+    }
+    seen = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "patch_size": 8,
+    }
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(text_config=text, vision_config=seen | {"deepstack_visual_indexes": [0]})
+    )
+
+
+CHAT = "{% for message in messages %}user {{ message.content }} </s>{% endfor %}{% if add_generation_prompt %}answer{% endif %}"
+
+
+def chat_model(folder: Path) -> str:
+    """A small model in the layout of Qwen3-VL: images and texts, and a chat template."""
+    name = write(folder, qwen3_vl, with_end=False)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    return name
+
+
 def write(folder: Path, make: Callable[[], torch.nn.Module], with_end: bool = True) -> str:
     make().save_pretrained(folder)
     tokenizer_of_hub(folder, with_end)
@@ -122,6 +156,37 @@ def test_encoders_of_the_library_give_words_and_are_saved_and_loaded(
     encoder = PretrainedTextEncoder.open(write(tmp_path / "hub", make, with_end), 8, "text.file")
     assert encoder.width == 16
     check(encoder, tmp_path / "saved")
+
+
+def test_a_text_is_read_by_several_layers_in_a_chat_with_its_padding_as_sefi_image_does(tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    name = chat_model(tmp_path / "hub")
+    reading = Reading(hidden_layers=(1, 3), chat_template=True, attend_padding=True)
+    encoder = PretrainedTextEncoder.open(name, 24, "text.name", reading)
+    texts = ["a red apple", ""]
+    tokenizer, whole = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name, dtype=torch.float32).eval()
+    asked = tokenizer(
+        [f"user {text} </s>answer" for text in texts], padding="max_length", max_length=24, return_tensors="pt"
+    )
+    with torch.no_grad():
+        states = whole(asked["input_ids"], asked["attention_mask"], output_hidden_states=True).hidden_states
+    words = encoder.encode(texts)
+    assert encoder.width == 32 and words.mask.all() and words.tokens.shape == (2, 24, 32)
+    torch.testing.assert_close(words.tokens, torch.cat([states[1], states[3]], dim=-1))
+    encoder.save(tmp_path / "saved")
+    again = load_text_encoder(tmp_path / "saved")
+    assert torch.equal(again.encode(texts).tokens, words.tokens) and again.num_tokens("") == encoder.num_tokens("") > 1
+
+
+def test_a_reading_that_the_model_does_not_allow_is_refused(tmp_path: Path) -> None:
+    name = chat_model(tmp_path / "hub")
+    with pytest.raises(UserError, match="text.hidden_layers has 4, but .* has 3 layers; take numbers from 0 to 3"):
+        PretrainedTextEncoder.open(name, 8, "text.name", Reading(hidden_layers=(1, 4)))
+    with pytest.raises(UserError, match="text.chat_template is true, but the tokenizer of .* has no chat template"):
+        PretrainedTextEncoder.open(write(tmp_path / "t5", t5), 8, "text.name", Reading(chat_template=True))
+    layers = Reading(hidden_layers=(0, 1))
+    assert PretrainedTextEncoder.open(str(tmp_path / "t5"), 8, "text.name", layers).encode(["red"]).width == 32
 
 
 def test_what_is_no_text_encoder_is_refused_in_words(tmp_path: Path) -> None:

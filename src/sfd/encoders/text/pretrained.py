@@ -1,7 +1,8 @@
-"""A text encoder of the library ``transformers``: T5, the text half of CLIP or SigLIP, BERT, Gemma and the like. The hidden states before any
-head are the token embeddings."""
+"""A text encoder of the library ``transformers``: T5, the text half of CLIP or SigLIP, BERT, Gemma and the like. Hidden states before any
+head are the token embeddings: the last ones, or those of several layers side by side."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,9 +15,24 @@ from sfd.network_files import CONFIG, read_config, with_default_mode, write_conf
 
 BATCH = 32
 """Texts that are encoded at a time."""
-_OWN = ("kind", "max_tokens", "network")
+_OWN = ("kind", "max_tokens", "network", "reading")
 """Keys of ``config.json`` beside those of the library."""
 _SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a network reads a text. The defaults are those of most text encoders; SeFi-Image reads by layers 9, 18 and 27, chat and padding.
+
+    Attributes:
+        hidden_layers: whose hidden states lie side by side in a token, 0 for the embeddings before the first layer; empty: the last ones.
+        chat_template: the text is a user's turn in the tokenizer's chat template, and the answer is about to begin.
+        attend_padding: every text has ``max_tokens`` tokens, and padding counts as real. Within the network it is still masked out.
+    """
+
+    hidden_layers: tuple[int, ...] = ()
+    chat_template: bool = False
+    attend_padding: bool = False
 
 
 class PretrainedTextEncoder:
@@ -24,20 +40,22 @@ class PretrainedTextEncoder:
 
     kind: ClassVar[str] = "transformers"
 
-    def __init__(self, tokenizer: Any, network: Any, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, network: Any, max_tokens: int, reading: Reading) -> None:
         self.tokenizer, self.network, self.max_tokens = tokenizer, network.eval().requires_grad_(False), max_tokens
+        self.reading = reading
 
     @classmethod
-    def open(cls, name: str, max_tokens: int, option: str) -> Self:
+    def open(cls, name: str, max_tokens: int, option: str, reading: Reading | None = None) -> Self:
         """The encoder half of a model, by its name on the hub or in a folder.
 
         Args:
             name: of the model, or of a folder in the library's layout.
             max_tokens: the most tokens that are kept of a text.
             option: that names it, for messages.
+            reading: None: the defaults of :class:`Reading`.
 
         Raises:
-            UserError: there is no such model, it has no text encoder, or it takes fewer tokens.
+            UserError: there is no such model, it has no text encoder, it takes fewer tokens, or it cannot be read so.
         """
         transformers = _library()
         try:
@@ -50,13 +68,15 @@ class PretrainedTextEncoder:
         most = getattr(network.config, "max_position_embeddings", None)
         if isinstance(most, int) and max_tokens > most:
             raise UserError(f"text.max_tokens is {max_tokens}, but {name} takes {most}; lower it")
-        return cls(tokenizer, network, max_tokens)
+        reading = reading or Reading()
+        _check_reading(reading, name, tokenizer, network.config)
+        return cls(tokenizer, network, max_tokens, reading)
 
     @property
     def width(self) -> int:
         """As :class:`TextEncoder` says."""
         config = self.network.config
-        return int(getattr(config, "d_model", None) or config.hidden_size)
+        return int(getattr(config, "d_model", None) or config.hidden_size) * max(1, len(self.reading.hidden_layers))
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +86,7 @@ class PretrainedTextEncoder:
 
     def num_tokens(self, text: str) -> int:
         """As :class:`TextEncoder` says."""
-        return max(1, len(self.tokenizer(text, verbose=False)["input_ids"]))
+        return max(1, len(self._row(text, verbose=False)))
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Words:
@@ -75,12 +95,26 @@ class PretrainedTextEncoder:
 
     def _encode(self, texts: Sequence[str]) -> Words:
         ids, mask = self._ids(texts)
-        found: Tensor = self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
-        return Words(found * mask[..., None], mask)
+        layers = self.reading.hidden_layers
+        out = self.network(input_ids=ids, attention_mask=mask.long(), output_hidden_states=bool(layers))
+        found: Tensor = torch.cat([out.hidden_states[n] for n in layers], -1) if layers else out.last_hidden_state
+        if self.reading.attend_padding:
+            mask = torch.ones_like(mask)
+        return Words(found.float() * mask[..., None], mask)
+
+    def _row(self, text: str, **options: Any) -> list[int]:
+        """Numbers of a text's tokens. A chat template brings the special tokens itself."""
+        if self.reading.chat_template:
+            turn = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not self.reading.chat_template, **options)["input_ids"]
+        return ids
 
     def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Numbers of the tokens, padded behind, and which are real. A text that gives none gets the token that ends texts."""
-        rows = [self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"] for text in texts]
+        rows = [self._row(text, truncation=True, max_length=self.max_tokens) for text in texts]
         tokenizer = self.tokenizer
         end = next(
             number
@@ -89,7 +123,7 @@ class PretrainedTextEncoder:
         )
         rows = [row or [end] for row in rows]
         fill = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        length = max(map(len, rows))
+        length = self.max_tokens if self.reading.attend_padding else max(map(len, rows))
         ids = torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return ids, torch.arange(length, device=self.device) < lengths[:, None]
@@ -105,8 +139,8 @@ class PretrainedTextEncoder:
         with with_default_mode(folder / "model.safetensors"):
             self.network.save_pretrained(folder, max_shard_size="1000GB")
         self.tokenizer.save_pretrained(folder)
-        config = self.network.config.to_dict() | {"max_tokens": self.max_tokens, "network": type(self.network).__name__}
-        write_config(folder, {"kind": self.kind} | config)
+        own = {"max_tokens": self.max_tokens, "network": type(self.network).__name__, "reading": asdict(self.reading)}
+        write_config(folder, {"kind": self.kind} | self.network.config.to_dict() | own)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -123,7 +157,23 @@ class PretrainedTextEncoder:
                 f"{folder / CONFIG} does not describe a text encoder of kind `{cls.kind}`: {' '.join(str(error).split())[:_SHOWN]}; rerun stage "
                 "`text`"
             ) from error
-        return cls(tokenizer, network, int(config["max_tokens"]))
+        reading = dict(config.get("reading", {}))  # older folders have none
+        reading["hidden_layers"] = tuple(reading.get("hidden_layers", ()))
+        return cls(tokenizer, network, int(config["max_tokens"]), Reading(**reading))
+
+
+def _check_reading(reading: Reading, name: str, tokenizer: Any, config: Any) -> None:
+    """Raises :class:`UserError` where the network lacks a layer, or the tokenizer a chat template."""
+    depth = int(config.num_hidden_layers)
+    beyond = [number for number in reading.hidden_layers if number > depth]
+    if beyond:
+        raise UserError(
+            f"text.hidden_layers has {beyond[0]}, but {name} has {depth} layers; take numbers from 0 to {depth}"
+        )
+    if reading.chat_template and not tokenizer.chat_template:
+        raise UserError(
+            f"text.chat_template is true, but the tokenizer of {name} has no chat template; set it to false"
+        )
 
 
 def _library() -> Any:
@@ -146,4 +196,6 @@ def _network(name: str) -> Any:
         own = getattr(transformers, f"{type(config).__name__.removesuffix('Config')}TextModel")
         return own.from_pretrained(name, config=text, dtype=torch.float32)
     model = transformers.AutoModel.from_pretrained(name, dtype=torch.float32)
-    return model.get_encoder() if config.is_encoder_decoder else model
+    if config.is_encoder_decoder:
+        return model.get_encoder()
+    return getattr(model, "language_model", model)  # a model of images and texts, as Qwen3-VL
