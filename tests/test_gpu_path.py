@@ -92,12 +92,41 @@ def change(project: Project, **sections: dict[str, Any]) -> None:
 def test_every_stage_runs_on_the_gpu_and_trainings_multiply_in_bf16(project: Project, seen: dict[str, Seen]) -> None:
     for name in TRAINED:
         assert "bfloat16" in seen[name].dtypes(), name
-    for name in set(STAGES[2:]) - {"schedule"}:  # which is given here, so nothing is computed
+    for name in set(STAGES[2:]) - {
+        "schedule",
+        "text",
+    }:  # one is given here, the other has no words, so they compute nothing
         assert seen[name].bytes_to_device > 0, name
         assert seen[name].products, name
     metrics = json.loads((project.result("evaluate") / "metrics.json").read_text())
     assert metrics["num_images"] == 12 and 0.0 <= metrics["class_accuracy"] <= 1.0
     weights = load_file(project.result("diffusion") / "model" / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("text_attention", ["cross", "in_context"])
+def test_a_model_of_words_is_trained_and_samples_are_drawn_on_the_gpu(
+    project: Project, tmp_path: Path, text_attention: str
+) -> None:
+    told = project.copy_to(tmp_path / "told")
+    for name in ("lying", "upright"):
+        for file in (told.folder / "images" / name).glob("*.png"):
+            file.with_suffix(".txt").write_text(f"a {name} stripe number {file.stem[-1]}")
+    training = {"num_steps": 20, "batch_size": 16, "learning_rate": 0.003}
+    tree = yaml.safe_load((told.folder / "params.yaml").read_text())
+    tree["text"] |= {"width": 16, "depth": 1, "num_heads": 2, "vocabulary": 300, "max_tokens": 8}
+    tree["text"]["training"] = tree["encoder"]["training"] | training
+    tree["data"]["captions"] = "auto"
+    tree["diffusion"]["model"] |= {"condition": "text", "text_attention": text_attention}
+    tree["register"]["gates"] = {}
+    told.write_params(tree)
+    found = on_gpu(told, *STAGES)
+    for name in ("text", "diffusion", "sample"):
+        assert found[name].bytes_to_device > 0 and found[name].products, name
+    for name in ("text", "diffusion"):
+        assert "bfloat16" in found[name].dtypes(), name
+    weights = load_file(told.result("diffusion") / "model" / "model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
 
 

@@ -254,7 +254,7 @@ def test_a_stranger_among_finished_images_is_found_and_an_empty_folder_is_taken(
 def test_files_that_vanish_or_appear_while_it_was_away_are_found_before_the_table_is_written() -> None:
     Path("meddled").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "_finish", lambda *_: sys.exit(1))
+        patch.setattr(generation, "finish", lambda *_: sys.exit(1))
         CliRunner().invoke(cli.app, ["generate", "meddled", "--per-class", "4"])
     (Path("meddled") / "quer" / "000000.png").unlink()
     with pytest.raises(UserError, match="quer holds 3 files instead of the 4 that were made"):
