@@ -229,7 +229,8 @@ def test_in_a_chat_template_the_words_are_those_of_the_text_alone(tmp_path: Path
     found = encoder.place_words("user red")
     ids = encoder.tokenizer("user user red </s>answer", add_special_tokens=False)["input_ids"]
     assert [word for word, _ in found] == ["user", "red"]
-    assert encoder.tokenizer.decode([ids[n] for _, tokens in found for n in tokens]).split() == ["user", "red"]
+    theirs = encoder.tokenizer.convert_ids_to_tokens([ids[n] for _, tokens in found for n in tokens])
+    assert "".join(theirs).replace("Ġ", " ").split() == ["user", "red"]
     assert found[0].tokens[0] > 0, "the template's own word `user` is none of the text"
 
 
