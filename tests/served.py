@@ -23,6 +23,7 @@ from sfd.encoders.texture_vae import KlVae, TextureVae, TrainableAutoencoder
 from sfd.generation.images import ImageGenerator
 from sfd.generation.model import DiffusionModel
 from sfd.generation.settings import Settings
+from sfd.models.attention import AttentionSum
 from sfd.models.conditions import ClassCondition, Condition, Value
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
 from sfd.network_files import network_digest
@@ -44,9 +45,9 @@ def untrained_model(classes: list[str], schedule: dict[str, Any], use_null_class
     return model_of(ClassCondition(tuple(classes), use_null_class), schedule)
 
 
-def model_of(condition: Condition, schedule: dict[str, Any]) -> DiffusionModel:
-    """:func:`untrained_model` that is told something else than a class."""
-    config = LightningDiTConfig(4, 6, 32, 2, 2, condition, semantic_channels=2, two_times=True)
+def model_of(condition: Condition, schedule: dict[str, Any], **options: Any) -> DiffusionModel:
+    """:func:`untrained_model` that is told something else than a class, or has other options."""
+    config = LightningDiTConfig(4, 6, 32, 2, 2, condition, semantic_channels=2, two_times=True, **options)
     network, random = LightningDiT(config), torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -83,14 +84,20 @@ class Gate:
         self.failure: Exception | None = None
 
     def sample(
-        self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, batch_size: int, fill: bool
+        self,
+        values: Sequence[Value],
+        seeds: Sequence[int],
+        params: SampleParams,
+        batch_size: int,
+        fill: bool,
+        sums: Sequence[AttentionSum | None],
     ) -> Iterator[Tensor]:
         self.calls.append(list(seeds))
         self.entered.set()
         assert self.open.wait(60)
         if self.failure is not None:
             raise self.failure
-        return self.real.sample(values, seeds, params, batch_size, fill)
+        return self.real.sample(values, seeds, params, batch_size, fill, sums)
 
 
 def gated(model: RegisteredModel) -> tuple[RegisteredModel, Gate]:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from served import SAMPLE, model_of, untrained_decoder
 
 from sfd import names
+from sfd.encoders.text.places import PlacedWord
 from sfd.generation.images import ImageGenerator
 from sfd.generation.settings import Settings
 from sfd.models.text_condition import TextCondition
@@ -44,6 +45,9 @@ class LetterEncoder:
     def num_tokens(self, text: str) -> int:
         return len(self._words(text))
 
+    def place_words(self, text: str) -> list[PlacedWord]:
+        return [PlacedWord(word, (n,)) for n, word in enumerate(text.split()[:MAX_TOKENS])]
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"kind": self.kind}))
@@ -64,9 +68,11 @@ def add_entry(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(names.TEXT_ENCODERS, "letters", names.Entry(f"{__name__}:LetterEncoder", "a toy"))
 
 
-def told_words(sample: dict[str, Any] | None = None, condition: TextCondition | None = None) -> RegisteredModel:
-    """A version with random weights as it is in a server's memory."""
-    model = model_of(condition or TextCondition(WIDTH, MAX_TOKENS, examples=CAPTIONS), {"tau": 0.3})
+def told_words(
+    sample: dict[str, Any] | None = None, condition: TextCondition | None = None, **options: Any
+) -> RegisteredModel:
+    """A version with random weights as it is in a server's memory. ``options``: of its backbone."""
+    model = model_of(condition or TextCondition(WIDTH, MAX_TOKENS, examples=CAPTIONS), {"tau": 0.3}, **options)
     settings = Settings.model_validate(SAMPLE | (sample or {}))
     return RegisteredModel("sfd-test", "1", ImageGenerator(model, untrained_decoder(), words=LetterEncoder()), settings)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfd.models.attention import AttentionSum
 from sfd.models.blocks import CrossAttention
 from sfd.models.conditions import ClassCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
@@ -170,3 +171,34 @@ def test_adapters_and_muon_take_the_matrices_of_cross_attention() -> None:
     names = [name for name, _ in LightningDiT(CROSS).named_modules() if re.fullmatch(LightningDiT.block_layers, name)]
     assert {"blocks.0.cross_attn.q", "blocks.1.cross_attn.kv", "blocks.1.cross_attn.proj"} <= set(names)
     assert not any("cross" in name for name, _ in LightningDiT(SMALL).named_parameters())
+
+
+def test_attention_is_summed_over_blocks_and_calls_and_changes_no_byte_of_the_velocity() -> None:
+    model, given, noted = randomised(CROSS), words(2, 4), [None, AttentionSum()]
+    expected, inputs_of_cross = [], []
+    hooks = [
+        block.cross_attn.register_forward_pre_hook(lambda _, given: inputs_of_cross.append(given))
+        for block in model.blocks
+    ]
+    plain = model(*inputs(), given).velocity
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(model(*inputs(), given, sums=noted).velocity, plain)
+    for block, (x, seen, _) in zip(model.blocks, inputs_of_cross, strict=True):
+        attention = block.cross_attn
+        q = attention.q_norm(attention.q(x[1]).unflatten(-1, (2, 16)))
+        k = attention.k_norm(attention.kv(seen.tokens[1, :4])[:, :32].unflatten(-1, (2, 16)))
+        expected.append((torch.einsum("nhd,lhd->hnl", q, k) / 4.0).softmax(dim=-1).mean(dim=0))
+    found = noted[1].mean()
+    torch.testing.assert_close(found[:, :4], torch.stack(expected).mean(dim=0), atol=1e-5, rtol=1e-4)
+    assert found.shape == (16, LENGTH) and not found[:, 4:].any(), "padding is not looked at"
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(16))
+    model(*inputs(), given, sums=noted)
+    torch.testing.assert_close(noted[1].mean(), found)
+
+
+def test_only_cross_attention_says_where_it_looks_and_an_empty_sum_says_why_it_is_empty() -> None:
+    assert randomised(CROSS).has_word_attention and randomised(SHARED).has_word_attention
+    assert not randomised(IN_CONTEXT).has_word_attention and not randomised(SMALL).has_word_attention
+    with pytest.raises(ValueError, match="no attention was added"):
+        AttentionSum().mean()

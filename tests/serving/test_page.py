@@ -12,15 +12,18 @@ import pytest
 from PIL import Image
 from served import RANGE, Running, gated, model_of, running, untrained, untrained_decoder
 from support import wait_until
+from told_words import MAX_TOKENS, WIDTH, told_words
 
 from sfd.generation.images import ImageGenerator
 from sfd.models.conditions import ClassCondition, Condition, NoCondition
+from sfd.models.text_condition import TextCondition
 from sfd.pictures import PHASE_COLOURS
 from sfd.serving.options import ServerOptions
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.chrome.service import Service as Driver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
@@ -292,6 +295,86 @@ def test_of_a_thousand_classes_one_is_found_by_a_part_of_its_name(browser: Brows
         browser.write("#filter", "no such class")
         browser.click("#generate")
         browser.wait_for("#wrong", "No class has this name.")
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Running]:
+    """A model that is told words, one of whose captions holds markup."""
+    condition = TextCondition(WIDTH, MAX_TOKENS, examples=("a red bar", EVIL))
+    with running(told_words(condition=condition), OPTIONS) as made:
+        yield made
+
+
+def test_the_prompt_box_offers_captions_and_draws_what_is_written(browser: Browser, reader: Running) -> None:
+    browser.open(reader)
+    assert browser.one("#prompt").get_attribute("value") == "a red bar"
+    browser.click("#examples-field summary")
+    assert [example.text for example in browser.all("#examples button")] == ["a red bar", EVIL]
+    browser.all("#examples button")[1].click()
+    assert browser.one("#prompt").get_attribute("value") == EVIL
+    browser.write("#prompt", "a blue bar")
+    browser.write("#negative", "tall")
+    browser.generate(2)
+    browser.wait_for("#status", "2 done")
+    asked = {"prompt": "a blue bar", "negative_prompt": "tall", "count": 2, "format": "json"}
+    expected = reader.ask("/generate", asked).json["images"]
+    assert browser.sources() == ["data:image/png;base64," + image["png"] for image in expected]
+    assert browser.all("#grid img")[1].get_attribute("alt") == "a blue bar, seed 1"
+    assert not browser.one("#looks").is_displayed(), "nobody asked where words look"
+    browser.write("#prompt", "one two three four five six")
+    browser.generate(1)
+    browser.wait_for("#wrong", "the model reads 5: the end had no effect")
+    assert browser.complaints() == []
+
+
+def test_a_word_that_is_pointed_at_or_clicked_shows_where_it_looks_on_every_image(
+    browser: Browser, reader: Running
+) -> None:
+    def shown() -> list[str]:
+        return [str(heat.get_attribute("src")) for heat in browser.all("#grid .heat img")]
+
+    browser.open(reader)
+    browser.write("#prompt", "red <b>bar</b>")
+    browser.click("#attention")
+    browser.generate(2)
+    browser.wait_for("#status", "2 done")
+    asked = {"prompt": "red <b>bar</b>", "count": 2, "format": "json", "attention": True}
+    expected = reader.ask("/generate", asked).json["images"]
+    maps = [["data:image/png;base64," + image["attention"][n]["png"] for image in expected] for n in range(2)]
+    assert browser.sources() == ["data:image/png;base64," + image["png"] for image in expected]
+    words = browser.all("#looks-words button")
+    assert [word.text for word in words] == ["red", "<b>bar</b>"] and shown() == []
+    ActionChains(browser.driver).move_to_element(words[0]).perform()
+    assert shown() == maps[0]
+    share = expected[1]["attention"][0]["share"]
+    assert browser.all("#grid p")[1].text == f"seed 1 · {100 * share:.1f} %"
+    ActionChains(browser.driver).move_to_element(browser.one("h1")).perform()
+    assert shown() == [] and browser.all("#grid p")[1].text == "seed 1"
+    words[1].click()
+    browser.driver.execute_script("document.activeElement.blur()")
+    ActionChains(browser.driver).move_to_element(browser.one("h1")).perform()
+    assert shown() == maps[1] and words[1].get_attribute("aria-pressed") == "true"
+    browser.driver.execute_script("arguments[0].focus()", words[0])
+    assert shown() == maps[0], "the keyboard is enough"
+    words[1].click()
+    browser.driver.execute_script("document.activeElement.blur()")
+    ActionChains(browser.driver).move_to_element(browser.one("h1")).perform()
+    assert shown() == [] and words[1].get_attribute("aria-pressed") == "false"
+    browser.click("#attention")
+    browser.generate(1)
+    browser.wait_for("#status", "1 done")
+    assert not browser.one("#looks").is_displayed() and browser.all("#looks-words button") == []
+    assert browser.complaints() == []
+
+
+def test_where_words_look_is_offered_by_models_with_cross_attention_alone(browser: Browser, server: Running) -> None:
+    browser.open(server)
+    assert not browser.one("#attention-field").is_displayed()
+    with running(told_words(text_attention="in_context"), OPTIONS) as in_context:
+        browser.open(in_context)
+        assert browser.one("#prompt").is_displayed() and not browser.one("#attention-field").is_displayed()
+        browser.generate(1)
+        browser.wait_for("#status", "1 done")
 
 
 def test_no_other_host_was_asked_for_anything(browser: Browser, server: Running) -> None:

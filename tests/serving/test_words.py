@@ -1,11 +1,16 @@
 """What clients of a model that is told words may ask, and every refusal in words."""
 
+import base64
+import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from served import Running, running, untrained
+from PIL import Image
+from served import Running, gated, running, untrained
+from support import wait_until
 from told_words import CAPTIONS, told_words
 
 
@@ -47,6 +52,10 @@ def test_other_words_and_another_negative_prompt_give_another_image(server: Runn
         ({"prompt": "a", "negative_prompt": 1}, 422, "negative_prompt"),
         ({"prompt": "a", "negative_prompt": "b\x01"}, 422, "`negative_prompt` has the control character U+0001"),
         ({"prompt": "a", "negative_prompt": "b" * 3000}, 422, "`negative_prompt` has 3,000 characters"),
+        ({"prompt": "a", "attention": "yes", "format": "json"}, 422, "attention"),
+        ({"prompt": "a", "attention": 1, "format": "json"}, 422, "attention"),
+        ({"prompt": "a", "attention": True}, 422, "format is `png`: set format to `json`"),
+        ({"prompt": "a", "attention": True, "format": "zip"}, 422, "set format to `json`"),
     ],
 )
 def test_what_is_no_prompt_is_refused_in_words(server: Running, body: dict[str, Any], status: int, reason: str) -> None:
@@ -85,3 +94,72 @@ def test_a_negative_prompt_needs_guidance_and_a_model_of_classes_takes_no_words(
             answer = classes.ask("/generate", body)
             assert answer.status == 422 and reason in answer.json["error"]
         assert "prompts" not in classes.ask("/model").json
+
+
+def test_where_each_word_looks_is_answered_beside_an_image_of_the_same_bytes(server: Running) -> None:
+    body = {"prompt": "a red, red bar", "format": "json", "count": 2, "seed": 5}
+    plain, asked = server.ask("/generate", body).json, server.ask("/generate", body | {"attention": True}).json
+    assert [image["png"] for image in asked["images"]] == [image["png"] for image in plain["images"]]
+    assert all("attention" not in image for image in plain["images"])
+    assert server.ask("/generate", body | {"attention": False}).json == plain
+    for image in asked["images"]:
+        assert [found["word"] for found in image["attention"]] == ["a", "red,", "red", "bar"]
+        assert sum(found["share"] for found in image["attention"]) == pytest.approx(1.0, abs=1e-5), "no token is left"
+        for found in image["attention"]:
+            picture = Image.open(io.BytesIO(base64.b64decode(found["png"])))
+            assert (picture.mode, picture.size, picture.getextrema()) == ("L", (128, 128), (0, 255))
+            assert 0.0 <= found["low"] <= found["share"] <= found["high"] <= 1.0
+    first, second = ([found["png"] for found in image["attention"]] for image in asked["images"])
+    assert len({*first, *second}) == 8, "every word and every image has a map of its own"
+
+
+def test_words_that_are_cut_off_and_the_empty_prompt_have_no_map(server: Running) -> None:
+    cut = server.ask("/generate", {"prompt": "1 2 3 4 5 6 7", "format": "json", "attention": True}).json
+    assert [found["word"] for found in cut["images"][0]["attention"]] == list("12345") and "note" in cut
+    empty = server.ask("/generate", {"prompt": "", "format": "json", "attention": True}).json
+    assert empty["images"][0]["attention"] == []
+
+
+def test_requests_with_and_without_attention_that_are_drawn_together_get_what_they_get_alone() -> None:
+    body = {"prompt": "a red bar", "format": "json"}
+    model, gate = gated(told_words())
+    with running(model) as server, ThreadPoolExecutor() as clients:
+
+        def ask(**more: Any) -> Any:
+            return server.ask("/generate", body | more).json["images"]
+
+        first = clients.submit(ask)
+        assert gate.entered.wait(60)
+        mixed = [clients.submit(ask, seed=seed, attention=seed != 2) for seed in (1, 2, 3)]
+        wait_until(lambda: server.queued() == 3, 60)
+        gate.open.set()
+        assert first.result() == ask()
+        for seed, answer in zip((1, 2, 3), mixed, strict=True):
+            assert answer.result() == ask(seed=seed, attention=seed != 2)
+        assert sorted(gate.calls[1]) == [1, 2, 3]
+
+
+def test_after_a_failure_with_attention_the_next_request_is_answered() -> None:
+    model, gate = gated(told_words())
+    gate.open.set()
+    body = {"prompt": "a red bar", "format": "json", "attention": True}
+    with running(model) as server:
+        gate.failure = RuntimeError("out of memory")
+        assert server.ask("/generate", body).status == 500
+        gate.failure = None
+        answer = server.ask("/generate", body)
+        assert answer.status == 200 and len(answer.json["images"][0]["attention"]) == 3
+
+
+def test_models_without_cross_attention_refuse_it_in_words_and_say_so_before() -> None:
+    body = {"format": "json", "attention": True}
+    in_context = told_words(text_attention="in_context")
+    with running(in_context) as server, running(untrained()) as classes:
+        assert server.ask("/model").json["attention"] is False
+        assert server.ask("/generate", {"prompt": "a", "format": "json"}).status == 200
+        for answer in (server.ask("/generate", body | {"prompt": "a"}), classes.generate(**body)):
+            assert answer.status == 422
+            assert "`attention` is for models that look at words by cross-attention" in answer.error
+        assert "attention" not in classes.ask("/model").json
+    with running(told_words()) as server:
+        assert server.ask("/model").json["attention"] is True

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from sfd.encoders.texture_vae import TextureVae, load_texture_vae
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
 from sfd.generation.schedules import build_schedule
+from sfd.models.attention import AttentionSum
 from sfd.models.backbone import Backbone, BackboneConfig, Output
 from sfd.models.conditions import Condition, Encode, Told, Value
 from sfd.names import SAMPLERS, load
@@ -209,6 +211,7 @@ class ImageGenerator:
         schedule: Schedule | None = None,
         path_drop: bool = False,
         negative_prompt: str | None = None,
+        sums: Sequence[AttentionSum | None] | None = None,
     ) -> Tensor:
         """Draws images uint8 ``(B, 3, S, S)``, on the CPU.
 
@@ -218,12 +221,16 @@ class ImageGenerator:
             path_drop: the weak velocity is that of the network without its middle blocks, and of the null value where there is one
                 (SPRINT, :mod:`sfd.models.tokens`).
             negative_prompt: takes the null value's place in the weak velocity, of a model that is told words.
+            sums: of the first images, what notes where they look at the prompt's tokens; not at those of the weak velocity. The images
+                have the same bytes without.
 
         Raises:
-            UserError: the condition has no such value; guidance needs a null value and there is none; or the model was trained with
-                a range of offsets and ``schedule`` does not choose one.
+            UserError: the condition has no such value; guidance needs a null value and there is none; the model was trained with
+                a range of offsets and ``schedule`` does not choose one; or attention is asked of a network that has none to words or is
+                compiled.
         """
         config = self.network.config
+        watched = self._watched(sums)
         condition = self._told(config.condition, values)
         shape = (config.in_channels, config.input_size, config.input_size)
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
@@ -238,9 +245,10 @@ class ImageGenerator:
                 else self._told(config.condition, [negative_prompt] * len(values))
             )
         strong, weak = self._functions
+        skipped: dict[str, Any] = {"skip_deep": True} if path_drop else {}
         velocity = guided_velocity(
-            partial(self._velocity, strong, condition),
-            partial(self._velocity, weak, weak_condition, skip_deep=path_drop),
+            partial(self._velocity, strong, condition, **watched),
+            partial(self._velocity, weak, weak_condition, **skipped),
             scales,
             config.semantic_channels,
         )
@@ -259,19 +267,40 @@ class ImageGenerator:
         x: Tensor,
         t_tex: Tensor,
         t_sem: Tensor,
-        skip_deep: bool = False,
+        **options: Any,
     ) -> Tensor:
+        """``options``: of the network, which not every backbone takes."""
         self.evaluated += len(x)
-        skipped = {"skip_deep": True} if skip_deep else {}
-        return network(x, t_tex, t_sem, condition, **skipped).velocity
+        return network(x, t_tex, t_sem, condition, **options).velocity
+
+    def _watched(self, sums: Sequence[AttentionSum | None] | None) -> dict[str, Any]:
+        """The network's option that asks for attention. Raises :class:`UserError` where there is none to be had."""
+        if sums is None or not any(sums):
+            return {}
+        if not self.network.has_word_attention:
+            raise UserError(
+                "attention to words is asked for, but the model has no cross-attention: train one with diffusion.model.text_attention `cross`"
+            )
+        if self.inference.mode is not None:
+            raise UserError(
+                f"attention to words is asked for, but the network is compiled ({self.inference.mode}): draw without runtime.sample.compile"
+            )
+        return {"sums": sums}
 
     def sample(
-        self, values: Sequence[Value], seeds: Sequence[int], params: SampleParams, batch_size: int, fill: bool = False
+        self,
+        values: Sequence[Value],
+        seeds: Sequence[int],
+        params: SampleParams,
+        batch_size: int,
+        fill: bool = False,
+        sums: Sequence[AttentionSum | None] | None = None,
     ) -> Iterator[Tensor]:
         """:meth:`__call__` as the parameters say, in batches of at most ``batch_size`` images.
 
         ``fill``: fill the last batch up with images that are then dropped. How matrix products round depends on the size of the batch. With
-        one size for all, the bytes of an image do not depend on the other images of its batch (except with an adaptive sampler).
+        one size for all, the bytes of an image do not depend on the other images of its batch (except with an adaptive sampler). ``sums``: as
+        :meth:`__call__` takes it, one for each image.
 
         Raises:
             UserError: as :meth:`__call__` does; or AutoGuidance is requested without a weak model, or other guidance with one; or path-drop
@@ -295,4 +324,5 @@ class ImageGenerator:
             count = len(values[rows])
             spare = batch_size - count if fill else 0
             batch = [*values[rows], *[values[0]] * spare], [*seeds[rows], *[seeds[0]] * spare]
-            yield self(*batch, sampler, scales, schedule, path_drop, params.guidance.negative_prompt)[:count]
+            watched = None if sums is None else sums[rows]
+            yield self(*batch, sampler, scales, schedule, path_drop, params.guidance.negative_prompt, watched)[:count]

@@ -147,6 +147,11 @@ class Backbone(nn.Module, ABC):
         """Whether ``forward`` takes ``skip_deep``, for path-drop guidance (:mod:`sfd.models.tokens`)."""
         return False
 
+    @property
+    def has_word_attention(self) -> bool:
+        """Whether ``forward`` takes ``sums``, a :class:`sfd.models.attention.AttentionSum` or None for each of the first images."""
+        return False
+
     @abstractmethod
     def forward(
         self, x: Tensor, t_tex: Tensor, t_sem: Tensor, condition: Told, with_projection: bool = False

@@ -3,10 +3,13 @@
 Legend of shapes: B images, N tokens, L tokens of a text, E numbers per token of the text encoder, D hidden width.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
+from sfd.models.attention import AttentionSum, add_attention
 from sfd.models.checkpointing import Checkpointing, checkpointed
 from sfd.models.embeddings import Rotation
 from sfd.models.lightningdit_config import LightningDiTConfig
@@ -66,13 +69,14 @@ class CrossAttention(nn.Module):
         self.k_norm = _head_norm(config, head_dim)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, words: Words) -> Tensor:
-        """``(B, N, D)``, words of width D -> ``(B, N, D)``. Padding is not looked at."""
+    def forward(self, x: Tensor, words: Words, sums: Sequence[AttentionSum | None] | None = None) -> Tensor:
+        """``(B, N, D)``, words of width D -> ``(B, N, D)``. Padding is not looked at. ``sums``: where it is noted who looks at what."""
         batch, tokens, width = x.shape
         q = self.q(x).reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
         k, v = self.kv(words.tokens).reshape(batch, words.length, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        heads = scaled_dot_product_attention(q.to(v), k.to(v), v, attn_mask=words.mask[:, None, None, :])
+        q, k = self.q_norm(q).to(v), self.k_norm(k).to(v)
+        add_attention(sums, q, k, words.mask)
+        heads = scaled_dot_product_attention(q, k, v, attn_mask=words.mask[:, None, None, :])
         return self.proj(heads.transpose(1, 2).reshape(batch, tokens, width))
 
 
@@ -166,26 +170,33 @@ class Block(nn.Module):
         rotation: Rotation | None,
         words: Words | None = None,
         seen: Tensor | None = None,
+        sums: Sequence[AttentionSum | None] | None = None,
     ) -> Tensor:
         """Tokens ``(B, N, D)``, condition ``(B, D)`` -> tokens.
 
         ``condition``: with a shared modulation, that, ``(B, parts * D)``. ``words``: what a block with cross-attention looks at. ``seen``: as
-        in :class:`Attention`.
+        in :class:`Attention`. ``sums``: as in :class:`CrossAttention`, where nothing is trained.
         """
-        return checkpointed(self.checkpointing, self._compute, x, condition, rotation, words, seen)
+        return checkpointed(self.checkpointing, self._compute, x, condition, rotation, words, seen, sums)
 
     def _compute(
-        self, x: Tensor, condition: Tensor, rotation: Rotation | None, words: Words | None, seen: Tensor | None
+        self,
+        x: Tensor,
+        condition: Tensor,
+        rotation: Rotation | None,
+        words: Words | None,
+        seen: Tensor | None,
+        sums: Sequence[AttentionSum | None] | None,
     ) -> Tensor:
         parts = self._modulation(condition)[:, None, :]
         if self.use_shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = parts.chunk(6, dim=-1)
             x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rotation, seen)
-            x = x if words is None else x + self.cross_attn(x, words)
+            x = x if words is None else x + self.cross_attn(x, words, sums)
             return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
         scale1, gate1, scale2, gate2 = parts.chunk(4, dim=-1)
         x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1), rotation, seen)
-        x = x if words is None else x + self.cross_attn(x, words)
+        x = x if words is None else x + self.cross_attn(x, words, sums)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2))
 
     def _modulation(self, condition: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 Legend of shapes: B images, C channels, H x W latent positions, N tokens, L tokens of a text, D hidden width, F encoder feature width.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from sfd.models.attention import AttentionSum
 from sfd.models.backbone import Axis, Backbone, Output, channel_names
 from sfd.models.blocks import Block, CrossAttention, FinalLayer, TextEmbedder
 from sfd.models.checkpointing import Checkpointing
@@ -80,6 +82,11 @@ class LightningDiT(Backbone):
         """As :class:`sfd.models.backbone.Backbone` says."""
         return self.config.has_deep_path
 
+    @property
+    def has_word_attention(self) -> bool:
+        """As :class:`sfd.models.backbone.Backbone` says."""
+        return self.config.has_cross_attention
+
     def forward(
         self,
         x: Tensor,
@@ -89,11 +96,13 @@ class LightningDiT(Backbone):
         with_projection: bool = False,
         route: Route | None = None,
         skip_deep: bool = False,
+        sums: Sequence[AttentionSum | None] | None = None,
     ) -> Output:
         """As :meth:`sfd.models.backbone.Backbone.forward`. A model with a single time reads ``t_tex``.
 
         ``route``: what the blocks between the first and the last ones see in this step of the training; None: all tokens. ``skip_deep``: leave
-        these blocks out, in a network where they are a path of their own.
+        these blocks out, in a network where they are a path of their own. ``sums``: what is told where the image's tokens look at words, by a
+        network with cross-attention.
         """
         tokens = self._embed(x)
         modulation = self._modulation(t_tex, t_sem, condition)
@@ -111,7 +120,7 @@ class LightningDiT(Backbone):
                 tokens = torch.cat([text.tokens, tokens], dim=1)
                 rotation = None if rotation is None else rotation.behind(length)
             for number in range(first, last + 1):
-                tokens = self.blocks[number - 1](tokens, shared, rotation, words, seen)
+                tokens = self.blocks[number - 1](tokens, shared, rotation, words, seen, sums)
                 if with_projection and number == self.config.repa_depth:
                     projection = self.repa_projector(tokens[:, length:])
             if text is not None:

@@ -31,7 +31,15 @@ from sfd.serving.batcher import DynamicBatcher, QueueFull
 from sfd.serving.follow import Follower
 from sfd.serving.metrics import CountRequests, Metrics
 from sfd.serving.options import ServerOptions
-from sfd.serving.requests import MAX_SEED, GenerateRequest, Order, answer, place_order, step_limit
+from sfd.serving.requests import (
+    MAX_SEED,
+    GenerateRequest,
+    Order,
+    answer,
+    place_order,
+    shows_attention,
+    step_limit,
+)
 from sfd.workspace import Workspace
 
 MAX_BODY_BYTES = 16 * 1024
@@ -79,7 +87,7 @@ class Service:
                 wait then leave the queue.
         """
         try:
-            futures = self.batcher.submit(order.model, order.settings, order.value, order.seeds)
+            futures = self.batcher.submit(order.model, order.settings, order.value, order.seeds, order.attention)
         except QueueFull as full:
             raise HTTPException(
                 429,
@@ -163,7 +171,7 @@ def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
         "version": model.version,
         "alias": service.options.alias,
         "classes": condition.choices,
-        **({} if condition.words is None else {"prompts": [str(value) for value in _examples(condition)]}),
+        **({} if condition.words is None else _words_of(model)),
         "sampler": sample.sampler,
         "defaults": {
             "steps": None if SAMPLERS[sample.sampler].adaptive else sample.num_steps,
@@ -178,6 +186,12 @@ def describe_model(service: Service, model: RegisteredModel) -> dict[str, Any]:
         },
         "tau": {"free": True, "low": free.low, "high": free.high} if free else {"free": False},
     }
+
+
+def _words_of(model: RegisteredModel) -> dict[str, Any]:
+    """What ``/model`` says of a version that is told words: prompts to begin with, and whether ``attention`` can be asked for."""
+    prompts = [str(value) for value in _examples(model.images.model.condition)]
+    return {"prompts": prompts, "attention": shows_attention(model)}
 
 
 def _examples(condition: Condition) -> list[Value]:
@@ -272,7 +286,7 @@ def _add_routes(app: FastAPI, service: Service, guards: list[Any]) -> None:
             raise HTTPException(422, str(error)) from None
         pngs = await service.draw(request, order)
         service.metrics.images.inc(len(pngs))
-        return answer(order, pngs)
+        return await asyncio.to_thread(answer, order, pngs)  # heat maps are drawn in it
 
     @app.api_route("/model", methods=READ, dependencies=guards)
     async def show_model() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from sfd.data.images import png_bytes
+from sfd.models.attention import AttentionSum
 from sfd.models.conditions import Value
 from sfd.names import SAMPLERS
 from sfd.params import SampleParams
@@ -32,12 +33,13 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True, eq=False)  # two images of one value and seed are still two jobs
 class Job:
-    """One image to draw, with the version that admitted it."""
+    """One image to draw, with the version that admitted it. ``attention``: what notes where the image looks at its prompt; None: not asked."""
 
     model: RegisteredModel
     settings: SampleParams
     value: Value
     seed: int
+    attention: AttentionSum | None = None
     png: Future[bytes] = field(default_factory=Future)
     admitted: float = field(default_factory=time.monotonic)
 
@@ -82,9 +84,17 @@ class DynamicBatcher:
             self._worker.join(wait_s)
 
     def submit(
-        self, model: RegisteredModel, settings: SampleParams, value: Value, seeds: Sequence[int]
+        self,
+        model: RegisteredModel,
+        settings: SampleParams,
+        value: Value,
+        seeds: Sequence[int],
+        attention: Sequence[AttentionSum] = (),
     ) -> list[Future[bytes]]:
         """Admits one image per seed, all or none; returns their PNG files to be. Cancelling one takes it from the queue.
+
+        ``attention``: one per seed, complete once the image's PNG file is there; empty: it is not asked for. Such an image shares calls with
+        others as all do, for what is noted changes none of them.
 
         Raises:
             QueueFull: with them, more than ``max_queue`` images would wait.
@@ -93,7 +103,8 @@ class DynamicBatcher:
             excess = len(self._waiting) + len(seeds) - self._max_queue
             if excess > 0:
                 raise QueueFull(self.seconds_for(excess))
-            return self._admit([Job(model, settings, value, seed) for seed in seeds])
+            sums: Sequence[AttentionSum | None] = attention or [None] * len(seeds)
+            return self._admit([Job(model, settings, value, *pair) for pair in zip(seeds, sums, strict=True)])
 
     def try_out(self, model: RegisteredModel) -> None:
         """Draws one image with the registered settings and discards it. Raises whatever drawing raises.
@@ -159,7 +170,8 @@ class DynamicBatcher:
         started = time.monotonic()
         try:
             values, seeds = [job.value for job in jobs], [job.seed for job in jobs]
-            (pixels,) = model.images.sample(values, seeds, settings, self._shape(settings), fill=True)
+            sums = [job.attention for job in jobs]
+            (pixels,) = model.images.sample(values, seeds, settings, self._shape(settings), fill=True, sums=sums)
             pngs = [png_bytes(image) for image in pixels]
         except Exception as error:  # the requests answer it; the worker has others to serve
             for job in jobs:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 from starlette.responses import JSONResponse, Response
 
+from sfd.generation.word_maps import WordMap, word_maps
+from sfd.models.attention import AttentionSum
 from sfd.models.conditions import Condition, Value
 from sfd.params import Fraction, Positive, SampleParams, Scale, Section
 from sfd.registry.load import RegisteredModel
@@ -34,7 +36,8 @@ class GenerateRequest(Section):
     """The body of ``POST /generate``. What is absent is as the version was registered; image k has seed ``seed + k``.
 
     ``class_``: what a model that knows classes must be given, and another must not. ``prompt``: the same of a model that is told words, where the
-    empty string is no words. ``negative_prompt``: what such a model's images are guided away from.
+    empty string is no words. ``negative_prompt``: what such a model's images are guided away from. ``attention``: whether the answer says where each
+    word of the prompt looks.
     """
 
     class_: str | int | None = Field(None, alias="class")
@@ -46,6 +49,7 @@ class GenerateRequest(Section):
     guidance: PartScales | None = None
     tau: Fraction | None = None
     format: Literal["png", "zip", "json"] = "png"
+    attention: StrictBool = False
 
     @field_validator("class_", mode="plain")
     @classmethod
@@ -68,6 +72,14 @@ class GenerateRequest(Section):
             raise ValueError(f"the last image's seed, {self.seed + self.count - 1}, is above {MAX_SEED}: lower seed")
         return self
 
+    @model_validator(mode="after")
+    def _check_attention(self) -> "GenerateRequest":
+        if self.attention and self.format != "json":
+            raise ValueError(
+                f"attention comes with an answer in JSON, but format is `{self.format}`: set format to `json`"
+            )
+        return self
+
 
 HEADER_CHARACTERS = 200
 """Characters of a class or a prompt that a header repeats."""
@@ -76,7 +88,7 @@ HEADER_CHARACTERS = 200
 @dataclass(frozen=True)
 class Order:
     """A request that a version can fulfil. ``settings`` has the request's values in place of the registered ones. ``note``: what its answer
-    says besides."""
+    says besides. ``attention``: what notes where each image looks at the prompt; empty if that is not asked for."""
 
     model: RegisteredModel
     value: Value
@@ -84,11 +96,17 @@ class Order:
     settings: SampleParams
     format: Literal["png", "zip", "json"]
     note: str | None = None
+    attention: Sequence[AttentionSum] = ()
 
     @property
     def condition(self) -> Condition:
         """What ``value`` is a value of."""
         return self.model.images.model.condition
+
+
+def shows_attention(model: RegisteredModel) -> bool:
+    """Whether a version can say where the words of a prompt look."""
+    return model.images.network.has_word_attention and model.images.words is not None
 
 
 def step_limit(model: RegisteredModel) -> int:
@@ -100,7 +118,8 @@ def place_order(request: GenerateRequest, model: RegisteredModel, max_images: in
     """Checks a request against a version and the server's limits.
 
     Raises:
-        ValueError: an unknown or superfluous class, more images or steps than allowed, or settings that the version cannot be sampled with.
+        ValueError: an unknown or superfluous class, more images or steps than allowed, settings that the version cannot be sampled with, or
+            attention of a version that has none to words.
     """
     if request.count > max_images:
         raise ValueError(
@@ -109,6 +128,11 @@ def place_order(request: GenerateRequest, model: RegisteredModel, max_images: in
     if request.steps is not None and request.steps > step_limit(model):
         raise ValueError(
             f"steps is {request.steps}, but this server takes at most {step_limit(model)}, so that no request holds it up for long"
+        )
+    if request.attention and not shows_attention(model):
+        raise ValueError(
+            "`attention` is for models that look at words by cross-attention (LightningDiT with text_attention `cross`), and this one does not; "
+            "leave it out"
         )
     guidance = request.guidance or PartScales()
     given = {
@@ -123,7 +147,9 @@ def place_order(request: GenerateRequest, model: RegisteredModel, max_images: in
     )
     value = _asked_value(request, model.images.model.condition)
     note = describe_cuts(model, {"prompt": value, "negative_prompt": request.negative_prompt})
-    return Order(model, value, range(request.seed, request.seed + request.count), settings, request.format, note)
+    seeds = range(request.seed, request.seed + request.count)
+    attention = [AttentionSum() for _ in seeds] if request.attention else ()
+    return Order(model, value, seeds, settings, request.format, note, attention)
 
 
 def _asked_value(request: GenerateRequest, condition: Condition) -> Value:
@@ -165,14 +191,34 @@ def answer(order: Order, pngs: Sequence[bytes]) -> Response:
         return Response(pngs[0], media_type="image/png", headers=headers)
     if order.format == "zip":
         return Response(_zip(order, pngs), media_type="application/zip", headers=headers)
-    images = [
-        {"seed": seed, "png": base64.b64encode(png).decode()} for seed, png in zip(order.seeds, pngs, strict=True)
+    images: list[dict[str, Any]] = [
+        {"seed": seed, "png": _base64(png)} for seed, png in zip(order.seeds, pngs, strict=True)
     ]
+    for image, words in zip(images, _attention(order), strict=False):
+        image["attention"] = words
     facts = {"model": order.model.name, "version": order.model.version}
     facts |= {} if order.note is None else {"note": order.note}
     # Columns of a table of one image, of which there is one per answer.
     told = {name: column[0] for name, column in reversed(order.condition.columns([order.value]).items())}
     return JSONResponse(facts | told | {"images": images}, headers=headers)
+
+
+def _attention(order: Order) -> list[list[dict[str, Any]]]:
+    """For each image, where each word of the prompt looks, as JSON holds it; empty if that is not asked for."""
+    encoder, prompt = order.model.images.words, order.condition.to_request(order.value)
+    if encoder is None or prompt is None:
+        return []
+    placed = encoder.place_words(prompt) if order.attention else []
+    return [[_described(found) for found in word_maps(placed, each.mean())] for each in order.attention]
+
+
+def _described(found: WordMap) -> dict[str, Any]:
+    shares = {name: round(getattr(found, name), 6) for name in ("share", "low", "high")}
+    return {"word": found.word, "png": _base64(found.png())} | shares
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _zip(order: Order, pngs: Sequence[bytes]) -> bytes:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_clip import write_clip
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from sfd.encoders.text.encoder import TextEncoder, load_text_encoder
@@ -202,3 +203,40 @@ def test_what_is_no_text_encoder_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "hub" / "config.json").write_text('{"kind": "other"}')
     with pytest.raises(UserError, match="kind is 'other', but must be one of small, transformers"):
         load_text_encoder(tmp_path / "hub")
+
+
+def test_the_small_encoder_places_every_token_but_the_end() -> None:
+    encoder = small()
+    found = encoder.place_words("A red applepie")
+    assert [word for word, _ in found] == ["A", "red", "applepie"]
+    assert [n for _, tokens in found for n in tokens] == list(range(min(encoder.num_tokens("A red applepie"), 8) - 1))
+    assert encoder.place_words("") == []
+    cut = encoder.place_words("red " * 20)
+    assert len(cut) == 7, "seven are read, and the end"
+
+
+def test_encoders_of_the_library_place_words_behind_their_first_special_token(tmp_path: Path) -> None:
+    clip = PretrainedTextEncoder.open(str(write_clip(tmp_path / "clip")), 12, "text.file")
+    assert clip.place_words("red bars") == [("red", (1, 2, 3)), ("bars", (4, 5, 6, 7))]
+    assert clip.place_words("") == []
+    plain = PretrainedTextEncoder.open(write(tmp_path / "bert", bert), 8, "text.file")
+    assert plain.place_words("a red")[0] == ("a", (0,))
+
+
+def test_in_a_chat_template_the_words_are_those_of_the_text_alone(tmp_path: Path) -> None:
+    reading = Reading(hidden_layers=(1,), chat_template=True, attend_padding=True)
+    encoder = PretrainedTextEncoder.open(chat_model(tmp_path / "hub"), 24, "text.name", reading)
+    found = encoder.place_words("user red")
+    ids = encoder.tokenizer("user user red </s>answer", add_special_tokens=False)["input_ids"]
+    assert [word for word, _ in found] == ["user", "red"]
+    theirs = encoder.tokenizer.convert_ids_to_tokens([ids[n] for _, tokens in found for n in tokens])
+    assert "".join(theirs).replace("Ġ", " ").split() == ["user", "red"]
+    assert found[0].tokens[0] > 0, "the template's own word `user` is none of the text"
+
+
+def test_a_tokenizer_without_offsets_gives_a_word_per_token(tmp_path: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    encoder = PretrainedTextEncoder.open(write(tmp_path / "bert", bert), 8, "text.file")
+    encoder.tokenizer = ByT5Tokenizer()
+    assert encoder.place_words("ab") == [("a", (0,)), ("b", (1,))], "and none for the token that ends the text"

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol, Self
 
 import torch
 
+from sfd.encoders.text.places import PlacedWord
 from sfd.models.words import Words
 from sfd.names import TEXT_ENCODERS
 from sfd.network_files import read_implementation
@@ -38,6 +39,9 @@ class TextEncoder(Protocol):
 
     def num_tokens(self, text: str) -> int:
         """How many tokens the whole text needs. More than ``max_tokens``: :meth:`encode` cuts it."""
+
+    def place_words(self, text: str) -> list[PlacedWord]:
+        """The words of a text and which tokens of :meth:`encode` are theirs. Tokens that the encoder adds belong to no word."""
 
     def save(self, folder: Path) -> None:
         """Writes ``config.json`` and ``model.safetensors``, and the tokenizer."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from sfd.encoders.text.places import PlacedWord, place_words
 from sfd.errors import UserError
 from sfd.models.words import Words, join_words
 from sfd.network_files import CONFIG, read_config, with_default_mode, write_config
@@ -18,6 +19,8 @@ BATCH = 32
 _OWN = ("kind", "max_tokens", "network", "reading")
 """Keys of ``config.json`` beside those of the library."""
 _SHOWN = 300
+_MARK = "\ue000"
+"""A character of no script: it shows where a chat template puts the text."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,17 @@ class PretrainedTextEncoder:
         """As :class:`TextEncoder` says."""
         return max(1, len(self._row(text, verbose=False)))
 
+    def place_words(self, text: str) -> list[PlacedWord]:
+        """As :class:`TextEncoder` says. A tokenizer that keeps no offsets into the text gives one word per token, as the token reads."""
+        cut = {"truncation": True, "max_length": self.max_tokens}
+        if not self.tokenizer.is_fast:
+            special = set(self.tokenizer.all_special_ids)
+            tokens = [(n, number) for n, number in enumerate(self._row(text, **cut)) if number not in special]
+            return [PlacedWord(self.tokenizer.decode([number]).strip(), (n,)) for n, number in tokens]
+        start = self._in_template(_MARK).index(_MARK)
+        offsets: list[tuple[int, int]] = self._read(text, return_offsets_mapping=True, **cut)["offset_mapping"]
+        return place_words(text, [(first - start, end - start) for first, end in offsets])
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Words:
         """As :class:`TextEncoder` says."""
@@ -103,14 +117,23 @@ class PretrainedTextEncoder:
         return Words(found.float() * mask[..., None], mask)
 
     def _row(self, text: str, **options: Any) -> list[int]:
-        """Numbers of a text's tokens. A chat template brings the special tokens itself."""
-        if self.reading.chat_template:
-            turn = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        ids: list[int] = self.tokenizer(text, add_special_tokens=not self.reading.chat_template, **options)["input_ids"]
+        """Numbers of a text's tokens."""
+        ids: list[int] = self._read(text, **options)["input_ids"]
         return ids
+
+    def _read(self, text: str, **options: Any) -> Any:
+        """What the tokenizer makes of a text. A chat template brings the special tokens itself."""
+        return self.tokenizer(self._in_template(text), add_special_tokens=not self.reading.chat_template, **options)
+
+    def _in_template(self, text: str) -> str:
+        """The text as the tokenizer gets it: a user's turn where the network reads a chat."""
+        if not self.reading.chat_template:
+            return text
+        turn = [{"role": "user", "content": text}]
+        chat: str = self.tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return chat
 
     def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Numbers of the tokens, padded behind, and which are real. A text that gives none gets the token that ends texts."""

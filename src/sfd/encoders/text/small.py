@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from sfd.encoders.text.places import PlacedWord, place_words
 from sfd.errors import UserError
 from sfd.models.words import Words, join_words
 from sfd.network_files import CONFIG, load_weights, read_config, save_network
@@ -117,6 +118,10 @@ class SmallTextEncoder:
     def num_tokens(self, text: str) -> int:
         """As :class:`TextEncoder` says."""
         return 1 + (len(self.tokenizer.encode(text).ids) if text.strip() else 0)
+
+    def place_words(self, text: str) -> list[PlacedWord]:
+        """As :class:`TextEncoder` says. The token that ends a text is no word's."""
+        return place_words(text, self.tokenizer.encode(text).offsets[: self.max_tokens - 1])
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Words:
