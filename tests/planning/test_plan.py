@@ -143,6 +143,25 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, images: Path, monke
         invoke("init", tmp_path / "emo", "--images", images, "--hours", "1")
 
 
+def test_tokens_of_captions_are_not_stored_where_the_disk_cannot_hold_them(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in images.rglob("*.png"):
+        file.with_suffix(".txt").write_text(f"a {file.parent.name} stripe")
+    arguments = ("--images", images, "--captions", "auto", "--hours", "1")
+    invoke("init", tmp_path / "enough", *arguments)
+    costs = json.loads((tmp_path / "enough" / "plan.json").read_text())["costs"]
+    total, words = sum(cost["gb"] for cost in costs.values()), costs["text"]["gb"]
+    assert words > 0
+    monkeypatch.setattr(plan, "read_machine", lambda _folder: replace(MACHINE, disk_gb=total - words / 2))
+    shown = invoke("init", tmp_path / "little", *arguments)
+    assert "tokens: not stored, for they would take" in shown
+    assert not load_params(tmp_path / "little" / "params.yaml").text.store_tokens
+    monkeypatch.setattr(plan, "read_machine", lambda _folder: replace(MACHINE, disk_gb=(total - words) / 2))
+    with pytest.raises(UserError, match="GB left: free some"):
+        invoke("init", tmp_path / "none", *arguments)
+
+
 def test_what_is_in_the_way_is_said_before_an_image_is_read(tmp_path: Path) -> None:
     (tmp_path / "emo").mkdir()
     (tmp_path / "emo" / "plan.md").write_text("mine")
@@ -271,6 +290,7 @@ def test_init_with_captions_plans_a_model_that_is_told_words(tmp_path: Path, ima
     assert (params.data.captions, params.diffusion.model.condition) == ("auto", "text")
     assert params.text.training is not None and params.sample.guidance.kind == "cfg"
     assert "text" in json.loads((tmp_path / "words" / "plan.json").read_text())["costs"]
+    assert params.text.store_tokens
     draw_images(images / "schräg", 120, 3, vertical=False)
     unequal = invoke(
         "init",
