@@ -204,7 +204,9 @@ def test_encoding_captions_is_counted_in_each_step_and_that_of_an_unknown_encode
     assert "text encoder" in said and "its time and memory are not counted" not in said
     assert "text encoder" not in estimate.estimate(stored, Workspace(tmp_path), "H100", 1, check=False)
     unknown = with_values(read, {"text.source": "pretrained", "text.name": "t5", "text.training": None})
-    assert "its time and memory are not counted" in estimate.estimate(unknown, Workspace(tmp_path), "H100", 1, check=False)
+    assert "its time and memory are not counted" in estimate.estimate(
+        unknown, Workspace(tmp_path), "H100", 1, check=False
+    )
 
 
 def test_the_probe_of_a_learnt_schedule_is_work_of_its_stage_and_a_given_one_is_none(

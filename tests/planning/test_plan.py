@@ -148,18 +148,19 @@ def test_tokens_of_captions_are_not_stored_where_the_disk_cannot_hold_them(
 ) -> None:
     for file in images.rglob("*.png"):
         file.with_suffix(".txt").write_text(f"a {file.parent.name} stripe")
-    arguments = ("--images", images, "--captions", "auto", "--hours", "1")
-    invoke("init", tmp_path / "enough", *arguments)
-    costs = json.loads((tmp_path / "enough" / "plan.json").read_text())["costs"]
-    total, words = sum(cost["gb"] for cost in costs.values()), costs["text"]["gb"]
-    assert words > 0
-    monkeypatch.setattr(plan, "read_machine", lambda _folder: replace(MACHINE, disk_gb=total - words / 2))
-    shown = invoke("init", tmp_path / "little", *arguments)
-    assert "tokens: not stored, for they would take" in shown
-    assert not load_params(tmp_path / "little" / "params.yaml").text.store_tokens
-    monkeypatch.setattr(plan, "read_machine", lambda _folder: replace(MACHINE, disk_gb=(total - words) / 2))
+
+    def planned(disk_gb: float) -> plan.Planned:
+        monkeypatch.setattr(plan, "read_machine", lambda _folder: replace(MACHINE, disk_gb=disk_gb))
+        return plan.plan_new(images, [], "words", 1.0, tmp_path, lambda _line: None, "auto")
+
+    enough = planned(100.0)
+    words = next(cost.gb for cost in enough.plan.costs if cost.stage == "text")
+    assert enough.params["text"]["store_tokens"] and words > 0
+    little = planned(enough.plan.gb - words / 2)
+    assert not little.params["text"]["store_tokens"] and little.plan.gb == pytest.approx(enough.plan.gb - words)
+    assert "tokens: not stored, for they would take" in little.text()
     with pytest.raises(UserError, match="GB left: free some"):
-        invoke("init", tmp_path / "none", *arguments)
+        planned((enough.plan.gb - words) / 2)
 
 
 def test_what_is_in_the_way_is_said_before_an_image_is_read(tmp_path: Path) -> None:
