@@ -22,7 +22,15 @@ from sfd.data.latents import (
     write_latents,
 )
 from sfd.data.shards import ShardReader, shard_bounds, write_index, write_shards
-from sfd.data.text_tokens import TextTokens, TokensIndex, close_tokens, write_tokens
+from sfd.data.text_tokens import (
+    CaptionTexts,
+    TextTokens,
+    TokensIndex,
+    close_tokens,
+    decoded,
+    write_texts,
+    write_tokens,
+)
 from sfd.errors import UserError
 from sfd.models.words import Words, stack_words
 from sfd.params import LatentsParams, ReadingRuntime
@@ -219,7 +227,7 @@ def test_the_batch_size_does_not_change_what_is_stored_beyond_rounding(tmp_path:
 
 def test_the_data_set_serves_mean_0_and_deviation_1_with_the_right_classes(tmp_path: Path) -> None:
     dataset = LatentDataset(write(tmp_path), with_features=True)
-    latents, labels, features, _ = dataset.__getitems__(list(range(len(dataset))))
+    latents, labels, features, *_ = dataset.__getitems__(list(range(len(dataset))))
     assert features is not None
     assert latents.dtype == torch.float32 and features.dtype == torch.float16
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-4)
@@ -230,7 +238,7 @@ def test_the_data_set_serves_mean_0_and_deviation_1_with_the_right_classes(tmp_p
 
 def test_samples_are_image_and_view_in_the_order_asked_for(tmp_path: Path) -> None:
     dataset = LatentDataset(write(tmp_path), with_features=True)
-    latents, labels, features, _ = dataset.__getitems__([45, 0, 7])
+    latents, labels, features, *_ = dataset.__getitems__([45, 0, 7])
     assert features is not None
     for n, (image, view) in enumerate([(22, 1), (0, 0), (3, 1)]):
         raw = dataset.reader.rows("latents", [image])[0][view].float()
@@ -245,10 +253,20 @@ def letters(texts: list[str]) -> Words:
 
 def captions_of(folder: Path, num_images: int = NUM_IMAGES) -> TextTokens:
     """Two captions per image: its number, and a longer text."""
-    texts = [[chr(65 + image), chr(65 + image) + "bc"] for image in range(num_images)]
-    bounds = write_tokens(folder / "shards", texts, letters, 10, "images")
+    bounds = write_tokens(folder / "shards", two_texts(num_images), letters, 10, "images")
     close_tokens(folder / "shards", bounds, TokensIndex(1, 3, "", 2 * num_images, 0, []), letters(["."]))
     return TextTokens(folder / "shards", seed=0)
+
+
+def two_texts(num_images: int) -> list[list[str]]:
+    return [[chr(65 + image), chr(65 + image) + "bc"] for image in range(num_images)]
+
+
+def texts_of(folder: Path) -> CaptionTexts:
+    """The same captions, without tokens."""
+    bounds = write_texts(folder / "captions", two_texts(NUM_IMAGES), 10)
+    close_tokens(folder / "captions", bounds, TokensIndex(1, 3, "", 2 * NUM_IMAGES, 0, []), letters(["."]))
+    return CaptionTexts(folder / "captions", seed=0)
 
 
 def test_each_image_comes_with_one_of_its_captions_which_every_epoch_draws_anew(tmp_path: Path) -> None:
@@ -266,6 +284,22 @@ def test_each_image_comes_with_one_of_its_captions_which_every_epoch_draws_anew(
     assert dataset.null_words is not None and dataset.null_words.tokens.tolist() == [[[float(ord("."))]]]
     with pytest.raises(UserError, match="has captions of 5 images, but .* has 23 images; run `dvc repro`"):
         LatentDataset(folder, with_features=False, text=captions_of(tmp_path / "fewer", 5))
+
+
+def test_without_stored_tokens_each_image_comes_with_the_text_whose_tokens_it_had(tmp_path: Path) -> None:
+    folder = write(tmp_path / "latents")
+    stored = LatentDataset(folder, with_features=False, text=captions_of(tmp_path / "text"))
+    dataset = LatentDataset(folder, with_features=False, text=texts_of(tmp_path / "text"))
+    assert dataset.counts_epochs and dataset.text_facts == stored.text_facts
+    assert dataset.null_words is not None and stored.null_words is not None
+    assert torch.equal(dataset.null_words.tokens, stored.null_words.tokens)
+    for epoch in range(8):
+        numbers = [epoch * len(dataset) + index for index in (45, 0, 7)]
+        one, other = stored.__getitems__(numbers), dataset.__getitems__(numbers)
+        assert one.texts is None and other.words is None and torch.equal(one.latents, other.latents)
+        assert one.words is not None and other.texts is not None
+        encoded = letters(decoded(other.texts))
+        assert torch.equal(encoded.tokens.half(), one.words.tokens) and torch.equal(encoded.mask, one.words.mask)
 
 
 def test_a_damaged_shard_is_named_by_the_check_of_the_data_set(tmp_path: Path) -> None:

@@ -5,13 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import small_params
 
 from sfd.data.shards import ShardReader
-from sfd.data.text_tokens import SPANS, TextTokens, TokensIndex, close_tokens, examples_of, write_tokens
+from sfd.data.text_tokens import (
+    SPANS,
+    CaptionTexts,
+    TextTokens,
+    TokensIndex,
+    close_tokens,
+    decoded,
+    examples_of,
+    open_captions,
+    write_texts,
+    write_tokens,
+)
 from sfd.errors import UserError
 from sfd.models.words import Words, stack_words
+from sfd.params import parse_params, with_values
 from sfd.training.order import SeededBatchSampler
 
+TEXT = {"text.source": "pretrained", "text.name": "t5"}
 CAPTIONS = [["a", "bcd"], ["ef"], ["g", "h", "ijklm"], ["no"], ["pqr"]]
 
 
@@ -69,6 +83,53 @@ def test_shards_that_are_there_are_kept_and_a_damaged_one_is_made_again(tmp_path
     write_tokens(tmp_path / "shards", CAPTIONS, counted, 2, "images")
     assert {file: file.read_bytes() for file in files} == files
     assert asked == ["a", "bcd", "ef"]
+
+
+def texts_of(folder: Path, captions: list[list[str]], shard_size: int = 2) -> CaptionTexts:
+    bounds = write_texts(folder / "captions", captions, shard_size)
+    close_tokens(folder / "captions", bounds, TokensIndex(2, 5, "ab", sum(map(len, captions)), 0, []), encode([""]))
+    return CaptionTexts(folder / "captions", seed=0)
+
+
+def test_texts_in_place_of_tokens_are_drawn_alike(tmp_path: Path) -> None:
+    texts, tokens = texts_of(tmp_path, CAPTIONS), stored(tmp_path)
+    for number in range(20):
+        found = texts.texts(range(5), [number] * 5)
+        assert found.dtype == torch.uint8
+        assert decoded(found) == letters(tokens.words(range(5), [number] * 5))
+    assert len(texts) == 5 and texts.facts.num_captions == 8 and letters(texts.null_words) == ["."]
+
+
+def test_texts_of_any_script_and_the_empty_one_come_back_as_they_were(tmp_path: Path) -> None:
+    captions = [["Ähre"], ["ein 🐘"], [""], ["日本"], ["a\x00b"]]
+    texts = texts_of(tmp_path, captions, shard_size=1)
+    assert decoded(texts.texts(range(5), [0] * 5)) == [text for (text,) in captions]
+    assert decoded(texts.texts([2], [0])) == [""]
+
+
+def test_shards_of_texts_are_kept_and_a_damaged_one_is_made_again(tmp_path: Path) -> None:
+    texts = texts_of(tmp_path, CAPTIONS)
+    files = {file: file.read_bytes() for file in (tmp_path / "captions").glob("*.safetensors")}
+    min(files).write_bytes(b"x")
+    with pytest.raises(UserError, match="missing or damaged"):
+        texts.reader.check()
+    texts_of(tmp_path, CAPTIONS).reader.check()
+    assert {file: file.read_bytes() for file in files} == files
+
+
+def test_the_option_says_whether_tokens_or_texts_are_read(tmp_path: Path) -> None:
+    params = parse_params(small_params(), "params.yaml")
+    assert open_captions(params, tmp_path / "latents") is None
+    captioned = with_values(params, {"diffusion.model.condition": "text", "data.captions": "auto", **TEXT})
+    stored(tmp_path / "text")
+    assert isinstance(open_captions(captioned, tmp_path / "latents"), TextTokens)
+    without = with_values(captioned, {"text.store_tokens": False})
+    with pytest.raises(
+        UserError, match=r"captions.index\.json is missing, so these shards are not complete; rerun the stage"
+    ):
+        open_captions(without, tmp_path / "latents")
+    texts_of(tmp_path / "text", CAPTIONS)
+    assert isinstance(open_captions(without, tmp_path / "latents"), CaptionTexts)
 
 
 def test_tokens_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -237,6 +237,7 @@ text.name
 text.num_heads
 text.shard_size
 text.source
+text.store_tokens
 text.vocabulary
 text.width
 texture_vae.adversarial_weight

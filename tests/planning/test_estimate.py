@@ -189,6 +189,26 @@ def test_the_last_steps_of_a_sparse_training_count_with_all_tokens(digits: Param
     assert sparse < 0.8 * dense and mixed == pytest.approx(0.75 * sparse + 0.25 * dense)
 
 
+def test_encoding_captions_is_counted_in_each_step_and_that_of_an_unknown_encoder_is_said_to_be_left_out(
+    digits: Params, tmp_path: Path
+) -> None:
+    training = {"num_steps": 10, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.9}
+    changes = {"data.source": "folder", "data.root": str(tmp_path), "data.captions": "auto", "text.training": training}
+    changes |= {"diffusion.model.condition": "text", "sample.class_mix": "balanced"}
+    stored = with_values(digits, changes)
+    read = with_values(stored, {"text.store_tokens": False})
+    shape = latent_shape(stored)
+    added = flops.train_step(read, shape) - flops.train_step(stored, shape)
+    assert added == pytest.approx(flops.text_step(stored) / 3) and added > 0
+    said = estimate.estimate(read, Workspace(tmp_path), "H100", 1, check=False)
+    assert "text encoder" in said and "its time and memory are not counted" not in said
+    assert "text encoder" not in estimate.estimate(stored, Workspace(tmp_path), "H100", 1, check=False)
+    unknown = with_values(read, {"text.source": "pretrained", "text.name": "t5", "text.training": None})
+    assert "its time and memory are not counted" in estimate.estimate(
+        unknown, Workspace(tmp_path), "H100", 1, check=False
+    )
+
+
 def test_the_probe_of_a_learnt_schedule_is_work_of_its_stage_and_a_given_one_is_none(
     digits: Params, counted_digits: Counted
 ) -> None:

@@ -9,16 +9,22 @@ from support import draw_images
 from typer.testing import CliRunner
 
 from sfd import cli
+from sfd.bench.networks import latent_shape
+from sfd.encoders.text.small import TextTransformer
 from sfd.params import Params, with_values
 from sfd.planning import needs as module
 from sfd.planning.machine import Machine
-from sfd.planning.needs import Need, image_numbers, needs
+from sfd.planning.needs import Need, image_numbers, needs, result_bytes, text_encoder_gb
 from sfd.preset import load_preset, names, render
 from sfd.workspace import Workspace
 
 LAPTOP = Machine(cores=2, memory_gb=16, disk_gb=50)
 SERVER = Machine(64, 1000, 5000, gpu="H200", gpu_memory_gb=141, num_gpus=8, has_hub=True)
 XL = "imagenet256-sfd-xl"
+TEXT = {
+    "text.width": 4096,
+    "text.training": {"num_steps": 10, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.9},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +96,22 @@ def test_a_step_that_does_not_fit_a_gpu_is_told_how_it_would(
     machine = replace(SERVER, num_gpus=gpus, gpu_memory_gb=memory)
     said = found(load_preset(XL), ready(tmp_path), machine)["GPU"].remedy
     assert said == remedy if not remedy else remedy in said
+
+
+def test_captions_that_are_encoded_in_training_take_memory_in_place_of_disk(tmp_path: Path) -> None:
+    told = with_values(load_preset("photos64"), {"data.captions": "auto", "diffusion.model.condition": "text", **TEXT})
+    shape, sizes, memory = latent_shape(told), [], []
+    for is_stored in (True, False):
+        params = with_values(told, {"text.store_tokens": is_stored})
+        sizes.append(result_bytes(params, shape, 1000, 1).get("text", 0))
+        memory.append(text_encoder_gb(params))
+    assert sizes == [2 * 1000 * 32 * 4096, 0]
+    encoder = sum(p.numel() for p in TextTransformer(2000, 32, 4096, 3, 4).parameters())
+    assert memory == [0.0, pytest.approx(4e-9 * encoder)]
+    others = with_values(told, {"text.store_tokens": False, "text.source": "pretrained", "text.name": "t5"})
+    assert text_encoder_gb(others) == 0.0
+    images = with_values(others, {"data.root": str(tmp_path)})
+    assert found(images, tmp_path, SERVER)["GPU"].needed.endswith("images at a time, and the text encoder")
 
 
 def test_a_copy_in_the_hubs_cache_does_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

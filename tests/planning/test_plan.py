@@ -143,6 +143,26 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, images: Path, monke
         invoke("init", tmp_path / "emo", "--images", images, "--hours", "1")
 
 
+def test_tokens_of_captions_are_not_stored_where_the_disk_cannot_hold_them(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in images.rglob("*.png"):
+        file.with_suffix(".txt").write_text(f"a {file.parent.name} stripe")
+
+    def planned(disk_gb: float) -> plan.Planned:
+        monkeypatch.setattr(plan, "read_machine", lambda _folder: replace(MACHINE, disk_gb=disk_gb))
+        return plan.plan_new(images, [], "words", 1.0, tmp_path, lambda _line: None, "auto")
+
+    enough = planned(100.0)
+    words = next(cost.gb for cost in enough.plan.costs if cost.stage == "text")
+    assert enough.params["text"]["store_tokens"] and words > 0
+    little = planned(enough.plan.gb - words / 2)
+    assert not little.params["text"]["store_tokens"] and little.plan.gb == pytest.approx(enough.plan.gb - words)
+    assert "tokens: not stored, for they would take" in little.text()
+    with pytest.raises(UserError, match="GB left: free some"):
+        planned((enough.plan.gb - words) / 2)
+
+
 def test_what_is_in_the_way_is_said_before_an_image_is_read(tmp_path: Path) -> None:
     (tmp_path / "emo").mkdir()
     (tmp_path / "emo" / "plan.md").write_text("mine")
@@ -271,6 +291,7 @@ def test_init_with_captions_plans_a_model_that_is_told_words(tmp_path: Path, ima
     assert (params.data.captions, params.diffusion.model.condition) == ("auto", "text")
     assert params.text.training is not None and params.sample.guidance.kind == "cfg"
     assert "text" in json.loads((tmp_path / "words" / "plan.json").read_text())["costs"]
+    assert params.text.store_tokens
     draw_images(images / "schräg", 120, 3, vertical=False)
     unequal = invoke(
         "init",

@@ -11,15 +11,18 @@ from torch.nn.functional import conv2d
 
 from sfd.data.images import ImageBatch
 from sfd.data.latents import ChannelStatistics, LatentBatch, write_latents
+from sfd.data.text_tokens import PADDING
 from sfd.data.transfer import send
 from sfd.diffusion.learnt import LearntCurve
 from sfd.diffusion.schedule import CurveSchedule, OffsetRange, OffsetSchedule, PowerSchedule, Schedule
 from sfd.diffusion.terms.velocity import energy_weights
 from sfd.encoders.semantic.features import FeatureBatch
 from sfd.encoders.semantic.semvae import SemVae
+from sfd.encoders.text.small import SmallTextEncoder, train_tokenizer
 from sfd.encoders.texture_vae import TrainableAutoencoder
 from sfd.models.conditions import ClassCondition, NoCondition
 from sfd.models.lightningdit import LightningDiT, LightningDiTConfig
+from sfd.models.text_condition import TextCondition
 from sfd.params import (
     LatentsParams,
     LossParams,
@@ -31,6 +34,7 @@ from sfd.params import (
 )
 from sfd.seeding import generator
 from sfd.training.alignment import Alignment
+from sfd.training.captions import CaptionReader
 from sfd.training.classifier import ClassifierTask
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask
 from sfd.training.loop import log_nothing, train
@@ -137,6 +141,17 @@ def test_no_step_of_a_learnt_schedules_probe_waits(tmp_path: Path) -> None:
         weights = energy_weights(torch.arange(1.0, 7.0), 2).to("cuda")
     probe = Probe(backbone, LearntCurve(4))
     assert waits(ProbeTask(probe, latents(), LossParams(), 0.02, 0.1, 0, weights), tmp_path) == []
+
+
+def test_no_step_that_encodes_captions_waits(tmp_path: Path) -> None:
+    encoder = SmallTextEncoder.build(train_tokenizer(["a red bar", "blue"], 300), 8, 16, 1, 2, seed=0)
+    task = diffusion_task(OffsetSchedule(0.3), TextCondition(16, 8, "e" * 64), repa_weight=0.0)
+    task.null_words = encoder.encode([""]).to(dtype=torch.float16)
+    texts = torch.tensor([list(b"a red bar"), [*b"blue", *[PADDING] * 5]] * 4, dtype=torch.uint8)
+    task.dataset = Rows(latents().batch._replace(features=None, texts=texts))
+    with pretended_cuda():
+        task.words_of = CaptionReader(encoder)
+    assert waits(task, tmp_path) == []
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])

@@ -9,6 +9,7 @@ import torch
 from sfd.encoders.composite import CompositeEncoder
 from sfd.encoders.flux2_vae import PATCH
 from sfd.encoders.semantic.encoder import SemanticEncoder, semantic_class
+from sfd.encoders.text.small import TextTransformer
 from sfd.encoders.texture_vae import FLUX2, KlVae, TextureVae, TrainableAutoencoder, load_pretrained
 from sfd.encoders.timm_networks import describe, encoder_network, rebuild
 from sfd.encoders.tokenizers.tokenizer import Tokenizer
@@ -144,6 +145,14 @@ def text_of(params: Params) -> TextFacts | None:
     """What the parameters say of captions; None if the model is told no words."""
     text = params.text
     return TextFacts(text.width, text.max_tokens) if params.diffusion.model.condition == "text" else None
+
+
+def text_network(params: Params) -> TextTransformer | None:
+    """A text encoder that is trained here; None for one that others trained, whose size is not known before it is fetched."""
+    text = params.text
+    if text.source != "train":
+        return None
+    return TextTransformer(text.vocabulary, text.max_tokens, text.width, text.depth, text.num_heads)
 
 
 def bench_config(params: Params, shape: LatentShape) -> BackboneConfig:

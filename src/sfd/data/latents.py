@@ -12,7 +12,7 @@ from torch import Tensor
 from sfd.data.batches import BatchedDataset, evenly_spaced, in_batches, read_ahead
 from sfd.data.networks import Networks
 from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
-from sfd.data.text_tokens import TextTokens, TokensIndex
+from sfd.data.text_tokens import CaptionTexts, TextTokens, TokensIndex
 from sfd.data.transfer import Arriving, one_behind
 from sfd.errors import UserError
 from sfd.models.conditions import TextFacts
@@ -186,12 +186,14 @@ class LatentBatch(NamedTuple):
         class_indices: the class of each image, int64 ``(B,)``.
         features: the encoder's patch features, fp16 as they are stored, ``(B, N, D)``; None unless they are stored and wanted.
         words: a caption of each image, fp16 as it is stored; None where a model is told no words.
+        texts: where no words are stored, the captions' bytes (:meth:`sfd.data.text_tokens.CaptionTexts.texts`); a task makes words of them.
     """
 
     latents: Tensor
     class_indices: Tensor
     features: Tensor | None = None
     words: Words | None = None
+    texts: Tensor | None = None
 
 
 def text_facts(facts: TokensIndex) -> TextFacts:
@@ -205,7 +207,7 @@ class LatentDataset:
     With captions, a sample's number goes on over the epochs, and each epoch draws a caption anew.
     """
 
-    def __init__(self, folder: Path, with_features: bool, text: TextTokens | None = None) -> None:
+    def __init__(self, folder: Path, with_features: bool, text: TextTokens | CaptionTexts | None = None) -> None:
         """Raises :class:`UserError` naming a shard that is missing. Whether they are whole, ``reader.check`` says.
 
         ``text``: the captions of the same images; None: a model is told no words.
@@ -239,8 +241,9 @@ class LatentDataset:
         images = [index // self.index.num_views for index in indices]
         latents = self.statistics.normalise(self._pick(LATENTS, images, indices).float())
         features = self._pick(FEATURES, images, indices) if self.with_features else None
-        words = None if self.text is None else self.text.words(images, numbers)
-        return LatentBatch(latents, torch.stack(self.reader.rows(LABELS, images)), features, words)
+        words = self.text.words(images, numbers) if isinstance(self.text, TextTokens) else None
+        texts = self.text.texts(images, numbers) if isinstance(self.text, CaptionTexts) else None
+        return LatentBatch(latents, torch.stack(self.reader.rows(LABELS, images)), features, words, texts)
 
     def _pick(self, name: str, images: list[int], indices: list[int]) -> Tensor:
         views = [index % self.index.num_views for index in indices]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Facts = TypeVar("Facts", bound="DataclassInstance")
 """What the index of a set of shards says about all of its images: a frozen dataclass of plain values."""
 Shard = dict[str, Tensor]
-DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
+DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64, "U8": torch.uint8}
 """The types of tensors in our shards, by their names in safetensors."""
 
 
@@ -248,4 +248,4 @@ class _OpenShard:
         first = start + place * dtype.itemsize
         if os.preadv(self.stream.fileno(), [data], first) != num_bytes:
             raise UserError(f"{self.stream.name} was cut short while it was read; rerun the stage that writes it")
-        return torch.frombuffer(data, dtype=dtype).reshape(shape)
+        return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(shape)

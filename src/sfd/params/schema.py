@@ -70,6 +70,11 @@ class Params(Section):
         return self.diffusion.model.condition == "text"
 
     @property
+    def encodes_captions(self) -> bool:
+        """Whether a training of the diffusion model encodes captions as batches come."""
+        return self.diffusion.model.condition == "text" and not self.text.store_tokens
+
+    @property
     def needs_features(self) -> bool:
         """Whether anything reads the vision encoder's features: the semantic latents, or REPA through stored features."""
         return self.semantic.kind != "none" or self.latents.store_features

@@ -49,5 +49,10 @@ class TextParams(Section):
         le=1_000_000,
         description="most subwords; a few captions give fewer (`train`). Bytes stand for what is not among them",
     )
-    shard_size: Positive = Field(10_000, description="images per file of token embeddings")
+    store_tokens: bool = Field(
+        True,
+        description="store the token embeddings of all captions, 2 * width bytes per token. false: the captions alone, which the text encoder reads "
+        "in each step of a training: no disk, but its memory and time",
+    )
+    shard_size: Positive = Field(10_000, description="images per file of token embeddings, or of captions")
     training: TrainingParams | None = Field(None, description="needed by `train` where the condition is `text`")

@@ -40,6 +40,7 @@ from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import check_shards
 from sfd.processes import inference_device, rank, world_size
 from sfd.training.backbone import build_network, build_routing
+from sfd.training.captions import words_of
 from sfd.training.curves import write_curve
 from sfd.training.diffusion import DecodedFeatures, DiffusionTask, needs_features
 from sfd.training.finetuning import Start, start_from
@@ -102,6 +103,7 @@ def build_task(
         weights,
         build_routing(diffusion, dataset.index.grid),
         dataset.null_words,
+        words_of(dataset),
     )
 
 

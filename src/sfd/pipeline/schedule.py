@@ -28,6 +28,7 @@ from sfd.processes import barrier, inference_device, rank
 from sfd.seeding import derive_seed
 from sfd.text_file import replace_text
 from sfd.training.backbone import build_network
+from sfd.training.captions import words_of
 from sfd.training.curves import write_curve
 from sfd.training.loop import Callback, train
 from sfd.training.probe import Probe, ProbeTask
@@ -124,6 +125,7 @@ def build_task(params: Params, learnt: LearntParams, dataset: LatentDataset, num
         weights,
         f"schedule/{number}",
         dataset.null_words,
+        words_of(dataset),
     )
 
 

@@ -1,5 +1,5 @@
-"""The work of stage ``text``: a text encoder, trained or loaded; the tokens of the captions of training and held-out images; and a measure of
-them: how often an image finds its caption, where a linear map of the tokens predicts the image's features."""
+"""The work of stage ``text``: a text encoder, trained or loaded; the captions of training and held-out images, as tokens or as texts; and a
+measure of their tokens: how often an image finds its caption, where a linear map of the tokens predicts the image's features."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,19 @@ from sfd.data.latents import heldout_rows
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared
 from sfd.data.shards import Shard, missing_shards, rows_to_read, shard_bounds, shard_name, write_shards
-from sfd.data.text_tokens import TextTokens, TokensIndex, choose_caption, close_tokens, examples_of, write_tokens
+from sfd.data.text_tokens import (
+    TEXTS_OF,
+    CaptionTexts,
+    TextTokens,
+    TokensIndex,
+    check_finite,
+    choose_caption,
+    close_tokens,
+    examples_of,
+    open_text,
+    write_texts,
+    write_tokens,
+)
 from sfd.encoders.text.encoder import TextEncoder, load_text_encoder
 from sfd.encoders.text.pretrained import PretrainedTextEncoder, Reading
 from sfd.encoders.text.small import SmallTextEncoder, train_tokenizer
@@ -33,6 +45,7 @@ from sfd.precision import Inference
 from sfd.processes import inference_device
 from sfd.progress import progress
 from sfd.seeding import generator
+from sfd.training.captions import CaptionReader
 from sfd.training.text import CaptionDataset, ContrastiveTask, TwoTowers, pooled
 
 MOST_IMAGES = 200_000
@@ -56,7 +69,7 @@ class _Captioned:
 
 
 def make_text_encoder(stage: Stage) -> None:
-    """Writes ``model``, ``shards``, ``heldout``, ``null.safetensors``, ``quality.json`` and pictures.
+    """Writes ``model``, ``shards`` and ``heldout`` or the folders of texts in their place, ``null.safetensors``, ``quality.json`` and pictures.
 
     Raises:
         UserError: the text encoder cannot be had or does not fit its section, or its captions tell images apart too poorly.
@@ -85,7 +98,7 @@ def make_text_encoder(stage: Stage) -> None:
     if seen[TRAIN].features is None:
         stage.log(found)
         return
-    record_quality(stage, found | _quality(stage, data, seen[TRAIN], seen[HELDOUT], chosen))
+    record_quality(stage, found | _quality(stage, data, seen[TRAIN], seen[HELDOUT], chosen, encoder))
 
 
 def _captions(data: Prepared, split: str) -> list[list[str]]:
@@ -180,10 +193,16 @@ def _standardised(features: Tensor, among: Tensor) -> Tensor:
 def _write(
     stage: Stage, split: str, captions: list[list[str]], encoder: TextEncoder, examples: list[str]
 ) -> TokensIndex:
-    """Writes the tokens of these captions in shards. ``examples``: captions of held-out images."""
-    folder = stage.out / ("shards" if split == TRAIN else HELDOUT)
+    """Writes the tokens of these captions in shards, or their texts. ``examples``: captions of held-out images."""
+    params, folder = stage.params.text, stage.out / ("shards" if split == TRAIN else HELDOUT)
     what = "training images" if split == TRAIN else "held-out images"
-    bounds = write_tokens(folder, captions, lambda texts: encoder.encode(texts), stage.params.text.shard_size, what)
+    if params.store_tokens:
+        bounds = write_tokens(folder, captions, lambda texts: encoder.encode(texts), params.shard_size, what)
+    else:
+        folder = folder.with_name(TEXTS_OF[folder.name])
+        bounds = write_texts(folder, captions, params.shard_size)
+        for start in range(0, len(examples), BATCH):  # of all captions, a training would tell
+            check_finite(encoder.encode(examples[start : start + BATCH]).tokens.half(), "held-out images")
     texts = {text for image in captions for text in image}
     cut = {text for text in texts if encoder.num_tokens(text) > encoder.max_tokens}
     facts = TokensIndex(
@@ -199,14 +218,20 @@ def _write(
 
 
 def _quality(
-    stage: Stage, data: Prepared, train: _Captioned, heldout: _Captioned, chosen: dict[str, list[int]]
+    stage: Stage,
+    data: Prepared,
+    train: _Captioned,
+    heldout: _Captioned,
+    chosen: dict[str, list[int]],
+    encoder: TextEncoder,
 ) -> dict[str, float]:
     """Share of the held-out images that find their caption first among those of 100 images, the same by chance, and a picture."""
     assert train.features is not None and heldout.features is not None
     seed = stage.params.seed
     places = evenly_spaced(len(train.captions), PROBED_IMAGES)
-    known = _pooled(TextTokens(stage.out / "shards", seed), [chosen[TRAIN][place] for place in places])
-    asked = _pooled(TextTokens(stage.out / HELDOUT, seed), list(range(len(heldout.captions))))
+    stored = {shards: open_text(stage.params, stage.out, shards) for shards in ("shards", HELDOUT)}
+    known = _pooled(stored["shards"], encoder, [chosen[TRAIN][place] for place in places])
+    asked = _pooled(stored[HELDOUT], encoder, list(range(len(heldout.captions))))
     predict = _linear_map(known, _standardised(train.features, train.features)[places])
     # Without what all texts share, and what all images share.
     texts, images = predict(asked), _standardised(heldout.features, train.features)
@@ -225,11 +250,14 @@ def _quality(
     return {"heldout_retrieval": sum(right) / len(right), "chance": sum(chance) / len(chance)}
 
 
-def _pooled(tokens: TextTokens, images: list[int]) -> Tensor:
+def _pooled(captions: TextTokens | CaptionTexts, encoder: TextEncoder, images: list[int]) -> Tensor:
     """The mean token of a caption of each image, float64 ``(N, E)``. The caption is that of the sample of the image's number."""
-    parts = []
+    parts, read = [], CaptionReader(encoder)
     for part in in_batches(images, 256):
-        words = tokens.words(part, part)
+        if isinstance(captions, TextTokens):
+            words = captions.words(part, part)
+        else:
+            words = read(captions.texts(part, part)).to("cpu")
         parts.append(pooled(words.tokens.double(), words.mask))
     return torch.cat(parts)
 

@@ -226,7 +226,7 @@ def _frozen(source: str, training: TrainingParams | None, step: float, timings: 
 
 
 def _text(problem: Problem) -> tuple[Cost, ...]:
-    """As :func:`_frozen`, where the model is told words. The encoder sees each image once, and each caption's tokens are stored."""
+    """As :func:`_frozen`, where the model is told words. The encoder sees each image once. Each caption's tokens are stored, or none."""
     params, timings, draft = problem.params, problem.timings, problem.draft
     if params.diffusion.model.condition != "text":
         return ()
@@ -235,7 +235,7 @@ def _text(problem: Problem) -> tuple[Cost, ...]:
         what = f"trained here, {params.text.training.num_steps:,} steps"
         seconds += params.text.training.num_steps * timings.text_step
     seconds += (draft.num_train + draft.num_heldout) * (timings.read + timings.features)
-    most = 2 * params.text.width * params.text.max_tokens * draft.num_train
+    most = 2 * params.text.width * params.text.max_tokens * draft.num_train if params.text.store_tokens else 0
     return (Cost("text", what, seconds, most / 1e9),)
 
 

@@ -18,7 +18,15 @@ from sfd.pipeline.stage import PARALLEL
 from sfd.pipeline.text_encoder import MOST_IMAGES
 from sfd.planning import devices, flops
 from sfd.planning.devices import BF16, FLOAT32, READ_PER_CORE, Device, device_named
-from sfd.planning.needs import ACTIVATION_BYTES, Numbers, image_gb, image_numbers, result_bytes, tokens
+from sfd.planning.needs import (
+    ACTIVATION_BYTES,
+    Numbers,
+    image_gb,
+    image_numbers,
+    result_bytes,
+    text_encoder_gb,
+    tokens,
+)
 from sfd.tables import as_text
 from sfd.training.optimizer import block_matrices
 from sfd.workspace import Workspace
@@ -312,6 +320,8 @@ def _memory_rows(counted: Counted, device: Device, num_devices: int) -> Iterator
         "averages of the weights": 4 * averages * number / share,
         f"activations of {batch:g} images": activations,
     }
+    if params.encodes_captions:
+        parts["text encoder"] = text_encoder_gb(params)
     yield ["memory of a training step of diffusion, per device", "GB"]
     for name, size in parts.items():
         yield [name, f"{size:,.2f}"]
@@ -333,6 +343,11 @@ def _assumptions(counted: Counted, in_order: list[Work], device: Device, num_dev
     ]
     if counted.num_images is None:
         lines.append("the number of images is not known, so the stages that read them are left out")
+    if counted.params.encodes_captions and counted.params.text.source != "train":
+        lines.append(
+            "the text encoder reads the captions of each batch (text.store_tokens: false); its time and memory are not counted, for its size is "
+            "not known before it is fetched"
+        )
     if SAMPLERS[counted.params.sample.sampler].adaptive:
         lines.append(f"an adaptive sampler is taken to need {flops.ADAPTIVE_EVALUATIONS} evaluations per trajectory")
     if counted.params.sample.guidance.kind == "autoguidance":

@@ -14,6 +14,7 @@ from sfd.bench.networks import (
     random_encoder,
     random_semantic,
     random_texture_vae,
+    text_network,
     text_of,
 )
 from sfd.bench.workloads import OneBatch, training_flops
@@ -21,7 +22,6 @@ from sfd.diffusion.guidance import guided_velocity
 from sfd.encoders.judges.clip import clip_images
 from sfd.encoders.judges.judge import judge_class
 from sfd.encoders.semantic.encoder import semantic_class
-from sfd.encoders.text.small import TextTransformer
 from sfd.encoders.timm_networks import describe, judge_network, rebuild
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
@@ -41,17 +41,18 @@ BACKWARD = 2
 
 
 def train_step(params: Params, shape: LatentShape) -> float:
-    """Of a training step of the diffusion model, per image: forward and backward.
+    """Of a training step of the diffusion model, per image: forward and backward, and reading its caption where no tokens are stored.
 
     On average over the training, whose last steps show all tokens to all blocks with ``diffusion.sparse_deep``.
     """
     image = OneBatch(shape, 1, wants_features(params, "stored"), params.seed, text_of(params))
     first, sparse = training_flops(params, shape, image), params.diffusion.sparse_deep
+    reading = text_forward(params) if params.encodes_captions else 0
     if sparse is None or sparse.full_token_steps == 0:
-        return first
+        return reading + first
     steps = params.diffusion.training.num_steps
     share = sparse.full_token_steps / steps
-    return (1 - share) * first + share * training_flops(params, shape, image, at_step=steps - 1)
+    return reading + (1 - share) * first + share * training_flops(params, shape, image, at_step=steps - 1)
 
 
 def probe_step(params: Params, learnt: LearntParams, shape: LatentShape) -> float:
@@ -113,13 +114,17 @@ def encoder_step(params: Params) -> int:
 
 def text_step(params: Params) -> int:
     """Of a training step of a text encoder that is trained here, per caption; 0 if none is."""
-    chosen = params.text
-    if params.diffusion.model.condition != "text" or chosen.source != "train":
-        return 0
+    return (1 + BACKWARD) * text_forward(params)
+
+
+def text_forward(params: Params) -> int:
+    """Of a text encoder that is trained here, per caption of the most tokens; 0 if none is."""
     with torch.device("meta"):
-        network = TextTransformer(chosen.vocabulary, chosen.max_tokens, chosen.width, chosen.depth, chosen.num_heads)
-        ids = torch.zeros(1, chosen.max_tokens, dtype=torch.int64)
-    return (1 + BACKWARD) * _count(partial(network, ids, torch.ones_like(ids, dtype=torch.bool)))
+        network = text_network(params)
+        ids = torch.zeros(1, params.text.max_tokens, dtype=torch.int64)
+    if params.diffusion.model.condition != "text" or network is None:
+        return 0
+    return _count(partial(network, ids, torch.ones_like(ids, dtype=torch.bool)))
 
 
 def texture(params: Params, shape: LatentShape) -> tuple[int, int]:

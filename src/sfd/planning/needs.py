@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sfd.bench.networks import LatentShape, bench_config, latent_shape
+from sfd.bench.networks import LatentShape, bench_config, latent_shape, text_network
 from sfd.data.sources.arrangement import split_of
 from sfd.models.backbone import build_backbone
 from sfd.names import HELDOUT, TRAIN
@@ -178,9 +178,10 @@ def result_bytes(params: Params, shape: LatentShape, num_train: int, num_paramet
     training, sample = params.diffusion.training, params.sample
     kept = 0 if training.keep_every is None else training.num_steps // training.keep_every
     on_the_way = 0 if params.diffusion.source == "file" else 2 * CHECKPOINT_BYTES + kept * WEIGHT_BYTES
-    text, is_told = params.text, params.diffusion.model.condition == "text"
+    text = params.text
+    has_tokens = params.diffusion.model.condition == "text" and text.store_tokens
     return {
-        **({"text": 2 * num_train * text.max_tokens * text.width} if is_told else {}),
+        **({"text": 2 * num_train * text.max_tokens * text.width} if has_tokens else {}),
         "features": stored * (1 + (params.data.mirror and params.features.mirror)) * seen,
         "latents": num_train * views * latent,
         "diffusion": num_parameters * (WEIGHT_BYTES + on_the_way),
@@ -200,6 +201,7 @@ def _memory(params: Params, machine: Machine, shape: LatentShape, num_parameters
     else:
         gpus = max(1, machine.num_gpus)
         state = num_parameters * STATE_BYTES / 1e9 / (gpus if runtime.sharding == "fsdp" else 1)
+        state += text_encoder_gb(params)
         image = image_gb(params, shape, on_gpu=machine.gpu is not None)
         batch = training.batch_size / gpus / training.accumulation_steps
         if machine.gpu is None:
@@ -209,10 +211,18 @@ def _memory(params: Params, machine: Machine, shape: LatentShape, num_parameters
             remedy = (
                 "" if state + batch * image <= machine.gpu_memory_gb else _smaller_batch(params, machine, state, image)
             )
-            needed = f"{state + batch * image:,.0f} GB each, by estimate, with {batch:g} images at a time"
+            more = ", and the text encoder" if params.encodes_captions and params.text.source != "train" else ""
+            needed = f"{state + batch * image:,.0f} GB each, by estimate, with {batch:g} images at a time{more}"
             yield Need("GPU", needed, f"{gpus} x {machine.gpu} of {machine.gpu_memory_gb:,.0f} GB", remedy)
     short = "" if host <= machine.memory_gb else "use a machine with more memory"
     yield Need("memory", f"{host:,.1f} GB, by estimate", f"{machine.memory_gb:,.0f} GB", short)
+
+
+def text_encoder_gb(params: Params) -> float:
+    """Weights of the text encoder beside a training step that encodes captions; 0 for one that others trained, whose size is not known."""
+    with torch.device("meta"):
+        network = text_network(params) if params.encodes_captions else None
+    return 0.0 if network is None else sum(p.numel() for p in network.parameters()) * WEIGHT_BYTES / 1e9
 
 
 def tokens(params: Params, shape: LatentShape) -> int:

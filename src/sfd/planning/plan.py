@@ -113,6 +113,13 @@ def plan(
     say("timing networks, about a minute ...")
     timings = time_networks(params, GPU_SIZES if machine.gpu else CPU_SIZES, read)
     chosen = choose(Problem(made, params, timings, machine.gpu is not None), hours)
+    if chosen.gb > machine.disk_gb and params.diffusion.model.condition == "text":
+        words = next(cost.gb for cost in chosen.costs if cost.stage == "text")
+        reason = f"not stored, for they would take {words:.2g} GB: the text encoder reads each batch's captions in the training"
+        made.choose("tokens", reason, text={"store_tokens": False})
+        put(base, made.changes)
+        params = parse_params(base, f"the plan of {project}")
+        chosen = choose(Problem(made, params, timings, machine.gpu is not None), hours)
     if chosen.gb > machine.disk_gb:
         raise UserError(
             f"the plan takes {chosen.gb:.2g} GB, but the disk has {machine.disk_gb:.2g} GB left: free some, or name a folder on another disk"

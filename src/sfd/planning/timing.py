@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sfd.bench.measure import time_steps
-from sfd.bench.networks import LatentShape, latent_shape, random_encoder
+from sfd.bench.networks import LatentShape, latent_shape, random_encoder, text_network
 from sfd.bench.workloads import measure_latents, measure_sample, measure_train
 from sfd.encoders.judges.judge import judge_class, load_judge
-from sfd.encoders.text.small import TextTransformer
 from sfd.encoders.tokenizers.residual import ResidualDecoder
 from sfd.encoders.vision import TrainableEncoder
 from sfd.params import Params, TrainingParams, with_values
@@ -220,7 +219,8 @@ def _text_step_seconds(params: Params) -> float:
     text = params.text
     if params.diffusion.model.condition != "text" or text.source != "train" or text.training is None:
         return 0.0
-    network = TextTransformer(text.vocabulary, text.max_tokens, text.width, text.depth, text.num_heads)
+    network = text_network(params)
+    assert network is not None
     shape = (text.training.batch_size, max(2, text.max_tokens // 3))
     ids, mask = (torch.ones(shape, dtype=dtype, device=inference_device()) for dtype in (torch.int64, torch.bool))
     return _update_seconds(network, lambda: network(ids, mask))

@@ -401,6 +401,7 @@ WITHOUT: dict[str, str] = {
     "features": OURS,
     "features.shard_size": NO_RESULT,
     "text": "read by models that are told words alone",
+    "text.store_tokens": NO_RESULT,
     "semantic": NOT_READ,
     "semantic.training": "torch's default, or nothing to train",
     "latents": OURS,

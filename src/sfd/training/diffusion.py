@@ -26,6 +26,7 @@ from sfd.models.words import Words
 from sfd.names import LOSS_TERMS, load
 from sfd.params import LossParams
 from sfd.seeding import generator
+from sfd.training.captions import WordsOf, with_words
 
 
 def active_terms(loss: LossParams) -> dict[str, Any]:
@@ -96,7 +97,8 @@ class DiffusionTask:
 
     ``features_of``: gives the encoder's features for a batch of latents, where the data set does not hold them. ``channel_weights``: as
     in :class:`sfd.diffusion.loss.Predicted`, on the device of the training. ``routing``: what the middle blocks see, for a network that
-    ``routes_tokens``; None: all tokens. ``null_words``: the empty caption, for a condition of words.
+    ``routes_tokens``; None: all tokens. ``null_words``: the empty caption, for a condition of words. ``words_of``: reads the captions of a
+    batch, where the data set holds no words.
     """
 
     purpose = "diffusion"
@@ -113,8 +115,9 @@ class DiffusionTask:
         channel_weights: Tensor | None = None,
         routing: Routing | None = None,
         null_words: Words | None = None,
+        words_of: WordsOf | None = None,
     ) -> None:
-        self.routing, self.null_words = routing, null_words
+        self.routing, self.null_words, self.words_of = routing, null_words, words_of
         self.network, self.dataset, self.config = network, dataset, network.config
         self.features_of, self.channel_weights = features_of, channel_weights
         self.loss, self.schedule, self.class_dropout, self.seed = loss, schedule, class_dropout, seed
@@ -153,6 +156,10 @@ class DiffusionTask:
             weights = (torch.ones_like(u), torch.ones_like(u))
         dropout = torch.rand(batch_size, generator=random, device=device)
         return DiffusionDraws(x0, *schedule.times(u), *weights, dropout)
+
+    def complete(self, data: LatentBatch) -> LatentBatch:
+        """The batch with words, on the device, where it has texts."""
+        return with_words(data, self.words_of)
 
     def losses(self, network: nn.Module, data: LatentBatch, noise: DiffusionDraws) -> dict[str, Tensor]:
         """The terms, batch means."""

@@ -50,7 +50,7 @@ class HeldoutLoss:
     def _losses(self, network: nn.Module, number: int) -> list[float]:
         """The terms of one batch, in the order of the task's weights."""
         rows, device = self.batches[number], self.inference.device
-        data = each_tensor(self.dataset.__getitems__(rows), lambda value: value.to(device))
+        data = each_tensor(self.task.complete(self.dataset.__getitems__(rows)), lambda value: value.to(device))
         draws = each_tensor(self.task.heldout_noise(number, len(rows)), lambda value: value.to(device))
         with self.inference.arithmetic():
             losses = self.task.losses(network, data, draws)

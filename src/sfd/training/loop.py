@@ -74,6 +74,9 @@ class Task(Protocol[Batch, Draws]):
 
     ``Batch`` is what the data set gives, ``Draws`` what a step draws: each a tensor, or a ``NamedTuple`` of tensors (or None), with the
     images along the first dimension.
+
+    If it has a method ``complete``, each batch goes through it before it goes to the device: what the data set lacks is added so, once per
+    step and without autocast.
     """
 
     @property
@@ -242,7 +245,7 @@ class _Trainer(Generic[Batch, Draws]):
         with shown as bar, read_batches(self.task.dataset, order, workers) as batches:
             if state.step < params.num_steps:
                 self.checked = beside(check)
-            for data in batches:
+            for data in map(getattr(self.task, "complete", lambda batch: batch), batches):
                 self._step(data)
                 state.step += 1
                 self._raise_failures()

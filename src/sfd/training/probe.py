@@ -20,6 +20,7 @@ from sfd.models.backbone import Backbone
 from sfd.models.words import Words
 from sfd.params import LossParams
 from sfd.seeding import generator
+from sfd.training.captions import WordsOf, with_words
 from sfd.training.diffusion import told
 
 
@@ -81,10 +82,11 @@ class ProbeTask:
         channel_weights: Tensor | None = None,
         purpose: str = "schedule",
         null_words: Words | None = None,
+        words_of: WordsOf | None = None,
     ) -> None:
         """``channel_weights``: as in :class:`sfd.diffusion.loss.Predicted`, on the device of the training. ``purpose``: names the random
-        draws. ``null_words``: the empty caption, for a condition of words."""
-        self.null_words = null_words
+        draws. ``null_words`` and ``words_of``: as of :class:`sfd.training.diffusion.DiffusionTask`."""
+        self.null_words, self.words_of = null_words, words_of
         self.network, self.dataset, self.config = network, dataset, network.backbone.config
         self.loss, self.class_dropout, self.seed, self.purpose = loss, class_dropout, seed, purpose
         self.channel_weights = channel_weights
@@ -101,6 +103,10 @@ class ProbeTask:
             torch.rand(batch_size, generator=random, device=device) < 0.5,
             torch.rand(batch_size, generator=random, device=device),
         )
+
+    def complete(self, data: LatentBatch) -> LatentBatch:
+        """As of :class:`sfd.training.diffusion.DiffusionTask`."""
+        return with_words(data, self.words_of)
 
     def losses(self, network: nn.Module, data: LatentBatch, noise: ProbeDraws) -> dict[str, Tensor]:
         """The terms, batch means."""

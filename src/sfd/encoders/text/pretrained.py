@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from sfd.data.transfer import send
 from sfd.encoders.text.places import PlacedWord, place_words
 from sfd.errors import UserError
 from sfd.models.words import Words, join_words
@@ -147,9 +148,9 @@ class PretrainedTextEncoder:
         rows = [row or [end] for row in rows]
         fill = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         length = self.max_tokens if self.reading.attend_padding else max(map(len, rows))
-        ids = torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], device=self.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        return ids, torch.arange(length, device=self.device) < lengths[:, None]
+        ids = torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])
+        mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+        return send(ids, self.device), send(mask, self.device)
 
     def to(self, device: torch.device | str) -> Self:
         """As :class:`TextEncoder` says."""

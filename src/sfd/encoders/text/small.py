@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from sfd.data.transfer import send
 from sfd.encoders.text.places import PlacedWord, place_words
 from sfd.errors import UserError
 from sfd.models.words import Words, join_words
@@ -131,7 +132,7 @@ class SmallTextEncoder:
 
     def _encode(self, texts: Sequence[str]) -> Words:
         ids, mask = pad_ids([self.ids(text) for text in texts])
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask = send(ids, self.device), send(mask, self.device)
         return Words(self.network(ids, mask), mask)
 
     def to(self, device: torch.device | str) -> Self:

@@ -1,0 +1,101 @@
+"""A project whose captions are encoded in its trainings (`text.store_tokens: false`), beside one with stored tokens."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from support import IN_ONE_PROCESS, Project, draw_images, small_params
+
+from sfd.names import HELDOUT
+
+pytestmark = pytest.mark.long
+BEFORE = ("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents")
+TRAINED = ("text", "schedule", "diffusion")
+
+
+def stages(project: Project, *names: str) -> str:
+    status, output = project.run("python", "-c", IN_ONE_PROCESS, *names)
+    assert status == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Project]]:
+    """Stripes with captions and a learnt schedule, trained with stored tokens, and without."""
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "images", "captions": "auto"}
+    params["text"] |= {"width": 16, "depth": 1, "num_heads": 2, "vocabulary": 300, "max_tokens": 8, "shard_size": 20}
+    params["text"]["training"] = params["encoder"]["training"] | {"num_steps": 10, "batch_size": 16}
+    params["diffusion"]["model"]["condition"] = "text"
+    params["schedule"] |= {"kind": "learnt", "learnt": {"probe_steps": 6}}
+    params["diffusion"]["loss"]["timestep_sampling"] = "per_part"
+    params["diffusion"]["training"]["decay"] = "constant"  # so that a longer training goes on
+    params["register"]["gates"] = {}
+    folder = tmp_path_factory.mktemp("on the fly")
+    (folder / "stored").mkdir()
+    stored = Project(folder / "stored", params)
+    for name, seed, vertical in (("lying", 1, False), ("upright", 2, True)):
+        draw_images(stored.folder / "images" / name, 40, seed, vertical)
+        for file in (stored.folder / "images" / name).glob("*.png"):
+            file.with_suffix(".txt").write_text(f"a {name} stripe\n{name} bar number {file.stem[-1]}\n")
+    stages(stored, *BEFORE)
+    read = stored.copy_to(folder / "read")
+    params["text"]["store_tokens"] = False
+    read.write_params(params)
+    for project in (stored, read):
+        stages(project, *TRAINED)
+    yield stored, read
+
+
+def test_the_stage_leaves_the_same_encoder_and_captions_in_place_of_tokens(projects: tuple[Project, Project]) -> None:
+    stored, read = (project.result("text") for project in projects)
+    same = ("model/model.safetensors", "model/config.json", "null.safetensors", "curves.csv", "captions.png")
+    for name in same:
+        assert (stored / name).read_bytes() == (read / name).read_bytes(), name
+    assert not (read / "shards").exists() and not (read / HELDOUT).exists()
+    for name, taken in (("captions", "shards"), ("captions-heldout", HELDOUT)):
+        one, other = (json.loads((folder / "index.json").read_text()) for folder in (stored / taken, read / name))
+        assert one.pop("shards") and other.pop("shards") and one == other
+        sizes = [
+            sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+            for folder in (stored / taken, read / name)
+        ]
+        assert sizes[1] < sizes[0]
+    qualities = [json.loads((folder / "quality.json").read_text()) for folder in (stored, read)]
+    assert qualities[1] == pytest.approx(qualities[0], abs=1e-6)
+
+
+def test_schedule_and_model_are_those_of_stored_tokens_up_to_rounding(projects: tuple[Project, Project]) -> None:
+    stored, read = projects
+    knots = [
+        json.loads((each.result("schedule") / "schedule.json").read_text())["schedule"]["knots"] for each in projects
+    ]
+    assert knots[1] == pytest.approx(knots[0], abs=1e-4)
+    curves = [pd.read_csv(each.result("diffusion") / "curves.csv") for each in projects]
+    assert any(name.startswith("heldout") for name in curves[0])
+    pd.testing.assert_frame_equal(curves[0], curves[1], rtol=1e-3, atol=1e-4)
+    one, other = (load_file(each.result("diffusion") / "model/model.safetensors") for each in (stored, read))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_a_longer_training_goes_on_and_ends_with_the_bytes_of_one_that_never_stopped(
+    projects: tuple[Project, Project], tmp_path: Path
+) -> None:
+    read = projects[1].copy_to(tmp_path / "longer")
+    params = yaml.safe_load((read.folder / "params.yaml").read_text())
+    params["diffusion"]["training"]["num_steps"] += 3
+    read.write_params(params)
+    whole = read.copy_to(tmp_path / "whole")
+    for folder in ("results/diffusion", ".sfd/work/diffusion", ".sfd/finished"):
+        shutil.rmtree(whole.folder / folder, ignore_errors=True)
+    assert "goes on after step 4 of the finished training" in stages(read, "diffusion")
+    assert "goes on" not in stages(whole, "diffusion")
+    one, other = (each.result("diffusion") / "model/model.safetensors" for each in (read, whole))
+    assert one.read_bytes() == other.read_bytes()
