@@ -14,6 +14,8 @@
 - The distance is that of samples from all training images, by both judges; the class accuracy is the mean over the classes.
 - Each finished training is one JSON file in ``OUT/COMBINATION/points``. Stopped (Ctrl-C, SIGTERM, killed) and started again, the same command
   goes on; a training goes on within itself.
+- Started twice, the two share the trainings. Networks as small as these train at the same speed on one core as on two, so on two cores start
+  ``OMP_NUM_THREADS=1 python benchmarks/answer.py ...`` twice, with ``--steps``.
 """
 
 import ctypes
@@ -24,7 +26,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,10 +73,10 @@ SEARCH_SEED = 1000
 class Combination:
     """One data set with one encoder: its projects, its budget, and its finished points."""
 
-    def __init__(self, out: Path, data: str, encoder: str, setup: Values, lock: int) -> None:
-        """``lock``: an open file that the programs hold that this one starts. Raises :class:`UserError` if ``out`` holds another setup."""
+    def __init__(self, out: Path, data: str, encoder: str, setup: Values) -> None:
+        """Raises :class:`UserError` if ``out`` holds another setup."""
         self.name = f"{Path(data).name}-{encoder}"
-        self.folder, self.data, self.encoder, self.lock = out / self.name, data, encoder, lock
+        self.folder, self.data, self.encoder = out / self.name, data, encoder
         self.setup = setup | {"data": data if data == DIGITS else str(Path(data).resolve()), "encoder": encoder}
         self._trainings: dict[str, Trainings] = {}
         file = self.folder / "setup.json"
@@ -117,14 +119,20 @@ class Combination:
         probe = max(LEAST_PROBE, (self.steps() or 0) // PROBE_SHARE)
         return project_params(self.data, self.encoder, variant, probe, self.setup["set"])
 
+    def locked(self, name: str, wait: bool) -> AbstractContextManager[int | None]:
+        """As :func:`locked`, for a part of the work."""
+        return locked(self.folder / "locks" / name, wait)
+
     def budget(self) -> Budget:
         """What each training has; of an equal time, the steps are found by timing `sync`."""
-        steps, looks = self.steps(), self.setup["looks"]
-        if steps is None:
-            params = self.point(SYNC, Budget(looks, looks, self.setup["num_images"]), {})
-            seconds = self.trainings(BASE).seconds_per_step(params)
-            steps = looks * max(1, int(60.0 * self.setup["minutes"] / seconds / looks))
-            save_json(self.folder / "budget.json", {"seconds_per_step": seconds, "steps": steps})
+        looks = self.setup["looks"]
+        with self.locked("budget", wait=True):
+            steps = self.steps()
+            if steps is None:
+                params = self.point(SYNC, Budget(looks, looks, self.setup["num_images"]), {})
+                seconds = self.trainings(BASE).seconds_per_step(params)
+                steps = looks * max(1, int(60.0 * self.setup["minutes"] / seconds / looks))
+                save_json(self.folder / "budget.json", {"seconds_per_step": seconds, "steps": steps})
         return Budget(steps, looks, self.setup["num_images"])
 
     def point(self, point: str, budget: Budget, found: Values) -> Params:
@@ -140,11 +148,17 @@ class Combination:
         return self._trainings[variant]
 
     def prepare(self, variant: str) -> None:
-        """Makes the project, and runs those of its stages that are missing or out of date."""
+        """Makes the project, and runs those of its stages that are missing or out of date. Waits for another process that does so."""
+        with self.locked("projects", wait=True) as lock:
+            assert lock is not None  # it has waited
+            self._prepare(variant, lock)
+
+    def _prepare(self, variant: str, lock: int) -> None:
+        """``lock``: an open file that the programs hold that this one starts."""
         workspace, params, copied = self.workspace(variant), self.params(variant), VARIANTS[variant].copied
         if not workspace.root.is_dir():
             if copied is not None:
-                self.prepare(copied)
+                self._prepare(copied, lock)
             _make(workspace.root, params, None if copied is None else self.workspace(copied).root)
         if workspace.load_params() != params:
             workspace.params_file.write_text(dump_params(params), encoding="utf-8")
@@ -155,7 +169,7 @@ class Combination:
             first = names.index(stale[0])
             chosen = [name for name in names[first:] if name in stale or _reads(name, stale)]
             print(f"{self.name}: project {variant}: {', '.join(chosen)}", flush=True)
-            _run([sys.executable, "-c", IN_ONE_PROCESS, "scan", *chosen], workspace.root, self.lock)
+            _run([sys.executable, "-c", IN_ONE_PROCESS, "scan", *chosen], workspace.root, lock)
 
     def search(self, budget: Budget) -> Values:
         """The offset that successive halving finds: short trainings of all candidates, and longer ones of the better half, three times.
@@ -184,11 +198,25 @@ class Combination:
         work.mkdir(parents=True, exist_ok=True)
         return self.trainings(BASE).run(params, SEARCH_SEED, work, HELDOUT)[-1]["fd"]
 
-    def run(self, point: str, seed: int) -> None:
-        """One training, from where it was stopped, to its file."""
+    def run(self, point: str, seed: int) -> bool:
+        """One training, from where it was stopped, to its file. False: another process is at it, or at the search that it needs."""
         self.prepare(BASE)
         budget = self.budget()
-        found = self.search(budget) if point == TUNED else {}
+        with self.locked(f"{point}-seed-{seed}", wait=False) as lock:
+            if lock is None:
+                return False
+            if self.file(point, seed).is_file():
+                return True
+            found: Values = {}
+            if point == TUNED:
+                with self.locked("search", wait=False) as searching:
+                    if searching is None:
+                        return False
+                    found = self.search(budget)
+            self._train(point, seed, budget, found)
+        return True
+
+    def _train(self, point: str, seed: int, budget: Budget, found: Values) -> None:
         params, trainings = self.point(point, budget, found), self.trainings(POINTS[point].variant)
         work = self.folder / "work" / f"{point}-seed-{seed}"
         work.mkdir(parents=True, exist_ok=True)
@@ -211,8 +239,9 @@ class Combination:
     def tidy(self) -> None:
         """Removes the work folders of trainings that were stopped after their file was written."""
         for folder in (self.folder / "work").glob("*"):
-            if (self.folder / "points" / f"{folder.name}.json").is_file():
-                shutil.rmtree(folder)
+            with self.locked(folder.name, wait=False) as lock:
+                if lock is not None and (self.folder / "points" / f"{folder.name}.json").is_file():
+                    shutil.rmtree(folder)
 
 
 def _quality(workspace: Workspace) -> Any:
@@ -264,16 +293,22 @@ def _run(command: list[str], folder: Path, lock: int) -> None:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[int]:
-    """An open file, locked: whoever else works in the folder has ended, with the programs that it started."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
+def locked(file: Path, wait: bool) -> Iterator[int | None]:
+    """An open file, locked: whoever else did this part of the work has ended, with the programs that it started.
+
+    None: another process is at it, and this one is not to wait.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as opened:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another process works in {out}; waiting for its end", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+            if not wait:
+                yield None
+                return
+            print(f"another process works on {file.name}; waiting for its end", flush=True)
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield opened.fileno()
 
 
 def plan(combinations: Sequence[Combination], points: Sequence[str], seeds: int) -> str:
@@ -320,15 +355,17 @@ def _minutes(each: Combination) -> float | None:
 
 
 def run_all(combinations: Sequence[Combination], points: Sequence[str], seeds: int) -> None:
-    """All trainings that are left, seed by seed."""
+    """All trainings that are left, seed by seed; those that another process is at are left to it."""
     for each in combinations:
         each.tidy()
     for seed in range(seeds):
         for each in combinations:
             for point, number in each.left(points, seeds):
-                if number != seed:
+                if number != seed or each.file(point, seed).is_file():
                     continue
-                each.run(point, seed)
+                if not each.run(point, seed):
+                    print(f"{each.name}: {point}, seed {seed}: another process is at it", flush=True)
+                    continue
                 last = json.loads(each.file(point, seed).read_text(encoding="utf-8"))["looks"][-1]
                 print(
                     f"{each.name}: {point}, seed {seed}: {last['seconds'] / 60:.1f} min, FD {last['fd']:.3f}",
@@ -374,8 +411,8 @@ def main(
         chosen = _checked(points, encoders, sources)
         setup: Values = {"minutes": None if steps is not None else minutes, "steps": steps, "num_images": num_images}
         setup |= {"looks": LOOKS, "set": parse_values(values or [])}
-        with terminable("stopped; the same command goes on"), alone(out) as lock:
-            combinations = [Combination(out, one, other, setup, lock) for one in sources for other in encoders]
+        with terminable("stopped; the same command goes on"):
+            combinations = [Combination(out, one, other, setup) for one in sources for other in encoders]
             if dry_run:
                 for each in combinations:
                     for point in chosen:
@@ -383,10 +420,12 @@ def main(
                 print(plan(combinations, chosen, seeds))
                 return
             if not report:
-                for each in combinations:
-                    each.begin()
+                with locked(out / ".lock", wait=True):
+                    for each in combinations:
+                        each.begin()
                 run_all(combinations, chosen, seeds)
-            print(write_report([each for one in combinations for each in one.finished()], chosen, out))
+            with locked(out / ".lock", wait=True):
+                print(write_report([each for one in combinations for each in one.finished()], chosen, out))
     except UserError as problem:
         raise SystemExit(f"error: {problem}") from None
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -76,9 +77,7 @@ def test_the_budget_of_an_equal_time_is_a_multiple_of_the_looks_and_is_kept(
             assert params.schedule.kind == "sync"
             return 0.1
 
-    made = answer.Combination(
-        tmp_path, "digits", "train", SETUP | {"minutes": 1.0, "steps": None, "num_images": 500}, 0
-    )
+    made = answer.Combination(tmp_path, "digits", "train", SETUP | {"minutes": 1.0, "steps": None, "num_images": 500})
     monkeypatch.setattr(made, "trainings", lambda _variant: Timed())
     assert made.budget().steps == 600 and made.budget().values()["tune.report_every"] == 75
     monkeypatch.setattr(made, "trainings", lambda _variant: None)
@@ -86,21 +85,21 @@ def test_the_budget_of_an_equal_time_is_a_multiple_of_the_looks_and_is_kept(
 
 
 def test_another_setup_is_refused_and_other_points_and_seeds_are_not(answer: ModuleType, tmp_path: Path) -> None:
-    answer.Combination(tmp_path, "digits", "train", SETUP, 0).begin()
-    again = answer.Combination(tmp_path, "digits", "train", SETUP, 0)
+    answer.Combination(tmp_path, "digits", "train", SETUP).begin()
+    again = answer.Combination(tmp_path, "digits", "train", SETUP)
     assert again.left(["sync", "tau-0.3"], 2) == [("sync", 0), ("tau-0.3", 0), ("sync", 1), ("tau-0.3", 1)]
     with pytest.raises(UserError, match=r"another setup \(steps: 16 there\): name another --out"):
-        answer.Combination(tmp_path, "digits", "train", SETUP | {"steps": 24}, 0)
+        answer.Combination(tmp_path, "digits", "train", SETUP | {"steps": 24})
 
 
 def test_what_is_finished_is_not_planned_and_hours_follow_from_the_minutes(answer: ModuleType, tmp_path: Path) -> None:
-    made = answer.Combination(tmp_path, "digits", "train", SETUP | {"minutes": 30.0, "steps": None}, 0)
+    made = answer.Combination(tmp_path, "digits", "train", SETUP | {"minutes": 30.0, "steps": None})
     chosen = ["sync", "tuned"]
     assert answer.search_cost() == pytest.approx(8 / 8 + 4 / 8 + 2 / 4)
     assert answer.plan([made], chosen, 2).endswith("3.0 hours of training are planned")
     answer.save_json(made.file("sync", 1), content("sync", 1, [2.0, 1.0]))
     assert answer.plan([made], chosen, 2).endswith("2.5 hours of training are planned")
-    in_steps = answer.Combination(tmp_path / "other", "digits", "train", SETUP, 0)
+    in_steps = answer.Combination(tmp_path / "other", "digits", "train", SETUP)
     assert "hours are known once a step was timed" in answer.plan([in_steps], chosen, 2)
 
 
@@ -135,7 +134,7 @@ def test_the_search_halves_the_candidates_and_goes_on_with_what_it_knows(
         asked.append((tau, budget.steps))
         return abs(tau - 0.2) + 1.0
 
-    made = answer.Combination(tmp_path, "digits", "train", SETUP | {"steps": 80}, 0)
+    made = answer.Combination(tmp_path, "digits", "train", SETUP | {"steps": 80})
     monkeypatch.setattr(made, "_candidate", candidate)
     budget, limit = benchmark("answer_points").Budget(80, 8, 12), 9
     with pytest.raises(KeyboardInterrupt):
@@ -243,8 +242,14 @@ def test_a_tiny_grid_is_stopped_by_every_signal_and_goes_on_to_the_report(tmp_pa
     first = json.loads((folder / "points" / "sync-seed-0.json").read_text())
     changed = (folder / "points" / "sync-seed-0.json").stat().st_mtime_ns
     process = start()
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    second = start()  # the two share the work
+    output, shared = process.communicate()[0], second.communicate()[0]
+    assert (process.returncode, second.returncode) == (0, 0), output + shared
+    done = [
+        re.findall(r"^digits-train: (\S+), seed 0: [\d.]+ min", text, flags=re.MULTILINE) for text in (output, shared)
+    ]
+    assert sorted(done[0] + done[1]) == ["learnt", "none", "tuned", "va-vae-sync"], output + shared
+    output = start().communicate()[0]
     assert (folder / "points" / "sync-seed-0.json").stat().st_mtime_ns == changed, "what is finished is kept"
     assert len(list((folder / "points").glob("*.json"))) == 5
     assert not list((folder / "work").glob("*"))
