@@ -114,6 +114,12 @@ def test_captions_that_are_encoded_in_training_take_memory_in_place_of_disk(tmp_
     assert found(images, tmp_path, SERVER)["GPU"].needed.endswith("images at a time, and the text encoder")
 
 
+def test_a_text_encoder_of_the_hub_is_needed_where_the_model_is_told_words(tmp_path: Path) -> None:
+    told = load_preset("sefi-1b")
+    assert found(told, tmp_path, SERVER)["text"].needed == "Qwen/Qwen3-VL-2B-Instruct of the hub"
+    assert "text" in missing(told, tmp_path, LAPTOP) and "text" not in missing(load_preset(XL), tmp_path, LAPTOP)
+
+
 def test_a_copy_in_the_hubs_cache_does_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "encoder" in missing(load_preset(XL), tmp_path, LAPTOP)
     monkeypatch.setattr(module, "hub_copy", lambda repository: tmp_path / repository)

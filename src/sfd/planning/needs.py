@@ -271,6 +271,8 @@ def _repositories(params: Params) -> Iterator[tuple[str, str]]:
         yield "encoder", f"timm/{params.encoder.name}"
     if params.texture_vae.source == "pretrained":
         yield "texture_vae", str(params.texture_vae.name)
+    if params.is_told_words and params.text.source == "pretrained":
+        yield "text", str(params.text.name)
     for judge in params.judges:
         if judge.kind == "timm" and judge.source == "pretrained":
             yield "judges", f"timm/{judge.model}"
