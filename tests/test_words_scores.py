@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support import IN_ONE_PROCESS, Project, draw_images, small_params
+import torch
+from support import IN_ONE_PROCESS, Project, benchmark, draw_images, small_params
 from tiny_clip import write_clip
 from typer.testing import CliRunner
 
@@ -81,3 +82,11 @@ def test_the_summary_shows_the_scores_beside_chance(project: Project) -> None:  
 def test_two_samplings_of_one_model_are_measured_alike_only_with_the_same_prompts(project: Project) -> None:
     record = json.loads((project.result("evaluate") / "measurement.json").read_text())
     assert len(record["prompts"]) == len(record["swaps"]) == 64 and record["clip_score"] == "clip"
+
+
+def test_the_benchmark_of_words_draws_other_samples_per_seed_and_the_same_ones_again(project: Project) -> None:
+    words = benchmark("words")
+    first, second = words.found_by(project.folder, 2, 6)
+    (again,) = words.found_by(project.folder, 1, 6)
+    assert len(first.ranks) == 6 and not torch.equal(first.nearest, second.nearest)
+    assert torch.equal(first.ranks, again.ranks) and torch.equal(first.nearest, again.nearest)
