@@ -83,6 +83,25 @@ def test_a_labelled_grid_has_one_class_a_row_in_order_of_appearance() -> None:
     assert near(label, pictures.PAPER).any() and near(label, pictures.INK).any()
 
 
+def test_with_one_image_per_label_captions_stand_below_images_that_fill_rows() -> None:
+    images, captions = flat_images(*range(10, 18)), [f"prompt {n}" for n in range(8)]
+    grid = np.asarray(labelled_grid(images, captions, per_row=1))
+    side, margin = pictures.CAPTIONED_SIDE, pictures.MARGIN
+    assert grid.shape[1] == pictures.CAPTIONED_PER_ROW * (side + margin) + margin
+    second = margin + (grid.shape[0] - margin) // 2
+    assert [int(grid[margin + 5, margin + 5 + n * (side + margin), 0]) for n in range(6)] == [10, 11, 12, 13, 14, 15]
+    assert [int(grid[second + 5, margin + 5 + n * (side + margin), 0]) for n in range(2)] == [16, 17]
+    below = grid[margin + side + 2 : second]
+    assert near(below[:, : side + margin], pictures.INK).any() and not near(below[:, -margin:], pictures.INK).any()
+
+
+def test_a_long_caption_takes_more_lines_and_a_word_that_is_too_long_is_cut() -> None:
+    images = flat_images(1, 2)
+    short, long = (labelled_grid(images, ["a cat", text], per_row=1) for text in ("a dog", "a dog " * 12))
+    assert long.height > short.height and long.width == short.width
+    assert labelled_grid(images, ["a cat", "W" * 90], per_row=1).size == short.size
+
+
 def test_labels_and_images_of_different_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         labelled_grid(flat_images(1, 2), ["one"], per_row=2)

@@ -1,4 +1,4 @@
-"""Class mixes: how many images of a set belong to each class. Sets are compared only if they have the same mix. No torch."""
+"""Class mixes: how many images of a set belong to each class. Sets are compared only if they have the same mix. And some rows of many. No torch."""
 
 import heapq
 from collections import Counter
@@ -11,6 +11,12 @@ NATURAL: ClassMix = "natural"
 
 TOLERANCE = 0.01
 """Largest share of a set that may be of other classes than its mix asks for, because whole images cannot be divided."""
+
+
+def evenly_spaced(total: int, most: int) -> list[int]:
+    """At most ``most`` of ``total`` rows. Images are stored class by class, so the first ones would be of a few classes only."""
+    number = min(total, most)
+    return [n * total // number for n in range(number)]
 
 
 def interleave(counts: Sequence[int], number: int) -> list[int]:

@@ -34,6 +34,8 @@ PHASE_COLOURS = {"semantics alone": "#fbe3d4", "both": "#f1f3f5", "texture alone
 
 # Small images are enlarged until their side is at least this many pixels.
 CELL_SIDE = 72
+# Those with a caption below are at least so wide, and so many stand in a row.
+CAPTIONED_SIDE, CAPTIONED_PER_ROW, LINE_GAP = 128, 6, 4
 FONT_SIZE = 13
 DOTS_PER_INCH = 150
 MOST_INSIDE = 4
@@ -58,13 +60,15 @@ def labelled_grid(images: Tensor, labels: Sequence[str], per_row: int) -> Image.
     """One label per row, at the left; rows in order of first appearance, each with its first ``per_row`` images.
 
     Images are (N, 3, H, W) uint8, with one label each. Small images are enlarged by a whole factor. If all labels are empty, all
-    images are shown in order, ``per_row`` per row.
+    images are shown in order, ``per_row`` per row. With one image per label, labels stand below the images, which fill rows.
     """
     if not any(labels):
         return image_grid(images, per_row, _scale(images))
     members: dict[str, list[Tensor]] = {}
     for image, label in zip(images, labels, strict=True):
         members.setdefault(label, []).append(image)
+    if per_row == 1:
+        return _captioned_grid(torch.stack([row[0] for row in members.values()]), list(members))
     scale = _scale(images)
     strips = [image_grid(torch.stack(row[:per_row]), per_row, scale) for row in members.values()]
 
@@ -79,6 +83,43 @@ def labelled_grid(images: Tensor, labels: Sequence[str], per_row: int) -> Image.
             (left - MARGIN, row * height + strip.height / 2), in_one_line(label), fill=INK, font=font, anchor="rm"
         )
     return picture
+
+
+def _captioned_grid(images: Tensor, captions: Sequence[str]) -> Image.Image:
+    """Each image with its caption below, :data:`CAPTIONED_PER_ROW` per row."""
+    scale = max(1, math.ceil(CAPTIONED_SIDE / min(images.shape[2:])))
+    height, width = (side * scale for side in images.shape[2:])
+    font, columns = _font(), min(CAPTIONED_PER_ROW, len(images))
+    lines = [_wrapped(in_one_line(caption), font, width) for caption in captions]
+    below = max(map(len, lines)) * (FONT_SIZE + LINE_GAP) + MARGIN
+    rows = math.ceil(len(images) / columns)
+    size = (columns * (width + MARGIN) + MARGIN, rows * (height + below) + MARGIN)
+    picture = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(picture)
+    for number, (image, words) in enumerate(zip(images, lines, strict=True)):
+        row, column = divmod(number, columns)
+        x, y = MARGIN + column * (width + MARGIN), MARGIN + row * (height + below)
+        draw.rectangle((x - 1, y - 1, x + width, y + height), outline=GAP_COLOUR)
+        picture.paste(_enlarged(image, width, height), (x, y))
+        for line, text in enumerate(words):
+            draw.text(
+                (x + width / 2, y + height + LINE_GAP + line * (FONT_SIZE + LINE_GAP)), text, INK, font, anchor="ma"
+            )
+    return picture
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines of at most ``width`` pixels; a word that is longer alone is cut."""
+    lines: list[str] = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width and lines[-1]:
+            lines.append("")
+            longer = word
+        while font.getlength(longer) > width:
+            longer = longer[:-1]
+        lines[-1] = longer
+    return lines
 
 
 def in_one_line(text: str) -> str:

@@ -1,6 +1,7 @@
 """Words as a condition: prompts in, what a network is told, tables and requests."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,8 @@ def test_images_are_told_their_captions_and_images_without_are_refused() -> None
 
 
 def test_samples_are_drawn_for_the_examples_in_turn_and_tables_name_the_prompts() -> None:
+    many = replace(WORDS, examples=tuple(f"caption {n}" for n in range(9)))
+    assert many.plan(3) == ["caption 0", "caption 3", "caption 6"], "captions come class by class"
     assert WORDS.plan(4) == [*WORDS.examples, "a red apple"] == WORDS.plan(4, "natural")
     assert WORDS.columns(["a", None]) == {"prompt": ["a", ""]}
     with pytest.raises(UserError, match=r"give prompts, in sample\.prompts"):

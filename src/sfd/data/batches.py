@@ -128,12 +128,6 @@ def in_batches(rows: Sequence[int], size: int) -> list[list[int]]:
     return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def evenly_spaced(total: int, most: int) -> list[int]:
-    """At most ``most`` of ``total`` rows. Images are stored class by class, so the first ones would be of a few classes only."""
-    number = min(total, most)
-    return [n * total // number for n in range(number)]
-
-
 @contextmanager
 def read_ahead(
     dataset: BatchedDataset[Batch], order: Sequence[list[int]], num_workers: int | None

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfd.data.batches import BatchedDataset, evenly_spaced, in_batches, read_ahead
+from sfd.class_mix import evenly_spaced
+from sfd.data.batches import BatchedDataset, in_batches, read_ahead
 from sfd.data.networks import Networks
 from sfd.data.shards import Shard, ShardReader, missing_shards, rows_to_read, shard_bounds, share_of, write_shards
 from sfd.data.text_tokens import CaptionTexts, TextTokens, TokensIndex

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sfd.data.batches import evenly_spaced, in_batches
+from sfd.class_mix import evenly_spaced
+from sfd.data.batches import in_batches
 from sfd.data.shards import Shard, ShardReader, missing_shards, shard_bounds, write_index, write_shards
 from sfd.errors import UserError
 from sfd.models.words import Words, stack_words

@@ -7,6 +7,7 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from sfd.class_mix import evenly_spaced
 from sfd.data.images import to_tensor_uint8
 from sfd.errors import UserError
 from sfd.generation.images import ImageGenerator, image_seed
@@ -95,14 +96,21 @@ def finish_samples(out: Path, table: pd.DataFrame, condition: Condition, params:
 
 
 def _choose_shown(values: list[Value]) -> tuple[list[int], int]:
-    """The rows of the table that the grid shows, grouped by value, and the most per value; the first rows if there are no values."""
+    """The rows of the table that the grid shows, grouped by value, and the most per value; the first rows if there are no values.
+
+    Of prompts, evenly spaced ones.
+    """
     members: dict[Value, list[int]] = {}
     for row, value in enumerate(values):
         members.setdefault(value, []).append(row)
     if None in members:
         return list(range(min(len(values), GRID_PER_CLASS * GRID_CLASSES))), GRID_PER_CLASS
-    most = GRID_PROMPTS if any(isinstance(value, str) for value in members) else GRID_CLASSES
-    shown = [rows[:GRID_PER_CLASS] for rows in list(members.values())[:most]]
+    drawn = list(members.values())
+    if any(isinstance(value, str) for value in members):
+        chosen = [drawn[place] for place in evenly_spaced(len(drawn), GRID_PROMPTS)]
+    else:
+        chosen = drawn[:GRID_CLASSES]
+    shown = [rows[:GRID_PER_CLASS] for rows in chosen]
     return [row for rows in shown for row in rows], max(map(len, shown))
 
 

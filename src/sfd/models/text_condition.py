@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from sfd.class_mix import BALANCED, ClassMix
+from sfd.class_mix import BALANCED, ClassMix, evenly_spaced
 from sfd.errors import UserError
 from sfd.models.conditions import Encode, TextFacts, Value, WordsShape
 from sfd.models.words import Words
@@ -134,11 +134,13 @@ class TextCondition:
         return self.batch([NO_WORDS] * count, device, encode)
 
     def plan(self, num_images: int, mix: ClassMix = BALANCED) -> list[Value]:  # noqa: ARG002  # as every condition
-        """The examples in turn."""
+        """The examples in turn; of fewer, evenly spaced ones, since they come class by class."""
         if not self.examples:
             raise UserError(
                 "the model's record holds no captions of held-out images to draw for: give prompts, in sample.prompts"
             )
+        if num_images < len(self.examples):
+            return [self.examples[place] for place in evenly_spaced(len(self.examples), num_images)]
         return [self.examples[n % len(self.examples)] for n in range(num_images)]
 
     def columns(self, values: Sequence[Value]) -> dict[str, list[Any]]:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sfd.data.batches import evenly_spaced, in_batches, read_ahead
+from sfd.class_mix import evenly_spaced
+from sfd.data.batches import in_batches, read_ahead
 from sfd.data.images import ManifestImages
 from sfd.data.latents import heldout_rows
 from sfd.data.manifest import HELDOUT, TRAIN

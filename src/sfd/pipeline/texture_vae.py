@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from sfd.data.batches import evenly_spaced, in_batches
+from sfd.class_mix import evenly_spaced
+from sfd.data.batches import in_batches
 from sfd.data.images import ManifestImages
 from sfd.data.manifest import HELDOUT, TRAIN
 from sfd.data.prepared import Prepared

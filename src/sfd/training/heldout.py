@@ -4,7 +4,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from sfd.data.batches import each_tensor, evenly_spaced, in_batches
+from sfd.class_mix import evenly_spaced
+from sfd.data.batches import each_tensor, in_batches
 from sfd.data.latents import LatentDataset
 from sfd.precision import Inference
 from sfd.processes import rank, world_size
