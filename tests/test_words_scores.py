@@ -12,8 +12,12 @@ from tiny_clip import write_clip
 from typer.testing import CliRunner
 
 from sfd import cli
+from sfd.errors import UserError
 from sfd.names import word_metrics
-from sfd.params import known_metrics, load_params
+from sfd.params import known_metrics, load_params, with_values
+from sfd.tuning.evaluator import STUDY, CandidateEvaluator
+from sfd.tuning.sweep import sweep
+from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
@@ -90,3 +94,29 @@ def test_the_benchmark_of_words_draws_other_samples_per_seed_and_the_same_ones_a
     (again,) = words.found_by(project.folder, 1, 6)
     assert len(first.ranks) == 6 and not torch.equal(first.nearest, second.nearest)
     assert torch.equal(first.ranks, again.ranks) and torch.equal(first.nearest, again.nearest)
+
+
+def test_a_study_and_a_sweep_can_ask_whether_samples_show_their_prompts(project: Project) -> None:
+    params = with_values(
+        load_params(project.folder / "params.yaml"),
+        {
+            "tune.objectives": ["fd", "text_recall_5"],
+            "tune.num_images": 12,
+            "tune.kind": "sampling",
+            "tune.pruner": "none",
+        },
+    )
+    evaluator = CandidateEvaluator(Workspace.find(project.folder), params)
+    assert evaluator.trained is not None
+    found = evaluator.score(evaluator.trained, params, STUDY, 0).metrics
+    assert (
+        0.0 <= found["text_recall_1"] <= found["text_recall_5"] <= found["text_recall_10"] <= 1.0 <= found["text_rank"]
+    )
+    asked = ["sample.guidance.scale_texture+sample.guidance.scale_semantic=1.0,1.5"]
+    assert "text_recall_5" in sweep(Workspace.find(project.folder), asked, metric="text_recall_5")
+    Path("strange.txt").write_text("a sentence that no image has\n")
+    strange = with_values(params, {"sample.prompts": "strange.txt"})
+    with pytest.raises(
+        UserError, match="`text_recall_5` needs prompts that are captions of held-out images, and no sample"
+    ):
+        evaluator.score(evaluator.trained, strange, STUDY, 0)

@@ -27,6 +27,12 @@ UNCONDITIONAL = {
     "register.gates": {},
     "tune.space": {"sample.num_steps": {"low": 5, "high": 10}},
 }
+WORDS: dict[str, Any] = {
+    "data.captions": "auto",
+    "diffusion.model.condition": "text",
+    "text.training": {"num_steps": 10, "batch_size": 8},
+    "register.gates": {},
+}
 TRAINING = {"tune.kind": "training", "tune.space": {"schedule.tau": {"low": 0.0, "high": 1.0}}}
 STEPS = "sample.num_steps"
 SCALE = "sample.guidance.scale_texture"
@@ -71,6 +77,16 @@ def space(key: str, **values: Any) -> dict[str, Any]:
             BOTH | {"tune.objectives": ["fd_ear"]},
             ["`fd_ear` is the distance of no further judge", "nearest: `fd_eye`"],
             BOTH | {"tune.objectives": ["fd_eye"]},
+        ),
+        (
+            {"tune.objectives": ["text_recall_5"]},
+            ["`text_recall_5` says whether samples show their prompts", "condition is `class`", "remove it"],
+            WORDS | {"tune.objectives": ["fd", "text_recall_5"], "tune.pruner": "none"},
+        ),
+        (
+            WORDS | {"tune.objectives": ["class_accuracy"]},
+            ["needs samples of known classes"],
+            WORDS | {"tune.objectives": ["text_rank"]},
         ),
         (
             {"tune.objectives": ["fd_digits_judge"]},

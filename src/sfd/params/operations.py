@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sfd.names import nearest
+from sfd.names import RETRIEVAL, nearest
 from sfd.params.types import FilePath, Positive, Section
 
 
@@ -236,7 +236,7 @@ VARIABLE = re.compile(r"\$\{(\w+)\}")
 PASSWORD = re.compile(r"://[^:@/]*:[^@]+@|[?&](ssl)?password=[^&]", re.IGNORECASE)
 """A password in an address whose variables were taken out."""
 
-OBJECTIVES = ("fd", "fid", "fdr", "kid", "class_accuracy", "evaluations", "seconds_per_image")
+OBJECTIVES = ("fd", "fid", "fdr", "kid", "class_accuracy", *RETRIEVAL, "evaluations", "seconds_per_image")
 """What a study can improve, beside `fd_NAME`."""
 Objective = Annotated[str, Field(pattern=rf"^({'|'.join(OBJECTIVES)}|fd_\w[\w.-]*)$")]
 
@@ -266,7 +266,8 @@ class TuneParams(Section):
         strict=False,
         min_length=1,
         description="metrics to improve: `fd`, the distance on the first judge (`fid` if that is Inception-v3), `fd_NAME` on another judge, "
-        "`fdr`, `kid`, `class_accuracy`, `evaluations` (of networks, per image) or `seconds_per_image`. Whether lower or higher is better follows "
+        "`fdr`, `kid`, `class_accuracy`, `text_recall_1`, `_5`, `_10` or `text_rank` of a model that is told words, `evaluations` (of networks, "
+        "per image) or `seconds_per_image`. Whether lower or higher is better follows "
         "from the metric",
     )
     trials: Positive = Field(20, description="trials of the study, over all workers and restarts")

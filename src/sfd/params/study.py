@@ -9,7 +9,7 @@ from itertools import islice, product
 from typing import Any
 
 from sfd.errors import UserError
-from sfd.names import FDR, INCEPTION, distance_name, kind_of, nearest
+from sfd.names import FDR, INCEPTION, RETRIEVAL, distance_name, kind_of, nearest
 from sfd.params.halving import candidate_values, check_halving
 from sfd.params.judging import encoder_metrics
 from sfd.params.operations import VARIABLE, SpaceParams
@@ -84,6 +84,15 @@ def _check_accuracy(params: Params) -> None:
         )
 
 
+def _check_words(params: Params) -> None:
+    name = next((name for name in params.tune.objectives if name in RETRIEVAL), None)
+    if name is not None and not params.is_told_words:
+        raise UserError(
+            f"tune.objectives: `{name}` says whether samples show their prompts, but diffusion.model.condition is "
+            f"`{params.diffusion.model.condition}`: remove it"
+        )
+
+
 def _check_images(params: Params) -> None:
     """Samples of a repeat are enough for the objectives. Whether held-out images are, too, is known only where they are."""
     limits, tune = params.evaluate.min_images, params.tune
@@ -93,6 +102,7 @@ def _check_images(params: Params) -> None:
         FDR: limits.fd,
         "kid": limits.kid,
         "class_accuracy": limits.class_accuracy,
+        **dict.fromkeys(RETRIEVAL, limits.text_agreement),
     }
     for name in tune.objectives:
         least = needed.get(kind_of(name))
@@ -229,6 +239,7 @@ RULES = (
     _check_distance,
     _check_judges,
     _check_accuracy,
+    _check_words,
     _check_images,
     _check_objectives,
     _check_refinement,

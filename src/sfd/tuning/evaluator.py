@@ -19,11 +19,12 @@ from sfd.evaluation.enough import judge_of, least_images
 from sfd.evaluation.extraction import FeatureStore
 from sfd.evaluation.fidelity import FeatureStatistics, Reference
 from sfd.evaluation.views import choose, choose_like, choose_mix
+from sfd.evaluation.words import captions_of
 from sfd.generation.images import check_decoder
 from sfd.generation.model import DiffusionModel
 from sfd.generation.prompts import plan_values
 from sfd.models.backbone import Backbone, build_backbone
-from sfd.names import FDR, INCEPTION, distance_name
+from sfd.names import FDR, INCEPTION, RETRIEVAL, distance_name
 from sfd.params import Params
 from sfd.pipeline.diffusion import build_task, open_latents, prepare_network, wants_features
 from sfd.pipeline.prepare import open_prepared
@@ -79,8 +80,9 @@ class CandidateEvaluator:
             self.source = None if folder is None else DiffusionModel.load(folder)
         data = open_prepared(workspace, params)
         labels, classes = data.images(HELDOUT).class_indices.tolist(), self._sampled_classes(data)
-        kept = open_kept(workspace, self.judges)
+        kept, captions = open_kept(workspace, self.judges), captions_of(data, HELDOUT)
         self.references: dict[str, list[Reference]] = {}
+        self.captions: dict[str, list[list[str]] | None] = {}
         self.floors: dict[str, list[float]] = {}
         self.num_reference = len(labels)
         for purpose, half in halves(labels, params.seed).items():
@@ -89,6 +91,7 @@ class CandidateEvaluator:
             self.num_reference = min(self.num_reference, len(rows))
             self._check_enough(len(rows))
             self.references[purpose] = [Reference.of(store.read(HELDOUT, rows)) for store in kept]
+            self.captions[purpose] = [captions[row] for row in rows] if params.is_told_words else None
             if FDR in params.tune.objectives:
                 self.floors[purpose] = self._floors(purpose, kept, data.images(TRAIN).class_indices.tolist(), classes)
 
@@ -146,14 +149,22 @@ class CandidateEvaluator:
 
         ``purpose``: ``STUDY`` or ``CONFIRMATION``, which decides the half of the held-out images and the seeds.
         Metrics: ``fd`` (``fid`` if the first judge is Inception), ``kid``, ``precision``, ``recall``; ``class_accuracy`` if that judge knows
-        the classes and the model draws them; ``fd_NAME`` of other judges and ``fdr`` where they are objectives; ``evaluations`` of networks per
-        image; and ``seconds_per_image`` of sampling.
+        the classes and the model draws them; ``text_recall_K`` and ``text_rank`` of a model that is told words; ``fd_NAME`` of other judges
+        and ``fdr`` where they are objectives; ``evaluations`` of networks per image; and ``seconds_per_image`` of sampling.
         """
         sample = self.workspace.resolve_sample(params).model_copy(update={"num_images": params.tune.num_images})
         values = plan_values(model.condition, sample)
         seed = derive_seed(params.seed, f"tune/{purpose}", repeat)
-        scored = self.scorer.score(model, params, values, seed, self.references[purpose], self._asked())
+        scored = self.scorer.score(
+            model, params, values, seed, self.references[purpose], self._asked(), self.captions[purpose]
+        )
         metrics, first = scored.metrics, self.judges[0].name
+        missing = next((name for name in params.tune.objectives if name in RETRIEVAL and name not in metrics), None)
+        if missing is not None:
+            raise UserError(
+                f"tune.objectives: `{missing}` needs prompts that are captions of held-out images, and no sample has one: set sample.prompts to "
+                "null, or remove the objective"
+            )
         if FDR in params.tune.objectives:
             floors = dict(zip([judge.name for judge in self.judges], self.floors[purpose], strict=True))
             ratios = [

@@ -11,12 +11,13 @@ from torch import Tensor
 from sfd.encoders.judges.judge import Judge
 from sfd.encoders.text.encoder import TextEncoder
 from sfd.encoders.texture_vae import load_texture_vae
+from sfd.evaluation.agreement import Asked, carriers_of, retrieve
 from sfd.evaluation.fidelity import Features, FeatureStatistics, Reference, class_accuracy, compare, extract
 from sfd.generation.images import ImageGenerator, image_seed, load_weak, load_words
 from sfd.generation.model import DiffusionModel
 from sfd.models.backbone import Backbone
 from sfd.models.conditions import Value
-from sfd.names import distance_name
+from sfd.names import RECALLED, TEXT_RANK, distance_name
 from sfd.params import Params
 from sfd.precision import Inference
 from sfd.workspace import Workspace
@@ -52,6 +53,7 @@ class SampleScorer:
         seed: int,
         references: Sequence[Reference],
         others: Sequence[str] = (),
+        captions: Sequence[Sequence[str]] | None = None,
     ) -> Repeat:
         """Draws an image of each of the ``values`` as ``params.sample`` says, and compares them with what each judge saw of real images.
 
@@ -63,6 +65,8 @@ class SampleScorer:
         Args:
             references: of the judges, in their order; those of judges that are not asked may be missing at the end.
             others: names of the judges beside the first that are asked.
+            captions: of each image of the first reference; then ``text_recall_K`` and ``text_rank`` are measured of the samples whose prompt
+                one of them is, if there are any.
         """
         weak, size = params.sample.guidance.weak_model, params.runtime.evaluate.batch_size
         guide = self._weak_model(weak, model, params.sample.other_networks) if weak else None
@@ -83,6 +87,8 @@ class SampleScorer:
         wanted = model.condition.columns(values).get("class_index")
         if wanted is not None and first.knows_classes:
             metrics["class_accuracy"] = class_accuracy(features[first.name], torch.tensor(wanted), first)
+        if captions is not None:
+            metrics |= _agreement(features[first.name], list(map(str, values)), references[0], captions)
         for judge, reference in zip(self.judges[1:], references[1:], strict=False):
             if judge.name in others:
                 found = FeatureStatistics.of(features[judge.name].features)
@@ -97,6 +103,17 @@ class SampleScorer:
         if folder not in self._weak_models:
             self._weak_models[folder] = load_weak(self.workspace.resolve(folder), model, other_networks)
         return self._weak_models[folder]
+
+
+def _agreement(
+    samples: Features, prompts: Sequence[str], reference: Reference, captions: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Whether samples show their prompts, by retrieval among the reference's images; empty if none of these carries a prompt."""
+    asked = Asked.of(prompts, carriers_of(captions))
+    if reference.images is None or not asked.rows:
+        return {}
+    found = retrieve(samples.features[asked.rows], asked.prompts, reference.images.features, asked.carriers)
+    return {**{f"text_recall_{k}": found.recall(k) for k in RECALLED}, TEXT_RANK: float(found.median)}
 
 
 def _noted(batches: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:

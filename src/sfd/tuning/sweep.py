@@ -14,7 +14,16 @@ from sfd.generation.images import check_decoder
 from sfd.generation.model import DiffusionModel
 from sfd.generation.prompts import plan_values
 from sfd.generation.samples import TABLE, plan
-from sfd.names import distance_name, inception_score_name, is_higher_better, is_metric, metric_names, nearest, too_few
+from sfd.names import (
+    RETRIEVAL,
+    distance_name,
+    inception_score_name,
+    is_higher_better,
+    is_metric,
+    metric_names,
+    nearest,
+    too_few,
+)
 from sfd.params import Params, as_yaml, to_tree, with_values
 from sfd.pictures import Scale, plot_curves, plot_heat_map
 from sfd.pipeline.inputs import STAGES, check_current, digest_facts, digest_path
@@ -32,7 +41,7 @@ from sfd.workspace import Workspace
 NAME = "sweep"
 BEST = "best.json"
 SPEED = "seconds_per_image"
-SHOWN = ("class_accuracy", "precision", "recall", SPEED)
+SHOWN = ("class_accuracy", "text_recall_5", "precision", "recall", SPEED)
 """Metrics that the printed table has beside the chosen one."""
 
 Row = dict[str, float]
@@ -94,6 +103,7 @@ def _check_metric(metric: str, params: Params) -> None:
     known = [name for name in metric_names(judge.name, knows) if not name.endswith(floors)]
     known = [name for name in known if name not in ("kid_std", "num_images", "memorised_fraction")] + [SPEED]
     known += ["density", "coverage"] if params.evaluate.density else []
+    known += RETRIEVAL if params.is_told_words else []
     if metric not in known:
         raise UserError(
             f"--metric {metric}: judge `{judge.name}` gives a sweep no such metric; nearest metric: `{nearest(metric, known)}`"
@@ -146,10 +156,17 @@ class _Sweep:
         compared = {"num_images": float(count)}
         self._check_enough(compared | count_images(compared | {self.metric: 0.0}, {}, params.evaluate, judge))
         evaluation.extract_reference()
-        references = [evaluation.compared_with()]
+        references, captions = [evaluation.compared_with()], None
+        if evaluation.words is not None:
+            captions = [evaluation.words.heldout[row] for row in evaluation.comparison.heldout_rows]
         names = {"fd": distance_name(judge.name), "is": inception_score_name(judge.name)}
         for number, setting in enumerate(settings):
-            found = scorer.score(model, setting.params, values[:count], params.seed, references).metrics
+            scored = scorer.score(model, setting.params, values[:count], params.seed, references, captions=captions)
+            found = scored.metrics
+            if self.metric in RETRIEVAL and self.metric not in found:
+                raise UserError(
+                    f"--metric {self.metric}: no sample has a prompt that is a caption of a held-out image: set sample.prompts to null"
+                )
             metrics = {names.get(key, key): value for key, value in found.items()} | compared
             self._write(setting, metrics | count_images(metrics, {}, params.evaluate, judge))
             said = ", ".join(f"{key} {as_yaml(value)}" for key, value in setting.values.items())
