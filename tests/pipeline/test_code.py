@@ -48,7 +48,7 @@ WATCHERS = {
     "encoders/semantic/pca.py": {"semantic", "latents", "diffusion", "tune"},
     "encoders/tokenizers/pca.py": EVERY - {"prepare", "encoder", "text", "judge", "features", "semantic", "schedule"},
     "encoders/judges/resnet.py": {"judge", "reference", "evaluate", "evaluate_steps", "sweep", "tune"},
-    "encoders/text/small.py": DRAWING | {"text"},
+    "encoders/text/small.py": DRAWING | {"text", "schedule"},
     "training/loop.py": {"encoder", "text", "texture_vae", "judge", "semantic", "schedule", "diffusion", "tune"},
     "training/optimizer.py": {"encoder", "text", "texture_vae", "judge", "semantic", "schedule", "diffusion", "tune"},
     "training/finetuning.py": {"diffusion", "tune"},

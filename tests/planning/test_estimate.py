@@ -219,7 +219,7 @@ def test_the_probe_of_a_learnt_schedule_is_work_of_its_stage_and_a_given_one_is_
         estimate._schedule(replace(counted_digits, params=each), device_named("H100"))
         for each in (digits, learnt, with_values(learnt, changes))
     )
-    assert given.flops == 0 and once.count == 400 * learnt.diffusion.training.batch_size
+    assert given.flops == 0 and once.count == section.probe_steps * learnt.diffusion.training.batch_size
     assert twice.flops == 2 * once.flops
     # Without REPA, forward and backward pass of a network of the same size.
     assert 2.5 < once.per_image / counted_digits.evaluation < 3.1

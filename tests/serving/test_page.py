@@ -306,6 +306,7 @@ def reader() -> Iterator[Running]:
 
 
 def test_the_prompt_box_offers_captions_and_draws_what_is_written(browser: Browser, reader: Running) -> None:
+    browser.complaints()  # those of the tests before, some of which provoke them
     browser.open(reader)
     assert browser.one("#prompt").get_attribute("value") == "a red bar"
     browser.click("#examples-field summary")
