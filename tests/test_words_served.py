@@ -72,7 +72,8 @@ def test_samples_are_drawn_for_held_out_captions_and_grids_show_them(project: Pr
     assert list(table) == ["file", "prompt", "seed"] and len(table) == 12
     record = json.loads((project.result("diffusion") / "model" / "config.json").read_text())["condition"]
     assert record["kind"] == "text" and record["encoder"] == network_digest(project.result("text") / "model")
-    assert table["prompt"].tolist() == [record["examples"][n % len(record["examples"])] for n in range(12)]
+    examples = record["examples"]
+    assert table["prompt"].tolist() == [examples[n * len(examples) // 12] for n in range(12)], "evenly spaced"
     assert len(list((project.result("diffusion") / "grids").glob("*.png"))) == 2
     curves = (project.result("diffusion") / "curves.csv").read_text()
     assert "heldout" in curves.splitlines()[0]
