@@ -37,10 +37,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     found: list[tuple[float, float]] = []
     score = SampleScorer.score
 
-    def noted(self: SampleScorer, *arguments: Any) -> Repeat:
+    def noted(self: SampleScorer, *arguments: Any, **options: Any) -> Repeat:
         guidance = arguments[1].sample.guidance
         found.append((guidance.scale_texture, guidance.end_texture))
-        return score(self, *arguments)
+        return score(self, *arguments, **options)
 
     monkeypatch.setattr(SampleScorer, "score", noted)
     return found
@@ -92,10 +92,10 @@ def test_a_killed_sweep_goes_on_and_no_setting_is_drawn_twice_for_one_model(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         score = SampleScorer.score
 
-        def killed(self: SampleScorer, *arguments: Any) -> Repeat:
+        def killed(self: SampleScorer, *arguments: Any, **options: Any) -> Repeat:
             if len(drawn) == 3:
                 raise KeyboardInterrupt
-            return score(self, *arguments)
+            return score(self, *arguments, **options)
 
         patch.setattr(SampleScorer, "score", killed)
         sweep(Workspace.find(), [SCALES, ENDS])
