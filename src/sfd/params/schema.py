@@ -72,7 +72,7 @@ class Params(Section):
     @property
     def encodes_captions(self) -> bool:
         """Whether a training of the diffusion model encodes captions as batches come."""
-        return self.diffusion.model.condition == "text" and not self.text.store_tokens
+        return self.is_told_words and not self.text.store_tokens
 
     @property
     def needs_features(self) -> bool:

@@ -85,6 +85,9 @@ def make_text_encoder(stage: Stage) -> None:
     _save(stage, seen[TRAIN], captions[TRAIN])
     encoder = load_text_encoder(stage.out / "model").to(inference_device())
     examples = examples_of(seen[HELDOUT].captions)
+    if not stage.params.text.store_tokens:
+        for start in range(0, len(examples), BATCH):  # of all captions, a training would tell
+            check_finite(encoder.encode(examples[start : start + BATCH]).tokens.half(), "held-out images")
     _write(stage, HELDOUT, seen[HELDOUT].captions, encoder, examples)
     facts = _write(stage, TRAIN, captions[TRAIN], encoder, examples)
     found = {"captions": facts.num_captions, "truncated": facts.truncated, "width": facts.width}
@@ -202,8 +205,6 @@ def _write(
     else:
         folder = folder.with_name(TEXTS_OF[folder.name])
         bounds = write_texts(folder, captions, params.shard_size)
-        for start in range(0, len(examples), BATCH):  # of all captions, a training would tell
-            check_finite(encoder.encode(examples[start : start + BATCH]).tokens.half(), "held-out images")
     texts = {text for image in captions for text in image}
     cut = {text for text in texts if encoder.num_tokens(text) > encoder.max_tokens}
     facts = TokensIndex(

@@ -122,7 +122,7 @@ def text_forward(params: Params) -> int:
     with torch.device("meta"):
         network = text_network(params)
         ids = torch.zeros(1, params.text.max_tokens, dtype=torch.int64)
-    if params.diffusion.model.condition != "text" or network is None:
+    if network is None or not params.is_told_words:
         return 0
     return _count(partial(network, ids, torch.ones_like(ids, dtype=torch.bool)))
 

@@ -179,7 +179,7 @@ def result_bytes(params: Params, shape: LatentShape, num_train: int, num_paramet
     kept = 0 if training.keep_every is None else training.num_steps // training.keep_every
     on_the_way = 0 if params.diffusion.source == "file" else 2 * CHECKPOINT_BYTES + kept * WEIGHT_BYTES
     text = params.text
-    has_tokens = params.diffusion.model.condition == "text" and text.store_tokens
+    has_tokens = params.is_told_words and text.store_tokens
     return {
         **({"text": 2 * num_train * text.max_tokens * text.width} if has_tokens else {}),
         "features": stored * (1 + (params.data.mirror and params.features.mirror)) * seen,
