@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import environment, wait_until
+from support import environment, give_store, wait_until
 from torch import Tensor
 
 from sfd.data.latents import ChannelStatistics
@@ -112,7 +112,7 @@ class ServedProject:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
-        (folder / "mlruns").mkdir(parents=True)
+        give_store(folder / "mlruns" / "mlflow.db")
 
     def client(self) -> Any:
         from mlflow import MlflowClient

@@ -88,6 +88,20 @@ def own_time(thread: str = "thread-self") -> float:
 REPOSITORY = Path(__file__).parents[1]
 
 
+def give_store(file: Path) -> None:
+    """An embedded store of MLflow with its tables. Making them takes 2 s, so it is done once in a test run, and copied."""
+    template = Path(os.environ[warm.PROGRAMS]).with_name("store.db")
+    with FileLock(template.with_suffix(".lock")):
+        if not template.is_file():
+            from mlflow import MlflowClient
+
+            made = template.with_name("store.made")
+            MlflowClient(sqlite_uri(made)).search_experiments()
+            made.rename(template)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(template, file)
+
+
 @functools.cache
 def warm_programs() -> str:
     """The folder of programs whose server has imported everything, which no time limit of a test should count."""
@@ -108,6 +122,15 @@ def environment(source: Path = REPOSITORY / "src", forked: bool = True) -> dict[
     folders = [warm_programs()] if forked else []
     path = os.pathsep.join([*folders, str(Path(sys.executable).parent), kept["PATH"]])
     return kept | {"PATH": path, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+
+
+def script_environment(forked: bool = True) -> dict[str, str]:
+    """:func:`environment` for a test file that runs as a script, without a GPU: it finds the modules beside the tests."""
+    given = environment(forked=forked)
+    return given | {
+        "PYTHONPATH": os.pathsep.join([given["PYTHONPATH"], str(Path(__file__).parent)]),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
 
 
 def small_params() -> dict[str, Any]:
@@ -173,6 +196,7 @@ class Project:
             else:
                 shutil.copy(source, target)
         self.write_params(params)
+        give_store(folder / "mlruns" / "mlflow.db")
         for command in (
             ["init", "-q"],
             ["add", "-A"],

@@ -4,13 +4,12 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from support import REPOSITORY
+from support import REPOSITORY, environment
 from twins import twin
 
 from sfd import preset
@@ -27,7 +26,6 @@ from sfd.preset import list_presets, load_preset, names, render, top_comments
 from sfd.training.backbone import backbone_config
 from sfd.training.diffusion import DiffusionTask
 
-SFD = Path(sys.executable).with_name("sfd")
 RELEASED = json.loads((REPOSITORY / "tests/data/conformance/released_checkpoint_shapes.json").read_text())
 IMAGENET = {
     "imagenet256-autoguidance-b": 130,
@@ -310,7 +308,7 @@ def test_an_overlay_read_as_a_params_file_says_how_to_get_the_whole() -> None:
 
 
 def run_sfd(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([SFD, "preset", *arguments], cwd=folder, capture_output=True, text=True)
+    return subprocess.run(["sfd", "preset", *arguments], cwd=folder, env=environment(), capture_output=True, text=True)
 
 
 def test_the_commands_list_show_and_use_and_name_the_nearest_for_an_unknown_one(tmp_path: Path) -> None:

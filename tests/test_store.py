@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import Project, finished_project
+from support import Project, finished_project, give_store
 
 from sfd.errors import UserError, redact
 from sfd.params import TrackingParams
@@ -27,6 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = Workspace(tmp_path / "original 100% ü")
     home.root.mkdir()
+    give_store(home.mlruns / "mlflow.db")
     keep_picture(home, "1" * 64)
     return home
 

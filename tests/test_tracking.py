@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import Server, environment, own_time, wait_until
+from support import Server, environment, give_store, own_time, wait_until
 
 from sfd.errors import UserError
 from sfd.params import TrackingParams
@@ -56,22 +56,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.kill()
 
 
-@pytest.fixture(scope="module")
-def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An embedded store with its tables; making them takes 2 s."""
-    project = Workspace(tmp_path_factory.mktemp("template"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        client(project).search_experiments()
-    return project.mlruns / "mlflow.db"
-
-
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_template: Path) -> Workspace:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A project with an embedded store."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlruns").mkdir()
-    (tmp_path / "mlruns" / "mlflow.db").write_bytes(store_template.read_bytes())
+    give_store(tmp_path / "mlruns" / "mlflow.db")
     return Workspace(tmp_path)
 
 

@@ -101,9 +101,10 @@ def test_processes_that_read_compute_with_one_thread_each() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_processes_that_read_end_with_the_one_that_started_them(tmp_path: Path, number: signal.Signals) -> None:
-    source = str(Path(__file__).parents[2] / "src")
-    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env=environment, stderr=subprocess.PIPE)
+    from support import environment  # not in the processes that run this file as a script
+
+    given = environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(["python", __file__, str(tmp_path)], env=given, stderr=subprocess.PIPE)
     end = time.monotonic() + 120
     while len(list(tmp_path.glob("*.pid"))) < 2:
         assert process.poll() is None and time.monotonic() < end

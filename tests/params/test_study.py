@@ -2,13 +2,13 @@
 
 import copy
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from changed_params import BOTH, ENCODER, changed
+from support import environment
 
 from sfd.errors import UserError
 from sfd.params import check_study, parse_params
@@ -325,7 +325,7 @@ def test_a_search_space_of_the_right_form_is_accepted(form: dict[str, Any]) -> N
 def test_the_command_refuses_in_one_line_what_sfd_tune_would_refuse(tmp_path: Path) -> None:
     tree = copy.deepcopy(changed({"tune.objectives": ["fid"]}))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
-    command = [Path(sys.executable).with_name("sfd"), "params", "--file", tmp_path / "params.yaml"]
-    run = subprocess.run(command, capture_output=True, text=True)
+    command = ["sfd", "params", "--file", tmp_path / "params.yaml"]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
     assert run.stderr.startswith("error: ") and "exchange them" in run.stderr

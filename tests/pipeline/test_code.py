@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -77,7 +76,7 @@ WATCHERS = {
 
 def test_an_edit_changes_the_code_of_exactly_the_stages_that_import_the_module(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    command = [sys.executable, "-c", PRINT_CODES, str(tmp_path / "src/sfd"), *WATCHERS]
+    command = ["python", "-c", PRINT_CODES, str(tmp_path / "src/sfd"), *WATCHERS]
     done = subprocess.run(command, env=environment(tmp_path / "src"), capture_output=True, text=True, check=True)
     found = dict(zip(WATCHERS, map(json.loads, done.stdout.splitlines()), strict=True))
     assert {file: set(stages) for file, stages in found.items()} == WATCHERS
@@ -138,7 +137,7 @@ def test_a_module_that_is_no_python_is_named_in_one_line(tmp_path: Path) -> None
     shutil.copytree(REPOSITORY / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     (tmp_path / "src/sfd/serving/own.py").write_text("import os\ndef half(:\n")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    command = [sys.executable, str(REPOSITORY / "stages/scan.py")]
+    command = ["python", str(REPOSITORY / "stages/scan.py")]
     done = subprocess.run(command, env=environment(tmp_path / "src"), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: scan: ") and "serving/own.py, line 2: this is not Python" in done.stderr

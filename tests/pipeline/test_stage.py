@@ -87,10 +87,13 @@ def interrupt(name: str) -> None:
         raise KeyboardInterrupt
 
 
-def start(pause_s: float) -> "subprocess.Popen[str]":
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(pause_s)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(pause_s: float, forked: bool = True) -> "subprocess.Popen[str]":
+    from support import environment  # not in the processes that run this file as a script
+
+    command = ["python", __file__, str(pause_s)]
+    return subprocess.Popen(
+        command, env=environment(forked=forked), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def first_line(process: "subprocess.Popen[str]") -> str:
@@ -173,7 +176,7 @@ def test_half_of_a_file_of_tensors_does_not_stay_on_a_full_disk(tmp_path: Path) 
 
 
 def test_a_second_process_is_sent_away_with_the_owners_pid_and_after_a_kill_the_next_one_continues() -> None:
-    owner = start(pause_s=60)
+    owner = start(pause_s=60, forked=False)  # a fork has another process id than its program
     try:
         assert first_line(owner) == "began"
         second = start(pause_s=0)
@@ -458,6 +461,7 @@ def test_dvc_does_not_begin_a_stage_whose_code_changed_since_it_looked(
     run("judge")
 
 
+@pytest.mark.long
 def test_dvc_records_nothing_of_a_stage_whose_parameters_changed_while_it_ran(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,12 @@
 """The lock of promotions on a real store: one winner among processes, dead owners, interruptions. As a script, this file takes it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import support
 
 from sfd.errors import UserError
 from sfd.registry import lock
@@ -23,8 +25,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty store with its tables, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    with open_registry(HERE) as registry:
-        registry.search_registered_models()
+    support.give_store(tmp_path / "mlflow.db")
 
 
 def names() -> list[str]:
@@ -96,8 +97,9 @@ def test_who_looked_too_late_does_not_remove_the_lock_of_a_quicker_one(monkeypat
 def test_of_processes_that_start_together_exactly_one_gets_the_lock(is_left: bool) -> None:
     if is_left:
         hold(pid=dead_pid())
+    given = support.script_environment() | {"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"]}
     workers = [
-        subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(["python", __file__], env=given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     for worker in workers:

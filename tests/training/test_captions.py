@@ -1,8 +1,6 @@
 """Captions that are encoded as batches come, in place of stored tokens: the same training, in the process that trains, without waiting."""
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
+from two_processes import assert_like_one, keep, torchrun
 
 from sfd.data.latents import ChannelStatistics, LatentBatch
 from sfd.data.text_tokens import PADDING
@@ -233,26 +231,14 @@ def test_what_the_small_encoder_reads_among_others_is_what_it_reads_alone_up_to_
 
 def side_by_side(folder: Path) -> None:
     """Under torchrun."""
-    trained = run(task(False), folder / "both", accumulation_steps=2)
-    if int(torch.distributed.get_rank()) == 0:
-        save_file(trained.network.state_dict(), folder / "model.safetensors")
-        (folder / "curve.json").write_text(json.dumps(trained.curve))
+    keep(run(task(False), folder / "both", accumulation_steps=2), folder)
 
 
 @pytest.mark.long
 def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
-    import support  # not in the processes that run this file as a script
-
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__, str(tmp_path)]
-    environment = support.environment() | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+    torchrun(__file__, str(tmp_path))
     alone = run(task(False), tmp_path / "alone", accumulation_steps=2)
-    together = load_file(tmp_path / "model.safetensors")
-    for name, value in alone.network.state_dict().items():
-        torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-4)
-    curve = json.loads((tmp_path / "curve.json").read_text())
-    assert [row["total"] for row in curve] == pytest.approx([row["total"] for row in alone.curve], rel=1e-4)
+    assert_like_one(tmp_path, alone, rtol=1e-3, atol=1e-4, rel=1e-4)
 
 
 if __name__ == "__main__":

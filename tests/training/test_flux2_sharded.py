@@ -1,6 +1,5 @@
 """Flux2 with sharded weights: lists inside its blocks are no blocks of their own, and gradients are those of the whole network."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +41,10 @@ def compare(folder: Path) -> None:
 
 
 def test_sharded_weights_have_the_gradients_of_the_whole_network(tmp_path: Path) -> None:
-    command = [sys.executable, __file__, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"})
+    from support import environment  # not in the process that runs this file as a script
+
+    command = ["python", __file__, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment() | {"RANK": "0", "WORLD_SIZE": "1"})
     assert run.returncode == 0 and "the same" in run.stdout, run.stderr
 
 

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import script_environment
 from torch import Tensor, nn
+from two_processes import torchrun
 
 from sfd.data.latents import LatentBatch
 from sfd.diffusion.schedule import OffsetSchedule
@@ -320,19 +322,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def environment() -> dict[str, str]:
-    source = str(Path(__file__).parents[2] / "src")
-    return os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def start(work: Path, *before: str, **changes: Any) -> "subprocess.Popen[str]":
-    """A training in a process group of its own. ``before``: begins its command; ``changes``: of its parameters."""
+def start(work: Path, *before: str, forked: bool = True, **changes: Any) -> "subprocess.Popen[str]":
+    """A training. ``before``: begins its command; ``forked``: if not, it has a process group of its own; ``changes``: of its parameters."""
     work.mkdir(exist_ok=True)
     (work / "settings.json").write_text(json.dumps({"seed": 0, "fingerprint": "a", "params": LONG | changes}))
-    command = [*before, sys.executable, __file__, "train", str(work)]
     return subprocess.Popen(
-        command,
-        env=environment(),
+        [*before, "python", __file__, "train", str(work)],
+        env=script_environment(forked),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -365,18 +361,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
-    torchrun("side_by_side", folder)
+    torchrun(__file__, "side_by_side", str(folder))
     return folder
-
-
-def torchrun(what: str, folder: Path) -> None:
-    """Two processes that run a function of this file."""
-    import support  # not in the processes that run this file as a script
-
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__, what, str(folder)]
-    forked = support.environment() | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=forked, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
 
 
 def test_trainings_of_both_precisions_follow_one_another_in_a_process(tmp_path: Path) -> None:
@@ -458,7 +444,7 @@ def test_a_signal_to_all_processes_of_a_training_that_reads_ahead_loses_no_step_
     uninterrupted: list[bytes], tmp_path: Path, number: signal.Signals, times: int, status: int
 ) -> None:
     changes = {"num_workers": 2, "checkpoint_every": 1000, "log_every": 1}
-    process = start(tmp_path, **changes)
+    process = start(tmp_path, forked=False, **changes)
     wait_for_step(tmp_path, process, 20)
     (line,) = end_group(process, number, times).splitlines()
     assert process.returncode in (status, -number), "Ctrl-C at the very end, when all is done, ends it at once"
@@ -521,7 +507,7 @@ def test_a_shared_memory_that_is_too_small_is_one_line_and_one_that_is_large_eno
     tmp_path: Path, size: str
 ) -> None:
     mount = f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"'
-    process = start(tmp_path, "unshare", "-m", "sh", "-c", mount, "sh", num_workers=2, num_steps=20)
+    process = start(tmp_path, "unshare", "-m", "sh", "-c", mount, "sh", forked=False, num_workers=2, num_steps=20)
     errors = process.communicate(timeout=60)[1]
     if size == "16m":
         assert (process.returncode, errors) == (0, "")
@@ -1008,7 +994,7 @@ def test_sharded_weights_that_are_not_finite_stop_all_processes_without_a_checkp
 
 
 def test_sigterm_to_one_process_stops_all_at_one_step_after_the_checkpoint_is_written(tmp_path: Path) -> None:
-    torchrun("sigterm", tmp_path)
+    torchrun(__file__, "sigterm", str(tmp_path))
     assert [(tmp_path / f"ended-{process}.txt").read_text() for process in (0, 1)] == ["143 True", "143 True"]
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 20
 

@@ -4,7 +4,6 @@ As a script, this file is what the processes run.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from two_processes import assert_kept_losses, assert_like_one, keep, torchrun
 
 from sfd.data.latents import LatentBatch
 from sfd.diffusion.schedule import OffsetSchedule
@@ -419,10 +418,7 @@ def train_side_by_side(folder: Path) -> None:
             task = make()
             task.network.checkpoint_activations("none" if sharding == "ddp" else "block")
             place = folder / f"{name}-{sharding}"
-            trained = run(task, place, sharding=sharding, accumulation_steps=2)
-            if int(torch.distributed.get_rank()) == 0:
-                save_file(trained.network.state_dict(), place / "model.safetensors")
-                (place / "curve.json").write_text(json.dumps(trained.curve))
+            keep(run(task, place, sharding=sharding, accumulation_steps=2), place)
 
 
 def train_compiled(folder: Path) -> None:
@@ -430,42 +426,24 @@ def train_compiled(folder: Path) -> None:
     for kind in ("none", "block", "selective"):
         task = routed_task()
         task.network.checkpoint_activations(kind)
-        trained = run(task, folder / kind, sharding="fsdp", compile=True)
-        if int(torch.distributed.get_rank()) == 0:
-            (folder / kind / "curve.json").write_text(json.dumps(trained.curve))
-
-
-def torchrun(what: str, folder: Path) -> None:
-    """Two processes that run a function of this file."""
-    import support  # not in the processes that run this file as a script
-
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__, what, str(folder)]
-    environment = support.environment() | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+        keep(run(task, folder / kind, sharding="fsdp", compile=True), folder / kind)
 
 
 @pytest.mark.long
 def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
-    torchrun("side_by_side", tmp_path)
+    torchrun(__file__, "side_by_side", str(tmp_path))
     for name, make in TASKS.items():
         alone = run(make(), tmp_path / "alone" / name, accumulation_steps=2)
         for sharding in ("ddp", "fsdp"):
-            place = tmp_path / f"{name}-{sharding}"
-            together = load_file(place / "model.safetensors")
-            for parameter, value in alone.network.state_dict().items():
-                torch.testing.assert_close(together[parameter], value, rtol=1e-4, atol=1e-5)
-            curve = json.loads((place / "curve.json").read_text())
-            assert [row["total"] for row in curve] == pytest.approx([row["total"] for row in alone.curve], rel=1e-5)
+            assert_like_one(tmp_path / f"{name}-{sharding}", alone, rtol=1e-4, atol=1e-5, rel=1e-5)
 
 
 @pytest.mark.long
 def test_sharded_weights_whose_blocks_are_compiled_have_the_losses_of_one_process(tmp_path: Path) -> None:
-    torchrun("compiled", tmp_path)
+    torchrun(__file__, "compiled", str(tmp_path))
     expected = [row["total"] for row in run(routed_task(), tmp_path / "alone").curve]
     for kind in ("none", "block", "selective"):
-        curve = json.loads((tmp_path / kind / "curve.json").read_text())
-        assert [row["total"] for row in curve] == pytest.approx(expected, rel=1e-4), kind
+        assert_kept_losses(tmp_path / kind, expected, rel=1e-4)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Training with captions: what is dropped, exact resume, several processes, and starting from a model of classes. As a script, this file is
 what the processes run."""
 
-import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from two_processes import assert_like_one, keep, torchrun
 
 from sfd.data.latents import ChannelStatistics, LatentBatch
 from sfd.diffusion.schedule import OffsetSchedule
@@ -164,27 +162,15 @@ def side_by_side(folder: Path) -> None:
     for kind, sharding in SHARED_BY_TWO.items():
         made = task(KINDS[kind])
         made.network.checkpoint_activations("none" if sharding == "ddp" else "selective")
-        trained = run(made, folder / kind, sharding=sharding, accumulation_steps=2)
-        if int(torch.distributed.get_rank()) == 0:
-            save_file(trained.network.state_dict(), folder / kind / "model.safetensors")
-            (folder / kind / "curve.json").write_text(json.dumps(trained.curve))
+        keep(run(made, folder / kind, sharding=sharding, accumulation_steps=2), folder / kind)
 
 
 @pytest.mark.long
 def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
-    import support  # not in the processes that run this file as a script
-
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__, str(tmp_path)]
-    environment = support.environment() | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+    torchrun(__file__, str(tmp_path))
     for kind in SHARED_BY_TWO:
         alone = run(task(KINDS[kind]), tmp_path / "alone" / kind, accumulation_steps=2)
-        together = load_file(tmp_path / kind / "model.safetensors")
-        for name, value in alone.network.state_dict().items():
-            torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-4)
-        curve = json.loads((tmp_path / kind / "curve.json").read_text())
-        assert [row["total"] for row in curve] == pytest.approx([row["total"] for row in alone.curve], rel=1e-4)
+        assert_like_one(tmp_path / kind, alone, rtol=1e-3, atol=1e-4, rel=1e-4)
 
 
 # --- starting from a model of classes ---
