@@ -90,6 +90,7 @@ def test_changed_options_and_lost_results_are_named_with_what_to_type(project: P
     assert doctor("--exit-code")[0] == 1 and doctor()[0] == 0
 
 
+@pytest.mark.long
 def test_changed_images_make_prepare_outdated_and_absent_ones_are_not_checked(project: Project) -> None:
     next((project.folder / "images").rglob("*.png")).touch()
     assert states()["prepare"].reason == "images changed (names, sizes or times)"
@@ -156,6 +157,7 @@ def test_a_lock_file_with_a_conflict_and_a_folder_without_a_graph_say_so(tmp_pat
     assert "`diffusion` does not name results/schedule" in states()["graph"].reason
 
 
+@pytest.mark.long
 def test_what_git_does_not_have_yet_is_named(project: Project) -> None:
     assert not {"git", "images"} & set(states())
     change_params("  tau: 0.3", "  tau: 0.1")

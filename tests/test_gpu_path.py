@@ -175,8 +175,18 @@ def drawn(sampler: str, guidance: str, rule: str) -> Tensor:
     return images([0, 1, 1], [5, 6, 7], solver, scales, OffsetSchedule(0.3))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("guidance", "rule"), [("none", "exact"), ("cfg", "published"), ("autoguidance", "exact")])
+MANY_EVALUATIONS = ("dopri5", "cfg", "published")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guidance", "rule"),
+    [
+        pytest.param(*drawing, id="-".join(drawing), marks=[pytest.mark.long] if drawing == MANY_EVALUATIONS else [])
+        for sampler in SAMPLERS
+        for way in (("none", "exact"), ("cfg", "published"), ("autoguidance", "exact"))
+        for drawing in [(sampler, *way)]
+    ],
+)
 def test_every_sampler_draws_the_images_of_the_cpu(sampler: str, guidance: str, rule: str) -> None:
     expected = drawn(sampler, guidance, rule)
     with pretended_cuda() as seen:

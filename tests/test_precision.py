@@ -114,6 +114,7 @@ def test_a_trial_that_dies_fails_or_hangs_is_survived_and_means_float32(
     assert probe_cpu() == found, "the machine is tried once per process"
 
 
+@pytest.mark.long
 def test_the_trial_measures_this_machine_in_both_types_unless_it_dies_of_bf16() -> None:
     found = probe_cpu()
     assert found is None or (found.fp32 > 0.0 and found.bf16 > 0.0)

@@ -177,6 +177,7 @@ def test_a_copied_project_registers_and_shows_its_own_versions(tmp_path_factory:
     assert content(original.folder / "mlruns") == before
 
 
+@pytest.mark.long
 def test_a_store_whose_making_was_killed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow.store.db.utils as tables
 

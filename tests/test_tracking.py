@@ -276,6 +276,7 @@ def test_a_killed_process_that_is_continued_gives_one_run_with_every_point_once(
     assert len(points_of(project, found.info.run_id, "seconds")) == 2000
 
 
+@pytest.mark.long
 def test_no_thread_beside_the_main_one_changes_the_environment(project: Workspace) -> None:
     command = [sys.executable, "-c", CHANGES_OF_ENVIRONMENT + LONG_STAGE, str(project.root), "0", "1", "0"]
     told = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True, env=environment(forked=False)).stderr

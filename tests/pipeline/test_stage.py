@@ -43,7 +43,7 @@ def run_slow_stage(pause_s: float) -> None:
     with stage("prepare") as s:
         seen = (s.out / "first.txt").exists()
         (s.out / "first.txt").write_text("1")
-        print("continued" if seen else "began", flush=True)
+        print("continued" if seen else "began", os.getpid(), sep="\n", flush=True)
         time.sleep(pause_s)
         (s.out / "second.txt").write_text("2")
 
@@ -87,16 +87,14 @@ def interrupt(name: str) -> None:
         raise KeyboardInterrupt
 
 
-def start(pause_s: float, forked: bool = True) -> "subprocess.Popen[str]":
+def start(pause_s: float) -> "subprocess.Popen[str]":
     from support import environment  # not in the processes that run this file as a script
 
     command = ["python", __file__, str(pause_s)]
-    return subprocess.Popen(
-        command, env=environment(forked=forked), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def first_line(process: "subprocess.Popen[str]") -> str:
+def next_line(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
@@ -176,20 +174,20 @@ def test_half_of_a_file_of_tensors_does_not_stay_on_a_full_disk(tmp_path: Path) 
 
 
 def test_a_second_process_is_sent_away_with_the_owners_pid_and_after_a_kill_the_next_one_continues() -> None:
-    owner = start(pause_s=60, forked=False)  # a fork has another process id than its program
+    owner = start(pause_s=60)
     try:
-        assert first_line(owner) == "began"
+        assert next_line(owner) == "began"
         second = start(pause_s=0)
         errors = second.communicate(timeout=60)[1]
         assert second.returncode == 2
-        assert f"error: prepare: another process works on this stage (pid {owner.pid}," in errors
+        assert f"error: prepare: another process works on this stage (pid {next_line(owner)}," in errors
         assert "Traceback" not in errors
     finally:
         owner.kill()
         owner.communicate()
     assert not Path("results/prepare").exists()
     third = start(pause_s=0)
-    assert first_line(third) == "continued"
+    assert next_line(third) == "continued"
     third.communicate(timeout=60)
     assert third.returncode == 0
     assert Path("results/prepare/second.txt").read_text() == "2"
@@ -197,7 +195,7 @@ def test_a_second_process_is_sent_away_with_the_owners_pid_and_after_a_kill_the_
 
 def test_sigterm_ends_a_stage_with_143_and_leaves_its_work_to_continue() -> None:
     process = start(pause_s=60)
-    assert first_line(process) == "began"
+    assert next_line(process) == "began"
     process.terminate()
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 143
@@ -218,7 +216,7 @@ def test_a_lock_that_an_orphan_of_a_killed_stage_holds_for_a_moment_is_waited_fo
     orphan = subprocess.Popen(
         [sys.executable, "-c", holder, ".sfd/work/prepare.lock"], stdout=subprocess.PIPE, text=True
     )
-    assert first_line(orphan) == "1"
+    assert next_line(orphan) == "1"
     run("prepare")
     orphan.wait()
     assert Path("results/prepare/result.txt").exists()

@@ -71,6 +71,7 @@ def test_principal_components_are_their_own_yardstick(project: Project) -> None:
     assert more["psnr"] > quality["psnr"]
 
 
+@pytest.mark.long
 def test_what_is_trained_on_top_sees_the_encoder_and_a_discriminator_where_they_have_a_weight(project: Project) -> None:
     training = small_params()["texture_vae"]["training"]
     plain, _ = with_texture_vae(project, PCA)

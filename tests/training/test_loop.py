@@ -503,6 +503,7 @@ can_mount = subprocess.run(["unshare", "-m", "true"], capture_output=True, check
 
 @pytest.mark.skipif(not can_mount, reason="a small /dev/shm needs the right to mount one")
 @pytest.mark.parametrize("size", ["64k", "16m"])
+@pytest.mark.long
 def test_a_shared_memory_that_is_too_small_is_one_line_and_one_that_is_large_enough_trains(
     tmp_path: Path, size: str
 ) -> None:

@@ -196,6 +196,7 @@ def test_a_killed_workers_trial_is_repeated_once_with_the_same_params(storage: s
     check_kills(storage)
 
 
+@pytest.mark.long
 def test_a_killed_workers_trial_is_repeated_on_postgresql(postgres: str) -> None:
     check_kills(postgres)
 

@@ -383,7 +383,7 @@ def _num_open(root: Path) -> int:
     return sum(link.is_symlink() and os.readlink(link).startswith(str(root)) for link in links)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_workers_of_a_data_loader_read_the_same_pixels(packed: Path, tmp_path: Path, method: str) -> None:
     images = read_prepared(packed, tmp_path / "out").images("train")
     alone = images.__getitems__(list(range(len(images)))).images  # the parent's files are open now
