@@ -176,7 +176,7 @@ def test_a_version_that_cannot_be_loaded_ends_the_start_with_its_reason(project:
     project.break_version("broken")
     server = project.start("--model", "broken", "--alias", "1")
     output, errors = server.process.communicate(timeout=120)
-    assert server.process.returncode == 2 and output == ""
+    assert (server.process.returncode, output) == (2, "loading broken version 1 (1)\n")
     assert errors.splitlines()[-1].startswith("error: version 1 of model `broken` cannot be used")
     assert "Traceback" not in errors
 
@@ -321,7 +321,7 @@ def test_a_registry_that_is_away_is_told_once_and_what_is_loaded_goes_on(
 
 
 def test_following_looks_again_and_again_until_it_is_stopped(
-    project: ServedProject, followed: tuple[Follower, Metrics]
+    project: ServedProject, followed: tuple[Follower, Metrics], capsys: pytest.CaptureFixture[str]
 ) -> None:
     follower, _ = followed
     thread = threading.Thread(target=follower.follow, args=(0.05,))
@@ -332,3 +332,4 @@ def test_following_looks_again_and_again_until_it_is_stopped(
     follower.stop()
     thread.join(60)
     assert not thread.is_alive()
+    assert capsys.readouterr().out == f"followed version {new} (champion) from now on; before: version 1\n"

@@ -138,7 +138,9 @@ def _check_sizes(rows: pd.DataFrame) -> None:
     sizes = rows.groupby("label")["sha256"].nunique()
     small = [repr(str(label)) for label in sizes.index[sizes < 2]]
     if small and len(sizes) == 1:  # perhaps a flat folder, whose class nobody named
-        raise UserError("there is 1 distinct image, but at least two are needed, one to train on and one held out; add images")
+        raise UserError(
+            "there is 1 distinct image, but at least two are needed, one to train on and one held out; add images"
+        )
     if small:
         more = f" and {len(small) - _SHOWN_FAILURES} more" if len(small) > _SHOWN_FAILURES else ""
         which = (

@@ -81,6 +81,7 @@ class Follower:
             self._exchange(version)
 
     def _exchange(self, version: str) -> None:
+        before = self._version()
         try:
             self.load(version)
         except UserError as error:
@@ -93,6 +94,7 @@ class Follower:
             return
         self._failed = ""
         self._metrics.reloads.labels("loaded").inc()
+        print(f"{self._name} version {version} ({self._alias}) from now on; before: version {before}", flush=True)
 
     def _version(self) -> str:
         return self.current.version if self.current is not None else ""

@@ -66,7 +66,8 @@ def serve(workspace: Workspace, options: ServerOptions, token: str | None, liste
     # uvicorn raises a signal again when it is done, for the handler that stood before: this one makes the exit status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    find_version(workspace, options.model, options.alias)
+    found = find_version(workspace, options.model, options.alias)
+    print(f"loading {found.name} version {found.version} ({options.alias})", flush=True)
     service = Service(workspace, options, token)
     server = Server(service)
     follower = threading.Thread(
