@@ -286,43 +286,45 @@ def benchmark(name: str) -> ModuleType:
 
 
 IN_ONE_PROCESS = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
+STAGES = ("scan", "prepare", "encoder", "text", "texture_vae", "judge", "features", "semantic", "latents", "schedule")
+STAGES += ("diffusion", "sample", "reference", "evaluate", "register")
+
+
+def run_stages(project: Project, *names: str) -> str:
+    """The output of stages that one process runs in turn; none may fail."""
+    status, output = project.run("python", "-c", IN_ONE_PROCESS, *names)
+    assert status == 0, output
+    return output
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Project]) -> Project:
+    """A project that is made once for all processes of a test run, in a folder of this name: copy it, and change the copy."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.with_suffix(".finished").is_file():
+            folder.mkdir()
+            made = make(folder)
+            folder.with_suffix(".finished").touch()
+            return made
+    made = object.__new__(Project)
+    made.folder = folder
+    return made
 
 
 def finished_project(factory: pytest.TempPathFactory) -> Project:
-    """A project with two classes of 40 images, run to the end; its model version 1 has the alias `champion`.
+    """A project with two classes of 40 images, run to the end; its model version 1 has the alias `champion`. As :func:`made_once`."""
+    return made_once(factory, "finished project", _finished_project)
 
-    It is made once for all processes of a test run: copy it, and change the copy.
-    """
+
+def _finished_project(folder: Path) -> Project:
     from mlflow import MlflowClient
 
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished project"
-    with FileLock(folder.with_suffix(".lock")):
-        if folder.with_suffix(".finished").is_file():
-            made = object.__new__(Project)
-            made.folder = folder
-            return made
-        params = small_params()
-        params["data"] |= {"source": "folder", "root": "images", "mirror": True}
-        folder.mkdir()
-        made = Project(folder, params)
-        draw_images(folder / "images" / "quer", 40, 1, vertical=False)
-        draw_images(folder / "images" / "hoch ü", 40, 2, vertical=True)
-        stages = ["scan", "prepare", "encoder", "text", "texture_vae", "judge", "features", "semantic", "latents"]
-        status, output = made.run(
-            "python",
-            "-c",
-            IN_ONE_PROCESS,
-            *stages,
-            "schedule",
-            "diffusion",
-            "sample",
-            "reference",
-            "evaluate",
-            "register",
-        )
-        assert status == 0, output
-        store = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
-        store.set_registered_model_alias("sfd-digits", "champion", "1")
-        folder.with_suffix(".finished").touch()
+    params = small_params()
+    params["data"] |= {"source": "folder", "root": "images", "mirror": True}
+    made = Project(folder, params)
+    draw_images(folder / "images" / "quer", 40, 1, vertical=False)
+    draw_images(folder / "images" / "hoch ü", 40, 2, vertical=True)
+    run_stages(made, *STAGES)
+    MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db").set_registered_model_alias("sfd-digits", "champion", "1")
     return made

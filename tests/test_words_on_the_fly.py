@@ -9,47 +9,32 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from captioned import captioned_params, captioned_project
 from safetensors.torch import load_file
-from support import IN_ONE_PROCESS, Project, draw_images, small_params
+from support import Project, run_stages
 
 from sfd.names import HELDOUT
 
 pytestmark = pytest.mark.long
-BEFORE = ("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents")
 TRAINED = ("text", "schedule", "diffusion")
-
-
-def stages(project: Project, *names: str) -> str:
-    status, output = project.run("python", "-c", IN_ONE_PROCESS, *names)
-    assert status == 0, output
-    return output
 
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Project]]:
-    """Stripes with captions and a learnt schedule, trained with stored tokens, and without."""
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "images", "captions": "auto"}
-    params["text"] |= {"width": 16, "depth": 1, "num_heads": 2, "vocabulary": 300, "max_tokens": 8, "shard_size": 20}
-    params["text"]["training"] = params["encoder"]["training"] | {"num_steps": 10, "batch_size": 16}
-    params["diffusion"]["model"]["condition"] = "text"
+    """A learnt schedule and a model, trained with stored tokens, and without."""
+    params = captioned_params()
+    params["text"]["training"] |= {"num_steps": 10, "batch_size": 16}
     params["schedule"] |= {"kind": "learnt", "learnt": {"probe_steps": 6}}
     params["diffusion"]["loss"]["timestep_sampling"] = "per_part"
     params["diffusion"]["training"]["decay"] = "constant"  # so that a longer training goes on
-    params["register"]["gates"] = {}
     folder = tmp_path_factory.mktemp("on the fly")
-    (folder / "stored").mkdir()
-    stored = Project(folder / "stored", params)
-    for name, seed, vertical in (("lying", 1, False), ("upright", 2, True)):
-        draw_images(stored.folder / "images" / name, 40, seed, vertical)
-        for file in (stored.folder / "images" / name).glob("*.png"):
-            file.with_suffix(".txt").write_text(f"a {name} stripe\n{name} bar number {file.stem[-1]}\n")
-    stages(stored, *BEFORE)
+    stored = captioned_project(tmp_path_factory).copy_to(folder / "stored")
+    stored.write_params(params)
     read = stored.copy_to(folder / "read")
     params["text"]["store_tokens"] = False
     read.write_params(params)
     for project in (stored, read):
-        stages(project, *TRAINED)
+        run_stages(project, *TRAINED)
     yield stored, read
 
 
@@ -95,7 +80,7 @@ def test_a_longer_training_goes_on_and_ends_with_the_bytes_of_one_that_never_sto
     whole = read.copy_to(tmp_path / "whole")
     for folder in ("results/diffusion", ".sfd/work/diffusion", ".sfd/finished"):
         shutil.rmtree(whole.folder / folder, ignore_errors=True)
-    assert "goes on after step 4 of the finished training" in stages(read, "diffusion")
-    assert "goes on" not in stages(whole, "diffusion")
+    assert "goes on after step 4 of the finished training" in run_stages(read, "diffusion")
+    assert "goes on" not in run_stages(whole, "diffusion")
     one, other = (each.result("diffusion") / "model/model.safetensors" for each in (read, whole))
     assert one.read_bytes() == other.read_bytes()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from support import IN_ONE_PROCESS, Project, benchmark, draw_images, small_params
-from tiny_clip import write_clip
+from captioned import captioned_project
+from support import Project, benchmark
 from typer.testing import CliRunner
 
 from sfd import cli
@@ -21,38 +21,11 @@ from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
-STAGES = (
-    *("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "text", "latents", "schedule"),
-    *("diffusion", "sample", "reference", "evaluate", "register"),
-)
-CLIP = {"kind": "clip", "source": "file", "name": "clip", "file": "clip", "training": None}
-SWAPS = ["a {red, blue} bar"]
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """Stripes with captions beside them, of which some are shared; every stage has run."""
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "images", "captions": "auto"}
-    params["text"] |= {"width": 16, "depth": 1, "num_heads": 2, "vocabulary": 300, "max_tokens": 8, "shard_size": 20}
-    params["text"]["training"] = params["encoder"]["training"] | {"num_steps": 4, "batch_size": 8}
-    params["diffusion"]["model"]["condition"] = "text"
-    params["judges"].append(CLIP)
-    params["evaluate"] |= {"swaps": SWAPS, "swap_images": 3}
-    params["register"]["gates"] = {
-        "text_recall_5": {"limit": 0.0, "improve": True},
-        "memorised_pairs": {"limit": 1.0},
-        "swap_accuracy": {"limit": 0.0},
-        "class_accuracy": {"limit": 0.0},
-    }
-    made = Project(tmp_path_factory.mktemp("words") / "project", params)
-    for name, seed, vertical in (("lying", 1, False), ("upright", 2, True)):
-        draw_images(made.folder / "images" / name, 40, seed, vertical)
-        for file in (made.folder / "images" / name).glob("*.png"):
-            file.with_suffix(".txt").write_text(f"{name} bar number {file.stem[-1]}\n")
-    write_clip(made.folder / "clip")
-    status, output = made.run("python", "-c", IN_ONE_PROCESS, *STAGES)
-    assert status == 0, output
+    """Some images share their captions."""
+    made = captioned_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("words") / "project")
     with made.entered():
         yield made
 

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from captioned import captioned_project
 from PIL import Image
 from served import Running, running
-from support import IN_ONE_PROCESS, Project, draw_images, small_params
+from support import Project
 
 from sfd.generation.samples import read_table
 from sfd.network_files import network_digest
@@ -24,29 +25,12 @@ from sfd.workspace import Workspace
 pytestmark = pytest.mark.long
 
 HERE = Workspace(Path())
-STAGES = (
-    *("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "text", "latents", "schedule"),
-    *("diffusion", "sample", "reference", "evaluate", "register"),
-)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """Stripes with captions beside them; every stage has run, and the model is drawn with guidance away from a negative prompt."""
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "images", "captions": "auto"}
-    params["text"] |= {"width": 16, "depth": 1, "num_heads": 2, "vocabulary": 300, "max_tokens": 8, "shard_size": 20}
-    params["text"]["training"] = params["encoder"]["training"] | {"num_steps": 4, "batch_size": 8}
-    params["diffusion"]["model"]["condition"] = "text"
-    params["sample"]["guidance"]["negative_prompt"] = "grey"
-    params["register"]["gates"] = {}
-    made = Project(tmp_path_factory.mktemp("words served") / "project", params)
-    for name, seed, vertical in (("lying", 1, False), ("upright", 2, True)):
-        draw_images(made.folder / "images" / name, 40, seed, vertical)
-        for file in (made.folder / "images" / name).glob("*.png"):
-            file.with_suffix(".txt").write_text(f"{name} bar number {file.stem[-1]}\na stripe, {name}\n")
-    status, output = made.run("python", "-c", IN_ONE_PROCESS, *STAGES)
-    assert status == 0, output
+    """Its model is drawn with guidance away from a negative prompt."""
+    made = captioned_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("words served") / "project")
     with made.entered():
         yield made
 
@@ -77,6 +61,7 @@ def test_samples_are_drawn_for_held_out_captions_and_grids_show_them(project: Pr
     assert len(list((project.result("diffusion") / "grids").glob("*.png"))) == 2
     curves = (project.result("diffusion") / "curves.csv").read_text()
     assert "heldout" in curves.splitlines()[0]
+    assert json.loads((project.result("register") / "registration.json").read_text())
 
 
 def test_the_registered_model_takes_prompts_alone_and_gives_the_samples_again(project: Project, model: Any) -> None:

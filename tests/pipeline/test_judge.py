@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import IN_ONE_PROCESS, Project, finished_project
+from support import Project, finished_project, run_stages
 
 pytestmark = pytest.mark.long
 
@@ -34,8 +34,7 @@ def test_a_further_judge_leaves_the_others_as_they_are_and_what_they_saw(
     networks, features, metrics = files_of(judge), files_of(seen), read(project, "metrics.json")
     params["judges"].append(first | {"name": "another", "channels": [8, 8, 8, 16]})
     project.write_params(params)
-    status, output = project.run("python", "-c", IN_ONE_PROCESS, "judge", "reference", "evaluate")
-    assert status == 0, output
+    output = run_stages(project, "judge", "reference", "evaluate")
     assert "goes on after step 4 of the finished training in .sfd/finished/judge/digits_judge" in output
     assert {name: content for name, (_, content) in files_of(judge).items()} == {
         name: content for name, (_, content) in networks.items()

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from changed_params import refusal
-from support import IN_ONE_PROCESS, Project, finished_project
+from support import Project, finished_project, run_stages
 from typer.testing import CliRunner
 
 from sfd import cli
@@ -167,8 +167,7 @@ def test_several_averages_are_kept_at_every_step_scored_and_the_best_one_is_samp
 def test_the_version_that_is_registered_holds_the_weights_that_were_scored(project: Project) -> None:
     train(project, num_steps=4, keep_every=2)
     change(project, {"sample": {"step": 2}})
-    status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "sample", "evaluate", "register")
-    assert status == 0, output
+    run_stages(project, "scan", "sample", "evaluate", "register")
     workspace = Workspace.find()
     registration = read_registration(workspace)
     assert registration is not None

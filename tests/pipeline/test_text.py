@@ -3,15 +3,16 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from support import IN_ONE_PROCESS, Project, draw_images, small_params, wait_until
+from captioned import captioned_params, captioned_project
+from support import Project, run_stages, small_params, wait_until
 
 from sfd.data.manifest import HELDOUT, TRAIN, read_manifest
 from sfd.data.text_tokens import TextTokens
@@ -21,30 +22,15 @@ from sfd.network_files import network_digest
 TRAINING = {"num_steps": 40, "batch_size": 16, "learning_rate": 0.003}
 
 
-def captioned(folder: Path, **text: Any) -> Project:
+def captioned(factory: pytest.TempPathFactory, folder: Path) -> Project:
     """A project of two kinds of stripes with captions beside them, before stage `text`."""
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "images", "captions": "auto"}
-    params["text"] |= {
-        "width": 16,
-        "depth": 1,
-        "num_heads": 2,
-        "vocabulary": 300,
-        "max_tokens": 8,
-        "shard_size": 20,
-    } | text
-    params["text"]["training"] = params["encoder"]["training"] | TRAINING
+    params = captioned_params()
+    params["text"]["training"] |= TRAINING
     params["runtime"]["text"] = {"num_workers": 0, "compile": False, "checkpoint_every": 5, "log_every": 5}
-    params["diffusion"]["model"]["condition"] = "text"
-    params["register"]["gates"] = {}  # no class is known of samples of words
-    folder.mkdir()
-    project = Project(folder, params)
-    for name, seed, vertical in (("lying", 1, False), ("upright", 2, True)):
-        draw_images(folder / "images" / name, 40, seed, vertical)
-        for file in (folder / "images" / name).glob("*.png"):
-            file.with_suffix(".txt").write_text(f"a {name} stripe\n{name} bar number {file.stem[-1]}\n")
-    status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "prepare", "encoder")
-    assert status == 0, output
+    project = captioned_project(factory).copy_to(folder)
+    for made in (project.result("text"), project.folder / ".sfd" / "finished" / "text"):
+        shutil.rmtree(made)
+    project.write_params(params)
     return project
 
 
@@ -67,8 +53,7 @@ def test_without_words_the_stage_leaves_the_same_record_whatever_its_options(
     for width in (16, 32):
         params["text"]["width"] = width
         project.write_params(params)
-        status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "text")
-        assert status == 0, output
+        run_stages(project, "scan", "text")
         found.append(files(project.result("text")))
         assert json.loads((project.result("text") / "text.json").read_text()) == {"captions": None}
     assert [each.keys() for each in found] == [{"text.json", "fingerprint.json"}] * 2
@@ -77,8 +62,10 @@ def test_without_words_the_stage_leaves_the_same_record_whatever_its_options(
 
 
 @pytest.mark.long
-def test_a_text_encoder_is_trained_and_the_tokens_of_all_captions_are_stored(tmp_path: Path) -> None:
-    project = captioned(tmp_path / "project")
+def test_a_text_encoder_is_trained_and_the_tokens_of_all_captions_are_stored(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project = captioned(tmp_path_factory, tmp_path / "project")
     run(project)
     folder, rows = project.result("text"), read_manifest(project.result("prepare"))
     encoder = load_text_encoder(folder / "model")
@@ -113,8 +100,10 @@ def kill_once(project: Project, work: Path, name: str, seconds: float) -> bool:
 
 
 @pytest.mark.long
-def test_the_stage_killed_at_any_moment_and_continued_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    whole = captioned(tmp_path / "whole")
+def test_the_stage_killed_at_any_moment_and_continued_ends_with_the_same_bytes(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    whole = captioned(tmp_path_factory, tmp_path / "whole")
     params = yaml.safe_load((whole.folder / "params.yaml").read_text())
     params["text"]["training"]["num_steps"] = 400  # enough to be killed within, on a quick machine, too
     whole.write_params(params)
@@ -133,8 +122,10 @@ def test_the_stage_killed_at_any_moment_and_continued_ends_with_the_same_bytes(t
 
 
 @pytest.mark.long
-def test_an_encoder_of_another_project_is_taken_and_one_of_other_sizes_is_refused(tmp_path: Path) -> None:
-    project = captioned(tmp_path / "project")
+def test_an_encoder_of_another_project_is_taken_and_one_of_other_sizes_is_refused(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project = captioned(tmp_path_factory, tmp_path / "project")
     run(project)
     model = project.result("text/model").rename(project.folder / "words")
     params = yaml.safe_load((project.folder / "params.yaml").read_text())

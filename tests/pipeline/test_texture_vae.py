@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support import IN_ONE_PROCESS, Project, draw_images, small_params
+from support import Project, draw_images, run_stages, small_params
 
 from sfd.encoders.texture_vae import load_texture_vae
 from sfd.encoders.tokenizers.pca import PcaTokenizer
@@ -30,24 +30,18 @@ def make_project(folder: Path, params: dict[str, Any]) -> Project:
     return project
 
 
-def run(project: Project, *stages: str) -> str:
-    status, output = project.run("python", "-c", IN_ONE_PROCESS, *stages)
-    assert status == 0, output
-    return output
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """With prepared images."""
     made = make_project(tmp_path_factory.mktemp("texture vae") / "project", params_with({}))
-    run(made, "scan", "prepare")
+    run_stages(made, "scan", "prepare")
     return made
 
 
 def with_texture_vae(project: Project, texture_vae: dict[str, Any]) -> tuple[dict[str, float], str]:
     """The quality that the stage writes, and what it prints."""
     project.write_params(params_with(texture_vae))
-    output = run(project, "texture_vae")
+    output = run_stages(project, "texture_vae")
     return json.loads((project.result("texture_vae") / "quality.json").read_text()), output
 
 
@@ -81,7 +75,7 @@ def test_what_is_trained_on_top_sees_the_encoder_and_a_discriminator_where_they_
     project.write_params(params_with(changes | {"perceptual_weight": 0.5}))
     status, output = project.run("python", "stages/texture_vae.py")
     assert status == 2 and "the result of stage `encoder` is missing" in output and "dvc repro encoder" in output
-    run(project, "encoder", "texture_vae")
+    run_stages(project, "encoder", "texture_vae")
     curves = (project.result("texture_vae") / "curves.csv").read_text().splitlines()
     assert curves[0] == "step,mse,l1,perceptual,adversarial,discriminator,total"
     model = load_texture_vae(project.result("texture_vae") / "model")
@@ -93,7 +87,7 @@ def test_a_vae_aligned_with_the_encoder_needs_it_and_shows_how_near_it_comes(pro
     shutil.rmtree(project.result("encoder"), ignore_errors=True)
     status, output = project.run("python", "stages/texture_vae.py")
     assert status == 2 and "the result of stage `encoder` is missing" in output
-    run(project, "encoder", "texture_vae")
+    run_stages(project, "encoder", "texture_vae")
     curves = (project.result("texture_vae") / "curves.csv").read_text().splitlines()
     assert curves[0] == "step,mse,l1,kl,alignment,alignment_cosine,alignment_distance,total"
     model = load_texture_vae(project.result("texture_vae") / "model")
@@ -106,7 +100,7 @@ def test_the_graph_goes_from_principal_components_to_a_registered_model(tmp_path
     params["diffusion"]["loss"]["channel_weights"] = "energy"
     project = make_project(tmp_path / "project", params)
     before = ("scan", "prepare", "encoder", "texture_vae", "judge", "features", "semantic", "latents")
-    run(project, *before, "schedule", "diffusion", "sample", "reference", "evaluate", "register")
+    run_stages(project, *before, "schedule", "diffusion", "sample", "reference", "evaluate", "register")
     assert len(list((project.result("sample") / "images").glob("*.png"))) == 12
     drawn = "import mlflow; m = mlflow.pyfunc.load_model('models:/sfd-digits/1'); print(len(m.predict({'label': ['quer'], 'seed': [1]})))"
     status, output = project.run(

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from PIL import Image
-from support import Project, draw_images, free_port, small_params, wait_until
+from support import Project, finished_project, free_port, wait_until
 
 from sfd.data.latents import ChannelStatistics
 from sfd.errors import UserError
@@ -97,16 +97,8 @@ class Registry:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """Two classes, all stages run in one process."""
-    params = small_params()
-    params["data"] |= {"source": "folder", "root": "images"}
-    made = Project(tmp_path_factory.mktemp("project"), params)
-    draw_images(made.folder / "images" / "lying", 40, 1, vertical=False)
-    draw_images(made.folder / "images" / "upright", 40, 2, vertical=True)
-    in_one_process = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py')"
-    status, output = made.run("python", "-c", in_one_process, *STAGES)
-    assert status == 0, output
-    yield made
+    """Two classes, all stages run."""
+    yield finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("registry") / "project")
 
 
 @pytest.fixture
@@ -132,7 +124,7 @@ def test_registration_says_how_good_the_version_is_how_that_was_measured_and_on_
     assert (tags["data.digest"], tags["data.num_train"], tags["data.num_classes"]) == (summary["digest"], "60", "2")
     assert float(tags["metric.se_class_accuracy"]) > 0
     smoke = json.loads(tags["smoke"])
-    assert smoke["labels"] == ["lying", "upright"] * 4 and len(smoke["sha256"]) == 64 and "torch" in smoke["device"]
+    assert smoke["labels"] == ["hoch ü", "quer"] * 4 and len(smoke["sha256"]) == 64 and "torch" in smoke["device"]
     kept = registry.client.download_artifacts(registry.first().run_id, "params.yaml")
     assert Path(kept).read_bytes() == (registry.project.folder / "params.yaml").read_bytes()
 
@@ -266,7 +258,7 @@ def test_a_registration_that_is_killed_anywhere_is_completed_by_the_next_one_as_
     registration = Registration(f"killed after {last}", last)
     like = registry.client.get_run(registry.first().run_id)
     run_id = registry.client.create_run(like.info.experiment_id).info.run_id
-    monkeypatch.setattr(registering, "run_smoke", lambda *_: Smoke(("lying",), "0" * 64, "none"))
+    monkeypatch.setattr(registering, "run_smoke", lambda *_: Smoke(("quer",), "0" * 64, "none"))
     inputs = (HERE, registration, sample, registering.model_folders(HERE, params), tags, run_id, tmp_path)
     original = getattr(registering, last)
 

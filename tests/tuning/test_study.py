@@ -12,7 +12,7 @@ import optuna
 import pytest
 import torch
 from postgres import postgres_server
-from support import IN_ONE_PROCESS, Project, draw_images, small_params, wait_until
+from support import Project, finished_project, run_stages, small_params, wait_until
 
 from sfd.errors import UserError
 from sfd.generation.model import DiffusionModel
@@ -25,26 +25,11 @@ from sfd.workspace import Workspace
 
 pytestmark = pytest.mark.long
 
-STAGES = [
-    "scan",
-    "prepare",
-    "encoder",
-    "text",
-    "texture_vae",
-    "judge",
-    "features",
-    "semantic",
-    "latents",
-    "schedule",
-    "diffusion",
-    "reference",
-]
-
 
 def shared_params() -> dict[str, Any]:
     """A model for all offsets, and a small study of the offset and of guidance."""
     params = small_params()
-    params["data"] |= {"source": "folder", "root": "images"}
+    params["data"] |= {"source": "folder", "root": "images", "mirror": True}
     params["schedule"]["tau"] = {"low": 0.0, "high": 1.0}
     params["sample"]["schedule"] = {"kind": "offset", "tau": 0.5}
     params["tune"]["pruner"] = "none"
@@ -58,11 +43,9 @@ def shared_params() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose model is trained, and where nothing was tuned yet."""
-    project = Project(tmp_path_factory.mktemp("trained"), shared_params())
-    draw_images(project.folder / "images" / "lying", 40, 1, vertical=False)
-    draw_images(project.folder / "images" / "upright", 40, 2, vertical=True)
-    status, output = project.run("python", "-c", IN_ONE_PROCESS, *STAGES)
-    assert status == 0, output
+    project = finished_project(tmp_path_factory).copy_to(tmp_path_factory.mktemp("trained") / "project")
+    project.write_params(shared_params())
+    run_stages(project, "scan", "schedule", "diffusion", "reference")
     return project
 
 
@@ -246,8 +229,7 @@ def test_the_learnt_curve_is_tried_first_and_then_its_neighbourhood(project: Pro
     )
     with pytest.raises(UserError, match="run `dvc repro schedule` first"):
         tune(Workspace.find())
-    status, output = project.run("python", "-c", IN_ONE_PROCESS, "scan", "schedule")
-    assert status == 0, output
+    output = run_stages(project, "scan", "schedule")
     tune(Workspace.find())
     found = json.loads((project.result("schedule") / "schedule.json").read_text())["schedule"]["knots"]
     first, second = (trial.user_attrs["settings"] for trial in load(project).trials)
