@@ -5,7 +5,6 @@ import math
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -205,7 +204,7 @@ def tiny() -> list[str]:
 @pytest.mark.timeout(1500)
 def test_a_tiny_grid_is_stopped_by_every_signal_and_goes_on_to_the_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "answer.py"), "--out", str(out), "--seeds", "1"]
+    command = ["python", "-u", str(REPOSITORY / "benchmarks" / "answer.py"), "--out", str(out), "--seeds", "1"]
     command += [
         "--points",
         "sync,tuned,learnt,none,va-vae-sync",
@@ -220,7 +219,7 @@ def test_a_tiny_grid_is_stopped_by_every_signal_and_goes_on_to_the_report(tmp_pa
     def start() -> "subprocess.Popen[str]":
         return subprocess.Popen(
             command,
-            env=environment(forked=False) | {"PYTHONUNBUFFERED": "1"},
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -257,5 +256,5 @@ def test_a_tiny_grid_is_stopped_by_every_signal_and_goes_on_to_the_report(tmp_pa
     assert "| digits-train | va-vae-sync | 1 |" in output and (out / "answer.png").is_file()
     search = json.loads((folder / "search.json").read_text())
     assert [len(row) for row in search.values()] == [8, 4, 2]
-    again = subprocess.run([*command, "--dry-run"], env=environment(forked=False), capture_output=True, text=True)
+    again = subprocess.run([*command, "--dry-run"], env=environment(), capture_output=True, text=True)
     assert "0.0 hours" in again.stdout, again.stdout + again.stderr

@@ -421,9 +421,13 @@ def train_side_by_side(folder: Path) -> None:
             keep(run(task, place, sharding=sharding, accumulation_steps=2), place)
 
 
+COMPILED = ("none", "selective")
+"""Kinds of checkpointing: `block` is `selective` that keeps nothing."""
+
+
 def train_compiled(folder: Path) -> None:
     """Under torchrun: sharded weights, each block compiled, with each kind of checkpointing."""
-    for kind in ("none", "block", "selective"):
+    for kind in COMPILED:
         task = routed_task()
         task.network.checkpoint_activations(kind)
         keep(run(task, folder / kind, sharding="fsdp", compile=True), folder / kind)
@@ -442,7 +446,7 @@ def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
 def test_sharded_weights_whose_blocks_are_compiled_have_the_losses_of_one_process(tmp_path: Path) -> None:
     torchrun(__file__, "compiled", str(tmp_path))
     expected = [row["total"] for row in run(routed_task(), tmp_path / "alone").curve]
-    for kind in ("none", "block", "selective"):
+    for kind in COMPILED:
         assert_kept_losses(tmp_path / kind, expected, rel=1e-4)
 
 

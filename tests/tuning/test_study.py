@@ -79,13 +79,16 @@ def runs_of(project: Project) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], "tags.`sfd.study` != ''"))
 
 
-def registered_models(project: Project) -> list[Any]:
+def registered(project: Project) -> list[tuple[str, str, list[str]]]:
+    """Name, number and aliases of each registered version."""
     from mlflow import MlflowClient
 
-    return list(MlflowClient(registry_uri=f"sqlite:///{project.folder}/mlruns/mlflow.db").search_registered_models())
+    store = MlflowClient(registry_uri=f"sqlite:///{project.folder}/mlruns/mlflow.db")
+    return [(found.name, str(found.version), sorted(found.aliases)) for found in store.search_model_versions()]
 
 
 def test_a_study_ends_in_a_report_in_runs_that_name_their_trials_and_in_values_that_dvc_takes_up(
+    trained: Project,
     project: Project,
 ) -> None:
     tune(Workspace.find())
@@ -105,7 +108,7 @@ def test_a_study_ends_in_a_report_in_runs_that_name_their_trials_and_in_values_t
     names = set(study.user_attrs["confirmation"])
     assert {"params.yaml", "tau = 0.3", "tau = 0"} < names and len(names) == 4
     assert all(len(scores["values"]["fd"]) == 2 for scores in study.user_attrs["confirmation"].values())
-    assert registered_models(project) == [], "no trial ever shadows a candidate or champion"
+    assert registered(project) == registered(trained), "no trial ever shadows a candidate or champion"
     report = project.result("tune") / "report.html"
     assert "tau = 0.3" in report.read_text() and (project.result("tune") / "best.yaml").is_file()
 
@@ -145,7 +148,7 @@ def test_refined_candidates_differ_from_plain_ones_and_repeat_to_the_last_digit(
     assert not list((project.folder / ".sfd" / "tune").iterdir()), "passing work is removed"
 
 
-def test_trials_that_train_reuse_the_latents_and_poor_ones_are_pruned(project: Project) -> None:
+def test_trials_that_train_reuse_the_latents_and_poor_ones_are_pruned(trained: Project, project: Project) -> None:
     space = {"schedule.tau": {"low": 0.0, "high": 1.0}, "schedule.kind": {"choices": ["offset", "curve", "power"]}}
     change(
         project,
@@ -163,7 +166,7 @@ def test_trials_that_train_reuse_the_latents_and_poor_ones_are_pruned(project: P
         run = next(run for run in runs_of(project) if run.data.tags.get("sfd.trial") == str(trial.number))
         assert run.info.status == ("FINISHED" if trial.state.name == "COMPLETE" else "KILLED")
         assert "intermediate/fd" in run.data.metrics
-    assert registered_models(project) == []
+    assert registered(project) == registered(trained)
     confirmed = study.user_attrs["confirmation"]
     assert confirmed["params.yaml"]["values"] == confirmed["tau = 0.3"]["values"], "the same parameters, measured once"
 
@@ -466,7 +469,7 @@ def test_a_trial_that_is_interrupted_before_its_run_is_open_waits_again(
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(project: Project) -> None:
     change(project, tune={"trials": 4}, sample={"num_steps": 40})
-    main = project.start("sfd", "tune", MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
+    main = project.start("sfd", "tune", forked=True, MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
 
     def one_is_done_and_another_under_way() -> bool:
         try:
