@@ -7,6 +7,8 @@ import pytest
 from support import STAGES, Project, draw_images, made_once, run_stages, small_params
 from tiny_clip import write_clip
 
+NAMES = ("lying", "upright")
+
 
 def captioned_params() -> dict[str, Any]:
     """Small parameters of a model that is told words, with a CLIP among its judges, swaps and a negative prompt."""
@@ -34,8 +36,8 @@ def captioned_project(factory: pytest.TempPathFactory) -> Project:
 
 def _captioned_project(folder: Path) -> Project:
     made = Project(folder, captioned_params())
-    for name, seed, vertical in (("lying", 1, False), ("upright", 2, True)):
-        draw_images(folder / "images" / name, 40, seed, vertical)
+    for seed, name in enumerate(NAMES, start=1):
+        draw_images(folder / "images" / name, 40, seed, vertical=name == "upright")
         for file in (folder / "images" / name).glob("*.png"):
             file.with_suffix(".txt").write_text(f"a {name} stripe\n{name} bar number {file.stem[-1]}\n")
     write_clip(folder / "clip")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from captioned import captioned_project
+from captioned import NAMES, captioned_project
 from PIL import Image
 from served import Running, running
 from support import Project
@@ -58,6 +58,8 @@ def test_samples_are_drawn_for_held_out_captions_and_grids_show_them(project: Pr
     assert record["kind"] == "text" and record["encoder"] == network_digest(project.result("text") / "model")
     examples = record["examples"]
     assert table["prompt"].tolist() == [examples[n * len(examples) // 12] for n in range(12)], "evenly spaced"
+    captions = {f"{name} bar number {digit}" for name in NAMES for digit in range(10)}
+    assert set(table["prompt"]) <= captions | {f"a {name} stripe" for name in NAMES}
     assert len(list((project.result("diffusion") / "grids").glob("*.png"))) == 2
     curves = (project.result("diffusion") / "curves.csv").read_text()
     assert "heldout" in curves.splitlines()[0]

@@ -101,10 +101,9 @@ def test_processes_that_read_compute_with_one_thread_each() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_processes_that_read_end_with_the_one_that_started_them(tmp_path: Path, number: signal.Signals) -> None:
-    from support import environment  # not in the processes that run this file as a script
+    from support import script_environment  # not in the processes that run this file as a script
 
-    given = environment() | {"CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(["python", __file__, str(tmp_path)], env=given, stderr=subprocess.PIPE)
+    process = subprocess.Popen(["python", __file__, str(tmp_path)], env=script_environment(), stderr=subprocess.PIPE)
     end = time.monotonic() + 120
     while len(list(tmp_path.glob("*.pid"))) < 2:
         assert process.poll() is None and time.monotonic() < end

@@ -421,8 +421,7 @@ def train_side_by_side(folder: Path) -> None:
             keep(run(task, place, sharding=sharding, accumulation_steps=2), place)
 
 
-COMPILED = ("none", "selective")
-"""Kinds of checkpointing: `block` is `selective` that keeps nothing."""
+COMPILED = ("none", "block", "selective")
 
 
 def train_compiled(folder: Path) -> None:
