@@ -6,12 +6,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: install repro test test-all lint docs ui
 
+# --no-compile: else pip compiles all 23,000 modules, most of which are never imported, for one to two and a half minutes.
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; run make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet -c constraints.txt -e '.[dev]'
+	pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 repro: install

@@ -12,24 +12,12 @@ import pytest
 import torch
 import warm
 
-SLOWEST = ("test_study", "test_end_to_end", "test_launch", "test_digits_finetuning", "test_server", "test_tracking")
-SLOWEST += (
-    "test_models_command",
-    "test_generate",
-    "test_loop",
-    "test_released_graph",
-    "test_queue",
-    "test_preset_twins",
-)
-SLOWEST += (
-    "test_experiment_queue",
-    "test_bench",
-    "test_remotes",
-    "test_every_source",
-    "test_processes",
-    "test_memory",
-    "test_lock",
-    "test_full_size",
+SLOWEST = tuple(
+    """test_study test_end_to_end test_launch test_scaffold test_gpu_check test_sparse
+    test_preset_twins test_gpu_path test_answer test_digits_finetuning test_kills test_generate
+    test_models_command test_checkpointing test_estimate test_experiment_queue test_server test_released_graph
+    test_remotes test_kept_weights test_precision test_tracking test_loop test_words_served
+    test_queue test_processes test_lock test_every_source test_bench test_memory""".split()
 )
 """Files that take longest, the longest first: a worker that began one of them last would keep the others waiting."""
 
