@@ -189,6 +189,16 @@ def test_the_network_on_top_of_the_tokenizer_and_the_samples_take_their_share_an
     assert 200 <= params.sample.num_images < 700 and "would take more than 15%" in made.reasons["samples"]
 
 
+@pytest.mark.parametrize(
+    ("hours", "said"), [(0.4, "no network on top"), (2.0, "on top removes the edges of blocks, in 2,500 steps")]
+)
+def test_the_plan_says_of_the_network_on_top_what_it_writes(hours: float, said: str) -> None:
+    made, params = plan(report(EMOJI), OFFLINE, hours)
+    assert said in made.reasons["tokenizer"]
+    has_none = params.texture_vae.training is None
+    assert has_none == said.startswith("no ") == ("edges of the tokenizer's blocks show" in made.quality)
+
+
 def test_a_size_that_a_cpu_trains_quicker_in_bf16_is_planned_so_and_the_others_are_not() -> None:
     quicker = replace(TIMES, step=TIMES.step | {"XS": 0.3}, step_fp32={"XS": 0.4})
     made, params = plan(report(EMOJI), OFFLINE, 2.0, quicker)

@@ -123,12 +123,19 @@ def choose(problem: Problem, hours: float) -> Plan:
         + ("what the hours leave" if steps < most else "more would only repeat them, so the hours are not used up"),
         "samples": f"{num_samples:,}: " + _why_samples(problem, num_samples),
     }
+    if has_residual(problem):
+        reasons["tokenizer"] += "; " + _why_residual(residual)
     if size in problem.timings.step_fp32:
         seconds, slower = problem.timings.step[size], problem.timings.step_fp32[size]
         reasons["precision"] = f"bf16: this processor has it; a step takes {seconds:.2g} s, in float32 {slower:.2g} s"
     gates, reasons["gates"] = _gates(problem, num_samples)
     changes = _changes(problem, size, num_samples, steps, residual) | {"register": {"gates": gates}}
-    return Plan(changes, reasons, all_costs, _quality(problem, size, steps, epochs))
+    return Plan(changes, reasons, all_costs, _quality(problem, size, steps, epochs, residual))
+
+
+def has_residual(problem: Problem) -> bool:
+    """Whether a network can be trained on top of the tokenizer."""
+    return problem.params.texture_vae.source == "pca"
 
 
 def afford(problem: Problem, size: str, hours: float) -> tuple[int, int, int]:
@@ -264,7 +271,7 @@ def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual
         section: dict(values) if isinstance(values, dict) else values
         for section, values in problem.draft.changes.items()
     }
-    if changes["texture_vae"]["source"] == "pca":
+    if has_residual(problem):
         training = changes["texture_vae"]["training"]
         changes["texture_vae"]["training"] = training | {"num_steps": residual} if residual else None
     diffusion = changes.setdefault("diffusion", {})
@@ -294,7 +301,16 @@ def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual
     return changes
 
 
-def _quality(problem: Problem, size: str, steps: int, epochs: float) -> str:
+def _why_residual(residual: int) -> str:
+    if residual:
+        return f"a small network on top removes the edges of blocks, in {residual:,} steps"
+    return (
+        f"no network on top, which would remove the edges of blocks: its {min(RESIDUAL_STEPS):,} steps would take more than {RESIDUAL_SHARE:.0%} of "
+        "the hours, or leave too few for the model"
+    )
+
+
+def _quality(problem: Problem, size: str, steps: int, epochs: float, residual: int) -> str:
     pixels = problem.params.data.image_size
     if not problem.has_gpu:
         said = (
@@ -305,6 +321,8 @@ def _quality(problem: Problem, size: str, steps: int, epochs: float) -> str:
         words = f"small pictures of {pixels} pixels, {said}"
     else:
         words = f"pictures of {pixels} pixels; not measured for this size of model on a GPU"
+    if has_residual(problem) and not residual:
+        words += "; the edges of the tokenizer's blocks show"
     return words + (
         "; so many passes over few images make near copies of them likely" if epochs > COPYING_EPOCHS else ""
     )

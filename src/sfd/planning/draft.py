@@ -243,8 +243,8 @@ def _tokenizer(made: Draft, size: int, machine: Machine) -> None:
     }
     made.choose(
         "tokenizer",
-        f"principal components of {block}x{block} blocks, {CHANNELS} channels, fitted in seconds; a small network on top removes the edges of "
-        "blocks; channels count in the loss by how much of the images they carry",
+        f"principal components of {block}x{block} blocks, {CHANNELS} channels, fitted in seconds; channels count in the loss by how much of the "
+        "images they carry",
         texture_vae={"source": "pca", "block_size": block, "latent_channels": CHANNELS, "training": training},
         diffusion={"loss": {"channel_weights": "energy", "cosine_weight": 0.0}},
     )
