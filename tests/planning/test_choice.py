@@ -9,7 +9,7 @@ from sfd.data.report import DataReport
 from sfd.errors import UserError
 from sfd.params import LearntParams, Params, check_study, current_value, parse_params, parse_yaml
 from sfd.params.yaml import merge
-from sfd.planning.choice import Plan, Problem, choose, costs, needed_hours
+from sfd.planning.choice import USEFUL_STEPS, Plan, Problem, choose, costs, needed_hours
 from sfd.planning.draft import Draft, draft
 from sfd.planning.machine import Machine
 from sfd.planning.plan import put
@@ -217,12 +217,15 @@ def test_more_passes_over_few_images_than_are_worth_it_are_not_planned() -> None
 def test_hours_in_which_nothing_useful_comes_out_are_refused_with_those_that_would_do() -> None:
     asked = problem(report(EMOJI), OFFLINE, TIMES)
     with pytest.raises(
-        UserError, match=r"in 0.1 hours nothing useful comes out .* give --hours (0\.\d+) or more"
+        UserError,
+        match=r"in 0.1 hours nothing useful comes out .* give --hours (0\.\d+) or more",
     ) as refused:
         choose(asked, 0.1)
     enough = float(str(refused.value).split("--hours ")[1].split()[0])
-    assert 0 <= enough - needed_hours(asked) <= 0.02
-    assert choose(asked, enough).hours <= enough
+    hours, size = needed_hours(asked)
+    assert 0 <= enough - hours <= 0.02 and f"({size}) needs {USEFUL_STEPS[size]:,} steps" in str(refused.value)
+    made = choose(asked, enough)
+    assert made.hours <= enough and made.reasons["model"].startswith(size)
 
 
 def test_too_few_images_are_refused_and_a_split_by_folders_is_kept() -> None:

@@ -156,12 +156,14 @@ def afford(problem: Problem, size: str, hours: float) -> tuple[int, int, int]:
     return *parts, steps
 
 
-def needed_hours(problem: Problem) -> float:
-    """The fewest hours in which something useful comes out."""
-    return min(
-        sum(cost.seconds for cost in costs(problem, size, FEWEST_SAMPLES, USEFUL_STEPS[size], 0))
+def needed_hours(problem: Problem) -> tuple[float, str]:
+    """The fewest hours in which something useful comes out, and the size of model that they are for."""
+    seconds = {
+        size: sum(cost.seconds for cost in costs(problem, size, FEWEST_SAMPLES, USEFUL_STEPS[size], 0))
         for size in problem.timings.step
-    ) / (3600 * SLACK)
+    }
+    size = min(seconds, key=lambda each: seconds[each])
+    return seconds[size] / (3600 * SLACK), size
 
 
 def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: int) -> tuple[Cost, ...]:
@@ -363,8 +365,8 @@ def _rounded(steps: int) -> int:
 
 
 def _too_short(problem: Problem, hours: float) -> str:
-    needed = needed_hours(problem)
+    needed, size = needed_hours(problem)
     return (
-        f"in {hours:g} hours nothing useful comes out on this machine: the training needs {USEFUL_STEPS['XS']:,} steps or more, and the other "
-        f"stages their time, too; give --hours {max(0.01, round(needed + 0.005, 2)):g} or more"
+        f"in {hours:g} hours nothing useful comes out on this machine: the model that is trained soonest ({size}) needs {USEFUL_STEPS[size]:,} steps "
+        f"or more, and the other stages their time, too; give --hours {max(0.01, round(needed + 0.005, 2)):g} or more"
     )
