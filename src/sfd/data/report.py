@@ -192,7 +192,7 @@ def _notes(
     small, large = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
     if len(totals) == 1 and not has_captions:
         notes.append(
-            "there is one class, so there is nothing to tell a model about an image: diffusion.model.condition `none` fits"
+            "there is one class, so there is nothing to tell a model about an image: diffusion.model.condition is to be `none`"
         )
     elif len(totals) > 1 and totals[large] > _UNEQUAL * totals[small]:
         notes.append(f"the classes are unequal: {large!r} has {totals[large]} images and {small!r} {totals[small]}")
