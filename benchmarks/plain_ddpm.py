@@ -7,6 +7,8 @@
 Defaults are those of its README: ``Unet(dim=64, dim_mults=(1, 2, 4, 8))``, 1,000 time steps, batch 16, learning rate 1e-4. Its own
 number of steps, 700,000, is replaced by the hours. Samples are drawn by DDIM after the hours are over, in as many steps as
 ``--sampling-steps`` says (its README: 250). Stopped by Ctrl-C, the same command goes on: the hours count training alone.
+
+The distance has a ceiling: noise and plain colours, which are scored too, say how far pictures of nothing are.
 """
 
 import json
@@ -103,7 +105,7 @@ def score(
     project: Annotated[Path, typer.Argument(help="a finished project on the same images")],
     samples: Annotated[Path, typer.Argument(help="the other model's samples")],
 ) -> None:
-    """Prints the Frechet distance of both models' samples, and of training images, to the project's held-out images."""
+    """Prints the Frechet distance of both models' samples to the project's held-out images, and of training images, noise and plain colours."""
     from sfd.data.images import ManifestImages, Pixels, to_tensor_uint8
     from sfd.data.manifest import HELDOUT, TRAIN
     from sfd.encoders.judges.judge import load_judge
@@ -130,6 +132,14 @@ def score(
     reference = real(heldout, "heldout")
     print(f"judge {judge.name}, {count} images in each set")
     print(f"{'training images':<16} {real(training, 'train').distance(reference):.4f}")
+    random = torch.Generator().manual_seed(SEED)
+    for name, side in (("noise", SIDE), ("plain colours", 1)):
+        drawn = (
+            torch.randint(256, (len(some), 3, side, side), generator=random, dtype=torch.uint8)
+            for some in _batches([*range(count)])
+        )
+        shown = (colours.expand(-1, -1, SIDE, SIDE).to(judge.device) for colours in drawn)
+        print(f"{name:<16} {FeatureStatistics.of(extract(judge, shown).features).distance(reference):.4f}")
     for name, paths in files.items():
         pictures = ([Image.open(path).convert("RGB") for path in some] for some in _batches(paths[:count]))
         features = extract(judge, (to_tensor_uint8(some).to(judge.device) for some in pictures)).features
