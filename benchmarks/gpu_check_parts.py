@@ -194,8 +194,8 @@ def network(bench: Bench) -> None:
     compiled: Any = torch.compile(here)
     with torch.no_grad():
         bench.check("velocity, compiled, float32", difference(compiled(*local).velocity, expected), FLOAT32_LIMIT)
-    with torch.no_grad(), torch.autocast(bench.device.type, torch.bfloat16):
-        bench.check("velocity, compiled, bf16", difference(compiled(*local).velocity, expected), BF16_LIMIT)
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            bench.check("velocity, compiled, bf16", difference(compiled(*local).velocity, expected), BF16_LIMIT)
 
 
 def samplers(bench: Bench) -> None:

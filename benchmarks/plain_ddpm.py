@@ -132,18 +132,19 @@ def score(
     reference = real(heldout, "heldout")
     print(f"judge {judge.name}, {count} images in each set")
     print(f"{'training images':<16} {real(training, 'train').distance(reference):.4f}")
+
+    def show(name: str, batches: Iterator[torch.Tensor]) -> None:
+        features = extract(judge, (batch.to(judge.device) for batch in batches)).features
+        print(f"{name:<16} {FeatureStatistics.of(features).distance(reference):.4f}")
+
     random = torch.Generator().manual_seed(SEED)
     for name, side in (("noise", SIDE), ("plain colours", 1)):
-        drawn = (
-            torch.randint(256, (len(some), 3, side, side), generator=random, dtype=torch.uint8)
-            for some in _batches([*range(count)])
-        )
-        shown = (colours.expand(-1, -1, SIDE, SIDE).to(judge.device) for colours in drawn)
-        print(f"{name:<16} {FeatureStatistics.of(extract(judge, shown).features).distance(reference):.4f}")
+        shapes = ((len(some), 3, side, side) for some in _batches(list(range(count))))
+        drawn = (torch.randint(256, shape, generator=random, dtype=torch.uint8) for shape in shapes)
+        show(name, (values.expand(-1, -1, SIDE, SIDE) for values in drawn))
     for name, paths in files.items():
         pictures = ([Image.open(path).convert("RGB") for path in some] for some in _batches(paths[:count]))
-        features = extract(judge, (to_tensor_uint8(some).to(judge.device) for some in pictures)).features
-        print(f"{name:<16} {FeatureStatistics.of(features).distance(reference):.4f}")
+        show(name, (to_tensor_uint8(some) for some in pictures))
 
 
 def _batches(values: list[T]) -> Iterator[list[T]]:

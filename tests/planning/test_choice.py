@@ -217,8 +217,7 @@ def test_more_passes_over_few_images_than_are_worth_it_are_not_planned() -> None
 def test_hours_in_which_nothing_useful_comes_out_are_refused_with_those_that_would_do() -> None:
     asked = problem(report(EMOJI), OFFLINE, TIMES)
     with pytest.raises(
-        UserError,
-        match=r"in 0.1 hours nothing useful comes out .* give --hours (0\.\d+) or more",
+        UserError, match=r"in 0.1 hours nothing useful comes out .* give --hours (0\.\d+) or more"
     ) as refused:
         choose(asked, 0.1)
     enough = float(str(refused.value).split("--hours ")[1].split()[0])

@@ -93,6 +93,11 @@ class Problem:
         return 1 + self.params.data.mirror
 
     @property
+    def can_have_residual(self) -> bool:
+        """Whether a network can be trained on top of the tokenizer."""
+        return self.params.texture_vae.source == "pca"
+
+    @property
     def wanted_samples(self) -> int:
         """As many as there are held-out images to compare them with, rounded up; at most what steady scores need."""
         return max(FEWEST_SAMPLES, min(WANTED_REFERENCE, -(-self.draft.num_heldout // 50) * 50))
@@ -123,7 +128,7 @@ def choose(problem: Problem, hours: float) -> Plan:
         + ("what the hours leave" if steps < most else "more would only repeat them, so the hours are not used up"),
         "samples": f"{num_samples:,}: " + _why_samples(problem, num_samples),
     }
-    if has_residual(problem):
+    if problem.can_have_residual:
         reasons["tokenizer"] += "; " + _why_residual(residual)
     if size in problem.timings.step_fp32:
         seconds, slower = problem.timings.step[size], problem.timings.step_fp32[size]
@@ -131,11 +136,6 @@ def choose(problem: Problem, hours: float) -> Plan:
     gates, reasons["gates"] = _gates(problem, num_samples)
     changes = _changes(problem, size, num_samples, steps, residual) | {"register": {"gates": gates}}
     return Plan(changes, reasons, all_costs, _quality(problem, size, steps, epochs, residual))
-
-
-def has_residual(problem: Problem) -> bool:
-    """Whether a network can be trained on top of the tokenizer."""
-    return problem.params.texture_vae.source == "pca"
 
 
 def afford(problem: Problem, size: str, hours: float) -> tuple[int, int, int]:
@@ -273,7 +273,7 @@ def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual
         section: dict(values) if isinstance(values, dict) else values
         for section, values in problem.draft.changes.items()
     }
-    if has_residual(problem):
+    if problem.can_have_residual:
         training = changes["texture_vae"]["training"]
         changes["texture_vae"]["training"] = training | {"num_steps": residual} if residual else None
     diffusion = changes.setdefault("diffusion", {})
@@ -323,7 +323,7 @@ def _quality(problem: Problem, size: str, steps: int, epochs: float, residual: i
         words = f"small pictures of {pixels} pixels, {said}"
     else:
         words = f"pictures of {pixels} pixels; not measured for this size of model on a GPU"
-    if has_residual(problem) and not residual:
+    if problem.can_have_residual and not residual:
         words += "; the edges of the tokenizer's blocks show"
     return words + (
         "; so many passes over few images make near copies of them likely" if epochs > COPYING_EPOCHS else ""
