@@ -116,32 +116,35 @@ PICTURES: Values = {
     "encoder.num_heads": 3,
     "encoder.training.num_steps": 2000,
     "encoder.training.ema_decay": 0.995,
+    "texture_vae.source": "pca",
+    "texture_vae.block_size": 8,
+    "texture_vae.latent_channels": 24,
+    "texture_vae.training": None,
+    "semantic.latent_channels": 8,
+    "semantic.training.num_steps": 1000,
+    "diffusion.loss.channel_weights": "energy",
+    "diffusion.training.warmup_steps": 200,
+    "diffusion.training.beta2": 0.95,
+    "diffusion.training.ema_decay": 0.995,
+    "diffusion.training.max_grad_norm": 1.0,
+    "judges": [
+        {"kind": "timm", "source": "package", "name": name, "model": f"tf_efficientnet_{name}", "input_size": 128, "training": None}
+        for name in ("lite1", "lite2")
+    ],
+}
+"""A folder of pictures at 64 pixels, instead of the digits: tokenizer, judges and size are those that `sfd init` writes for an hour or two."""
+
+PICTURES_ALIGNED: Values = {
     "texture_vae.channels": [16, 32, 64, 128],
-    "texture_vae.latent_channels": 16,
+    "texture_vae.latent_channels": 24,
     "texture_vae.kl_weight": 1e-6,
     "texture_vae.training.num_steps": 3000,
     "texture_vae.training.learning_rate": 0.001,
     "texture_vae.training.ema_decay": 0.99,
     "texture_vae.training.max_grad_norm": 1.0,
-    "semantic.latent_channels": 8,
-    "semantic.width": 192,
-    "semantic.training.num_steps": 1000,
-    "diffusion.model.size": "XS",
-    "diffusion.training.warmup_steps": 200,
-    "diffusion.training.beta2": 0.95,
-    "diffusion.training.ema_decay": 0.999,
-    "diffusion.training.max_grad_norm": 1.0,
+    "diffusion.loss.channel_weights": "none",
 }
-"""A folder of pictures at 64 pixels, instead of the digits."""
-
-
-def picture_judges(digits: Params) -> list[Values]:
-    """A ResNet that learns the classes, and a network with ImageNet weights that is no encoder here."""
-    first = digits.first_judge.model_dump(mode="json")
-    training = first["training"] | {"num_steps": 2000, "ema_decay": 0.995}
-    first |= {"name": "pictures_judge", "channels": [32, 64, 128, 128], "training": training}
-    lite = {"name": "lite1", "model": "tf_efficientnet_lite1", "input_size": 128, "training": None}
-    return [first, {"kind": "timm", "source": "package"} | lite]
+"""For the points with an aligned texture VAE, which must be trained."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,10 @@ def project_params(data: str, encoder: str, variant: str, probe_steps: int, more
     """
     values, digits = dict(SHARED), load_preset("digits")
     if data != DIGITS:
-        values |= PICTURES | {"data.root": str(Path(data).resolve()), "judges": picture_judges(digits)}
+        values |= PICTURES | {"data.root": str(Path(data).resolve())}
+        if variant in (ALIGNED, ALIGNED_ONLY):
+            tokenizer = {key for key in values if key.startswith("texture_vae.")}
+            values = {key: value for key, value in values.items() if key not in tokenizer} | PICTURES_ALIGNED
     if encoder == "package":
         # One feature per 32 pixels: the grid of an f8 tokenizer.
         side = 256 if data != DIGITS else 128
@@ -193,9 +199,7 @@ def project_params(data: str, encoder: str, variant: str, probe_steps: int, more
         learnt = load_preset("digits-learnt").schedule.learnt
         assert learnt is not None
         changes = changes | {"schedule.learnt": learnt.model_dump(mode="json") | {"probe_steps": probe_steps}}
-    removed = {"encoder.training", "semantic.training"} & {
-        key for key, value in (values | changes).items() if value is None
-    }
+    removed = {key for key, value in (values | changes).items() if key.endswith(".training") and value is None}
     kept = {
         key: value for key, value in (values | more).items() if not any(key.startswith(f"{each}.") for each in removed)
     }

@@ -27,6 +27,10 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 """Width, depth and number of heads of the published sizes, and of two smaller ones. From 0p5b on they are those of SeFi-Image."""
 
+USEFUL_IMAGES: dict[str, int] = {"tiny": 80_000, "XS": 48_000, "S": 320_000, "B": 1_280_000}
+"""Training images, repeats counted, from which on a size that starts from nothing is worth its time. XS draws some things recognisably after
+64,000 images of 64 tokens, and about half of them after 320,000 (emoji, docs/your-own-images.md); the others are scaled from that by judgement."""
+
 FLUX2_DOUBLE_BLOCKS: dict[str, int] = {
     "tiny": 1,
     "0p5b": 3,

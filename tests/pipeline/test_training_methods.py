@@ -44,7 +44,7 @@ def train(project: Project, source: Path | None = None) -> bytes:
 
 
 def test_a_model_trained_with_muon_and_irepa_is_the_same_after_a_kill_and_is_drawn_from(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(project)
     draw = SampleGrids.__call__
@@ -58,6 +58,8 @@ def test_a_model_trained_with_muon_and_irepa_is_the_same_after_a_kill_and_is_dra
         patch.setattr(SampleGrids, "__call__", killed_at_4)
         train(project)
     continued = train(project)
+    said = capsys.readouterr().err
+    assert "80,000: with diffusion.training.num_steps" in said, "the run is far too short for any picture, and says so"
     shutil.rmtree(project.folder / ".sfd")
     assert train(project) == continued
     config = json.loads((project.result("diffusion") / "model/config.json").read_text())
@@ -67,11 +69,14 @@ def test_a_model_trained_with_muon_and_irepa_is_the_same_after_a_kill_and_is_dra
     assert len(list(project.result("sample").rglob("*.png"))) > 0
 
 
-def test_fine_tuning_with_the_convolution_says_that_the_projector_is_new_and_copies_the_rest(project: Project) -> None:
+def test_fine_tuning_with_the_convolution_says_that_the_projector_is_new_and_copies_the_rest(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = project.folder / "source"
     shutil.copytree(project.result("diffusion") / "model", source)
     change(project, init_from="source")
     train(project, source)
+    assert "draws little" not in capsys.readouterr().err, "a short training is what fine-tuning is for"
     report = (project.result("diffusion") / "start.txt").read_text()
     assert "re-initialised: repa_projector (2 tensors)" in report and "unused: repa_projector (6 tensors)" in report
     tuned = DiffusionModel.load(project.result("diffusion") / "model").network

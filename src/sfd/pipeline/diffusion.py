@@ -31,7 +31,7 @@ from sfd.models.backbone import Backbone
 from sfd.models.text_condition import NO_WORDS
 from sfd.names import HELDOUT
 from sfd.network_files import network_digest
-from sfd.params import Params, registered_model
+from sfd.params import DiffusionParams, Params, registered_model
 from sfd.pictures import labelled_grid, save_png
 from sfd.pipeline.finished import GRIDS, STEPS, entry, keep, take_up
 from sfd.pipeline.inputs import resolve_registered
@@ -39,6 +39,7 @@ from sfd.pipeline.schedule import with_schedule
 from sfd.pipeline.stage import Stage
 from sfd.pipeline.training import check_shards
 from sfd.processes import inference_device, rank, world_size
+from sfd.sizes import USEFUL_IMAGES
 from sfd.training.backbone import build_network, build_routing
 from sfd.training.captions import words_of
 from sfd.training.curves import write_curve
@@ -233,7 +234,10 @@ def _leave_model(model: DiffusionModel, stage: Stage) -> None:
 def _tell_start(start: Start, stage: Stage) -> None:
     """Prints and logs what became of the weights that training starts from, and how many parameters it trains."""
     stage.log({"trainable_parameters": float(start.trainable)})
-    if start.transfer is None or rank() != 0:
+    if rank() != 0:
+        return
+    if start.transfer is None:
+        _tell_short(stage.params.diffusion)
         return
     source = _describe_source(stage.workspace, stage.params.diffusion.init_from or "")
     if stage.run is not None:
@@ -244,6 +248,18 @@ def _tell_start(start: Start, stage: Stage) -> None:
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     start.transfer.save(stage.out / "start.json")
     stage.log_artifacts(report, stage.out / "start.json")
+
+
+def _tell_short(params: DiffusionParams) -> None:
+    """Says before the training, not after it, that it is too short for a network of its size."""
+    size, training = params.model.size, params.training
+    images, useful = training.num_steps * training.batch_size, USEFUL_IMAGES.get(size, 0)
+    if images < useful:
+        print(
+            f"diffusion: note: {training.num_steps:,} steps of {training.batch_size} are {images:,} images, and size {size} draws little that can be "
+            f"recognised before {useful:,}: with diffusion.training.num_steps {math.ceil(useful / training.batch_size):,} it has as many",
+            file=sys.stderr,
+        )
 
 
 def _describe_source(workspace: Workspace, init_from: str) -> str:

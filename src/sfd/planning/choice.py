@@ -8,12 +8,11 @@ from sfd.params import Params, TrainingParams
 from sfd.pipeline.texture_vae import FIT_IMAGES, QUALITY_IMAGES
 from sfd.planning.draft import NEEDED_REFERENCE, RESIDUAL_STEPS, WANTED_REFERENCE, Draft, Tree
 from sfd.planning.timing import Timings
-from sfd.sizes import SIZES
+from sfd.sizes import SIZES, USEFUL_IMAGES
 
 BATCH = 32
-USEFUL_STEPS = {"tiny": 2500, "XS": 1500, "S": 10_000, "B": 40_000}
-"""Steps of a batch of 32 from which on a size is worth its time. XS draws some things recognisably after 2,000 steps on 64 tokens, and about
-half of them after 10,000 (emoji, docs/your-own-images.md); the others are scaled from that by judgement."""
+USEFUL_STEPS = {size: images // BATCH for size, images in USEFUL_IMAGES.items()}
+"""Steps from which on a size is worth its time."""
 MOST_EPOCHS, COPYING_EPOCHS = 1000, 300
 """More passes over the images only repeat them; from so many on, copies are likely. Neither was measured."""
 SLACK = 0.95
