@@ -6,9 +6,7 @@ from sfd.encoders.judges.judge import Judge
 from sfd.names import (
     COUNT_PREFIX,
     FDR,
-    SWAP_ACCURACY,
     TOO_FEW_PREFIX,
-    WORD_METRICS,
     distance_name,
     is_metric,
     kind_of,
@@ -27,23 +25,13 @@ def least_images(metric: str, params: EvaluateParams, judge: Judge) -> int | Non
 
     A covariance of N images has rank N - 1, so a Frechet distance needs more images than features.
     """
-    limits, kind = params.min_images, kind_of(metric)
+    limit, kind = params.min_images.limit_of(metric), kind_of(metric)
+    if limit is None:
+        return None
     if kind in ("fd", "fid", "fdr", "sfid"):
-        size = judge.num_spatial_features if kind == "sfid" else judge.num_features
-        return None if limits.fd is None else max(limits.fd, size + 1)
+        return max(limit, 1 + (judge.num_spatial_features if kind == "sfid" else judge.num_features))
     if kind in ("precision", "recall", "density", "coverage"):
-        return None if limits.precision is None else max(limits.precision, IMAGES_PER_NEIGHBOUR * params.neighbours)
-    limit: int | None = {
-        "kid": limits.kid,
-        "cmmd": limits.kid,
-        "is": limits.inception_score,
-        "inception_score": limits.inception_score,
-        "class_accuracy": limits.class_accuracy,
-        "class_accuracy_heldout": limits.class_accuracy,
-        "memorised_fraction": limits.memorised_fraction,
-        **dict.fromkeys(WORD_METRICS, limits.text_agreement),
-        SWAP_ACCURACY: limits.swap_accuracy,
-    }.get(kind)
+        return max(limit, IMAGES_PER_NEIGHBOUR * params.neighbours)
     return limit
 
 

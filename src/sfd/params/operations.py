@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sfd.names import RETRIEVAL, nearest
+from sfd.names import FDR, RETRIEVAL, SWAP_ACCURACY, WORD_METRICS, kind_of, nearest
 from sfd.params.types import FilePath, Positive, Section
 
 
@@ -33,6 +33,26 @@ class MinImagesParams(Section):
         "`memorised_pairs`",
     )
     swap_accuracy: Positive | None = Field(50, description="images that `evaluate.swaps` asks for")
+
+    def limit_of(self, metric: str) -> int | None:
+        """The limit of a metric; None: it has none."""
+        kind = kind_of(metric)
+        name = next((name for name, kinds in _LIMITED.items() if kind in kinds), None)
+        limit: int | None = None if name is None else getattr(self, name)
+        return limit
+
+
+_LIMITED: dict[str, tuple[str, ...]] = {
+    "fd": ("fd", "fid", FDR, "sfid"),
+    "kid": ("kid", "cmmd"),
+    "precision": ("precision", "recall", "density", "coverage"),
+    "inception_score": ("is", "inception_score"),
+    "class_accuracy": ("class_accuracy", "class_accuracy_heldout"),
+    "memorised_fraction": ("memorised_fraction",),
+    "swap_accuracy": (SWAP_ACCURACY,),
+    "text_agreement": tuple(kind for kind in WORD_METRICS if kind != SWAP_ACCURACY),
+}
+"""The kinds of metrics that each limit is for."""
 
 
 class EvaluateParams(Section):

@@ -9,7 +9,7 @@ from itertools import islice, product
 from typing import Any
 
 from sfd.errors import UserError
-from sfd.names import FDR, INCEPTION, RETRIEVAL, distance_name, kind_of, nearest
+from sfd.names import FDR, INCEPTION, RETRIEVAL, distance_name, nearest
 from sfd.params.halving import candidate_values, check_halving
 from sfd.params.judging import encoder_metrics
 from sfd.params.operations import VARIABLE, SpaceParams
@@ -96,16 +96,8 @@ def _check_words(params: Params) -> None:
 def _check_images(params: Params) -> None:
     """Samples of a repeat are enough for the objectives. Whether held-out images are, too, is known only where they are."""
     limits, tune = params.evaluate.min_images, params.tune
-    needed = {
-        "fd": limits.fd,
-        "fid": limits.fd,
-        FDR: limits.fd,
-        "kid": limits.kid,
-        "class_accuracy": limits.class_accuracy,
-        **dict.fromkeys(RETRIEVAL, limits.text_agreement),
-    }
     for name in tune.objectives:
-        least = needed.get(kind_of(name))
+        least = limits.limit_of(name)
         if least is not None and tune.num_images < least:
             raise UserError(
                 f"tune.objectives: `{name}` needs {least} images by evaluate.min_images, but tune.num_images is {tune.num_images}: raise it, "
