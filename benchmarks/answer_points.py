@@ -127,6 +127,8 @@ PICTURES: Values = {
     "diffusion.training.beta2": 0.95,
     "diffusion.training.ema_decay": 0.995,
     "diffusion.training.max_grad_norm": 1.0,
+    # The distance of fewer images than the judge has features is too large, by as much for all points.
+    "evaluate.min_images.fd": None,
     "judges": [
         {"kind": "timm", "source": "package", "name": name, "model": f"tf_efficientnet_{name}", "input_size": 128, "training": None}
         for name in ("lite1", "lite2")
