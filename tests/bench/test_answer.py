@@ -64,6 +64,9 @@ def test_the_rules_accept_every_point_with_every_data_set_and_encoder(
         assert (params.semantic.kind == "pca") == name.startswith("redi"), name
         assert (params.semantic.kind == "none") == (name in ("none", "va-vae-alone")), name
         assert len(params.judges) == 2 and not any(params.is_encoder(judge) for judge in params.judges), name
+        assert params.texture_vae.is_trained == (data == "digits" or name.startswith("va-vae")), name
+        # The judges of pictures have 1,280 features, more than a measurement has samples.
+        assert (params.evaluate.min_images.fd is None) == (data == "pictures"), name
         tuned = points.TUNED == name
         assert params.schedule.kind != "offset" or tuned or f"tau-{params.schedule.tau:g}" in name
 
