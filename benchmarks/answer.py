@@ -3,7 +3,7 @@
     python benchmarks/answer.py --out answer                          # the digits, with the encoder that the graph trains
     python benchmarks/answer.py --out answer --data digits --data emoji64 --encoder train --encoder package
     python benchmarks/answer.py --out answer --dry-run                # the points that are left, and the hours that they take
-    python benchmarks/answer.py --out answer --report                 # the table and the picture of what is finished
+    python benchmarks/answer.py --out answer --report                 # the table and the picture of all that is finished there
 
 `emoji64` is a folder of class folders, of 64 pixels; `python benchmarks/emoji64.py emoji64` makes one. It needs the extra `offline`.
 
@@ -97,11 +97,6 @@ class Combination:
     def left(self, points: Sequence[str], seeds: int) -> list[tuple[str, int]]:
         """The trainings that are not finished, seed by seed."""
         return [(point, seed) for seed in range(seeds) for point in points if not self.file(point, seed).is_file()]
-
-    def finished(self) -> list[Finished]:
-        """All finished trainings."""
-        files = sorted((self.folder / "points").glob("*.json"))
-        return [Finished(self.name, json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
     def workspace(self, variant: str) -> Workspace:
         """The project of a variant."""
@@ -350,7 +345,7 @@ def _minutes(each: Combination) -> float | None:
     """Of one training; None if it is not known yet."""
     if each.setup["steps"] is None:
         return float(each.setup["minutes"])
-    known = [finished.looks[-1]["seconds"] for finished in each.finished()]
+    known = [finished.looks[-1]["seconds"] for finished in read_finished(each.folder)]
     return sum(known) / len(known) / 60.0 if known else None
 
 
@@ -371,6 +366,12 @@ def run_all(combinations: Sequence[Combination], points: Sequence[str], seeds: i
                     f"{each.name}: {point}, seed {seed}: {last['seconds'] / 60:.1f} min, FD {last['fd']:.3f}",
                     flush=True,
                 )
+
+
+def read_finished(folder: Path) -> list[Finished]:
+    """All finished trainings of a combination's folder."""
+    files = sorted((folder / "points").glob("*.json"))
+    return [Finished(folder.name, json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
 def _checked(points: str | None, encoders: Sequence[str], data: Sequence[str]) -> list[str]:
@@ -403,7 +404,9 @@ def main(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value in all projects; repeatable.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the points that are left, and the hours.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Only write the report of what is finished.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Only write the report of all that is finished in --out.")
+    ] = False,
 ) -> None:
     """Trains what is left, and writes report.md and answer.png."""
     try:
@@ -412,20 +415,24 @@ def main(
         setup: Values = {"minutes": None if steps is not None else minutes, "steps": steps, "num_images": num_images}
         setup |= {"looks": LOOKS, "set": parse_values(values or [])}
         with terminable("stopped; the same command goes on"):
-            combinations = [Combination(out, one, other, setup) for one in sources for other in encoders]
-            if dry_run:
-                for each in combinations:
-                    for point in chosen:
-                        each.params(POINTS[point].variant)  # the rules
-                print(plan(combinations, chosen, seeds))
-                return
             if not report:
+                combinations = [Combination(out, one, other, setup) for one in sources for other in encoders]
+                if dry_run:
+                    for each in combinations:
+                        for point in chosen:
+                            each.params(POINTS[point].variant)  # the rules
+                    print(plan(combinations, chosen, seeds))
+                    return
                 with locked(out / ".lock", wait=True):
                     for each in combinations:
                         each.begin()
                 run_all(combinations, chosen, seeds)
             with locked(out / ".lock", wait=True):
-                print(write_report([each for one in combinations for each in one.finished()], chosen, out))
+                print(
+                    write_report(
+                        [one for folder in sorted(out.glob("*")) for one in read_finished(folder)], chosen, out
+                    )
+                )
     except UserError as problem:
         raise SystemExit(f"error: {problem}") from None
 

@@ -125,7 +125,6 @@ PICTURES: Values = {
     "diffusion.loss.channel_weights": "energy",
     "diffusion.training.warmup_steps": 200,
     "diffusion.training.beta2": 0.95,
-    "diffusion.training.ema_decay": 0.995,
     "diffusion.training.max_grad_norm": 1.0,
     # The distance of fewer images than the judge has features is too large, by as much for all points.
     "evaluate.min_images.fd": None,
@@ -149,6 +148,10 @@ PICTURES_ALIGNED: Values = {
 """For the points with an aligned texture VAE, which must be trained."""
 
 
+AVERAGED_PER_TRAINING = 20
+"""The average of the weights reaches back a twentieth of a training, so that the first measurements are not of the weights at its start."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What each training has. ``num_images``: that it is measured with, ``looks`` times."""
@@ -161,6 +164,7 @@ class Budget:
         """As values of the parameters."""
         return {
             "diffusion.training.num_steps": self.steps,
+            "diffusion.training.ema_decay": max(0.0, 1.0 - AVERAGED_PER_TRAINING / self.steps),
             "tune.report_every": max(1, self.steps // self.looks),
             "tune.num_images": self.num_images,
             "runtime.diffusion.checkpoint_every": max(1, self.steps // self.looks),
