@@ -129,7 +129,14 @@ PICTURES: Values = {
     # The distance of fewer images than the judge has features is too large, by as much for all points.
     "evaluate.min_images.fd": None,
     "judges": [
-        {"kind": "timm", "source": "package", "name": name, "model": f"tf_efficientnet_{name}", "input_size": 128, "training": None}
+        {
+            "kind": "timm",
+            "source": "package",
+            "name": name,
+            "model": f"tf_efficientnet_{name}",
+            "input_size": 128,
+            "training": None,
+        }
         for name in ("lite1", "lite2")
     ],
 }

@@ -13,6 +13,13 @@ from sfd.statistics import Estimate, compare, estimate, smallest_effect
 from sfd.text_file import replace_text
 
 NAMES = ("first judge", "second judge")
+PAIRS = (
+    ("redi-tau-0.3", "redi-sync"),
+    ("va-vae-tau-0.3", "va-vae-sync"),
+    ("va-vae-sync", "va-vae-alone"),
+    ("va-vae-alone", "none"),
+)
+"""What is compared beside each point with `sync`: an offset with its own `sync`, and what the semantics and the alignment bring."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,21 @@ def _table(combination: str, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _pairs(found: dict[str, list[Row]]) -> list[str]:
+    """The table of :data:`PAIRS`; empty if no pair is finished."""
+    lines = []
+    for combination, rows in found.items():
+        by_point = {row.point: row.trainings for row in rows}
+        for point, other in PAIRS:
+            pair = Row(point, by_point.get(point, {}), by_point.get(other, {}))
+            verdicts = [pair.verdict(judge) for judge in (0, 1)]
+            cells = [f"{_shown(value[0])}, {value[1]}" for value in verdicts if value is not None]
+            if cells:
+                lines.append(f"| {' | '.join([combination, f'{point} minus {other}', *cells])} |")
+    head = ["data, encoder", "pair", "FD, first judge", "FD, second judge"]
+    return ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines] if lines else []
+
+
 def _notes(combination: str, rows: Sequence[Row]) -> list[str]:
     """What the table leaves out: the floors, the texture VAEs, the target, and the smallest effect."""
     first = next(iter(rows[0].trainings.values())).content
@@ -172,6 +194,7 @@ def report(finished: Sequence[Finished], points: Sequence[str]) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for combination, rows in found.items():
         lines += _table(combination, rows)
+    lines += _pairs(found)
     lines += [
         "",
         "± is half of the 95 % interval of the mean over the seeds (Student's t). Differences are within a seed; `better` and",

@@ -183,6 +183,15 @@ def test_a_report_of_one_seed_or_without_sync_promises_nothing(reports: ModuleTy
     assert reports.write_report([], ["sync"], tmp_path) == "No training is finished yet.\n"
 
 
+def test_an_offset_of_other_latents_is_compared_with_one_time_of_the_same_latents(reports: ModuleType) -> None:
+    found = [content("redi-sync", seed, [9.0, 7.0 + seed], 5.0) for seed in (0, 1, 2)]
+    assert "pair" not in reports.report([reports.Finished("a", each) for each in found], ["redi-sync"])
+    found += [content("redi-tau-0.3", seed, [9.0, 4.0 + seed], 5.0 + seed) for seed in (0, 1, 2)]
+    text = reports.report([reports.Finished("a", each) for each in found], ["redi-sync", "redi-tau-0.3"])
+    assert "| a | redi-tau-0.3 minus redi-sync | -3.000 ± 0.000, better | 1.000 ± 2.484, not told apart |" in text
+    assert "va-vae-sync minus" not in text, "nothing of it is finished"
+
+
 def tiny() -> list[str]:
     """Arguments that make every network and training small, as in :func:`support.small_params`."""
     tree = small_params()
