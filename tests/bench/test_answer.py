@@ -192,6 +192,14 @@ def test_an_offset_of_other_latents_is_compared_with_one_time_of_the_same_latent
     assert "va-vae-sync minus" not in text, "nothing of it is finished"
 
 
+def test_the_page_shows_what_the_kept_trainings_say(answer: ModuleType, reports: ModuleType) -> None:
+    folders = sorted((REPOSITORY / "benchmarks" / "answer-points").iterdir())
+    finished = [one for folder in folders for one in answer.read_finished(folder)]
+    page = (REPOSITORY / "docs" / "answer.md").read_text(encoding="utf-8")
+    rows = [line for line in reports.report(finished, list(answer.POINTS)).splitlines() if line.startswith("| ")]
+    assert len(rows) > 10 and [row for row in rows if row not in page] == []
+
+
 def tiny() -> list[str]:
     """Arguments that make every network and training small, as in :func:`support.small_params`."""
     tree = small_params()
