@@ -59,7 +59,7 @@ def test_a_model_trained_with_muon_and_irepa_is_the_same_after_a_kill_and_is_dra
         train(project)
     continued = train(project)
     said = capsys.readouterr().err
-    assert "80,000: with diffusion.training.num_steps" in said, "the run is far too short for any picture, and says so"
+    assert "plans at least 80,000 for size tiny" in said, "the run is far too short for any picture, and says so"
     shutil.rmtree(project.folder / ".sfd")
     assert train(project) == continued
     config = json.loads((project.result("diffusion") / "model/config.json").read_text())
@@ -76,7 +76,7 @@ def test_fine_tuning_with_the_convolution_says_that_the_projector_is_new_and_cop
     shutil.copytree(project.result("diffusion") / "model", source)
     change(project, init_from="source")
     train(project, source)
-    assert "draws little" not in capsys.readouterr().err, "a short training is what fine-tuning is for"
+    assert "plans at least" not in capsys.readouterr().err, "a short training is what fine-tuning is for"
     report = (project.result("diffusion") / "start.txt").read_text()
     assert "re-initialised: repa_projector (2 tensors)" in report and "unused: repa_projector (6 tensors)" in report
     tuned = DiffusionModel.load(project.result("diffusion") / "model").network

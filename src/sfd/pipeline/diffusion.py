@@ -251,13 +251,14 @@ def _tell_start(start: Start, stage: Stage) -> None:
 
 
 def _tell_short(params: DiffusionParams) -> None:
-    """Says before the training, not after it, that it is too short for a network of its size."""
+    """Says before the training, not after it, that it may be too short for a network of its size."""
     size, training = params.model.size, params.training
     images, useful = training.num_steps * training.batch_size, USEFUL_IMAGES.get(size, 0)
     if images < useful:
         print(
-            f"diffusion: note: {training.num_steps:,} steps of {training.batch_size} are {images:,} images, and size {size} draws little that can be "
-            f"recognised before {useful:,}: with diffusion.training.num_steps {math.ceil(useful / training.batch_size):,} it has as many",
+            f"diffusion: note: {training.num_steps:,} steps of {training.batch_size} are {images:,} images, and `sfd init` plans at least {useful:,} "
+            f"for size {size} (simple pictures, like digits, need fewer): set diffusion.training.num_steps to "
+            f"{math.ceil(useful / training.batch_size):,} for as many",
             file=sys.stderr,
         )
 
