@@ -14,6 +14,7 @@ from sfd.names import (
     with_floors,
 )
 from sfd.params import EvaluateParams
+from sfd.params.operations import LIMITED
 
 IMAGES_PER_NEIGHBOUR = 50
 """Precision and recall need so many images per neighbour. With fewer, the balls around the images reach so far that they hold nearly
@@ -28,9 +29,9 @@ def least_images(metric: str, params: EvaluateParams, judge: Judge) -> int | Non
     limit, kind = params.min_images.limit_of(metric), kind_of(metric)
     if limit is None:
         return None
-    if kind in ("fd", "fid", "fdr", "sfid"):
+    if kind in LIMITED["fd"]:
         return max(limit, 1 + (judge.num_spatial_features if kind == "sfid" else judge.num_features))
-    if kind in ("precision", "recall", "density", "coverage"):
+    if kind in LIMITED["precision"]:
         return max(limit, IMAGES_PER_NEIGHBOUR * params.neighbours)
     return limit
 

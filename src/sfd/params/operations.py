@@ -37,12 +37,12 @@ class MinImagesParams(Section):
     def limit_of(self, metric: str) -> int | None:
         """The limit of a metric; None: it has none."""
         kind = kind_of(metric)
-        name = next((name for name, kinds in _LIMITED.items() if kind in kinds), None)
+        name = next((name for name, kinds in LIMITED.items() if kind in kinds), None)
         limit: int | None = None if name is None else getattr(self, name)
         return limit
 
 
-_LIMITED: dict[str, tuple[str, ...]] = {
+LIMITED: dict[str, tuple[str, ...]] = {
     "fd": ("fd", "fid", FDR, "sfid"),
     "kid": ("kid", "cmmd"),
     "precision": ("precision", "recall", "density", "coverage"),
