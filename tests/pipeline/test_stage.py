@@ -333,10 +333,10 @@ def test_other_code_or_another_library_starts_the_work_anew_and_code_of_other_st
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     interrupt("prepare")
-    digest = code.Imports._digest
+    digest = code._digest
 
     def edit(module: str) -> None:
-        monkeypatch.setattr(code.Imports, "_digest", lambda self, name: digest(self, name) + "x" * (name == module))
+        monkeypatch.setattr(code, "_digest", lambda name: digest(name) + "x" * (name == module))
 
     edit("sfd.generation.samples")
     with pytest.raises(KeyboardInterrupt), stage("prepare") as s:
@@ -428,8 +428,35 @@ def test_other_inputs_and_code_that_change_while_a_stage_runs_keep_the_result_ba
     other = json.dumps(json.loads(record.read_text()) | {"content": "other"})
     line = refused_at_the_end("judge", lambda: record.write_text(other), capsys)
     assert "the result of stage `prepare` changed while the stage ran" in line
-    line = refused_at_the_end("judge", lambda: monkeypatch.setattr(code, "version", lambda _name: "0.0"), capsys)
+    with monkeypatch.context() as patch:
+        line = refused_at_the_end("judge", lambda: patch.setattr(code, "version", lambda _name: "0.0"), capsys)
     assert "the code or library `PIL` changed while the stage ran" in line
+    run("judge")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (b"# edited", "the code or library `sfd.pixels` changed while the stage ran"),
+        (None, "what it was made from cannot be read any more (pixels.py: No such file or directory)"),
+    ],
+)
+def test_a_module_that_is_edited_or_removed_while_a_stage_runs_keeps_the_result_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: bytes | None, reason: str
+) -> None:
+    known = code._source
+
+    def changed(module: str) -> bytes:
+        if module != "sfd.pixels":
+            return known(module)
+        if source is None:
+            raise FileNotFoundError(2, "No such file or directory", "pixels.py")
+        return source
+
+    run("prepare")
+    with monkeypatch.context() as patch:
+        line = refused_at_the_end("judge", lambda: patch.setattr(code, "_source", changed), capsys)
+    assert reason in line
     run("judge")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sfd.errors import UserError
 from sfd.params import Params, registered_model, select, shown, to_tree
-from sfd.pipeline.code import Imports
+from sfd.pipeline.code import Code
 from sfd.workspace import Workspace
 
 PUBLISHED = "fingerprint.json"
@@ -188,15 +188,14 @@ def input_facts(workspace: Workspace, name: str, params: Params, upstream: tuple
     }
 
 
-def work_facts(workspace: Workspace, params: Params, facts: Facts) -> Facts:
-    """What work in progress depends on: the ``facts`` of the fingerprint, what the results that it reads are, the code, and for `prepare`
+def work_facts(workspace: Workspace, params: Params, facts: Facts, code: Code) -> Facts:
+    """What work in progress depends on: the ``facts`` of the fingerprint, what the results that it reads are, the ``code``, and for `prepare`
     the images.
 
     Raises:
         UserError: the images are not there.
     """
-    more: Facts = {"upstream": {read: published(workspace, read) for read in facts["upstream"]}}
-    more["code"] = Imports().code(STAGES[facts["stage"]].code)
+    more: Facts = {"upstream": {read: published(workspace, read) for read in facts["upstream"]}, "code": code}
     if facts["stage"] == "prepare":
         from sfd.data.listing import read_listing
 

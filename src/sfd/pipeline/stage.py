@@ -18,7 +18,7 @@ from typing import Any
 
 from sfd.errors import UserError, hide_in_tracebacks, in_one_line, print_any_name
 from sfd.params import Params, select, to_tree
-from sfd.pipeline.code import scanned_code
+from sfd.pipeline.code import Imports, code_now, scanned_code
 from sfd.pipeline.inputs import (
     STAGES,
     Facts,
@@ -157,7 +157,7 @@ def stage(
         params = workspace.load_params()
         upstream = upstream_of(name, params) if upstream is None else upstream
         inputs = input_facts(workspace, name, params, upstream) | ({} if options is None else {"options": options})
-        facts = work_facts(workspace, params, inputs)
+        facts = work_facts(workspace, params, inputs, Imports().code(STAGES[name].code))
         current = Stage(name, workspace, params, digest_facts(inputs), facts, None)
         with lock(current.work) if rank() == 0 else nullcontext():
             if rank() == 0:
@@ -219,7 +219,8 @@ def _check_unchanged(workspace: Workspace, facts: Facts, upstream: tuple[str, ..
     kept = f"the finished work is kept in {workspace.work(facts['stage'])}"
     try:
         params = workspace.load_params()
-        now = work_facts(workspace, params, input_facts(workspace, facts["stage"], params, upstream))
+        inputs = input_facts(workspace, facts["stage"], params, upstream)
+        now = work_facts(workspace, params, inputs, code_now(facts["code"]))
     except UserError as error:
         raise UserError(
             f"what it was made from cannot be read any more ({error}), so {kept}; mend that and run again"
