@@ -8,7 +8,7 @@ Defaults are those of its README: ``Unet(dim=64, dim_mults=(1, 2, 4, 8))``, 1,00
 number of steps, 700,000, is replaced by the hours. Samples are drawn by DDIM after the hours are over, in as many steps as
 ``--sampling-steps`` says (its README: 250). Stopped by Ctrl-C, the same command goes on: the hours count training alone.
 
-The distance has a ceiling: noise and plain colours, which are scored too, say how far pictures of nothing are.
+Two distances, Frechet's and the kernel's of KID. Noise and plain colours are scored, too: they say how far pictures of nothing are.
 """
 
 import json
@@ -105,11 +105,12 @@ def score(
     project: Annotated[Path, typer.Argument(help="a finished project on the same images")],
     samples: Annotated[Path, typer.Argument(help="the other model's samples")],
 ) -> None:
-    """Prints the Frechet distance of both models' samples to the project's held-out images, and of training images, noise and plain colours."""
+    """Prints Frechet and kernel distances to the project's held-out images: of both models' samples, training images, noise, plain colours."""
     from sfd.data.images import ManifestImages, Pixels, to_tensor_uint8
     from sfd.data.manifest import HELDOUT, TRAIN
     from sfd.encoders.judges.judge import load_judge
     from sfd.evaluation.fidelity import FeatureStatistics, extract
+    from sfd.evaluation.kernel import kernel_distance
     from sfd.evaluation.views import choose, judge_images
     from sfd.params import load_params
     from sfd.pipeline.prepare import open_prepared
@@ -125,26 +126,32 @@ def score(
     heldout, training = data.images(HELDOUT), data.images(TRAIN)
     count = min(len(heldout), len(training), *map(len, files.values()))
 
-    def real(images: ManifestImages, purpose: str) -> FeatureStatistics:
+    def real(images: ManifestImages, purpose: str) -> torch.Tensor:
         rows = choose(len(images), count, SEED, purpose)
-        return FeatureStatistics.of(judge_images(judge, Pixels(images), rows, SAMPLE_BATCH).features)
+        return judge_images(judge, Pixels(images), rows, SAMPLE_BATCH).features
 
     reference = real(heldout, "heldout")
+    statistics = FeatureStatistics.of(reference)
     print(f"judge {judge.name}, {count} images in each set")
-    print(f"{'training images':<16} {real(training, 'train').distance(reference):.4f}")
+    print(f"{'':<16} Frechet  kernel")
 
-    def show(name: str, batches: Iterator[torch.Tensor]) -> None:
-        features = extract(judge, (batch.to(judge.device) for batch in batches)).features
-        print(f"{name:<16} {FeatureStatistics.of(features).distance(reference):.4f}")
+    def show(name: str, features: torch.Tensor) -> None:
+        frechet, kernel = FeatureStatistics.of(features).distance(statistics), kernel_distance(features, reference)
+        print(f"{name:<16} {frechet:<8.4g} {kernel:.4g}")
+
+    def judged(batches: Iterator[torch.Tensor]) -> torch.Tensor:
+        return extract(judge, (batch.to(judge.device) for batch in batches)).features
+
+    show("training images", real(training, "train"))
 
     random = torch.Generator().manual_seed(SEED)
     for name, side in (("noise", SIDE), ("plain colours", 1)):
         shapes = ((len(some), 3, side, side) for some in _batches(list(range(count))))
         drawn = (torch.randint(256, shape, generator=random, dtype=torch.uint8) for shape in shapes)
-        show(name, (values.expand(-1, -1, SIDE, SIDE) for values in drawn))
+        show(name, judged(values.expand(-1, -1, SIDE, SIDE) for values in drawn))
     for name, paths in files.items():
         pictures = ([Image.open(path).convert("RGB") for path in some] for some in _batches(paths[:count]))
-        show(name, (to_tensor_uint8(some) for some in pictures))
+        show(name, judged(to_tensor_uint8(some) for some in pictures))
 
 
 def _batches(values: list[T]) -> Iterator[list[T]]:

@@ -70,6 +70,7 @@ CASES = {
             "judges.0.kind": "timm",
             "data.image_size": 64,
             "sample.class_mix": "natural",
+            "sample.guidance.scale_texture": 3.0,
             "quality.scored_images": 1.0,
         },
     ),
@@ -118,6 +119,7 @@ CASES = {
         GPU,
         {
             "data.image_size": 256,
+            "sample.guidance.scale_texture": 1.5,
             "texture_vae.source": "pretrained",
             "encoder.input_size": 448,
             "encoder.source": "pretrained",

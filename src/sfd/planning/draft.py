@@ -31,6 +31,9 @@ FEATURE_IMAGES = 2000
 """Images that the semantic components are fitted to: many times as many tokens as the features have channels."""
 SEMANTIC_CHANNELS = 8
 """They keep a quarter of the variance of features on emoji; 4 keep less than stage ``semantic`` asks for."""
+WEAK_GUIDANCE, STRONG_GUIDANCE, MOST_GUIDANCE = 1.5, 3.0, 6.0
+"""By judgement for classes on a GPU; for words, and for small models of a few hours, whose samples hardly show their class with less
+(docs/your-own-images.md); and what `sfd tune` tries at most."""
 TEXT_STEPS = 1000
 """Of the training of a text encoder; with 4,000 captions more teach it by heart."""
 CHANNELS = 24
@@ -71,7 +74,7 @@ def draft(report: DataReport, machine: Machine, judge: str) -> Draft:
     made = Draft(num_classes=len(report.counts))
     size = _image_size(made, report, machine)
     _split(made, report)
-    _condition(made, report)
+    _condition(made, report, machine)
     _scores(made, report)
     _mirror(made)
     _tokenizer(made, size, machine)
@@ -156,7 +159,7 @@ def _mirror(made: Draft) -> None:
     made.choose("mirrored images", reason, data={"mirror": few})
 
 
-def _condition(made: Draft, report: DataReport) -> None:
+def _condition(made: Draft, report: DataReport, machine: Machine) -> None:
     totals = [sum(splits.values()) for splits in report.counts.values()]
     if report.captions is not None:
         _words(made, report.captions)
@@ -174,11 +177,12 @@ def _condition(made: Draft, report: DataReport) -> None:
     why = (
         f"the classes are unequal ({min(totals)} to {max(totals)} images)" if unequal else "the classes are about equal"
     )
+    scale = WEAK_GUIDANCE if machine.gpu else STRONG_GUIDANCE
     made.choose(
         "condition",
-        f"class, of {len(totals)}, guided by 1.5; samples in {mix} proportions: {why}",
+        f"class, of {len(totals)}, guided by {scale:g}; samples in {mix} proportions: {why}",
         diffusion={"model": {"condition": "class", "class_dropout": 0.1}},
-        sample={"class_mix": mix, "guidance": {"kind": "cfg", "scale_texture": 1.5, "scale_semantic": 1.5}},
+        sample={"class_mix": mix, "guidance": {"kind": "cfg", "scale_texture": scale, "scale_semantic": scale}},
     )
 
 
@@ -189,9 +193,12 @@ def _words(made: Draft, captions: CaptionFacts) -> None:
     made.choose(
         "condition",
         f"text: {captions.images} of {total} images have captions ({each}; {captions.length[1]} words in the median, {captions.vocabulary} different "
-        "words), guided by 3",
+        f"words), guided by {STRONG_GUIDANCE:g}",
         diffusion={"model": {"condition": "text", "class_dropout": 0.1}},
-        sample={"class_mix": "balanced", "guidance": {"kind": "cfg", "scale_texture": 3.0, "scale_semantic": 3.0}},
+        sample={
+            "class_mix": "balanced",
+            "guidance": {"kind": "cfg", "scale_texture": STRONG_GUIDANCE, "scale_semantic": STRONG_GUIDANCE},
+        },
     )
     training = {
         "num_steps": TEXT_STEPS,
@@ -321,5 +328,7 @@ def _tune(made: Draft, report: DataReport) -> None:
     """What `sfd tune` may change. KID rests on fewer images than the distance, and needs no more than the judge has features."""
     space: Tree = {"sample.num_steps": {"low": 10, "high": 40}}
     if len(report.counts) > 1:
-        space |= {f"sample.guidance.scale_{part}": {"low": 1.0, "high": 3.0} for part in ("texture", "semantic")}
+        space |= {
+            f"sample.guidance.scale_{part}": {"low": 1.0, "high": MOST_GUIDANCE} for part in ("texture", "semantic")
+        }
     made.changes["tune"] = {"objectives": ["kid"], "space": space}
