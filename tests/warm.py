@@ -29,9 +29,13 @@ SOURCE = Path(__file__).parents[1] / "src"
 PROGRAMS = "SFD_TEST_PROGRAMS"
 """The environment variable that names the folder of programs to all processes of a test run."""
 NAMES = ("python", "sfd", "dvc", "torchrun")
-LAZY = ("datasets", "diffusers.models.autoencoders.autoencoder_kl", "dvc.api", "mlflow.pyfunc", "mlflow.store.db.utils")
-LAZY += ("mlflow.store.tracking.sqlalchemy_store", "optuna.importance", "optuna.samplers", "optuna.storages", "sklearn")
-LAZY += ("scipy.stats", "sklearn.datasets", "sklearn.decomposition", "timm", "torch.distributed.run", "torch_fidelity")
+LAZY = tuple(
+    """alembic.command datasets diffusers.models.autoencoders.autoencoder_kl dvc.api dvc.cli.parser git grimp
+    matplotlib.backends.backend_agg matplotlib.figure mlflow.pyfunc mlflow.store.db.utils
+    mlflow.store.tracking.sqlalchemy_store networkx optuna.importance optuna.samplers optuna.storages
+    scipy.stats sklearn sklearn.datasets sklearn.decomposition sqlalchemy.dialects.sqlite tabulate timm
+    torch.distributed.run torch_fidelity""".split()
+)
 """Modules that functions import, not modules."""
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
