@@ -42,6 +42,13 @@ RIGHT = {
         TWO | {"0.txt": "\ufeffa red apple\r\n\r\nfruit\r\n", "1.txt": "a green apple"}, TOLD | {"0.png": ["a red apple", "fruit"]}
     ),
     "texts with other endings": Case(TWO | {"0.caption": "a red apple", "1.png.txt": "a green apple"}, TOLD),
+    "JSON beside each image, with another file of facts": Case(
+        TWO | {"0.json": '{"caption": ["a red apple"], "seed": 3}', "1.png.json": '{"text": "a green apple"}', "info.json": '{"a": 1}'},
+        TOLD,
+    ),
+    "a text beside an image before its JSON": Case(
+        TWO | {"0.txt": "a red apple", "0.json": '{"caption": "x"}', "1.json": '{"caption": "a green apple"}'}, TOLD
+    ),
     "texts in class folders": Case(
         images("a/", 2, 0) | images("b/", 2, 50)
         | {"a/0.txt": "one", "a/1.txt": "two", "b/50.txt": "three", "b/51.txt": "four"},
@@ -143,7 +150,7 @@ class Wrong(NamedTuple):
 
 
 WRONG = {
-    "no captions at all": Wrong(TWO, r"none of the 2 images has a caption \(in text files beside the images\): 0.png \(no text file beside it\)"),
+    "no captions at all": Wrong(TWO, r"none of the 2 images has a caption \(in files beside the images\): 0.png \(no text file beside it\)"),
     "one image without": Wrong(
         TWO | {"0.txt": "a red apple"},
         r"1 of 2 images have no caption: 1.png \(no text file beside it\).*set data.uncaptioned to `drop`, .* or to `class`",
@@ -164,6 +171,10 @@ WRONG = {
     ),
     "a broken line in a table that is named like captions": Wrong(
         TWO | {"captions.jsonl": '{"file": "0.png", "caption": "x"}\n{"file"\n'}, "line 2 of data.captions .* is no JSON object"
+    ),
+    "JSON beside an image that is broken, and one without a caption": Wrong(
+        images("", 3) | {"0.txt": "a", "1.json": "{", "2.json": '{"seed": 3}'},
+        r"1.png \(1.json is not JSON\); 2.png \(2.json has no key such as `caption`\)",
     ),
     "broken JSON": Wrong(TWO | {"c.json": "{"}, "data.captions .* is no JSON", "c.json"),
     "COCO's boxes": Wrong(
@@ -262,10 +273,7 @@ def test_the_report_says_what_the_captions_are_like_and_lists_images_without(tmp
     given = params(make(tmp_path / "root", files), uncaptioned="drop")
     prepare(given, 0, tmp_path / "out")
     said = "\n".join(look(given).lines())
-    assert (
-        "captions: 3 of 4 images (75.0%) have some, 1 to 2 per image, median 1 (in text files beside the images)"
-        in said
-    )
+    assert "captions: 3 of 4 images (75.0%) have some, 1 to 2 per image, median 1 (in files beside the images)" in said
     assert "1 to 3 words, median 2; 5 different words" in said
     assert "1 images without a caption are left out (data.uncaptioned; listed in uncaptioned.csv)" in said
     assert "control characters were removed from 1 captions" in said

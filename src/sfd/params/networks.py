@@ -50,8 +50,8 @@ class DataParams(Section):
         None,
         union_mode="left_to_right",
         description="what is told of each image, for `diffusion.model.condition: text`. null: nothing; `auto`: what lies with the images: "
-        "`NAME.txt` beside them, a caption per line, else a table (`folder`); NAME.txt or a key of NAME.json, else a table (`tar`); a column "
-        "(`huggingface`). A file: a table with one or more lines per image, .csv, .tsv, .jsonl, .json (also COCO's) or .txt (`folder`, `tar`)",
+        "`NAME.txt` beside them, a caption per line, or a key of `NAME.json`, else a table (`folder`, `tar`); a column (`huggingface`). "
+        "A file: a table with one or more lines per image, .csv, .tsv, .jsonl, .json (also COCO's) or .txt (`folder`, `tar`)",
     )
     caption_column: str = Field(
         "caption",

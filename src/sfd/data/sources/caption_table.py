@@ -21,6 +21,8 @@ CAPTION_COLUMNS = (
 )  # fmt: skip
 """Names under which captions are looked for, in this order, if `data.caption_column` is left as it is; with a number behind them, too."""
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".txt")
+MAX_JSON_BYTES = 2**20
+"""Of what is told of one image."""
 _USUAL = ("captions", "caption", "metadata")
 """How tables of captions are named."""
 _NUMBERED = re.compile(rf"({'|'.join(CAPTION_COLUMNS)})[ _]?\d+", re.IGNORECASE)
@@ -67,6 +69,18 @@ def caption_columns(wanted: str, columns: Sequence[str]) -> list[str]:
         return []
     usual = next((name for usual in CAPTION_COLUMNS for name in columns if name.lower() == usual), None)
     return [usual] if usual is not None else [name for name in columns if _NUMBERED.fullmatch(name)]
+
+
+def told_by_json(data: bytes, name: str, wanted: str) -> Told:
+    """The captions in the JSON object that tells of one image. ``name``: of the file; ``wanted``: `data.caption_column`."""
+    if len(data) > MAX_JSON_BYTES:
+        return Told((), f"{name} has more than {MAX_JSON_BYTES} bytes")
+    try:
+        facts = json.loads(data)
+    except (ValueError, RecursionError):
+        return Told((), f"{name} is not JSON")
+    keys = caption_columns(wanted, list(facts)) if isinstance(facts, dict) else []
+    return Told(texts_in([facts[key] for key in keys]), f"{name} has no key such as `{CAPTION_COLUMNS[0]}`")
 
 
 @dataclass(frozen=True)

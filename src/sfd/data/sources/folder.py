@@ -9,7 +9,7 @@ from sfd.data.companions import kind_by_content, kind_of_file, kind_of_folder
 from sfd.data.files import FolderStore, ImageRefused, read_whole
 from sfd.data.layout import FolderLayout
 from sfd.data.sources.arrangement import LOOSE, Arrangement, arrange
-from sfd.data.sources.caption_table import CaptionTable, find_tables, joined
+from sfd.data.sources.caption_table import MAX_JSON_BYTES, CaptionTable, find_tables, joined, told_by_json
 from sfd.data.sources.common import (
     MAX_CAPTION_BYTES,
     Outcome,
@@ -74,17 +74,17 @@ class FolderSource(DataSource):
             )
 
     def read_captions(self, found: list[Found]) -> tuple[list[Told], str]:
-        """As :class:`DataSource` says. `auto`: `NAME.txt` or `NAME.caption` beside the images, a caption per line, else tables
-        (:func:`sfd.data.sources.caption_table.find_tables`)."""
+        """As :class:`DataSource` says. `auto`: `NAME.txt` or `NAME.caption` beside the images, a caption per line, or `NAME.json`;
+        else tables (:func:`sfd.data.sources.caption_table.find_tables`)."""
         files = [item.path for item in found]
         if isinstance(self.params.captions, Path):
             table = CaptionTable.read(self.params.captions, self.params)
             return table.captions_of(self.root, files), table.words
-        beside = list(in_threads(lambda file: _text_beside(self.root / file), files))
+        beside = list(in_threads(lambda file: _told_beside(self.root / file, self.params.caption_column), files))
         tables = [] if any(told.texts for told in beside) else find_tables(self.root, self.params)
         if tables:
             return joined(tables, self.root, files), ", ".join(table.words for table in tables)
-        return beside, "in text files beside the images"
+        return beside, "in files beside the images"
 
     def open_store(self, manifest: "pd.DataFrame") -> FolderStore:
         """As :class:`DataSource` says."""
@@ -232,12 +232,21 @@ def _examine(root: Path, relative: Path, arrangement: Arrangement, labels: Label
     return replace(found, split=split), label
 
 
-def _text_beside(image: Path) -> Told:
-    """The lines of the text file that is named as the image."""
+def _told_beside(image: Path, wanted: str) -> Told:
+    """What the text file or the JSON says that is named as the image. ``wanted``: `data.caption_column`."""
     for name in dict.fromkeys((image.with_suffix(".txt"), image.with_suffix(".caption"), Path(f"{image}.txt"))):
         if name.is_file():
-            return told_by(name.read_bytes()[: MAX_CAPTION_BYTES + 1], name.name)
+            return told_by(_head(name, MAX_CAPTION_BYTES), name.name)
+    for name in (image.with_suffix(".json"), Path(f"{image}.json")):
+        if name.is_file():
+            return told_by_json(_head(name, MAX_JSON_BYTES), name.name, wanted)
     return Told((), "no text file beside it")
+
+
+def _head(file: Path, limit: int) -> bytes:
+    """The bytes of a file up to one more than ``limit``."""
+    with file.open("rb") as stream:
+        return stream.read(limit + 1)
 
 
 def _relative(path: Path, root: Path) -> str:

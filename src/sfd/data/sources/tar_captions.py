@@ -1,15 +1,14 @@
 """Captions in tar archives: in the text or the JSON of each sample, or in a table that is a member."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from sfd.data.files import open_regular
-from sfd.data.sources.caption_table import CAPTION_COLUMNS, CaptionTable, NoColumns, caption_columns, texts_in
+from sfd.data.sources.caption_table import MAX_JSON_BYTES, CaptionTable, NoColumns, told_by_json
 from sfd.data.sources.common import MAX_CAPTION_BYTES, told_by
 from sfd.data.sources.source import Told
-from sfd.data.sources.tar import MAX_LABEL_BYTES, SEPARATOR, Member, members_of, read_member, system_kind
+from sfd.data.sources.tar import SEPARATOR, Member, members_of, read_member, system_kind
 from sfd.params import DataParams
 
 _MAX_TABLE_BYTES = 2**30
@@ -63,18 +62,12 @@ def _text_members(archive: Path) -> dict[str, dict[str, Member]]:
 
 def _own_caption(descriptor: int, members: dict[str, Member], params: DataParams) -> Told | None:
     """The captions in a sample's text member, else in its JSON; None if it has neither."""
-    for ending in ("txt", "caption"):
+    for ending, limit in (("txt", MAX_CAPTION_BYTES), ("caption", MAX_CAPTION_BYTES), ("json", MAX_JSON_BYTES)):
         if ending in members:
-            size = min(members[ending].size, MAX_CAPTION_BYTES + 1)
-            return told_by(os.pread(descriptor, size, members[ending].offset), PurePosixPath(members[ending].name).name)
-    if "json" not in members or members["json"].size > MAX_LABEL_BYTES:
-        return None
-    try:
-        facts = json.loads(read_member(descriptor, members["json"], MAX_LABEL_BYTES))
-    except (ValueError, RecursionError):
-        return Told((), "its .json is not JSON")
-    keys = caption_columns(params.caption_column, list(facts)) if isinstance(facts, dict) else []
-    return Told(texts_in([facts[key] for key in keys]), f"its .json has no key such as `{CAPTION_COLUMNS[0]}`")
+            data = os.pread(descriptor, min(members[ending].size, limit + 1), members[ending].offset)
+            name = PurePosixPath(members[ending].name).name
+            return told_by_json(data, name, params.caption_column) if ending == "json" else told_by(data, name)
+    return None
 
 
 def _archived_table(
