@@ -100,6 +100,11 @@ RIGHT = {
     ),
     "JSON from files to captions": Case(TWO | {"c.json": json.dumps({"0.png": "a red apple", "1": ["a green apple"]})}, TOLD, "c.json"),
     "JSON, a list": Case(TWO | {"c.json": json.dumps([{"image": n, "text": t[0]} for n, t in TOLD.items()])}, TOLD, "c.json"),
+    "a table from another machine, with its paths": Case(
+        images("a/", 2, 0) | images("b/", 2, 5)
+        | {"t.csv": "path,prompt\n" + "".join(rf"C:\pics\v2\{name},{name[0]} {name[2]}" + "\n" for name in ("a/0", "a/1", "b/5.png", "b/6", "b/9"))},
+        {"a/0.png": ["a 0"], "a/1.png": ["a 1"], "b/5.png": ["b 5"], "b/6.png": ["b 6"]},
+    ),
     "a text with a line per caption, as Flickr8k has it": Case(
         TWO | {"token.txt": "0.png#0\ta red apple\n0.png#1\tfruit\n1.png#0\ta green apple\n"},
         TOLD | {"0.png": ["a red apple", "fruit"]}, "token.txt",
@@ -160,6 +165,12 @@ WRONG = {
     "a text of Latin-1": Wrong(TWO | {"0.txt": "a", "1.txt": "Bär".encode("latin-1")}, r"1.png \(1.txt is not UTF-8\)"),
     "an endless text": Wrong(TWO | {"0.txt": "a", "1.txt": "a" * 70_000}, r"1.txt has more than 65536 bytes"),
     "a table that misses an image": Wrong(TWO | {"t.csv": "file,caption\n0.png,a\n"}, r"1.png \(the table does not name it\)", "t.csv"),
+    "a table without names of columns": Wrong(
+        TWO | {"captions.csv": ROWS}, r"none of .* has a caption \(in files .*captions.csv has no column `image`, but `0.png`, `a red apple`"
+    ),
+    "a table with the paths of two folders": Wrong(
+        TWO | {"t.csv": "file,caption\n/old/a/0.png,x\n/old/b/0.png,y\n"}, "none of the 2 images has a caption", "t.csv"
+    ),
     "a table of other files": Wrong(TWO | {"t.csv": "file,caption\nx.png,a\n"}, "none of the 2 images has a caption", "t.csv"),
     "a table without the column": Wrong(
         TWO | {"t.csv": "file,class\n0.png,a\n"}, "has no column `caption`, but `file`, `class`; name the right one in data.caption_column", "t.csv"

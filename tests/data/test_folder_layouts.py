@@ -152,6 +152,12 @@ RIGHT = {
         {".csv": 1},
         {"labels": "t.csv", "image_column": "bild", "label_column": "art"},
     ),
+    "a table with the paths of another machine": Case(
+        images("", 4) | {"t.csv": "path,label\n" + "".join(f"/home/me/pics/{n}.png,{'ab'[n // 2]}\n" for n in range(4))},
+        {"a": (1, 1), "b": (1, 1)},
+        {".csv": 1},
+        {"labels": "t.csv"},
+    ),
     "a table over split folders": Case(
         images("train/", 4) | images("val/", 2)
         | {"t.csv": "path,label\n" + "".join(f"train/{n}.png,{'ab'[n % 2]}\n" for n in range(4)) + "val/0.png,a\nval/1.png,b\n"},

@@ -11,7 +11,7 @@ from typing import Any
 
 from sfd.data.sources.common import nfc
 from sfd.data.sources.source import Told
-from sfd.data.sources.table import FILE_COLUMNS, csv_rows, json_rows, plain_name, text_rows
+from sfd.data.sources.table import FILE_COLUMNS, csv_rows, json_rows, plain_names, text_rows
 from sfd.errors import UserError
 from sfd.params import DataParams
 
@@ -146,15 +146,18 @@ class CaptionTable:
     def captions_of(self, root: Path, files: Sequence[str]) -> list[Told]:
         """What the rows tell of each file.
 
-        A row names a file by its path relative to the root or to the table's folder, else by the end of its path, with or without its ending.
+        A row names a file by its path relative to the root or to the table's folder, else by the end of its path, with or without its ending;
+        or all rows do so below another folder (:func:`sfd.data.sources.table.plain_names`).
 
         Args:
             root: the folder of images.
             files: relative to it.
         """
         rows_of: dict[str, list[CaptionRow]] = {}
-        for row in self.rows:
-            rows_of.setdefault(plain_name(_NUMBER.sub("", row.name), root), []).append(row)
+        known = {name for file in files for name in self._names(root, Path(file))}
+        plain = plain_names([_NUMBER.sub("", row.name) for row in self.rows], root, known)
+        for row, name in zip(self.rows, plain, strict=True):
+            rows_of.setdefault(name, []).append(row)
         names = [next((name for name in self._names(root, Path(file)) if name in rows_of), "") for file in files]
         uses: dict[str, int] = {}
         for name in names:
@@ -170,25 +173,51 @@ class CaptionTable:
             yield nfc(path.with_suffix("").as_posix())
 
 
+def else_tables(
+    own: list[Told],
+    words: str,
+    root: Path,
+    files: Sequence[str],
+    params: DataParams,
+    tables: Sequence[CaptionTable] = (),
+) -> tuple[list[Told], str]:
+    """What the images' own files tell of them; if of none, what tables do. And where that comes from.
+
+    Args:
+        own: by image. ``words``: where that comes from.
+        root: the folder of images or archives. ``files``: the names that a table has for the images.
+        params: section `data`.
+        tables: those that are known already; without any, they are looked for in the folder.
+    """
+    if any(told.texts for told in own):
+        return own, words
+    try:
+        found = tables or find_tables(root, params)
+    except NoColumns as problem:
+        return own, f"{words}; {problem}"
+    return (joined(found, root, files), ", ".join(table.words for table in found)) if found else (own, words)
+
+
 def find_tables(root: Path, params: DataParams) -> list[CaptionTable]:
     """The tables of captions in a folder, in its subfolders and beside it; most likely by their names first.
 
     Tables that are named like captions are taken all; else the first one that has a column of files and one of captions.
 
     Raises:
+        NoColumns: there are tables that are named like captions, but none has a column of files and one of captions, and no other has.
         UserError: a table that is named like captions cannot be read.
     """
     inside = [root, *sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))]
     files = [file for folder in inside for file in _tables_in(folder)]
     beside = [file for file in _tables_in(root.parent) if _is_usual(file) or file.stem == root.name]
     usual = [file for file in files if _is_usual(file)] or beside
-    found = [table for file in usual if (table := _try(file, params, must=True)) is not None]
-    others = (
-        _try(file, params, must=False)
-        for file in files
-        if file.parent == root and file not in usual and file.suffix.lower() != ".txt"
-    )
-    return found or [table for table in others if table is not None][:1]
+    found, problems = _read_each(usual, params)
+    if not found:
+        others = [file for file in files if file.parent == root and file not in usual and file.suffix.lower() != ".txt"]
+        found = next(filter(None, (_read_each([file], params, must=False)[0] for file in others)), [])
+    if problems and not found:
+        raise problems[0]
+    return found
 
 
 def _tables_in(folder: Path) -> list[Path]:
@@ -202,16 +231,20 @@ def _is_usual(file: Path) -> bool:
     return file.stem.lower().startswith(_USUAL) or file.stem.lower().endswith(("captions", "metadata"))
 
 
-def _try(file: Path, params: DataParams, must: bool) -> CaptionTable | None:
-    """The table; None if it has no captions. ``must``: an error in it is one of the user."""
-    try:
-        return CaptionTable.read(file, params)
-    except NoColumns:
-        return None
-    except UserError:
-        if must:
-            raise
-        return None
+def _read_each(
+    files: Iterable[Path], params: DataParams, must: bool = True
+) -> tuple[list[CaptionTable], list[NoColumns]]:
+    """The tables of captions among these files, and what the others lack. ``must``: a file that cannot be read is an error of the user."""
+    found, problems = [], []
+    for file in files:
+        try:
+            found.append(CaptionTable.read(file, params))
+        except NoColumns as problem:
+            problems.append(problem)
+        except UserError:
+            if must:
+                raise
+    return found, problems
 
 
 def joined(tables: Sequence[CaptionTable], root: Path, files: Sequence[str]) -> list[Told]:

@@ -9,7 +9,7 @@ from sfd.data.companions import kind_by_content, kind_of_file, kind_of_folder
 from sfd.data.files import FolderStore, ImageRefused, read_whole
 from sfd.data.layout import FolderLayout
 from sfd.data.sources.arrangement import LOOSE, Arrangement, arrange
-from sfd.data.sources.caption_table import MAX_JSON_BYTES, CaptionTable, find_tables, joined, told_by_json
+from sfd.data.sources.caption_table import MAX_JSON_BYTES, CaptionTable, else_tables, told_by_json
 from sfd.data.sources.common import (
     MAX_CAPTION_BYTES,
     Outcome,
@@ -81,10 +81,7 @@ class FolderSource(DataSource):
             table = CaptionTable.read(self.params.captions, self.params)
             return table.captions_of(self.root, files), table.words
         beside = list(in_threads(lambda file: _told_beside(self.root / file, self.params.caption_column), files))
-        tables = [] if any(told.texts for told in beside) else find_tables(self.root, self.params)
-        if tables:
-            return joined(tables, self.root, files), ", ".join(table.words for table in tables)
-        return beside, "in files beside the images"
+        return else_tables(beside, "in files beside the images", self.root, files, self.params)
 
     def open_store(self, manifest: "pd.DataFrame") -> FolderStore:
         """As :class:`DataSource` says."""

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -121,7 +121,8 @@ class LabelTable:
     def labels_of(self, root: Path, files: Sequence[Path]) -> Labels:
         """The row of each file.
 
-        A row names a file by its path relative to the root or to the table's folder, else by its name alone, with or without its ending.
+        A row names a file by its path relative to the root or to the table's folder, else by its name alone, with or without its ending;
+        or all rows do so below another folder (:func:`plain_names`).
 
         Args:
             root: the folder of images.
@@ -130,7 +131,7 @@ class LabelTable:
         Raises:
             UserError: two rows give one file different classes, or no row names any file.
         """
-        by_name = self._by_name(root)
+        by_name = self._by_name(root, files)
         row_of = {
             path: row for path in files if (row := next(filter(None, map(by_name.get, self._names(root, path))), None))
         }
@@ -149,12 +150,12 @@ class LabelTable:
             [Rejected(row.name or f"(line {row.line})", f"no such file: line {row.line} {where}") for row in missing],
         )
 
-    def _by_name(self, root: Path) -> dict[str, Row]:
+    def _by_name(self, root: Path, files: Sequence[Path]) -> dict[str, Row]:
         found: dict[str, Row] = {}
         clashes = []
-        for row in self.rows:
-            name = plain_name(row.name, root) if row.name else f"(line {row.line})"
-            first = found.setdefault(name, row)
+        known = {name for path in files for name in self._names(root, path)}
+        for row, name in zip(self.rows, plain_names([row.name for row in self.rows], root, known), strict=True):
+            first = found.setdefault(name if row.name else f"(line {row.line})", row)
             if first.label != row.label:
                 clashes.append(f"{row.name} in lines {first.line} ({first.label}) and {row.line} ({row.label})")
         if clashes:
@@ -171,11 +172,23 @@ class LabelTable:
             yield nfc(path.with_suffix("").as_posix())
 
 
-def plain_name(name: str, root: Path) -> str:
-    """A path as a row has it, with slashes, relative to the root if it lies below it."""
-    path = PurePosixPath(nfc(name.replace("\\", "/")))
+def plain_names(names: Sequence[str], root: Path, known: Collection[str]) -> list[str]:
+    """Paths as rows have them, with slashes, relative to the root if they lie below it.
+
+    If none of them is known, and all begin with the same folders, these are cut off until one is: so the images lay when the table was written.
+
+    ``known``: what a row may call a file.
+    """
     absolute = PurePosixPath(os.path.abspath(root))
-    return str(path.relative_to(absolute) if path.is_relative_to(absolute) else path)
+    paths = [PurePosixPath(nfc(name.replace("\\", "/"))) for name in names]
+    paths = [path.relative_to(absolute) if path.is_relative_to(absolute) else path for path in paths]
+    folders = [path.parent.parts for path in paths if path.name]
+    shared = len(os.path.commonprefix(folders)) if not any(str(path) in known for path in paths) else 0
+    for depth in range(1, shared + 1):
+        cut = [PurePosixPath(*path.parts[depth:]) for path in paths]
+        if any(str(path) in known for path in cut):
+            return [str(path) for path in cut]
+    return [str(path) for path in paths]
 
 
 Cells = Mapping[str, Any]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from sfd.data.companions import IMAGE_ENDINGS, kind_of_file, kind_of_folder
 from sfd.data.files import ImageRefused, max_file_bytes, open_regular
 from sfd.data.sources.arrangement import NO_CLASS
-from sfd.data.sources.caption_table import CaptionTable, find_tables, joined
+from sfd.data.sources.caption_table import CaptionTable, else_tables
 from sfd.data.sources.common import (
     Outcome,
     check_folder,
@@ -103,11 +103,7 @@ class TarSource(DataSource):
 
         folder = self.root if self.root.is_dir() else self.root.parent
         told, tables = archived_captions(folder, [item.path for item in found], self.params)
-        if not any(each.texts for each in told):
-            tables = tables or find_tables(folder, self.params)
-            if tables:
-                return joined(tables, folder, members), ", ".join(table.words for table in tables)
-        return told, "members of the archives"
+        return else_tables(told, "members of the archives", folder, members, self.params, tables)
 
     def open_store(self, manifest: "pd.DataFrame") -> "TarStore":
         """As :class:`DataSource` says."""
