@@ -53,6 +53,7 @@ SHARED: Values = {
     "diffusion.training.keep_every": None,
     "sample.step": None,
     "sample.ema_decay": None,
+    "evaluate.min_images.fd": None,
     "tune.kind": "training",
     "tune.objectives": ["fd"],
     "tune.repeats": 1,
