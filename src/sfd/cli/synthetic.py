@@ -13,7 +13,9 @@ def generate(
     out: Annotated[
         Path, typer.Argument(help="The folder to make: a new or empty one, or one that this command has begun.")
     ],
-    per_class: Annotated[int, typer.Option(min=1, help="Images of every class; without classes, of all prompts together.")] = 100,
+    per_class: Annotated[
+        int, typer.Option(min=1, help="Images of every class; without classes, of all prompts together.")
+    ] = 100,
     version: Annotated[str, typer.Option(help="The registered model's version: its number or an alias.")] = "champion",
     seed: Annotated[int, typer.Option(min=0, help="Every image derives from it.")] = 0,
     min_confidence: Annotated[
