@@ -50,6 +50,7 @@ class Trainings:
 
     Attributes:
         tokens: that the backbone sees of an image.
+        latents: a digest of them.
         digest: of the parameters and the latents.
     """
 
@@ -61,8 +62,9 @@ class Trainings:
         self._references: dict[str, list[Reference]] = {}
         latents = open_latents(base, workspace.result("latents"))
         self.tokens = (latents.index.grid // base.diffusion.model.patch_size) ** 2
-        made_from = [as_yaml(to_tree(base)), *(shard.sha256 for shard in latents.reader.shards)]
-        self.digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
+        shards = [shard.sha256 for shard in latents.reader.shards]
+        self.latents = _digest(shards)
+        self.digest = _digest([as_yaml(to_tree(base)), *shards])
 
     def references(self, split: str) -> list[Reference]:
         """What each judge saw of all images of a split."""
@@ -134,6 +136,10 @@ class Trainings:
         values = model.condition.plan(params.tune.num_images, params.sample.class_mix)
         noise = derive_seed(params.seed, self.purpose, seed)
         return self.evaluator.scorer.score(model, params, values, noise, self.references(split), others).metrics
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _rows(store: FeatureStore, split: str) -> list[int]:

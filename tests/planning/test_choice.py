@@ -9,7 +9,7 @@ from sfd.data.report import DataReport
 from sfd.errors import UserError
 from sfd.params import LearntParams, Params, check_study, current_value, parse_params, parse_yaml
 from sfd.params.yaml import merge
-from sfd.planning.choice import USEFUL_STEPS, Plan, Problem, choose, costs, needed_hours
+from sfd.planning.choice import Plan, Problem, choose, costs, needed_hours
 from sfd.planning.draft import Draft, draft
 from sfd.planning.machine import Machine
 from sfd.planning.plan import put
@@ -22,7 +22,7 @@ GPU = replace(CPU, gpu="a GPU", gpu_memory_gb=24, has_hub=True)
 TIMES = Timings(
     start=6.0,
     read=0.002,
-    step={"tiny": 0.15, "XS": 0.4, "S": 3.2},
+    step={"tiny": 0.075, "XS": 0.2, "S": 1.6},
     draw={"tiny": 0.08, "XS": 0.2, "S": 1.6},
     encode=0.05,
     features=0.05,
@@ -178,7 +178,21 @@ def test_more_hours_give_more_steps_then_a_larger_model() -> None:
     assert [each.model.size for each in chosen] == ["XS", "XS", "XS", "S"]
     steps = [each.training.num_steps for each in chosen]
     assert steps[0] < steps[1] < steps[2] and steps[3] >= 10_000
-    assert chosen[0].training.learning_rate == 0.001 and chosen[3].training.learning_rate == 0.0005
+
+
+@pytest.mark.parametrize(
+    ("machine", "timings", "batch", "rates"),
+    [(OFFLINE, TIMES, 16, (0.002667, 0.001333)), (GPU, FAST, 32, (0.001, 0.0005))],
+    ids=["cpu", "gpu"],
+)
+def test_a_cpu_trains_in_small_batches_at_a_high_rate_and_wider_models_at_a_lower_one(
+    machine: Machine, timings: Timings, batch: int, rates: tuple[float, float]
+) -> None:
+    asked = problem(report(EMOJI), machine, timings)
+    assert asked.params.diffusion.training.batch_size == batch
+    assert (asked.learning_rate("XS"), asked.learning_rate("S")) == rates
+    training = plan(report(EMOJI), machine, 3.0, timings)[1].diffusion.training
+    assert training.batch_size == batch and training.learning_rate in rates + (asked.learning_rate("B"),)
 
 
 def test_the_network_on_top_of_the_tokenizer_and_the_samples_take_their_share_and_no_more() -> None:
@@ -224,7 +238,7 @@ def test_hours_in_which_nothing_useful_comes_out_are_refused_with_those_that_wou
         choose(asked, 0.1)
     enough = float(str(refused.value).split("--hours ")[1].split()[0])
     hours, size = needed_hours(asked)
-    assert 0 <= enough - hours <= 0.02 and f"({size}) needs {USEFUL_STEPS[size]:,} steps" in str(refused.value)
+    assert 0 <= enough - hours <= 0.02 and f"({size}) needs {asked.useful_steps(size):,} steps" in str(refused.value)
     made = choose(asked, enough)
     assert made.hours <= enough and made.reasons["model"].startswith(size)
 
@@ -278,7 +292,11 @@ def test_a_cost_grows_with_what_it_is_for() -> None:
     ("learnt", "what", "seconds"),
     [
         ({"probe_steps": 500}, "learnt, 500 steps of XS", 500 * TIMES.step["XS"]),
-        ({"probe_steps": 500, "probe_size": "tiny", "repeats": 3}, "learnt, 1,500 steps of tiny", 1500 * 0.15),
+        (
+            {"probe_steps": 500, "probe_size": "tiny", "repeats": 3},
+            "learnt, 1,500 steps of tiny",
+            1500 * TIMES.step["tiny"],
+        ),
         ({"probe_steps": 100, "probe_size": "B"}, "learnt, 100 steps of B", 100 * 4 * TIMES.step["S"]),
     ],
 )

@@ -6,17 +6,18 @@ from sfd.errors import UserError
 from sfd.names import distance_name
 from sfd.params import Params, TrainingParams
 from sfd.pipeline.texture_vae import FIT_IMAGES, QUALITY_IMAGES
-from sfd.planning.draft import NEEDED_REFERENCE, RESIDUAL_STEPS, WANTED_REFERENCE, Draft, Tree
+from sfd.planning.draft import NEEDED_REFERENCE, RESIDUAL_BATCH, RESIDUAL_STEPS, WANTED_REFERENCE, Draft, Tree
 from sfd.planning.timing import Timings
 from sfd.sizes import SIZES, USEFUL_IMAGES
 
-BATCH = 32
-USEFUL_STEPS = {size: images // BATCH for size, images in USEFUL_IMAGES.items()}
-"""Steps from which on a size is worth its time."""
 MOST_EPOCHS, COPYING_EPOCHS = 1000, 300
 """More passes over the images only repeat them; from so many on, copies are likely. Neither was measured."""
 SLACK = 0.95
 """Share of the hours that is planned for."""
+CPU_LEARNING_RATE = 4e-3
+"""Of a width of 128, with small batches: better than 1e-3 and 2e-3 on emoji, and 8e-3 is no better (docs/your-own-images.md)."""
+SIMPLE_IMAGES = 160_000
+"""Training images, repeats counted, from which on XS draws simple things recognisably."""
 SAMPLING_SHARE, RESIDUAL_SHARE = 0.15, 0.15
 """Largest share of the hours for drawing the samples that are scored, and for the network on top of the tokenizer."""
 FEWEST_SAMPLES = 200
@@ -92,6 +93,20 @@ class Problem:
         return 1 + self.params.data.mirror
 
     @property
+    def batch(self) -> int:
+        """Of the diffusion model."""
+        return self.params.diffusion.training.batch_size
+
+    def useful_steps(self, size: str) -> int:
+        """From which on a size is worth its time."""
+        return USEFUL_IMAGES[size] // self.batch
+
+    def learning_rate(self, size: str) -> float:
+        """Of the diffusion model, the smaller the wider it is."""
+        width = SIZES[size][0]
+        return round(min(1e-3, 1e-3 * 192 / width) if self.has_gpu else CPU_LEARNING_RATE * 128 / width, 6)
+
+    @property
     def can_have_residual(self) -> bool:
         """Whether a network can be trained on top of the tokenizer."""
         return self.params.texture_vae.source == "pca"
@@ -109,21 +124,21 @@ def choose(problem: Problem, hours: float) -> Plan:
         UserError: they are too few for anything useful; the message says how many would do.
     """
     fitting = [(size, *afford(problem, size, hours)) for size in problem.timings.step]
-    fitting = [each for each in fitting if each[-1] >= USEFUL_STEPS[each[0]]]
+    fitting = [each for each in fitting if each[-1] >= problem.useful_steps(each[0])]
     if not fitting:
         raise UserError(_too_short(problem, hours))
     draft = problem.draft
-    most = MOST_EPOCHS * draft.num_train * problem.views // BATCH
-    worth = [each for each in fitting if USEFUL_STEPS[each[0]] <= most] or fitting[:1]
+    most = MOST_EPOCHS * draft.num_train * problem.views // problem.batch
+    worth = [each for each in fitting if problem.useful_steps(each[0]) <= most] or fitting[:1]
     size, residual, num_samples, steps = worth[-1]
-    most = max(USEFUL_STEPS[size], most)
+    most = max(problem.useful_steps(size), most)
     steps = _rounded(min(steps, most))
     all_costs = costs(problem, size, num_samples, steps, residual)
-    epochs = steps * BATCH / (draft.num_train * problem.views)
+    epochs = steps * problem.batch / (draft.num_train * problem.views)
     reasons = draft.reasons | {
-        "model": f"{size} ({'x'.join(map(str, SIZES[size]))}): the largest size that gets the steps that it needs ({USEFUL_STEPS[size]:,}) "
+        "model": f"{size} ({'x'.join(map(str, SIZES[size]))}): the largest size that gets the steps that it needs ({problem.useful_steps(size):,}) "
         "without too many passes over the images",
-        "steps": f"{steps:,} of batch {BATCH}, {epochs:,.0f} passes over the images: "
+        "steps": f"{steps:,} of batch {problem.batch}, {epochs:,.0f} passes over the images: "
         + ("what the hours leave" if steps < most else "more would only repeat them, so the hours are not used up"),
         "samples": f"{num_samples:,}: " + _why_samples(problem, num_samples),
     }
@@ -150,7 +165,7 @@ def afford(problem: Problem, size: str, hours: float) -> tuple[int, int, int]:
     for parts in ((residual, num_samples), (0, FEWEST_SAMPLES)):
         others = sum(cost.seconds for cost in costs(problem, size, parts[1], 0, parts[0]))
         steps = int((budget - others) / problem.timings.step[size])
-        if steps >= USEFUL_STEPS[size]:
+        if steps >= problem.useful_steps(size):
             break
     return *parts, steps
 
@@ -158,7 +173,7 @@ def afford(problem: Problem, size: str, hours: float) -> tuple[int, int, int]:
 def needed_hours(problem: Problem) -> tuple[float, str]:
     """The fewest hours in which something useful comes out, and the size of model that they are for."""
     seconds = {
-        size: sum(cost.seconds for cost in costs(problem, size, FEWEST_SAMPLES, USEFUL_STEPS[size], 0))
+        size: sum(cost.seconds for cost in costs(problem, size, FEWEST_SAMPLES, problem.useful_steps(size), 0))
         for size in problem.timings.step
     }
     size = min(seconds, key=lambda each: seconds[each])
@@ -186,7 +201,7 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
             params.texture_vae.source + (f", and {residual:,} steps of the network on top" if residual else ""),
             start
             + (2 * min(train, FIT_IMAGES) + min(heldout, QUALITY_IMAGES)) * read
-            + residual * (timings.tokenizer_step + BATCH * read),
+            + residual * (timings.tokenizer_step + RESIDUAL_BATCH * read),
         ),
         Cost("judge", *_judge(problem)),
         Cost(
@@ -205,7 +220,7 @@ def costs(problem: Problem, size: str, num_samples: int, steps: int, residual: i
         Cost("schedule", *_schedule(problem, size)),
         Cost(
             "diffusion",
-            f"{size}, {steps:,} steps of batch {BATCH}",
+            f"{size}, {steps:,} steps of batch {problem.batch}",
             start + steps * timings.step[size] + GRIDS * GRID_IMAGES * draw,
             2 * weights * STATE_BYTES / 1e9,
         ),
@@ -267,7 +282,6 @@ def _judge(problem: Problem) -> tuple[str, float]:
 
 def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual: int) -> Tree:
     """The draft's values with those of the training, the samples, and how often the training is looked at."""
-    width = SIZES[size][0]
     changes = {
         section: dict(values) if isinstance(values, dict) else values
         for section, values in problem.draft.changes.items()
@@ -279,8 +293,8 @@ def _changes(problem: Problem, size: str, num_samples: int, steps: int, residual
     diffusion["model"] = diffusion.get("model", {}) | {"size": size}
     diffusion["training"] = {
         "num_steps": steps,
-        "batch_size": BATCH,
-        "learning_rate": round(min(1e-3, 1e-3 * 192 / width), 6),
+        "batch_size": problem.batch,
+        "learning_rate": problem.learning_rate(size),
         "warmup_steps": min(200, steps // 10),
         "decay": "cosine",
         "beta2": 0.95,
@@ -316,7 +330,7 @@ def _quality(problem: Problem, size: str, steps: int, epochs: float, residual: i
     if not problem.has_gpu:
         said = (
             "none sharp: simple things recognisable, detailed ones mostly not"
-            if steps >= 5000 and size != "tiny"
+            if steps * problem.batch >= SIMPLE_IMAGES and size != "tiny"
             else "rough: colours and outlines, some things recognisable"
         )
         words = f"small pictures of {pixels} pixels, {said}"
@@ -365,7 +379,8 @@ def _rounded(steps: int) -> int:
 
 def _too_short(problem: Problem, hours: float) -> str:
     needed, size = needed_hours(problem)
+    steps = problem.useful_steps(size)
     return (
-        f"in {hours:g} hours nothing useful comes out on this machine: the model that is trained soonest ({size}) needs {USEFUL_STEPS[size]:,} steps "
+        f"in {hours:g} hours nothing useful comes out on this machine: the model that is trained soonest ({size}) needs {steps:,} steps "
         f"or more, and the other stages their time, too; give --hours {max(0.01, round(needed + 0.005, 2)):g} or more"
     )

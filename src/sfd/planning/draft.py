@@ -36,10 +36,14 @@ WEAK_GUIDANCE, STRONG_GUIDANCE, MOST_GUIDANCE = 1.5, 3.0, 6.0
 (docs/your-own-images.md); and what `sfd tune` tries at most."""
 TEXT_STEPS = 1000
 """Of the training of a text encoder; with 4,000 captions more teach it by heart."""
+BATCH, CPU_BATCH = 32, 16
+"""Of the diffusion model on a GPU, by judgement, and on a CPU, which takes as long for an image in small batches as in large ones, while more
+steps learn more from the same images (docs/your-own-images.md)."""
 CHANNELS = 24
 """Of the principal components."""
 RESIDUAL_STEPS = (2500, 1000)
 """Steps of training for the network on top of them: the first number that the hours allow."""
+RESIDUAL_BATCH = 32
 ENCODER, JUDGE = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 """The encoder and the judge from packages: different networks, for a judge never scores its own features."""
 
@@ -77,6 +81,7 @@ def draft(report: DataReport, machine: Machine, judge: str) -> Draft:
     _condition(made, report, machine)
     _scores(made, report)
     _mirror(made)
+    made.changes.setdefault("diffusion", {})["training"] = {"batch_size": BATCH if machine.gpu else CPU_BATCH}
     _tokenizer(made, size, machine)
     _encoder(made, size, machine)
     _judge(made, size, machine, judge)
@@ -235,7 +240,7 @@ def _tokenizer(made: Draft, size: int, machine: Machine) -> None:
     block = BLOCK if size >= 64 else 4
     training = {
         "num_steps": RESIDUAL_STEPS[0],
-        "batch_size": 32,
+        "batch_size": RESIDUAL_BATCH,
         "learning_rate": 1e-3,
         "warmup_steps": 50,
         "decay": "cosine",
