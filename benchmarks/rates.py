@@ -65,9 +65,12 @@ def parse(pair: str) -> tuple[int, float]:
     """`BATCH:RATE`. Raises :class:`UserError` for anything else."""
     batch, _, rate = pair.partition(":")
     try:
-        return int(batch), float(rate)
+        found = int(batch), float(rate)
     except ValueError:
-        raise UserError(f"{pair!r} is no batch size with a learning rate; write it as in 16:0.004") from None
+        found = 0, 0.0
+    if found[0] < 1:
+        raise UserError(f"{pair!r} is no batch size with a learning rate; write it as in 16:0.004")
+    return found
 
 
 def table(points: dict[str, Point]) -> str:
@@ -95,20 +98,22 @@ def main(
         size = size or str(project.diffusion.model.size)
         about = f"{size}, {images:,} images, {num_images} samples, seed {seed}"
         kept = json.loads(points.read_text(encoding="utf-8")) if points.is_file() else {}
-        first = options(project, size, *parse(pairs[0]), images // parse(pairs[0])[0], num_images)
-        shared = trainings.Trainings(PROJECT, first, "recipe")
+        asked = {}
+        for pair in pairs:
+            batch, rate = parse(pair)
+            asked[pair] = options(project, size, batch, rate, images // batch, num_images)
+        shared = trainings.Trainings(PROJECT, asked[pairs[0]], "recipe")
         if kept.setdefault("latents", shared.latents) != shared.latents:
             raise UserError(f"{points} holds trainings on other latents: name another file with --points")
-        for pair in pairs:
-            (batch, rate), name = parse(pair), f"{pair}, {about}"
+        for pair, params in asked.items():
+            name = f"{pair}, {about}"
             if name not in kept:
-                params = options(project, size, batch, rate, images // batch, num_images)
                 with tempfile.TemporaryDirectory() as work:
                     kept[name] = shared.run(params, seed, Path(work))[-1]
                 save_json(points, kept)
     except UserError as problem:
         raise SystemExit(f"error: {problem}") from None
-    print(f"\n{about}\n\n{table({pair: kept[f'{pair}, {about}'] for pair in pairs})}")
+    print(f"\n{about}\n\n{table({pair: kept[f'{pair}, {about}'] for pair in asked})}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def test_a_pair_is_a_batch_size_and_a_learning_rate(module: ModuleType) -> None:
     assert module.parse("16:0.004") == module.parse("16:4e-3") == (16, 0.004)
 
 
-@pytest.mark.parametrize("pair", ["16", "16:", ":0.004", "0.004:16", "16-0.004"])
+@pytest.mark.parametrize("pair", ["16", "16:", ":0.004", "0.004:16", "16-0.004", "0:0.004"])
 def test_what_is_no_pair_is_refused_in_words(module: ModuleType, pair: str) -> None:
     with pytest.raises(UserError, match="is no batch size with a learning rate; write it as in 16:0.004"):
         module.parse(pair)

@@ -5,7 +5,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +156,11 @@ class CaptionTable:
             files: relative to it.
         """
         rows_of: dict[str, list[CaptionRow]] = {}
-        known = {name for file in files for name in self._names(root, Path(file))}
-        plain = plain_names([_NUMBER.sub("", row.name) for row in self.rows], root, known)
+        names_of = [tuple(self._names(root, Path(file))) for file in files]
+        plain = plain_names([_NUMBER.sub("", row.name) for row in self.rows], root, set(chain(*names_of)))
         for row, name in zip(self.rows, plain, strict=True):
             rows_of.setdefault(name, []).append(row)
-        names = [next((name for name in self._names(root, Path(file)) if name in rows_of), "") for file in files]
+        names = [next((name for name in own if name in rows_of), "") for own in names_of]
         uses: dict[str, int] = {}
         for name in names:
             uses[name] = uses.get(name, 0) + 1
@@ -211,10 +213,19 @@ def find_tables(root: Path, params: DataParams) -> list[CaptionTable]:
     files = [file for folder in inside for file in _tables_in(folder)]
     beside = [file for file in _tables_in(root.parent) if _is_usual(file) or file.stem == root.name]
     usual = [file for file in files if _is_usual(file)] or beside
-    found, problems = _read_each(usual, params)
-    if not found:
-        others = [file for file in files if file.parent == root and file not in usual and file.suffix.lower() != ".txt"]
-        found = next(filter(None, (_read_each([file], params, must=False)[0] for file in others)), [])
+    others = [file for file in files if file.parent == root and file not in usual and file.suffix.lower() != ".txt"]
+    found: list[CaptionTable] = []
+    problems: list[NoColumns] = []
+    for file in usual:
+        try:
+            found.append(CaptionTable.read(file, params))
+        except NoColumns as problem:
+            problems.append(problem)
+    for file in others:
+        if found:
+            break
+        with suppress(UserError):  # a file that may be about anything
+            found.append(CaptionTable.read(file, params))
     if problems and not found:
         raise problems[0]
     return found
@@ -229,22 +240,6 @@ def _tables_in(folder: Path) -> list[Path]:
 
 def _is_usual(file: Path) -> bool:
     return file.stem.lower().startswith(_USUAL) or file.stem.lower().endswith(("captions", "metadata"))
-
-
-def _read_each(
-    files: Iterable[Path], params: DataParams, must: bool = True
-) -> tuple[list[CaptionTable], list[NoColumns]]:
-    """The tables of captions among these files, and what the others lack. ``must``: a file that cannot be read is an error of the user."""
-    found, problems = [], []
-    for file in files:
-        try:
-            found.append(CaptionTable.read(file, params))
-        except NoColumns as problem:
-            problems.append(problem)
-        except UserError:
-            if must:
-                raise
-    return found, problems
 
 
 def joined(tables: Sequence[CaptionTable], root: Path, files: Sequence[str]) -> list[Told]:

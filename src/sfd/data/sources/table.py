@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
@@ -131,9 +132,10 @@ class LabelTable:
         Raises:
             UserError: two rows give one file different classes, or no row names any file.
         """
-        by_name = self._by_name(root, files)
+        names_of = {path: tuple(self._names(root, path)) for path in files}
+        by_name = self._by_name(root, set(chain(*names_of.values())))
         row_of = {
-            path: row for path in files if (row := next(filter(None, map(by_name.get, self._names(root, path))), None))
+            path: row for path, names in names_of.items() if (row := next(filter(None, map(by_name.get, names)), None))
         }
         if files and not row_of:
             raise UserError(
@@ -150,10 +152,9 @@ class LabelTable:
             [Rejected(row.name or f"(line {row.line})", f"no such file: line {row.line} {where}") for row in missing],
         )
 
-    def _by_name(self, root: Path, files: Sequence[Path]) -> dict[str, Row]:
+    def _by_name(self, root: Path, known: Collection[str]) -> dict[str, Row]:
         found: dict[str, Row] = {}
         clashes = []
-        known = {name for path in files for name in self._names(root, path)}
         for row, name in zip(self.rows, plain_names([row.name for row in self.rows], root, known), strict=True):
             first = found.setdefault(name if row.name else f"(line {row.line})", row)
             if first.label != row.label:
