@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import trainings
 import typer
-from trainings import Point, Values, save_json
+from trainings import MEASURED, Point, Values, save_json
 
 from sfd.errors import UserError
 from sfd.params import Params, with_values
@@ -46,17 +46,9 @@ PAIRS: dict[str, Values] = {
     f"{one} + {other}": METHODS[one] | METHODS[other]
     for one, other in itertools.combinations([name for name in METHODS if name != BASE], 2)
 }
-SHARED: Values = {
+SHARED = MEASURED | {
     "diffusion.loss.repa_weight": 1.0,
     "diffusion.loss.repa_target": "stored",
-    "diffusion.training.decay_start": None,
-    "diffusion.training.keep_every": None,
-    "sample.step": None,
-    "sample.ema_decay": None,
-    "evaluate.min_images.fd": None,
-    "tune.kind": "training",
-    "tune.objectives": ["fd"],
-    "tune.repeats": 1,
 }
 LOOKS = 4
 """Moments of a training at which its distance is measured, equally far apart; the last one is its end."""

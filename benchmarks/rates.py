@@ -17,7 +17,7 @@ from typing import Annotated
 
 import trainings
 import typer
-from trainings import Point, Values, save_json
+from trainings import MEASURED, Point, save_json
 
 from sfd.errors import UserError
 from sfd.params import Params, with_values
@@ -27,15 +27,8 @@ from sfd.workspace import Workspace
 PROJECT = Workspace(Path())
 TRAINING = "diffusion.training."
 GUIDANCE = 3.0
-SHARED: Values = {
-    f"{TRAINING}keep_every": None,
-    "sample.step": None,
-    "sample.ema_decay": None,
+SHARED = MEASURED | {
     "sample.num_steps": 10,
-    "evaluate.min_images.fd": None,
-    "tune.kind": "training",
-    "tune.objectives": ["fd"],
-    "tune.repeats": 1,
     "tune.pruner": "none",
     "tune.space": {"schedule.tau": {"low": 0.0, "high": 0.5}},
 }
@@ -51,7 +44,6 @@ def options(project: Params, size: str, batch: int, rate: float, steps: int, num
         f"{TRAINING}num_steps": steps,
         f"{TRAINING}warmup_steps": min(200, steps // 8),
         f"{TRAINING}decay": "cosine",
-        f"{TRAINING}decay_start": None,
         f"{TRAINING}ema_decay": 1 - 20 / max(steps, 40),
         "tune.report_every": steps,
         "tune.num_images": num_images,

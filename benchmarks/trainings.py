@@ -29,6 +29,18 @@ Point = dict[str, float]
 
 TIMED_STEPS = 20
 
+MEASURED: Values = {
+    "diffusion.training.decay_start": None,
+    "diffusion.training.keep_every": None,
+    "sample.step": None,
+    "sample.ema_decay": None,
+    "evaluate.min_images.fd": None,
+    "tune.kind": "training",
+    "tune.objectives": ["fd"],
+    "tune.repeats": 1,
+}
+"""What a project's training needs so that it can be cut short and measured, whatever the project samples, tunes or refuses."""
+
 
 def now() -> float:
     """Seconds, when a GPU has done all that it was told."""
